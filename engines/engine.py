@@ -1,0 +1,81 @@
+"""The engine seam: what `stream` sees of a network. Eager and compiled engines stand behind it.
+
+Legend: B cameras in this step, H W the contract's input size, D features, K labels of a head.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import Contract
+from engines.errors import EngineError
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """features: float32 [B, D]; scores: logits of each head, float32 [B, K]."""
+
+    features: Floats
+    scores: dict[str, Floats]
+
+
+class Engine(ABC):
+    """Owns the state of `slots` cameras; a camera without a frame is simply not in the batch.
+
+    `step` takes camera pixels at the contract's input size (BGR uint8, [B, H, W, 3]) and the slot of each
+    row; colour order and normalisation happen inside. Outputs are the caller's to keep.
+    """
+
+    name: str
+    precision: str
+    contract: Contract
+    slots: int
+
+    @abstractmethod
+    def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult: ...
+
+    @abstractmethod
+    def _reset(self, slots: Sequence[int]) -> None: ...
+
+    @property
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes of state held per camera."""
+
+    def close(self) -> None:
+        """Gives back what the engine holds. The engine cannot be used afterwards."""
+
+    def step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
+        """Advances the cameras in `slots` by one frame each.
+
+        Raises EngineError for a wrong image shape or type, a slot out of range, or a slot named twice.
+        """
+        height, width = self.contract.input_size_hw
+        wanted = (len(slots), height, width, 3)
+        if frames_u8_BHWC.shape != wanted or frames_u8_BHWC.dtype != np.uint8:
+            raise EngineError(f"frames of shape {frames_u8_BHWC.shape} and type {frames_u8_BHWC.dtype}",
+                              f"uint8 {wanted} (one image per slot, BGR, the model's input size)",
+                              "prepare images with engines.preprocess.prepare")
+        self._check(slots)
+        return self._step(frames_u8_BHWC, slots)
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Makes each slot as fresh as a new camera's."""
+        self._check(slots)
+        self._reset(slots)
+
+    def _check(self, slots: Sequence[int]) -> None:
+        if len(set(slots)) != len(slots):
+            raise EngineError(f"slots {list(slots)}", "each slot once in a step",
+                              "send one frame per camera and step")
+        for slot in slots:
+            if not 0 <= slot < self.slots:
+                raise EngineError(f"slot {slot}", f"0 to {self.slots - 1}",
+                                  "build the engine with more slots")

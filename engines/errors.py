@@ -1,0 +1,58 @@
+"""Every error gatestream raises on purpose.
+
+    GatestreamError
+    ├── UsageError      the caller asked for something that cannot be (exit code 2)
+    ├── ModelError      a model file is missing, damaged, or does not fit its contract
+    ├── EngineError     an engine cannot be built, loaded or run
+    ├── SourceError     a camera, file or stream cannot be opened or read
+    ├── FrameError      one frame is refused; it costs that frame and nothing else
+    ├── SinkError       a result cannot be written
+    └── DatasetError    training or evaluation data is missing or inconsistent
+
+A message always has three parts: what was got, what was wanted, what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class GatestreamError(Exception):
+    """Base of the tree. `got`, `wanted` and `do` are short phrases without a full stop."""
+
+    exit_code = 1
+
+    def __init__(self, got: str, wanted: str, do: str) -> None:
+        self.got, self.wanted, self.do = got, wanted, do
+        super().__init__(f"{got}; wanted {wanted}; {do}")
+
+    def __reduce__(self) -> tuple[type[GatestreamError], tuple[str, str, str]]:
+        return type(self), (self.got, self.wanted, self.do)
+
+
+class UsageError(GatestreamError):
+    """The caller asked for something that cannot be: an unknown name, a missing file, a bad option."""
+
+    exit_code = 2
+
+
+class ModelError(GatestreamError):
+    """A model file is missing, damaged, of another format, or disagrees with its contract."""
+
+
+class EngineError(GatestreamError):
+    """An engine cannot be built, loaded or run on this machine."""
+
+
+class SourceError(GatestreamError):
+    """A camera, file or stream cannot be opened, or stopped and did not come back."""
+
+
+class FrameError(GatestreamError):
+    """One frame is refused: wrong shape, wrong type, absurd size. The stream goes on."""
+
+
+class SinkError(GatestreamError):
+    """A result cannot be written: no permission, no space, no such folder."""
+
+
+class DatasetError(GatestreamError):
+    """Training or evaluation data is missing, unreadable or inconsistent."""

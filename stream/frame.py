@@ -1,0 +1,131 @@
+"""The records that everything in `stream` passes on, and their JSON form.
+
+    Frame ──► Prediction, Event, Gap ──► Summary
+
+Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]  # BGR, [H, W, 3]
+Ranked = tuple[tuple[str, float], ...]  # (label, calibrated probability), best first
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One camera image.
+
+    image_bgr: uint8 [H, W, 3]; captured_at: seconds; index: number of the frame in its source, from 0;
+    lost: frames the source knows it lost since the previous one (unreadable, skipped, overwritten).
+    """
+
+    image_bgr: Image
+    captured_at: float
+    index: int
+    camera: str
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScores:
+    """Top scores of one head: `now` at this frame, `window` fused over the sliding window."""
+
+    now: Ranked
+    window: Ranked
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: [[label, round(score, 4)] for label, score in ranked]
+                for name, ranked in (("now", self.now), ("window", self.window))}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says at one tick of its clock.
+
+    frame: number of the camera frame it was made from; warm: the network has seen enough frames since its
+    last reset; clips: gate of each clip in the window, oldest first; latency_ms: parts and their total;
+    dropped, held: frames lost and ticks filled with the previous image, counted since the stream began.
+    """
+
+    camera: str
+    frame: int
+    captured_at: float
+    warm: bool
+    heads: dict[str, HeadScores]
+    clips: tuple[float, ...]
+    latency_ms: dict[str, float]
+    dropped: int
+    held: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": "prediction", "camera": self.camera, "frame": self.frame,
+                "captured_at": round(self.captured_at, 4), "warm": self.warm,
+                "heads": {name: scores.as_json() for name, scores in self.heads.items()},
+                "clips": [round(gate, 3) for gate in self.clips],
+                "latency_ms": {part: round(ms, 3) for part, ms in self.latency_ms.items()},
+                "dropped": self.dropped, "held": self.held}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One recognised action. `open` events have begun and not ended: `ended_at` is the latest time seen."""
+
+    camera: str
+    head: str
+    label: str
+    started_at: float
+    ended_at: float
+    score: float
+    open: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": "event", "camera": self.camera, "head": self.head, "label": self.label,
+                "started_at": round(self.started_at, 4), "ended_at": round(self.ended_at, 4),
+                "score": round(self.score, 4), "open": self.open}
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A hole in a stream: `seconds` without a usable frame before `at`.
+
+    action: "reset" (longer than the model's limit), "new stream" (time ran backwards),
+    "reconnected" (the camera was lost and came back).
+    """
+
+    camera: str
+    at: float
+    seconds: float
+    action: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": "gap", "camera": self.camera, "at": round(self.at, 4),
+                "seconds": round(self.seconds, 4), "action": self.action}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Totals of one camera's stream. `fps`: camera frames handled per second of wall time."""
+
+    camera: str
+    frames: int
+    predictions: int
+    events: int
+    dropped: int
+    fps: float
+    latency_ms: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": "summary", "camera": self.camera, "frames": self.frames,
+                "predictions": self.predictions, "events": self.events, "dropped": self.dropped,
+                "fps": round(self.fps, 2),
+                "latency_ms": {part: round(ms, 3) for part, ms in self.latency_ms.items()}}
+
+
+Item = Prediction | Event | Gap
+Record = Prediction | Event | Gap | Summary
