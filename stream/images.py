@@ -1,0 +1,68 @@
+"""Any picture -> what `stream` works on: BGR uint8 [H, W, 3]. One rule for every way in.
+
+    grey [H, W], [H, W, 1]   the value in all three channels
+    BGR  [H, W, 3]           as it is
+    BGRA [H, W, 4]           alpha is dropped, not blended
+    uint8                    as it is
+    uint16                   / 257, rounded (65535 -> 255)
+    float16, 32, 64          in [0, 1], times 255, rounded; NaN or values outside are refused
+    anything else            refused by name
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import FrameError
+from stream.frame import Image
+
+PIXEL_LIMIT = 100_000_000
+
+
+def as_bgr(array: NDArray[Any]) -> Image:
+    """The picture as BGR uint8 [H, W, 3], contiguous; the same array when it is that already.
+
+    Raises FrameError for a shape, type, value range or size that is none of the above.
+    """
+    if not isinstance(array, np.ndarray):
+        raise FrameError(f"an image of type {type(array).__name__}", "a numpy array [H, W, 3]",
+                         "pass the array that OpenCV or numpy gives")
+    check_size(array.shape)
+    pixels = _as_uint8(array)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    channels = pixels.shape[2]
+    if channels == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    elif channels == 4:
+        pixels = pixels[:, :, :3]
+    return np.ascontiguousarray(pixels)
+
+
+def check_size(shape: tuple[int, ...]) -> None:
+    """Raises FrameError unless `shape` is [H, W] or [H, W, 1 | 3 | 4] of 1 to PIXEL_LIMIT pixels."""
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise FrameError(f"an image of shape {shape}", "[H, W], or [H, W, C] of 1, 3 or 4 channels",
+                         "pass one image at a time, channels last")
+    if not 0 < shape[0] * shape[1] <= PIXEL_LIMIT:
+        raise FrameError(f"an image of {shape[1]} x {shape[0]} pixels", f"1 to {PIXEL_LIMIT} pixels",
+                         "scale it to the size of a camera image")
+
+
+def _as_uint8(array: NDArray[Any]) -> Image:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        narrowed: Image = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return narrowed
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):
+            raise FrameError(f"a float image with values from {low:g} to {high:g}", "values from 0 to 1",
+                             "scale the image to 0..1, or convert it to uint8")
+        scaled: Image = np.rint(array * 255).astype(np.uint8)
+        return scaled
+    raise FrameError(f"an image of type {array.dtype}", "uint8, uint16 or float in 0..1", "convert it to uint8")

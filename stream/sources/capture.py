@@ -1,0 +1,135 @@
+"""The capture seam: cv2.VideoCapture behind four calls, its errors mapped and its chatter silenced.
+
+`FakeCapture` plays a script instead; readers and their tests need no camera.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import cv2
+
+from stream.frame import Image
+
+FPS_RANGE = (0.1, 240.0)  # a nominal rate outside is a broken header, not a camera
+
+
+class Capture(Protocol):
+    """Something that gives images one by one, with the stream time of the latest."""
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None: ...
+
+    @property
+    def fps(self) -> float | None: ...
+
+    @property
+    def claimed_frames(self) -> int | None: ...
+
+    def grab(self) -> bool:
+        """Takes the next image; False when there is none now (end, damage, timeout)."""
+
+    def retrieve(self) -> Image | None:
+        """The image taken by `grab`, or None when it cannot be decoded."""
+
+    def position_s(self) -> float:
+        """Stream time of the grabbed image in seconds; unreliable, may be NaN."""
+
+    def release(self) -> None: ...
+
+
+def silence() -> None:
+    """Keeps OpenCV and FFmpeg from writing to stderr, unless the user asked them to by environment."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class OpenCvCapture:
+    """A `Capture` over cv2.VideoCapture. `opened` is False when there is nothing to read."""
+
+    def __init__(self, target: str | int, backend: int, options: Iterable[tuple[int, int]] = ()) -> None:
+        silence()
+        flat = [number for pair in options for number in pair]
+        try:
+            self._capture = cv2.VideoCapture(target, backend, flat)
+            self.opened = self._capture.isOpened()
+        except cv2.error:
+            self.opened = False
+
+    def _get(self, prop: int) -> float:
+        try:
+            return float(self._capture.get(prop))
+        except cv2.error:
+            return math.nan
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        height, width = self._get(cv2.CAP_PROP_FRAME_HEIGHT), self._get(cv2.CAP_PROP_FRAME_WIDTH)
+        return (int(height), int(width)) if height >= 1 and width >= 1 else None
+
+    @property
+    def fps(self) -> float | None:
+        fps = self._get(cv2.CAP_PROP_FPS)
+        return fps if FPS_RANGE[0] <= fps <= FPS_RANGE[1] else None
+
+    @property
+    def claimed_frames(self) -> int | None:
+        count = self._get(cv2.CAP_PROP_FRAME_COUNT)
+        return int(count) if 1 <= count < 1e9 else None
+
+    def grab(self) -> bool:
+        try:
+            return bool(self._capture.grab())
+        except cv2.error:
+            return False
+
+    def retrieve(self) -> Image | None:
+        try:
+            good, image = self._capture.retrieve()
+        except cv2.error:
+            return None
+        return image.astype("uint8", copy=False) if good and image is not None and image.size else None
+
+    def position_s(self) -> float:
+        return self._get(cv2.CAP_PROP_POS_MSEC) / 1000
+
+    def release(self) -> None:
+        self._capture.release()
+
+
+class FakeCapture:
+    """Plays `script`: an image with its stream time, None for a failed grab, an exception to raise.
+
+    After the script every grab fails.
+    """
+
+    claimed_frames: int | None = None
+
+    def __init__(self, script: Iterable[tuple[Image | None, float] | BaseException | None],
+                 fps: float | None = None) -> None:
+        self._script: Iterator[tuple[Image | None, float] | BaseException | None] = iter(script)
+        self._now: tuple[Image | None, float] = (None, math.nan)
+        self.size_hw: tuple[int, int] | None = None
+        self.fps = fps
+        self.released = False
+
+    def grab(self) -> bool:
+        step = next(self._script, None)
+        if isinstance(step, BaseException):
+            raise step
+        if step is not None:
+            self._now = step
+        return step is not None
+
+    def retrieve(self) -> Image | None:
+        return self._now[0]
+
+    def position_s(self) -> float:
+        return self._now[1]
+
+    def release(self) -> None:
+        self.released = True
