@@ -1,0 +1,28 @@
+"""Tensor programs: networks, model files, engines, training. Knows no camera and no time of day.
+
+    import engines
+    model = engines.load("gesture")                              # model.contract, model.network
+    engine = engines.compile(model, engine="openvino", slots=4)
+    result = engine.step(frames_u8_BHWC, slots)
+
+Names are loaded on first use, so that running a compiled engine never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engines.model import load as load
+    from engines.networks.network import build as build
+    from engines.networks.network import clip_scores as clip_scores
+
+_HOMES = {"load": "engines.model", "build": "engines.networks.network", "clip_scores": "engines.networks.network"}
+__all__ = ["build", "clip_scores", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'engines' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -39,7 +39,7 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["gatestream/1"] = FORMAT
+    format: Literal["gatestream/1"] = "gatestream/1"
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
     architecture: str
     options: dict[str, Any] = {}

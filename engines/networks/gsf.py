@@ -1,0 +1,64 @@
+"""GSF, gate-shift-fuse: Sudhakaran, Escalera, Lanz, "Gate-Shift-Fuse for Video Action Recognition",
+TPAMI 2023 (arXiv 2203.08897), section 3. GSM on the first channels of a map, and a learned, channel-wise mean of
+what was shifted and what stayed. The causal form pads the fuse convolution with the past only (ours).
+
+Legend: B clips, T frames, C channels of the map, f of them gated, c = f/2 of a half, H W the map's size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.networks.gsm import GateShift
+from engines.networks.temporal import Leaf, State, with_past, with_zeros
+
+FUSE_TAPS = 3
+
+
+def gated_channels(channels: int, percent: int) -> int:
+    """How many channels a ratio in percent means: official rounding (odd goes up), then up to a multiple of 4."""
+    gated = int(channels * percent / 100)
+    gated += gated % 2
+    return gated + gated % 4
+
+
+class GateShiftFuse(GateShift):
+    """GSF on the first `percent` of `channels`; the rest passes unchanged. Parameter names are the official ones."""
+
+    def __init__(self, channels: int, causal: bool, percent: int = 100) -> None:
+        gated = gated_channels(channels, percent)
+        super().__init__(gated, causal)
+        self.conv3D.reset_parameters()
+        self.channel_conv1 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
+        self.channel_conv2 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
+
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
+        if not self.causal:
+            return ()
+        pooled = Leaf("pooled", (FUSE_TAPS - 1, 2, self.channels), self.conv3D.weight.dtype)
+        return (*super().state_spec(size_hw), pooled)
+
+    def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        x, rest = x_BTCHW[:, :, :self.channels], x_BTCHW[:, :, self.channels:]
+        gate, taps = self.gate(x, state[:1])
+        gated = gate * x
+        stayed = x - gated
+        shifted, halves = self.shift(gated, state[1:3])
+        weight, pooled = self.fuse_weight(shifted, stayed, state[3:])
+        mixed = stayed + weight[..., None, None] * (shifted - stayed)
+        return torch.cat([mixed.index_select(2, self.order), rest], dim=2), taps + halves + pooled
+
+    def fuse_weight(self, shifted_BTCHW: Tensor, stayed_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        """Weight of the shifted part, [B, T, f]: a 3x3 convolution over neighbouring channels and times."""
+        pooled = torch.stack([shifted_BTCHW.mean((-2, -1)), stayed_BTCHW.mean((-2, -1))], dim=2)  # [B, T, 2, f]
+        if self.causal:
+            extended, kept = with_past(pooled, state[0])
+            state = (kept,)
+        else:
+            extended, state = with_zeros(pooled, 1, 1), ()
+        image = extended.permute(0, 2, 3, 1)  # [B, 2, f, time]
+        weights = [F.conv2d(half, conv.weight, conv.bias, padding=(1, 0))[:, 0]
+                   for half, conv in zip(image.chunk(2, dim=2), (self.channel_conv1, self.channel_conv2), strict=True)]
+        return torch.sigmoid(torch.cat(weights, dim=1)).transpose(1, 2), state

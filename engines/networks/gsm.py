@@ -1,0 +1,94 @@
+"""GSM, the gate-shift module: Sudhakaran, Escalera, Lanz, "Gate-Shift Networks for Video Action Recognition",
+CVPR 2020 (arXiv 1912.00381), section 3. A learned gate decides, place by place, what moves along time.
+
+As published, one half of the channels shifts from the future. The causal form is ours: gate taps t-2, t-1, t;
+the half that looked ahead takes the frame before last, the other half the last one.
+
+Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the map's size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.networks.temporal import Leaf, State, TemporalModule, with_past, with_zeros
+
+TAPS = 3  # the gate's convolution spans three frames
+PAST_FIRST, PAST_SECOND = 2, 1  # causal form: how far back each half reaches
+
+
+def interleave(channels: int) -> list[int]:
+    """The fixed channel order at the module's end: output k takes channel order[k]; the halves never mix."""
+    quarter = channels // 4
+    half = [i * quarter + j for j in range(quarter) for i in range(2)]
+    return half + [channels // 2 + k for k in half]
+
+
+class GateShift(TemporalModule):
+    """GSM on all `channels` (a multiple of 4). Parameter names are the official ones."""
+
+    order: Tensor
+
+    def __init__(self, channels: int, causal: bool) -> None:
+        super().__init__(channels, causal)
+        if channels % 4:
+            raise ValueError(f"a gate-shift module needs a multiple of 4 channels, not {channels}")
+        self.conv3D = nn.Conv3d(channels, 2, TAPS, padding=1, groups=2)
+        self.bn = nn.BatchNorm3d(channels)
+        nn.init.zeros_(self.conv3D.weight)
+        nn.init.zeros_(self.bias)
+        self.register_buffer("order", torch.tensor(interleave(channels)), persistent=False)
+
+    @property
+    def bias(self) -> Tensor:
+        assert self.conv3D.bias is not None
+        return self.conv3D.bias
+
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
+        if not self.causal:
+            return ()
+        half, dtype = self.channels // 2, self.conv3D.weight.dtype
+        return (Leaf("taps", (TAPS - 1, 2 * TAPS, *size_hw), dtype),
+                Leaf("first", (PAST_FIRST, half, *size_hw), dtype),
+                Leaf("second", (PAST_SECOND, half, *size_hw), dtype))
+
+    def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        gate, taps = self.gate(x_BTCHW, state[:1])
+        gated = gate * x_BTCHW
+        shifted, halves = self.shift(gated, state[1:3])
+        mixed = shifted + (x_BTCHW - gated)
+        return mixed.index_select(2, self.order), taps + halves
+
+    def gate(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        """tanh gate of every channel [B, T, C, H, W]; one plane per half, shared by the half's channels.
+
+        The convolution over time is three convolutions over space, so only their output planes need a memory.
+        """
+        B, T, C = x_BTCHW.shape[:3]
+        x = x_BTCHW.flatten(0, 1)
+        normal = F.relu(F.batch_norm(x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias,
+                                     self.training and self.bn.track_running_stats,
+                                     self.bn.momentum or 0.0, self.bn.eps))
+        taps_weight = self.conv3D.weight.transpose(1, 2).flatten(0, 1)  # [half x tap, c, 3, 3], oldest tap first
+        planes = F.conv2d(normal, taps_weight, padding=1, groups=2)
+        planes = planes.reshape(B, T, 2 * TAPS, *planes.shape[-2:])
+        if self.causal:
+            extended, kept = with_past(planes, state[0])
+            state = (kept,)
+        else:
+            extended, state = with_zeros(planes, 1, 1), ()
+        total = extended[:, :T, 0::TAPS] + extended[:, 1:T + 1, 1::TAPS] + extended[:, 2:T + 2, 2::TAPS]
+        gate = torch.tanh(total + self.bias.view(2, 1, 1))
+        return gate.repeat_interleave(C // 2, dim=2), state
+
+    def shift(self, gated_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        """Moves each half along time: published form t+1 and t-1, causal form t-2 and t-1."""
+        T = gated_BTCHW.shape[1]
+        first, second = gated_BTCHW.chunk(2, dim=2)
+        if self.causal:
+            first, kept_first = with_past(first, state[0])
+            second, kept_second = with_past(second, state[1])
+            return torch.cat([first[:, :T], second[:, :T]], dim=2), (kept_first, kept_second)
+        return torch.cat([with_zeros(first, 0, 1)[:, 1:], with_zeros(second, 1, 0)[:, :T]], dim=2), ()

@@ -1,0 +1,78 @@
+"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) with batch norms folded into biases.
+
+Parameter names are torchvision's. Temporal modules may sit on the output of each residual block's projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Hook = Callable[[str, Tensor], Tensor]
+WIDTH = 1280
+# expansion, channels, blocks, stride of the first block (table 2 of the paper)
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups)
+
+
+def _conv_relu6(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(_conv(inputs, outputs, kernel, stride, groups), nn.ReLU6())
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project; with a skip where the shape allows it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.residual = stride == 1 and inputs == outputs
+        expand = [_conv_relu6(inputs, hidden, 1)] if expansion > 1 else []
+        self.conv = nn.Sequential(*expand, _conv_relu6(hidden, hidden, 3, stride, groups=hidden),
+                                  _conv(hidden, outputs, 1))
+
+    @property
+    def projection(self) -> nn.Conv2d:
+        last = self.conv[-1]
+        assert isinstance(last, nn.Conv2d)
+        return last
+
+    def forward(self, x: Tensor, name: str, hook: Hook) -> Tensor:
+        if not self.residual:
+            return self.conv(x)  # type: ignore[no-any-return]
+        return x + hook(name, self.conv(x))
+
+
+class MobileNetV2(nn.Module):
+    """`forward(images_NCHW, hook) -> features_ND`; `hook(place, map)` is called at each place."""
+
+    width = WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_conv_relu6(3, 32, 3, 2)]
+        channels = 32
+        for expansion, outputs, blocks, stride in STAGES:
+            for block in range(blocks):
+                layers.append(InvertedResidual(channels, outputs, stride if block == 0 else 1, expansion))
+                channels = outputs
+        layers.append(_conv_relu6(channels, WIDTH, 1))
+        self.features = nn.Sequential(*layers)
+
+    def places(self) -> dict[str, nn.Conv2d]:
+        """Name of each place -> the convolution whose output a temporal module takes there."""
+        return {f"features_{i}": layer.projection for i, layer in enumerate(self.features)
+                if isinstance(layer, InvertedResidual) and layer.residual}
+
+    # Late, small maps: the earlier places cost as much and see little more (README, benchmark section).
+    default_places = tuple(f"features_{i}" for i in (8, 9, 10, 12, 13, 15, 16))
+
+    def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
+        x = images_NCHW
+        for i, layer in enumerate(self.features):
+            x = layer(x, f"features_{i}", hook) if isinstance(layer, InvertedResidual) else layer(x)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)

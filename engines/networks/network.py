@@ -1,0 +1,157 @@
+"""A network = backbone + temporal modules at its places + optional memory + heads.
+
+    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True)
+    state = network.fresh_state(batch=1)
+    features_BTD, state = network(frames_BTCHW, state)
+    logits = network.scores(features_BTD)["gesture"]
+
+One forward serves every T: a clip is all T frames from fresh state, live is T = 1. State is a flat tuple of
+tensors, camera axis first; zeros mean fresh; () when the network is bidirectional. `forward` is pure.
+
+Legend: B cameras or clips, T frames, C H W a normalised image, D features, K labels, M memory width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engines.errors import UsageError
+from engines.networks.gsf import GateShiftFuse
+from engines.networks.gsm import GateShift
+from engines.networks.mobilenetv2 import MobileNetV2
+from engines.networks.temporal import Leaf, State, TemporalModule
+
+BACKBONES: dict[str, Callable[[], MobileNetV2]] = {"mobilenetv2": MobileNetV2}
+MODULES = ("tsn", "gsm", "gsf")  # tsn: no temporal module
+
+
+class Memory(nn.Module):
+    """A gated recurrent unit over frame features, so that long actions outlast the temporal modules' reach."""
+
+    def __init__(self, width: int, memory: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(width, memory, batch_first=True)
+        self.width = memory
+
+    def state_spec(self) -> tuple[Leaf, ...]:
+        return (Leaf("memory", (self.width,), next(self.parameters()).dtype),)
+
+    def forward(self, features_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        out_BTM, last = self.gru(features_BTD, state[0][None])
+        return out_BTM, (last[0],)
+
+
+class Network(nn.Module):
+    """See the file's top. `input_size_hw` fixes the state's shapes; `segments` is a bidirectional clip's usual T."""
+
+    def __init__(self, architecture: str, backbone: MobileNetV2, temporal: Mapping[str, TemporalModule],
+                 heads: Mapping[str, int], *, causal: bool, memory: int, input_size_hw: tuple[int, int],
+                 segments: int, dropout: float) -> None:
+        super().__init__()
+        self.architecture, self.causal = architecture, causal
+        self.input_size_hw, self.segments = input_size_hw, segments
+        self.backbone = backbone
+        self.temporal = nn.ModuleDict(temporal)
+        self.memory = Memory(backbone.width, memory) if memory else None
+        self.dropout = nn.Dropout(dropout)
+        self.width = memory or backbone.width
+        self.heads = nn.ModuleDict({name: nn.Linear(self.width, labels) for name, labels in heads.items()})
+        for head in self.heads.values():
+            nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        self._spec: dict[str, tuple[Leaf, ...]] = self._trace_spec()
+
+    def _trace_spec(self) -> dict[str, tuple[Leaf, ...]]:
+        sizes: dict[str, tuple[int, int]] = {}
+
+        def record(place: str, x: Tensor) -> Tensor:
+            sizes[place] = (x.shape[-2], x.shape[-1])
+            return x
+
+        with torch.no_grad():
+            parameter = next(self.parameters())
+            self.backbone(torch.zeros(1, 3, *self.input_size_hw, dtype=parameter.dtype, device=parameter.device),
+                          record)
+        return {place: self._module(place).state_spec(sizes[place]) for place in self.temporal}
+
+    def _module(self, place: str) -> TemporalModule:
+        module = self.temporal[place]
+        assert isinstance(module, TemporalModule)
+        return module
+
+    def state_spec(self) -> tuple[Leaf, ...]:
+        """Name, shape without the camera axis, and dtype of every leaf, in order."""
+        leaves = [Leaf(f"{place}.{leaf.name}", leaf.shape, leaf.dtype)
+                  for place, spec in self._spec.items() for leaf in spec]
+        if self.memory is not None:
+            leaves += self.memory.state_spec()
+        dtype = next(self.parameters()).dtype
+        return tuple(leaf._replace(dtype=dtype) for leaf in leaves)
+
+    def fresh_state(self, batch: int) -> State:
+        """State of `batch` cameras that have seen nothing."""
+        device = next(self.parameters()).device
+        return tuple(torch.zeros((batch, *leaf.shape), dtype=leaf.dtype, device=device)
+                     for leaf in self.state_spec())
+
+    def forward(self, frames_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        B, T = frames_BTCHW.shape[:2]
+        past = iter(state)
+        kept: list[Tensor] = []
+
+        def mix(place: str, x: Tensor) -> Tensor:
+            if place not in self.temporal:
+                return x
+            leaves = tuple(next(past) for _ in self._spec[place])
+            mixed, leaves = self._module(place)(x.reshape(B, T, *x.shape[1:]), leaves)
+            kept.extend(leaves)
+            return mixed.flatten(0, 1)
+
+        features_BTD = self.dropout(self.backbone(frames_BTCHW.flatten(0, 1), mix).reshape(B, T, -1))
+        if self.memory is not None:
+            features_BTD, leaves = self.memory(features_BTD, tuple(past))
+            kept.extend(leaves)
+        return features_BTD, tuple(kept)
+
+    def scores(self, features: Tensor) -> dict[str, Tensor]:
+        """Logits of every head for features [..., D]: {head: [..., K]}."""
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, causal: bool = False,
+          input_size_hw: tuple[int, int] = (224, 224), percent: int = 25, memory: int = 0,
+          places: Sequence[str] | None = None, dropout: float = 0.5) -> Network:
+    """Builds `{tsn,gsm,gsf}-{mobilenetv2}` with fresh weights.
+
+    heads: labels per head; percent: share of a map's channels that GSF gates; memory: width of the recurrent
+    read-out, 0 for none (causal networks only); places: where modules sit, the backbone's default if None.
+    Raises UsageError for an unknown architecture or place.
+    """
+    module, _, backbone_name = architecture.partition("-")
+    if module not in MODULES or backbone_name not in BACKBONES:
+        raise UsageError(f"architecture {architecture!r}",
+                         f"one of {', '.join(f'{m}-{b}' for b in BACKBONES for m in MODULES)}",
+                         "choose one of these names")
+    if memory and not causal:
+        raise UsageError("memory on a bidirectional network", "causal=True with memory", "build with causal=True")
+    backbone = BACKBONES[backbone_name]()
+    available = backbone.places()
+    chosen = tuple(backbone.default_places if places is None else places) if module != "tsn" else ()
+    unknown = [place for place in chosen if place not in available]
+    if unknown:
+        raise UsageError(f"places {unknown}", f"some of {', '.join(available)}", "choose from these")
+    make: dict[str, Callable[[int], TemporalModule]] = {
+        "gsm": lambda channels: GateShift(channels, causal),
+        "gsf": lambda channels: GateShiftFuse(channels, causal, percent)}
+    temporal = {place: make[module](available[place].out_channels) for place in chosen}
+    return Network(architecture, backbone, temporal, heads, causal=causal, memory=memory,
+                   input_size_hw=input_size_hw, segments=segments, dropout=dropout)
+
+
+def clip_scores(network: Network, frames_BTCHW: Tensor) -> dict[str, Tensor]:
+    """Scores of whole clips from fresh state: {head: logits [B, K]}, the mean over T (the papers' consensus)."""
+    features_BTD, _ = network(frames_BTCHW, network.fresh_state(frames_BTCHW.shape[0]))
+    return {head: logits.mean(dim=1) for head, logits in network.scores(features_BTD).items()}

@@ -1,0 +1,53 @@
+"""What every temporal module shares: the module's form, and looking along time with or without a future.
+
+Legend: B cameras or clips, T frames, C channels, H W the map's size, P frames of past kept as state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = tuple[Tensor, ...]
+
+
+class Leaf(NamedTuple):
+    """One tensor of state. `shape` leaves out the camera axis, which always comes first. Zeros mean fresh."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class TemporalModule(nn.Module, ABC):
+    """Mixes a feature map along time: `forward(x_BTCHW, state) -> (y_BTCHW, state)` for any T.
+
+    Causal modules read the past from `state`; bidirectional ones pad both ends with zeros and their state is ().
+    """
+
+    def __init__(self, channels: int, causal: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.causal = causal
+
+    @abstractmethod
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
+        """The leaves of state for maps of this size."""
+
+    @abstractmethod
+    def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]: ...
+
+
+def with_past(x_BT: Tensor, past_BP: Tensor) -> tuple[Tensor, Tensor]:
+    """Puts P past frames before x along time; returns (extended [B, P+T, ...], the last P frames to keep)."""
+    extended = torch.cat([past_BP, x_BT], dim=1)
+    return extended, extended[:, -past_BP.shape[1]:]
+
+
+def with_zeros(x_BT: Tensor, before: int, after: int) -> Tensor:
+    """Pads x with zero frames at both ends of time."""
+    return F.pad(x_BT, [0, 0] * (x_BT.ndim - 2) + [before, after])
