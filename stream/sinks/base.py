@@ -1,0 +1,85 @@
+"""The sink seam: where results go. One tiny interface; foreign exceptions become SinkError here."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+import cv2
+
+from engines.errors import SinkError
+from stream.frame import Frame, Record
+
+
+class OutputClosed(SinkError):  # noqa: N818 - not a fault
+    """Whoever read our output has left (`gatestream run --json - | head`): stop quietly, exit code 0."""
+
+    exit_code = 0
+
+
+class Sink(ABC):
+    """A place results go to, used as a context manager so that files are always finished.
+
+    A sink refuses a path that cannot be written when it is built, before any camera is opened.
+    It belongs to one thread at a time.
+    """
+
+    @abstractmethod
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
+        """Takes one camera frame and the records it caused.
+
+        Called for every camera frame, also when it caused no record; `frame` is None for records without
+        an image (end of the stream, summary). Raises SinkError when the records cannot be written and
+        OutputClosed when nobody reads them any more.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finishes the output so that others can read it. Closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.close()
+
+
+@contextmanager
+def sink_errors(what: str, target: Path | str) -> Iterator[None]:
+    """Turns the exceptions of files, SQLite and OpenCV into SinkError; `what` is being done to `target`."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise OutputClosed(f"no reader for {target}", "a reader that stays until the end",
+                           "nothing to do if it had seen enough") from error
+    except (OSError, sqlite3.Error, cv2.error) as error:
+        reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+        raise SinkError(f"{what} {target} failed: {' '.join(reason.split())}", "an output that can be written",
+                        "check the folder, permissions and free space, or choose another output") from error
+
+
+def output_path(target: str | Path) -> Path:
+    """The path of an output file whose folder exists and which is no folder itself; else SinkError."""
+    path = Path(target).expanduser()
+    with sink_errors("writing", path):
+        if path.is_dir():
+            raise SinkError(f"output {path} is a folder", "a file name", "add a file name to the folder")
+        if not path.parent.is_dir():
+            raise SinkError(f"output {path} has no folder {path.parent}", "a folder that exists",
+                            f"create {path.parent} or choose another output")
+    return path
+
+
+def abandon(out: TextIO) -> None:
+    """Sends what is buffered for a reader that left to nowhere; Python would complain about it at exit."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)

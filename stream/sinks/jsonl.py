@@ -1,0 +1,55 @@
+"""JSON lines: one record, one object, one line. The format is the public interface of a running stream."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from engines.errors import SinkError
+from stream.frame import Frame, Record
+from stream.sinks.base import OutputClosed, Sink, abandon, output_path, sink_errors
+
+
+class JsonLines(Sink):
+    """Writes every record as a line of strict JSON; each line can be read as soon as it is written.
+
+    target: a file (replaced) or "-" for standard output.
+    """
+
+    def __init__(self, target: str | Path) -> None:
+        self._own = str(target) != "-"
+        self._name = str(target) if self._own else "standard output"
+        self._out: TextIO | None = sys.stdout
+        if self._own:
+            path = output_path(target)
+            with sink_errors("opening", path):
+                self._out = path.open("w", buffering=1, encoding="utf-8")
+
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
+        if not records or self._out is None:
+            return
+        try:
+            lines = "".join(json.dumps(record.as_json(), separators=(",", ":"), allow_nan=False) + "\n"
+                            for record in records)
+        except ValueError as error:
+            raise SinkError("a record with a value that is not a finite number", "finite numbers (strict JSON)",
+                            "check the model with gatestream doctor") from error
+        try:
+            with sink_errors("writing", self._name):
+                self._out.write(lines)
+                self._out.flush()
+        except OutputClosed:
+            abandon(self._out)
+            raise
+
+    def close(self) -> None:
+        out, self._out = self._out, None
+        if out is None or not self._own:
+            return
+        # Every line was flushed by write; what is left in the buffer is what write has already failed on.
+        with suppress(OSError):
+            out.close()

@@ -1,0 +1,183 @@
+"""The event log: closed events and gaps in one SQLite file, safe on disk before anything else sees them.
+
+    runs(id, started, model, source, origin) ──< events(id, run, camera, head, label, started_at, ended_at, score)
+                                             └─< gaps(id, run, camera, at, seconds, action)
+
+A file collects many runs. `started` is Unix time; `origin` is the capture time of the run's first frame, the
+zero of a video saved beside it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.errors import SinkError, UsageError
+from stream.frame import Event, Frame, Gap, Record
+from stream.sinks.base import Sink, output_path, sink_errors
+
+APPLICATION_ID = 0x67617465  # "gate"
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_S = 5.0
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, model TEXT NOT NULL, source TEXT NOT NULL,
+                   origin REAL);
+CREATE TABLE events (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id), camera TEXT NOT NULL,
+                     head TEXT NOT NULL, label TEXT NOT NULL, started_at REAL NOT NULL, ended_at REAL NOT NULL,
+                     score REAL NOT NULL);
+CREATE TABLE gaps (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id), camera TEXT NOT NULL,
+                   at REAL NOT NULL, seconds REAL NOT NULL, action TEXT NOT NULL);
+CREATE INDEX events_by_time ON events (run, started_at);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One use of the log. started: Unix time; origin: capture time of its first frame, None if there was none."""
+
+    id: int
+    started: float
+    model: str
+    source: str
+    origin: float | None
+    events: int
+
+
+class EventLog(Sink):
+    """Logs closed events and gaps, each committed to disk before `write` returns.
+
+    path: made if absent, else continued with a new run. Raises SinkError for a file that is no event log,
+    a database kept locked for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable.
+    """
+
+    def __init__(self, path: str | Path, model: str, source: str) -> None:
+        self.path = output_path(path)
+        self._origin_known = False
+        with sink_errors("opening", self.path):
+            self._db: sqlite3.Connection | None = sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        try:
+            with sink_errors("opening", self.path):
+                _prepare(self._db, self.path)
+                cursor = self._db.execute("INSERT INTO runs (started, model, source) VALUES (?, ?, ?)",
+                                          (time.time(), model, source))
+        except SinkError:
+            self.close()
+            raise
+        assert cursor.lastrowid is not None
+        self.run = cursor.lastrowid
+
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
+        if self._db is None:
+            return
+        with sink_errors("writing", self.path):
+            if frame is not None and not self._origin_known:
+                self._db.execute("UPDATE runs SET origin = ? WHERE id = ?", (frame.captured_at, self.run))
+                self._origin_known = True
+            for record in records:
+                if isinstance(record, Event) and not record.open:
+                    self._db.execute(
+                        "INSERT INTO events (run, camera, head, label, started_at, ended_at, score)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (self.run, record.camera, record.head, record.label, record.started_at,
+                         record.ended_at, record.score))
+                elif isinstance(record, Gap):
+                    self._db.execute("INSERT INTO gaps (run, camera, at, seconds, action) VALUES (?, ?, ?, ?, ?)",
+                                     (self.run, record.camera, record.at, record.seconds, record.action))
+
+    def close(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            # Everything is committed; folding the journal in may fail on a full disk and is then done later.
+            with suppress(sqlite3.Error):
+                db.close()
+
+
+def events(path: str | Path, *, label: str | None = None, camera: str | None = None, since: float | None = None,
+           until: float | None = None, run: int | None = None) -> list[Event]:
+    """The events of a log, by run, then by start; the log may be in use.
+
+    label, camera: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
+    run: the number of one run, -1 the latest. Raises UsageError for a missing file or run, SinkError for
+    a file that is no event log.
+    """
+    rules = [("label = ?", label), ("camera = ?", camera), ("ended_at >= ?", since), ("started_at <= ?", until)]
+    if run is not None:
+        rules.append(("run = ?", find_run(path, run).id))
+    used = [(rule, value) for rule, value in rules if value is not None]
+    where = " AND ".join(rule for rule, _ in used) or "1"
+    with closing(_open_to_read(path)) as db, sink_errors("reading", path):
+        rows = db.execute("SELECT camera, head, label, started_at, ended_at, score FROM events"
+                          f" WHERE {where} ORDER BY run, started_at, id", [value for _, value in used])
+        return [Event(camera, head, label, started_at, ended_at, score, open=False)
+                for camera, head, label, started_at, ended_at, score in rows]
+
+
+def runs(path: str | Path) -> list[Run]:
+    """The runs of a log, oldest first. Raises as `events` does."""
+    with closing(_open_to_read(path)) as db, sink_errors("reading", path):
+        return [Run(*row) for row in db.execute(
+            "SELECT id, started, model, source, origin, (SELECT count(*) FROM events WHERE run = runs.id)"
+            " FROM runs ORDER BY id")]
+
+
+def find_run(path: str | Path, run: int) -> Run:
+    """Run number `run` of a log, or the latest for -1. Raises UsageError when there is no such run."""
+    known = runs(path)
+    for candidate in reversed(known):
+        if run in (-1, candidate.id):
+            return candidate
+    raise UsageError(f"run {run} of {path}", f"one of {[each.id for each in known]}", "leave --run out to see all")
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    """Makes the tables in an empty file, or checks that the file is a log of this version."""
+    empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if empty and _pragma(db, "application_id") == 0:
+        db.execute("PRAGMA journal_mode = WAL")
+        try:
+            db.executescript(_SCHEMA)
+        except sqlite3.Error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if _pragma(db, "application_id") != APPLICATION_ID:  # else another process made them first
+                raise
+    _check(db, path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")  # in WAL mode NORMAL may lose the last commits with the power
+
+
+def _check(db: sqlite3.Connection, path: str | Path) -> None:
+    if _pragma(db, "application_id") != APPLICATION_ID:
+        raise SinkError(f"{path} is another program's database", "a gatestream event log or a new file",
+                        "choose another file for the log")
+    version = _pragma(db, "user_version")
+    if version != SCHEMA_VERSION:
+        raise SinkError(f"{path} is an event log of version {version}", f"version {SCHEMA_VERSION}",
+                        "choose another file, or use the gatestream that wrote it")
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _open_to_read(path: str | Path) -> sqlite3.Connection:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UsageError(f"no event log {file}", "a file written with --log", "check the name")
+    with sink_errors("opening", file):
+        db = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
+        try:
+            _check(db, file)
+        except BaseException:
+            db.close()
+            raise
+    return db

@@ -1,0 +1,304 @@
+"""Laws of the sinks: what was recognised is on disk, readable by others, and faults are said in one clear line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import SinkError, UsageError
+from stream.frame import Event, Gap, HeadScores, Prediction, Record, Summary
+from stream.sinks.base import OutputClosed, Sink
+from stream.sinks.export import WRITERS, export, write_vtt
+from stream.sinks.jsonl import JsonLines
+from stream.sinks.log import EventLog, events, runs
+
+PREDICTION = Prediction("0", 12, 1.6, True, {"gesture": HeadScores((("left", 0.91), ("up", 0.04)), (("left", 0.88),))},
+                        (0.1, 0.7, 0.9), {"total": 7.9, "engine": 6.2}, 0, 0)
+GAP = Gap("0", 7.5, 3.2, "reset")
+SUMMARY = Summary("0", 350, 120, 4, 0, 101.2, {"p50": 6.9, "p95": 8.1, "p99": 9.0})
+
+
+def event(label: str = "left", start: float = 1.2, end: float = 2.1, *, camera: str = "0", open: bool = False) -> Event:
+    return Event(camera, "gesture", label, start, end, 0.93, open)
+
+
+@contextmanager
+def disk_of(size_bytes: int) -> Iterator[None]:
+    """Files of this process cannot grow beyond `size_bytes`, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# ---- every sink ------------------------------------------------------------------------------------------------
+
+SINKS: dict[str, Callable[[Path], Sink]] = {
+    "out.jsonl": JsonLines,
+    "out.db": lambda path: EventLog(path, "gesture", "sim://gestures"),
+}
+
+
+@pytest.mark.parametrize("name", SINKS)
+@pytest.mark.parametrize("case", ["folder", "below a file", "no such folder"])
+def test_an_output_that_cannot_be_written_is_refused_when_built(tmp_path: Path, name: str, case: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / name).mkdir()
+    path = {"folder": tmp_path / name, "below a file": tmp_path / "file" / name,
+            "no such folder": tmp_path / "absent" / name}[case]
+    with pytest.raises(SinkError) as refusal:
+        SINKS[name](path)
+    assert str(path) in refusal.value.got
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", SINKS)
+def test_closing_twice_and_writing_after_close_do_nothing(tmp_path: Path, name: str) -> None:
+    sink = SINKS[name](tmp_path / name)
+    sink.close()
+    sink.close()
+    sink.write(None, [event()])
+
+
+# ---- JSON lines ------------------------------------------------------------------------------------------------
+
+EXAMPLES: list[tuple[Record, dict[str, Any]]] = [
+    (PREDICTION, {"type": "prediction", "camera": "0", "frame": 12, "captured_at": 1.6, "warm": True,
+                  "heads": {"gesture": {"now": [["left", 0.91], ["up", 0.04]], "window": [["left", 0.88]]}},
+                  "clips": [0.1, 0.7, 0.9], "latency_ms": {"total": 7.9, "engine": 6.2}, "dropped": 0, "held": 0}),
+    (event(), {"type": "event", "camera": "0", "head": "gesture", "label": "left", "started_at": 1.2,
+               "ended_at": 2.1, "score": 0.93, "open": False}),
+    (GAP, {"type": "gap", "camera": "0", "at": 7.5, "seconds": 3.2, "action": "reset"}),
+    (SUMMARY, {"type": "summary", "camera": "0", "frames": 350, "predictions": 120, "events": 4, "dropped": 0,
+               "fps": 101.2, "latency_ms": {"p50": 6.9, "p95": 8.1, "p99": 9.0}}),
+]
+
+
+def test_each_record_is_one_line_of_the_public_format(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with JsonLines(path) as sink:
+        sink.write(None, [record for record, _ in EXAMPLES])
+        written = path.read_text()  # before close: a line can be read as soon as it is written
+    assert [json.loads(line) for line in written.splitlines()] == [wanted for _, wanted in EXAMPLES]
+    assert [list(json.loads(line)) for line in written.splitlines()] == [list(wanted) for _, wanted in EXAMPLES]
+
+
+def test_dash_is_standard_output_and_leaves_it_open(capsys: pytest.CaptureFixture[str]) -> None:
+    with JsonLines("-") as sink:
+        sink.write(None, [GAP])
+    print("more")
+    assert capsys.readouterr().out.splitlines() == [json.dumps(GAP.as_json(), separators=(",", ":")), "more"]
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with JsonLines(path) as sink:
+        sink.write(None, [GAP])
+        with pytest.raises(SinkError, match="finite"):
+            sink.write(None, [Gap("0", 1.0, float("nan"), "reset")])
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
+    program = ("from stream.frame import Gap; from stream.sinks.base import OutputClosed\n"
+               "from stream.sinks.jsonl import JsonLines\n"
+               "sink = JsonLines('-')\n"
+               "try:\n"
+               "    while True: sink.write(None, [Gap('0', 1.0, 2.0, 'reset')])\n"
+               "except OutputClosed as end:\n"
+               "    sink.close(); raise SystemExit(end.exit_code)\n")
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stderr is not None
+        writer.stdout.readline()
+        writer.stdout.close()
+        assert writer.wait(timeout=60) == 0
+        assert writer.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_json_lines_on_a_full_disk_is_a_sink_error() -> None:
+    with JsonLines("/dev/full") as sink, pytest.raises(SinkError, match="/dev/full"):
+        sink.write(None, [GAP])
+
+
+# ---- event log -------------------------------------------------------------------------------------------------
+
+def open_log(path: Path) -> EventLog:
+    return EventLog(path, "gesture", "clip.mp4")
+
+
+def test_only_closed_events_are_logged_and_each_is_seen_by_others_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with open_log(path) as log:
+        log.write(None, [PREDICTION, event(open=True)])
+        assert events(path) == []
+        log.write(None, [event(), GAP, SUMMARY])
+        assert events(path) == [event()]
+    assert events(path) == [event()]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT camera, at, seconds, action FROM gaps").fetchall() == [("0", 7.5, 3.2, "reset")]
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_events_survive_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    program = ("import os, sys; from stream.frame import Event; from stream.sinks.log import EventLog\n"
+               "log = EventLog(sys.argv[1], 'gesture', '0')\n"
+               "log.write(None, [Event('0', 'gesture', 'left', 1.2, 2.1, 0.93, False)])\n"
+               "os._exit(9)\n")
+    assert subprocess.run([sys.executable, "-c", program, str(path)], timeout=60).returncode == 9
+    with open_log(path) as log:
+        log.write(None, [event("up", 3, 4)])
+    assert events(path) == [event(), event("up", 3, 4)]
+    assert [(run.model, run.source, run.events) for run in runs(path)] == [("gesture", "0", 1),
+                                                                           ("gesture", "clip.mp4", 1)]
+
+
+def fill_pages(log: EventLog) -> None:
+    assert log._db is not None
+    pages = log._db.execute("PRAGMA page_count").fetchone()[0]
+    log._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+
+
+def log_until_full(log: EventLog, kept: list[Event]) -> None:
+    for start in range(10_000):
+        item = event("left" * 20, start, start + 0.5)
+        log.write(None, [item])
+        kept.append(item)
+
+
+@pytest.mark.parametrize("how", ["database full", "disk full"])
+def test_a_full_disk_costs_no_logged_event(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "log.db"
+    kept: list[Event] = []
+    with open_log(path) as log:
+        if how == "database full":
+            fill_pages(log)
+        with disk_of(200_000 if how == "disk full" else 1 << 30), pytest.raises(SinkError) as refusal:
+            log_until_full(log, kept)
+    assert str(path) in refusal.value.got
+    assert len(kept) > 10
+    assert events(path) == kept
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def other_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE recipes (name TEXT)")
+
+
+def newer_log(path: Path) -> None:
+    open_log(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda path: path.write_bytes(b"holiday pictures " * 200), "not a database"),
+    (other_database, "another program's database"), (newer_log, "version 99")])
+def test_a_file_that_is_no_event_log_is_refused_and_not_touched(tmp_path: Path, make: Callable[[Path], object],
+                                                                words: str) -> None:
+    path = tmp_path / "log.db"
+    make(path)
+    before = path.read_bytes()
+    for use in (open_log, events, runs):
+        with pytest.raises(SinkError, match=words) as refusal:
+            use(path)
+        assert str(path) in str(refusal.value)
+    assert path.read_bytes() == before
+
+
+def test_a_locked_log_is_a_sink_error_and_writing_goes_on_afterwards(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.sinks.log.BUSY_TIMEOUT_S", 0.0)
+    path = tmp_path / "log.db"
+    with open_log(path) as log, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SinkError, match="locked"):
+            log.write(None, [event()])
+        with pytest.raises(SinkError, match="locked"):
+            open_log(path)
+        other.execute("COMMIT")
+        log.write(None, [event()])
+    assert events(path) == [event()]
+
+
+LOGGED = [event("left", 1, 2), event("up", 3, 4, camera="b"), event("left", 5, 6)]
+
+
+@pytest.mark.parametrize(("chosen", "wanted"), [
+    ({}, [0, 1, 2]), ({"label": "left"}, [0, 2]), ({"camera": "b"}, [1]), ({"since": 3.5}, [1, 2]),
+    ({"until": 3.5}, [0, 1]), ({"since": 2.5, "until": 2.9}, []), ({"run": 1}, [0, 1]), ({"run": -1}, [2]),
+    ({"label": "left", "run": 1}, [0])])
+def test_events_are_chosen(tmp_path: Path, chosen: dict[str, Any], wanted: list[int]) -> None:
+    path = tmp_path / "log.db"
+    with open_log(path) as log:
+        log.write(None, LOGGED[:2])
+    with open_log(path) as log:
+        log.write(None, LOGGED[2:])
+    assert events(path, **chosen) == [LOGGED[index] for index in wanted]
+
+
+def test_asking_for_what_is_not_there_is_wrong_use(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with pytest.raises(UsageError, match="no event log"):
+        events(path)
+    assert not path.exists()
+    open_log(path).close()
+    with pytest.raises(UsageError, match="run 7"):
+        events(path, run=7)
+    with pytest.raises(UsageError, match="csv"):
+        export(path, io.StringIO(), "xml")
+
+
+# ---- exports ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("form", "wanted"), [
+    ("csv", 'camera,head,label,started_at,ended_at,score\n0,gesture,"a, b",1.2,2.1,0.93\n'),
+    ("jsonl", json.dumps(event("a, b").as_json(), separators=(",", ":")) + "\n"),
+    ("vtt", "WEBVTT\n\n00:00:01.200 --> 00:00:02.100\na, b\n")])
+def test_export_formats(tmp_path: Path, form: str, wanted: str) -> None:
+    path = tmp_path / "log.db"
+    with open_log(path) as log:
+        log.write(None, [event("a, b")])
+    out = io.StringIO()
+    export(path, out, form)
+    assert out.getvalue() == wanted
+
+
+def test_the_table_shows_every_event_as_it_is() -> None:
+    out = io.StringIO()
+    WRITERS["table"]([event("[red]left"), event("up", 3661, 3662.5)], out)
+    assert "[red]left" in out.getvalue()
+    assert "3661.00" in out.getvalue()
+
+
+def test_subtitles_count_from_the_first_frame_and_are_escaped() -> None:
+    out = io.StringIO()
+    write_vtt([event("a <b> & c", 1_700_003_661.5, 1_700_003_662)], out, origin_s=1_700_000_000)
+    assert out.getvalue() == "WEBVTT\n\n01:01:01.500 --> 01:01:02.000\na &lt;b&gt; &amp; c\n"
+
+
+def test_an_export_whose_reader_left_ends_quietly(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with open_log(path) as log:
+        log.write(None, [event()])
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", buffering=1) as out, pytest.raises(OutputClosed):
+        export(path, out, "csv")
