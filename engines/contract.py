@@ -22,6 +22,7 @@ class EventRule(BaseModel):
     close_after_s: Annotated[float, Field(ge=0, le=60)] = 0.25
     min_duration_s: Annotated[float, Field(ge=0, le=600)] = 0.3
     min_score: Probability = 0.5
+    split_after_s: Annotated[float, Field(ge=0, le=600)] = 1.0
 
 
 class Contract(BaseModel):

@@ -1,0 +1,148 @@
+"""Scores become events: one rule, used by training, evaluation, live streams and displays alike.
+
+Activity is 1 - p(background) of the scores `now`. A head without background uses its `window` scores and their
+top probability instead: with no class for "nothing", single frames are too uncertain to begin or end anything.
+
+    idle ──activity >= close_below──► candidate ──activity >= open_above──► open ──quiet for close_after_s──► closed
+
+* An event runs from the candidate's first active frame (activity >= close_below) to its last active frame.
+* Its label has the most evidence: the mean probability over the active frames, the n-th weighing n, because
+  causal scores know more later. That mean is the event's score.
+* It counts from when it has lasted min_duration_s with a score of at least min_score. It is then announced
+  (`open`), announced again when its label changes, and always closed. Any other event leaves no trace.
+* Two actions back to back: when the newest frames favour one other label for split_after_s without a break, and
+  the frames before them stood for their own label as long, the event is split there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import EventRule
+from stream.frame import Event
+
+Probs = NDArray[Any]  # calibrated probabilities of one head's labels, [K]
+
+
+class _Evidence:
+    """Mean of the probabilities since `started_at`, the n-th frame weighing n."""
+
+    def __init__(self, started_at: float) -> None:
+        self.started_at = self.ended_at = started_at
+        self._frames = 0
+        self._weighted_K: Probs = np.zeros(())
+
+    def add(self, at: float, probs_K: Probs) -> None:
+        self._frames += 1
+        self._weighted_K = self._weighted_K + self._frames * probs_K
+        self.ended_at = at
+
+    @property
+    def label(self) -> int:
+        return int(self._weighted_K.argmax())
+
+    @property
+    def score(self) -> float:
+        return float(self._weighted_K.max()) * 2 / (self._frames * (self._frames + 1))
+
+    def stands(self, lasted_s: float, score: float) -> bool:
+        return self.ended_at - self.started_at >= lasted_s and self.score >= score
+
+
+class EventTracker:
+    """Follows one head of one camera. Pure bookkeeping: times come from the arguments only."""
+
+    def __init__(self, camera: str, head: str, labels: Sequence[str], background: str | None, rule: EventRule) -> None:
+        self._camera, self._head, self._labels, self._rule = camera, head, tuple(labels), rule
+        self._background = self._labels.index(background) if background in self._labels else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the current event, if any."""
+        self._whole: _Evidence | None = None  # the current event
+        self._before: _Evidence | None = None  # its part before another label took the lead
+        self._rival: tuple[int, _Evidence] | None = None  # that other label, and the part since
+        self._opened = False
+        self._announced: int | None = None
+
+    def update(self, captured_at: float, now_probs_K: Probs, window_probs_K: Probs) -> list[Event]:
+        """Takes the scores of one tick; returns events that opened, changed their label, or closed."""
+        activity, probs_K = self._activity(now_probs_K, window_probs_K)
+        if activity < self._rule.close_below:
+            return self._quiet(captured_at)
+        self._opened = self._opened or activity >= self._rule.open_above
+        if self._whole is None:
+            self._whole = _Evidence(captured_at)
+        else:
+            self._follow_lead(self._whole, captured_at, probs_K)
+        self._whole.add(captured_at, probs_K)
+        return self._split() + self._announce()
+
+    def flush(self) -> list[Event]:
+        """Ends the stream: closes the current event, if it counts."""
+        closed = [self._event(self._whole, opened=False)] if self._whole and self._announced is not None else []
+        self.reset()
+        return closed
+
+    def _activity(self, now_probs_K: Probs, window_probs_K: Probs) -> tuple[float, Probs]:
+        if self._background is None:
+            return float(window_probs_K.max()), window_probs_K
+        probs_K = now_probs_K.copy()
+        probs_K[self._background] = 0
+        return 1 - float(now_probs_K[self._background]), probs_K
+
+    def _quiet(self, at: float) -> list[Event]:
+        if self._whole is None or (self._opened and at - self._whole.ended_at < self._rule.close_after_s):
+            return []
+        return self.flush()
+
+    def _follow_lead(self, whole: _Evidence, at: float, probs_K: Probs) -> None:
+        """Keeps account of a label that leads against the event's own."""
+        leader = int(probs_K.argmax())
+        if self._rival is None or self._rival[0] != leader:
+            if leader == (self._before or whole).label:
+                self._before = self._rival = None
+                return
+            self._before, self._rival = copy(whole), (leader, _Evidence(at))
+        self._rival[1].add(at, probs_K)
+
+    def _split(self) -> list[Event]:
+        if not (self._opened and self._before and self._rival):
+            return []
+        if not (self._stands_alone(self._before) and self._stands_alone(self._rival[1])):
+            return []
+        closed = self._event(self._before, opened=False)
+        self._whole, self._before, self._rival, self._announced = self._rival[1], None, None, None
+        return [closed]
+
+    def _stands_alone(self, part: _Evidence) -> bool:
+        return part.stands(max(self._rule.split_after_s, self._rule.min_duration_s), self._rule.min_score)
+
+    def _announce(self) -> list[Event]:
+        whole = self._whole
+        if whole is None or not self._opened or whole.label == self._announced:
+            return []
+        if self._announced is None and not whole.stands(self._rule.min_duration_s, self._rule.min_score):
+            return []
+        if self._announced is not None and self._before and self._stands_alone(self._before):
+            return []  # either a split or a return to the old label will settle it
+        self._announced = whole.label
+        return [self._event(whole, opened=True)]
+
+    def _event(self, part: _Evidence, *, opened: bool) -> Event:
+        return Event(camera=self._camera, head=self._head, label=self._labels[part.label],
+                     started_at=part.started_at, ended_at=part.ended_at, score=part.score, open=opened)
+
+
+def events_of(times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs, *, labels: Sequence[str],
+              background: str | None, rule: EventRule, camera: str = "0", head: str = "action") -> list[Event]:
+    """The closed events of a recorded stream, T ticks long, through the same rule as live."""
+    tracker = EventTracker(camera, head, labels, background, rule)
+    events = [event for at, now_K, window_K in zip(times, now_probs_TK, window_probs_TK, strict=True)
+              for event in tracker.update(float(at), now_K, window_K)]
+    return [event for event in events + tracker.flush() if not event.open]

@@ -1,0 +1,81 @@
+"""Clip descriptors over a sliding window, fused into one descriptor.
+
+Legend: D features of a frame, C clips in the window (fewer at the start).
+
+    frame features ──mean of clip_frames──► clip descriptors ──last window_clips──► Fusion ──► window descriptor
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.ring import Ring
+
+Floats = NDArray[np.float32]
+
+
+class Fusion(Protocol):
+    """Fuses the clips of a window."""
+
+    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
+
+        Every clip has its full count but the newest, which may still be growing. Inputs are not to be written.
+        """
+        ...
+
+
+class AverageFusion:
+    """The mean over all frames in the window: every gate is open."""
+
+    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        weights_C = counts_C.astype(np.float32) / np.float32(counts_C.sum())
+        return weights_C @ clips_CD, np.ones(len(counts_C), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """descriptor_D: float32 [D]; gates: one for each clip in the window, oldest first."""
+
+    descriptor_D: Floats
+    gates: tuple[float, ...]
+
+
+class Window:
+    """The last `window_clips` clips of one camera, the newest one possibly still growing.
+
+    A clip is `clip_frames` consecutive frames, counted from the last reset; its descriptor is their mean.
+    Each clip is summed in float64 from zero, so nothing drifts however long the stream runs.
+    """
+
+    def __init__(self, clip_frames: int, window_clips: int, features: int, fusion: Fusion | None = None) -> None:
+        self._clip_frames = clip_frames
+        self._fusion = fusion or AverageFusion()
+        self._clips = Ring(window_clips, features)
+        self._counts = Ring(window_clips, 1, np.int64)
+        self._sum_D = np.zeros(features)
+        self._count = 0
+
+    def push(self, features_D: Floats) -> Fused:
+        """Adds one frame's features, float32 [D], and fuses the window."""
+        if self._count % self._clip_frames == 0:
+            self._sum_D[:] = 0
+            self._count = 0
+            self._clips.append(0)
+            self._counts.append(0)
+        self._count += 1
+        self._sum_D += features_D
+        self._clips.replace_newest(self._sum_D / self._count)
+        self._counts.replace_newest(self._count)
+        descriptor_D, gates_C = self._fusion.fuse(self._clips.rows(), self._counts.rows()[:, 0])
+        return Fused(descriptor_D, tuple(gates_C.tolist()))
+
+    def reset(self) -> None:
+        """Forgets everything: the next frame starts a first clip."""
+        self._clips.clear()
+        self._counts.clear()
+        self._count = 0
