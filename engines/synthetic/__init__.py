@@ -1,0 +1,53 @@
+"""Rendered gestures: a simulated first-person camera with a hand that draws, and the truth about what it drew.
+
+    strokes.py  what the fingertip draws, and how fast
+    script.py   an endless performance: idle, approach, stroke, retreat, with true labels and times
+    hand.py     what the hand looks like
+    scene.py    what the camera sees
+    Simulation  all of it together: frame(k), spans(until_s)
+
+Only numpy and OpenCV are needed. The same seed gives the same frames and spans in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.synthetic.hand import Hand, Look, Posture
+from engines.synthetic.scene import Scene
+from engines.synthetic.script import Pose, Script, Span
+from engines.synthetic.strokes import BACKGROUND, LABELS, Points, StrokeSource, stray, stroke
+
+__all__ = ["BACKGROUND", "LABELS", "Hand", "Look", "Points", "Pose", "Posture", "Scene", "Script", "Simulation",
+           "Span", "StrokeSource", "stray", "stroke"]
+
+
+class Simulation:
+    """A simulated camera: `frame(k)` is what it sees at `k / rate` seconds.
+
+    size_hw: image size in pixels; rate: frames per second; strokes: (label, rng) -> (points_xy, duration_s);
+    strays: rng -> the same, for motion that is no gesture; background_bgr: an image to use instead of a
+    rendered room; idle_s: shortest and longest time between gestures. Frames must be asked for in order;
+    skipping some is fine.
+    """
+
+    def __init__(self, seed: int, size_hw: tuple[int, int] = (480, 640), rate: float = 30.0,
+                 strokes: StrokeSource = stroke, strays: Callable[[np.random.Generator], tuple[Points, float]] = stray,
+                 background_bgr: NDArray[np.uint8] | None = None, labels: tuple[str, ...] = LABELS,
+                 idle_s: tuple[float, float] = (1.5, 5.0)) -> None:
+        performance, appearance = np.random.default_rng(seed).spawn(2)
+        self.rate = rate
+        self.scene = Scene(appearance, size_hw, background_bgr)
+        self.script = Script(performance, strokes=strokes, labels=labels, idle_s=idle_s, strays=strays)
+
+    def frame(self, k: int) -> NDArray[np.uint8]:
+        """The k-th image, uint8 BGR [H, W, 3]."""
+        t_s = k / self.rate
+        return self.scene.draw(self.script.pose(t_s), t_s)
+
+    def spans(self, until_s: float) -> list[Span]:
+        """The gestures that start before `until_s`, in order."""
+        return self.script.spans(until_s)

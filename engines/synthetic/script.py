@@ -1,0 +1,206 @@
+"""The performance: where the fingertip is at any time, and what it is truly drawing.
+
+    idle ─► approach ─► hover ─► stroke ─► hover ─► idle ─► ...
+
+Only `stroke` is the gesture; everything else is background.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.synthetic.hand import Posture
+from engines.synthetic.strokes import LABELS, Points, StrokeSource, stray, stroke
+
+Range = tuple[float, float]
+POSTURES: tuple[Posture, ...] = ("pointing", "open", "fist")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A gesture and its true times in seconds: first to last motion of the stroke."""
+
+    label: str
+    started_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """The hand at one moment.
+
+    tip_xy: fingertip as a fraction of frame width and height (may lie outside 0..1), None when no hand is near;
+    velocity_xy: its motion in fractions per second; angle: extra tilt of the hand, radians, clockwise.
+    """
+
+    tip_xy: tuple[float, float] | None
+    posture: Posture = "pointing"
+    angle: float = 0.0
+    velocity_xy: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One stretch of the performance; `path` is evenly spaced in time, None when the hand is away."""
+
+    start: float
+    end: float
+    path: Points | None
+    posture: Posture
+    angle_from: float
+    angle_to: float
+
+    def tip(self, t_s: float) -> Points:
+        assert self.path is not None
+        u = min(max((t_s - self.start) / max(self.end - self.start, 1e-9), 0.0), 1.0) * (len(self.path) - 1)
+        i = min(int(u), len(self.path) - 2)
+        return np.asarray(self.path[i] + (u - i) * (self.path[i + 1] - self.path[i]))
+
+
+class Script:
+    """An endless performance, decided by `rng` alone: asking in other steps changes nothing.
+
+    strokes: (label, rng) -> (points_xy [N, 2] in any unit, evenly spaced in time, duration_s);
+    strays: rng -> the same for motion that is no gesture; labels: the gestures to draw, all equally often;
+    idle_s: time between two strokes (at least the approach); approach_s, hover_s: time to reach the start of a
+    stroke, and to wait before and after it; box: longer side of a stroke as a fraction of the frame;
+    aspect: frame width / height.
+    """
+
+    def __init__(self, rng: np.random.Generator, strokes: StrokeSource = stroke, labels: Sequence[str] = LABELS,
+                 idle_s: Range = (1.5, 5.0), approach_s: Range = (0.2, 0.8), hover_s: Range = (0.0, 0.6),
+                 box: Range = (0.25, 0.7), strays: Callable[[np.random.Generator], tuple[Points, float]] = stray,
+                 aspect: float = 4 / 3) -> None:
+        self._rng, self._strokes, self._strays, self._labels = rng, strokes, strays, tuple(labels)
+        self._idle_s, self._approach_s, self._hover_s = idle_s, approach_s, hover_s
+        self._box, self._aspect = box, aspect
+        self._parts: deque[_Part] = deque()
+        self._spans: list[Span] = []
+        self._bag: list[str] = []
+        self._now = 0.0
+        self._tip: Points | None = None  # None: the hand is away
+        self._posture: Posture = "pointing"
+        self._angle = 0.0
+        self._tremor = rng.uniform(0.0, 0.0025)
+        self._tremor_hz, self._tremor_phase = rng.uniform(2.0, 7.0, 2), rng.uniform(0, 2 * np.pi, 2)
+
+    def pose(self, t_s: float) -> Pose:
+        """The hand at `t_s` seconds. Times must not go back."""
+        while self._now <= t_s:
+            self._perform()
+        while self._parts[0].end <= t_s:
+            self._parts.popleft()
+        part = self._parts[0]
+        if part.path is None:
+            return Pose(None)
+        before, after = max(t_s - 0.01, part.start), min(t_s + 0.01, part.end)
+        velocity = (part.tip(after) - part.tip(before)) / max(after - before, 1e-9)
+        tip = part.tip(t_s) + self._tremor * np.sin(2 * np.pi * self._tremor_hz * t_s + self._tremor_phase)
+        u = (t_s - part.start) / max(part.end - part.start, 1e-9)
+        angle = part.angle_from + (3 * u * u - 2 * u ** 3) * (part.angle_to - part.angle_from)
+        return Pose((float(tip[0]), float(tip[1])), part.posture, angle, (float(velocity[0]), float(velocity[1])))
+
+    def spans(self, until_s: float) -> list[Span]:
+        """The gestures that start before `until_s`, in order; the last may end after it."""
+        while self._now <= until_s:
+            self._perform()
+        return [span for span in self._spans if span.started_at < until_s]
+
+    def _perform(self) -> None:
+        """Adds one idle stretch and one gesture."""
+        rng = self._rng
+        approach_s, hover_s = rng.uniform(*self._approach_s), rng.uniform(*self._hover_s) * rng.integers(2)
+        deadline = self._now + rng.uniform(*self._idle_s) - approach_s - hover_s
+        self._hover(min(rng.uniform(*self._hover_s) * rng.integers(2), deadline - self._now))
+        while deadline - self._now > 0.25:
+            self._idle(deadline - self._now)
+        if not self._bag:
+            self._bag = [str(label) for label in rng.permutation(self._labels)]
+        label = self._bag.pop()
+        points, duration_s = self._strokes(label, rng)
+        path = self._place(points)
+        self._posture = "pointing"
+        self._move(path[0], approach_s, angle=0.12 * rng.standard_normal())
+        self._hover(hover_s)
+        self._spans.append(Span(label, self._now, self._now + duration_s))
+        self._add(duration_s, path)
+
+    def _idle(self, left_s: float) -> None:
+        """One thing a hand does between gestures, for at most `left_s` seconds."""
+        rng = self._rng
+        if self._tip is None:
+            if rng.random() < 0.5:
+                self._add(min(rng.uniform(0.5, 4.0), left_s), None)
+            else:
+                self._posture = POSTURES[rng.choice(3, p=[0.5, 0.3, 0.2])]
+                self._move(self._anywhere(), min(rng.uniform(0.3, 1.0), left_s))
+            return
+        action = rng.choice(["leave", "rest", "roam", "stray", "hover"], p=[0.4, 0.15, 0.2, 0.15, 0.1])
+        if action == "leave":
+            self._move(self._outside(), min(rng.uniform(0.25, 0.9), left_s))
+            self._tip = None
+        elif action == "rest":
+            self._move(np.array([rng.uniform(0.3, 0.95), rng.uniform(0.75, 1.02)]), min(rng.uniform(0.3, 0.9), left_s))
+            self._hover(min(rng.uniform(0.3, 2.0), left_s / 2))
+        elif action == "roam":
+            self._posture = POSTURES[rng.choice(3, p=[0.4, 0.35, 0.25])]
+            self._move(self._anywhere(), min(rng.uniform(0.3, 1.4), left_s), angle=0.3 * rng.standard_normal())
+        elif action == "stray":
+            points, duration_s = self._strays(rng)
+            path = self._place(points)
+            reach_s = rng.uniform(0.2, 0.6)
+            if reach_s + duration_s < left_s:
+                self._posture = POSTURES[rng.choice(3, p=[0.8, 0.1, 0.1])]
+                self._move(path[0], reach_s)
+                self._add(duration_s, path)
+        else:
+            self._hover(min(rng.uniform(0.1, 1.2), left_s))
+
+    def _place(self, points: Points) -> Points:
+        """Scales a stroke to the frame and puts it where the whole of it is in view."""
+        rng = self._rng
+        low = points.min(axis=0)
+        extent = (points.max(axis=0) - low) / (self._aspect, 1.0)
+        size = rng.uniform(*self._box) / max(float(extent.max()), 1e-9)
+        extent = extent * size
+        free_low, free_high = np.array([0.08, 0.07]), np.array([0.92, 0.84])
+        slack = np.maximum(free_high - free_low - extent, 0.0)
+        corner = free_low + slack * rng.beta(1.6, 1.6, 2)
+        return np.asarray(corner + (points - low) / (self._aspect, 1.0) * size)
+
+    def _move(self, to: Points, seconds: float, angle: float | None = None) -> None:
+        """Reaches for `to` as hands do: slow, fast, slow, along a slight arc."""
+        rng = self._rng
+        start = self._outside() if self._tip is None else self._tip
+        u = np.linspace(0, 1, 24)[:, None]
+        eased = u ** 3 * (10 - 15 * u + 6 * u * u)
+        way = to - start
+        arc = 0.12 * rng.standard_normal() * np.array([-way[1], way[0]]) * 4 * eased * (1 - eased)
+        self._add(seconds, start + way * eased + arc, angle)
+
+    def _hover(self, seconds: float) -> None:
+        """Stays about where it is."""
+        if self._tip is None or seconds <= 0:
+            return
+        drift = 0.008 * self._rng.standard_normal((1, 2))
+        self._add(seconds, self._tip + drift * np.sin(np.linspace(0, np.pi, 16))[:, None])
+
+    def _add(self, seconds: float, path: Points | None, angle: float | None = None) -> None:
+        angle = self._angle if angle is None else angle
+        self._parts.append(_Part(self._now, self._now + seconds, path, self._posture, self._angle, angle))
+        self._now, self._angle = self._now + seconds, angle
+        self._tip = None if path is None else path[-1]
+
+    def _anywhere(self) -> Points:
+        return self._rng.uniform((0.12, 0.1), (0.9, 0.95))
+
+    def _outside(self) -> Points:
+        """A point from which the whole hand is out of view: below the frame, or to its right."""
+        rng = self._rng
+        if rng.random() < 0.7:
+            return np.array([rng.uniform(0.3, 1.2), rng.uniform(1.08, 1.3)])
+        return np.array([rng.uniform(1.15, 1.4), rng.uniform(0.5, 1.1)])
