@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import EventRule
+from stream.clock import TIME_NOISE_S
 from stream.frame import Event
 
 Probs = NDArray[Any]  # calibrated probabilities of one head's labels, [K]
@@ -51,7 +52,7 @@ class _Evidence:
         return float(self._weighted_K.max()) * 2 / (self._frames * (self._frames + 1))
 
     def stands(self, lasted_s: float, score: float) -> bool:
-        return self.ended_at - self.started_at >= lasted_s and self.score >= score
+        return self.ended_at - self.started_at >= lasted_s - TIME_NOISE_S and self.score >= score
 
 
 class EventTracker:
@@ -97,9 +98,10 @@ class EventTracker:
         return 1 - float(now_probs_K[self._background]), probs_K
 
     def _quiet(self, at: float) -> list[Event]:
-        if self._whole is None or (self._opened and at - self._whole.ended_at < self._rule.close_after_s):
+        if self._whole is None:
             return []
-        return self.flush()
+        over = at - self._whole.ended_at >= self._rule.close_after_s - TIME_NOISE_S
+        return self.flush() if over or not self._opened else []
 
     def _follow_lead(self, whole: _Evidence, at: float, probs_K: Probs) -> None:
         """Keeps account of a label that leads against the event's own."""

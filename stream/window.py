@@ -33,7 +33,7 @@ class AverageFusion:
     """The mean over all frames in the window: every gate is open."""
 
     def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        weights_C = counts_C.astype(np.float32) / np.float32(counts_C.sum())
+        weights_C: Floats = np.divide(counts_C, counts_C.sum(), dtype=np.float32)
         return weights_C @ clips_CD, np.ones(len(counts_C), np.float32)
 
 

@@ -1,0 +1,8 @@
+"""`python -m stream` is `gatestream`."""
+
+import sys
+
+from stream.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Stand-ins for the seams: an engine with real state and a model that agrees with it, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engines.contract import Contract
+from engines.engine import Engine, StepResult
+
+LABELS = ("left", "right", "none")
+
+
+def contract(**changes: Any) -> Contract:
+    """A small contract: 10 frames/s, clips of 3 frames, windows of 4 clips, no warm-up."""
+    fields: dict[str, Any] = {
+        "name": "fake", "architecture": "fake", "heads": {"gesture": LABELS}, "frame_rate": 10.0,
+        "input_size_hw": (16, 16), "cover_hw": (16, 16), "receptive_frames": 8, "warmup_frames": 0,
+        "clip_frames": 3, "window_clips": 4, "max_gap_s": 1.0, "background": "none"}
+    return Contract(**{**fields, **changes})
+
+
+class FakeModel:
+    """Scores features [blue, red, bias]: a blue picture is "left", a red one "right", a black one "none"."""
+
+    weights_KD = np.array([[12, -12, -4], [-12, 12, -4], [0, 0, 2]], np.float32)
+
+    def __init__(self, **changes: Any) -> None:
+        self.contract = contract(**changes)
+
+    def head_logits(self, features_D: np.ndarray) -> dict[str, np.ndarray]:
+        return dict.fromkeys(self.contract.heads, self.weights_KD @ features_D)
+
+
+class FakeEngine(Engine):
+    """A leaky mean of the picture's colour is its state, so every earlier frame shows in the output."""
+
+    name, precision, keep = "fake", "f32", 0.5
+
+    def __init__(self, model: FakeModel, slots: int = 4, fail_at: int | None = None) -> None:
+        self.model, self.contract, self.slots = model, model.contract, slots
+        self.steps, self.fail_at, self.closed = 0, fail_at, False
+        self.state_SD = np.zeros((slots, 2), np.float32)
+
+    def _step(self, frames_u8_BHWC: np.ndarray, slots: Sequence[int]) -> StepResult:
+        self.steps += 1
+        colour_BD = frames_u8_BHWC[..., [0, 2]].mean(axis=(1, 2), dtype=np.float32) / 255
+        rows = list(slots)
+        self.state_SD[rows] = self.keep * self.state_SD[rows] + (1 - self.keep) * colour_BD
+        features_BD = np.concatenate([self.state_SD[rows], np.ones((len(rows), 1), np.float32)], axis=1)
+        logits = features_BD @ self.model.weights_KD.T
+        return StepResult(features_BD, dict.fromkeys(self.contract.heads, logits))
+
+    def _reset(self, slots: Sequence[int]) -> None:
+        self.state_SD[list(slots)] = 0
+
+    @property
+    def state_bytes(self) -> int:
+        return self.state_SD[0].nbytes
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,220 @@
+"""The recogniser's laws, on an engine whose state shows every earlier frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeEngine, FakeModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.errors import EngineError, FrameError, UsageError
+from stream.frame import Event, Gap, Item, Prediction
+from stream.recognizer import Recognizer
+
+COLOURS = {"L": (255, 0, 0), "R": (0, 0, 255), ".": (0, 0, 0)}
+TICK_S = 0.1
+
+
+def picture(kind: str) -> np.ndarray:
+    return np.full((24, 32, 3), COLOURS[kind], np.uint8)
+
+
+def recognizer(slots: int = 4, **contract: Any) -> Recognizer:
+    model = FakeModel(**contract)
+    return Recognizer(model, FakeEngine(model, slots))
+
+
+def play(target: Recognizer, text: str, camera: str = "0", start: float = 0.0) -> list[Item]:
+    return [item for index, kind in enumerate(text)
+            for item in target.push(picture(kind), start + index * TICK_S, camera)]
+
+
+def still(items: list[Item]) -> list[Item]:
+    """Items without what may differ between two runs: latencies, and the camera's name."""
+    return [replace(item, camera="", latency_ms={}) if isinstance(item, Prediction) else replace(item, camera="")
+            for item in items]
+
+
+def events(items: list[Item]) -> list[tuple[str, float, float, bool]]:
+    return [(item.label, round(item.started_at, 3), round(item.ended_at, 3), item.open)
+            for item in items if isinstance(item, Event)]
+
+
+def test_a_gesture_becomes_one_event() -> None:
+    items = play(recognizer(), "....LLLLLL........")
+    assert events(items) == [("left", 0.4, 0.7, True), ("left", 0.4, 1.0, False)]
+    prediction = next(item for item in items if isinstance(item, Prediction) and item.frame == 9)
+    assert prediction.heads["gesture"].now[0][0] == "left"
+    assert sum(score for _, score in prediction.heads["gesture"].window) == pytest.approx(1)
+    assert prediction.clips == (1.0, 1.0, 1.0, 1.0)
+    assert prediction.captured_at == pytest.approx(0.9)
+
+
+def test_parts_of_the_latency_make_the_total() -> None:
+    ticks: Iterator[float] = iter(range(100))
+    model = FakeModel()
+    target = Recognizer(model, FakeEngine(model), timer=lambda: next(ticks))
+    (prediction,) = target.push(picture("L"), 0.0, waited_s=0.004)
+    assert isinstance(prediction, Prediction)
+    assert prediction.latency_ms == {"queue": 4.0, "preprocess": 1000.0, "engine": 1000.0, "fuse": 1000.0,
+                                     "total": 5004.0}
+
+
+@settings(deadline=None, max_examples=25)
+@given(own=st.text("LR.", min_size=1, max_size=12), other=st.text("LR.", min_size=1, max_size=12))
+def test_neighbours_do_not_matter(own: str, other: str) -> None:
+    alone, crowded = recognizer(), recognizer()
+    wanted = play(alone, own)
+    items: list[Item] = []
+    for index, (mine, theirs) in enumerate(zip(own, other.ljust(len(own), "R"), strict=False)):
+        crowded.push(picture(theirs), 100 + index * TICK_S, "other")
+        items += crowded.push(picture(mine), index * TICK_S, "mine")
+    assert still(items) == still(wanted)
+    assert still([*crowded.flush("mine")]) == still([*alone.flush("0")])
+
+
+@pytest.mark.parametrize("leave", ["reset", "flush"])
+def test_a_reset_camera_equals_a_new_one(leave: str) -> None:
+    used = recognizer(slots=1)
+    play(used, "LLLLRRRR")
+    getattr(used, leave)("0")
+    assert still(play(used, "..LLLLRR", "again")) == still(play(recognizer(), "..LLLLRR"))
+
+
+def test_flush_closes_open_events_and_reset_forgets_them() -> None:
+    target = recognizer()
+    play(target, "..LLLLLL", "a")
+    play(target, "..LLLLLL", "b")
+    assert target.counts("a").events == 0
+    assert events([*target.flush("a")]) == [("left", 0.2, 0.7, False)]
+    target.reset("b")
+    assert target.flush("b") == target.flush("never seen") == []
+
+
+def test_frames_between_ticks_are_passed_over() -> None:
+    target = recognizer()
+    items = [item for index in range(31) for item in target.push(picture("L"), index / 30)]
+    assert len([item for item in items if isinstance(item, Prediction)]) == 11
+    counts = target.counts()
+    assert (counts.frames, counts.predictions, counts.dropped, counts.held) == (31, 11, 0, 0)
+
+
+def test_missing_ticks_hold_the_previous_image() -> None:
+    text = "..LLLLLL...."
+    dense, sparse = recognizer(), recognizer()
+    wanted = play(dense, text)
+    kept = [index for index, kind in enumerate(text) if index == 0 or kind != text[index - 1] or index == 11]
+    items = [item for index in kept for item in sparse.push(picture(text[index]), index * TICK_S)]
+    assert sparse.counts().held == len(text) - len(kept)
+    last, wanted_last = ([item for item in run if isinstance(item, Prediction)][-1] for run in (items, wanted))
+    assert last.heads == wanted_last.heads
+    assert events(items) == events(wanted)
+    assert last.held == len(text) - len(kept)
+
+
+@pytest.mark.parametrize(("jump", "action", "seconds"), [(5.0, "reset", 5.0), (-3.0, "new stream", 3.0)])
+def test_a_gap_closes_events_and_starts_afresh(jump: float, action: str, seconds: float) -> None:
+    target = recognizer()
+    play(target, "..LLLLLL")
+    items = play(target, "RRRR", start=0.7 + jump)
+    assert events(items[:1]) == [("left", 0.2, 0.7, False)]
+    gap = items[1]
+    assert isinstance(gap, Gap)
+    assert (gap.action, gap.seconds, gap.at) == (action, pytest.approx(seconds), pytest.approx(0.7 + jump))
+    fresh = play(recognizer(), "RRRR", start=0.7 + jump)
+    scores, wanted = ([(item.heads, item.clips) for item in run if isinstance(item, Prediction)]
+                      for run in (items, fresh))
+    assert scores == wanted
+
+
+def test_scores_count_from_the_warm_up_on() -> None:
+    items = play(recognizer(warmup_frames=4), "LLLLLLLL..")
+    assert [item.warm for item in items if isinstance(item, Prediction)] == [False] * 3 + [True] * 7
+    assert events(items)[0][1] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("image", "captured_at", "message"), [
+    (np.zeros((4, 4, 2), np.uint8), 0.2, r"shape \(4, 4, 2\)"),
+    (np.zeros((4, 4), np.int64), 0.2, "type int64"),
+    (np.zeros((0, 4, 3), np.uint8), 0.2, "4 x 0 pixels"),
+    ("clip.jpg", 0.2, "type str"),
+    (picture("L"), float("nan"), "captured at nan"),
+])
+def test_a_bad_image_costs_that_image(image: Any, captured_at: float, message: str) -> None:
+    target, clean = recognizer(), recognizer()
+    play(target, "LL")
+    with pytest.raises(FrameError, match=message):
+        target.push(image, captured_at)
+    assert target.counts().dropped == 1
+    play(clean, "LL")
+    (prediction,), (wanted,) = (run.push(picture("L"), 0.2, index=9) for run in (target, clean))
+    assert isinstance(prediction, Prediction)
+    assert prediction.dropped == 1
+    assert still([replace(prediction, dropped=0)]) == still([wanted])
+
+
+@pytest.mark.parametrize("image", [np.zeros((1, 1, 3), np.uint8), np.zeros((900, 3), np.uint8),
+                                   np.zeros((40, 30, 4), np.uint8), np.zeros((40, 30), np.uint16)])
+def test_odd_images_are_used(image: np.ndarray) -> None:
+    (prediction,) = recognizer().push(image, 0.0)
+    assert isinstance(prediction, Prediction)
+
+
+def test_lost_frames_are_counted_and_shown() -> None:
+    (prediction,) = recognizer().push(picture("L"), 0.0, lost=3)
+    assert isinstance(prediction, Prediction)
+    assert prediction.dropped == 3
+
+
+def test_each_head_has_its_own_scores_temperature_and_events() -> None:
+    labels = ("left", "right", "none")
+    target = recognizer(heads={"hand": labels, "sharp": labels}, temperature={"hand": 4.0},
+                        window_temperature={"sharp": 9.0})
+    items = play(target, "..LLLLLL....")
+    scores = [item for item in items if isinstance(item, Prediction)][7].heads
+    assert scores["hand"].now[0][1] < scores["sharp"].now[0][1]
+    assert scores["sharp"].window[0][1] < scores["hand"].window[0][1]
+    assert {item.head for item in items if isinstance(item, Event)} == {"hand", "sharp"}
+
+
+def test_one_camera_too_many_is_refused_by_number() -> None:
+    target = recognizer(slots=2)
+    play(target, "L", "a")
+    play(target, "L", "b")
+    with pytest.raises(UsageError, match="at most 2 cameras"):
+        play(target, "L", "c")
+    target.flush("a")
+    assert len(play(target, "L", "c")) == 1
+
+
+def test_an_engine_that_fails_is_heard() -> None:
+    class Broken(FakeEngine):
+        def _step(self, frames_u8_BHWC: np.ndarray, slots: Any) -> Any:
+            raise EngineError("a broken graph", "a graph that runs", "rebuild it")
+
+    model = FakeModel()
+    with Recognizer(model, Broken(model)) as target, pytest.raises(EngineError, match="broken graph"):
+        play(target, "L")
+
+
+def test_replay_equals_live() -> None:
+    recording = "..LLLLLL..RRRRRRRR......LRLR"
+    times = np.cumsum(np.random.default_rng(3).uniform(0.01, 0.25, len(recording)))
+    first, second = recognizer(), recognizer()
+    live, replay = ([item for kind, at in zip(recording, times, strict=True)
+                     for item in run.push(picture(kind), float(at), waited_s=wait)]
+                    for run, wait in ((first, 0.03), (second, 0.0)))
+    assert still(live) == still(replay)
+    assert first.counts() == second.counts()
+
+
+def test_closing_closes_the_engine() -> None:
+    with recognizer() as target:
+        engine = target.engine
+    assert isinstance(engine, FakeEngine)
+    assert engine.closed

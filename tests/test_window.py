@@ -1,0 +1,86 @@
+"""The window law: step by step equals computing it from the last frames at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.errors import UsageError
+from stream.ring import Ring, SlotTable
+from stream.window import Window
+
+
+def direct(frames_TD: np.ndarray, clip_frames: int, window_clips: int) -> tuple[np.ndarray, int]:
+    """Mean over the frames of the last clips, and how many clips those are."""
+    clips = [frames_TD[start : start + clip_frames] for start in range(0, len(frames_TD), clip_frames)][-window_clips:]
+    return np.concatenate(clips).mean(axis=0), len(clips)
+
+
+@given(clip_frames=st.integers(1, 5), window_clips=st.integers(1, 4), frames=st.integers(1, 40),
+       restart=st.integers(0, 40), seed=st.integers(0, 99))
+def test_step_by_step_equals_direct(clip_frames: int, window_clips: int, frames: int, restart: int, seed: int) -> None:
+    frames_TD = np.random.default_rng(seed).normal(size=(frames, 6)).astype(np.float32)
+    window = Window(clip_frames, window_clips, 6)
+    since = 0
+    for index in range(frames):
+        if index == restart:
+            window.reset()
+            since = index
+        fused = window.push(frames_TD[index])
+        wanted_D, clips = direct(frames_TD[since : index + 1], clip_frames, window_clips)
+        np.testing.assert_allclose(fused.descriptor_D, wanted_D, atol=1e-5)
+        assert fused.gates == (1.0,) * clips
+        assert fused.descriptor_D.dtype == np.float32
+
+
+def test_fusion_sees_clip_means_oldest_first_and_may_gate_them() -> None:
+    class Newest:
+        def fuse(self, clips_CD: np.ndarray, counts_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            self.seen = clips_CD[:, 0].tolist(), counts_C.tolist()
+            return clips_CD[-1], np.eye(len(counts_C), dtype=np.float32)[-1]
+
+    fusion = Newest()
+    window = Window(clip_frames=2, window_clips=3, features=1, fusion=fusion)
+    for value in range(9):
+        fused = window.push(np.array([value], np.float32))
+    assert fusion.seen == ([4.5, 6.5, 8.0], [2, 2, 1])
+    assert fused.descriptor_D.tolist() == [8.0]
+    assert fused.gates == (0.0, 0.0, 1.0)
+
+
+def test_descriptors_stay_the_callers_own() -> None:
+    window = Window(clip_frames=2, window_clips=2, features=1)
+    first = window.push(np.ones(1, np.float32)).descriptor_D
+    window.push(np.zeros(1, np.float32))
+    assert first.tolist() == [1.0]
+
+
+def test_nothing_drifts() -> None:
+    window = Window(clip_frames=4, window_clips=2, features=1)
+    for _ in range(25_000):
+        window.push(np.array([1e6], np.float32))
+        window.push(np.array([-1e6], np.float32))
+    for _ in range(8):
+        fused = window.push(np.array([0.1], np.float32))
+    assert fused.descriptor_D[0] == pytest.approx(0.1, abs=1e-7)
+
+
+@given(capacity=st.integers(1, 5), rows=st.integers(0, 20))
+def test_ring_holds_the_newest_rows(capacity: int, rows: int) -> None:
+    ring = Ring(capacity, 1)
+    for row in range(rows):
+        ring.append(row)
+    assert ring.rows()[:, 0].tolist() == list(range(rows))[-capacity:]
+    assert len(ring) == min(rows, capacity)
+
+
+def test_slots_are_given_once_and_again_when_free() -> None:
+    table = SlotTable(2)
+    first, second = table.take("a"), table.take("b")
+    assert {first, second} == {0, 1}
+    with pytest.raises(UsageError, match="at most 2 cameras"):
+        table.take("c")
+    table.give_back(first)
+    assert table.take("c") == first
