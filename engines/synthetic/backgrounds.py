@@ -49,7 +49,7 @@ def _landscape(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     canvas = (sky * (0.75 + 0.35 * down / horizon)).astype(np.float32) + np.zeros((height, width, 3), np.float32)
     line = horizon + 0.03 * _curve(rng, width, 12) + 0.012 * _curve(rng, width, 60)
     below = (down[..., 0] > line)[..., None]
-    fields = _cloud(rng, size_hw, 10)[..., None] * rng.uniform(10, 30, 3) + _cloud(rng, size_hw, 45)[..., None] * 22
+    fields = _cloud(rng, size_hw, 10)[..., None] * rng.uniform(10, 30, 3) + _cloud(rng, size_hw, 45)[..., None] * rng.uniform(4, 18)
     canvas = np.where(below, land * (0.8 + 0.5 * down) + fields, canvas).astype(np.float32)
     for _ in range(int(rng.integers(0, 14))):
         _box(canvas, (rng.random(), rng.uniform(horizon, 1), rng.uniform(0.01, 0.1), rng.uniform(0.01, 0.06)),
@@ -119,7 +119,8 @@ def _wall(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     height, width = size_hw
     angle = rng.uniform(0, 2 * np.pi)
     slope = np.cos(angle) * np.linspace(-1, 1, width)[None, :] + np.sin(angle) * np.linspace(-1, 1, height)[:, None]
-    canvas = _flat(_colour(rng, grey=0.7), size_hw) * (1 + rng.uniform(0, 0.5) * slope[..., None]).astype(np.float32)
+    shade = (1 + rng.uniform(0, 0.5) * slope[..., None]).astype(np.float32)
+    canvas: Canvas = np.asarray(_flat(_colour(rng, grey=0.7), size_hw) * shade, np.float32)
     for _ in range(int(rng.integers(0, 3))):
         at, wide = (rng.uniform(0.1, 0.8), rng.uniform(0.05, 0.6)), rng.uniform(0.08, 0.3)
         if rng.random() < 0.5:
@@ -184,7 +185,8 @@ def _curve(rng: np.random.Generator, width: int, detail: int) -> Canvas:
                                  interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _shape(canvas: Canvas, corners: list[tuple[float, float]] | NDArray[np.float64], colour: NDArray[np.float64]) -> None:
+def _shape(canvas: Canvas, corners: list[tuple[float, float]] | NDArray[np.float64],
+           colour: NDArray[np.float64]) -> None:
     """A filled polygon; corners are fractions of the canvas."""
     height, width = canvas.shape[:2]
     pixels = np.rint(np.array(corners) * (width * 16, height * 16)).astype(np.int32)

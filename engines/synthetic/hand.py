@@ -13,18 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Posture = Literal["pointing", "open", "fist"]
+POSTURES: tuple[Posture, ...] = ("pointing", "open", "fist")
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Bone = tuple[float, float, float, float, float, float]  # x0, y0, radius0, x1, y1, radius1
 
 HAND_HEIGHT = 0.42  # fingertip to wrist as a fraction of frame height, at scale 1
 _WRIST = (0.17, 1.0)
-_WRIST_RADIUS = 0.125
+_WRIST_RADIUS = 0.135
 _SKINS_BGR = np.array([[38, 52, 84], [58, 84, 132], [86, 122, 178], [120, 158, 212], [158, 186, 232], [186, 204, 240]],
                       np.float64)
 _BACK: tuple[Bone, ...] = (  # the back of the hand, and the wrist
-    (0.17, 1.04, _WRIST_RADIUS, 0.16, 0.82, 0.125), (0.12, 0.86, 0.115, 0.06, 0.52, 0.085),
-    (0.17, 0.86, 0.12, 0.15, 0.50, 0.085), (0.22, 0.86, 0.11, 0.24, 0.53, 0.08), (0.24, 0.88, 0.10, 0.31, 0.60, 0.07))
+    (0.17, 1.04, _WRIST_RADIUS, 0.16, 0.80, 0.14), (0.12, 0.84, 0.125, 0.07, 0.52, 0.09),
+    (0.17, 0.84, 0.13, 0.15, 0.50, 0.09), (0.22, 0.83, 0.12, 0.25, 0.53, 0.085), (0.25, 0.83, 0.11, 0.34, 0.59, 0.075))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,11 @@ class Look:
     """One person's hand in one light. Lengths are in hand lengths, angles in radians, colours BGR 0..255.
 
     scale: size of the hand (1 is HAND_HEIGHT of the frame); tilt: lean of the finger, clockwise; thickness: of
-    the fingers; mirrored: a left hand from the bottom left; elbow_xy: where the forearm comes from, as a
-    fraction of the frame; swing: how far the elbow follows the hand; light_xyz: direction of the light;
-    ambient: share of light from everywhere; bare: length of forearm before the sleeve; shutter_s: time over
-    which motion blurs.
+    the fingers; girth: how much the forearm widens towards the elbow; thumb: 0 tucked to 1 along the finger;
+    mirrored: a left hand from the bottom left; elbow_xy: where the forearm comes from, as a fraction of the
+    frame; swing: how far the elbow follows the hand; light_xyz: direction of the light; ambient: share of light
+    from everywhere; bare: length of forearm before the sleeve; band: width of a bracelet, 0 for none;
+    shutter_s: time over which motion blurs; grain: seed of skin and cloth.
     """
 
     skin_bgr: tuple[float, float, float]
@@ -48,6 +50,7 @@ class Look:
     scale: float
     tilt: float
     thickness: float
+    girth: float
     thumb: float
     mirrored: bool
     elbow_xy: tuple[float, float]
@@ -77,8 +80,8 @@ class Look:
             band=float(rng.choice([0.0, rng.uniform(0.03, 0.06), rng.uniform(0.08, 0.16)], p=[0.65, 0.2, 0.15])),
             bare=float(rng.choice([9.0, rng.uniform(0.12, 1.4)], p=[0.5, 0.5])),
             scale=float(np.exp(rng.uniform(np.log(0.7), np.log(1.4)))), tilt=float(rng.normal(-0.22, 0.2)),
-            thickness=float(rng.uniform(0.85, 1.2)), thumb=float(rng.uniform(0, 1)),
-            mirrored=bool(rng.random() < 0.06),
+            thickness=float(rng.uniform(0.85, 1.25)), girth=float(rng.uniform(0.05, 0.24)),
+            thumb=float(rng.uniform(0, 1)), mirrored=bool(rng.random() < 0.06),
             elbow_xy=(float(rng.normal(0.95, 0.16)), float(rng.uniform(1.2, 1.7))),
             swing=float(rng.uniform(0.2, 0.7)),
             light_xyz=_triple(np.array([side, rng.uniform(-1.0, 0.15), rng.uniform(0.35, 1.1)])),
@@ -96,7 +99,7 @@ class Hand:
         self._finer = float(np.clip(60.0 / self._length, 1.0, 3.0))
         self._unit = self._length * self._finer
         self._arm = _arm_sprite(look, self._unit)
-        self._hands: dict[Posture, Image] = {}
+        self._hands = {posture: _hand_sprite(look, posture, self._unit) for posture in POSTURES}
 
     def draw(self, image_bgr: Image, tip_xy: tuple[float, float], posture: Posture = "pointing", angle: float = 0.0,
              velocity_xy: tuple[float, float] = (0.0, 0.0)) -> None:
@@ -115,24 +118,20 @@ class Hand:
         blur = (int(abs(velocity_xy[0]) * width * look.shutter_s), int(abs(velocity_xy[1]) * height * look.shutter_s))
         scale = 1 / self._finer
         _stamp(image_bgr, self._arm, _affine(arm_turn, scale, sign, _ARM_ORIGIN, self._unit, wrist), blur)
-        _stamp(image_bgr, self._hand(posture), _affine(turn, scale, sign, _HAND_ORIGIN, self._unit, tip), blur)
-
-    def _hand(self, posture: Posture) -> Image:
-        if posture not in self._hands:
-            self._hands[posture] = _hand_sprite(self.look, posture, self._unit)
-        return self._hands[posture]
+        _stamp(image_bgr, self._hands[posture], _affine(turn, scale, sign, _HAND_ORIGIN, self._unit, tip), blur)
 
 
 def _bones(look: Look, posture: Posture) -> list[Bone]:
     k = look.thickness
     bones = list(_BACK)
-    curled: list[Bone] = [(0.17, 0.47, 0.075 * k, 0.13, 0.56, 0.065 * k), (0.25, 0.51, 0.07 * k, 0.20, 0.60, 0.06 * k),
-                          (0.32, 0.57, 0.06 * k, 0.27, 0.65, 0.055 * k)]
+    curled: list[Bone] = [(0.175, 0.455, 0.075 * k, 0.13, 0.56, 0.07 * k),
+                          (0.265, 0.50, 0.072 * k, 0.20, 0.60, 0.065 * k),
+                          (0.345, 0.565, 0.062 * k, 0.28, 0.65, 0.06 * k)]
     tucked: list[Bone] = [(0.06, 0.80, 0.085, -0.04, 0.62, 0.065 * k),
                           (-0.04, 0.62, 0.06 * k, 0.06 - 0.14 * look.thumb, 0.49 - 0.02 * look.thumb, 0.05 * k)]
     if posture == "pointing":
-        finger: list[Bone] = [(0.0, 0.045, 0.042 * k, 0.015, 0.20, 0.052 * k),
-                              (0.015, 0.20, 0.052 * k, 0.055, 0.47, 0.066 * k)]
+        finger: list[Bone] = [(0.0, 0.048, 0.046 * k, 0.015, 0.20, 0.056 * k),
+                              (0.015, 0.20, 0.056 * k, 0.055, 0.47, 0.074 * k)]
         return bones + curled + tucked + finger
     if posture == "fist":
         return bones + curled + tucked + [(0.07, 0.47, 0.075 * k, 0.05, 0.56, 0.065 * k)]
@@ -146,7 +145,7 @@ def _bones(look: Look, posture: Posture) -> list[Bone]:
 
 _HAND_BOX = (-0.28, -0.14, 0.62, 1.22)  # left, top, right, bottom of the hand sprite
 _HAND_ORIGIN = (-_HAND_BOX[0], -_HAND_BOX[1])
-_ARM_BOX = (-0.34, -0.16, 0.34, 3.0)
+_ARM_BOX = (-0.46, -0.16, 0.46, 3.0)
 _ARM_ORIGIN = (-_ARM_BOX[0], -_ARM_BOX[1])
 
 
@@ -182,7 +181,7 @@ def _hand_sprite(look: Look, posture: Posture, unit: float) -> Image:
 def _arm_sprite(look: Look, unit: float) -> Image:
     """Premultiplied BGRA sprite of wrist, forearm, band and sleeve, running down from (0, 0)."""
     x, y = _grid(_ARM_BOX, unit)
-    half = _WRIST_RADIUS + 0.095 * np.clip(y / 1.1, 0, 1) ** 1.2
+    half = _WRIST_RADIUS + look.girth * np.clip(y / 1.3, 0, 1) ** 1.1
     half = np.where(y < 0, np.sqrt(np.maximum(_WRIST_RADIUS ** 2 - y * y, 1e-6)), half).astype(np.float32)
     sleeved = y > look.bare + 0.03 * np.cos(x * 8)
     rng = np.random.default_rng(look.grain)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.synthetic.hand import Posture
+from engines.synthetic.hand import POSTURES, Posture
 from engines.synthetic.strokes import LABELS, Points, StrokeSource, stray, stroke
 
 Range = tuple[float, float]
-POSTURES: tuple[Posture, ...] = ("pointing", "open", "fist")
 
 
 @dataclass(frozen=True, slots=True)
