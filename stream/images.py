@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -66,3 +67,25 @@ def _as_uint8(array: NDArray[Any]) -> Image:
         scaled: Image = np.rint(array * 255).astype(np.uint8)
         return scaled
     raise FrameError(f"an image of type {array.dtype}", "uint8, uint16 or float in 0..1", "convert it to uint8")
+
+
+def stated_size_hw(data: bytes) -> tuple[int, int] | None:
+    """Height and width as a PNG, BMP or JPEG file states them before any decoding; None for other formats."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return height, width
+    if data[:2] == b"BM" and len(data) >= 26:
+        width, height = struct.unpack("<ii", data[18:26])
+        return abs(height), abs(width)
+    return _jpeg_size_hw(data) if data[:2] == b"\xff\xd8" else None
+
+
+def _jpeg_size_hw(data: bytes) -> tuple[int, int] | None:
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame, ITU T.81 table B.1
+            height, width = struct.unpack(">HH", data[at + 5:at + 9])
+            return height, width
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2:at + 4], "big")
+    return None

@@ -1,0 +1,107 @@
+"""Where frames come from: `open_source` turns what a user typed into a `Source`."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import math
+from pathlib import Path
+from typing import get_args
+
+from engines.errors import SourceError, UsageError
+from stream.sources.address import masked, scheme_of
+from stream.sources.base import Policy, Source, SourceInfo
+
+__all__ = ["Policy", "Source", "SourceInfo", "open_source"]
+
+KNOWN = "a webcam number, a video file, a folder or glob of images, rtsp://, http:// or sim://gestures"
+
+
+def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto", fps: float | None = None) -> Source:
+    """Opens a camera, file or stream.
+
+        0, 1, ...                     webcam
+        rtsp://, rtsps://, http(s)://  network camera
+        sim://gestures?seed=1         simulated camera
+        frames/, 'frames/*.jpg'       images, natural order, at `fps` (default 30)
+        clip.mp4                      video file
+
+    camera: the name its frames carry, by default the source's own (never with a password in it);
+    policy: "newest" drops frames to stay up to date, "every" gives all; "auto" is newest for live cameras and every
+    for files. A file with "newest" plays at its own pace. fps: the rate of images, or of a video in place of its own
+    timestamps. Raises UsageError for what cannot be (no such file), SourceError for what does not open.
+    """
+    if policy not in get_args(Policy):
+        raise UsageError(f"policy {policy!r}", "auto, every or newest", "choose one of them")
+    if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
+        raise UsageError(f"fps {fps}", "more than 0 and at most 1000 frames per second", "give the rate of the images")
+    scheme = scheme_of(spec)
+    if fps is not None and (spec.isdecimal() or scheme is not None):
+        raise UsageError(f"fps {fps:g} with {masked(spec) if scheme else 'a webcam'}",
+                         "fps with images or a video file", "leave it out: the camera sets its own rate")
+    if spec.isdecimal():
+        from stream.sources.webcam import Webcam
+        return Webcam(int(spec), camera, policy)
+    if scheme in ("rtsp", "rtsps", "http", "https"):
+        from stream.sources.network import open_network
+        return _paced(open_network(spec, camera, policy), policy)
+    if scheme == "sim":
+        from stream.sources.simulated import SimulatedSource
+        return SimulatedSource(spec, camera=camera, policy=policy)
+    if scheme == "zmq":
+        raise UsageError(masked(spec), "a source this version can read: the ZeroMQ receiver is not in it",
+                         "use rtsp://, http:// or a file")
+    if scheme is not None:
+        raise UsageError(f"{masked(spec)}: no source of kind {scheme}://", KNOWN, "check the spelling")
+    return _paced(_open_path(spec, camera, fps), policy)
+
+
+def _paced(source: Source, policy: Policy) -> Source:
+    if policy != "newest" or source.info.live:
+        return source
+    from stream.sources.pace import Paced
+    return Paced(source)
+
+
+def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
+    from stream.sources.images import ImageFiles, is_image
+    if not spec.strip():
+        raise UsageError("a source without a name", KNOWN, "name one, or leave it out for sim://gestures")
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        try:
+            paths = [entry for entry in path.iterdir() if is_image(entry)]
+        except OSError as error:
+            raise SourceError(f"{spec}: {error.strerror or error}", "a readable folder",
+                              "check the permissions of the folder") from error
+        if not paths:
+            raise UsageError(f"{spec}: a folder without images", "a folder of images (jpg, png, bmp, tiff, webp)",
+                             "name one video file, or a folder with images directly in it")
+        return ImageFiles(paths, camera or path.resolve().name, fps)
+    if path.is_file():
+        if is_image(path):
+            return ImageFiles([path], camera or path.name, fps)
+        from stream.sources.video import VideoFile
+        return VideoFile(path, camera, fps)
+    if path.exists():
+        raise UsageError(f"{spec}: neither a file nor a folder", KNOWN, "for webcam /dev/video0 write 0")
+    if glob.has_magic(spec):
+        paths = [Path(name) for name in glob.glob(str(path), recursive=True) if is_image(Path(name))]
+        if not paths:
+            raise UsageError(f"{spec}: no image has such a name", "a pattern such as 'frames/*.jpg'",
+                             "check the folder and the ending")
+        return ImageFiles(paths, camera or paths[0].resolve().parent.name, fps)
+    raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))
+
+
+def _near(path: Path) -> str:
+    """What to do about a name that is not there."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"check the path: there is no folder {str(folder)!r}"
+    try:
+        names = {entry.name.lower(): entry.name for entry in folder.iterdir()}
+    except OSError:
+        names = {}
+    near = difflib.get_close_matches(path.name.lower(), names, n=3, cutoff=0.6)
+    return "did you mean " + " or ".join(names[name] for name in near) if near else "check the path"

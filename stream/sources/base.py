@@ -47,6 +47,7 @@ class Source(ABC):
     def frames(self) -> Iterator[Frame | Gap]:
         """Gives frames in order of time, once. Ends at the end of the stream or soon after `close`.
 
+        Numbers leave room for what was lost: a frame's index is the one before + 1 + its `lost`.
         Raises SourceError when the stream stops and does not come back.
         """
 

@@ -80,29 +80,37 @@ def _believable(step_s: float) -> bool:
 class VideoFile(Source):
     """A video file through OpenCV (FFmpeg), upright when the file carries a rotation flag.
 
+    fps: play at this rate, whatever the file's times say; capture: read from this instead of opening `path`.
     Raises SourceError when nothing in it can be read as a picture.
     """
 
-    def __init__(self, path: Path, camera: str | None = None, capture: Capture | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path, camera: str | None = None, fps: float | None = None,
+                 capture: Capture | None = None) -> None:
+        self._path, self._forced_fps = path, fps
         self._capture = capture or _open(path)
-        self._closed = False
-        self.info = SourceInfo(camera or path.name, False, self._capture.size_hw, self._capture.fps,
+        self._started = self._closed = False
+        self.info = SourceInfo(camera or path.name, False, self._capture.size_hw, fps or self._capture.fps,
                                self._capture.claimed_frames)
 
     def close(self) -> None:
-        self._closed = True  # the reader gives the capture back: FFmpeg must not lose it in the middle of a grab
+        self._closed = True
+        if not self._started:  # else `frames` does it: FFmpeg must not lose a capture in the middle of a grab
+            self._capture.release()
 
     def frames(self) -> Iterator[Frame | Gap]:
+        if self._closed:
+            return
+        self._started = True
         time = StreamTime(self.info.fps)
-        index = unread = failed_grabs = 0
+        index = -1
+        unread = failed_grabs = 0
         try:
             while not self._closed and failed_grabs < FAILED_GRABS:
                 if not self._capture.grab():
                     failed_grabs += 1
                     continue
                 failed_grabs = 0
-                raw_s = self._capture.position_s()
+                raw_s = math.nan if self._forced_fps else self._capture.position_s()
                 picture = self._capture.retrieve()
                 try:
                     image_bgr = None if picture is None else as_bgr(picture)
@@ -114,11 +122,12 @@ class VideoFile(Source):
                     continue
                 captured_at, missing = time.next(raw_s)
                 self.lost += max(missing - unread, 0)
-                yield Frame(image_bgr, captured_at, index, self.info.camera, lost=max(missing, unread))
-                index, unread = index + 1, 0
+                lost, unread = max(missing, unread), 0
+                index += 1 + lost
+                yield Frame(image_bgr, captured_at, index, self.info.camera, lost)
         finally:
             self._capture.release()
-        if index == 0 and not self._closed:
+        if index < 0 and not self._closed:
             raise _unreadable(self._path, "not one picture in it can be decoded")
 
 
@@ -131,7 +140,7 @@ def _open(path: Path) -> Capture:
                           "check the permissions of the file") from error
     if empty:
         raise _unreadable(path, "the file is empty")
-    capture = OpenCvCapture(str(path), cv2.CAP_FFMPEG)
+    capture = OpenCvCapture(str(path.absolute()), cv2.CAP_FFMPEG)
     if not capture.opened:
         raise _unreadable(path, "the file is no video, or its header is damaged or cut off")
     return capture

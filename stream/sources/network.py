@@ -1,0 +1,43 @@
+"""RTSP and HTTP through FFmpeg. RTSP goes over TCP (OpenCV's default), so packets are not lost on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+
+from engines.errors import UsageError
+from stream.sources.address import is_complete, masked, scheme_of
+from stream.sources.base import Policy, Source
+from stream.sources.capture import Capture, OpenCvCapture
+from stream.sources.reader import LiveSource, Patience, Timing, open_within
+from stream.sources.video import VideoFile
+
+OPEN_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 5.0
+PATIENCE = Patience(open_s=OPEN_TIMEOUT_S + 2, give_up_s=120.0)
+
+
+def open_network(url: str, camera: str | None = None, policy: Policy = "auto", fps: float | None = None,
+                 timing: Timing | None = None) -> Source:
+    """A network camera; or, when http answers with a video of stated length, that video as a file.
+
+    The first connection is given PATIENCE.open_s; a camera lost later is reconnected, and given up after
+    PATIENCE.give_up_s without a frame. Raises SourceError, and UsageError for a URL without a host.
+    """
+    if not is_complete(url):
+        raise UsageError(masked(url), "an address with a host, e.g. rtsp://host:554/path", "check the address")
+
+    def connect() -> Capture | None:
+        capture = OpenCvCapture(url, cv2.CAP_FFMPEG, [
+            (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(OPEN_TIMEOUT_S * 1000)),
+            (cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(READ_TIMEOUT_S * 1000))])
+        return capture if capture.opened else None
+
+    name = camera or masked(url)
+    if scheme_of(url) in ("http", "https"):
+        capture = open_within(PATIENCE.open_s, connect, masked(url))
+        if capture.claimed_frames is not None:
+            return VideoFile(Path(masked(url)), name, fps, capture)
+        return LiveSource(connect, masked(url), name, PATIENCE, policy, timing, capture)
+    return LiveSource(connect, masked(url), name, PATIENCE, policy, timing)

@@ -1,0 +1,181 @@
+"""Live cameras: a reader thread in front, a mailbox behind it, reconnection in between.
+
+    camera ──grab──► reader thread ──► Mailbox ──► frames()
+                          ▲
+                     lost? back off, connect again, Gap("reconnected")
+
+Back-off: `first_pause_s`, doubled after every failure up to `longest_pause_s`, each times a random 0.5 to 1 so that
+many cameras behind one switch do not come back at once. When the consumer has waited `give_up_s` for a frame,
+whatever the thread is stuck in, `frames` raises SourceError.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from engines.errors import FrameError, SourceError
+from stream.frame import Frame, Gap
+from stream.images import as_bgr
+from stream.sources.base import Policy, Source, SourceInfo
+from stream.sources.capture import Capture
+from stream.sources.mailbox import SLICE_S, Mailbox
+
+Connect = Callable[[], Capture | None]
+FAILED_GRABS = 5  # in a row; then the camera counts as lost
+QUEUE_FRAMES = 64  # with policy "every"
+PARTING_S = 0.5  # time given to the reader to leave a grab; a process should not end inside a driver
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a live source waits. open_s: for the first connection; the rest: see the top of the file."""
+
+    open_s: float
+    give_up_s: float
+    first_pause_s: float = 0.25
+    longest_pause_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where time and chance come from; tests put their own here."""
+
+    wall: Callable[[], float] = time.time
+    steady: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    chance: Callable[[], float] = random.random
+
+
+class LiveSource(Source):
+    """A camera that is there or not. captured_at is the Unix time at which a frame was grabbed.
+
+    connect: opens the camera, None when it cannot; capture: what it gave, when that is done already;
+    what: the camera in words, for messages; policy "newest" (and
+    "auto") keeps one frame and counts the overwritten, "every" makes the reader wait for the consumer.
+    Raises SourceError when the camera cannot be opened within `patience.open_s`.
+    """
+
+    def __init__(self, connect: Connect, what: str, camera: str, patience: Patience, policy: Policy = "auto",
+                 timing: Timing | None = None, capture: Capture | None = None) -> None:
+        self._connect, self._what, self._patience = connect, what, patience
+        self._timing = timing or Timing()
+        self._closed = self._started = False
+        self._mailbox = Mailbox(QUEUE_FRAMES if policy == "every" else 1, newest=policy != "every")
+        capture = capture or open_within(patience.open_s, connect, what)
+        self._capture: Capture | None = capture
+        self._pause_s = patience.first_pause_s
+        self.info = SourceInfo(camera, True, capture.size_hw, capture.fps, None)
+
+    def close(self) -> None:
+        self._closed = True
+        self._mailbox.close()
+        if not self._started and self._capture is not None:
+            self._capture.release()
+
+    def frames(self) -> Iterator[Frame | Gap]:
+        if self._closed:
+            return
+        self._started = True
+        reader = threading.Thread(target=self._read, name=f"reader of {self.info.camera}", daemon=True)
+        reader.start()
+        try:
+            while (post := self._mailbox.take(self._patience.give_up_s, self._timing.steady)) is not None:
+                self.lost += post.frame.lost
+                yield from post.gaps
+                yield post.frame
+        except TimeoutError as error:
+            raise SourceError(f"{self._what}: no frame for {self._patience.give_up_s:g} s",
+                              "a camera that keeps giving frames",
+                              "check the camera and its connection, then start again") from error
+        finally:
+            self.close()
+            reader.join(PARTING_S)
+
+    def _read(self) -> None:
+        """The reader thread. Whatever ends it, the mailbox learns of it."""
+        failure: BaseException | None = None
+        try:
+            self._read_until_closed()
+        except BaseException as error:
+            failure = error
+        finally:
+            if self._capture is not None:
+                self._capture.release()
+            self._mailbox.close(None if self._closed else failure)
+
+    def _read_until_closed(self) -> None:
+        index, failed_grabs, lost = -1, 0, 0
+        latest_at: float | None = None
+        again = False
+        while not self._closed:
+            if self._capture is None or failed_grabs >= FAILED_GRABS:
+                if not self._reconnect():
+                    return
+                failed_grabs, again = 0, True
+            capture = self._capture
+            assert capture is not None
+            if not capture.grab():
+                failed_grabs += 1
+                continue
+            failed_grabs, captured_at = 0, self._timing.wall()
+            picture = capture.retrieve()
+            try:
+                image_bgr = None if picture is None else as_bgr(picture)
+            except FrameError:
+                image_bgr = None
+            if image_bgr is None:
+                lost += 1
+                continue
+            gaps: tuple[Gap, ...] = ()
+            if again:
+                hole_s = max(captured_at - latest_at, 0.0) if latest_at is not None else 0.0
+                gaps = (Gap(self.info.camera, captured_at, hole_s, "reconnected"),)
+            index += 1 + lost
+            self._mailbox.put(Frame(image_bgr, captured_at, index, self.info.camera, lost), gaps)
+            latest_at, lost, again = captured_at, 0, False
+            self._pause_s = self._patience.first_pause_s
+
+    def _reconnect(self) -> bool:
+        """Tries until the camera is back; False when the source was closed meanwhile."""
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+        while self._pause(self._pause_s * (0.5 + 0.5 * self._timing.chance())):
+            self._pause_s = min(2 * self._pause_s, self._patience.longest_pause_s)
+            self._capture = self._connect()
+            if self._capture is not None:
+                return True
+        return False
+
+    def _pause(self, seconds: float) -> bool:
+        until_s = self._timing.steady() + seconds
+        while not self._closed and (left_s := until_s - self._timing.steady()) > 0:
+            self._timing.sleep(min(left_s, SLICE_S))
+        return not self._closed
+
+
+def open_within(seconds: float, connect: Connect, what: str) -> Capture:
+    """Connects, but waits no longer than `seconds`: name look-up and drivers know no timeout. Raises SourceError."""
+    found: list[Capture | BaseException | None] = []
+
+    def attempt() -> None:
+        try:
+            found.append(connect())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=attempt, name=f"opening {what}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    outcome = found[0] if found else None
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if outcome is None:
+        raise SourceError(f"{what}: " + ("cannot be opened" if found else f"no answer within {seconds:g} s"),
+                          "a camera or stream that gives frames",
+                          "check that it is plugged in, switched on, reachable, and not in use by another program")
+    return outcome
