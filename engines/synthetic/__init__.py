@@ -41,7 +41,8 @@ class Simulation:
         performance, appearance = np.random.default_rng(seed).spawn(2)
         self.rate = rate
         self.scene = Scene(appearance, size_hw, background_bgr)
-        self.script = Script(performance, strokes=strokes, labels=labels, idle_s=idle_s, strays=strays)
+        self.script = Script(performance, strokes=strokes, labels=labels, idle_s=idle_s, strays=strays,
+                             aspect=size_hw[1] / size_hw[0])
 
     def frame(self, k: int) -> NDArray[np.uint8]:
         """The k-th image, uint8 BGR [H, W, 3]."""

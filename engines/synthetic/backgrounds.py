@@ -49,7 +49,8 @@ def _landscape(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     canvas = (sky * (0.75 + 0.35 * down / horizon)).astype(np.float32) + np.zeros((height, width, 3), np.float32)
     line = horizon + 0.03 * _curve(rng, width, 12) + 0.012 * _curve(rng, width, 60)
     below = (down[..., 0] > line)[..., None]
-    fields = _cloud(rng, size_hw, 10)[..., None] * rng.uniform(10, 30, 3) + _cloud(rng, size_hw, 45)[..., None] * rng.uniform(4, 18)
+    fields = _cloud(rng, size_hw, 10)[..., None] * rng.uniform(5, 25, 3)
+    fields += _cloud(rng, size_hw, 45)[..., None] * rng.uniform(4, 18)
     canvas = np.where(below, land * (0.8 + 0.5 * down) + fields, canvas).astype(np.float32)
     for _ in range(int(rng.integers(0, 14))):
         _box(canvas, (rng.random(), rng.uniform(horizon, 1), rng.uniform(0.01, 0.1), rng.uniform(0.01, 0.06)),

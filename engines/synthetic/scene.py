@@ -88,7 +88,7 @@ class _Clutter:
         self._size_hw = size_hw
         height = size_hw[0]
         self._shape = rng.uniform(0.04, 0.3, 2) * height
-        self._colour = rng.uniform(0, 255) + 30 * rng.standard_normal(3)
+        self._colour = np.clip(rng.uniform(0, 255) + 30 * rng.standard_normal(3), 0, 255)
         self._box = bool(rng.random() < 0.4)
         self._centre, self._reach = rng.uniform(0.1, 0.9, 2), rng.uniform(0.02, 0.7, 2) * (1.0, 0.4)
         self._hz, self._phase = rng.uniform(0.05, 0.6, 2), rng.uniform(0, 2 * np.pi, 2)

@@ -94,6 +94,7 @@ class Script:
         while self._parts[0].end <= t_s:
             self._parts.popleft()
         part = self._parts[0]
+        assert t_s >= part.start, "times must not go back"
         if part.path is None:
             return Pose(None)
         before, after = max(t_s - 0.01, part.start), min(t_s + 0.01, part.end)
