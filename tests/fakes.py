@@ -1,14 +1,18 @@
-"""Stand-ins for the seams: an engine with real state and a model that agrees with it, in numpy."""
+"""Stand-ins for the seams: source, sink, and an engine with real state beside a model that agrees with it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from engines.contract import Contract
 from engines.engine import Engine, StepResult
+from engines.errors import SinkError
+from stream.frame import Frame, Gap, Record
+from stream.sinks.base import Sink
+from stream.sources.base import Source, SourceInfo
 
 LABELS = ("left", "right", "none")
 
@@ -59,6 +63,47 @@ class FakeEngine(Engine):
     @property
     def state_bytes(self) -> int:
         return self.state_SD[0].nbytes
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeSource(Source):
+    """Plays items; an exception among them is raised in its turn, a function called."""
+
+    def __init__(self, items: Iterable[Frame | Gap | Exception | Callable[[], object]], live: bool = False) -> None:
+        self.items, self.closed, self.given = list(items), False, 0
+        self.info = SourceInfo("cam", live, (24, 32), 10.0, None)
+
+    def frames(self) -> Iterator[Frame | Gap]:
+        for item in self.items:
+            if self.closed:
+                return
+            if isinstance(item, Exception):
+                raise item
+            if callable(item):
+                item()
+                continue
+            self.given += 1
+            yield item
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeSink(Sink):
+    """Keeps what it is given; fails with `failure` at its `fail_at`-th write."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.frames: list[Frame | None] = []
+        self.records: list[Record] = []
+        self.fail_at, self.closed = fail_at, False
+
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
+        if len(self.frames) == self.fail_at:
+            raise SinkError("no space", "some space", "free some")
+        self.frames.append(frame)
+        self.records += records
 
     def close(self) -> None:
         self.closed = True

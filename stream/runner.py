@@ -1,0 +1,155 @@
+"""One source through one recogniser into the sinks, until the source ends or someone says stop.
+
+    source.frames() ──Frame──► recognizer.push ──records──► every sink
+                    ──Gap─────────────────────────────────► every sink
+
+However it ends, what was recognised is kept: open events are closed, a summary is written, and only then does the
+first fault surface.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import numpy as np
+
+from engines.errors import FrameError, SinkError
+from stream.frame import Frame, Gap, Prediction, Record, Summary
+from stream.recognizer import Recognizer
+from stream.sinks.base import Sink
+from stream.sources.base import Source
+
+
+class Percentiles:
+    """Percentiles of any number of values in constant memory: a histogram whose bins are 2 % wide.
+
+    Values from 0.001 to a million keep that precision; others count as the nearest of these.
+    """
+
+    WIDTH, LOWEST, HIGHEST = 1.02, 1e-3, 1e6
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(self._bin(self.HIGHEST) + 1, np.int64)
+
+    def add(self, value: float) -> None:
+        self._counts[self._bin(value)] += 1
+
+    def summary(self, percents: Sequence[int] = (50, 95, 99)) -> dict[str, float]:
+        """{"p50": value, ...}; empty when nothing was added."""
+        cumulative = self._counts.cumsum()
+        if not cumulative[-1]:
+            return {}
+        bins = np.searchsorted(cumulative, np.ceil(cumulative[-1] * np.array(percents) / 100))
+        return {f"p{percent}": self.LOWEST * self.WIDTH ** float(index + 0.5)
+                for percent, index in zip(percents, bins, strict=True)}
+
+    def _bin(self, value: float) -> int:
+        clipped = min(max(value, self.LOWEST), self.HIGHEST)
+        return int(math.log(clipped / self.LOWEST) / math.log(self.WIDTH))
+
+
+class _Outputs:
+    """All sinks. One that fails is left out from then on; its error is kept for the end."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = list(sinks)
+        self.failure: SinkError | None = None
+
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
+        for sink in list(self._sinks):
+            try:
+                sink.write(frame, records)
+            except SinkError as error:
+                self._sinks.remove(sink)
+                self.failure = self.failure or error
+
+
+def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, max_seconds: float | None = None,
+        max_frames: int | None = None, stop: threading.Event | None = None,
+        timer: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time) -> Summary:
+    """Recognises `source` to its end and returns the totals, which the sinks get as well.
+
+    max_seconds: of the stream's own time, and for live sources of real time too; max_frames: camera frames;
+    stop: when set, the run ends after the current frame (close the source to end a wait for the next one).
+    An image that cannot be used costs that image and is counted. The source is closed at the end; the sinks are
+    the caller's to close. Raises SourceError, EngineError or SinkError after all else is written; a sink that
+    fails ends the run.
+    """
+    outputs, latencies = _Outputs(sinks), Percentiles()
+    camera, live = source.info.camera, source.info.live
+    began, frames, lost = timer(), 0, 0
+    first_at: float | None = None
+    try:
+        with _closed_after(max_seconds if live else None, source):
+            for item in source.frames():
+                if outputs.failure or (stop is not None and stop.is_set()):
+                    break
+                if isinstance(item, Gap):
+                    outputs.write(None, [item])
+                    continue
+                first_at = item.captured_at if first_at is None else first_at
+                if max_seconds is not None and item.captured_at - first_at >= max_seconds:
+                    break
+                lost += item.lost
+                frames += 1
+                waited_s = max(wall() - item.captured_at, 0.0) if live else 0.0
+                try:
+                    records = recognizer.push(item.image_bgr, item.captured_at, camera, item.index, item.lost, waited_s)
+                    outputs.write(item, records)
+                except FrameError:
+                    records = []  # counted by the recogniser
+                for record in records:
+                    if isinstance(record, Prediction):
+                        latencies.add(record.latency_ms["total"])
+                if frames == max_frames:
+                    break
+    finally:
+        source.close()
+        counts = recognizer.counts(camera)
+        closed = recognizer.flush(camera)
+        elapsed_s = timer() - began
+        summary = Summary(camera, frames, counts.predictions, counts.events + len(closed),
+                          counts.dropped + max(source.lost - lost, 0), frames / elapsed_s if elapsed_s > 0 else 0.0,
+                          latencies.summary())
+        outputs.write(None, [*closed, summary])
+    if outputs.failure:
+        raise outputs.failure
+    return summary
+
+
+@contextmanager
+def ended_by_signals(source: Source, stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run in good order; a second one raises KeyboardInterrupt. Main thread only."""
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        source.close()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _closed_after(seconds: float | None, source: Source) -> Iterator[None]:
+    """Closes the source after so many seconds of real time, even when it gives no frames."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, source.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
