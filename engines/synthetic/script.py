@@ -102,7 +102,7 @@ class Script:
         tip = part.tip(t_s) + self._tremor * np.sin(2 * np.pi * self._tremor_hz * t_s + self._tremor_phase)
         u = (t_s - part.start) / max(part.end - part.start, 1e-9)
         angle = part.angle_from + (3 * u * u - 2 * u ** 3) * (part.angle_to - part.angle_from)
-        return Pose((float(tip[0]), float(tip[1])), part.posture, angle, (float(velocity[0]), float(velocity[1])))
+        return Pose((float(tip[0]), float(tip[1])), part.posture, float(angle), (float(velocity[0]), float(velocity[1])))
 
     def spans(self, until_s: float) -> list[Span]:
         """The gestures that start before `until_s`, in order; the last may end after it."""
@@ -116,7 +116,7 @@ class Script:
         approach_s, hover_s = rng.uniform(*self._approach_s), rng.uniform(*self._hover_s) * rng.integers(2)
         deadline = self._now + rng.uniform(*self._idle_s) - approach_s - hover_s
         self._hover(min(rng.uniform(*self._hover_s) * rng.integers(2), deadline - self._now))
-        while deadline - self._now > 0.25:
+        while deadline - self._now > 0.5:
             self._idle(deadline - self._now)
         if not self._bag:
             self._bag = [str(label) for label in rng.permutation(self._labels)]
@@ -141,8 +141,8 @@ class Script:
             return
         action = rng.choice(["leave", "rest", "roam", "stray", "hover"], p=[0.4, 0.15, 0.2, 0.15, 0.1])
         if action == "leave":
-            self._move(self._outside(), min(rng.uniform(0.25, 0.9), left_s))
-            self._tip = None
+            self._move(self._outside(), min(rng.uniform(0.25, 0.9), left_s / 2))
+            self._add(min(rng.uniform(0.1, 3.0), left_s / 2), None)
         elif action == "rest":
             self._move(np.array([rng.uniform(0.3, 0.95), rng.uniform(0.75, 1.02)]), min(rng.uniform(0.3, 0.9), left_s))
             self._hover(min(rng.uniform(0.3, 2.0), left_s / 2))

@@ -81,7 +81,7 @@ def _ideal(label: str, rng: np.random.Generator) -> Points:
 
     if label in ("left", "right", "up", "down"):
         along = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}[label]
-        return np.array([[0.0, 0.0], along]) @ _rotation(np.deg2rad(np.clip(6 * rng.standard_normal(), -16, 16)))
+        return np.array([[0.0, 0.0], along]) @ _rotation(np.deg2rad(np.clip(4 * rng.standard_normal(), -9, 9)))
     if label == "circlecc":
         start = np.deg2rad(rng.uniform(35, 110))  # from the top right to just past the top
         angles = start + np.deg2rad(rng.uniform(325, 390)) * np.linspace(0, 1, SAMPLES)
