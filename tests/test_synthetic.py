@@ -82,7 +82,7 @@ def test_spans_are_ordered_and_apart_and_every_label_occurs() -> None:
         assert {span.label for span in spans} == set(LABELS)
         for span, following in itertools.pairwise(spans):
             assert span.started_at < span.ended_at
-            assert 1.2 < following.started_at - span.ended_at < 6.0
+            assert 1.5 - 1e-6 < following.started_at - span.ended_at < 5.0 + 1e-6
 
 
 def test_the_tip_draws_the_stroke_within_the_frame_during_its_span() -> None:

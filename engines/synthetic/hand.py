@@ -79,8 +79,8 @@ class Look:
             pattern=str(rng.choice(["plain", "stripes", "checks"], p=[0.6, 0.2, 0.2])),  # type: ignore[arg-type]
             band=float(rng.choice([0.0, rng.uniform(0.03, 0.06), rng.uniform(0.08, 0.16)], p=[0.65, 0.2, 0.15])),
             bare=float(rng.choice([9.0, rng.uniform(0.12, 1.4)], p=[0.5, 0.5])),
-            scale=float(np.exp(rng.uniform(np.log(0.7), np.log(1.4)))), tilt=float(rng.normal(-0.22, 0.2)),
-            thickness=float(rng.uniform(0.85, 1.25)), girth=float(rng.uniform(0.05, 0.24)),
+            scale=float(np.exp(rng.uniform(np.log(0.75), np.log(1.5)))), tilt=float(rng.normal(-0.22, 0.2)),
+            thickness=float(rng.uniform(0.85, 1.25)), girth=float(rng.uniform(0.06, 0.3)),
             thumb=float(rng.uniform(0, 1)), mirrored=bool(rng.random() < 0.06),
             elbow_xy=(float(rng.normal(0.95, 0.16)), float(rng.uniform(1.2, 1.7))),
             swing=float(rng.uniform(0.2, 0.7)),

@@ -43,7 +43,8 @@ class Scene:
         # Light: gain drifts, and an automatic exposure answers the hand.
         self._gain, self._gain_hz, self._gain_phase = rng.uniform(0, 0.08), rng.uniform(0.03, 0.4), rng.uniform(0, 6.28)
         self._answer = float(rng.choice([0.0, rng.uniform(-0.12, 0.12)], p=[0.6, 0.4]))
-        noise = float(rng.choice([rng.uniform(0, 3), rng.uniform(3, 12)], p=[0.7, 0.3]))  # standard deviation
+        # Standard deviation in camera pixels; a small frame stands for a camera's frame scaled down.
+        noise = float(rng.choice([rng.uniform(0, 3), rng.uniform(3, 12)], p=[0.7, 0.3])) * min(height / 240, 1.0) ** 0.5
         self._noise = _noise_tile(rng, size_hw)
         self._noise_level = noise / max(float(self._noise[:32, :32].std()), 1.0)
         self._noise_seed = int(rng.integers(2 ** 31))

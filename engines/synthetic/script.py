@@ -102,7 +102,8 @@ class Script:
         tip = part.tip(t_s) + self._tremor * np.sin(2 * np.pi * self._tremor_hz * t_s + self._tremor_phase)
         u = (t_s - part.start) / max(part.end - part.start, 1e-9)
         angle = part.angle_from + (3 * u * u - 2 * u ** 3) * (part.angle_to - part.angle_from)
-        return Pose((float(tip[0]), float(tip[1])), part.posture, float(angle), (float(velocity[0]), float(velocity[1])))
+        return Pose((float(tip[0]), float(tip[1])), part.posture, float(angle),
+                    (float(velocity[0]), float(velocity[1])))
 
     def spans(self, until_s: float) -> list[Span]:
         """The gestures that start before `until_s`, in order; the last may end after it."""
@@ -118,6 +119,7 @@ class Script:
         self._hover(min(rng.uniform(*self._hover_s) * rng.integers(2), deadline - self._now))
         while deadline - self._now > 0.5:
             self._idle(deadline - self._now)
+        self._stay(deadline - self._now)
         if not self._bag:
             self._bag = [str(label) for label in rng.permutation(self._labels)]
         label = self._bag.pop()
@@ -126,7 +128,7 @@ class Script:
         self._posture = "pointing"
         self._move(path[0], approach_s, angle=0.12 * rng.standard_normal())
         self._hover(hover_s)
-        self._spans.append(Span(label, self._now, self._now + duration_s))
+        self._spans.append(Span(label, self._now, self._now + float(duration_s)))
         self._add(duration_s, path)
 
     def _idle(self, left_s: float) -> None:
@@ -144,7 +146,8 @@ class Script:
             self._move(self._outside(), min(rng.uniform(0.25, 0.9), left_s / 2))
             self._add(min(rng.uniform(0.1, 3.0), left_s / 2), None)
         elif action == "rest":
-            self._move(np.array([rng.uniform(0.3, 0.95), rng.uniform(0.75, 1.02)]), min(rng.uniform(0.3, 0.9), left_s))
+            low = np.array([rng.uniform(0.3, 0.95), rng.uniform(0.75, 1.02)])
+            self._move(low, min(rng.uniform(0.3, 0.9), left_s / 2))
             self._hover(min(rng.uniform(0.3, 2.0), left_s / 2))
         elif action == "roam":
             self._posture = POSTURES[rng.choice(3, p=[0.4, 0.35, 0.25])]
@@ -183,8 +186,15 @@ class Script:
         self._add(seconds, start + way * eased + arc, angle)
 
     def _hover(self, seconds: float) -> None:
-        """Stays about where it is."""
-        if self._tip is None or seconds <= 0:
+        """Stays about where it is, if it is in view."""
+        if self._tip is not None:
+            self._stay(seconds)
+
+    def _stay(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        if self._tip is None:
+            self._add(seconds, None)
             return
         drift = 0.008 * self._rng.standard_normal((1, 2))
         self._add(seconds, self._tip + drift * np.sin(np.linspace(0, np.pi, 16))[:, None])
@@ -192,7 +202,7 @@ class Script:
     def _add(self, seconds: float, path: Points | None, angle: float | None = None) -> None:
         angle = self._angle if angle is None else angle
         self._parts.append(_Part(self._now, self._now + seconds, path, self._posture, self._angle, angle))
-        self._now, self._angle = self._now + seconds, angle
+        self._now, self._angle = float(self._now + seconds), angle
         self._tip = None if path is None else path[-1]
 
     def _anywhere(self) -> Points:
