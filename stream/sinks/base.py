@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import IO, Self
 
 import cv2
 
@@ -77,9 +77,16 @@ def output_path(target: str | Path) -> Path:
     return path
 
 
-def abandon(out: TextIO) -> None:
-    """Sends what is buffered for a reader that left to nowhere; Python would complain about it at exit."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, out.fileno())
-        os.close(nowhere)
+def write_text(out: IO[str], text: str, name: str) -> None:
+    """Writes and flushes; SinkError when that fails, OutputClosed when the reader has left."""
+    try:
+        with sink_errors("writing", name):
+            out.write(text)
+            out.flush()
+    except OutputClosed:
+        # What is buffered goes to nowhere: Python would try again at exit, and complain.
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, out.fileno())
+            os.close(nowhere)
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from engines.errors import UsageError
 from stream.frame import Event
-from stream.sinks.base import OutputClosed, abandon, sink_errors
+from stream.sinks.base import write_text
 from stream.sinks.log import events, find_run
 
 Writer = Callable[[Iterable[Event], TextIO], object]
@@ -29,10 +30,7 @@ def write_table(found: Iterable[Event], out: TextIO) -> None:
     for event in found:
         table.add_row(event.camera, event.head, event.label, f"{event.started_at:.2f}", f"{event.ended_at:.2f}",
                       f"{event.ended_at - event.started_at:.2f}", f"{event.score:.2f}")
-    console = Console(file=out, markup=False, highlight=False)
-    with console.capture() as text:  # rich leaves the process when its reader does; a plain write does not
-        console.print(table)
-    out.write(text.get())
+    Console(file=out, markup=False, highlight=False).print(table)
 
 
 def write_csv(found: Iterable[Event], out: TextIO) -> None:
@@ -75,16 +73,12 @@ def export(path: str | Path, out: TextIO, form: str = "table", *, label: str | N
         chosen = find_run(path, -1 if run is None else run)
         run, origin_s = chosen.id, chosen.origin
     found = events(path, label=label, camera=camera, since=since, until=until, run=run)
-    try:
-        with sink_errors("writing", getattr(out, "name", "the output")):
-            if form == "vtt":
-                write_vtt(found, out, origin_s or 0.0)
-            else:
-                WRITERS[form](found, out)
-            out.flush()
-    except OutputClosed:
-        abandon(out)
-        raise
+    text = io.StringIO()
+    if form == "vtt":
+        write_vtt(found, text, origin_s or 0.0)
+    else:
+        WRITERS[form](found, text)
+    write_text(out, text.getvalue(), getattr(out, "name", "the output"))
 
 
 def _vtt_time(seconds: float) -> str:

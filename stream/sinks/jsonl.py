@@ -11,7 +11,7 @@ from typing import TextIO
 
 from engines.errors import SinkError
 from stream.frame import Frame, Record
-from stream.sinks.base import OutputClosed, Sink, abandon, output_path, sink_errors
+from stream.sinks.base import Sink, output_path, sink_errors, write_text
 
 
 class JsonLines(Sink):
@@ -38,13 +38,7 @@ class JsonLines(Sink):
         except ValueError as error:
             raise SinkError("a record with a value that is not a finite number", "finite numbers (strict JSON)",
                             "check the model with gatestream doctor") from error
-        try:
-            with sink_errors("writing", self._name):
-                self._out.write(lines)
-                self._out.flush()
-        except OutputClosed:
-            abandon(self._out)
-            raise
+        write_text(self._out, lines, self._name)
 
     def close(self) -> None:
         out, self._out = self._out, None

@@ -1,0 +1,199 @@
+"""The terminal's view of a running stream: what is recognised now, the events so far, how fast it goes.
+
+On a terminal a live picture that fits 80x24; otherwise one plain line per event and gap.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
+
+from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from stream.frame import Event, Frame, Gap, Ranked, Record, Summary
+from stream.overlay import OverlayState, label_colour
+from stream.sinks.base import Sink, write_text
+
+REDRAW_S = 0.1
+_EVENTS_WIDTH = 36
+_BARS = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): " "}
+_BARS_ASCII = {(True, True): "#", (True, False): "=", (False, True): "-", (False, False): " "}
+
+
+class TerminalView(Sink):
+    """Shows a stream to the person who started it; a frame costs microseconds unless it is time to redraw.
+
+    camera, engine: names for the headline, such as "sim://gestures" and "gesture, openvino f32";
+    background: the label that means "nothing"; console: where to (standard output); clock: seconds.
+    """
+
+    def __init__(self, camera: str, engine: str, background: str | None = None, console: Console | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console or Console()
+        if isinstance(self.console.file, TextIOWrapper):
+            self.console.file.reconfigure(errors="replace")  # a label the terminal cannot show is no fault
+        self.camera, self.engine = _printable(camera), _printable(engine)
+        self.state = OverlayState(background=background)
+        self._clock = clock
+        self._live: Live | None = None
+        self._closed = False
+        self._drawn_at = -math.inf
+        self._frames = self._frames_drawn = 0
+        self._fps = 0.0
+
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
+        self.state.update(records, frame)
+        if frame is not None:
+            self._frames += 1
+        if self._closed:
+            return
+        if not self.console.is_terminal:
+            for record in records:
+                self._line(record)
+        elif self._clock() - self._drawn_at >= REDRAW_S:
+            self._redraw()
+        for record in records:
+            if isinstance(record, Summary):
+                self.summary(record)
+
+    def summary(self, summary: Summary) -> None:
+        """Ends the live picture and prints the totals of one camera."""
+        self._stop()
+        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        table.add_column("camera", max_width=24, no_wrap=True)
+        for name in ("frames", "predictions", "events", "dropped", "frames/s", *summary.latency_ms):
+            table.add_column(f"{name} ms" if name in summary.latency_ms else name, justify="right")
+        table.add_row(Text(_printable(summary.camera)), str(summary.frames), str(summary.predictions),
+                      str(summary.events), str(summary.dropped), f"{summary.fps:.1f}",
+                      *(f"{ms:.1f}" for ms in summary.latency_ms.values()))
+        self._print(table)
+
+    def close(self) -> None:
+        self._stop()
+        self._closed = True
+
+    def picture(self) -> RenderableType:
+        """The live view as it is now."""
+        wide = self.console.width >= 70
+        left = max(20, self.console.width - 4 - (_EVENTS_WIDTH + 2 if wide else 0))
+        room = max(10, self.console.height - 6)
+        now_rows, event_rows = (min(12, room),) * 2 if wide else (room * 3 // 5, room * 2 // 5)
+        grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+        grid.add_column(width=left)
+        if wide:
+            grid.add_column(width=_EVENTS_WIDTH, no_wrap=True)
+            grid.add_row(self._now(left, now_rows), self._events(event_rows))
+        else:
+            grid.add_row(Group(self._now(left, now_rows), self._events(event_rows)))
+        head = Text.assemble((" gatestream ", "bold"), (f" {self.camera} ", "cyan"), overflow="ellipsis", no_wrap=True)
+        return Panel(Group(grid, Text(), self._pace()), box=ROUNDED, title=head, title_align="left",
+                     subtitle=Text(f" {self.engine} ", "dim"), subtitle_align="right", border_style="grey50")
+
+    def _now(self, wide: int, rows: int) -> RenderableType:
+        """The open event of each head and the bars under it."""
+        prediction = self.state.prediction
+        if prediction is None:
+            return Text("waiting for the first frame", "dim")
+        lines: list[RenderableType] = []
+        for name, scores in prediction.heads.items():
+            head = f"{_printable(name)}  " if len(prediction.heads) > 1 else ""
+            room = max(1, rows // len(prediction.heads) - 3)
+            lines += [self._headline(head, self.state.open.get(name)),
+                      *self._bars(scores.window[:room], dict(scores.now), wide)]
+            lines.append(Text())
+        return Group(*lines[:-1])
+
+    def _headline(self, head: str, event: Event | None) -> Text:
+        if event is not None:
+            lasting = max(0.0, self.state.captured_at - event.started_at)
+            label = (f" {_printable(event.label)} ", f"bold black on {self._rgb(event.label)}")
+            return Text.assemble((head, "dim"), label, f" {lasting:.1f} s", no_wrap=True, overflow="ellipsis")
+        warm = self.state.prediction is not None and self.state.prediction.warm
+        return Text.assemble((head, "dim"), ("nothing now", "dim") if warm else (" warming up ", "black on yellow"))
+
+    def _bars(self, window: Ranked, now: dict[str, float], wide: int) -> list[RenderableType]:
+        """A legend, then one line per label: the upper half of a bar is for the window, the lower for this frame."""
+        glyphs = _BARS_ASCII if self.console.options.ascii_only else _BARS
+        label_width = max(8, min(16, wide // 3))
+        length = max(4, wide - label_width - 6)
+        lines: list[RenderableType] = [Text(f"{'':{label_width}}{glyphs[True, False]} window  "
+                                            f"{glyphs[False, True]} now", "dim", no_wrap=True)]
+        for label, score in window:
+            cells = "".join(glyphs[score * length > cell + 0.5, now.get(label, 0.0) * length > cell + 0.5]
+                            for cell in range(length))
+            name = Text(_printable(label))
+            name.truncate(label_width - 1, overflow="ellipsis", pad=True)
+            bar = (cells, f"{self._rgb(label)} on grey19")
+            lines.append(Text.assemble(name, " ", bar, f" {100 * score:3.0f}%", no_wrap=True))
+        return lines
+
+    def _events(self, rows: int) -> RenderableType:
+        table = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column(width=_EVENTS_WIDTH - 23, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=17, no_wrap=True, justify="right", style="dim")
+        table.add_column(width=4, no_wrap=True, justify="right")
+        table.add_row(Text(f"events {self.state.closed_count}", "bold"), "start - end", Text("prob", "dim"))
+        for event in list(self.state.closed)[::-1][:rows - 1]:
+            table.add_row(Text(_printable(event.label), self._rgb(event.label)),
+                          f"{self.state.shown_time(event.started_at)} - {self.state.shown_time(event.ended_at)}",
+                          f"{event.score:.2f}")
+        return table
+
+    def _pace(self) -> Text:
+        """Time, speed, and everything that was lost, in one line."""
+        prediction, gap = self.state.prediction, self.state.gap
+        parts = [self.state.shown_time(self.state.captured_at), f"{self._fps:.0f} frames/s"]
+        if prediction is not None:
+            parts += [f"{prediction.latency_ms.get('total', 0.0):.1f} ms", f"dropped {prediction.dropped}",
+                      f"held {prediction.held}"]
+        if gap is not None:
+            parts.append(f"gap of {gap.seconds:.1f} s at {self.state.shown_time(gap.at)}: {gap.action}")
+        return Text("   ".join(parts), "dim", no_wrap=True, overflow="ellipsis")
+
+    def _redraw(self) -> None:
+        now = self._clock()
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False, redirect_stdout=False, vertical_overflow="crop")
+            self._live.start()
+        else:
+            self._fps += 0.3 * ((self._frames - self._frames_drawn) / (now - self._drawn_at) - self._fps) \
+                if self._fps else (self._frames - self._frames_drawn) / (now - self._drawn_at)
+        self._drawn_at, self._frames_drawn = now, self._frames
+        self._live.update(self.picture(), refresh=True)
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.update(self.picture(), refresh=True)
+            live.stop()
+
+    def _line(self, record: Record) -> None:
+        if isinstance(record, Event) and not record.open:
+            self._say(f"{record.started_at:.2f} - {record.ended_at:.2f} s  {record.label}  {record.score:.2f}"
+                      f"  ({record.head}, camera {record.camera})")
+        elif isinstance(record, Gap):
+            self._say(f"{record.at:.2f} s  gap of {record.seconds:.2f} s: {record.action}  (camera {record.camera})")
+
+    def _say(self, line: str) -> None:
+        write_text(self.console.file, _printable(line) + "\n", "the terminal")
+
+    def _print(self, what: RenderableType) -> None:
+        with self.console.capture() as text:  # rich leaves the process when its reader does; a plain write does not
+            self.console.print(what)
+        write_text(self.console.file, text.get(), "the terminal")
+
+    def _rgb(self, label: str) -> str:
+        red, green, blue = (150, 150, 150) if label == self.state.background else label_colour(label)
+        return f"rgb({red},{green},{blue})"
+
+
+def _printable(text: str) -> str:
+    """Names come from files and networks; what would steer the terminal is not passed on."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
