@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import cv2
@@ -15,6 +17,7 @@ import cv2
 from stream.frame import Image
 
 FPS_RANGE = (0.1, 240.0)  # a nominal rate outside is a broken header, not a camera
+_stderr = threading.Lock()
 
 
 class Capture(Protocol):
@@ -46,6 +49,26 @@ def silence() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+@contextmanager
+def decoders_silenced() -> Iterator[None]:
+    """libpng and libjpeg write to file descriptor 2 themselves and know no switch; meanwhile it leads nowhere."""
+    with _stderr:
+        try:
+            saved = os.dup(2)
+        except OSError:  # closed already: there is nobody to disturb
+            saved = None
+        try:
+            if saved is not None:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
+            yield
+        finally:
+            if saved is not None:
+                os.dup2(saved, 2)
+                os.close(saved)
 
 
 class OpenCvCapture:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import FrameError, SourceError
 from stream.frame import Frame, Gap, Image
 from stream.images import PIXEL_LIMIT, as_bgr, check_size, stated_size_hw
 from stream.sources.base import Source, SourceInfo
-from stream.sources.capture import silence
+from stream.sources.capture import decoders_silenced, silence
 
 DEFAULT_FPS = 30.0
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
@@ -44,14 +46,19 @@ def read_image(path: Path) -> Image:
     size_hw = stated_size_hw(data)
     if size_hw is not None:
         check_size(size_hw)
-    silence()
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data else None
-    except cv2.error:
-        pixels = None
+    pixels = _decode(data) if data else None
     if pixels is None:
         raise FrameError(f"{path}: cannot be decoded", "an image file (jpg, png, bmp, tiff, webp)", do)
     return as_bgr(pixels)
+
+
+def _decode(data: bytes) -> NDArray[Any] | None:
+    silence()
+    try:
+        with decoders_silenced():
+            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:
+        return None
 
 
 class ImageFiles(Source):

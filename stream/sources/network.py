@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 
 from engines.errors import UsageError
@@ -18,7 +16,7 @@ READ_TIMEOUT_S = 5.0
 PATIENCE = Patience(open_s=OPEN_TIMEOUT_S + 2, give_up_s=120.0)
 
 
-def open_network(url: str, camera: str | None = None, policy: Policy = "auto", fps: float | None = None,
+def open_network(url: str, camera: str | None = None, policy: Policy = "auto",
                  timing: Timing | None = None) -> Source:
     """A network camera; or, when http answers with a video of stated length, that video as a file.
 
@@ -38,6 +36,6 @@ def open_network(url: str, camera: str | None = None, policy: Policy = "auto", f
     if scheme_of(url) in ("http", "https"):
         capture = open_within(PATIENCE.open_s, connect, masked(url))
         if capture.claimed_frames is not None:
-            return VideoFile(Path(masked(url)), name, fps, capture)
+            return VideoFile(masked(url), name, capture=capture)
         return LiveSource(connect, masked(url), name, PATIENCE, policy, timing, capture)
     return LiveSource(connect, masked(url), name, PATIENCE, policy, timing)

@@ -80,16 +80,17 @@ def _believable(step_s: float) -> bool:
 class VideoFile(Source):
     """A video file through OpenCV (FFmpeg), upright when the file carries a rotation flag.
 
-    fps: play at this rate, whatever the file's times say; capture: read from this instead of opening `path`.
+    fps: play at this rate, whatever the file's times say; capture: read from this instead of opening `path`, which
+    then only names it.
     Raises SourceError when nothing in it can be read as a picture.
     """
 
-    def __init__(self, path: Path, camera: str | None = None, fps: float | None = None,
+    def __init__(self, path: Path | str, camera: str | None = None, fps: float | None = None,
                  capture: Capture | None = None) -> None:
-        self._path, self._forced_fps = path, fps
-        self._capture = capture or _open(path)
+        self._what, self._forced_fps = str(path), fps
+        self._capture = capture or _open(Path(path))
         self._started = self._closed = False
-        self.info = SourceInfo(camera or path.name, False, self._capture.size_hw, fps or self._capture.fps,
+        self.info = SourceInfo(camera or Path(path).name, False, self._capture.size_hw, fps or self._capture.fps,
                                self._capture.claimed_frames)
 
     def close(self) -> None:
@@ -128,7 +129,7 @@ class VideoFile(Source):
         finally:
             self._capture.release()
         if index < 0 and not self._closed:
-            raise _unreadable(self._path, "not one picture in it can be decoded")
+            raise _unreadable(self._what, "not one picture in it can be decoded")
 
 
 def _open(path: Path) -> Capture:
@@ -139,13 +140,13 @@ def _open(path: Path) -> Capture:
         raise SourceError(f"{path}: {error.strerror or error}", "a readable video file",
                           "check the permissions of the file") from error
     if empty:
-        raise _unreadable(path, "the file is empty")
+        raise _unreadable(str(path), "the file is empty")
     capture = OpenCvCapture(str(path.absolute()), cv2.CAP_FFMPEG)
     if not capture.opened:
-        raise _unreadable(path, "the file is no video, or its header is damaged or cut off")
+        raise _unreadable(str(path), "the file is no video, or its header is damaged or cut off")
     return capture
 
 
-def _unreadable(path: Path, why: str) -> SourceError:
-    return SourceError(f"{path}: {why}", "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
+def _unreadable(what: str, why: str) -> SourceError:
+    return SourceError(f"{what}: {why}", "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
                        "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4")
