@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
-from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -66,13 +66,14 @@ class TerminalView(Sink):
     def summary(self, summary: Summary) -> None:
         """Ends the live picture and prints the totals of one camera."""
         self._stop()
-        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-        table.add_column("camera", max_width=24, no_wrap=True)
-        for name in ("frames", "predictions", "events", "dropped", "frames/s", *summary.latency_ms):
-            table.add_column(f"{name} ms" if name in summary.latency_ms else name, justify="right")
-        table.add_row(Text(_printable(summary.camera)), str(summary.frames), str(summary.predictions),
-                      str(summary.events), str(summary.dropped), f"{summary.fps:.1f}",
-                      *(f"{ms:.1f}" for ms in summary.latency_ms.values()))
+        totals = {"frames": str(summary.frames), "predictions": str(summary.predictions),
+                  "events": str(summary.events), "dropped": str(summary.dropped), "frames/s": f"{summary.fps:.1f}",
+                  **{f"{part} ms": f"{ms:.1f}" for part, ms in summary.latency_ms.items()}}
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for name in totals:
+            table.add_column(name, justify="right")
+        table.add_row(*totals.values())
+        self._print(Text(_printable(summary.camera), "bold", no_wrap=True, overflow="ellipsis"))
         self._print(table)
 
     def close(self) -> None:
