@@ -69,7 +69,7 @@ class MobileNetV2(nn.Module):
                 if isinstance(layer, InvertedResidual) and layer.residual}
 
     # Late, small maps: the earlier places cost as much and see little more (README, benchmark section).
-    default_places = tuple(f"features_{i}" for i in (8, 9, 10, 12, 13, 15, 16))
+    default_places = tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
 
     def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
         x = images_NCHW

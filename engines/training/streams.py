@@ -1,0 +1,218 @@
+"""Endless, labelled training streams: what a head camera sees over hours, at the model's frame rate.
+
+A stream is a chain of sections, drawn at random:
+
+    real      a recorded gesture, with idle time before and after it, at a random speed
+    rendered  a simulated performance over a rendered room, a photograph or a frame of footage
+    idle      footage of daily work, other hand motion, empty rooms
+
+Every frame carries its truth. Nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.synthetic import BACKGROUND, LABELS, Pose, Scene, Script, stray, stroke
+from engines.synthetic.strokes import DURATIONS
+from engines.training.augment import Augmentation
+from engines.training.egogestar import UNCLASSIFIED, Footage
+
+Image = NDArray[np.uint8]
+MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}
+REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
+GRACE_FRAMES = 2  # frames after a gesture's end in which either answer is right
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One frame and its truth.
+
+    label: index into the labels, background included; progress: share of the gesture already seen (0..1);
+    weight: how much this frame's answer counts; gesture: number of the gesture in its stream, -1 outside;
+    tip_xy: fingertip as a fraction of the frame, or None where unknown or out of view.
+    """
+
+    image_bgr: Image
+    label: int
+    progress: float = 0.0
+    weight: float = 1.0
+    gesture: int = -1
+    tip_xy: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """What streams are made from. Footage is decoded larger than the input, to leave room for augmentation.
+
+    strokes: label -> recorded finger strokes; idle: footage without gestures.
+    """
+
+    gestures: Sequence[Footage]
+    idle: Sequence[Footage]
+    strokes: dict[str, list[NDArray[np.float32]]]
+    backgrounds: Sequence[Image] = field(default_factory=list)
+
+
+class Stream:
+    """An endless stream for one row of a training batch. `rendered_share`: rendered among gesture sections."""
+
+    def __init__(self, material: Material, labels: Sequence[str], size_hw: tuple[int, int], rate: float,
+                 rng: np.random.Generator, rendered_share: float, strength: float = 1.0) -> None:
+        self._material, self._labels, self._size_hw, self._rate = material, tuple(labels), size_hw, rate
+        self._rng, self._rendered_share, self._strength = rng, rendered_share, strength
+        self._index = {label: i for i, label in enumerate(labels)}
+        self._background = self._index[BACKGROUND]
+        self._gesture = 0
+        self._by_label: dict[str, list[Footage]] = {}
+        for footage in material.gestures:
+            self._by_label.setdefault(footage.label, []).append(footage)
+
+    def frames(self) -> Iterator[Labelled]:
+        """Frames of one section after another, for ever."""
+        while True:
+            if self._rng.random() < 0.18 and self._material.idle:
+                yield from self._idle(self._rng.uniform(1.5, 6.0))
+            elif self._rng.random() < self._rendered_share or not self._by_label:
+                yield from self._rendered(self._rng.uniform(4.0, 16.0))
+            else:
+                yield from self._real()
+
+    def _real(self) -> Iterator[Labelled]:
+        """A recorded gesture in its surroundings."""
+        rng = self._rng
+        label = str(rng.choice(list(self._by_label)))
+        footage = self._by_label[label][rng.integers(len(self._by_label[label]))]
+        images, truth, mirror = footage.images, label, False
+        if truth in REVERSED and rng.random() < 0.25:
+            images, truth = images[::-1], REVERSED[truth]
+        if truth in MIRRORED and rng.random() < 0.5:
+            mirror, truth = True, MIRRORED[truth]
+        backdrop = footage.median
+        change = self._change(mirror)
+        threshold = rng.uniform(14, 24)
+        other = None
+        if self._material.backgrounds and rng.random() < 0.3:
+            other = self._material.backgrounds[rng.integers(len(self._material.backgrounds))]
+
+        def seen(image: Image) -> Image:
+            return change(image if other is None else transplant(image, backdrop, other, threshold))
+
+        if rng.random() < 0.65:
+            yield from self._before_or_after(images[0], backdrop, seen)
+        speed = float(np.exp(rng.uniform(np.log(0.65), np.log(1.5))))
+        picks = self._picks(footage, speed)
+        for k, frame in enumerate(picks):
+            yield Labelled(seen(images[frame]), self._index[truth], (k + 1) / len(picks),
+                           gesture=self._gesture)
+        self._gesture += 1
+        if rng.random() < 0.75:
+            yield from self._grace(self._before_or_after(images[-1], backdrop, seen))
+
+    def _picks(self, footage: Footage, speed: float) -> list[int]:
+        """Which frames a camera clock at the model's rate would take from footage played at `speed`."""
+        start = self._rng.uniform(0, 0.5) / self._rate
+        grid_s = np.arange(start, max(footage.duration_s / speed, 3 / self._rate), 1 / self._rate) * speed
+        return [int(i) for i in np.clip(np.searchsorted(footage.times_s, grid_s), 0, len(footage.times_s) - 1)]
+
+    def _before_or_after(self, still: Image, backdrop: Image, seen: Callable[[Image], Image]) -> Iterator[Labelled]:
+        """Idle time around a recorded gesture: the hand waits, or is away, or something else happens."""
+        kind = self._rng.choice(["wait", "empty", "elsewhere"], p=[0.35, 0.35, 0.3])
+        if kind == "elsewhere" and self._material.idle:
+            yield from self._idle(self._rng.uniform(0.6, 3.0))
+            return
+        image, longest = (still, 1.2) if kind == "wait" else (backdrop, 2.5)
+        for _ in range(self._count(self._rng.uniform(0.25, longest))):
+            yield Labelled(seen(image), self._background)
+
+    def _grace(self, frames: Iterator[Labelled]) -> Iterator[Labelled]:
+        for k, frame in enumerate(frames):
+            yield Labelled(frame.image_bgr, frame.label, weight=float(k >= GRACE_FRAMES))
+
+    def _idle(self, seconds: float) -> Iterator[Labelled]:
+        """Footage without gestures: daily work, other hand motion."""
+        rng = self._rng
+        footage = self._material.idle[rng.integers(len(self._material.idle))]
+        change = self._change(mirror=rng.random() < 0.5)
+        picks = self._picks(footage, float(np.exp(rng.uniform(-0.4, 0.4))))
+        first = int(rng.integers(max(1, len(picks) - self._count(seconds) + 1)))
+        for frame in picks[first:first + self._count(seconds)]:
+            yield Labelled(change(footage.images[frame]), self._background)
+
+    def _rendered(self, seconds: float) -> Iterator[Labelled]:
+        """A simulated performance, joined at a random moment."""
+        rng = self._rng
+        backdrop = None
+        if self._material.backgrounds and rng.random() < 0.6:
+            backdrop = self._material.backgrounds[rng.integers(len(self._material.backgrounds))]
+            backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
+        scene = Scene(rng, self._size_hw, backdrop)
+        script = Script(rng, strokes=self._stroke, labels=LABELS, idle_s=(0.6, 3.0), strays=stray,
+                        aspect=self._size_hw[1] / self._size_hw[0])
+        speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))
+        start = rng.uniform(0, 3.0)
+        light = self._change(mirror=False)
+        before = self._gesture
+        ended_at = -1e9
+        for k in range(self._count(seconds)):
+            t_s = start + k * speed / self._rate
+            pose = script.pose(t_s)
+            image = light.light(scene.draw(pose, t_s))
+            spans = script.spans(t_s + 1e-6)
+            span = spans[-1] if spans else None
+            tip = self._visible(pose)
+            if span is not None and span.ended_at >= t_s:
+                progress = (t_s - span.started_at) / (span.ended_at - span.started_at)
+                self._gesture = before + len(spans)
+                yield Labelled(image, self._index[span.label], progress, gesture=self._gesture, tip_xy=tip)
+            else:
+                ended_at = span.ended_at if span else ended_at
+                grace = (t_s - ended_at) * self._rate / speed < GRACE_FRAMES
+                yield Labelled(image, self._background, weight=float(not grace), tip_xy=tip)
+        self._gesture += 1
+
+    def _stroke(self, label: str, rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
+        """A recorded human stroke where there is one, a made one otherwise and sometimes."""
+        made, duration_s = stroke(label, rng)
+        recorded = self._material.strokes.get(label, [])
+        if not recorded or rng.random() < 0.3:
+            return made, duration_s
+        points = recorded[rng.integers(len(recorded))].astype(np.float64)
+        least, _, most = DURATIONS[label]
+        return points / max(float(np.ptp(points, axis=0).max()), 1.0), float(np.clip(duration_s, least, most))
+
+    def _visible(self, pose: Pose) -> tuple[float, float] | None:
+        if pose.tip_xy is None or not all(0 <= v <= 1 for v in pose.tip_xy):
+            return None
+        return pose.tip_xy
+
+    def _change(self, mirror: bool) -> Augmentation:
+        mixable = self._material.backgrounds
+        mix = mixable[self._rng.integers(len(mixable))] if mixable else None
+        if mix is not None:
+            mix = mix[:: max(1, mix.shape[0] // self._size_hw[0]), :: max(1, mix.shape[1] // self._size_hw[1])]
+            mix = np.ascontiguousarray(mix[:self._size_hw[0], :self._size_hw[1]])
+            if mix.shape[:2] != self._size_hw:
+                mix = None
+        return Augmentation(self._rng, self._size_hw, self._strength, mirror, mix)
+
+    def _count(self, seconds: float) -> int:
+        return max(1, round(seconds * self._rate))
+
+
+def transplant(image: Image, backdrop: Image, other: Image, threshold: float) -> Image:
+    """Puts what differs from a clip's own background (the hand) before another one, with a soft edge."""
+    difference = cv2.absdiff(image, backdrop).max(axis=-1).astype(np.float32)
+    share = np.clip((difference - threshold) / 22.0, 0, 1)[..., None]
+    return (image * share + other * (1 - share)).astype(np.uint8)
+
+
+def idle_of(footage: Sequence[Footage]) -> list[Footage]:
+    """The clips of a gesture dataset that hold hand motion without a gesture."""
+    return [one for one in footage if one.label == UNCLASSIFIED]
+
