@@ -213,7 +213,7 @@ def _frames(source: SimulatedSource) -> list[Frame]:
 
 def test_as_fast_as_possible_gives_stream_time_and_every_frame() -> None:
     hours = Hours()
-    with _source("seconds=2&rate=10&realtime=0", hours) as source:
+    with _source("seed=2&seconds=2&rate=10&realtime=0", hours) as source:
         frames = _frames(source)
         assert not source.info.live
         assert (source.info.frames, source.info.fps, source.info.size_hw) == (20, 10.0, (36, 48))
@@ -221,7 +221,7 @@ def test_as_fast_as_possible_gives_stream_time_and_every_frame() -> None:
     assert [frame.index for frame in frames] == list(range(20))
     assert [frame.captured_at for frame in frames] == pytest.approx([k / 10 for k in range(20)])
     assert hours.now_s == 100.0
-    again = Simulation(1, (36, 48), 10.0)
+    again = Simulation(2, (36, 48), 10.0)
     assert all(np.array_equal(frame.image_bgr, again.frame(k)) for k, frame in enumerate(frames))
 
 

@@ -21,6 +21,7 @@ Bone = tuple[float, float, float, float, float, float]  # x0, y0, radius0, x1, y
 HAND_HEIGHT = 0.42  # fingertip to wrist as a fraction of frame height, at scale 1
 _WRIST = (0.17, 1.0)
 _WRIST_RADIUS = 0.135
+_MOST_BEND = 0.9  # of the wrist, radians
 _SKINS_BGR = np.array([[38, 52, 84], [58, 84, 132], [86, 122, 178], [120, 158, 212], [158, 186, 232], [186, 204, 240]],
                       np.float64)
 _BACK: tuple[Bone, ...] = (  # the back of the hand, and the wrist
@@ -114,7 +115,7 @@ class Hand:
         elbow = np.array([(elbow_x + look.swing * across) * width, look.elbow_xy[1] * height])
         elbow[1] = max(elbow[1], wrist[1] + 0.5 * self._length)
         way = elbow - wrist
-        arm_turn = float(np.arctan2(-way[0], way[1]))
+        arm_turn = float(np.clip(np.arctan2(-way[0], way[1]), turn - _MOST_BEND, turn + _MOST_BEND))
         blur = (int(abs(velocity_xy[0]) * width * look.shutter_s), int(abs(velocity_xy[1]) * height * look.shutter_s))
         scale = 1 / self._finer
         _stamp(image_bgr, self._arm, _affine(arm_turn, scale, sign, _ARM_ORIGIN, self._unit, wrist), blur)

@@ -49,7 +49,7 @@ class Scene:
         self._noise_level = noise / max(float(self._noise[:32, :32].std()), 1.0)
         self._noise_seed = int(rng.integers(2 ** 31))
         self._soft = bool(rng.random() < 0.25)
-        self._clutter = _Clutter(rng, size_hw) if rng.random() < 0.25 else None
+        self._clutter = _Clutter(rng, size_hw) if rng.random() < 0.2 else None
 
     def draw(self, pose: Pose, t_s: float) -> Image:
         """The image at `t_s` seconds: uint8 BGR [H, W, 3]."""
@@ -92,7 +92,7 @@ class _Clutter:
         self._colour = np.clip(rng.uniform(0, 255) + 30 * rng.standard_normal(3), 0, 255)
         self._box = bool(rng.random() < 0.4)
         self._centre, self._reach = rng.uniform(0.1, 0.9, 2), rng.uniform(0.02, 0.7, 2) * (1.0, 0.4)
-        self._hz, self._phase = rng.uniform(0.05, 0.6, 2), rng.uniform(0, 2 * np.pi, 2)
+        self._hz, self._phase = rng.uniform(0.02, 0.3, 2), rng.uniform(0, 2 * np.pi, 2)
 
     def draw(self, image_bgr: Image, t_s: float) -> None:
         height, width = self._size_hw

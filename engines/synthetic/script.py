@@ -136,15 +136,15 @@ class Script:
         rng = self._rng
         if self._tip is None:
             if rng.random() < 0.5:
-                self._add(min(rng.uniform(0.5, 4.0), left_s), None)
+                self._add(min(rng.uniform(0.3, 2.5), left_s), None)
             else:
                 self._posture = POSTURES[rng.choice(3, p=[0.5, 0.3, 0.2])]
                 self._move(self._anywhere(), min(rng.uniform(0.3, 1.0), left_s))
             return
-        action = rng.choice(["leave", "rest", "roam", "stray", "hover"], p=[0.4, 0.15, 0.2, 0.15, 0.1])
+        action = rng.choice(["leave", "rest", "roam", "stray", "hover"], p=[0.3, 0.15, 0.25, 0.2, 0.1])
         if action == "leave":
             self._move(self._outside(), min(rng.uniform(0.25, 0.9), left_s / 2))
-            self._add(min(rng.uniform(0.1, 3.0), left_s / 2), None)
+            self._add(min(rng.uniform(0.1, 2.0), left_s / 2), None)
         elif action == "rest":
             low = np.array([rng.uniform(0.3, 0.95), rng.uniform(0.75, 1.02)])
             self._move(low, min(rng.uniform(0.3, 0.9), left_s / 2))
