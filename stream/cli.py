@@ -1,0 +1,196 @@
+"""The command line. Thin: every command calls one function that scripts can call too.
+
+Imports wait until a command needs them, so that help is instant and `run` never loads what training needs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from engines.errors import GatestreamError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(name="gatestream", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+# Wrong options, unknown commands and the like; typer carries its own copy of click or uses the installed one.
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+
+ModelName = Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A bundled model or a model file.")]
+EngineName = Annotated[str, typer.Option(metavar="NAME", help="What runs the network: auto, eager or openvino.")]
+CameraName = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the camera in all results.")]
+SourceName = Annotated[str, typer.Argument(
+    metavar="SOURCE", help="0 (a webcam), a video file, a folder or 'glob' of images, rtsp://..., http://..., "
+                           "sim://gestures?seed=1&rate=30.")]
+JsonTarget = Annotated[str | None, typer.Option(metavar="FILE|-", help="Write each result as a line of JSON; - stdout.")]
+LogTarget = Annotated[Path | None, typer.Option(metavar="FILE.db", help="Add events to a log; see gatestream events.")]
+VideoTarget = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the video with what was seen drawn in.")]
+MaxSeconds = Annotated[float | None, typer.Option(min=0, metavar="S", help="Stop after S seconds of the stream.")]
+MaxFrames = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N camera frames.")]
+Policy = Annotated[Literal["auto", "every", "newest"], typer.Option(
+    help="Which frames to take; auto: every frame of a file, the newest of a camera.")]
+Fps = Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images, or in place of a video's own.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+        print("gatestream", version("gatestream"))
+        raise typer.Exit
+
+
+@app.callback()
+def gatestream(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True,
+                                                     help="Show the version and leave.")] = False,
+               debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False) -> None:
+    """Recognises gestures and actions in live egocentric video.
+
+    [bold]gatestream run[/bold] shows a simulated camera, [bold]gatestream run 0[/bold] your webcam.
+    Every command explains itself with --help.
+    """
+
+
+@app.command()
+def run(source: SourceName = "sim://gestures", model: ModelName = "gesture", engine: EngineName = "auto",
+        json: JsonTarget = None, log: LogTarget = None, save_video: VideoTarget = None,
+        max_seconds: MaxSeconds = None, max_frames: MaxFrames = None, policy: Policy = "auto", fps: Fps = None,
+        camera: CameraName = None) -> None:
+    """Recognise one stream, live or recorded.
+
+    [bold]Examples[/bold]
+
+      gatestream run                          a simulated camera, until Ctrl-C
+
+      gatestream run 0 --log events.db        a webcam; its events are kept
+
+      gatestream run in.mp4 --save-video out.mp4
+
+      gatestream run 'frames/*.jpg' --fps 15 --json -
+    """
+    import engines
+    from stream.recognizer import Recognizer
+    from stream.runner import ended_by_signals
+    from stream.runner import run as run_stream
+    from stream.sinks.base import Sink
+    from stream.sinks.terminal import TerminalView
+    from stream.sources import open_source
+    from stream.sources.address import masked, scheme_of
+
+    stop = threading.Event()
+    with ExitStack() as stack:
+        loaded = engines.load(model)
+        opened = stack.enter_context(open_source(source, camera=camera, policy=policy, fps=fps))
+        sinks: list[Sink] = []
+        if json is not None:
+            from stream.sinks.jsonl import JsonLines
+            sinks.append(stack.enter_context(JsonLines(json)))
+        if log is not None:
+            from stream.sinks.log import EventLog
+            name = masked(source) if scheme_of(source) else source
+            sinks.append(stack.enter_context(EventLog(log, loaded.contract.name, name)))
+        if save_video is not None:
+            from stream.sinks.video import AnnotatedVideo
+            sinks.append(stack.enter_context(AnnotatedVideo(save_video, opened.info.fps, loaded.contract.background)))
+        compiled = engines.compile(loaded, engine=engine, slots=1)
+        recognizer = stack.enter_context(Recognizer(loaded, compiled))
+        console = _console(json)
+        if console is not None:
+            title = f"{loaded.contract.name}, {compiled.name} {compiled.precision}"
+            view = TerminalView(opened.info.camera, title, loaded.contract.background, console)
+            sinks.append(stack.enter_context(view))
+        stack.enter_context(ended_by_signals(opened, stop))
+        run_stream(opened, recognizer, sinks, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
+
+
+def _console(json: str | None) -> Console | None:
+    """Where the view goes: stdout, or stderr when results take stdout; not at all where nobody would look."""
+    from rich.console import Console
+
+    console = Console(stderr=json == "-")
+    return console if json != "-" or console.is_terminal else None
+
+
+@app.command()
+def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log from gatestream run --log.")],
+           form: Annotated[Literal["table", "csv", "jsonl", "vtt"], typer.Option(
+               "--format", help="What to write; vtt: subtitles for a saved video.")] = "table",
+           out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to, instead of stdout.")] = None,
+           label: Annotated[str | None, typer.Option(metavar="NAME", help="Only this label.")] = None,
+           camera: Annotated[str | None, typer.Option(metavar="NAME", help="Only this camera.")] = None,
+           since: Annotated[float | None, typer.Option(metavar="S", help="Only what ends at or after S.")] = None,
+           until: Annotated[float | None, typer.Option(metavar="S", help="Only what starts by S.")] = None,
+           run: Annotated[int | None, typer.Option(metavar="N", help="Only run number N; -1: the latest.")] = None,
+           ) -> None:
+    """List, filter and export logged events.
+
+    [bold]Examples[/bold]
+
+      gatestream events events.db --run -1
+
+      gatestream events events.db --label left --format csv --out left.csv
+    """
+    from stream.sinks.base import output_path, sink_errors
+    from stream.sinks.export import export
+
+    with ExitStack() as stack:
+        target = sys.stdout
+        if out is not None:
+            with sink_errors("opening", out):
+                target = stack.enter_context(output_path(out).open("w", encoding="utf-8", newline=""))
+        export(log, target, form, label=label, camera=camera, since=since, until=until, run=run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program: runs a command and returns its exit code (0 fine, 1 a fault, 2 wrong use, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments  # wherever it stands: it is often added to the end of a line that failed
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    try:
+        with _terminated_like_interrupted():
+            return app(arguments, prog_name="gatestream", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as error:
+        if debug:
+            import traceback
+            traceback.print_exc()
+        fault = _as_fault(error)
+        if fault.exit_code:
+            print("gatestream: error:", " ".join(str(fault).split()), file=sys.stderr)
+        return fault.exit_code
+
+
+def _as_fault(error: Exception) -> GatestreamError:
+    if isinstance(error, GatestreamError):
+        return error
+    if isinstance(error, _ClickError):
+        message = error.format_message().replace("Value error, ", "").rstrip(".")  # type: ignore[attr-defined]
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "gatestream"
+        return UsageError(message[:1].lower() + message[1:], "the options and values the command takes",
+                          f"see '{command} --help'")
+    return GatestreamError(f"an unexpected {type(error).__name__}: {error}", "no such thing",
+                           "this is a bug in gatestream: run it again with --debug and report what it prints")
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that files are finished whenever it comes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,215 @@
+"""The command line: what it prints, where, and with which exit code. The engine is a fake; the rest is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from fakes import FakeEngine, FakeModel
+
+import engines
+from engines.errors import EngineError
+from stream.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SIMULATION = "sim://gestures?width=64&height=48&realtime=0"
+
+
+@pytest.fixture
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "load", lambda name: FakeModel(), raising=False)
+    monkeypatch.setattr(engines, "compile", lambda model, **_: FakeEngine(model), raising=False)
+
+
+@pytest.fixture
+def gesture(tmp_path: Path) -> Path:
+    """A folder of images on which the fake model sees "left" from 0.2 to 0.8 s, at 10 images a second."""
+    folder = tmp_path / "gesture"
+    folder.mkdir()
+    for index, kind in enumerate("..LLLLLL......"):
+        image = np.zeros((24, 32, 3), np.uint8)
+        image[..., 0] = 255 * (kind == "L")
+        cv2.imwrite(str(folder / f"{index:03}.png"), image)
+    return folder
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.usefixtures("fake_model")
+class TestRun:
+    def test_json_on_stdout_is_all_there_is(self, gesture: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        assert main(["run", str(gesture), "--fps", "10", "--json", "-"]) == 0
+        out, err = capfd.readouterr()
+        lines = records(out)
+        assert err == ""
+        assert [line["type"] for line in lines].count("prediction") == 14
+        assert {line["camera"] for line in lines} == {"gesture"}
+        (event,) = [line for line in lines if line["type"] == "event" and not line["open"]]
+        assert (event["label"], event["started_at"], event["ended_at"]) == ("left", 0.2, 0.8)
+        assert lines[-1]["type"] == "summary"
+        assert (lines[-1]["frames"], lines[-1]["events"]) == (14, 1)
+        assert set(lines[-1]["latency_ms"]) == {"p50", "p95", "p99"}
+
+    def test_every_output_at_once(self, gesture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        names = {option: tmp_path / name for option, name in
+                 (("--json", "out.jsonl"), ("--log", "log.db"), ("--save-video", "seen.mp4"))}
+        options = [text for option, path in names.items() for text in (option, str(path))]
+        assert main(["run", str(gesture), "--fps", "10", "--camera", "cell-3", *options]) == 0
+        assert "left" in capfd.readouterr().out
+        assert records(names["--json"].read_text())[-1]["camera"] == "cell-3"
+        capture = cv2.VideoCapture(str(names["--save-video"]))
+        assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 14
+        capture.release()
+
+        assert main(["events", str(names["--log"]), "--format", "jsonl", "--label", "left"]) == 0
+        (event,) = records(capfd.readouterr().out)
+        assert (event["camera"], event["started_at"]) == ("cell-3", 0.2)
+        exported = tmp_path / "events.csv"
+        assert main(["events", str(names["--log"]), "--format", "csv", "--out", str(exported)]) == 0
+        assert exported.read_text().splitlines()[1].startswith("cell-3,gesture,left,0.2,0.8")
+
+    @pytest.mark.parametrize(("limit", "frames"), [(["--max-frames", "4"], 4), (["--max-seconds", "0.5"], 5)])
+    def test_limits(self, gesture: Path, limit: list[str], frames: int, capfd: pytest.CaptureFixture[str]) -> None:
+        assert main(["run", str(gesture), "--fps", "10", "--json", "-", *limit]) == 0
+        assert records(capfd.readouterr().out)[-1]["frames"] == frames
+
+    def test_replay_equals_itself(self, capfd: pytest.CaptureFixture[str]) -> None:
+        runs = []
+        for _ in range(2):
+            assert main(["run", SIMULATION + "&seconds=2", "--json", "-"]) == 0
+            lines = records(capfd.readouterr().out)
+            runs.append([{key: value for key, value in line.items() if key not in ("latency_ms", "fps")}
+                         for line in lines])
+        assert runs[0] == runs[1]
+
+    @pytest.mark.parametrize(("options", "code", "told"), [
+        (["nothere.mp4"], 2, "no such file"),
+        (["sim://gestures?sed=1"], 2, "did you mean seed"),
+        (["--json", "/nowhere/out.jsonl", SIMULATION], 1, "no folder /nowhere"),
+        (["--log", "{tmp}", SIMULATION], 1, "is a folder"),
+        (["--save-video", "{tmp}/video.txt", SIMULATION], 1, "a name ending in"),
+        (["--log", "{text}", SIMULATION], 1, "{text}"),
+        (["{text}"], 1, "{text}"),
+        (["--fps", "10", SIMULATION], 2, "its own rate"),
+    ])
+    def test_faults(self, options: list[str], code: int, told: str, tmp_path: Path,
+                    capfd: pytest.CaptureFixture[str]) -> None:
+        text = tmp_path / "text.mp4"
+        text.write_text("no video at all, and no database either\n" * 50)
+        filled = [option.format(tmp=tmp_path, text=text) for option in options]
+        assert main(["run", *filled]) == code
+        assert one_line(capfd).count(told.format(text=text)) == 1
+
+    def test_an_engine_that_cannot_be_built(self, monkeypatch: pytest.MonkeyPatch,
+                                            capfd: pytest.CaptureFixture[str]) -> None:
+        def refuse(model: object, **_: object) -> FakeEngine:
+            raise EngineError("engine 'warp'", "auto or openvino", "choose one of these")
+
+        monkeypatch.setattr(engines, "compile", refuse)
+        assert main(["run", SIMULATION, "--engine", "warp"]) == 1
+        assert one_line(capfd) == "gatestream: error: engine 'warp'; wanted auto or openvino; choose one of these"
+
+    def test_a_bug_is_one_line_too_and_a_traceback_with_debug(self, monkeypatch: pytest.MonkeyPatch,
+                                                              capfd: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(engines, "compile", lambda model, **_: 1 / 0)
+        assert main(["run", SIMULATION]) == 1
+        assert "an unexpected ZeroDivisionError" in one_line(capfd)
+        assert main(["run", SIMULATION, "--debug"]) == 1
+        assert "Traceback" in capfd.readouterr().err
+
+
+def one_line(capfd: pytest.CaptureFixture[str]) -> str:
+    """The line on stderr, after checking that it is the only one and that stdout is empty."""
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("gatestream: error: ")
+    assert line.count("; ") >= 2
+    return line
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["run", "--nope"], "--nope"),
+    (["run", "--policy", "sometimes"], "'newest'"),
+    (["run", "--max-frames", "0"], "--max-frames"),
+    (["run", "--max-seconds", "soon"], "--max-seconds"),
+    (["run", "a.mp4", "b.mp4"], "b.mp4"),
+    (["run", "--model", "no-such-model"], "no-such-model"),
+    (["fly"], "fly"),
+    (["events"], "FILE.db"),
+    (["events", "no-such.db"], "no-such.db"),
+])
+def test_wrong_use_is_told_in_one_line(arguments: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert told in one_line(capfd)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"], ["events", "-h"]])
+def test_help_teaches(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out, err = capfd.readouterr()
+    assert "gatestream run" in out or "gatestream events" in out
+    assert err == ""
+
+
+PROGRAM = """
+import sys
+import engines
+from fakes import FakeEngine, FakeModel
+engines.load = lambda name: FakeModel()
+engines.compile = lambda model, **_: FakeEngine(model)
+from stream.cli import main
+code = main(sys.argv[1:])
+print("torch" in sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def program(*arguments: str) -> subprocess.Popen[str]:
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_stream_in_good_order(number: int, tmp_path: Path) -> None:
+    video, log = tmp_path / "seen.mp4", tmp_path / "log.db"
+    with program("run", SIMULATION, "--json", "-", "--save-video", str(video), "--log", str(log)) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=20)
+    lines = records(first + rest)
+    assert (process.returncode, errors) == (0, "False\n")  # it never imported torch
+    assert lines[-1]["type"] == "summary"
+    capture = cv2.VideoCapture(str(video))
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == lines[-1]["frames"]
+    capture.release()
+    assert main(["events", str(log)]) == 0
+
+
+def test_a_reader_that_leaves_ends_the_stream_quietly() -> None:
+    with program("run", SIMULATION, "--json", "-") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=20) == 0
+        assert process.stderr.read() == "False\n"
+
+
+def test_python_dash_m_is_the_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "stream", "run", "no-such.mp4", "--model", "no-such-model"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gatestream: error: ")
