@@ -32,27 +32,19 @@ CameraName = Annotated[str | None, typer.Option(metavar="NAME", help="Name of th
 SourceName = Annotated[str, typer.Argument(
     metavar="SOURCE", help="0 (a webcam), a video file, a folder or 'glob' of images, rtsp://..., http://..., "
                            "sim://gestures?seed=1&rate=30.")]
-JsonTarget = Annotated[str | None, typer.Option(metavar="FILE|-", help="Write each result as a line of JSON; - stdout.")]
+JsonTarget = Annotated[str | None, typer.Option(
+    metavar="FILE|-", help="Write each result as a line of JSON; -: stdout.")]
 LogTarget = Annotated[Path | None, typer.Option(metavar="FILE.db", help="Add events to a log; see gatestream events.")]
 VideoTarget = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the video with what was seen drawn in.")]
 MaxSeconds = Annotated[float | None, typer.Option(min=0, metavar="S", help="Stop after S seconds of the stream.")]
 MaxFrames = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N camera frames.")]
 Policy = Annotated[Literal["auto", "every", "newest"], typer.Option(
     help="Which frames to take; auto: every frame of a file, the newest of a camera.")]
-Fps = Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images, or in place of a video's own.")]
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-        print("gatestream", version("gatestream"))
-        raise typer.Exit
+Fps = Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images, or instead of a video's own.")]
 
 
 @app.callback()
-def gatestream(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True,
-                                                     help="Show the version and leave.")] = False,
-               debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False) -> None:
+def gatestream(debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False) -> None:
     """Recognises gestures and actions in live egocentric video.
 
     [bold]gatestream run[/bold] shows a simulated camera, [bold]gatestream run 0[/bold] your webcam.
