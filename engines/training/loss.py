@@ -18,7 +18,8 @@ KNOWABLE_FROM, KNOWABLE_AT = 0.25, 0.75  # share of a gesture seen: label wanted
 
 
 class Truth(NamedTuple):
-    """Per frame [B, T]: label index, progress 0..1, weight, gesture number (-1 outside); tip_xy [B, T, 2], NaN unknown."""
+    """Per frame [B, T]: label index, progress 0..1, weight, gesture number, -1 outside; tip_xy [B, T, 2], NaN
+    where unknown."""
 
     label: Tensor
     progress: Tensor

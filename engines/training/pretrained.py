@@ -37,7 +37,7 @@ def start_from(network: Network, weights: str | Path) -> None:
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} ({error})", "a safetensors file of MobileNetV2 weights", "get it again") from error
     state = folded(tensors)
-    wanted = {name: value for name, value in network.backbone.state_dict().items()}
+    wanted = network.backbone.state_dict()
     missing = [name for name in wanted if name not in state or state[name].shape != wanted[name].shape]
     if missing:
         raise ModelError(f"{path} without {', '.join(missing[:3])} of the right shape",
@@ -91,7 +91,7 @@ def folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _norm_of(conv: str) -> str:
-    """torchvision puts a convolution's norm right after it: `a.0` -> `a.1`, and the projection's `conv.2` -> `conv.3`."""
+    """torchvision puts a convolution's norm right after it: `a.0` -> `a.1`, the projection `conv.2` -> `conv.3`."""
     head, _, index = conv.rpartition(".")
     return f"{head}.{int(index) + 1}"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from engines.training.augment import Augmentation
 from engines.training.egogestar import UNCLASSIFIED, Footage
 
 Image = NDArray[np.uint8]
+T = TypeVar("T")
 MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 GRACE_FRAMES = 2  # frames after a gesture's end in which either answer is right
@@ -87,7 +89,7 @@ class Stream:
         """A recorded gesture in its surroundings."""
         rng = self._rng
         label = str(rng.choice(list(self._by_label)))
-        footage = self._by_label[label][rng.integers(len(self._by_label[label]))]
+        footage = _one_of(self._by_label[label], rng)
         images, truth, mirror = footage.images, label, False
         if truth in REVERSED and rng.random() < 0.25:
             images, truth = images[::-1], REVERSED[truth]
@@ -98,7 +100,7 @@ class Stream:
         threshold = rng.uniform(14, 24)
         other = None
         if self._material.backgrounds and rng.random() < 0.3:
-            other = self._material.backgrounds[rng.integers(len(self._material.backgrounds))]
+            other = _one_of(self._material.backgrounds, rng)
 
         def seen(image: Image) -> Image:
             return change(image if other is None else transplant(image, backdrop, other, threshold))
@@ -137,7 +139,7 @@ class Stream:
     def _idle(self, seconds: float) -> Iterator[Labelled]:
         """Footage without gestures: daily work, other hand motion."""
         rng = self._rng
-        footage = self._material.idle[rng.integers(len(self._material.idle))]
+        footage = _one_of(self._material.idle, rng)
         change = self._change(mirror=rng.random() < 0.5)
         picks = self._picks(footage, float(np.exp(rng.uniform(-0.4, 0.4))))
         first = int(rng.integers(max(1, len(picks) - self._count(seconds) + 1)))
@@ -149,7 +151,7 @@ class Stream:
         rng = self._rng
         backdrop = None
         if self._material.backgrounds and rng.random() < 0.6:
-            backdrop = self._material.backgrounds[rng.integers(len(self._material.backgrounds))]
+            backdrop = _one_of(self._material.backgrounds, rng)
             backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
         scene = Scene(rng, self._size_hw, backdrop)
         script = Script(rng, strokes=self._stroke, labels=LABELS, idle_s=(0.6, 3.0), strays=stray,
@@ -182,7 +184,7 @@ class Stream:
         recorded = self._material.strokes.get(label, [])
         if not recorded or rng.random() < 0.3:
             return made, duration_s
-        points = recorded[rng.integers(len(recorded))].astype(np.float64)
+        points = _one_of(recorded, rng).astype(np.float64)
         least, _, most = DURATIONS[label]
         return points / max(float(np.ptp(points, axis=0).max()), 1.0), float(np.clip(duration_s, least, most))
 
@@ -193,7 +195,7 @@ class Stream:
 
     def _change(self, mirror: bool) -> Augmentation:
         mixable = self._material.backgrounds
-        mix = mixable[self._rng.integers(len(mixable))] if mixable else None
+        mix = _one_of(mixable, self._rng) if mixable else None
         if mix is not None:
             mix = mix[:: max(1, mix.shape[0] // self._size_hw[0]), :: max(1, mix.shape[1] // self._size_hw[1])]
             mix = np.ascontiguousarray(mix[:self._size_hw[0], :self._size_hw[1]])
@@ -209,7 +211,12 @@ def transplant(image: Image, backdrop: Image, other: Image, threshold: float) ->
     """Puts what differs from a clip's own background (the hand) before another one, with a soft edge."""
     difference = cv2.absdiff(image, backdrop).max(axis=-1).astype(np.float32)
     share = np.clip((difference - threshold) / 22.0, 0, 1)[..., None]
-    return (image * share + other * (1 - share)).astype(np.uint8)
+    mixed = image * share + other * (1 - share)
+    return np.asarray(mixed).astype(np.uint8)
+
+
+def _one_of(options: Sequence[T], rng: np.random.Generator) -> T:
+    return options[int(rng.integers(len(options)))]
 
 
 def idle_of(footage: Sequence[Footage]) -> list[Footage]:

@@ -8,6 +8,7 @@ state (a trimmed clip), the others continue, so that the second hour is as well 
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -229,15 +230,15 @@ def train(recipe: Recipe, report: Callable[[str], None] = print,
             raise ModelError(f"a loss of {float(loss.detach())} at iteration {iteration}", "a finite loss",
                              f"lower the learning rates; the last good checkpoint is {checkpoint.name}")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
         schedule.step()
         with torch.no_grad():
             right = (logits.argmax(-1) == batch.truth.label) & (batch.truth.progress > 0.75)
             late = (batch.truth.progress > 0.75).sum().clamp(min=1)
-        progress(iteration + 1, {"now": float(now.detach()), "window": float(window.detach()), "tip": float(tip.detach()),
-                                 "late accuracy": float(right.sum() / late)})
+        progress(iteration + 1, {"now": float(now.detach()), "window": float(window.detach()),
+                                 "tip": float(tip.detach()), "late accuracy": float(right.sum() / late)})
         if (iteration + 1) % 250 == 0 and iteration + 1 < recipe.iterations:
             _checkpoint(checkpoint, parts, iteration + 1)
     network.eval()
@@ -247,8 +248,6 @@ def train(recipe: Recipe, report: Callable[[str], None] = print,
 
 
 def _checkpoint(path: Path, parts: dict[str, Any], iteration: int) -> None:
-    import io
-
     buffer = io.BytesIO()
     torch.save({"iteration": iteration, **{name: part.state_dict() for name, part in parts.items()}}, buffer)
     write_atomically(path, buffer.getvalue())
@@ -263,7 +262,7 @@ def _resume(path: Path, parts: dict[str, Any], report: Callable[[str], None]) ->
         for name, part in parts.items():
             part.load_state_dict(kept[name])
         iteration = int(kept["iteration"])
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a foreign file
+    except Exception as error:  # torch raises many kinds for a foreign file
         raise ModelError(f"checkpoint {path} ({type(error).__name__})", "a checkpoint of this very recipe",
                          "remove it to start anew") from error
     report(f"resuming at iteration {iteration} from {path.name}")
