@@ -8,6 +8,7 @@ Legend: D features of a frame, K labels of a head.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ class Recognizer:
         self._streams: dict[str, _Stream] = {}
 
     @classmethod
-    def open(cls, model: str = "gesture", engine: str = "auto", slots: int = 8) -> Self:
+    def open(cls, model: str | os.PathLike[str] = "gesture", engine: str = "auto", slots: int = 8) -> Self:
         """Loads a bundled model by name, or a model file, and builds its engine (or takes it from the cache).
 
         engine: auto, eager, openvino; slots: cameras at a time, at most.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -118,6 +119,18 @@ class TestRun:
         monkeypatch.setattr(engines, "compile", refuse)
         assert main(["run", SIMULATION, "--engine", "warp"]) == 1
         assert one_line(capfd) == "gatestream: error: engine 'warp'; wanted auto or openvino; choose one of these"
+
+    def test_notices_go_to_stderr(self, gesture: Path, monkeypatch: pytest.MonkeyPatch,
+                                  capfd: pytest.CaptureFixture[str]) -> None:
+        def slow(model: FakeModel, **_: object) -> FakeEngine:
+            logging.getLogger("gatestream.engines").info("building the engine")
+            return FakeEngine(model)
+
+        monkeypatch.setattr(engines, "compile", slow)
+        assert main(["run", str(gesture), "--json", "-"]) == 0
+        out, err = capfd.readouterr()
+        assert err == "gatestream: building the engine\n"
+        assert records(out)
 
     def test_a_bug_is_one_line_too_and_a_traceback_with_debug(self, monkeypatch: pytest.MonkeyPatch,
                                                               capfd: pytest.CaptureFixture[str]) -> None:
