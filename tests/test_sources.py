@@ -213,8 +213,9 @@ EVEN = [index * 0.04 for index in range(10)]
     (25.0, [0.0, 0.04, 1e7, 0.12], [0, 0.04, 0.08, 0.12]),
     (25.0, [9.0, 9.04, 0.0, 0.05, 0.1], [0, 0.04, 0.08, 0.13, 0.18]),
     (25.0, [0.0, 0.04, math.inf, 0.12], [0, 0.04, 0.08, 0.12]),
+    (25.0, [9.0, 9.04, 0.0, 0.05, 1e7, 0.15], [0, 0.04, 0.08, 0.13, 0.17, 0.23]),
 ], ids=["offset", "variable rate", "stuck", "stuck, no rate", "missing", "missing at first", "1000 per second",
-        "one stamp missing", "one absurd", "timeline began anew", "infinite"])
+        "one stamp missing", "one absurd", "timeline began anew", "infinite", "one absurd after a new beginning"])
 def test_times_from_timestamps_of_any_quality(fps: float | None, raw_s: list[float], wanted_s: list[float]) -> None:
     time = StreamTime(fps)
     assert [time.next(stamp_s)[0] for stamp_s in raw_s] == pytest.approx(wanted_s)

@@ -31,6 +31,7 @@ LONGEST_STEP_S = 600.0
 FAILED_GRABS = 50  # in a row; then the file has ended
 EVEN_STEPS = 30  # how far back "evenly" looks
 EVEN_SHARE = 0.9
+FEWEST_STEPS = 3
 
 
 class StreamTime:
@@ -66,7 +67,7 @@ class StreamTime:
         return self._time_s, missing
 
     def _missing(self, step_s: float) -> int:
-        if len(self._steps_s) < 5:
+        if len(self._steps_s) < FEWEST_STEPS:
             return 0
         usual_s = sorted(self._steps_s)[len(self._steps_s) // 2]
         even = sum(abs(past_s - usual_s) <= 0.25 * usual_s for past_s in self._steps_s)
