@@ -37,6 +37,6 @@ def fit(image_bgr: NDArray[np.uint8], cover_hw: tuple[int, int], size_hw: tuple[
 def normalise(frames_u8_BHWC: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
     """Pixels BGR uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the contract's colour order, scale, mean and std."""
     ordered = frames_u8_BHWC[..., ::-1] if contract.colour == "RGB" else frames_u8_BHWC
-    mean, std = np.float32(contract.mean), np.float32(contract.std)
+    mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
     values = (ordered.astype(np.float32) * np.float32(contract.value_scale) - mean) / std
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))

@@ -106,6 +106,7 @@ class Network(nn.Module):
             if place not in self.temporal:
                 return x
             leaves = tuple(next(past) for _ in self._spec[place])
+            mixed: Tensor
             mixed, leaves = self._module(place)(x.reshape(B, T, *x.shape[1:]), leaves)
             kept.extend(leaves)
             return mixed.flatten(0, 1)

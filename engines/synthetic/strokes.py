@@ -5,7 +5,7 @@ Points are [N, 2] (x right, y down), evenly spaced in time, inside a unit box wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,8 @@ DURATIONS: dict[str, Duration] = {
 }
 _SPREAD = 0.38  # of the logarithm of a duration
 
+STRAYS = {"wander": 0.3, "zigzag": 0.15, "early": 0.2, "backwards": 0.15, "scribble": 0.1, "diagonal": 0.1}
+
 
 def stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
     """One drawing of a gesture: (points_xy [N, 2] in a unit box, duration_s). Raises KeyError for an unknown label."""
@@ -43,10 +45,10 @@ def stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
     return _humanise(_ideal(label, rng), rng, closed=label == "circlecc"), duration_s
 
 
-def stray(rng: np.random.Generator) -> tuple[Points, float]:
-    """Motion that is no gesture: wandering, zig-zags, gestures that stop early or run the wrong way round."""
-    kind = rng.choice(["wander", "zigzag", "early", "backwards", "scribble", "diagonal"],
-                      p=[0.3, 0.15, 0.2, 0.15, 0.1, 0.1])
+def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tuple[Points, float]:
+    """Motion that is no gesture, of a kind drawn by its share: wandering, zig-zags, gestures that stop early or run
+    the wrong way round, scribbles, diagonals."""
+    kind = rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values()))
     if kind == "wander":
         path = np.cumsum(rng.standard_normal((int(rng.integers(3, 8)), 2)), axis=0)
         points = _smooth(_travel(path, rng, 0.3), 9.0)

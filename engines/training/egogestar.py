@@ -98,6 +98,13 @@ def decode_all(found: Iterable[Clip], size_hw: tuple[int, int]) -> list[Footage]
     return [decode(clip.path, clip.label, size_hw) for clip in found]
 
 
+def _once(stroke: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A fifth of the published strokes hold the same points twice in a row; drawn like that the finger would jump."""
+    half = len(stroke) // 2
+    twice = len(stroke) % 2 == 0 and np.allclose(stroke[:half], stroke[half:], atol=0.5)
+    return stroke[:half] if twice else stroke
+
+
 def human_strokes(folder: Path) -> dict[str, list[NDArray[np.float32]]]:
     """Label -> finger strokes [N, 2] in pixels (y down) of the training split; {} without strokes.npz."""
     path = folder / "strokes.npz"
@@ -107,7 +114,7 @@ def human_strokes(folder: Path) -> dict[str, list[NDArray[np.float32]]]:
         points, offsets, labels, split = (data[key] for key in ("points_xy", "offsets", "label", "split"))
     strokes: dict[str, list[NDArray[np.float32]]] = {}
     for i, label in enumerate(labels):
-        stroke = points[offsets[i]:offsets[i + 1]]
+        stroke = _once(points[offsets[i]:offsets[i + 1]])
         if split[i] == "train" and len(stroke) > 4:
             strokes.setdefault(str(label), []).append(stroke)
     return strokes

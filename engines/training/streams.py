@@ -28,6 +28,8 @@ Image = NDArray[np.uint8]
 T = TypeVar("T")
 MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
+# Not the strays that begin as a gesture, nor squares the other way round: some people draw them so.
+STRAYS = {"wander": 0.5, "zigzag": 0.2, "scribble": 0.15, "diagonal": 0.15}
 GRACE_FRAMES = 2  # frames after a gesture's end in which either answer is right
 
 
@@ -154,8 +156,8 @@ class Stream:
             backdrop = _one_of(self._material.backgrounds, rng)
             backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
         scene = Scene(rng, self._size_hw, backdrop)
-        script = Script(rng, strokes=self._stroke, labels=LABELS, idle_s=(0.6, 3.0), strays=stray,
-                        aspect=self._size_hw[1] / self._size_hw[0])
+        script = Script(rng, strokes=self._stroke, labels=LABELS, idle_s=(0.6, 3.0),
+                        strays=lambda rng: stray(rng, STRAYS), aspect=self._size_hw[1] / self._size_hw[0])
         speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))
         start = rng.uniform(0, 3.0)
         light = self._change(mirror=False)
