@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import GatestreamError, UsageError
+from stream import model_commands
+from stream.options import EngineName, ModelName
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +29,6 @@ app = typer.Typer(name="gatestream", no_args_is_help=True, add_completion=False,
 # Wrong options, unknown commands and the like; typer carries its own copy of click or uses the installed one.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
-ModelName = Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A bundled model or a model file.")]
-EngineName = Annotated[str, typer.Option(metavar="NAME", help="What runs the network: auto, eager or openvino.")]
 CameraName = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the camera in all results.")]
 SourceName = Annotated[str, typer.Argument(
     metavar="SOURCE", help="0 (a webcam), a video file, a folder or 'glob' of images, rtsp://..., http://..., "
@@ -141,6 +141,9 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log fr
             with sink_errors("opening", out):
                 target = stack.enter_context(output_path(out).open("w", encoding="utf-8", newline=""))
         export(log, target, form, label=label, camera=camera, since=since, until=until, run=run)
+
+
+app.add_typer(model_commands.commands)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,10 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from fakes import FakeEngine, FakeModel
+from fakes import FakeEngine, FakeModel, contract
 
 import engines
 from engines.errors import EngineError
+from engines.model import Model
 from stream.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +162,12 @@ def one_line(capfd: pytest.CaptureFixture[str]) -> str:
     (["fly"], "fly"),
     (["events"], "FILE.db"),
     (["events", "no-such.db"], "no-such.db"),
+    (["models", "no-such-model"], "no-such-model"),
+    (["export", "no-such-model", "--out", "x.engine"], "no-such-model"),
+    (["export", "gesture"], "--out"),
+    (["train", "."], "--out"),
+    (["train", "no-such-folder", "--out", "x.safetensors"], "no-such-folder"),
+    (["train", ".", "--out", "x.onnx"], "x.onnx"),
 ])
 def test_wrong_use_is_told_in_one_line(arguments: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
@@ -173,6 +180,33 @@ def test_help_teaches(arguments: list[str], capfd: pytest.CaptureFixture[str]) -
     out, err = capfd.readouterr()
     assert "gatestream run" in out or "gatestream events" in out
     assert err == ""
+
+
+def test_models_shows_models_engines_and_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GATESTREAM_CACHE", str(tmp_path))
+    assert main(["models"]) == 0
+    assert str(tmp_path) in "".join(capfd.readouterr().out.splitlines())
+    model = Model(contract(provenance={"data": "two lamps"}), {}, "0" * 64, tmp_path / "lamps.safetensors")
+    monkeypatch.setattr(engines, "load", lambda name: model, raising=False)
+    assert main(["models", "lamps"]) == 0
+    assert "data: two lamps" in capfd.readouterr().out
+    (tmp_path / "lamps.md").write_text("# Two lamps\n\nBlue and red.")
+    assert main(["models", "lamps"]) == 0
+    assert "Blue and red." in capfd.readouterr().out
+
+
+def test_export_writes_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                 capfd: pytest.CaptureFixture[str]) -> None:
+    def write(model: FakeModel, engine: str, out: Path) -> Path:
+        out.write_text(engine)
+        return out
+
+    monkeypatch.setattr(engines, "load", lambda name: FakeModel(), raising=False)
+    monkeypatch.setattr(engines, "export", write, raising=False)
+    assert main(["export", "gesture", "--engine", "openvino", "--out", str(tmp_path / "x.engine")]) == 0
+    assert (tmp_path / "x.engine").read_text() == "openvino"
+    assert "x.engine" in capfd.readouterr().out
 
 
 PROGRAM = """

@@ -1,0 +1,155 @@
+"""Commands about models: what there is, compiling ahead of time, training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engines.errors import UsageError
+from stream.options import EngineName, ModelArgument
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from engines.contract import Contract
+
+commands = typer.Typer()
+
+
+@commands.command()
+def models(name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Show this one's card.")] = None) -> None:
+    """List the models and engines on this machine, or show one model's card.
+
+    [bold]Examples[/bold]
+
+      gatestream models
+
+      gatestream models gesture
+    """
+    from rich.console import Console
+
+    import engines
+
+    console = Console(highlight=False)
+    if name is None:
+        _list_models(console)
+        _list_engines(console)
+        return
+    model = engines.load(name)
+    card = model.path.with_suffix(".md") if model.path else None
+    if card is not None and card.is_file():
+        from rich.markdown import Markdown
+        console.print(Markdown(card.read_text(encoding="utf-8")))
+    for line in _facts(model.contract):
+        console.print(line, markup=False)
+
+
+def _list_models(console: Any) -> None:
+    from rich.table import Table
+
+    from engines.model import bundled, load
+
+    table = Table("model", "architecture", "labels", "frames/s", "input", "MB", box=None, pad_edge=False)
+    for name, path in bundled().items():
+        contract = load(name).contract
+        table.add_row(name, contract.architecture, ", ".join(f"{len(labels)} {head}" for head, labels in
+                                                             contract.heads.items()),
+                      f"{contract.frame_rate:g}", "x".join(map(str, contract.input_size_hw[::-1])),
+                      f"{path.stat().st_size / 1e6:.1f}")
+    console.print(table if table.row_count else "no bundled models")
+
+
+def _list_engines(console: Any) -> None:
+    """The engine cache. Entries of models that are no longer here are shown by their digest."""
+    from rich.table import Table
+
+    from engines import cache
+    from engines.model import bundled, load
+
+    names = {load(name).digest: name for name in bundled()}
+    table = Table("built engine", "for", "precision", "MB", box=None, pad_edge=False)
+    for entry in cache.entries():
+        digest = entry.key.get("model", "")
+        table.add_row(f"{entry.key.get('engine', '?')} {entry.key.get('library', '')}", names.get(digest, digest[:12]),
+                      str(entry.facts.get("precision", "")), f"{entry.size_bytes / 1e6:.1f}")
+    console.print()
+    console.print(table if table.row_count else "no engines built yet")
+    console.print(f"engine cache: {cache.place()}", markup=False, soft_wrap=True)
+
+
+def _facts(contract: Contract) -> list[str]:
+    seen_s = contract.clip_frames * contract.window_clips / contract.frame_rate
+    return [f"{contract.name}: {contract.architecture}, {contract.frame_rate:g} frames/s, "
+            f"{contract.input_size_hw[1]}x{contract.input_size_hw[0]} pixels, window {seen_s:.1f} s",
+            *(f"{head}: {', '.join(labels)}" for head, labels in contract.heads.items()),
+            *(f"{name}: {value}" for name, value in contract.provenance.items())]
+
+
+@commands.command()
+def export(model: ModelArgument,
+           out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
+           engine: EngineName = "auto") -> None:
+    """Build a compiled engine ahead of time, for machines with the same processor and library.
+
+    [bold]Examples[/bold]
+
+      gatestream export gesture --engine openvino --out gesture.engine
+
+      gatestream run --engine gesture.engine
+    """
+    import engines
+
+    written = engines.export(engines.load(model), engine, out)
+    print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+
+
+@commands.command()
+def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
+          out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
+          init: Annotated[str, typer.Option(metavar="imagenet|FILE", help="Weights to start from; imagenet is "
+                                                                          "downloaded once.")] = "imagenet",
+          idle: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Videos without gestures.")] = None,
+          name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model.")] = "gesture",
+          without_fold: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out fold N; 0: none.")] = 0,
+          iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training.")] = 3000,
+          seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0,
+          causal: Annotated[bool, typer.Option(help="Causal for live streams, or bidirectional.")] = True) -> None:
+    """Train a recogniser. Killed and started again, it goes on where it was.
+
+    [bold]Examples[/bold]
+
+      gatestream train data/egogestar --out gesture.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}", "a name ending in .safetensors", "rename it")
+    if not dataset.is_dir():
+        raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
+    from stream.sinks.base import output_path
+    output_path(out)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from engines.training.train import Recipe
+    from engines.training.train import train as run_training
+
+    recipe = Recipe(dataset=dataset, out=out, init=init, idle=idle, name=name, without_fold=without_fold,
+                    iterations=iterations, seed=seed, causal=causal)
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        run_training(recipe, report=lambda text: bar.console.print(text, markup=False),
+                     progress=_Shown(bar, iterations))
+    print(f"wrote {out}")
+
+
+class _Shown:
+    """Training progress: a bar on a terminal, a line now and then in a log."""
+
+    def __init__(self, bar: Progress, iterations: int) -> None:
+        self._bar, self._iterations = bar, iterations
+        self._task = bar.add_task("starting", total=iterations)
+
+    def __call__(self, iteration: int, figures: dict[str, float]) -> None:
+        text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        self._bar.update(self._task, completed=iteration, description=text)
+        if not self._bar.console.is_terminal and iteration % 100 == 0:
+            self._bar.console.print(f"{iteration} of {self._iterations}  {text}", markup=False)
