@@ -126,7 +126,7 @@ def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Ar
     """Writes a model file atomically; `half` stores weights as float16 (they are used as float32)."""
     kept = {name: np.ascontiguousarray(value, dtype=np.float16 if half else np.float32)
             for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-    raw = serialise(kept, metadata={"format": FORMAT, "contract": contract.model_dump_json()})
+    raw = serialise(kept, metadata={"contract": contract.model_dump_json()})
     write_atomically(Path(path), raw)
 
 

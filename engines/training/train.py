@@ -66,6 +66,7 @@ class Recipe:
     rendered_share: float = 0.45
     fresh_share: float = 0.35
     workers: int = 1
+    checkpoint_every: int = 250
     name: str = "gesture"
     temperature: float = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +93,7 @@ def contract_of(recipe: Recipe, network: Network) -> Contract:
         window_temperature={"gesture": recipe.temperature}, background=BACKGROUND,
         provenance={"recipe": {key: str(value) if isinstance(value, Path) else value
                                for key, value in asdict(recipe).items()
-                               if key not in ("provenance", "out", "dataset", "init", "idle", "workers")},
+                               if key not in ("provenance", "out", "dataset", "init", "idle", "workers", "checkpoint_every")},
                     **recipe.provenance})
 
 
@@ -239,7 +240,7 @@ def train(recipe: Recipe, report: Callable[[str], None] = print,
             late = (batch.truth.progress > 0.75).sum().clamp(min=1)
         progress(iteration + 1, {"now": float(now.detach()), "window": float(window.detach()),
                                  "tip": float(tip.detach()), "late accuracy": float(right.sum() / late)})
-        if (iteration + 1) % 250 == 0 and iteration + 1 < recipe.iterations:
+        if (iteration + 1) % recipe.checkpoint_every == 0 and iteration + 1 < recipe.iterations:
             _checkpoint(checkpoint, parts, iteration + 1)
     network.eval()
     save(recipe.out, contract, {name: value.detach().float().numpy() for name, value in network.state_dict().items()})

@@ -1,0 +1,242 @@
+"""Training: streams tell the truth, a run ends in a model file, a killed run goes on, starting weights are mapped."""
+
+from __future__ import annotations
+
+import csv
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import engines
+from engines.errors import DatasetError, ModelError
+from engines.networks.mobilenetv2 import STAGES
+from engines.networks.network import build
+from engines.synthetic import BACKGROUND, LABELS, Simulation
+from engines.training import egogestar
+from engines.training.loss import Truth, frame_loss, tip_loss, window_loss
+from engines.training.pretrained import folded, start_from
+from engines.training.streams import GRACE_FRAMES, MIRRORED, REVERSED, Material, Stream
+from engines.training.train import Recipe, subsample_depthwise, train
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dataset of rendered clips in EgoGestAR's layout, with idle footage and starting weights beside it."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "clips").mkdir()
+    (folder / "idle").mkdir()
+    rows = []
+    for i, label in enumerate([*LABELS, egogestar.UNCLASSIFIED]):
+        name = f"clips/{label}_001.avi"
+        _video(folder / name, seed=i)
+        rows.append({"file": name, "label": label, "source": "head", "fold": 1 + i % 2})
+    _video(folder / "idle" / "work.avi", seed=99)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    torch.manual_seed(0)
+    network = build("tsn-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96))
+    save_file(network.backbone.state_dict(), folder / "weights.safetensors")
+    return folder
+
+
+def _video(path: Path, seed: int, frames: int = 16) -> None:
+    simulation = Simulation(seed, size_hw=(96, 128))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (128, 96))
+    assert writer.isOpened()
+    for k in range(frames):
+        writer.write(simulation.frame(k))
+    writer.release()
+
+
+def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
+    arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"), "idle": dataset / "idle",
+                 "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0, "checkpoint_every": 2} | changes
+    return Recipe(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_run_ends_in_a_model_file_that_live_use_can_load(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trained.safetensors"
+    seen: list[int] = []
+    network = train(recipe(dataset, out, without_fold=2), lambda _: None, lambda i, _: seen.append(i))
+    assert seen == [1, 2, 3, 4]
+    assert not list(tmp_path.glob("*.checkpoint.pt"))
+    model = engines.load(out)
+    assert model.contract.heads == {"gesture": (*LABELS, BACKGROUND)}
+    assert model.contract.provenance["recipe"]["without_fold"] == 2
+    frames = torch.zeros(1, 3, 3, 72, 96)
+    with torch.no_grad():
+        trained, _ = network(frames, network.fresh_state(1))
+        loaded, _ = model.network(frames, model.network.fresh_state(1))
+    assert (trained - loaded).abs().max() < 2e-2  # stored as float16
+
+
+def test_the_same_seed_gives_the_same_weights(dataset: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for out in outs:
+        train(recipe(dataset, out), lambda _: None)
+    assert engines.load(outs[0]).digest == engines.load(outs[1]).digest
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def die(iteration: int, _: dict[str, float]) -> None:
+        if iteration == 3:
+            raise KilledError
+
+    out = tmp_path / "model.safetensors"
+    with pytest.raises(KilledError):
+        train(recipe(dataset, out), lambda _: None, die)
+    assert not out.exists()
+    seen: list[int] = []
+    train(recipe(dataset, out), lambda _: None, lambda i, _: seen.append(i))
+    assert seen == [3, 4]
+    assert out.exists()
+
+
+def test_a_foreign_checkpoint_is_refused(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.checkpoint.pt").write_bytes(b"nothing of ours")
+    with pytest.raises(ModelError, match="remove it"):
+        train(recipe(dataset, tmp_path / "model.safetensors"), lambda _: None)
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"manifest\.csv"):
+        egogestar.clips(tmp_path)
+    (tmp_path / "manifest.csv").write_text("file,label,source,fold\nclips/gone.mp4,left,head,1\n")
+    with pytest.raises(DatasetError, match=r"gone\.mp4"):
+        egogestar.clips(tmp_path)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(DatasetError, match=r"broken\.mp4"):
+        egogestar.decode(tmp_path / "broken.mp4", "left", (48, 64))
+
+
+def test_strokes_stored_twice_in_a_row_are_drawn_once(tmp_path: Path) -> None:
+    stroke = np.linspace(0, 100, 20, dtype=np.float32).reshape(10, 2)
+    points = np.concatenate([stroke, stroke, stroke])
+    np.savez(tmp_path / "strokes.npz", points_xy=points, offsets=np.array([0, 20, 30]),
+             label=np.array(["left", "left"]), split=np.array(["train", "train"]))
+    assert [len(one) for one in egogestar.human_strokes(tmp_path)["left"]] == [10, 10]
+
+
+@pytest.mark.parametrize("rendered_share", [0.0, 1.0])
+def test_streams_tell_the_truth_about_every_frame(dataset: Path, rendered_share: float) -> None:
+    footage = egogestar.decode_all(egogestar.clips(dataset), (96, 128))
+    material = Material([one for one in footage if one.label in LABELS], footage[-1:], {}, [footage[0].median])
+    labels = (*LABELS, BACKGROUND)
+    stream = Stream(material, labels, (36, 48), 7.5, np.random.default_rng(5), rendered_share)
+    frames = list(islice(stream.frames(), 900))
+    background = labels.index(BACKGROUND)
+    for frame in frames:
+        assert frame.image_bgr.shape == (36, 48, 3)
+        assert frame.image_bgr.dtype == np.uint8
+        assert (frame.gesture >= 0) == (frame.label != background)
+        assert 0 <= frame.progress <= 1
+    gestures: dict[int, list[tuple[int, float]]] = {}
+    for frame in frames:
+        if frame.gesture >= 0:
+            gestures.setdefault(frame.gesture, []).append((frame.label, frame.progress))
+    assert len(gestures) > 5
+    for seen in gestures.values():
+        assert len({label for label, _ in seen}) == 1
+        assert [progress for _, progress in seen] == sorted(progress for _, progress in seen)
+    assert any(frame.tip_xy is not None for frame in frames) == (rendered_share == 1.0)
+    assert {frame.weight for frame in frames} == {0.0, 1.0}
+
+
+def test_swipes_turn_with_the_picture_and_with_time() -> None:
+    assert MIRRORED["left"] == "right"
+    assert MIRRORED["up"] == "up"
+    assert REVERSED["up"] == "down"
+    assert not set(MIRRORED) & {"circlecc", "square", "star", "del", "carret", "tick"}
+    assert GRACE_FRAMES > 0
+
+
+def truth(label: list[int], progress: list[float], gesture: list[int]) -> Truth:
+    tip = torch.full((1, len(label), 2), float("nan"))
+    weight = torch.ones(1, len(label))
+    return Truth(torch.tensor([label]), torch.tensor([progress]), weight, torch.tensor([gesture]), tip)
+
+
+def test_early_in_a_gesture_any_gesture_will_do_and_late_only_its_own() -> None:
+    right, other, idle = (10.0 * torch.nn.functional.one_hot(torch.tensor([[k]]), 3).float() for k in (0, 1, 2))
+    early, late = truth([0], [0.1], [0]), truth([0], [1.0], [0])
+    assert torch.isclose(frame_loss(right, early, 2, 0.0), frame_loss(other, early, 2, 0.0))
+    assert frame_loss(idle, early, 2, 0.0) > 5
+    assert frame_loss(other, late, 2, 0.0) > 5
+    assert frame_loss(right, late, 2, 0.0) < 0.01
+
+
+def test_the_window_is_asked_only_once_most_of_a_gesture_is_seen() -> None:
+    wrong = 10.0 * torch.nn.functional.one_hot(torch.tensor([[1, 1, 1, 1]]), 3).float()
+    assert float(window_loss(wrong, truth([0] * 4, [0.1, 0.2, 0.3, 0.4], [0] * 4), 2)) == 0
+    assert float(window_loss(wrong, truth([0] * 4, [0.4, 0.6, 0.8, 1.0], [0] * 4), 2)) > 5
+    assert float(window_loss(wrong, truth([2] * 4, [0.0] * 4, [-1] * 4), 2)) == 0
+
+
+def test_the_helper_is_right_where_the_heat_is() -> None:
+    tip = torch.tensor([[[0.75, 0.25], [0.75, 0.25]]])
+    heat = torch.full((1, 2, 2, 2), -20.0)
+    heat[..., 0, 1] = 20.0
+    guess = torch.tensor([[[0.75, 0.25, 0, 0], [0.75, 0.25, 0, 0]]])
+    target = truth([0, 0], [1.0, 1.0], [0, 0])._replace(tip_xy=tip)
+    assert float(tip_loss(heat, guess, target)) < 1e-6
+    assert float(tip_loss(-heat, guess, target)) > 0.1
+
+
+def test_dense_depthwise_convolutions_give_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    network = build("tsn-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=(48, 64)).eval()
+    frames = torch.randn(1, 1, 3, 48, 64)
+    with torch.no_grad():
+        before, _ = network(frames, ())
+        subsample_depthwise(network)
+        after, _ = network(frames, ())
+    assert (before - after).abs().max() < 1e-5
+
+
+def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_path: Path) -> None:
+    """A file with timm's names, made here: its batch norms are drawn so that folding must matter."""
+    torch.manual_seed(1)
+    state: dict[str, torch.Tensor] = {}
+
+    def add(conv: str, norm: str, *shape: int) -> None:
+        state[f"{conv}.weight"] = torch.randn(*shape) * 0.1
+        for leaf, value in (("weight", torch.rand(shape[0]) + 0.5), ("bias", torch.randn(shape[0]) * 0.1),
+                            ("running_mean", torch.randn(shape[0]) * 0.1), ("running_var", torch.rand(shape[0]) + 0.5)):
+            state[f"{norm}.{leaf}"] = value
+
+    add("conv_stem", "bn1", 32, 3, 3, 3)
+    inputs = 32
+    for stage, (expansion, outputs, blocks, _) in enumerate(STAGES):
+        for index in range(blocks):
+            block, hidden = f"blocks.{stage}.{index}", inputs * expansion
+            if expansion == 1:
+                add(f"{block}.conv_dw", f"{block}.bn1", hidden, 1, 3, 3)
+                add(f"{block}.conv_pw", f"{block}.bn2", outputs, hidden, 1, 1)
+            else:
+                add(f"{block}.conv_pw", f"{block}.bn1", hidden, inputs, 1, 1)
+                add(f"{block}.conv_dw", f"{block}.bn2", hidden, 1, 3, 3)
+                add(f"{block}.conv_pwl", f"{block}.bn3", outputs, hidden, 1, 1)
+            inputs = outputs
+    add("conv_head", "bn2", 1280, inputs, 1, 1)
+    path = tmp_path / "timm.safetensors"
+    save_file(state, path)
+    network = build("tsn-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=(48, 64)).eval()
+    start_from(network, path)
+    image = torch.randn(1, 3, 48, 64)
+    with torch.no_grad():
+        stem = torch.nn.functional.conv2d(image, state["conv_stem.weight"], stride=2, padding=1)
+        stem = torch.nn.functional.batch_norm(stem, state["bn1.running_mean"], state["bn1.running_var"],
+                                              state["bn1.weight"], state["bn1.bias"])
+        ours = network.backbone.features[0][0](image)
+    assert (stem - ours).abs().max() < 1e-4
+    assert set(folded(state)) >= set(network.backbone.state_dict())
