@@ -1,0 +1,78 @@
+"""From a model to a running engine, by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.engine import Engine
+from engines.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from engines.model import Model
+
+log = logging.getLogger("gatestream.engines")
+
+ENGINES = ("openvino", "eager")  # best first
+PLANNED = ("inductor", "tensorrt")
+
+
+def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 1,
+            precision: str | None = None) -> Engine:
+    """Builds an engine, or takes it from the cache.
+
+    engine: auto (the best that works here), openvino, eager, or a file written by `export`; slots: cameras at a
+    time, at most; precision: f32, bf16, or None to have it chosen by measured agreement with eager.
+    Raises UsageError for an unknown name, EngineError when the engine cannot be built or does not agree with eager.
+    """
+    if slots < 1:
+        raise UsageError(f"{slots} slots", "1 or more", "give one slot per camera")
+    name = os.fspath(engine)
+    if name == "auto":
+        try:
+            return _openvino(model, slots, precision)
+        except EngineError as error:
+            log.warning("no OpenVINO engine (%s): running eagerly, which is much slower", error)
+            return _eager(model, slots, precision)
+    if name == "openvino":
+        return _openvino(model, slots, precision)
+    if name == "eager":
+        return _eager(model, slots, precision)
+    if name in PLANNED:
+        raise EngineError(f"engine {name!r}, which this version does not have yet", f"one of {', '.join(ENGINES)}",
+                          "use --engine auto")
+    if Path(name).is_file():
+        return _openvino(model, slots, precision, Path(name))
+    raise UsageError(f"engine {name!r}", f"auto, {', '.join(ENGINES)}, or a file written by `gatestream export`",
+                     "choose one of these")
+
+
+def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:
+    """Builds an engine ahead of time and writes it as one file, which `compile(model, engine=file)` opens.
+
+    The file serves this model on machines with the same processor and OpenVINO version; others refuse it.
+    """
+    if engine not in ("auto", "openvino"):
+        raise EngineError(f"engine {engine!r} to export", "openvino", "use --engine openvino")
+    from engines import cache, openvino
+
+    cache.pack(openvino.obtain(model, precision), Path(out))
+    return Path(out)
+
+
+def _openvino(model: Model, slots: int, precision: str | None, file: Path | None = None) -> Engine:
+    try:
+        from engines.openvino import open_engine
+    except ImportError as error:
+        raise EngineError(f"no usable OpenVINO ({error})", "the openvino package", "pip install openvino") from error
+    return open_engine(model, slots, precision, file)
+
+
+def _eager(model: Model, slots: int, precision: str | None) -> Engine:
+    if precision not in (None, "f32"):
+        raise EngineError(f"precision {precision!r} for the eager engine", "f32", "leave the precision out")
+    from engines.eager import EagerEngine
+
+    return EagerEngine(model.network, model.contract, slots)
