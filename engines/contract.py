@@ -76,6 +76,8 @@ class Contract(BaseModel):
                 raise ValueError(f"{name}: sides of 16 to 4096 pixels")
         if self.cover_hw[0] < self.input_size_hw[0] or self.cover_hw[1] < self.input_size_hw[1]:
             raise ValueError("cover_hw: at least input_size_hw")
+        if self.background is not None and not any(self.background in labels for labels in self.heads.values()):
+            raise ValueError(f"background: {self.background!r} is a label of no head")
         unknown = (set(self.temperature) | set(self.window_temperature)) - set(self.heads)
         if unknown:
             raise ValueError(f"temperature: no such head {sorted(unknown)}")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from engines.errors import DatasetError
+from engines.training import egogestar
 from stream.frame import Event, Frame, Image, Prediction
 from stream.recognizer import Recognizer
 from stream.sources import open_source
@@ -90,6 +91,37 @@ class StreamReport:
         return {"seconds": self.seconds, "gestures": len(self.truths), "events": len(self.events),
                 "matched": len(self.matched), "f1": self.f1, "delay_s": self.delay_s,
                 "events_per_minute": self.events_per_minute}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The three reports of `evaluate`; stream and idle are None without idle footage."""
+
+    clips: ClipReport
+    stream: StreamReport | None
+    idle: StreamReport | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: part.as_json() for name, part in vars(self).items() if part is not None}
+
+
+def evaluate(model: str, dataset: Path, *, fold: int = 0, idle: Sequence[Path] = (), engine: str = "auto",
+             seed: int = 0) -> Report:
+    """Evaluates a model on an EgoGestAR folder: all clips, or those of one fold, and a stream joined from them.
+
+    Clips without a gesture are left out; idle: videos without gestures. Raises DatasetError when nothing is left.
+    """
+    recordings = [Recording(clip.path, clip.label, clip.source) for clip in egogestar.clips(dataset)
+                  if clip.label != egogestar.UNCLASSIFIED and fold in (0, clip.fold)]
+    if not recordings:
+        raise DatasetError(f"fold {fold} of {dataset}, which has no clips", "a fold with clips", "choose another fold")
+    with Recognizer.open(model, engine=engine, slots=1) as recognizer:
+        clips = evaluate_clips(recognizer, recordings, next(iter(recognizer.contract.heads)))
+        if not idle:
+            return Report(clips, None, None)
+        frames, truths = joined(recordings, idle, seed)
+        return Report(clips, evaluate_stream(recognizer, frames, truths),
+                      evaluate_stream(recognizer, played_on(idle), []))
 
 
 def evaluate_clips(recognizer: Recognizer, recordings: Iterable[Recording], head: str) -> ClipReport:

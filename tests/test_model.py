@@ -89,6 +89,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "frame rate zero": (_rewrite(lambda c: c.update(frame_rate=0)), "frame_rate"),
     "labels twice": (_rewrite(lambda c: c.update(heads={"gesture": ["a", "a"]})), "gesture"),
     "a label too many": (_rewrite(lambda c: c.update(heads={"gesture": ["a", "b", "c"]}, background=None)), "3 labels"),
+    "background that is no label": (_rewrite(lambda c: c.update(background="nothing")), "nothing"),
     "another head": (_rewrite(lambda c: c.update(heads={"verb": ["a", "b"]}, background=None)), "verb"),
 }
 
