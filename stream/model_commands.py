@@ -1,4 +1,4 @@
-"""Commands about models: what there is, compiling ahead of time, training."""
+"""Commands about models: what there is, compiling ahead of time, training, measuring."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from engines.contract import Contract
+
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 commands = typer.Typer()
 
@@ -139,6 +141,34 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         run_training(recipe, report=lambda text: bar.console.print(text, markup=False),
                      progress=_Shown(bar, iterations))
     print(f"wrote {out}")
+
+
+@commands.command()
+def evaluate(model: ModelArgument,
+             dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
+             fold: Annotated[int, typer.Option(min=0, metavar="N", help="Only the clips of fold N; 0: all.")] = 0,
+             idle: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Videos without gestures: evaluates "
+                                                                              "streams and false events, too.")] = None,
+             engine: EngineName = "auto",
+             seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another stream.")] = 0) -> None:
+    """Measure a model, through the path that live use takes. Prints JSON.
+
+    [bold]Examples[/bold]
+
+      gatestream evaluate gesture data/egogestar --fold 1 --idle data/idle
+    """
+    import json
+
+    from stream.evaluation import evaluate as run_evaluation
+
+    for folder in (dataset, idle):
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder", "a folder of recordings", "check the path")
+    videos = sorted(path for path in idle.iterdir() if path.suffix.lower() in VIDEOS) if idle else []
+    if idle is not None and not videos:
+        raise UsageError(f"{idle}: a folder without videos", f"files ending in {', '.join(VIDEOS)}", "check --idle")
+    report = run_evaluation(model, dataset, fold=fold, idle=videos, engine=engine, seed=seed)
+    print(json.dumps(report.as_json(), indent=2))
 
 
 class _Shown:

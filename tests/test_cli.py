@@ -168,6 +168,9 @@ def one_line(capfd: pytest.CaptureFixture[str]) -> str:
     (["train", "."], "--out"),
     (["train", "no-such-folder", "--out", "x.safetensors"], "no-such-folder"),
     (["train", ".", "--out", "x.onnx"], "x.onnx"),
+    (["evaluate", "no-such-model"], "DATASET"),
+    (["evaluate", "gesture", "no-such-folder"], "no-such-folder"),
+    (["evaluate", "gesture", ".", "--idle", "no-such-folder"], "no-such-folder"),
 ])
 def test_wrong_use_is_told_in_one_line(arguments: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
