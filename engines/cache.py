@@ -10,6 +10,7 @@ environment variable GATESTREAM_CACHE, else the user's cache folder; where it ca
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -45,7 +46,6 @@ class Entry:
     facts: Facts
     built_at: float
     size_bytes: int
-    holder: object = None  # keeps a temporary folder alive where there is no cache
 
 
 class DamagedEntryError(Exception):
@@ -94,10 +94,15 @@ def obtain(key: Mapping[str, str], build: Build) -> Entry:
 
 
 def _without_cache(key: Mapping[str, str], build: Build) -> Entry:
-    holder = tempfile.TemporaryDirectory(prefix="gatestream-")
-    folder = Path(holder.name)
-    facts = build(folder)
-    return Entry(folder, dict(key), facts, time.time(), _size(folder), holder)
+    folder = _until_exit()
+    return Entry(folder, dict(key), build(folder), time.time(), _size(folder))
+
+
+def _until_exit() -> Path:
+    """A folder that goes when the process does: an engine may read its files for as long as it runs."""
+    folder = Path(tempfile.mkdtemp(prefix="gatestream-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _move_in(aside: Path, folder: Path, key: Mapping[str, str]) -> None:
@@ -126,7 +131,7 @@ def seal(folder: Path, key: Mapping[str, str], facts: Facts) -> None:
 
 
 def read(folder: Path, key: Mapping[str, str] | None = None) -> Entry:
-    """Reads and verifies an entry. Raises FileNotFoundError when there is none, DamagedEntryError when it cannot be trusted."""
+    """Reads and verifies an entry. Raises FileNotFoundError when there is none, else DamagedEntryError."""
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     try:
@@ -174,8 +179,7 @@ def pack(entry: Entry, out: Path) -> None:
 
 def unpack(file: Path, key: Mapping[str, str]) -> Entry:
     """Opens a packed entry beside the cache. Raises EngineError when it is damaged or made for something else."""
-    holder = tempfile.TemporaryDirectory(prefix="gatestream-")
-    folder = Path(holder.name)
+    folder = _until_exit()
     try:
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)
@@ -187,7 +191,7 @@ def unpack(file: Path, key: Mapping[str, str]) -> Entry:
         if entry.key.get(part) != wanted:
             raise EngineError(f"engine file {file}, made for {part} {entry.key.get(part)}", f"{part} {wanted}",
                               "export the engine again on this machine")
-    return Entry(folder, entry.key, entry.facts, entry.built_at, entry.size_bytes, holder)
+    return entry
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

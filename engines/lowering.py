@@ -124,9 +124,9 @@ class MemoryStep(nn.Module):
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
-        self.cell = nn.GRUCell(memory.gru.input_size, memory.gru.hidden_size)
-        self.cell.load_state_dict({name: value for name in self.cell.state_dict()
-                                   for value in [memory.gru.state_dict()[f"{name}_l0"]]})
+        weights = {name.removesuffix("_l0"): value for name, value in memory.gru.state_dict().items()}
+        self.cell = nn.GRUCell(memory.gru.input_size, memory.gru.hidden_size, dtype=weights["weight_ih"].dtype)
+        self.cell.load_state_dict(weights)
 
     def state_shapes(self) -> Shapes:
         return [(self.cell.hidden_size,)]

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino as ov
@@ -49,52 +49,58 @@ class OpenVINOEngine(Engine):
     def __init__(self, contract: Contract, compiled: ov.CompiledModel, slots: int, precision: str) -> None:
         self.contract, self.slots, self.precision = contract, slots, precision
         self._compiled: ov.CompiledModel | None = compiled
-        self._requests: dict[int, tuple[ov.InferRequest, NDArray[np.uint8]]] = {}
+        self._requests: dict[int, _Request] = {}
 
     def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
         try:
             requests = [self._request(slot) for slot in slots]
-            for (request, pixels), frame in zip(requests, frames_u8_BHWC, strict=True):
-                pixels[0] = frame
-                request.start_async()
-            for request, _ in requests:
-                request.wait()
+            for request, frame in zip(requests, frames_u8_BHWC, strict=True):
+                request.pixels[0] = frame
+                request.run.start_async()
+            for request in requests:
+                request.run.wait()
             return StepResult(self._rows(requests, "features"),
                               {head: self._rows(requests, f"scores.{head}") for head in self.contract.heads})
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failing while it ran ({_first_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
 
-    def _request(self, slot: int) -> tuple[ov.InferRequest, NDArray[np.uint8]]:
+    def _request(self, slot: int) -> _Request:
         if self._compiled is None:
             raise EngineError("a step of an engine that is closed", "an open engine", "compile a new one")
         if slot not in self._requests:
-            request = self._compiled.create_infer_request()
-            pixels = np.zeros(tuple(self._compiled.input("image").shape), np.uint8)
-            request.set_tensor("image", ov.Tensor(pixels, shared_memory=True))
-            request.reset_state()
-            self._requests[slot] = request, pixels
+            self._requests[slot] = _Request(self._compiled, ["features", *(f"scores.{h}" for h in self.contract.heads)])
         return self._requests[slot]
 
-    def _rows(self, requests: Sequence[tuple[ov.InferRequest, Any]], output: str) -> Floats:
+    def _rows(self, requests: Sequence[_Request], output: str) -> Floats:
         if requests:
-            return np.concatenate([request.get_tensor(output).data for request, _ in requests])
+            return np.concatenate([request.outputs[output].data for request in requests])
         assert self._compiled is not None
         return np.zeros((0, self._compiled.output(output).shape[1]), np.float32)
 
     def _reset(self, slots: Sequence[int]) -> None:
         for slot in slots:
             if slot in self._requests:
-                self._requests[slot][0].reset_state()
+                self._requests[slot].run.reset_state()
 
     @property
     def state_bytes(self) -> int:
-        request, _ = self._request(0)
-        return sum(variable.state.byte_size for variable in request.query_state())
+        return sum(variable.state.byte_size for variable in self._request(0).run.query_state())
 
     def close(self) -> None:
         self._requests.clear()
         self._compiled = None
+
+
+class _Request:
+    """The infer request of one camera, which holds its state, with the memory it reads and writes."""
+
+    def __init__(self, compiled: ov.CompiledModel, outputs: Sequence[str]) -> None:
+        self.run = compiled.create_infer_request()
+        self.pixels = np.zeros(tuple(compiled.input("image").shape), np.uint8)
+        self.run.set_tensor("image", ov.Tensor(self.pixels, shared_memory=True))
+        self.outputs = {name: self.run.get_tensor(name) for name in outputs}
+        self.run.reset_state()
 
 
 def key_of(model: Model, precision: str | None) -> dict[str, str]:

@@ -1,0 +1,297 @@
+"""Laws of engines: every engine equals eager; slots do not know each other; a reset camera is a new one."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import engines
+import engines.openvino as openvino_engine
+from engines import cache
+from engines.agreement import TOLERANCE, difference, probabilities, probe_clip, run_clip
+from engines.contract import Contract
+from engines.engine import Engine
+from engines.errors import EngineError, GatestreamError, UsageError
+from engines.lowering import StepNetwork
+from engines.model import Model, save
+
+SIZE_HW = (40, 56)
+LABELS = ("none", "left", "right", "up")
+ENGINES = ("eager", "openvino")
+
+
+def lively(network: nn.Module) -> None:
+    """Fills a network with weights that keep signals alive, so that every temporal module matters."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.weight.shape[1:] != (2, 3, 3):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, nn.Conv3d):
+                module.weight.normal_(0, 0.1)
+                nn.init.normal_(module.bias, 0, 0.3)  # type: ignore[arg-type]
+            if isinstance(module, nn.BatchNorm3d):
+                module.weight.uniform_(-0.5, 1.5)
+                module.bias.normal_(0, 0.5)
+                module.running_mean.normal_(0, 0.5)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        for head in network.heads.values():  # type: ignore[operator, union-attr]
+            head.weight.mul_(20)
+
+
+def make_model(folder: Path, architecture: str = "gsf-mobilenetv2", seed: int = 0, colour: str = "RGB",
+               causal: bool = True, **options: Any) -> Model:
+    torch.manual_seed(seed)
+    options = {"causal": causal, **options}
+    network = engines.build(architecture, heads={"gesture": len(LABELS), "hand": 2}, input_size_hw=SIZE_HW, **options)
+    lively(network)
+    contract = Contract.model_validate(dict(
+        name="test", architecture=architecture, options=options, colour=colour, frame_rate=15,
+        heads={"gesture": LABELS, "hand": ("left", "right")}, temperature={"gesture": 2.0}, input_size_hw=SIZE_HW,
+        cover_hw=(48, 64), receptive_frames=9, warmup_frames=4, clip_frames=8, window_clips=3))
+    path = folder / f"{architecture}-{seed}.safetensors"
+    save(path, contract, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, half=False)
+    return engines.load(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return make_model(tmp_path_factory.mktemp("model"), memory=16)
+
+
+@pytest.fixture(scope="module")
+def frames(model: Model) -> np.ndarray:
+    return probe_clip(model.contract, 24)
+
+
+@pytest.fixture(params=ENGINES)
+def make_engine(request: pytest.FixtureRequest, model: Model) -> Callable[..., Engine]:
+    return lambda slots=1: engines.compile(model, request.param, slots=slots, precision="f32")
+
+
+@pytest.mark.parametrize(("architecture", "options"), [
+    ("gsf-mobilenetv2", {"memory": 16}),
+    ("gsf-mobilenetv2", {"percent": 100, "places": ["features_3", "features_16"]}),
+    ("gsm-mobilenetv2", {}),
+    ("gsm-mobilenetv2", {"places": ["features_5", "features_8"]}),
+    ("tsn-mobilenetv2", {"memory": 16}),
+])
+def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, options: dict[str, Any]) -> None:
+    network = make_model(tmp_path, architecture, **options).network.double()
+    step = StepNetwork(network)
+    clip = torch.randn(1, 9, 3, *SIZE_HW, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted, _ = network(clip, network.fresh_state(1))
+        logits = network.scores(wanted)
+        state: list[torch.Tensor] = step.fresh_state()
+        for t in range(clip.shape[1]):
+            features, gesture, hand, *state = step(clip[:, t], *state)
+            assert torch.allclose(features, wanted[:, t], atol=1e-10, rtol=1e-10)
+            assert torch.allclose(gesture, logits["gesture"][:, t], atol=1e-9, rtol=1e-10)
+            assert torch.allclose(hand, logits["hand"][:, t], atol=1e-9, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("architecture", "colour", "options"), [
+    ("gsf-mobilenetv2", "RGB", {"memory": 16}),
+    ("gsf-mobilenetv2", "BGR", {}),
+    ("gsm-mobilenetv2", "RGB", {}),
+    ("tsn-mobilenetv2", "RGB", {}),
+])
+def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, options: dict[str, Any]) -> None:
+    model = make_model(tmp_path, architecture, colour=colour, **options)
+    eager = engines.compile(model, "eager")
+    compiled = openvino_engine.OpenVINOEngine(
+        model.contract, openvino_engine.compile_graph(openvino_engine.convert(model.network, model.contract),
+                                                      model.contract, 1, "f32"), 1, "f32")
+    frames = probe_clip(model.contract, 16)
+    wanted, got = run_clip(eager, frames), run_clip(compiled, frames)
+    assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
+    assert difference(model.contract, wanted, got) <= 1e-3
+
+
+def test_eager_step_equals_the_clip(model: Model, frames: np.ndarray) -> None:
+    from engines.preprocess import normalise
+    network = model.network
+    with torch.no_grad():
+        clip = torch.from_numpy(normalise(frames, model.contract))[None]
+        wanted = network.scores(network(clip, network.fresh_state(1))[0])["gesture"][0].numpy()
+    assert np.allclose(run_clip(engines.compile(model, "eager"), frames)["gesture"], wanted, atol=1e-3)
+
+
+def test_cameras_in_any_order_and_company_are_as_alone(make_engine: Callable[..., Engine], frames: np.ndarray) -> None:
+    clips = {0: frames[:6], 3: frames[6:12], 7: frames[12:18]}
+    alone = {slot: run_clip(make_engine(), clip)["gesture"] for slot, clip in clips.items()}
+    engine, seen = make_engine(slots=8), dict.fromkeys(clips, 0)
+    for company in ([0, 3, 7], [7, 0], [3], [7, 3, 0], [0], [3, 7], [0, 7, 3], [3, 0], [7, 0, 3], []):
+        company = [slot for slot in company if seen[slot] < 6]
+        batch = np.stack([clips[slot][seen[slot]] for slot in company]) if company else np.zeros((0, *SIZE_HW, 3), "u1")
+        result = engine.step(batch, company)
+        for row, slot in enumerate(company):
+            assert np.allclose(result.scores["gesture"][row], alone[slot][seen[slot]], atol=1e-3)
+            seen[slot] += 1
+    assert min(seen.values()) >= 5
+
+
+def test_a_reset_camera_is_a_new_one(make_engine: Callable[..., Engine], frames: np.ndarray) -> None:
+    engine = make_engine(slots=3)
+    first = run_clip(engine, frames[:5], slot=1)["gesture"]
+    other = [engine.step(frame[None], [2]).scores["gesture"][0] for frame in frames[:3]]
+    engine.reset([1])
+    again = [engine.step(frame[None], [1]).scores["gesture"][0] for frame in frames[:5]]
+    assert np.array_equal(first, np.stack(again))
+    untouched = engine.step(frames[3:4], [2]).scores["gesture"][0]  # resetting 1 left 2 where it was
+    assert np.array_equal(np.stack([*other, untouched]), first[:4])
+    carried = engine.step(frames[:1], [1]).scores["gesture"][0]
+    assert not np.allclose(carried, first[0], atol=1e-3)  # without a reset the past counts
+
+
+def test_outputs_are_the_callers_to_keep(make_engine: Callable[..., Engine], frames: np.ndarray) -> None:
+    engine = make_engine()
+    result = engine.step(frames[:1], [0])
+    kept = result.features.copy(), result.scores["gesture"].copy()
+    engine.step(frames[9:10], [0])
+    assert np.array_equal(result.features, kept[0])
+    assert np.array_equal(result.scores["gesture"], kept[1])
+    assert (result.features.dtype, result.scores["gesture"].shape, result.scores["hand"].shape) \
+        == (np.float32, (1, 4), (1, 2))
+    assert engine.state_bytes > 0
+
+
+@pytest.mark.parametrize(("shape", "dtype", "slots", "named"), [
+    ((1, 40, 57, 3), "u1", [0], r"\(1, 40, 57, 3\)"),
+    ((1, 40, 56, 3), "f4", [0], "float32"),
+    ((2, 40, 56, 3), "u1", [0], r"\(2, 40, 56, 3\)"),
+    ((1, 40, 56, 3), "u1", [2], "slot 2"),
+    ((1, 40, 56, 3), "u1", [-1], "slot -1"),
+    ((2, 40, 56, 3), "u1", [1, 1], r"slots \[1, 1\]"),
+])
+def test_a_wrong_step_is_refused(make_engine: Callable[..., Engine], shape: tuple[int, ...], dtype: str,
+                                 slots: list[int], named: str) -> None:
+    with pytest.raises(EngineError, match=named):
+        make_engine(slots=2).step(np.zeros(shape, dtype), slots)
+
+
+def test_a_closed_engine_says_so(model: Model, frames: np.ndarray) -> None:
+    engine = engines.compile(model, "openvino", precision="f32")
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.step(frames[:1], [0])
+
+
+@pytest.mark.parametrize(("name", "precision", "slots", "error", "named"), [
+    ("tensorrt", None, 1, EngineError, "openvino, eager"),
+    ("inductor", None, 1, EngineError, "openvino, eager"),
+    ("onnx", None, 1, UsageError, "'onnx'"),
+    ("openvino", "int4", 1, EngineError, "'int4'"),
+    ("eager", "bf16", 1, EngineError, "'bf16'"),
+    ("auto", None, 0, UsageError, "0 slots"),
+])
+def test_what_cannot_be_built_is_refused_by_name(model: Model, name: str, precision: str | None, slots: int,
+                                                 error: type[GatestreamError], named: str) -> None:
+    with pytest.raises(error, match=named):
+        engines.compile(model, name, slots=slots, precision=precision)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_bidirectional_network_cannot_stream(tmp_path: Path, name: str) -> None:
+    with pytest.raises(EngineError, match="bidirectional"):
+        engines.compile(make_model(tmp_path, causal=False), name)
+
+
+def test_auto_takes_openvino_and_falls_back_to_eager_with_a_message(
+        model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    assert engines.compile(model).name == "openvino"
+
+    def refuse(*_: object) -> Engine:
+        raise EngineError("no such device", "a device", "buy one")
+    monkeypatch.setattr(openvino_engine, "open_engine", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert engines.compile(model).name == "eager"
+    assert "no such device" in caplog.text
+
+
+def test_precision_is_chosen_by_measured_agreement_and_recorded(
+        tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = [({"f32": 0.0, "bf16": 0.002}, True, "bf16"), ({"f32": 0.0, "bf16": 0.02}, True, "f32"),
+             ({"f32": 0.001}, False, "f32"), ({"f32": 0.3, "bf16": 0.4}, True, None)]
+    graph = openvino_engine.convert(model.network, model.contract)
+    monkeypatch.setattr(openvino_engine, "convert", lambda *_: graph)
+    monkeypatch.setattr(openvino_engine, "compile_graph", lambda *_: None)
+    monkeypatch.setattr(openvino_engine, "run_clip", lambda *_: {})
+    for case, (agreement, bf16, chosen) in enumerate(table):
+        answers = iter(agreement.values())
+        monkeypatch.setattr(openvino_engine, "difference", lambda *_, answers=answers: next(answers))
+        monkeypatch.setattr(openvino_engine, "has_bf16", lambda bf16=bf16: bf16)
+        folder = tmp_path / str(case)
+        folder.mkdir()
+        if chosen is None:
+            with pytest.raises(EngineError, match="off by"):
+                openvino_engine.build_into(folder, model, None)
+        else:
+            assert openvino_engine.build_into(folder, model, None) == {"precision": chosen, "agreement": agreement}
+
+
+def test_the_built_engine_agrees_as_its_entry_says(model: Model) -> None:
+    engine = engines.compile(model, "openvino")
+    entry = openvino_engine.obtain(model, None)
+    assert entry.facts["precision"] == engine.precision
+    assert entry.facts["agreement"][engine.precision] <= TOLERANCE
+
+
+def test_damaged_graph_is_built_again(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch,
+                                      caplog: pytest.LogCaptureFixture, frames: np.ndarray) -> None:
+    before = run_clip(engines.compile(model, "openvino", precision="f32"), frames[:3])["gesture"]
+    entry = openvino_engine.obtain(model, "f32")
+    weights = entry.folder / "step.bin"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with caplog.at_level(logging.WARNING):
+        engine = engines.compile(model, "openvino", precision="f32")
+    assert "damaged" in caplog.text
+    assert np.array_equal(run_clip(engine, frames[:3])["gesture"], before)
+
+
+def test_exported_engine_opens_as_built_and_serves_its_model_only(tmp_path: Path, model: Model,
+                                                                  frames: np.ndarray) -> None:
+    file = engines.export(model, "openvino", tmp_path / "gesture.engine")
+    engine = engines.compile(model, file, slots=2)
+    built = engines.compile(model, "openvino")
+    assert (engine.name, engine.precision) == ("openvino", built.precision)
+    assert np.array_equal(run_clip(engine, frames[:4])["gesture"], run_clip(built, frames[:4])["gesture"])
+    with pytest.raises(EngineError, match="made for model"):
+        engines.compile(make_model(tmp_path, seed=5), file)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(EngineError, match=r"gesture\.engine"):
+        engines.compile(model, file)
+    with pytest.raises(EngineError, match="eager"):
+        engines.export(model, "eager", tmp_path / "no.engine")
+
+
+def test_warm_start_never_imports_torch(model: Model) -> None:
+    engines.compile(model, "openvino")
+    program = ("import sys, numpy as np, engines\n"
+               f"model = engines.load({str(model.path)!r})\n"
+               "engine = engines.compile(model)\n"
+               f"engine.step(np.zeros((1, *{SIZE_HW}, 3), np.uint8), [0])\n"
+               "assert engine.name == 'openvino'\n"
+               "assert 'torch' not in sys.modules, 'torch was imported'\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert cache.entries()
+
+
+def test_probabilities_sum_to_one_and_difference_sees_nan(model: Model) -> None:
+    logits = np.float32([[1000.0, 0, -1000, 3], [0, 0, 0, 0]])
+    assert np.allclose(probabilities(logits, 2.0).sum(axis=1), 1)
+    hand = np.zeros((2, 2), np.float32)
+    broken = logits.copy()
+    broken[0, 0] = np.nan
+    assert difference(model.contract, {"gesture": logits, "hand": hand}, {"gesture": broken, "hand": hand}) == np.inf

@@ -1,0 +1,63 @@
+"""Laws of preprocessing: every image becomes the model's size, upright, centred, undistorted, in the stated values."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from fakes import contract
+
+from engines.preprocess import normalise, prepare
+
+SIZES_HW = [(480, 640), (640, 480), (1080, 1920), (1, 1), (6000, 8000), (1, 4000), (4000, 1), (16, 16), (17, 15), (2, 3)]
+
+
+@pytest.mark.parametrize("size_hw", SIZES_HW)
+@pytest.mark.parametrize(("cover_hw", "input_hw"), [((72, 96), (72, 96)), ((96, 128), (72, 96)), ((256, 256), (224, 224))])
+@pytest.mark.parametrize("resize_filter", ["area", "bilinear"])
+def test_any_size_becomes_the_models_own(size_hw: tuple[int, int], cover_hw: tuple[int, int],
+                                         input_hw: tuple[int, int], resize_filter: str) -> None:
+    colour = (10, 120, 240)
+    image = np.full((*size_hw, 3), colour, np.uint8)
+    made = prepare(image, contract(cover_hw=cover_hw, input_size_hw=input_hw, resize_filter=resize_filter))
+    assert (made.shape, made.dtype, made.flags.c_contiguous) == ((*input_hw, 3), np.uint8, True)
+    assert (made == colour).all()  # no bars, no channel swap
+    assert (image == colour).all()
+
+
+def test_an_image_of_the_right_size_passes_unchanged() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (72, 96, 3), dtype=np.uint8)
+    assert np.array_equal(prepare(image, contract(cover_hw=(72, 96), input_size_hw=(72, 96))), image)
+
+
+@pytest.mark.parametrize("size_hw", [(480, 640), (720, 1280), (640, 480), (100, 100)])
+def test_cropping_first_sees_what_scaling_the_whole_would(size_hw: tuple[int, int]) -> None:
+    """Against the plain reading of the contract: scale all, then cut out the centre. A smooth image, to a pixel's place."""
+    rows, columns = np.mgrid[0:size_hw[0], 0:size_hw[1]] / max(size_hw)
+    image = np.stack([200 * columns, 200 * rows, 100 * (rows + columns)], axis=2).astype(np.uint8)
+    cover, size = (96, 128), (72, 96)
+    scale = max(cover[0] / size_hw[0], cover[1] / size_hw[1])
+    whole = cv2.resize(image, (round(size_hw[1] * scale), round(size_hw[0] * scale)), interpolation=cv2.INTER_LINEAR)
+    top, left = (whole.shape[0] - size[0]) // 2, (whole.shape[1] - size[1]) // 2
+    wanted = whole[top:top + size[0], left:left + size[1]]
+    made = prepare(image, contract(cover_hw=cover, input_size_hw=size))
+    assert np.abs(made.astype(int) - wanted).max() <= 3
+
+
+def test_area_averages_where_bilinear_skips() -> None:
+    stripes = np.zeros((720, 960, 3), np.uint8)
+    stripes[:, ::10] = 250  # a tenth of every block of ten
+    area, bilinear = (prepare(stripes, contract(cover_hw=(72, 96), input_size_hw=(72, 96), resize_filter=name))
+                      for name in ("area", "bilinear"))
+    assert (area == 25).all()
+    assert (bilinear == 0).all()
+
+
+@pytest.mark.parametrize(("colour", "order"), [("RGB", [2, 1, 0]), ("BGR", [0, 1, 2])])
+def test_normalise_follows_the_contract(colour: str, order: list[int]) -> None:
+    frames = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    stated = contract(colour=colour, value_scale=0.5, mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0))
+    made = normalise(frames, stated)
+    assert (made.shape, made.dtype, made.flags.c_contiguous) == ((2, 3, 16, 16), np.float32, True)
+    for k, (channel, mean, std) in enumerate(zip(order, stated.mean, stated.std, strict=True)):
+        assert np.allclose(made[:, k], (frames[..., channel] * 0.5 - mean) / std, atol=1e-5)
