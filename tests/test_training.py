@@ -18,6 +18,7 @@ from engines.networks.mobilenetv2 import STAGES
 from engines.networks.network import build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import egogestar
+from engines.training.calibrate import temperature
 from engines.training.loss import Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
 from engines.training.streams import GRACE_FRAMES, MIRRORED, REVERSED, Material, Stream
@@ -240,3 +241,26 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
         ours = network.backbone.features[0][0](image)
     assert (stem - ours).abs().max() < 1e-4
     assert set(folded(state)) >= set(network.backbone.state_dict())
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
+def test_temperature_is_found_again(true_temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (4000, 5))
+    odds = np.exp(logits)
+    answers = [int(rng.choice(5, p=row / row.sum())) for row in odds]
+    scored = [(row.astype(np.float32), answer) for row, answer in zip(logits * true_temperature, answers, strict=True)]
+    assert temperature(scored) == pytest.approx(true_temperature, rel=0.08)
+    assert temperature([]) == 1.0
+
+
+def test_what_is_left_out_calibrates(dataset: Path, tmp_path: Path) -> None:
+    told = recipe(dataset, tmp_path / "told.safetensors", iterations=1, temperature=1.7, window_temperature=0.6)
+    train(told, lambda _: None)
+    contract = engines.load(told.out).contract
+    assert (contract.temperature, contract.window_temperature) == ({"gesture": 1.7}, {"gesture": 0.6})
+    fitted = recipe(dataset, tmp_path / "fitted.safetensors", iterations=1, without_fold=1, temperature=1.7,
+                    idle_without=("work",), idle=dataset / "idle")
+    (dataset / "idle" / "more.avi").write_bytes((dataset / "idle" / "work.avi").read_bytes())
+    train(fitted, lambda _: None)
+    assert engines.load(fitted.out).contract.temperature["gesture"] != 1.7

@@ -20,6 +20,7 @@ from engines.errors import DatasetError
 from engines.preprocess import fit
 
 UNCLASSIFIED = "unclassified"
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
 Images = NDArray[np.uint8]  # [n, H, W, 3], BGR
 
 
@@ -103,6 +104,14 @@ def _once(stroke: NDArray[np.float32]) -> NDArray[np.float32]:
     half = len(stroke) // 2
     twice = len(stroke) % 2 == 0 and np.allclose(stroke[:half], stroke[half:], atol=0.5)
     return stroke[:half] if twice else stroke
+
+
+def videos(folder: Path) -> list[Path]:
+    """The video files of a folder, by name. Raises DatasetError when there are none."""
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not found:
+        raise DatasetError(f"no video in {folder}", "a folder of videos", "check the path")
+    return found
 
 
 def human_strokes(folder: Path) -> dict[str, list[NDArray[np.float32]]]:

@@ -23,24 +23,28 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from engines.contract import Contract
-from engines.errors import DatasetError, ModelError
+from engines.errors import ModelError
 from engines.model import save, write_atomically
 from engines.networks.network import Network, build
 from engines.networks.temporal import State
 from engines.preprocess import normalise
 from engines.synthetic import BACKGROUND, LABELS, Pose, Scene
 from engines.training import egogestar
+from engines.training.calibrate import calibrated
 from engines.training.loss import Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import start_from
 from engines.training.streams import Labelled, Material, Stream, idle_of
 
+# What a recipe holds beside the recipe: places on this machine, and how it was run.
+NOT_RECORDED = {"provenance", "out", "dataset", "init", "idle", "workers", "checkpoint_every"}
 MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room for augmentation
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything a run depends on. without_fold: leave this fold's clips out, 0 for none; idle: a folder of videos
-    without gestures; idle_without: names of videos in it to leave out; temperature: calibration to write down."""
+    without gestures; idle_without: names of videos in it to leave out; temperature, window_temperature: calibration
+    to write down. What is left out (clips or videos) calibrates the model instead."""
 
     dataset: Path
     out: Path
@@ -69,6 +73,7 @@ class Recipe:
     checkpoint_every: int = 250
     name: str = "gesture"
     temperature: float = 1.0
+    window_temperature: float = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,10 +95,8 @@ def contract_of(recipe: Recipe, network: Network) -> Contract:
         heads={"gesture": (*LABELS, BACKGROUND)}, frame_rate=recipe.frame_rate, input_size_hw=recipe.input_size_hw,
         cover_hw=recipe.input_size_hw, receptive_frames=1 + 4 * len(places), warmup_frames=4, clip_frames=8,
         window_clips=6, max_gap_s=1.0, temperature={"gesture": recipe.temperature},
-        window_temperature={"gesture": recipe.temperature}, background=BACKGROUND,
-        provenance={"recipe": {key: str(value) if isinstance(value, Path) else value
-                               for key, value in asdict(recipe).items()
-                               if key not in ("provenance", "out", "dataset", "init", "idle", "workers", "checkpoint_every")},
+        window_temperature={"gesture": recipe.window_temperature}, background=BACKGROUND,
+        provenance={"recipe": {key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED},
                     **recipe.provenance})
 
 
@@ -105,17 +108,22 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
     idle = idle_of(footage)
     backgrounds = [one.median for one in footage]
     if recipe.idle is not None:
-        paths = [path for path in sorted(recipe.idle.iterdir())
-                 if path.suffix in (".mp4", ".mkv", ".webm", ".avi", ".mov") and path.stem not in recipe.idle_without]
-        if not paths:
-            raise DatasetError(f"no video in {recipe.idle}", "a folder of videos without gestures", "check --idle")
-        work = [egogestar.decode(path, BACKGROUND, MARGIN_HW) for path in paths]
+        work = [egogestar.decode(path, BACKGROUND, MARGIN_HW) for path in egogestar.videos(recipe.idle)
+                if path.stem not in recipe.idle_without]
         backgrounds += [one.images[i] for one in work for i in range(0, len(one.images), 50)]
         idle = work * max(1, len(idle) // len(work)) + idle
     rng = np.random.default_rng(recipe.seed + 1)
     backgrounds += [Scene(rng, MARGIN_HW).draw(Pose(None), 0.0) for _ in range(60)]
     gestures = [one for one in footage if one.label in LABELS]
     return Material(gestures, idle, egogestar.human_strokes(recipe.dataset), backgrounds)
+
+
+def left_out(recipe: Recipe) -> list[egogestar.Footage]:
+    """Decodes what `gather` leaves out."""
+    clips = [clip for clip in egogestar.clips(recipe.dataset) if clip.fold == recipe.without_fold]
+    idle = [path for path in egogestar.videos(recipe.idle) if path.stem in recipe.idle_without] if recipe.idle else []
+    return (egogestar.decode_all(clips, recipe.input_size_hw)
+            + [egogestar.decode(path, BACKGROUND, recipe.input_size_hw) for path in idle])
 
 
 class Chunks(IterableDataset[Batch]):
@@ -243,6 +251,10 @@ def train(recipe: Recipe, report: Callable[[str], None] = print,
         if (iteration + 1) % recipe.checkpoint_every == 0 and iteration + 1 < recipe.iterations:
             _checkpoint(checkpoint, parts, iteration + 1)
     network.eval()
+    held_out = left_out(recipe)
+    if held_out:
+        report(f"calibrating on {len(held_out)} recordings that were left out")
+        contract = calibrated(contract, network, "gesture", held_out)
     save(recipe.out, contract, {name: value.detach().float().numpy() for name, value in network.state_dict().items()})
     checkpoint.unlink(missing_ok=True)
     return network
