@@ -53,10 +53,10 @@ def make_model(folder: Path, architecture: str = "gsf-mobilenetv2", seed: int = 
     options = {"causal": causal, **options}
     network = engines.build(architecture, heads={"gesture": len(LABELS), "hand": 2}, input_size_hw=SIZE_HW, **options)
     lively(network)
-    contract = Contract.model_validate(dict(
-        name="test", architecture=architecture, options=options, colour=colour, frame_rate=15,
-        heads={"gesture": LABELS, "hand": ("left", "right")}, temperature={"gesture": 2.0}, input_size_hw=SIZE_HW,
-        cover_hw=(48, 64), receptive_frames=9, warmup_frames=4, clip_frames=8, window_clips=3))
+    contract = Contract(
+        name="test", architecture=architecture, options=options, colour="BGR" if colour == "BGR" else "RGB",
+        frame_rate=15, heads={"gesture": LABELS, "hand": ("left", "right")}, temperature={"gesture": 2.0},
+        input_size_hw=SIZE_HW, cover_hw=(48, 64), receptive_frames=9, warmup_frames=4, clip_frames=8, window_clips=3)
     path = folder / f"{architecture}-{seed}.safetensors"
     save(path, contract, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, half=False)
     return engines.load(path)
