@@ -50,7 +50,8 @@ def test_area_averages_where_bilinear_skips() -> None:
     stripes[:, ::10] = 250  # a tenth of every block of ten
     area, bilinear = (prepare(stripes, contract(cover_hw=(72, 96), input_size_hw=(72, 96), resize_filter=name))
                       for name in ("area", "bilinear"))
-    assert (area == 25).all()
+    assert abs(area.mean() - 25) < 1
+    assert area.min() > 0
     assert (bilinear == 0).all()
 
 
@@ -62,3 +63,14 @@ def test_normalise_follows_the_contract(colour: str, order: list[int]) -> None:
     assert (made.shape, made.dtype, made.flags.c_contiguous) == ((2, 3, 16, 16), np.float32, True)
     for k, (channel, mean, std) in enumerate(zip(order, stated.mean, stated.std, strict=True)):
         assert np.allclose(made[:, k], (frames[..., channel] * 0.5 - mean) / std, atol=1e-5)
+
+
+def test_large_images_shrink_as_one_area_average_would() -> None:
+    """Shrinking by halves is a matter of cost only: on a camera's picture the values are those of one average."""
+    from engines.synthetic import Simulation
+
+    image = Simulation(0).frame(60)
+    for crop in (image, image[:479, :639]):
+        made = prepare(crop, contract(cover_hw=(72, 96), input_size_hw=(72, 96)))
+        once = cv2.resize(crop, (96, 72), interpolation=cv2.INTER_AREA)
+        assert np.abs(made.astype(int) - once).mean() < 0.5
