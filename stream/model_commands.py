@@ -90,6 +90,52 @@ def _facts(contract: Contract) -> list[str]:
 
 
 @commands.command()
+def doctor(model: ModelArgument = "gesture") -> None:
+    """Look at what is installed, and prove that stream = clip = every engine on this machine.
+
+    [bold]Examples[/bold]
+
+      gatestream doctor
+
+      gatestream doctor my-model.safetensors
+    """
+    from engines.doctor import doctor as examine
+
+    failed = 0
+    for check in examine(model):
+        print("ok  " if check.ok else "FAIL", f"{check.name}: {check.detail}", flush=True)
+        failed += not check.ok
+    if failed:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def bench(model: ModelArgument = "gesture", engine: EngineName = "auto",
+          steps: Annotated[int, typer.Option(min=10, metavar="N", help="Frames timed for each figure.")] = 400,
+          json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False) -> None:
+    """Measure each stage on this machine, against the bare backbone and the last run.
+
+    [bold]Examples[/bold]
+
+      gatestream bench
+
+      gatestream bench my-model.safetensors --engine eager
+    """
+    import engines
+    from engines.bench import bench as measure
+    from engines.bench import lines
+    from stream.scoring import Scorer
+
+    loaded = engines.load(model)
+    report = measure(loaded, engine, steps=steps, fuse=Scorer(loaded).score)
+    if json:
+        from json import dumps
+        print(dumps(report, indent=2))
+    else:
+        print("\n".join(lines(report)))
+
+
+@commands.command()
 def export(model: ModelArgument,
            out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
            engine: EngineName = "auto") -> None:

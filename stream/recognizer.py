@@ -2,8 +2,6 @@
 
     image ──clock──► picked? ──prepare──► engine.step ──► window ──► calibrated scores ──► events
                      (pick)               (step)                    (publish)
-
-Legend: D features of a frame, K labels of a head.
 """
 
 from __future__ import annotations
@@ -13,33 +11,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import Contract
 from engines.engine import Engine
 from engines.errors import FrameError
 from engines.preprocess import prepare
 from stream.clock import Clock
 from stream.events import EventTracker
-from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction, Ranked
+from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.images import as_bgr
 from stream.ring import SlotTable
-from stream.window import Window
-
-TOP = 5  # scores given per head
-
-
-class ScoringModel(Protocol):
-    """What the recogniser needs of a model besides its engine: `engines.Model` has it."""
-
-    contract: Contract
-
-    def head_logits(self, features_D: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Logits [K] of every head for one descriptor."""
-        ...
+from stream.scoring import Scorer, Scores, ScoringModel, ranked
 
 
 @dataclass(slots=True)
@@ -53,22 +37,14 @@ class Counts:
     held: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    """Calibrated probabilities of each head after one step."""
-
-    now: dict[str, NDArray[Any]]
-    window: dict[str, NDArray[Any]]
-    gates: tuple[float, ...]
-
-
 class _Stream:
     """Everything remembered of one camera but the network's state, which sits in the engine's `slot`."""
 
-    def __init__(self, camera: str, slot: int, contract: Contract) -> None:
+    def __init__(self, camera: str, slot: int, model: ScoringModel) -> None:
+        contract = model.contract
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
-        self.window: Window | None = None  # made at the first step, which tells D
+        self.scorer = Scorer(model)
         self.trackers = {head: EventTracker(camera, head, labels, contract.background, contract.events)
                          for head, labels in contract.heads.items()}
         self.counts = Counts()
@@ -83,8 +59,7 @@ class _Stream:
 
     def forget(self) -> None:
         self.steps, self.previous = 0, None
-        if self.window is not None:
-            self.window.reset()
+        self.scorer.reset()
 
 
 class Recognizer:
@@ -191,7 +166,7 @@ class Recognizer:
         return replace(stream.counts) if stream else Counts()
 
     def _join(self, camera: str) -> _Stream:
-        stream = self._streams[camera] = _Stream(camera, self._slots.take(camera), self.contract)
+        stream = self._streams[camera] = _Stream(camera, self._slots.take(camera), self._model)
         self.engine.reset([stream.slot])
         return stream
 
@@ -207,27 +182,19 @@ class Recognizer:
             stream.counts.held += 1
         return events
 
-    def _step(self, stream: _Stream, prepared: Image, latency: dict[str, float]) -> _Scores:
+    def _step(self, stream: _Stream, prepared: Image, latency: dict[str, float]) -> Scores:
         """Advances one camera by one tick. Adds its seconds to `latency`."""
         began = self._timer()
         result = self.engine.step(prepared[None], [stream.slot])
         stepped = self._timer()
-        features_D = result.features[0]
-        if stream.window is None:
-            stream.window = Window(self.contract.clip_frames, self.contract.window_clips, len(features_D))
-        fused = stream.window.push(features_D)
-        window_logits = self._model.head_logits(fused.descriptor_D)
-        now = {head: _probabilities(result.scores[head][0], self.contract.temperature.get(head, 1.0))
-               for head in self.contract.heads}
-        window = {head: _probabilities(window_logits[head], self.contract.window_temperature.get(head, 1.0))
-                  for head in self.contract.heads}
+        scores = stream.scorer.score(result)
         stream.steps += 1
         stream.previous = prepared
         latency["engine"] += stepped - began
         latency["fuse"] += self._timer() - stepped
-        return _Scores(now, window, fused.gates)
+        return scores
 
-    def _track(self, stream: _Stream, at: float, scores: _Scores) -> list[Event]:
+    def _track(self, stream: _Stream, at: float, scores: Scores) -> list[Event]:
         stream.previous_at = at
         if not self._warm(stream):
             return []
@@ -239,22 +206,10 @@ class Recognizer:
     def _warm(self, stream: _Stream) -> bool:
         return stream.steps >= self.contract.warmup_frames
 
-    def _publish(self, stream: _Stream, number: int, at: float, scores: _Scores,
+    def _publish(self, stream: _Stream, number: int, at: float, scores: Scores,
                  latency: dict[str, float]) -> Prediction:
-        heads = {head: HeadScores(_ranked(labels, scores.now[head]), _ranked(labels, scores.window[head]))
+        heads = {head: HeadScores(ranked(labels, scores.now[head]), ranked(labels, scores.window[head]))
                  for head, labels in self.contract.heads.items()}
         return Prediction(camera=stream.camera, frame=number, captured_at=at, warm=self._warm(stream), heads=heads,
                           clips=scores.gates, latency_ms={part: 1000 * value for part, value in latency.items()},
                           dropped=stream.counts.dropped, held=stream.counts.held)
-
-
-def _probabilities(logits_K: NDArray[np.float32], temperature: float) -> NDArray[Any]:
-    scaled_K = logits_K.astype(np.float64) / temperature
-    odds_K = np.exp(scaled_K - scaled_K.max())
-    probs_K: NDArray[Any] = odds_K / odds_K.sum()
-    return probs_K
-
-
-def _ranked(labels: tuple[str, ...], probs_K: NDArray[Any]) -> Ranked:
-    best = np.argsort(-probs_K, kind="stable")[:TOP]
-    return tuple((labels[index], float(probs_K[index])) for index in best)

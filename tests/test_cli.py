@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 from fakes import FakeEngine, FakeModel, contract
 
 import engines
+from engines.doctor import Check
+from engines.engine import StepResult
 from engines.errors import EngineError
 from engines.model import Model
 from stream.cli import main
@@ -210,6 +213,28 @@ def test_export_writes_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["export", "gesture", "--engine", "openvino", "--out", str(tmp_path / "x.engine")]) == 0
     assert (tmp_path / "x.engine").read_text() == "openvino"
     assert "x.engine" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("found", "code"), [((True, True), 0), ((True, False), 1)])
+def test_doctor_fails_when_one_check_does(found: tuple[bool, ...], code: int, monkeypatch: pytest.MonkeyPatch,
+                                          capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("engines.doctor.doctor", lambda model: iter([Check("a law", ok, model) for ok in found]))
+    assert main(["doctor", "lamps"]) == code
+    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == \
+        ["ok" if ok else "FAIL" for ok in found]
+
+
+def test_bench_times_fusion_as_live_use_does_it(monkeypatch: pytest.MonkeyPatch,
+                                                capfd: pytest.CaptureFixture[str]) -> None:
+    def measure(model: FakeModel, engine: str, steps: int, fuse: Callable[[StepResult], Any]) -> dict[str, Any]:
+        black = np.zeros((1, 16, 16, 3), np.uint8)
+        scores = fuse(FakeEngine(model).step(black, [0]))
+        return {"engine": engine, "steps": steps, "scores": np.round(scores.now["gesture"], 3).tolist()}
+
+    monkeypatch.setattr(engines, "load", lambda name: FakeModel(), raising=False)
+    monkeypatch.setattr("engines.bench.bench", measure)
+    assert main(["bench", "lamps", "--engine", "eager", "--steps", "10", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"engine": "eager", "steps": 10, "scores": [0.002, 0.002, 0.995]}
 
 
 PROGRAM = """

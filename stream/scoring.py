@@ -1,0 +1,79 @@
+"""From one engine step to what the model says: calibrated probabilities of this frame and of the window.
+
+Legend: D features of a frame, K labels of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import Contract
+from engines.engine import StepResult
+from stream.frame import Ranked
+from stream.window import Window
+
+TOP = 5  # labels given per head
+Probs = NDArray[Any]
+
+
+class ScoringModel(Protocol):
+    """What is needed of a model besides its engine: `engines.Model` has it."""
+
+    contract: Contract
+
+    def head_logits(self, features_D: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Logits [K] of every head for one descriptor."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Probabilities [K] of each head, `now` and over the `window`; the gate of each clip in it, oldest first."""
+
+    now: dict[str, Probs]
+    window: dict[str, Probs]
+    gates: tuple[float, ...]
+
+
+class Scorer:
+    """Scores the steps of one camera; remembers its window."""
+
+    def __init__(self, model: ScoringModel) -> None:
+        self._model, self._contract = model, model.contract
+        self._window: Window | None = None  # made at the first step, which tells D
+
+    def score(self, result: StepResult) -> Scores:
+        """Takes a step of this camera alone (B = 1)."""
+        contract, features_D = self._contract, result.features[0]
+        if self._window is None:
+            self._window = Window(contract.clip_frames, contract.window_clips, len(features_D))
+        fused = self._window.push(features_D)
+        window_logits = self._model.head_logits(fused.descriptor_D)
+        now = {head: probabilities(result.scores[head][0], contract.temperature.get(head, 1.0))
+               for head in contract.heads}
+        window = {head: probabilities(window_logits[head], contract.window_temperature.get(head, 1.0))
+                  for head in contract.heads}
+        return Scores(now, window, fused.gates)
+
+    def reset(self) -> None:
+        """Forgets the window."""
+        if self._window is not None:
+            self._window.reset()
+
+
+def probabilities(logits_K: NDArray[np.float32], temperature: float) -> Probs:
+    """Softmax of the logits over the calibration temperature."""
+    scaled_K = logits_K.astype(np.float64) / temperature
+    odds_K = np.exp(scaled_K - scaled_K.max())
+    probs_K: Probs = odds_K / odds_K.sum()
+    return probs_K
+
+
+def ranked(labels: tuple[str, ...], probs_K: Probs) -> Ranked:
+    """The TOP labels with their probabilities, best first."""
+    best = np.argsort(-probs_K, kind="stable")[:TOP]
+    return tuple((labels[index], float(probs_K[index])) for index in best)
