@@ -180,7 +180,7 @@ def _engine_of(network: Network, contract: Contract, like: Engine) -> Engine:
         return EagerEngine(network, contract, 1)
     from engines.openvino import OpenVINOEngine, compile_graph, convert
 
-    compiled = compile_graph(convert(network, contract), contract, 1, like.precision)
+    compiled = compile_graph(convert(network, contract), 1, like.precision)
     return OpenVINOEngine(contract, compiled, 1, like.precision)
 
 

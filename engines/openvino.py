@@ -37,8 +37,9 @@ CODE_VERSION = "1"  # raise when lowering or conversion change: entries of other
 PRECISIONS = {"f32": "f32", "bf16": "bf16"}
 DEVICE = "CPU"
 GRAPH = "step.xml"
-# Below this many input pixels per thread, sharing one frame's work between threads costs more than it saves.
-PIXELS_PER_THREAD = 24_000
+# With less work than this per thread (a MobileNetV2 frame at 224x224 is 0.3e9), sharing a frame between threads saves
+# little, costs much on a busy machine, and takes cores from decoding.
+MULTIPLICATIONS_PER_THREAD = 0.5e9
 
 
 class OpenVINOEngine(Engine):
@@ -123,7 +124,7 @@ def open_engine(model: Model, slots: int = 1, precision: str | None = None, file
     try:
         chosen = str(entry.facts["precision"])
         graph = ov.Core().read_model(entry.folder / GRAPH)
-        return OpenVINOEngine(model.contract, compile_graph(graph, model.contract, slots, chosen), slots, chosen)
+        return OpenVINOEngine(model.contract, compile_graph(graph, slots, chosen), slots, chosen)
     except (RuntimeError, KeyError) as error:
         raise EngineError(f"OpenVINO refusing a built engine ({_first_line(error)})", "a graph it can load",
                           f"delete {entry.folder}, or use --engine eager") from error
@@ -151,7 +152,7 @@ def build_into(folder: Path, model: Model, precision: str | None) -> cache.Facts
     asked = [precision] if precision else ["f32", "bf16"] if has_bf16() else ["f32"]
     agreement = {}
     for name in asked:
-        engine = OpenVINOEngine(model.contract, compile_graph(graph, model.contract, 1, name), 1, name)
+        engine = OpenVINOEngine(model.contract, compile_graph(graph, 1, name), 1, name)
         agreement[name] = difference(model.contract, wanted, run_clip(engine, frames))
     fit = [name for name in asked if agreement[name] <= TOLERANCE]
     if not fit:
@@ -212,15 +213,25 @@ def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
     return steps.build()
 
 
-def compile_graph(graph: ov.Model, contract: Contract, slots: int, precision: str) -> ov.CompiledModel:
-    """Compiles for few cameras at low latency: cameras run side by side, a large frame is shared between threads."""
+def compile_graph(graph: ov.Model, slots: int, precision: str) -> ov.CompiledModel:
+    """Compiles for few cameras at low latency: cameras run side by side, a heavy frame is shared between threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     streams = min(slots, cores)
-    height, width = contract.input_size_hw
-    threads = min(cores, streams * max(1, round(height * width / PIXELS_PER_THREAD)))
+    threads = min(cores, streams * max(1, round(_multiplications(graph) / MULTIPLICATIONS_PER_THREAD)))
     return ov.Core().compile_model(graph, DEVICE, {
         "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision]})
+
+
+def _multiplications(graph: ov.Model) -> float:
+    """Multiplications of one frame's convolutions, which are nearly all of its work."""
+    skipped = {"Convolution": 1, "GroupConvolution": 2}  # axes of the weights that count outputs
+    total = 0.0
+    for node in graph.get_ops():
+        if node.get_type_name() in skipped:
+            weights = node.input_value(1).shape[skipped[node.get_type_name()]:]
+            total += float(np.prod(node.output(0).shape)) * float(np.prod(weights))
+    return total
 
 
 def has_bf16() -> bool:

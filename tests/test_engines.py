@@ -108,9 +108,8 @@ def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, op
 def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, options: dict[str, Any]) -> None:
     model = make_model(tmp_path, architecture, colour=colour, **options)
     eager = engines.compile(model, "eager")
-    compiled = openvino_engine.OpenVINOEngine(
-        model.contract, openvino_engine.compile_graph(openvino_engine.convert(model.network, model.contract),
-                                                      model.contract, 1, "f32"), 1, "f32")
+    graph = openvino_engine.convert(model.network, model.contract)
+    compiled = openvino_engine.OpenVINOEngine(model.contract, openvino_engine.compile_graph(graph, 1, "f32"), 1, "f32")
     frames = probe_clip(model.contract, 16)
     wanted, got = run_clip(eager, frames), run_clip(compiled, frames)
     assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
