@@ -49,7 +49,7 @@ class Engine(ABC):
     def state_bytes(self) -> int:
         """Bytes of state held per camera."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - an engine may hold nothing
         """Gives back what the engine holds. The engine cannot be used afterwards."""
 
     def step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:

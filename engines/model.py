@@ -62,7 +62,7 @@ def build_network(model: Model) -> Network:
         network = build(contract.architecture, heads={name: len(labels) for name, labels in contract.heads.items()},
                         input_size_hw=contract.input_size_hw, **contract.options)
     except (TypeError, ValueError, UsageError) as error:
-        raise ModelError(f"contract with architecture {contract.architecture!r} and options {contract.options}: {error}",
+        raise ModelError(f"architecture {contract.architecture!r} with options {contract.options}: {error}",
                          "options that engines.build accepts", "get the model file again") from error
     state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()}
     wanted = network.state_dict()
@@ -161,7 +161,7 @@ def _metadata(raw: bytes) -> dict[str, str]:
 def _check_heads(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
     for head, labels in contract.heads.items():
         weight, bias = weights.get(f"heads.{head}.weight"), weights.get(f"heads.{head}.bias")
-        if weight is None or bias is None or weight.ndim != 2 or len(weight) != len(labels) or bias.shape != (len(labels),):
-            shape = None if weight is None else weight.shape
+        shape = None if weight is None else weight.shape
+        if weight is None or bias is None or weight.ndim != 2 or {len(weight), len(bias)} != {len(labels)}:
             raise ModelError(f"{path}, whose head {head!r} has weights of shape {shape} for {len(labels)} labels",
                              "weights and contract that agree", "get the model file again, or train it again")

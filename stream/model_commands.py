@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from engines.contract import Contract
 
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 commands = typer.Typer()
 
@@ -158,13 +157,18 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
           init: Annotated[str, typer.Option(metavar="imagenet|FILE", help="Weights to start from; imagenet is "
                                                                           "downloaded once.")] = "imagenet",
-          idle: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Videos without gestures.")] = None,
+          idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without gestures. May be "
+                                                                                 "given several times.")] = None,
+          idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
+                                                                                      "gestures. Likewise.")] = None,
+          calibration_from: Annotated[list[Path] | None, typer.Option(metavar="FILE", help=(
+              "Take the calibration of this model, trained with something left out. Likewise: their mean."))] = None,
           name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model.")] = "gesture",
           without_fold: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out fold N; 0: none.")] = 0,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training.")] = 3000,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0,
           causal: Annotated[bool, typer.Option(help="Causal for live streams, or bidirectional.")] = True) -> None:
-    """Train a recogniser. Killed and started again, it goes on where it was.
+    """Train a recogniser. Killed and started again, it goes on where it was. What is left out calibrates the scores.
 
     [bold]Examples[/bold]
 
@@ -181,20 +185,36 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     from engines.training.train import Recipe
     from engines.training.train import train as run_training
 
-    recipe = Recipe(dataset=dataset, out=out, init=init, idle=idle, name=name, without_fold=without_fold,
-                    iterations=iterations, seed=seed, causal=causal)
+    now, window = _calibration(calibration_from or [])
+    recipe = Recipe(dataset=dataset, out=out, init=init, idle=tuple(idle or ()), name=name, without_fold=without_fold,
+                    idle_without=tuple(idle_without or ()), iterations=iterations, seed=seed, causal=causal,
+                    memory=Recipe.memory if causal else 0, temperature=now, window_temperature=window)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         run_training(recipe, report=lambda text: bar.console.print(text, markup=False),
                      progress=_Shown(bar, iterations))
     print(f"wrote {out}")
 
 
+def _calibration(files: list[Path]) -> tuple[float, float]:
+    """Mean temperatures of the first head of some models, for `now` and `window`; 1 without models."""
+    from statistics import geometric_mean
+
+    from engines.model import load
+
+    contracts = [load(file).contract for file in files]
+    means = [geometric_mean([next(iter(table.values()), 1.0) for table in tables] or [1.0]) for tables in
+             ([c.temperature for c in contracts], [c.window_temperature for c in contracts])]
+    return round(means[0], 3), round(means[1], 3)
+
+
 @commands.command()
 def evaluate(model: ModelArgument,
              dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
-             fold: Annotated[int, typer.Option(min=0, metavar="N", help="Only the clips of fold N; 0: all.")] = 0,
-             idle: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Videos without gestures: evaluates "
-                                                                              "streams and false events, too.")] = None,
+             fold: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
+                 "Only the clips of fold N; 0: all. Default: what the model's training left out."))] = None,
+             idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
+                 "Videos without gestures: evaluates streams and false events, too. Those the model's training left "
+                 "out, if any. May be given several times."))] = None,
              engine: EngineName = "auto",
              seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another stream.")] = 0) -> None:
     """Measure a model, through the path that live use takes. Prints JSON.
@@ -205,15 +225,18 @@ def evaluate(model: ModelArgument,
     """
     import json
 
+    from engines.model import load
+    from engines.training.egogestar import videos
     from stream.evaluation import evaluate as run_evaluation
 
-    for folder in (dataset, idle):
-        if folder is not None and not folder.is_dir():
+    for folder in (dataset, *(idle or ())):
+        if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder", "a folder of recordings", "check the path")
-    videos = sorted(path for path in idle.iterdir() if path.suffix.lower() in VIDEOS) if idle else []
-    if idle is not None and not videos:
-        raise UsageError(f"{idle}: a folder without videos", f"files ending in {', '.join(VIDEOS)}", "check --idle")
-    report = run_evaluation(model, dataset, fold=fold, idle=videos, engine=engine, seed=seed)
+    recipe = load(model).contract.provenance.get("recipe", {})
+    held_out = recipe.get("idle_without")
+    footage = [path for path in videos(idle or []) if not held_out or path.stem in held_out]
+    fold = recipe.get("without_fold", 0) if fold is None else fold
+    report = run_evaluation(model, dataset, fold=fold, idle=footage, engine=engine, seed=seed)
     print(json.dumps(report.as_json(), indent=2))
 
 

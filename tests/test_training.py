@@ -57,8 +57,8 @@ def _video(path: Path, seed: int, frames: int = 16) -> None:
 
 
 def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
-    arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"), "idle": dataset / "idle",
-                 "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0, "checkpoint_every": 2} | changes
+    arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"),
+                 "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0, "checkpoint_every": 2} | changes
     return Recipe(**arguments)  # type: ignore[arg-type]
 
 
@@ -260,7 +260,7 @@ def test_what_is_left_out_calibrates(dataset: Path, tmp_path: Path) -> None:
     contract = engines.load(told.out).contract
     assert (contract.temperature, contract.window_temperature) == ({"gesture": 1.7}, {"gesture": 0.6})
     fitted = recipe(dataset, tmp_path / "fitted.safetensors", iterations=1, without_fold=1, temperature=1.7,
-                    idle_without=("work",), idle=dataset / "idle")
+                    idle_without=("work",), idle=(dataset / "idle",))
     (dataset / "idle" / "more.avi").write_bytes((dataset / "idle" / "work.avi").read_bytes())
     train(fitted, lambda _: None)
     assert engines.load(fitted.out).contract.temperature["gesture"] != 1.7

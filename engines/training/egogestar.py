@@ -106,11 +106,15 @@ def _once(stroke: NDArray[np.float32]) -> NDArray[np.float32]:
     return stroke[:half] if twice else stroke
 
 
-def videos(folder: Path) -> list[Path]:
-    """The video files of a folder, by name. Raises DatasetError when there are none."""
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    if not found:
-        raise DatasetError(f"no video in {folder}", "a folder of videos", "check the path")
+def videos(folders: Iterable[Path]) -> list[Path]:
+    """The video files of some folders, by name. Raises DatasetError when one has none."""
+    found: list[Path] = []
+    for folder in folders:
+        here = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        if not here:
+            raise DatasetError(f"no video in {folder}", f"a folder of videos ({', '.join(sorted(VIDEO_SUFFIXES))})",
+                               "check the path")
+        found += here
     return found
 
 

@@ -42,14 +42,14 @@ MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room fo
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run depends on. without_fold: leave this fold's clips out, 0 for none; idle: a folder of videos
-    without gestures; idle_without: names of videos in it to leave out; temperature, window_temperature: calibration
+    """Everything a run depends on. without_fold: leave this fold's clips out, 0 for none; idle: folders of videos
+    without gestures; idle_without: names of videos in them to leave out; temperature, window_temperature: calibration
     to write down. What is left out (clips or videos) calibrates the model instead."""
 
     dataset: Path
     out: Path
     init: str
-    idle: Path | None = None
+    idle: tuple[Path, ...] = ()
     idle_without: tuple[str, ...] = ()
     without_fold: int = 0
     architecture: str = "gsf-mobilenetv2"
@@ -107,7 +107,7 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
     footage = egogestar.decode_all(clips, MARGIN_HW)
     idle = idle_of(footage)
     backgrounds = [one.median for one in footage]
-    if recipe.idle is not None:
+    if recipe.idle:
         work = [egogestar.decode(path, BACKGROUND, MARGIN_HW) for path in egogestar.videos(recipe.idle)
                 if path.stem not in recipe.idle_without]
         backgrounds += [one.images[i] for one in work for i in range(0, len(one.images), 50)]
@@ -121,7 +121,7 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
 def left_out(recipe: Recipe) -> list[egogestar.Footage]:
     """Decodes what `gather` leaves out."""
     clips = [clip for clip in egogestar.clips(recipe.dataset) if clip.fold == recipe.without_fold]
-    idle = [path for path in egogestar.videos(recipe.idle) if path.stem in recipe.idle_without] if recipe.idle else []
+    idle = [path for path in egogestar.videos(recipe.idle) if path.stem in recipe.idle_without]
     return (egogestar.decode_all(clips, recipe.input_size_hw)
             + [egogestar.decode(path, BACKGROUND, recipe.input_size_hw) for path in idle])
 
