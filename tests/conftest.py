@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# FFmpeg reads its log level once in a process, at the first video; whichever test opens it, the program's own holds.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

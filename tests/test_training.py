@@ -58,7 +58,8 @@ def _video(path: Path, seed: int, frames: int = 16) -> None:
 
 def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
     arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"),
-                 "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0, "checkpoint_every": 2} | changes
+                 "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0,
+                 "checkpoint_every": 2} | changes
     return Recipe(**arguments)  # type: ignore[arg-type]
 
 
