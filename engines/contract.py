@@ -23,6 +23,7 @@ class EventRule(BaseModel):
     min_duration_s: Annotated[float, Field(ge=0, le=600)] = 0.3
     min_score: Probability = 0.5
     split_after_s: Annotated[float, Field(ge=0, le=600)] = 1.0
+    report_unknown: bool = False
 
 
 class Contract(BaseModel):

@@ -9,7 +9,8 @@ top probability instead: with no class for "nothing", single frames are too unce
 * Its label has the most evidence: the mean probability over the active frames, the n-th weighing n, because
   causal scores know more later. That mean is the event's score.
 * It counts from when it has lasted min_duration_s with a score of at least min_score. It is then announced
-  (`open`), announced again when its label changes, and always closed. Any other event leaves no trace.
+  (`open`), announced again when its label changes, and always closed. Any other event leaves no trace, unless
+  the rule says report_unknown: then one that lasted min_duration_s is reported at its end as "unknown".
 * Two actions back to back: when the newest frames favour one other label for split_after_s without a break, and
   the frames before them stood for their own label as long, the event is split there.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from numpy.typing import NDArray
 from engines.contract import EventRule
 from stream.clock import TIME_NOISE_S
 from stream.frame import Event
+
+UNKNOWN = "unknown"  # label of an event that no label fits well enough
 
 Probs = NDArray[Any]  # calibrated probabilities of one head's labels, [K]
 
@@ -86,9 +90,15 @@ class EventTracker:
 
     def flush(self) -> list[Event]:
         """Ends the stream: closes the current event, if it counts."""
-        closed = [self._event(self._whole, opened=False)] if self._whole and self._announced is not None else []
+        whole, announced, opened = self._whole, self._announced, self._opened
         self.reset()
-        return closed
+        if whole is None:
+            return []
+        if announced is not None:
+            return [self._event(whole, opened=False)]
+        if self._rule.report_unknown and opened and whole.stands(self._rule.min_duration_s, 0.0):
+            return [replace(self._event(whole, opened=False), label=UNKNOWN)]
+        return []
 
     def _activity(self, now_probs_K: Probs, window_probs_K: Probs) -> tuple[float, Probs]:
         if self._background is None:

@@ -111,7 +111,9 @@ def doctor(model: ModelArgument = "gesture") -> None:
 @commands.command()
 def bench(model: ModelArgument = "gesture", engine: EngineName = "auto",
           steps: Annotated[int, typer.Option(min=10, metavar="N", help="Frames timed for each figure.")] = 400,
-          json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False) -> None:
+          json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+          soak: Annotated[float | None, typer.Option(min=0.1, metavar="MINUTES", help=(
+              "Watch memory over so many minutes of simulated stream instead."))] = None) -> None:
     """Measure each stage on this machine, against the bare backbone and the last run.
 
     [bold]Examples[/bold]
@@ -119,7 +121,15 @@ def bench(model: ModelArgument = "gesture", engine: EngineName = "auto",
       gatestream bench
 
       gatestream bench my-model.safetensors --engine eager
+
+      gatestream bench --soak 10
     """
+    if soak is not None:
+        from stream.soak import soak as watch
+        seen = watch(model, soak, engine)
+        print(f"{seen.minutes:.1f} minutes of stream, {seen.predictions} predictions: {seen.resident_mb:.0f} MB "
+              f"resident (largest {seen.largest_mb:.0f}), growing {seen.slope_mb_per_minute:+.3f} MB a minute")
+        return
     import engines
     from engines.bench import bench as measure
     from engines.bench import lines

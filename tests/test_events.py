@@ -67,6 +67,8 @@ def test_score_tracks(text: str, wanted: list[tuple[str, float, float]]) -> None
     ({"close_after_s": 0.6}, "..LLLL...LLLL....", [("left", 0.2, 1.2)]),
     ({"close_after_s": 0.0}, "..LLLL.LLLL....", [("left", 0.2, 0.5), ("left", 0.7, 1.0)]),
     ({"split_after_s": 2.0}, "..LLLLLLRRRRRRRR....", [("right", 0.2, 1.5)]),
+    ({"report_unknown": True}, "..??????....", [("unknown", 0.2, 0.7)]),
+    ({"report_unknown": True}, "..??....llll....LLLLLL..", [("left", 1.6, 2.1)]),   # too short; never open; known
 ])
 def test_each_value_of_the_rule(change: dict[str, float], text: str, wanted: list[tuple[str, float, float]]) -> None:
     assert closed(text, RULE.model_copy(update=change)) == wanted
