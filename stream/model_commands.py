@@ -175,7 +175,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Take the calibration of this model, trained with something left out. Likewise: their mean."))] = None,
           name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model.")] = "gesture",
           without_fold: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out fold N; 0: none.")] = 0,
-          iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training.")] = 3000,
+          iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training.")] = 2400,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0,
           causal: Annotated[bool, typer.Option(help="Causal for live streams, or bidirectional.")] = True) -> None:
     """Train a recogniser. Killed and started again, it goes on where it was. What is left out calibrates the scores.

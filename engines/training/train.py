@@ -57,7 +57,7 @@ class Recipe:
     memory: int = 128
     input_size_hw: tuple[int, int] = (72, 96)
     frame_rate: float = 7.5
-    iterations: int = 3000
+    iterations: int = 2400
     rows: int = 8
     chunk: int = 32
     seed: int = 0
