@@ -6,8 +6,8 @@ top probability instead: with no class for "nothing", single frames are too unce
     idle ──activity >= close_below──► candidate ──activity >= open_above──► open ──quiet for close_after_s──► closed
 
 * An event runs from the candidate's first active frame (activity >= close_below) to its last active frame.
-* Its label has the most evidence: the mean probability over the active frames, the n-th weighing n, because
-  causal scores know more later. That mean is the event's score.
+* Its label has the most evidence: the mean probability over the active frames, the n-th weighing n^1.5,
+  because causal scores know more later. That mean is the event's score.
 * It counts from when it has lasted min_duration_s with a score of at least min_score. It is then announced
   (`open`), announced again when its label changes, and always closed. Any other event leaves no trace, unless
   the rule says report_unknown: then one that lasted min_duration_s is reported at its end as "unknown".
@@ -35,16 +35,21 @@ Probs = NDArray[Any]  # calibrated probabilities of one head's labels, [K]
 
 
 class _Evidence:
-    """Mean of the probabilities since `started_at`, the n-th frame weighing n."""
+    """Mean of the probabilities since `started_at`, the n-th frame weighing n^1.5."""
+
+    GROWTH = 1.5  # the label of a stroke shows late; more than this would let a flicker at its end decide
 
     def __init__(self, started_at: float) -> None:
         self.started_at = self.ended_at = started_at
         self._frames = 0
+        self._total = 0.0
         self._weighted_K: Probs = np.zeros(())
 
     def add(self, at: float, probs_K: Probs) -> None:
         self._frames += 1
-        self._weighted_K = self._weighted_K + self._frames * probs_K
+        weight = self._frames**self.GROWTH
+        self._total += weight
+        self._weighted_K = self._weighted_K + weight * probs_K
         self.ended_at = at
 
     @property
@@ -53,7 +58,7 @@ class _Evidence:
 
     @property
     def score(self) -> float:
-        return float(self._weighted_K.max()) * 2 / (self._frames * (self._frames + 1))
+        return float(self._weighted_K.max()) / self._total
 
     def stands(self, lasted_s: float, score: float) -> bool:
         return self.ended_at - self.started_at >= lasted_s - TIME_NOISE_S and self.score >= score

@@ -133,7 +133,6 @@ class Chunks(IterableDataset[Batch]):
         self._recipe, self._material, self._first = recipe, material, first
 
     def __iter__(self) -> Iterator[Batch]:
-        cv2.setNumThreads(1)
         recipe = self._recipe
         rng = np.random.default_rng((recipe.seed, self._first))
         rows: list[Iterator[Labelled] | None] = [None] * recipe.rows
@@ -194,6 +193,7 @@ def train(recipe: Recipe, report: Callable[[str], None] = print,
           progress: Callable[[int, dict[str, float]], None] = lambda _, __: None) -> Network:
     """Trains, checkpoints beside `recipe.out`, resumes from there, writes the model file; returns the network."""
     torch.manual_seed(recipe.seed)
+    cv2.setNumThreads(1)  # OpenCV's thread pool does not survive the fork of the loader's worker: it would hang
     network = build(recipe.architecture, heads={"gesture": len(LABELS) + 1}, causal=recipe.causal,
                     input_size_hw=recipe.input_size_hw, memory=recipe.memory)
     contract = contract_of(recipe, network)
