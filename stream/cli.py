@@ -23,6 +23,8 @@ from stream.options import EngineName, ModelName
 if TYPE_CHECKING:
     from rich.console import Console
 
+DEMO = "sim://gestures?seconds=60"
+
 app = typer.Typer(name="gatestream", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
                   pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -54,7 +56,7 @@ def gatestream(debug: Annotated[bool, typer.Option("--debug", help="Show where a
 
 
 @app.command()
-def run(source: SourceName = "sim://gestures", model: ModelName = "gesture", engine: EngineName = "auto",
+def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineName = "auto",
         json: JsonTarget = None, log: LogTarget = None, save_video: VideoTarget = None,
         max_seconds: MaxSeconds = None, max_frames: MaxFrames = None, policy: Policy = "auto", fps: Fps = None,
         camera: CameraName = None) -> None:
@@ -62,7 +64,9 @@ def run(source: SourceName = "sim://gestures", model: ModelName = "gesture", eng
 
     [bold]Examples[/bold]
 
-      gatestream run                          a simulated camera, until Ctrl-C
+      gatestream run                          a minute of the simulated camera
+
+      gatestream run sim://gestures           the same until Ctrl-C
 
       gatestream run 0 --log events.db        a webcam; its events are kept
 
@@ -84,15 +88,17 @@ def run(source: SourceName = "sim://gestures", model: ModelName = "gesture", eng
         loaded = engines.load(model)
         opened = stack.enter_context(open_source(source, camera=camera, policy=policy, fps=fps))
         sinks: list[Sink] = []
-        if json is not None:
-            from stream.sinks.jsonl import JsonLines
-            sinks.append(stack.enter_context(JsonLines(json)))
-        if log is not None:
+        if log is not None:  # first: an event is durable before anyone hears of it
             from stream.sinks.log import EventLog
             name = masked(source) if scheme_of(source) else source
             sinks.append(stack.enter_context(EventLog(log, loaded.contract.name, name)))
+        if json is not None:
+            from stream.sinks.jsonl import JsonLines
+            sinks.append(stack.enter_context(JsonLines(json)))
         if save_video is not None:
             from stream.sinks.video import AnnotatedVideo
+            if save_video.exists() and Path(source).exists() and save_video.samefile(source):
+                raise UsageError(f"--save-video {save_video}, which is the source", "another file", "rename it")
             sinks.append(stack.enter_context(AnnotatedVideo(save_video, opened.info.fps, loaded.contract.background)))
         compiled = engines.compile(loaded, engine=engine, slots=1)
         recognizer = stack.enter_context(Recognizer(loaded, compiled))

@@ -30,7 +30,8 @@ class Soak:
 
 def soak(model: str, minutes: float, engine: str = "auto") -> Soak:
     """Runs `minutes` of simulated stream and watches resident memory once a stream second."""
-    times, resident = [], []
+    times: list[float] = []
+    resident: list[float] = []
     predictions = 0
     source = open_source(f"sim://gestures?realtime=0&seconds={60 * minutes}", camera="soak")
     with Recognizer.open(model, engine=engine, slots=1) as recognizer, source:

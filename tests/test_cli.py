@@ -288,3 +288,16 @@ def test_python_dash_m_is_the_program() -> None:
                           capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("gatestream: error: ")
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_a_video_is_never_saved_over_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (32, 24))
+    for _ in range(5):
+        writer.write(np.zeros((24, 32, 3), np.uint8))
+    writer.release()
+    before = video.read_bytes()
+    assert main(["run", str(video), "--save-video", str(tmp_path / "." / "clip.avi")]) == 2
+    assert "which is the source" in capsys.readouterr().err
+    assert video.read_bytes() == before
