@@ -22,10 +22,12 @@ SIZE_HW = (48, 64)
 CAUSAL = [("gsm-mobilenetv2", 0), ("gsf-mobilenetv2", 0), ("gsf-mobilenetv2", 24), ("tsn-mobilenetv2", 0)]
 
 
-def lively(architecture: str, *, causal: bool = True, memory: int = 0) -> Network:
+def lively(architecture: str, *, causal: bool = True, memory: int = 0,
+           places: tuple[str, ...] | None = None) -> Network:
     """A float64 network whose gates and norms are far from their starting values."""
     torch.manual_seed(3)
-    network = build(architecture, heads={"verb": 5, "noun": 7}, causal=causal, memory=memory, input_size_hw=SIZE_HW)
+    network = build(architecture, heads={"verb": 5, "noun": 7}, causal=causal, memory=memory, input_size_hw=SIZE_HW,
+                    places=places)
     for conv in network.backbone.modules():
         if isinstance(conv, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(conv.weight)
@@ -82,6 +84,19 @@ def test_an_earlier_frame_reaches_later_outputs_and_bidirectional_looks_ahead(ar
         per_frame = difference.amax(dim=(0, 2))
         assert (per_frame[3:] > 1e-3).all()
         assert bool((per_frame[:3] > 1e-3).any()) is reaches_back
+
+
+@pytest.mark.parametrize("architecture", ["gsm-mobilenetv2", "gsf-mobilenetv2"])
+@pytest.mark.parametrize("places", [("features_12",), ("features_12", "features_16")])
+def test_reach_is_how_far_back_a_frame_shows(architecture: str, places: tuple[str, ...]) -> None:
+    network = lively(architecture, places=places)
+    clip = frames(1, network.reach + 3)
+    changed = clip.clone()
+    changed[:, 0] += 1.0
+    difference = (network(clip, network.fresh_state(1))[0] - network(changed, network.fresh_state(1))[0]).abs()
+    per_frame = difference.amax(dim=(0, 2))
+    assert per_frame[network.reach] > 0
+    assert (per_frame[network.reach + 1:] == 0).all()
 
 
 @pytest.mark.parametrize(("architecture", "memory"), CAUSAL)

@@ -27,6 +27,8 @@ def gated_channels(channels: int, percent: int) -> int:
 class GateShiftFuse(GateShift):
     """GSF on the first `percent` of `channels`; the rest passes unchanged. Parameter names are the official ones."""
 
+    reach = GateShift.reach + FUSE_TAPS - 1
+
     def __init__(self, channels: int, causal: bool, percent: int = 100) -> None:
         gated = gated_channels(channels, percent)
         super().__init__(gated, causal)

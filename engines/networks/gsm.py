@@ -30,6 +30,7 @@ class GateShift(TemporalModule):
     """GSM on all `channels` (a multiple of 4). Parameter names are the official ones."""
 
     order: Tensor
+    reach = PAST_FIRST + TAPS - 1  # what was shifted here was gated there
 
     def __init__(self, channels: int, causal: bool) -> None:
         super().__init__(channels, causal)

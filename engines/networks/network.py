@@ -91,6 +91,11 @@ class Network(nn.Module):
         dtype = next(self.parameters()).dtype
         return tuple(leaf._replace(dtype=dtype) for leaf in leaves)
 
+    @property
+    def reach(self) -> int:
+        """How many frames back a causal output depends on through the temporal modules; a memory has no end."""
+        return sum(self._module(place).reach for place in self.temporal)
+
     def fresh_state(self, batch: int) -> State:
         """State of `batch` cameras that have seen nothing."""
         device = next(self.parameters()).device

@@ -27,7 +27,10 @@ class TemporalModule(nn.Module, ABC):
     """Mixes a feature map along time: `forward(x_BTCHW, state) -> (y_BTCHW, state)` for any T.
 
     Causal modules read the past from `state`; bidirectional ones pad both ends with zeros and their state is ().
+    reach: how many frames back an output of the causal form depends on.
     """
+
+    reach: int
 
     def __init__(self, channels: int, causal: bool) -> None:
         super().__init__()

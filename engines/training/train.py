@@ -97,7 +97,7 @@ def contract_of(recipe: Recipe, network: Network) -> Contract:
         name=recipe.name, architecture=recipe.architecture,
         options={"causal": recipe.causal, "memory": recipe.memory, "places": places, "percent": 25},
         heads={"gesture": (*LABELS, BACKGROUND)}, frame_rate=recipe.frame_rate, input_size_hw=recipe.input_size_hw,
-        cover_hw=recipe.input_size_hw, receptive_frames=1 + 4 * len(places), warmup_frames=4, clip_frames=6,
+        cover_hw=recipe.input_size_hw, receptive_frames=1 + network.reach, warmup_frames=4, clip_frames=6,
         window_clips=4, max_gap_s=1.0, temperature={"gesture": recipe.temperature},
         window_temperature={"gesture": recipe.window_temperature}, background=BACKGROUND, events=EVENTS,
         provenance={"recipe": {key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED},

@@ -1,0 +1,129 @@
+"""The bundled model: that it recognises, live and replayed, and that every engine gives the same answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+import engines
+from engines.model import bundled
+from engines.synthetic import BACKGROUND, LABELS
+from stream.cli import main
+from stream.evaluation import Truth, match
+from stream.frame import Event, Frame, Item, Prediction
+from stream.recognizer import Recognizer
+from stream.sources import open_source
+from stream.sources.simulated import SimulatedSource
+
+REAL = ("square_014", "tick_001", "up_018", "star_020", "circlecc_020")
+
+
+@pytest.fixture(scope="module")
+def recognizers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Recognizer]]:
+    """One recogniser for each engine that this version has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATESTREAM_CACHE", str(tmp_path_factory.getbasetemp() / "engine-cache"))
+        opened = {name: Recognizer.open("gesture", engine=name, slots=2) for name in ("eager", "openvino")}
+    yield opened
+    for one in opened.values():
+        one.close()
+
+
+def play(recognizer: Recognizer, frames: list[Frame], camera: str = "0") -> list[Item]:
+    items: list[Item] = []
+    for frame in frames:
+        items += recognizer.push(frame.image_bgr, frame.captured_at, camera, frame.index)
+    return [*items, *recognizer.flush(camera)]
+
+
+def frames_of(spec: str, limit: int = 100_000) -> list[Frame]:
+    with open_source(spec) as source:
+        return [item for item in islice(source.frames(), limit) if isinstance(item, Frame)]
+
+
+def events(items: list[Item]) -> list[Event]:
+    return [item for item in items if isinstance(item, Event) and not item.open]
+
+
+def timeless(items: list[Item]) -> list[object]:
+    """Items without their latencies."""
+    return [{key: value for key, value in item.as_json().items() if key != "latency_ms"} for item in items]
+
+
+def test_it_is_small_has_a_card_and_knows_its_contract() -> None:
+    path = bundled()["gesture"]
+    assert path.stat().st_size < 10e6
+    card = path.with_suffix(".md").read_text()
+    assert all(word in card for word in ("Data", "Recipe", "Measured", "Limits"))
+    contract = engines.load("gesture").contract
+    assert contract.heads == {"gesture": (*LABELS, BACKGROUND)}
+    assert contract.architecture == "gsf-mobilenetv2"
+    assert contract.options["causal"] is True
+
+
+def test_it_recognises_the_simulated_camera(recognizers: dict[str, Recognizer]) -> None:
+    source = open_source("sim://gestures?seed=3&realtime=0&seconds=120&width=320&height=240")
+    assert isinstance(source, SimulatedSource)
+    with source:
+        frames = [item for item in source.frames() if isinstance(item, Frame)]
+        truths = [Truth(span.label, span.started_at, span.ended_at) for span in source.spans(118)]
+    found = events(play(recognizers["openvino"], frames))
+    f1 = 2 * len(match(truths, found)) / (len(truths) + len(found))
+    assert len(truths) > 15
+    assert f1 >= 0.8
+
+
+@pytest.mark.parametrize("clip", REAL)
+def test_it_names_real_clips_and_every_engine_agrees(shared: Path, clip: str,
+                                                     recognizers: dict[str, Recognizer]) -> None:
+    """These clips were trained on: accuracy on others is in the model card."""
+    frames = frames_of(str(shared / "data" / "egogestar" / "clips" / f"{clip}.mp4"))
+    results = {name: play(recognizer, frames) for name, recognizer in recognizers.items()}
+    predictions = {name: [item for item in items if isinstance(item, Prediction)] for name, items in results.items()}
+    assert predictions["openvino"][-1].heads["gesture"].window[0][0] == clip.split("_")[0]
+    for eager, compiled in zip(predictions["eager"], predictions["openvino"], strict=True):
+        for kind in ("now", "window"):
+            wanted, got = (dict(getattr(one.heads["gesture"], kind)) for one in (eager, compiled))
+            assert all(abs(wanted[label] - got[label]) <= 0.01 for label in wanted.keys() & got.keys())
+    assert [(event.label, event.started_at, event.ended_at) for event in events(results["eager"])] \
+        == [(event.label, event.started_at, event.ended_at) for event in events(results["openvino"])]
+
+
+def test_a_replay_gives_what_live_gave_and_neighbours_do_not_matter(recognizers: dict[str, Recognizer]) -> None:
+    frames = frames_of("sim://gestures?seed=5&realtime=0&seconds=12&width=160&height=120")
+    other = frames_of("sim://gestures?seed=6&realtime=0&seconds=12&width=160&height=120")
+    recognizer = recognizers["openvino"]
+    alone = play(recognizer, frames)
+    beside: list[Item] = []
+    for frame, neighbour in zip(frames, other, strict=True):
+        beside += recognizer.push(frame.image_bgr, frame.captured_at, "0", frame.index)
+        recognizer.push(neighbour.image_bgr, neighbour.captured_at, "1", neighbour.index)
+    beside += recognizer.flush("0")
+    recognizer.flush("1")
+    assert timeless(alone) == timeless(beside)
+    assert timeless(alone) == timeless(play(recognizer, frames))
+
+
+def test_the_command_line_recognises_without_torch(tmp_path: Path) -> None:
+    """A second run, with the engine built, must neither import torch nor need it."""
+    command = ["run", "sim://gestures?seed=3&realtime=0&seconds=20&width=320&height=240"]
+    first = tmp_path / "first.jsonl"
+    assert main([*command, "--json", str(first)]) == 0
+    records = [json.loads(line) for line in first.read_text().splitlines()]
+    assert {record["type"] for record in records} == {"prediction", "event", "summary"}
+    assert records[-1]["type"] == "summary"
+    assert records[-1]["frames"] == 600
+    again = tmp_path / "again.jsonl"
+    code = ("import sys; sys.modules['torch'] = None; from stream.cli import main; "
+            f"sys.exit(main({[*command, '--json', str(again)]!r}))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    replayed = [json.loads(line) for line in again.read_text().splitlines()]
+    assert [{**record, "latency_ms": 0, "fps": 0} for record in records] \
+        == [{**record, "latency_ms": 0, "fps": 0} for record in replayed]
