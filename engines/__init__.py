@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engines import official as official
     from engines.choice import compile as compile
     from engines.choice import export as export
     from engines.model import load as load
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
 _HOMES = {"load": "engines.model", "compile": "engines.choice", "export": "engines.choice",
           "build": "engines.networks.network", "clip_scores": "engines.networks.network"}
-__all__ = ["build", "clip_scores", "compile", "export", "load"]
+__all__ = ["build", "clip_scores", "compile", "export", "load", "official"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "official":
+        return importlib.import_module("engines.official")
     if name not in _HOMES:
         raise AttributeError(f"module 'engines' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

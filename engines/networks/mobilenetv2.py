@@ -5,12 +5,11 @@ Parameter names are torchvision's. Temporal modules may sit on the output of eac
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Hook = Callable[[str, Tensor], Tensor]
+from engines.networks.backbone import Backbone, Hook
+
 WIDTH = 1280
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -47,10 +46,9 @@ class InvertedResidual(nn.Module):
         return x + hook(name, self.conv(x))
 
 
-class MobileNetV2(nn.Module):
-    """`forward(images_NCHW, hook) -> features_ND`; `hook(place, map)` is called at each place."""
-
+class MobileNetV2(Backbone):
     width = WIDTH
+    percent = 25
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,12 +62,12 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*layers)
 
     def places(self) -> dict[str, nn.Conv2d]:
-        """Name of each place -> the convolution whose output a temporal module takes there."""
         return {f"features_{i}": layer.projection for i, layer in enumerate(self.features)
                 if isinstance(layer, InvertedResidual) and layer.residual}
 
-    # Late, small maps: the earlier places cost as much and see little more (README, benchmark section).
-    default_places = tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
+    def default_places(self, module: str) -> tuple[str, ...]:
+        """Late, small maps: the earlier places cost as much and see little more (README, benchmark section)."""
+        return tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
 
     def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
         x = images_NCHW

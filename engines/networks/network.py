@@ -19,12 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import UsageError
+from engines.networks.backbone import Backbone
+from engines.networks.bninception import BNInception
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
+from engines.networks.inceptionv3 import InceptionV3
 from engines.networks.mobilenetv2 import MobileNetV2
+from engines.networks.resnet import resnet18, resnet50
 from engines.networks.temporal import Leaf, State, TemporalModule
 
-BACKBONES: dict[str, Callable[[], MobileNetV2]] = {"mobilenetv2": MobileNetV2}
+BACKBONES: dict[str, Callable[[], Backbone]] = {"bninception": BNInception, "inceptionv3": InceptionV3,
+                                                "resnet18": resnet18, "resnet50": resnet50, "mobilenetv2": MobileNetV2}
 MODULES = ("tsn", "gsm", "gsf")  # tsn: no temporal module
 
 
@@ -47,7 +52,7 @@ class Memory(nn.Module):
 class Network(nn.Module):
     """See the file's top. `input_size_hw` fixes the state's shapes; `segments` is a bidirectional clip's usual T."""
 
-    def __init__(self, architecture: str, backbone: MobileNetV2, temporal: Mapping[str, TemporalModule],
+    def __init__(self, architecture: str, backbone: Backbone, temporal: Mapping[str, TemporalModule],
                  heads: Mapping[str, int], *, causal: bool, memory: int, input_size_hw: tuple[int, int],
                  segments: int, dropout: float) -> None:
         super().__init__()
@@ -71,10 +76,17 @@ class Network(nn.Module):
             sizes[place] = (x.shape[-2], x.shape[-1])
             return x
 
-        with torch.no_grad():
-            parameter = next(self.parameters())
-            self.backbone(torch.zeros(1, 3, *self.input_size_hw, dtype=parameter.dtype, device=parameter.device),
-                          record)
+        parameter = next(self.parameters())
+        image = torch.zeros(1, 3, *self.input_size_hw, dtype=parameter.dtype, device=parameter.device)
+        self.backbone.eval()  # norms are not to learn from this image
+        try:
+            with torch.no_grad():
+                self.backbone(image, record)
+        except RuntimeError as error:
+            raise UsageError("input of {}x{} pixels".format(*self.input_size_hw),
+                             "a size whose maps fit together, such as {}x{}".format(*self.backbone.input_size_hw),
+                             "choose another input size") from error
+        self.backbone.train()
         return {place: self._module(place).state_spec(sizes[place]) for place in self.temporal}
 
     def _module(self, place: str) -> TemporalModule:
@@ -128,13 +140,14 @@ class Network(nn.Module):
 
 
 def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, causal: bool = False,
-          input_size_hw: tuple[int, int] = (224, 224), percent: int = 25, memory: int = 0,
+          input_size_hw: tuple[int, int] | None = None, percent: int | None = None, memory: int = 0,
           places: Sequence[str] | None = None, dropout: float = 0.5) -> Network:
-    """Builds `{tsn,gsm,gsf}-{mobilenetv2}` with fresh weights.
+    """Builds `{tsn,gsm,gsf}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}` with fresh weights.
 
     heads: labels per head; percent: share of a map's channels that GSF gates; memory: width of the recurrent
-    read-out, 0 for none (causal networks only); places: where modules sit, the backbone's default if None.
-    Raises UsageError for an unknown architecture or place.
+    read-out, 0 for none (causal networks only); places: where modules sit. What is None is as the backbone's
+    authors had it: input size, percent, places. Raises UsageError for an unknown architecture or place, and for an
+    input size that the backbone cannot take.
     """
     module, _, backbone_name = architecture.partition("-")
     if module not in MODULES or backbone_name not in BACKBONES:
@@ -145,16 +158,17 @@ def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, cau
         raise UsageError("memory on a bidirectional network", "causal=True with memory", "build with causal=True")
     backbone = BACKBONES[backbone_name]()
     available = backbone.places()
-    chosen = tuple(backbone.default_places if places is None else places) if module != "tsn" else ()
-    unknown = [place for place in chosen if place not in available]
+    wanted = set(backbone.default_places(module) if places is None else places) if module != "tsn" else set()
+    unknown = sorted(wanted - set(available))
     if unknown:
         raise UsageError(f"places {unknown}", f"some of {', '.join(available)}", "choose from these")
+    share = backbone.percent if percent is None else percent
     make: dict[str, Callable[[int], TemporalModule]] = {
         "gsm": lambda channels: GateShift(channels, causal),
-        "gsf": lambda channels: GateShiftFuse(channels, causal, percent)}
-    temporal = {place: make[module](available[place].out_channels) for place in chosen}
+        "gsf": lambda channels: GateShiftFuse(channels, causal, share)}
+    temporal = {place: make[module](available[place].out_channels) for place in available if place in wanted}
     return Network(architecture, backbone, temporal, heads, causal=causal, memory=memory,
-                   input_size_hw=input_size_hw, segments=segments, dropout=dropout)
+                   input_size_hw=input_size_hw or backbone.input_size_hw, segments=segments, dropout=dropout)
 
 
 def clip_scores(network: Network, frames_BTCHW: Tensor) -> dict[str, Tensor]:

@@ -176,7 +176,8 @@ class Helper(nn.Module):
         self._kept: dict[str, Tensor] = {}
         self.heat = nn.Conv2d(96, 1, 1)
         self.guess = nn.Linear(network.backbone.width, 4)
-        network.backbone.features[layer].register_forward_hook(lambda _, __, out: self._kept.update(map=out))
+        watched = network.backbone.get_submodule(f"features.{layer}")
+        watched.register_forward_hook(lambda _, __, out: self._kept.update(map=out))
         network.dropout.register_forward_pre_hook(lambda _, inputs: self._kept.update(features=inputs[0]))
 
     def forward(self, batch: int) -> tuple[Tensor, Tensor]:
@@ -205,8 +206,8 @@ def train(recipe: Recipe, report: Callable[[str], None] = print,
     network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     subsample_depthwise(network)
     helper = Helper(network)
-    for parameter in network.backbone.features[:recipe.frozen_layers].parameters():
-        parameter.requires_grad = False
+    for layer in range(recipe.frozen_layers):
+        network.backbone.get_submodule(f"features.{layer}").requires_grad_(False)
     groups = [([p for p in network.backbone.parameters() if p.requires_grad], recipe.backbone_lr),
               (list(network.temporal.parameters()), recipe.module_lr),
               ([*network.heads.parameters(), *helper.parameters(),

@@ -1,0 +1,38 @@
+"""What every backbone shares: it names places, and calls a hook with the raw output of the convolution there.
+
+    images_NCHW ─► convolution ─► hook(place, map) ─► batch norm ─► ReLU ─► ... ─► mean over space ─► features_ND
+
+A temporal module fills a place by being the hook's answer. Backbones know nothing of time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+Hook = Callable[[str, Tensor], Tensor]
+
+
+class Backbone(nn.Module, ABC):
+    """`forward(images_NCHW, hook) -> features_ND`; `hook(place, map)` is called at each place, in order.
+
+    width: D; input_size_hw: the size it was published for; percent: share of a map's channels that GSF gates
+    unless told otherwise. The stem is the first convolution registered.
+    """
+
+    width: int
+    input_size_hw: tuple[int, int] = (224, 224)
+    percent: int = 100
+
+    @abstractmethod
+    def places(self) -> dict[str, nn.Conv2d]:
+        """Name of each place -> the convolution whose output a temporal module takes there, in the hook's order."""
+
+    @abstractmethod
+    def default_places(self, module: str) -> tuple[str, ...]:
+        """Where modules of this kind ("gsm", "gsf", ...) sit unless told otherwise."""
+
+    @abstractmethod
+    def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor: ...

@@ -1,0 +1,47 @@
+"""What the two Inception backbones share: named convolutions with bias, batch norm and ReLU, and Caffe's pools.
+
+Both descend from Caffe and TensorFlow models, so pools round their size up, and averages count the padding.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.networks.backbone import Backbone, Hook
+
+Kernel = int | tuple[int, int]  # height x width
+
+
+class Inception(Backbone):
+    """Every convolution is a place, under its own name. Parameter names are those of the official checkpoints."""
+
+    def norm_name(self, conv: str) -> str:
+        """Name of the batch norm after a convolution."""
+        return f"{conv}_bn"
+
+    def add(self, name: str, inputs: int, outputs: int, kernel: Kernel, stride: int = 1,
+            padding: int | None = None) -> int:
+        """Adds a convolution, padded to keep the map's size unless `padding` says otherwise; returns `outputs`."""
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        pad = (height // 2, width // 2) if padding is None else (padding, padding)
+        self.add_module(name, nn.Conv2d(inputs, outputs, (height, width), stride, pad))
+        self.add_module(self.norm_name(name), nn.BatchNorm2d(outputs))
+        return outputs
+
+    def conv(self, name: str, x: Tensor, hook: Hook) -> Tensor:
+        y: Tensor = self.get_submodule(self.norm_name(name))(hook(name, self.get_submodule(name)(x)))
+        return F.relu(y)
+
+    def places(self) -> dict[str, nn.Conv2d]:
+        return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
+
+
+def max_pool(x: Tensor, stride: int) -> Tensor:
+    """3x3; with stride 1 the map keeps its size."""
+    return F.max_pool2d(x, 3, stride, padding=1 if stride == 1 else 0, ceil_mode=True)
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """3x3, same size."""
+    return F.avg_pool2d(x, 3, 1, padding=1, ceil_mode=True, count_include_pad=True)

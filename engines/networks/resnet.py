@@ -1,0 +1,96 @@
+"""ResNet (He et al., CVPR 2016, arXiv 1512.03385) in the "v1.5" layout: a bottleneck strides in its 3x3.
+
+Parameter names are torchvision's. Temporal modules may sit on the output of each block's last convolution, before
+its batch norm and the skip; the GSF authors fill all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.networks.backbone import Backbone, Hook
+
+PLANES = (64, 128, 256, 512)
+
+
+class Block(nn.Module):
+    """Convolutions with batch norm; `hook` sees the last one's raw output; then the skip.
+
+    layers: (outputs, kernel, stride) of each convolution.
+    """
+
+    def __init__(self, inputs: int, layers: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.depth = len(layers)
+        widths = [inputs, *(outputs for outputs, _, _ in layers)]
+        for i, ((before, outputs), (_, kernel, stride)) in enumerate(zip(pairwise(widths), layers, strict=True), 1):
+            self.add_module(f"conv{i}", nn.Conv2d(before, outputs, kernel, stride, kernel // 2, bias=False))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(outputs))
+        stride = max(stride for _, _, stride in layers)
+        self.downsample = None if stride == 1 and inputs == widths[-1] else nn.Sequential(
+            nn.Conv2d(inputs, widths[-1], 1, stride, bias=False), nn.BatchNorm2d(widths[-1]))
+
+    @property
+    def projection(self) -> nn.Conv2d:
+        last = self.get_submodule(f"conv{self.depth}")
+        assert isinstance(last, nn.Conv2d)
+        return last
+
+    def forward(self, x: Tensor, place: str, hook: Hook) -> Tensor:
+        y = x
+        for i in range(1, self.depth):
+            y = F.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y)))
+        y = self.get_submodule(f"bn{self.depth}")(hook(place, self.projection(y)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(Backbone):
+    """Basic blocks (two 3x3) or bottlenecks (1x1, 3x3, 1x1 to four times as many channels)."""
+
+    def __init__(self, blocks: Sequence[int], bottleneck: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, PLANES[0], 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(PLANES[0])
+        channels = PLANES[0]
+        for stage, (planes, count) in enumerate(zip(PLANES, blocks, strict=True), 1):
+            row = nn.Sequential()
+            for block in range(count):
+                stride = 2 if stage > 1 and block == 0 else 1
+                row.append(Block(channels, [(planes, 1, 1), (planes, 3, stride), (4 * planes, 1, 1)] if bottleneck
+                                 else [(planes, 3, stride), (planes, 3, 1)]))
+                channels = 4 * planes if bottleneck else planes
+            self.add_module(f"layer{stage}", row)
+        self.width = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def blocks(self) -> dict[str, Block]:
+        """Place -> block, in order."""
+        rows = {f"layer{stage}": self.get_submodule(f"layer{stage}") for stage in range(1, len(PLANES) + 1)}
+        return {f"{name}_{i}": block for name, row in rows.items() for i, block in enumerate(row.children())
+                if isinstance(block, Block)}
+
+    def places(self) -> dict[str, nn.Conv2d]:
+        return {place: block.projection for place, block in self.blocks().items()}
+
+    def default_places(self, module: str) -> tuple[str, ...]:
+        return tuple(self.blocks())
+
+    def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(images_NCHW))), 3, 2, 1)
+        for place, block in self.blocks().items():
+            x = block(x, place, hook)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def resnet18() -> ResNet:
+    return ResNet((2, 2, 2, 2), bottleneck=False)
+
+
+def resnet50() -> ResNet:
+    return ResNet((3, 4, 6, 3), bottleneck=True)

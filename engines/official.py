@@ -1,0 +1,166 @@
+"""Official GSM and GSF checkpoints -> our networks, exactly or not at all.
+
+    network = engines.official.load("something-v1_RGB_BNInception_avg_segment8_checkpoint.pth.tar",
+                                    arch="gsm-bninception", segments=8)
+
+Files are read with `weights_only`: code inside a pickle is never run. Which blocks hold a module, and which share of
+their channels GSF gates, is not stated in a checkpoint but shows in its keys and shapes.
+
+Official name                                 ours
+base_model.inception_3a_1x1.weight            backbone.inception_3a_1x1.weight
+base_model.gsm_inception_3a_1x1.bn.weight     temporal.inception_3a_1x1.bn.weight
+base_model.layer1.0.gsf.bn.weight             temporal.layer1_0.bn.weight
+new_fc.weight                                 heads.action.weight
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.errors import ModelError, UsageError
+from engines.networks.gsf import gated_channels
+from engines.networks.network import BACKBONES, Network, build
+
+ARCHITECTURES = ("gsm-bninception", "gsm-inceptionv3", "gsf-bninception", "gsf-inceptionv3", "gsf-resnet50")
+HEAD = "action"
+SHOWN = 4  # keys named in a message
+
+
+def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: str, segments: int = 8) -> Network:
+    """The network of an official checkpoint, bidirectional as published, in evaluation mode, with one head "action".
+
+    path_or_state_dict: a file, or what such a file holds: weights by official name, with or without `module.`, bare
+    or under `state_dict` or `model_state_dict`; segments: frames of a clip that it was trained with, as its file name
+    says. Half-precision weights become float32. Raises UsageError for an unknown architecture or a missing file, and
+    ModelError, naming keys, for a file that is damaged or holds code, and for weights that are not exactly those of
+    `arch`.
+    """
+    if arch not in ARCHITECTURES:
+        raise UsageError(f"architecture {arch!r}", f"one of {', '.join(ARCHITECTURES)}", "choose one of these names")
+    if isinstance(path_or_state_dict, Mapping):
+        source, content = "state dict", path_or_state_dict
+    else:
+        source = os.fspath(path_or_state_dict)
+        content = _read(Path(source))
+    weights = _weights(source, content)
+    places = _places(source, weights, arch)
+    percent = _percent(source, weights, arch, places)
+    labels = weights["new_fc.weight"].shape[0] if weights.get("new_fc.weight", torch.empty(())).ndim == 2 else 1
+    network = build(arch, heads={HEAD: labels}, segments=segments, percent=percent, places=tuple(places))
+    ours = network.state_dict()
+    names = {official_name(name, arch): name for name in ours}
+    _compare(source, arch, weights, {official: ours[name] for official, name in names.items()})
+    network.load_state_dict({name: weights[official] for official, name in names.items()})
+    return network.eval()
+
+
+def official_name(name: str, arch: str) -> str:
+    """The official checkpoints' name of one of our parameters."""
+    part, _, rest = name.partition(".")
+    if part == "heads":
+        return rest.replace(HEAD, "new_fc", 1)
+    if part == "backbone":
+        return f"base_model.{rest}"
+    place, _, leaf = rest.partition(".")
+    return f"{_prefix(place, arch)}{leaf}"
+
+
+def _prefix(place: str, arch: str) -> str:
+    """What the official names of the module at a place begin with."""
+    module, _, backbone = arch.partition("-")
+    return f"base_model.{place.replace('_', '.')}.{module}." if backbone.startswith("resnet") \
+        else f"base_model.{module}_{place}."
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UsageError(f"{path}: no such file", "an official checkpoint", "check the path") from None
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{path}, which is no checkpoint or holds more than tensors: code that would run on reading, "
+                         "perhaps, so it was not read", "a checkpoint of plain tensors, as torch.save writes it",
+                         "get the file from its authors again") from error
+    except Exception as error:  # torch's reader has no error of its own for a damaged file
+        raise ModelError(f"{path}, which cannot be read ({type(error).__name__})", "a complete checkpoint",
+                         "get the file again: it is truncated or of another format") from error
+
+
+def _weights(source: str, content: Any) -> dict[str, Tensor]:
+    """Float32 weights by official name without `module.`."""
+    for outer in ("state_dict", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
+            content = content[outer]
+    if not isinstance(content, Mapping) or not content:
+        raise ModelError(f"{source} without a table of weights", "state_dict or model_state_dict in it",
+                         "choose an official checkpoint")
+    weights: dict[str, Tensor] = {}
+    bad: list[str] = []
+    for key, value in content.items():
+        name = str(key).removeprefix("module.")
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        counter = name.endswith("num_batches_tracked")
+        if not isinstance(tensor, Tensor) or tensor.is_floating_point() == counter or name in weights:
+            bad.append(str(key))
+            continue
+        weights[name] = tensor if counter else tensor.float()
+        if not torch.isfinite(weights[name]).all():
+            bad.append(str(key))
+    if bad:
+        raise ModelError(f"{source} with {_some(bad)}, which are no finite floating-point tensors or come twice",
+                         "the weights of one network", "choose an official checkpoint, not quantised or half written")
+    return weights
+
+
+def _places(source: str, weights: Mapping[str, Tensor], arch: str) -> list[str]:
+    """The places whose modules the checkpoint holds, in order."""
+    with torch.device("meta"):
+        available = BACKBONES[arch.partition("-")[2]]().places()
+    places = [place for place in available if any(name.startswith(_prefix(place, arch)) for name in weights)]
+    if not places:
+        raise ModelError(f"{source} without any {_prefix(next(iter(available)), arch)}..., but with {_some(weights)}",
+                         f"the weights of {arch}", "give the architecture that the checkpoint is of")
+    return places
+
+
+def _percent(source: str, weights: Mapping[str, Tensor], arch: str, places: Iterable[str]) -> int:
+    """The share of gated channels that explains every module's batch norm, as near as possible to the true ratio."""
+    with torch.device("meta"):
+        convolutions = BACKBONES[arch.partition("-")[2]]().places()
+    gated = {name: (weights[name].numel(), convolutions[place].out_channels) for place in places
+             if (name := f"{_prefix(place, arch)}bn.weight") in weights}
+    if not gated:
+        return 100  # nothing tells; the comparison will name what is missing
+    share = 100 * sum(f for f, _ in gated.values()) / sum(channels for _, channels in gated.values())
+    for percent in sorted(range(1, 101), key=lambda percent: abs(percent - share)):
+        if all(gated_channels(channels, percent) == f for f, channels in gated.values()):
+            return percent
+    shapes = [f"{name} of {f} channels in {channels}" for name, (f, channels) in gated.items()]
+    raise ModelError(f"{source} with {_some(shapes)}", "one share of gated channels throughout",
+                     "choose an official checkpoint")
+
+
+def _compare(source: str, arch: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    missing = [name for name in wanted if name not in weights]
+    unknown = [name for name in weights if name not in wanted]
+    reshaped = [f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+                for name, tensor in wanted.items() if name in weights and weights[name].shape != tensor.shape]
+    problems = [f"{what} {_some(names)}" for what, names in
+                (("without", missing), ("with the unknown", unknown), ("with", reshaped)) if names]
+    if problems:
+        raise ModelError(f"{source} {', '.join(problems)}", f"exactly the weights of {arch}",
+                         "give the architecture that the checkpoint is of, or get the file again")
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more

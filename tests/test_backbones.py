@@ -1,0 +1,94 @@
+"""Laws of every backbone: it names its places in order, takes modules causally, and compiled engines can follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from engines.errors import UsageError
+from engines.lowering import StepNetwork
+from engines.networks.network import BACKBONES, Network, build
+
+SIZES_HW = {"bninception": (64, 96), "inceptionv3": (75, 107), "resnet18": (48, 64), "resnet50": (48, 64),
+            "mobilenetv2": (48, 64)}
+NETWORKS = [f"{module}-{backbone}" for backbone in BACKBONES for module in ("gsm", "gsf")]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def lively(architecture: str) -> Network:
+    """A float64 causal network whose gates, fuses and norms are far from their starting values."""
+    torch.manual_seed(1)
+    network = build(architecture, heads={"action": 4}, causal=True,
+                    input_size_hw=SIZES_HW[architecture.partition("-")[2]])
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean") or name.startswith("temporal."):
+            value.copy_(value + 0.2 * torch.randn(value.shape))
+    return network.double().eval()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_hook_is_called_at_every_place_in_order_with_the_raw_map(backbone: str) -> None:
+    network = BACKBONES[backbone]().eval()
+    places, seen, made = network.places(), [], {}
+    for place, conv in places.items():
+        conv.register_forward_hook(lambda _, __, out, place=place: made.update({place: out}))
+
+    def hook(place: str, x: torch.Tensor) -> torch.Tensor:
+        assert x is made[place]
+        seen.append(place)
+        return x
+
+    features = network(torch.rand(2, 3, *network.input_size_hw), hook)
+    assert seen == list(places)
+    assert features.shape == (2, network.width)
+    for module in ("gsm", "gsf"):
+        chosen = network.default_places(module)
+        assert chosen == tuple(place for place in places if place in chosen)
+        assert len(chosen) > 5
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_one_frame_at_a_time_equals_the_clip_and_the_step_for_engines(architecture: str) -> None:
+    network = lively(architecture)
+    clip = torch.rand(1, 5, 3, *network.input_size_hw, dtype=torch.float64)
+    whole, _ = network(clip, network.fresh_state(1))
+    step = StepNetwork(network)
+    state, lowered = network.fresh_state(1), step.fresh_state()
+    for t in range(clip.shape[1]):
+        features, state = network(clip[:, t:t + 1], state)
+        torch.testing.assert_close(features[:, 0], whole[:, t], rtol=1e-10, atol=1e-10)
+        stepped, scores, *lowered = step(clip[:, t], *lowered)
+        torch.testing.assert_close(stepped, whole[:, t], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(scores, network.scores(whole[:, t])["action"], rtol=1e-10, atol=1e-10)
+    assert (whole[:, 0] - whole[:, -1]).abs().max() > 1e-4
+
+
+def test_building_leaves_norms_as_they_were() -> None:
+    network = build("gsf-resnet18", heads={"action": 4}, input_size_hw=(48, 64))
+    assert network.training
+    assert all(module.training for module in network.modules())
+    assert all(value.eq(0).all() for name, value in network.state_dict().items() if name.endswith("running_mean"))
+
+
+def test_places_may_be_given_in_any_order() -> None:
+    places = ("layer4_1", "layer1_0")
+    network = build("gsm-resnet18", heads={"action": 4}, causal=True, input_size_hw=(48, 64), places=places).eval()
+    assert tuple(network.temporal) == places[::-1]
+    _, state = network(torch.rand(1, 1, 3, 48, 64), network.fresh_state(1))
+    assert [leaf.shape[1:] for leaf in state] == [leaf.shape for leaf in network.state_spec()]
+
+
+@pytest.mark.parametrize(("architecture", "size_hw"), [("tsn-bninception", (50, 64)), ("tsn-inceptionv3", (64, 64)),
+                                                       ("tsn-inceptionv3", (228, 229))])
+def test_a_size_that_does_not_fit_is_refused(architecture: str, size_hw: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match="{}x{} pixels".format(*size_hw)):
+        build(architecture, heads={"action": 4}, input_size_hw=size_hw)

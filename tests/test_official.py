@@ -1,0 +1,211 @@
+"""Official checkpoints: the official numbers from official weights, every manifest loads, and what does not fit is
+refused by naming keys."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import engines
+from engines.errors import GatestreamError, ModelError, UsageError
+from engines.official import official_name
+
+NETS = {"gsm_bninception": ("gsm-bninception", 10), "gsm_inceptionv3": ("gsm-inceptionv3", 10),
+        "gsf_bninception": ("gsf-bninception", 10), "gsf_inceptionv3": ("gsf-inceptionv3", 11),
+        "gsf_resnet50": ("gsf-resnet50", 16), "gsf_resnet50_r25": ("gsf-resnet50", 16)}
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def reference(shared: Path) -> Path:
+    return shared / "reference"
+
+
+@pytest.fixture
+def fill(reference: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(reference))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return __import__("fill")
+
+
+def manifest(reference: Path, net: str) -> dict[str, dict[str, Any]]:
+    return dict(json.loads((reference / f"manifest_{net}.json").read_text()))
+
+
+@pytest.mark.parametrize(("net", "tolerance"), [("gsm_bninception", 2e-4), ("gsf_resnet50", 2e-5)])
+def test_networks_give_the_official_numbers(reference: Path, fill: ModuleType, net: str, tolerance: float) -> None:
+    state = {f"module.{key}": torch.from_numpy(np.asarray(fill.fill(key, entry["shape"])))
+             for key, entry in manifest(reference, net).items()}
+    network = engines.official.load({"epoch": 1, "state_dict": state}, arch=NETS[net][0], segments=8)
+    frames = {run: torch.from_numpy(fill.net_input(f"in.{net}.{run}", clips * 8, 3, *network.input_size_hw)
+                                    ).unflatten(0, (clips, 8)) for run, clips in (("t8b1", 1), ("t8b2", 2))}
+    wanted = np.load(reference / "vectors_nets.npz")
+    for run, clips in frames.items():
+        scores = engines.clip_scores(network, clips)["action"]
+        assert np.abs(scores.numpy() - wanted[f"{net}/{run}/logits_f32"]).max() < tolerance
+    features, _ = network.double()(frames["t8b1"].double(), ())
+    logits = network.scores(features)["action"]
+    for ours, name in ((features[0], "features_f64"), (logits[0], "frame_logits_f64"), (logits.mean(1), "logits_f64")):
+        assert np.abs(ours.numpy() - wanted[f"{net}/t8b1/{name}"]).max() < 1e-9
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_every_manifest_loads_with_its_modules_and_ratio(reference: Path, net: str) -> None:
+    listed = manifest(reference, net)
+    state = {key: torch.full(entry["shape"], 0.25, dtype=getattr(torch, entry["dtype"]))
+             for key, entry in listed.items()}
+    arch, modules = NETS[net]
+    network = engines.official.load({"model_state_dict": state}, arch=arch)
+    ours = network.state_dict()
+    assert {official_name(name, arch): list(tensor.shape) for name, tensor in ours.items()} \
+        == {key: entry["shape"] for key, entry in listed.items()}
+    assert all(tensor.eq(state[official_name(name, arch)]).all() for name, tensor in ours.items())
+    assert len(network.temporal) == modules
+    assert not network.causal
+    assert not network.training
+    if "_r25" in net:
+        shares = {module.channels / network.backbone.places()[place].out_channels
+                  for place, module in network.temporal.items()}
+        assert shares == {0.25}
+    else:
+        fresh = engines.build(arch, heads={"action": 174})
+        assert [(name, value.shape) for name, value in ours.items()] \
+            == [(name, value.shape) for name, value in fresh.state_dict().items()]  # the published form is the default
+
+
+def official_state(arch: str, **options: Any) -> State:
+    """A checkpoint of a freshly made network."""
+    network = engines.build(arch, heads={"action": 5}, **options)
+    return {official_name(name, arch): value for name, value in network.state_dict().items()}
+
+
+PLACES = ("inception_3a_1x1", "inception_4e_3x3_reduce")
+
+
+@pytest.fixture(scope="module")
+def small() -> State:
+    return official_state("gsf-bninception", places=PLACES)
+
+
+def test_modules_and_ratio_are_read_from_the_keys(small: State) -> None:
+    assert tuple(engines.official.load(small, "gsf-bninception").temporal) == PLACES
+    half = official_state("gsf-bninception", places=PLACES, percent=50)
+    network = engines.official.load(half, "gsf-bninception", segments=16)
+    assert [module.channels for module in network.temporal.values()] == [32, 64]
+    assert network.segments == 16
+    assert network.heads["action"].out_features == 5
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_files_are_read_in_both_formats_and_half_precision_becomes_single(
+        small: State, tmp_path: Path, zipped: bool, dtype: torch.dtype) -> None:
+    stored = {f"module.{name}": value.to(dtype) if value.is_floating_point() else value
+              for name, value in small.items()}
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({"epoch": 59, "arch": "BNInception", "state_dict": stored, "best_prec1": torch.tensor(49.0), "lr": 0.01},
+               path, _use_new_zipfile_serialization=zipped)
+    network = engines.official.load(path, "gsf-bninception")
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, small[official_name(name, "gsf-bninception")].to(dtype).to(value.dtype))
+
+
+def _without(key: str) -> Callable[[State], Any]:
+    return lambda state: {name: value for name, value in state.items() if name != key}
+
+
+def _with(key: str, value: Any) -> Callable[[State], Any]:
+    return lambda state: state | {key: value}
+
+
+FIRST = "base_model.gsf_inception_3a_1x1"
+BAD: dict[str, tuple[Callable[[State], Any], str]] = {
+    "a missing weight": (_without("base_model.conv2_3x3.weight"), r"without base_model\.conv2_3x3\.weight"),
+    "a missing counter": (_without(f"{FIRST}.bn.num_batches_tracked"), f"without {FIRST}.bn.num_batches_tracked"),
+    "a module without its norm": (_without(f"{FIRST}.bn.weight"), f"without {FIRST}.bn.weight"),
+    "a missing head": (_without("new_fc.weight"), r"without new_fc\.weight"),
+    "an extra weight": (_with("base_model.extra.weight", torch.zeros(3)), r"unknown base_model\.extra\.weight"),
+    "a module where none can be": (_with("base_model.gsf_mixed_conv_Conv2D.bn.weight", torch.zeros(64)),
+                                   r"unknown base_model\.gsf_mixed_conv_Conv2D\.bn\.weight"),
+    "a wrong shape": (_with("base_model.conv2_3x3.weight", torch.zeros(192, 64, 1, 1)),
+                      r"base_model\.conv2_3x3\.weight of shape \(192, 64, 1, 1\) instead of \(192, 64, 3, 3\)"),
+    "classes that disagree": (_with("new_fc.bias", torch.zeros(4)), r"new_fc\.bias of shape \(4,\) instead of \(5,\)"),
+    "shares that disagree": (_with(f"{FIRST}.bn.weight", torch.zeros(16)), f"{FIRST}.bn.weight of 16 channels in 64"),
+    "a share that cannot be": (_with(f"{FIRST}.bn.weight", torch.zeros(65)), f"{FIRST}.bn.weight of 65 channels in 64"),
+    "whole numbers": (_with("new_fc.bias", torch.zeros(5, dtype=torch.int8)), r"with new_fc\.bias, which are no"),
+    "not a number": (_with("new_fc.bias", torch.full((5,), torch.nan)), r"with new_fc\.bias, which are no"),
+    "no tensor": (_with("new_fc.bias", [0.0]), r"with new_fc\.bias, which are no"),
+    "a key twice": (_with("module.new_fc.bias", torch.zeros(5)), r"module\.new_fc\.bias"),
+    "nothing": (lambda state: {}, "without a table of weights"),
+    "no modules": (lambda state: {name: value for name, value in state.items() if ".gsf_" not in name},
+                   r"without any base_model\.gsf_.*but with base_model\.conv1_7x7_s2\.weight"),
+    "a list for weights": (lambda state: {"state_dict": [1, 2]}, "state_dict, which are no")}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_weights_that_do_not_fit_are_refused_by_name(small: State, case: str) -> None:
+    spoil, named = BAD[case]
+    with pytest.raises(ModelError, match=named):
+        engines.official.load(spoil(small), "gsf-bninception")
+
+
+@pytest.mark.parametrize("arch", ["gsm-bninception", "gsf-inceptionv3", "gsf-resnet50"])
+def test_another_networks_weights_are_refused_by_name(small: State, arch: str) -> None:
+    with pytest.raises(ModelError, match=r"base_model\."):
+        engines.official.load(small, arch)
+
+
+class Trap:
+    """A pickle that makes a file when it is read with code allowed."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return open, (str(self.marker), "w")
+
+
+def test_a_pickle_with_code_is_refused_unread(small: State, tmp_path: Path) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "trap.pth.tar"
+    torch.save({"state_dict": small, "extra": Trap(marker)}, path)
+    with pytest.raises(ModelError, match="not read"):
+        engines.official.load(path, "gsf-bninception")
+    path.write_bytes(pickle.dumps(Trap(marker)))
+    with pytest.raises(ModelError):
+        engines.official.load(path, "gsf-bninception")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kept", [0.0, 1e-6, 0.001, 0.5, 0.999])
+def test_truncated_files_are_refused(tmp_path: Path, zipped: bool, kept: float) -> None:
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({"state_dict": {f"w{i}": torch.zeros(1000) for i in range(50)}}, path,
+               _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:int(len(whole) * kept)])
+    with pytest.raises(ModelError, match=str(path)):
+        engines.official.load(path, "gsf-bninception")
+
+
+@pytest.mark.parametrize(("arch", "error"), [("gsf-vgg", UsageError), ("gsm-resnet50", UsageError),
+                                             ("gsf-bninception", UsageError)])
+def test_unknown_names_and_files_are_wrong_use(tmp_path: Path, arch: str, error: type[GatestreamError]) -> None:
+    with pytest.raises(error, match="nowhere" if arch == "gsf-bninception" else arch):
+        engines.official.load(tmp_path / "nowhere.pth.tar", arch)
