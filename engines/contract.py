@@ -32,6 +32,7 @@ class Contract(BaseModel):
     architecture, options: arguments of `engines.build`; heads: labels of each head, in output order;
     frame_rate: frames per second the model was trained at; input_size_hw: the network's input;
     cover_hw: the camera image is scaled to just cover this size, then centre-cropped to input_size_hw;
+    resize_filter: see `engines/preprocess.py`;
     value_scale: pixels are multiplied by this, then (x - mean) / std in `colour` order;
     receptive_frames: frames one output depends on through the temporal modules; warmup_frames: frames after a
     reset before scores count; clip_frames: frames in one clip descriptor; window_clips: clips in the window;
@@ -49,7 +50,7 @@ class Contract(BaseModel):
     frame_rate: Positive
     input_size_hw: tuple[int, int]
     cover_hw: tuple[int, int]
-    resize_filter: Literal["area", "bilinear"] = "area"
+    resize_filter: Literal["area", "bilinear", "pillow-bilinear"] = "area"
     colour: Literal["RGB", "BGR"] = "RGB"
     value_scale: Positive = 1 / 255
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

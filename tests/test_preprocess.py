@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 from fakes import contract
 
-from engines.preprocess import normalise, prepare
+from engines.errors import UsageError
+from engines.preprocess import normalise, prepare, views
 
 SIZES_HW = [(480, 640), (640, 480), (1080, 1920), (1, 1), (6000, 8000), (1, 4000), (4000, 1), (17, 15), (2, 3)]
 COVER_AND_INPUT_HW = [((72, 96), (72, 96)), ((96, 128), (72, 96)), ((256, 256), (224, 224))]
@@ -15,7 +21,7 @@ COVER_AND_INPUT_HW = [((72, 96), (72, 96)), ((96, 128), (72, 96)), ((256, 256), 
 
 @pytest.mark.parametrize("size_hw", SIZES_HW)
 @pytest.mark.parametrize(("cover_hw", "input_hw"), COVER_AND_INPUT_HW)
-@pytest.mark.parametrize("resize_filter", ["area", "bilinear"])
+@pytest.mark.parametrize("resize_filter", ["area", "bilinear", "pillow-bilinear"])
 def test_any_size_becomes_the_models_own(size_hw: tuple[int, int], cover_hw: tuple[int, int],
                                          input_hw: tuple[int, int], resize_filter: str) -> None:
     colour = (10, 120, 240)
@@ -74,3 +80,54 @@ def test_large_images_shrink_as_one_area_average_would() -> None:
         made = prepare(crop, contract(cover_hw=(72, 96), input_size_hw=(72, 96)))
         once = cv2.resize(crop, (96, 72), interpolation=cv2.INTER_AREA)
         assert np.abs(made.astype(int) - once).mean() < 0.5
+
+
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "bninception": {"cover_hw": (256, 256), "input_size_hw": (224, 224), "colour": "BGR", "value_scale": 1.0,
+                    "mean": (104, 117, 128), "std": (1, 1, 1)},
+    "inceptionv3": {"cover_hw": (261, 261), "input_size_hw": (229, 229), "colour": "BGR", "value_scale": 1.0,
+                    "mean": (104, 117, 128), "std": (1, 1, 1)},
+    "resnet50": {"cover_hw": (256, 256), "input_size_hw": (224, 224)}}
+
+
+def test_official_preprocessing_is_matched_within_two_grey_levels(
+        shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(shared / "reference"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    rng_for = __import__("fill").rng_for
+    vectors = np.load(shared / "reference" / "vectors_preprocess.npz")
+    facts = json.loads((shared / "reference" / "vectors_preprocess.json").read_text())
+    differences = []
+    for name in vectors.files:
+        net, size, crops = name.split("/")[:3]
+        height, width = map(int, size.split("x"))
+        stated = contract(resize_filter="pillow-bilinear", **OFFICIAL[net.split("_")[1]])
+        clips = []
+        for i in range(2):
+            g = rng_for(f"pp.{size}.{i}")
+            coarse, fine = g.uniform(0, 255, (12, 16, 3)), g.uniform(-20, 20, (height, width, 3))
+            rows, columns = np.arange(height) * 12 // height, np.arange(width) * 16 // width
+            image_rgb = np.clip(np.rint(coarse[rows][:, columns] + fine), 0, 255).astype(np.uint8)
+            clips.append(normalise(views(image_rgb[..., ::-1], stated, int(crops.removeprefix("crops"))), stated))
+        made = np.stack(clips, axis=1).reshape(-1, *stated.input_size_hw)  # crops, then frames, then channels
+        fact = facts[f"{net}/{size}/{crops}"]
+        assert list(made.shape) == fact["shape"]
+        grey = stated.value_scale / max(stated.std)
+        assert abs(made.mean() - fact["mean"]) < 0.05 * grey
+        scale = np.tile(np.array(stated.std) / stated.value_scale, len(made) // 3)[:, None, None]
+        differences.append(np.abs((made[:, 5::32, 7::32] - vectors[name]) * scale).max())
+    assert len(differences) > 70
+    assert max(differences) < 2
+
+
+def test_three_five_and_ten_views_lie_where_they_should() -> None:
+    rows, columns = np.mgrid[0:256, 0:512]
+    image = np.stack([rows, columns // 2, columns // 2], axis=2).astype(np.uint8)
+    stated = contract(cover_hw=(256, 256), input_size_hw=(224, 224))
+    five, ten, three = (views(image, stated, crops) for crops in (5, 10, 3))
+    assert five[:, 0, 0, :2].tolist() == [[0, 0], [0, 144], [32, 0], [32, 144], [16, 72]]
+    assert np.array_equal(ten[0::2], five)
+    assert np.array_equal(ten[1::2], five[:, :, ::-1])
+    assert three[:, 0, 0, :2].tolist() == [[16, 0], [16, 144], [16, 72]]
+    with pytest.raises(UsageError, match="4 crops"):
+        views(image, stated, 4)
