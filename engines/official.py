@@ -45,12 +45,8 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
     """
     if arch not in ARCHITECTURES:
         raise UsageError(f"architecture {arch!r}", f"one of {', '.join(ARCHITECTURES)}", "choose one of these names")
-    if isinstance(path_or_state_dict, Mapping):
-        source, content = "state dict", path_or_state_dict
-    else:
-        source = os.fspath(path_or_state_dict)
-        content = _read(Path(source))
-    weights = _weights(source, content)
+    source = "state dict" if isinstance(path_or_state_dict, Mapping) else os.fspath(path_or_state_dict)
+    weights = read(path_or_state_dict)
     places = _places(source, weights, arch)
     percent = _percent(source, weights, arch, places)
     labels = weights["new_fc.weight"].shape[0] if weights.get("new_fc.weight", torch.empty(())).ndim == 2 else 1
@@ -60,6 +56,22 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
     _compare(source, arch, weights, {official: ours[name] for official, name in names.items()})
     network.load_state_dict({name: weights[official] for official, name in names.items()})
     return network.eval()
+
+
+def read(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Float32 weights of a checkpoint by official name, without `module.`. Raises UsageError, ModelError as `load`."""
+    if isinstance(path_or_state_dict, Mapping):
+        return _weights("state dict", path_or_state_dict)
+    return _weights(os.fspath(path_or_state_dict), _read(Path(path_or_state_dict)))
+
+
+def architecture_of(source: str, weights: Mapping[str, Tensor]) -> str:
+    """The architecture whose modules these weights hold. Raises ModelError where it is none of ours."""
+    for arch in ARCHITECTURES:
+        if any(name.startswith(_prefix(place, arch)) for place in _available(arch) for name in weights):
+            return arch
+    raise ModelError(f"{source} with {_some(weights)}", f"the weights of {', '.join(ARCHITECTURES)}",
+                     "choose an official GSM or GSF checkpoint")
 
 
 def official_name(name: str, arch: str) -> str:
@@ -78,6 +90,13 @@ def _prefix(place: str, arch: str) -> str:
     module, _, backbone = arch.partition("-")
     return f"base_model.{place.replace('_', '.')}.{module}." if backbone.startswith("resnet") \
         else f"base_model.{module}_{place}."
+
+
+def _available(arch: str) -> dict[str, int]:
+    """Channels of every place that the architecture's backbone names, in order."""
+    with torch.device("meta"):
+        places = BACKBONES[arch.partition("-")[2]]().places()
+    return {place: conv.out_channels for place, conv in places.items()}
 
 
 def _read(path: Path) -> Any:
@@ -122,8 +141,7 @@ def _weights(source: str, content: Any) -> dict[str, Tensor]:
 
 def _places(source: str, weights: Mapping[str, Tensor], arch: str) -> list[str]:
     """The places whose modules the checkpoint holds, in order."""
-    with torch.device("meta"):
-        available = BACKBONES[arch.partition("-")[2]]().places()
+    available = _available(arch)
     places = [place for place in available if any(name.startswith(_prefix(place, arch)) for name in weights)]
     if not places:
         raise ModelError(f"{source} without any {_prefix(next(iter(available)), arch)}..., but with {_some(weights)}",
@@ -132,20 +150,27 @@ def _places(source: str, weights: Mapping[str, Tensor], arch: str) -> list[str]:
 
 
 def _percent(source: str, weights: Mapping[str, Tensor], arch: str, places: Iterable[str]) -> int:
-    """The share of gated channels that explains every module's batch norm, as near as possible to the true ratio."""
-    with torch.device("meta"):
-        convolutions = BACKBONES[arch.partition("-")[2]]().places()
-    gated = {name: (weights[name].numel(), convolutions[place].out_channels) for place in places
+    """The share of gated channels that every module's batch norm tells of."""
+    available = _available(arch)
+    gated = {name: (weights[name].numel(), available[place]) for place in places
              if (name := f"{_prefix(place, arch)}bn.weight") in weights}
     if not gated:
         return 100  # nothing tells; the comparison will name what is missing
-    share = 100 * sum(f for f, _ in gated.values()) / sum(channels for _, channels in gated.values())
-    for percent in sorted(range(1, 101), key=lambda percent: abs(percent - share)):
-        if all(gated_channels(channels, percent) == f for f, channels in gated.values()):
-            return percent
+    percent = share_gated(gated.values())
+    if percent is not None:
+        return percent
     shapes = [f"{name} of {f} channels in {channels}" for name, (f, channels) in gated.items()]
     raise ModelError(f"{source} with {_some(shapes)}", "one share of gated channels throughout",
                      "choose an official checkpoint")
+
+
+def share_gated(gated: Iterable[tuple[int, int]]) -> int | None:
+    """The percent that gives each of these (gated, all) channels, the nearest to their true ratio; None if none."""
+    pairs = list(gated)
+    share = 100 * sum(f for f, _ in pairs) / sum(channels for _, channels in pairs)
+    fitting = [percent for percent in range(1, 101)
+               if all(gated_channels(channels, percent) == f for f, channels in pairs)]
+    return min(fitting, key=lambda percent: abs(percent - share), default=None)
 
 
 def _compare(source: str, arch: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

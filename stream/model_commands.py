@@ -163,6 +163,47 @@ def export(model: ModelArgument,
 
 
 @commands.command()
+def import_official(
+        file: Annotated[Path, typer.Argument(metavar="FILE", help="A GSM or GSF checkpoint of the authors.")],
+        out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
+        arch: Annotated[str | None, typer.Option(metavar="NAME", help="gsm-bninception, gsf-resnet50, ... Default: as "
+                                                                      "its keys say.")] = None,
+        labels: Annotated[Path | None, typer.Option(metavar="FILE", help=(
+            "Class names: one per line in class order, or JSON {name: number}. Default: numbers."))] = None,
+        sort_labels: Annotated[bool, typer.Option("--sort-labels", help=(
+            "Classes are numbered by sorted name, as in the authors' Something-Something lists."))] = False,
+        segments: Annotated[int | None, typer.Option(min=1, metavar="N", help=(
+            "Frames in a clip. Default: as the file name says, else 8."))] = None,
+        clip_seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help=(
+            "Time that a clip's frames are spread over: it sets the model's frame rate."))] = 4.0,
+        name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model. Default: as FILE to write.")]
+        = None) -> None:
+    """Make a model file of an official GSM or GSF checkpoint. No code inside the checkpoint is run.
+
+    [bold]Examples[/bold]
+
+      gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
+    """
+    _model_to_write(out)
+    from engines.importing import import_official as write
+    from engines.importing import read_labels
+
+    contract = write(file, out, arch=arch, labels=read_labels(labels, sort_labels) if labels else None,
+                     segments=segments, clip_s=clip_seconds, name=name)
+    (names,) = contract.heads.values()
+    print(f"wrote {out}: {contract.architecture}, {contract.clip_frames} frames in {clip_seconds:g} s, "
+          f"{len(names)} classes")
+
+
+def _model_to_write(out: Path) -> None:
+    from stream.sinks.base import output_path
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}", "a name ending in .safetensors", "rename it")
+    output_path(out)
+
+
+@commands.command()
 def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
           out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
           init: Annotated[str, typer.Option(metavar="imagenet|FILE", help="Weights to start from; imagenet is "
@@ -184,12 +225,9 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
 
       gatestream train data/egogestar --out gesture.safetensors
     """
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out}", "a name ending in .safetensors", "rename it")
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
-    from stream.sinks.base import output_path
-    output_path(out)
+    _model_to_write(out)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from engines.training.train import Recipe
