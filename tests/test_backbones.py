@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from engines.errors import UsageError
+from engines.errors import ModelError, UsageError
 from engines.lowering import StepNetwork
 from engines.networks.network import BACKBONES, Network, build
+from engines.training.pretrained import start_from
 
 SIZES_HW = {"bninception": (64, 96), "inceptionv3": (75, 107), "resnet18": (48, 64), "resnet50": (48, 64),
             "mobilenetv2": (48, 64)}
@@ -94,3 +97,25 @@ def test_places_may_be_given_in_any_order() -> None:
 def test_a_size_that_does_not_fit_is_refused(architecture: str, size_hw: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="{}x{} pixels".format(*size_hw)):
         build(architecture, heads={"action": 4}, input_size_hw=size_hw)
+
+
+@pytest.mark.parametrize("architecture", ["gsf-resnet18", "gsm-resnet50", "gsf-bninception"])
+def test_modules_start_transparent_from_the_backbones_weights(architecture: str, tmp_path: Path) -> None:
+    plain, network = lively(f"tsn-{architecture.partition('-')[2]}"), lively(architecture)
+    path = tmp_path / "weights.safetensors"
+    save_file({name: value for name, value in plain.backbone.state_dict().items()
+               if not name.endswith("num_batches_tracked")} | {"fc.bias": torch.zeros(1000)}, path)
+    start_from(network, path)
+    plain.backbone.float().double()  # starting weights are read as single precision
+    clip = torch.rand(1, 3, 3, *network.input_size_hw, dtype=torch.float64)
+    ours, theirs = (net(clip, net.fresh_state(1))[0] for net in (network, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_other_backbones_weights_and_unknown_ones_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    with pytest.raises(ModelError, match=r"bn1\.weight.*resnet18"):
+        start_from(lively("gsm-resnet18"), path)
+    with pytest.raises(UsageError, match="imagenet for bninception"):
+        start_from(lively("gsm-bninception"), "imagenet")

@@ -1,6 +1,7 @@
 """Starts a network from ImageNet weights of its backbone.
 
     start_from(network, "mobilenet_v2.safetensors")      # torchvision names, batch norm folded or not
+    start_from(network, "resnet50.safetensors")          # torchvision names
     start_from(network, "imagenet")                      # timm's weights, from the Hugging Face hub
 
 The temporal modules are inserted so that the ImageNet network's function is kept at the start: the interleave is
@@ -21,28 +22,32 @@ from torch import Tensor, nn
 from engines.errors import ModelError, UsageError
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
+from engines.networks.mobilenetv2 import MobileNetV2
 from engines.networks.network import Network
 
-HUB_MODEL = "timm/mobilenetv2_100.ra_in1k"
+HUB_MODELS = {"mobilenetv2": "timm/mobilenetv2_100.ra_in1k", "resnet18": "timm/resnet18.tv_in1k",
+              "resnet50": "timm/resnet50.tv_in1k"}
 EPS = 1e-5
 
 
 def start_from(network: Network, weights: str | Path) -> None:
     """Fills in the backbone and makes the temporal modules transparent. Raises UsageError, ModelError."""
-    path = _from_hub() if str(weights) == "imagenet" else Path(weights)
+    backbone = network.architecture.partition("-")[2]
+    path = _from_hub(backbone) if str(weights) == "imagenet" else Path(weights)
     if not path.is_file():
         raise UsageError(f"initial weights {weights}", "a safetensors file, or `imagenet`", "check the path")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} ({error})", "a safetensors file of MobileNetV2 weights", "get it again") from error
-    state = folded(tensors)
-    wanted = network.backbone.state_dict()
+        raise ModelError(f"{path} ({error})", f"a safetensors file of {backbone} weights", "get it again") from error
+    state = folded(tensors) if isinstance(network.backbone, MobileNetV2) else tensors
+    wanted = {name: value for name, value in network.backbone.state_dict().items()
+              if not name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in state or state[name].shape != wanted[name].shape]
     if missing:
         raise ModelError(f"{path} without {', '.join(missing[:3])} of the right shape",
-                         "MobileNetV2 weights with torchvision or timm names", "choose another file")
-    network.backbone.load_state_dict({name: state[name].float() for name in wanted})
+                         f"{backbone} weights with torchvision or timm names", "choose another file")
+    network.backbone.load_state_dict({name: state[name].float() for name in wanted}, strict=False)
     make_transparent(network)
 
 
@@ -64,8 +69,9 @@ def make_transparent(network: Network) -> None:
                     nn.init.zeros_(conv.bias)
         # The module puts channel order[k] at place k: store each original channel k where it will be taken from.
         with torch.no_grad():
-            assert projection.bias is not None
             for parameter in (projection.weight, projection.bias):
+                if parameter is None:
+                    continue
                 original = parameter[:module.channels].clone()
                 parameter[module.order] = scale * original
 
@@ -114,7 +120,10 @@ def _torchvision_name(name: str) -> str:
     return f"{_TIMM_ENDS.get(layer, layer)}.{leaf}"
 
 
-def _from_hub() -> Path:
+def _from_hub(backbone: str) -> Path:
+    if backbone not in HUB_MODELS:
+        raise UsageError(f"--init imagenet for {backbone}", f"one of {', '.join(HUB_MODELS)}",
+                         "give a weights file with --init FILE")
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -122,7 +131,7 @@ def _from_hub() -> Path:
         raise UsageError("--init imagenet without the huggingface_hub package", "that package",
                          "pip install 'gatestream[hub]', or give a weights file with --init FILE") from None
     try:
-        return Path(hf_hub_download(HUB_MODEL, "model.safetensors"))
+        return Path(hf_hub_download(HUB_MODELS[backbone], "model.safetensors"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"no answer from the hub for {HUB_MODEL} ({type(error).__name__})",
+        raise ModelError(f"no answer from the hub for {HUB_MODELS[backbone]} ({type(error).__name__})",
                          "an internet connection", "give a weights file with --init FILE instead") from error

@@ -95,7 +95,8 @@ def contract_of(recipe: Recipe, network: Network) -> Contract:
     places = list(network.temporal)
     return Contract(
         name=recipe.name, architecture=recipe.architecture,
-        options={"causal": recipe.causal, "memory": recipe.memory, "places": places, "percent": 25},
+        options={"causal": recipe.causal, "memory": recipe.memory, "places": places,
+                 "percent": network.backbone.percent},
         heads={"gesture": (*LABELS, BACKGROUND)}, frame_rate=recipe.frame_rate, input_size_hw=recipe.input_size_hw,
         cover_hw=recipe.input_size_hw, receptive_frames=1 + network.reach, warmup_frames=4, clip_frames=6,
         window_clips=4, max_gap_s=1.0, temperature={"gesture": recipe.temperature},
