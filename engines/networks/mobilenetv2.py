@@ -1,6 +1,7 @@
 """MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) with batch norms folded into biases.
 
-Parameter names are torchvision's. Temporal modules may sit on the output of each residual block's projection.
+Parameter names are torchvision's. Temporal modules may sit on the output of each residual block's projection, or on
+the input of its branch, before the expansion; the skip always carries the map as it came.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor, name: str, hook: Hook) -> Tensor:
         if not self.residual:
             return self.conv(x)  # type: ignore[no-any-return]
-        return x + hook(name, self.conv(x))
+        return x + hook(name, self.conv(hook(f"{name}_input", x)))
 
 
 class MobileNetV2(nn.Module):
@@ -67,6 +68,10 @@ class MobileNetV2(nn.Module):
         """Name of each place -> the convolution whose output a temporal module takes there."""
         return {f"features_{i}": layer.projection for i, layer in enumerate(self.features)
                 if isinstance(layer, InvertedResidual) and layer.residual}
+
+    def input_places(self) -> dict[str, int]:
+        """Name of each place at a residual branch's input -> the channels of the map there."""
+        return {f"{name}_input": projection.out_channels for name, projection in self.places().items()}
 
     # Late, small maps: the earlier places cost as much and see little more (README, benchmark section).
     default_places = tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))

@@ -22,10 +22,13 @@ from engines.errors import UsageError
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.mobilenetv2 import MobileNetV2
+from engines.networks.stsm import Group, SpatioTemporalShift
 from engines.networks.temporal import Leaf, State, TemporalModule
+from engines.networks.tsm import TemporalShift
 
 BACKBONES: dict[str, Callable[[], MobileNetV2]] = {"mobilenetv2": MobileNetV2}
-MODULES = ("tsn", "gsm", "gsf")  # tsn: no temporal module
+MODULES = ("tsn", "tsm", "gsm", "gsf", "stsm")  # tsn: no temporal module
+ON_INPUT = ("tsm", "stsm")  # on the input of a branch, not on the output of its last convolution
 
 
 class Memory(nn.Module):
@@ -62,9 +65,10 @@ class Network(nn.Module):
         for head in self.heads.values():
             nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
-        self._spec: dict[str, tuple[Leaf, ...]] = self._trace_spec()
+        self.trace_state()
 
-    def _trace_spec(self) -> dict[str, tuple[Leaf, ...]]:
+    def trace_state(self) -> None:
+        """Finds the state's shapes. To be called again when a temporal module has changed its form."""
         sizes: dict[str, tuple[int, int]] = {}
 
         def record(place: str, x: Tensor) -> Tensor:
@@ -72,10 +76,12 @@ class Network(nn.Module):
             return x
 
         with torch.no_grad():
-            parameter = next(self.parameters())
+            parameter, training = next(self.parameters()), self.backbone.training
+            self.backbone.eval()  # or batch norms would count the blank image
             self.backbone(torch.zeros(1, 3, *self.input_size_hw, dtype=parameter.dtype, device=parameter.device),
                           record)
-        return {place: self._module(place).state_spec(sizes[place]) for place in self.temporal}
+            self.backbone.train(training)
+        self._spec = {place: self._module(place).state_spec(sizes[place]) for place in self.temporal}
 
     def _module(self, place: str) -> TemporalModule:
         module = self.temporal[place]
@@ -129,12 +135,15 @@ class Network(nn.Module):
 
 def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, causal: bool = False,
           input_size_hw: tuple[int, int] = (224, 224), percent: int = 25, memory: int = 0,
-          places: Sequence[str] | None = None, dropout: float = 0.5) -> Network:
-    """Builds `{tsn,gsm,gsf}-{mobilenetv2}` with fresh weights.
+          places: Sequence[str] | None = None, dropout: float = 0.5, shift: str | Sequence[Group] = "THW",
+          ahead: int | None = None) -> Network:
+    """Builds `{tsn,tsm,gsm,gsf,stsm}-{mobilenetv2}` with fresh weights.
 
     heads: labels per head; percent: share of a map's channels that GSF gates; memory: width of the recurrent
-    read-out, 0 for none (causal networks only); places: where modules sit, the backbone's default if None.
-    Raises UsageError for an unknown architecture or place.
+    read-out, 0 for none (causal networks only); places: where modules sit, the backbone's default if None (tsm, stsm:
+    every residual branch's input); shift: STSM's groups (see stsm.py); ahead: in a causal network, how many frames
+    back the channels are found that look ahead in the published form, 2, 1 or 0, or None for the module's usual one.
+    Raises UsageError for an unknown architecture, place or shift, or options that do not go together.
     """
     module, _, backbone_name = architecture.partition("-")
     if module not in MODULES or backbone_name not in BACKBONES:
@@ -143,16 +152,25 @@ def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, cau
                          "choose one of these names")
     if memory and not causal:
         raise UsageError("memory on a bidirectional network", "causal=True with memory", "build with causal=True")
+    if ahead not in ((None, 0, 1, 2) if causal else (None,)):
+        raise UsageError(f"ahead={ahead!r} on a {'causal' if causal else 'bidirectional'} network",
+                         "0, 1 or 2 with causal=True, or None", "correct it, or leave it out")
     backbone = BACKBONES[backbone_name]()
-    available = backbone.places()
-    chosen = tuple(backbone.default_places if places is None else places) if module != "tsn" else ()
+    if module in ON_INPUT:
+        available, default = backbone.input_places(), tuple(backbone.input_places())
+    else:
+        available = {place: convolution.out_channels for place, convolution in backbone.places().items()}
+        default = backbone.default_places
+    chosen = tuple(default if places is None else places) if module != "tsn" else ()
     unknown = [place for place in chosen if place not in available]
     if unknown:
         raise UsageError(f"places {unknown}", f"some of {', '.join(available)}", "choose from these")
     make: dict[str, Callable[[int], TemporalModule]] = {
-        "gsm": lambda channels: GateShift(channels, causal),
-        "gsf": lambda channels: GateShiftFuse(channels, causal, percent)}
-    temporal = {place: make[module](available[place].out_channels) for place in chosen}
+        "tsm": lambda channels: TemporalShift(channels, causal, ahead=ahead),
+        "gsm": lambda channels: GateShift(channels, causal, ahead),
+        "gsf": lambda channels: GateShiftFuse(channels, causal, percent, ahead),
+        "stsm": lambda channels: SpatioTemporalShift(channels, causal, shift, ahead)}
+    temporal = {place: make[module](available[place]) for place in chosen}
     return Network(architecture, backbone, temporal, heads, causal=causal, memory=memory,
                    input_size_hw=input_size_hw, segments=segments, dropout=dropout)
 
