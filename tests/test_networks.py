@@ -145,6 +145,14 @@ def test_forward_is_pure_and_state_is_as_its_spec_says(architecture: str, memory
     assert [(tuple(t.shape), t.dtype) for t in new] == [((2, *leaf.shape), leaf.dtype) for leaf in spec]
 
 
+def test_the_order_in_which_places_are_named_does_not_matter() -> None:
+    networks = [lively("gsf-mobilenetv2", places=places)
+                for places in (("features_5", "features_16"), ("features_16", "features_5"))]
+    assert networks[0].state_spec() == networks[1].state_spec()
+    outputs = [network(frames(1, 3), network.fresh_state(1))[0] for network in networks]
+    assert torch.equal(*outputs)
+
+
 def test_bidirectional_state_is_empty_and_scores_average_over_time() -> None:
     network, clip = lively("gsf-mobilenetv2", causal=False), frames(2, 4)
     assert network.fresh_state(2) == ()

@@ -57,7 +57,6 @@ def causal(network: Network, rule: str) -> Network:
         module.causal, module.ahead = True, ahead
         if dropped:
             _drop_future_taps(module)
-    result.trace_state()
     return result
 
 

@@ -65,10 +65,10 @@ class Network(nn.Module):
         for head in self.heads.values():
             nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
-        self.trace_state()
+        self._sizes_hw = self._trace_sizes()
 
-    def trace_state(self) -> None:
-        """Finds the state's shapes. To be called again when a temporal module has changed its form."""
+    def _trace_sizes(self) -> dict[str, tuple[int, int]]:
+        """Size of the map at each place."""
         sizes: dict[str, tuple[int, int]] = {}
 
         def record(place: str, x: Tensor) -> Tensor:
@@ -76,22 +76,25 @@ class Network(nn.Module):
             return x
 
         with torch.no_grad():
-            parameter, training = next(self.parameters()), self.backbone.training
+            parameter = next(self.parameters())
             self.backbone.eval()  # or batch norms would count the blank image
             self.backbone(torch.zeros(1, 3, *self.input_size_hw, dtype=parameter.dtype, device=parameter.device),
                           record)
-            self.backbone.train(training)
-        self._spec = {place: self._module(place).state_spec(sizes[place]) for place in self.temporal}
+            self.backbone.train()
+        return sizes
 
     def _module(self, place: str) -> TemporalModule:
         module = self.temporal[place]
         assert isinstance(module, TemporalModule)
         return module
 
+    def _spec(self, place: str) -> tuple[Leaf, ...]:
+        return self._module(place).state_spec(self._sizes_hw[place])
+
     def state_spec(self) -> tuple[Leaf, ...]:
         """Name, shape without the camera axis, and dtype of every leaf, in order."""
         leaves = [Leaf(f"{place}.{leaf.name}", leaf.shape, leaf.dtype)
-                  for place, spec in self._spec.items() for leaf in spec]
+                  for place in self.temporal for leaf in self._spec(place)]
         if self.memory is not None:
             leaves += self.memory.state_spec()
         dtype = next(self.parameters()).dtype
@@ -116,7 +119,7 @@ class Network(nn.Module):
         def mix(place: str, x: Tensor) -> Tensor:
             if place not in self.temporal:
                 return x
-            leaves = tuple(next(past) for _ in self._spec[place])
+            leaves = tuple(next(past) for _ in self._spec(place))
             mixed: Tensor
             mixed, leaves = self._module(place)(x.reshape(B, T, *x.shape[1:]), leaves)
             kept.extend(leaves)
@@ -170,7 +173,7 @@ def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, cau
         "gsm": lambda channels: GateShift(channels, causal, ahead),
         "gsf": lambda channels: GateShiftFuse(channels, causal, percent, ahead),
         "stsm": lambda channels: SpatioTemporalShift(channels, causal, shift, ahead)}
-    temporal = {place: make[module](available[place]) for place in chosen}
+    temporal = {place: make[module](channels) for place, channels in available.items() if place in chosen}
     return Network(architecture, backbone, temporal, heads, causal=causal, memory=memory,
                    input_size_hw=input_size_hw, segments=segments, dropout=dropout)
 

@@ -40,7 +40,7 @@ class TemporalModule(nn.Module, ABC):
     @property
     @abstractmethod
     def reach(self) -> int:
-        """How many frames back an output of the causal form depends on."""
+        """How many frames back an output of the causal form can depend on."""
 
     @abstractmethod
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
