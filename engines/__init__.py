@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from engines.choice import compile as compile
     from engines.choice import export as export
     from engines.model import load as load
+    from engines.networks.causal import causal as causal
     from engines.networks.network import build as build
     from engines.networks.network import clip_scores as clip_scores
 
 _HOMES = {"load": "engines.model", "compile": "engines.choice", "export": "engines.choice",
-          "build": "engines.networks.network", "clip_scores": "engines.networks.network"}
-__all__ = ["build", "clip_scores", "compile", "export", "load", "official"]
+          "build": "engines.networks.network", "causal": "engines.networks.causal",
+          "clip_scores": "engines.networks.network"}
+__all__ = ["build", "causal", "clip_scores", "compile", "export", "load", "official"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from engines.errors import EngineError
 from engines.networks.gsf import FUSE_TAPS, GateShiftFuse
-from engines.networks.gsm import PAST_FIRST, PAST_SECOND, TAPS, GateShift
+from engines.networks.gsm import PAST_SECOND, TAPS, GateShift
 from engines.networks.network import Memory, Network
 from engines.networks.temporal import TemporalModule
 
 Shapes = list[tuple[int, ...]]
-MEANS = PAST_FIRST + FUSE_TAPS  # frames of means that one fuse weight depends on
 PER_CHANNEL_MOST = 64  # above so many gated channels, repeating the gate costs less than a wider convolution
 
 
@@ -39,6 +38,7 @@ class GateShiftStep(nn.Module):
     def __init__(self, module: GateShift, size_hw: tuple[int, int]) -> None:
         super().__init__()
         self.gated, self.size_hw = module.channels, size_hw
+        self.past_first = module.past_first
         f, c, order, bn = module.channels, module.channels // 2, module.order, module.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
@@ -56,26 +56,28 @@ class GateShiftStep(nn.Module):
         self.fuse_weight: nn.Parameter | None = None
         if isinstance(module, GateShiftFuse):
             matrix, bias = fuse_matrix(module)
-            columns = torch.arange(2 * MEANS * f).view(-1, f)[:, order].flatten()
+            self.means = frames_of_means(module)
+            columns = torch.arange(2 * self.means * f).view(-1, f)[:, order].flatten()
             self.fuse_weight = nn.Parameter(matrix[order][:, columns].view(f, -1, 1, 1))
             self.fuse_bias = nn.Parameter(bias)
 
     def state_shapes(self) -> Shapes:
         f, c = self.gated, self.gated // 2
-        shapes: Shapes = [((TAPS - 1) * f, *self.size_hw), (PAST_FIRST * c + PAST_SECOND * c, *self.size_hw)]
-        return shapes if self.fuse_weight is None else [*shapes, ((MEANS - 1) * 2 * f, 1, 1)]
+        shapes: Shapes = [((TAPS - 1) * f, *self.size_hw), ((self.past_first + PAST_SECOND) * c, *self.size_hw)]
+        return shapes if self.fuse_weight is None else [*shapes, ((self.means - 1) * 2 * f, 1, 1)]
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        f, c = self.gated, self.gated // 2
+        f, c, first = self.gated, self.gated // 2, self.past_first
         moving = x[:, :f]
         normal = torch.cat([state[0], F.relu(moving * self.scale + self.shift)], 1)  # t-2, t-1, t
         gate = torch.tanh(F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1)
                           .repeat_interleave(self.repeat, 1))
         gated = gate * moving
         stayed = moving - gated
-        past = state[1]  # first half at t-2, first half at t-1, second half at t-1
-        shifted = torch.cat([past[:, :c], past[:, 2 * c:]], 1)
-        kept = [normal[:, f:], torch.cat([past[:, c:2 * c], gated], 1)]
+        past = state[1]  # first half at t-2, first half at t-1 (as many as it reaches back), second half at t-1
+        shifted = torch.cat([past[:, :c] if first else gated[:, :c], past[:, first * c:]], 1)
+        queue = torch.cat([past[:, c:first * c], gated], 1) if first > 1 else gated[:, (1 - first) * c:]
+        kept = [normal[:, f:], queue]
         if self.fuse_weight is None:
             mixed = shifted + stayed
         else:
@@ -86,12 +88,17 @@ class GateShiftStep(nn.Module):
         return torch.cat([mixed, x[:, f:]], 1), kept
 
 
+def frames_of_means(module: GateShiftFuse) -> int:
+    """How many frames of means one fuse weight depends on."""
+    return max(module.past_first, PAST_SECOND) + FUSE_TAPS
+
+
 def fuse_matrix(module: GateShiftFuse) -> tuple[Tensor, Tensor]:
-    """The fuse convolutions as (matrix [f, MEANS x (gated f, stayed f)], bias [f]), oldest frame first."""
-    f, c = module.channels, module.channels // 2
+    """The fuse convolutions as (matrix [f, means x (gated f, stayed f)], bias [f]), oldest frame first."""
+    f, c, means = module.channels, module.channels // 2, frames_of_means(module)
     like = module.channel_conv1.weight
-    matrix, bias = like.new_zeros(f, MEANS, 2, f), like.new_zeros(f)
-    halves = ((0, module.channel_conv1, PAST_FIRST), (c, module.channel_conv2, PAST_SECOND))
+    matrix, bias = like.new_zeros(f, means, 2, f), like.new_zeros(f)
+    halves = ((0, module.channel_conv1, module.past_first), (c, module.channel_conv2, PAST_SECOND))
     for start, conv, past in halves:
         assert conv.bias is not None
         bias[start:start + c] = conv.bias
@@ -99,7 +106,7 @@ def fuse_matrix(module: GateShiftFuse) -> tuple[Tensor, Tensor]:
             for neighbour in range(3):
                 for tap in range(FUSE_TAPS):
                     rows = torch.arange(max(0, 1 - neighbour), min(c, c + 1 - neighbour)) + start
-                    frame = MEANS - FUSE_TAPS - back + tap
+                    frame = means - FUSE_TAPS - back + tap
                     matrix[rows, frame, source, rows + neighbour - 1] = conv.weight[0, source, neighbour, tap]
     return matrix.flatten(1), bias
 

@@ -16,7 +16,7 @@ from engines.training.pretrained import start_from
 
 SIZES_HW = {"bninception": (64, 96), "inceptionv3": (75, 107), "resnet18": (48, 64), "resnet50": (48, 64),
             "mobilenetv2": (48, 64)}
-NETWORKS = [f"{module}-{backbone}" for backbone in BACKBONES for module in ("gsm", "gsf")]
+NETWORKS = [f"{module}-{backbone}" for backbone in BACKBONES for module in ("tsm", "gsm", "gsf", "stsm")]
 
 
 @pytest.fixture(autouse=True)
@@ -43,21 +43,26 @@ def lively(architecture: str) -> Network:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_hook_is_called_at_every_place_in_order_with_the_raw_map(backbone: str) -> None:
     network = BACKBONES[backbone]().eval()
-    places, seen, made = network.places(), [], {}
+    places, seen, inputs, made = network.places(), [], [], {}
     for place, conv in places.items():
         conv.register_forward_hook(lambda _, __, out, place=place: made.update({place: out}))
 
     def hook(place: str, x: torch.Tensor) -> torch.Tensor:
-        assert x is made[place]
-        seen.append(place)
+        if place in places:
+            assert x is made[place]
+            seen.append(place)
+        else:
+            assert x.shape[1] == network.input_places()[place]
+            inputs.append(place)
         return x
 
     features = network(torch.rand(2, 3, *network.input_size_hw), hook)
     assert seen == list(places)
+    assert inputs == list(network.input_places())
     assert features.shape == (2, network.width)
-    for module in ("gsm", "gsf"):
+    for module, known in (("gsm", places), ("gsf", places), ("tsm", network.input_places())):
         chosen = network.default_places(module)
-        assert chosen == tuple(place for place in places if place in chosen)
+        assert chosen == tuple(place for place in known if place in chosen)
         assert len(chosen) > 5
 
 

@@ -83,6 +83,15 @@ def make_engine(request: pytest.FixtureRequest, model: Model) -> Callable[..., E
     ("gsm-mobilenetv2", {}),
     ("gsm-mobilenetv2", {"places": ["features_5", "features_8"]}),
     ("tsn-mobilenetv2", {"memory": 16}),
+    ("gsf-mobilenetv2", {"ahead": 1}),
+    ("gsf-mobilenetv2", {"ahead": 0}),
+    ("gsm-mobilenetv2", {"ahead": 1}),
+    ("gsm-mobilenetv2", {"ahead": 0}),
+    ("tsm-mobilenetv2", {"memory": 16}),
+    ("tsm-mobilenetv2", {"ahead": 2}),
+    ("stsm-mobilenetv2", {}),
+    ("stsm-mobilenetv2", {"shift": "HW"}),
+    ("stsm-mobilenetv2", {"shift": "THW-diagonal", "ahead": 2}),
 ])
 def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, options: dict[str, Any]) -> None:
     network = make_model(tmp_path, architecture, **options).network.double()
@@ -104,6 +113,10 @@ def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, op
     ("gsf-mobilenetv2", "BGR", {}),
     ("gsm-mobilenetv2", "RGB", {}),
     ("tsn-mobilenetv2", "RGB", {}),
+    ("gsf-mobilenetv2", "RGB", {"ahead": 0}),
+    ("tsm-mobilenetv2", "BGR", {}),
+    ("stsm-mobilenetv2", "RGB", {}),
+    ("stsm-mobilenetv2", "RGB", {"shift": "THW-diagonal", "ahead": 0}),
 ])
 def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, options: dict[str, Any]) -> None:
     model = make_model(tmp_path, architecture, colour=colour, **options)

@@ -19,20 +19,23 @@ from engines.networks.network import Network, build, clip_scores
 from engines.training.pretrained import start_from
 
 SIZE_HW = (48, 64)
-CAUSAL = [("gsm-mobilenetv2", 0), ("gsf-mobilenetv2", 0), ("gsf-mobilenetv2", 24), ("tsn-mobilenetv2", 0)]
+CAUSAL = [("gsm-mobilenetv2", 0), ("gsf-mobilenetv2", 0), ("gsf-mobilenetv2", 24), ("tsn-mobilenetv2", 0),
+          ("tsm-mobilenetv2", 0), ("stsm-mobilenetv2", 0)]
+MIXING = ["gsm-mobilenetv2", "gsf-mobilenetv2", "tsm-mobilenetv2", "stsm-mobilenetv2"]
 
 
 def lively(architecture: str, *, causal: bool = True, memory: int = 0,
-           places: tuple[str, ...] | None = None) -> Network:
+           places: tuple[str, ...] | None = None, **options: Any) -> Network:
     """A float64 network whose gates and norms are far from their starting values."""
     torch.manual_seed(3)
     network = build(architecture, heads={"verb": 5, "noun": 7}, causal=causal, memory=memory, input_size_hw=SIZE_HW,
-                    places=places)
+                    places=places, **options)
     for conv in network.backbone.modules():
         if isinstance(conv, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(conv.weight)
     for module in network.temporal.values():
-        assert isinstance(module, GateShift)
+        if not isinstance(module, GateShift):
+            continue
         torch.nn.init.normal_(module.conv3D.weight, std=0.4)
         torch.nn.init.normal_(module.bias, std=0.3)
         torch.nn.init.normal_(module.bn.running_mean, std=0.3)
@@ -73,7 +76,7 @@ def test_a_later_frame_never_changes_an_earlier_output(architecture: str, memory
     assert ((before - after).abs().amax(dim=(0, 2))[4:] > 1e-3).all()
 
 
-@pytest.mark.parametrize("architecture", ["gsm-mobilenetv2", "gsf-mobilenetv2"])
+@pytest.mark.parametrize("architecture", MIXING)
 def test_an_earlier_frame_reaches_later_outputs_and_bidirectional_looks_ahead(architecture: str) -> None:
     clip = frames(1, 6)
     changed = clip.clone()
@@ -86,10 +89,14 @@ def test_an_earlier_frame_reaches_later_outputs_and_bidirectional_looks_ahead(ar
         assert bool((per_frame[:3] > 1e-3).any()) is reaches_back
 
 
-@pytest.mark.parametrize("architecture", ["gsm-mobilenetv2", "gsf-mobilenetv2"])
+@pytest.mark.parametrize(("architecture", "ahead"), [
+    *((architecture, None) for architecture in MIXING),
+    *((architecture, ahead) for architecture in MIXING for ahead in (0, 1, 2))])
 @pytest.mark.parametrize("places", [("features_12",), ("features_12", "features_16")])
-def test_reach_is_how_far_back_a_frame_shows(architecture: str, places: tuple[str, ...]) -> None:
-    network = lively(architecture, places=places)
+def test_reach_is_how_far_back_a_frame_shows(architecture: str, ahead: int | None, places: tuple[str, ...]) -> None:
+    if architecture.startswith(("tsm", "stsm")):
+        places = tuple(f"{place}_input" for place in places)
+    network = lively(architecture, places=places, ahead=ahead)
     clip = frames(1, network.reach + 3)
     changed = clip.clone()
     changed[:, 0] += 1.0
@@ -138,6 +145,14 @@ def test_forward_is_pure_and_state_is_as_its_spec_says(architecture: str, memory
     assert [(tuple(t.shape), t.dtype) for t in new] == [((2, *leaf.shape), leaf.dtype) for leaf in spec]
 
 
+def test_the_order_in_which_places_are_named_does_not_matter() -> None:
+    networks = [lively("gsf-mobilenetv2", places=places)
+                for places in (("features_5", "features_16"), ("features_16", "features_5"))]
+    assert networks[0].state_spec() == networks[1].state_spec()
+    outputs = [network(frames(1, 3), network.fresh_state(1))[0] for network in networks]
+    assert torch.equal(*outputs)
+
+
 def test_bidirectional_state_is_empty_and_scores_average_over_time() -> None:
     network, clip = lively("gsf-mobilenetv2", causal=False), frames(2, 4)
     assert network.fresh_state(2) == ()
@@ -150,7 +165,11 @@ def test_bidirectional_state_is_empty_and_scores_average_over_time() -> None:
 
 @pytest.mark.parametrize(("wrong", "named"), [
     ({"architecture": "gsx-mobilenetv2"}, "gsx-mobilenetv2"), ({"architecture": "gsf-vgg"}, "gsf-vgg"),
-    ({"places": ["features_99"]}, "features_99"), ({"causal": False, "memory": 8}, "memory")])
+    ({"places": ["features_99"]}, "features_99"), ({"causal": False, "memory": 8}, "memory"),
+    ({"places": ["features_12_input"]}, "features_12_input"), ({"ahead": 3}, "ahead=3"),
+    ({"architecture": "tsm-mobilenetv2", "places": ["features_12"]}, "features_12"),
+    ({"causal": False, "ahead": 1}, "ahead=1 on a bidirectional"),
+    ({"architecture": "stsm-mobilenetv2", "shift": "WHT"}, "'WHT'")])
 def test_impossible_networks_are_refused_by_name(wrong: dict[str, Any], named: str) -> None:
     arguments = {"architecture": "gsf-mobilenetv2", "heads": {"a": 2}, "causal": True} | wrong
     with pytest.raises(UsageError, match=named):

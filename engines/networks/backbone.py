@@ -1,4 +1,5 @@
-"""What every backbone shares: it names places, and calls a hook with the raw output of the convolution there.
+"""What every backbone shares: it names places, and calls a hook with the raw output of the convolution there, or with
+the input of a branch.
 
     images_NCHW ─► convolution ─► hook(place, map) ─► batch norm ─► ReLU ─► ... ─► mean over space ─► features_ND
 
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 Hook = Callable[[str, Tensor], Tensor]
+ON_INPUT = ("tsm", "stsm")  # modules on the input of a branch, not on the output of its last convolution
 
 
 class Backbone(nn.Module, ABC):
@@ -31,8 +33,12 @@ class Backbone(nn.Module, ABC):
         """Name of each place -> the convolution whose output a temporal module takes there, in the hook's order."""
 
     @abstractmethod
+    def input_places(self) -> dict[str, int]:
+        """Name of each place at a branch's input -> the channels of the map there, in the hook's order."""
+
+    @abstractmethod
     def default_places(self, module: str) -> tuple[str, ...]:
-        """Where modules of this kind ("gsm", "gsf", ...) sit unless told otherwise."""
+        """Where modules of this kind ("gsm", "tsm", ...) sit unless told otherwise: on inputs for those `ON_INPUT`."""
 
     @abstractmethod
     def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor: ...

@@ -42,7 +42,7 @@ class BNInception(Inception):
                 self.add(f"{name}_pool_proj", channels, projection, 1)
             channels = single + conv_3 + conv_d + (projection or channels)
 
-    def default_places(self, module: str) -> tuple[str, ...]:
+    def gated(self, module: str) -> tuple[str, ...]:
         return tuple(f"inception_{block}_{'1x1' if widths[0] else '3x3_reduce'}" for block, widths in BLOCKS.items())
 
     def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:

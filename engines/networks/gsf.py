@@ -27,14 +27,16 @@ def gated_channels(channels: int, percent: int) -> int:
 class GateShiftFuse(GateShift):
     """GSF on the first `percent` of `channels`; the rest passes unchanged. Parameter names are the official ones."""
 
-    reach = GateShift.reach + FUSE_TAPS - 1
-
-    def __init__(self, channels: int, causal: bool, percent: int = 100) -> None:
+    def __init__(self, channels: int, causal: bool, percent: int = 100, ahead: int | None = None) -> None:
         gated = gated_channels(channels, percent)
-        super().__init__(gated, causal)
+        super().__init__(gated, causal, ahead)
         self.conv3D.reset_parameters()
         self.channel_conv1 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
         self.channel_conv2 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
+
+    @property
+    def reach(self) -> int:
+        return super().reach + FUSE_TAPS - 1
 
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
         if not self.causal:
@@ -47,8 +49,8 @@ class GateShiftFuse(GateShift):
         gate, taps = self.gate(x, state[:1])
         gated = gate * x
         stayed = x - gated
-        shifted, halves = self.shift(gated, state[1:3])
-        weight, pooled = self.fuse_weight(shifted, stayed, state[3:])
+        shifted, halves = self.shift(gated, state[1:-1])
+        weight, pooled = self.fuse_weight(shifted, stayed, state[-1:])
         mixed = stayed + weight[..., None, None] * (shifted - stayed)
         return torch.cat([mixed.index_select(2, self.order), rest], dim=2), taps + halves + pooled
 

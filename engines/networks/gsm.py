@@ -2,7 +2,7 @@
 CVPR 2020 (arXiv 1912.00381), section 3. A learned gate decides, place by place, what moves along time.
 
 As published, one half of the channels shifts from the future. The causal form is ours: gate taps t-2, t-1, t;
-the half that looked ahead takes the frame before last, the other half the last one.
+the half that looked ahead takes the frame before last (unless `ahead` says otherwise), the other half the last one.
 
 Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the map's size.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engines.networks.temporal import Leaf, State, TemporalModule, with_past, with_zeros
 
 TAPS = 3  # the gate's convolution spans three frames
-PAST_FIRST, PAST_SECOND = 2, 1  # causal form: how far back each half reaches
+PAST_FIRST, PAST_SECOND = 2, 1  # causal form: how far back each half reaches, the first unless told otherwise
 
 
 def interleave(channels: int) -> list[int]:
@@ -30,10 +30,9 @@ class GateShift(TemporalModule):
     """GSM on all `channels` (a multiple of 4). Parameter names are the official ones."""
 
     order: Tensor
-    reach = PAST_FIRST + TAPS - 1  # what was shifted here was gated there
 
-    def __init__(self, channels: int, causal: bool) -> None:
-        super().__init__(channels, causal)
+    def __init__(self, channels: int, causal: bool, ahead: int | None = None) -> None:
+        super().__init__(channels, causal, ahead)
         if channels % 4:
             raise ValueError(f"a gate-shift module needs a multiple of 4 channels, not {channels}")
         self.conv3D = nn.Conv3d(channels, 2, TAPS, padding=1, groups=2)
@@ -47,18 +46,27 @@ class GateShift(TemporalModule):
         assert self.conv3D.bias is not None
         return self.conv3D.bias
 
+    @property
+    def past_first(self) -> int:
+        """How far back the first half reaches in the causal form."""
+        return PAST_FIRST if self.ahead is None else self.ahead
+
+    @property
+    def reach(self) -> int:
+        return max(self.past_first, PAST_SECOND) + TAPS - 1  # what was shifted here was gated there
+
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
         if not self.causal:
             return ()
         half, dtype = self.channels // 2, self.conv3D.weight.dtype
-        return (Leaf("taps", (TAPS - 1, 2 * TAPS, *size_hw), dtype),
-                Leaf("first", (PAST_FIRST, half, *size_hw), dtype),
+        first = (Leaf("first", (self.past_first, half, *size_hw), dtype),) if self.past_first else ()
+        return (Leaf("taps", (TAPS - 1, 2 * TAPS, *size_hw), dtype), *first,
                 Leaf("second", (PAST_SECOND, half, *size_hw), dtype))
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         gate, taps = self.gate(x_BTCHW, state[:1])
         gated = gate * x_BTCHW
-        shifted, halves = self.shift(gated, state[1:3])
+        shifted, halves = self.shift(gated, state[1:])
         mixed = shifted + (x_BTCHW - gated)
         return mixed.index_select(2, self.order), taps + halves
 
@@ -85,11 +93,14 @@ class GateShift(TemporalModule):
         return gate.repeat_interleave(C // 2, dim=2), state
 
     def shift(self, gated_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
-        """Moves each half along time: published form t+1 and t-1, causal form t-2 and t-1."""
+        """Moves each half along time: published form t+1 and t-1, causal form t-2 (or t-ahead) and t-1."""
         T = gated_BTCHW.shape[1]
         first, second = gated_BTCHW.chunk(2, dim=2)
         if self.causal:
-            first, kept_first = with_past(first, state[0])
-            second, kept_second = with_past(second, state[1])
-            return torch.cat([first[:, :T], second[:, :T]], dim=2), (kept_first, kept_second)
+            second, kept_second = with_past(second, state[-1])
+            kept: State = (kept_second,)
+            if self.past_first:
+                first, kept_first = with_past(first, state[0])
+                kept = (kept_first, kept_second)
+            return torch.cat([first[:, :T], second[:, :T]], dim=2), kept
         return torch.cat([with_zeros(first, 0, 1)[:, 1:], with_zeros(second, 1, 0)[:, :T]], dim=2), ()

@@ -5,16 +5,19 @@ Both descend from Caffe and TensorFlow models, so pools round their size up, and
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.backbone import Backbone, Hook
+from engines.networks.backbone import ON_INPUT, Backbone, Hook
 
 Kernel = int | tuple[int, int]  # height x width
 
 
 class Inception(Backbone):
-    """Every convolution is a place, under its own name. Parameter names are those of the official checkpoints."""
+    """Every convolution's output and input is a place, under its own name. Parameter names are those of the official
+    checkpoints."""
 
     def norm_name(self, conv: str) -> str:
         """Name of the batch norm after a convolution."""
@@ -30,11 +33,21 @@ class Inception(Backbone):
         return outputs
 
     def conv(self, name: str, x: Tensor, hook: Hook) -> Tensor:
-        y: Tensor = self.get_submodule(self.norm_name(name))(hook(name, self.get_submodule(name)(x)))
-        return F.relu(y)
+        y = hook(name, self.get_submodule(name)(hook(f"{name}_input", x)))
+        return F.relu(self.get_submodule(self.norm_name(name))(y))
 
     def places(self) -> dict[str, nn.Conv2d]:
         return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
+
+    def input_places(self) -> dict[str, int]:
+        return {f"{name}_input": conv.in_channels for name, conv in self.places().items()}
+
+    @abstractmethod
+    def gated(self, module: str) -> tuple[str, ...]:
+        """The convolution of each block that the GSM and GSF authors chose: on the first branch, mostly."""
+
+    def default_places(self, module: str) -> tuple[str, ...]:
+        return tuple(f"{name}_input" if module in ON_INPUT else name for name in self.gated(module))
 
 
 def max_pool(x: Tensor, stride: int) -> Tensor:

@@ -102,7 +102,7 @@ class InceptionV3(Inception):
         padding = 0 if layer.stride > 1 else None
         return self.add(f"{block}_{layer.name}_Conv2D", inputs, layer.outputs, layer.kernel, layer.stride, padding)
 
-    def default_places(self, module: str) -> tuple[str, ...]:
+    def gated(self, module: str) -> tuple[str, ...]:
         """GSM and GSF differ in two blocks, as published; other modules sit where GSF does."""
         chosen = dict.fromkeys(BLOCKS, "conv") | {"mixed_8": "tower_conv"}
         if module == "gsm":

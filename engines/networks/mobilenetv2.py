@@ -1,6 +1,7 @@
 """MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) with batch norms folded into biases.
 
-Parameter names are torchvision's. Temporal modules may sit on the output of each residual block's projection.
+Parameter names are torchvision's. Temporal modules may sit on the output of each residual block's projection, or on
+the input of its branch, before the expansion; the skip always carries the map as it came.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.backbone import Backbone, Hook
+from engines.networks.backbone import ON_INPUT, Backbone, Hook
 
 WIDTH = 1280
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
@@ -43,7 +44,7 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor, name: str, hook: Hook) -> Tensor:
         if not self.residual:
             return self.conv(x)  # type: ignore[no-any-return]
-        return x + hook(name, self.conv(x))
+        return x + hook(name, self.conv(hook(f"{name}_input", x)))
 
 
 class MobileNetV2(Backbone):
@@ -65,8 +66,13 @@ class MobileNetV2(Backbone):
         return {f"features_{i}": layer.projection for i, layer in enumerate(self.features)
                 if isinstance(layer, InvertedResidual) and layer.residual}
 
+    def input_places(self) -> dict[str, int]:
+        return {f"{name}_input": projection.out_channels for name, projection in self.places().items()}
+
     def default_places(self, module: str) -> tuple[str, ...]:
-        """Late, small maps: the earlier places cost as much and see little more (README, benchmark section)."""
+        """Gates on late, small maps: earlier places cost as much and see little more (README, benchmark section)."""
+        if module in ON_INPUT:
+            return tuple(self.input_places())
         return tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
 
     def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:

@@ -19,18 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import UsageError
-from engines.networks.backbone import Backbone
+from engines.networks.backbone import ON_INPUT, Backbone
 from engines.networks.bninception import BNInception
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.inceptionv3 import InceptionV3
 from engines.networks.mobilenetv2 import MobileNetV2
 from engines.networks.resnet import resnet18, resnet50
+from engines.networks.stsm import Group, SpatioTemporalShift
 from engines.networks.temporal import Leaf, State, TemporalModule
+from engines.networks.tsm import TemporalShift
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {"bninception": BNInception, "inceptionv3": InceptionV3,
                                                 "resnet18": resnet18, "resnet50": resnet50, "mobilenetv2": MobileNetV2}
-MODULES = ("tsn", "gsm", "gsf")  # tsn: no temporal module
+MODULES = ("tsn", "tsm", "gsm", "gsf", "stsm")  # tsn: no temporal module
 
 
 class Memory(nn.Module):
@@ -67,9 +69,10 @@ class Network(nn.Module):
         for head in self.heads.values():
             nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
-        self._spec: dict[str, tuple[Leaf, ...]] = self._trace_spec()
+        self._sizes_hw = self._trace_sizes()
 
-    def _trace_spec(self) -> dict[str, tuple[Leaf, ...]]:
+    def _trace_sizes(self) -> dict[str, tuple[int, int]]:
+        """Size of the map at each place."""
         sizes: dict[str, tuple[int, int]] = {}
 
         def record(place: str, x: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class Network(nn.Module):
 
         parameter = next(self.parameters())
         image = torch.zeros(1, 3, *self.input_size_hw, dtype=parameter.dtype, device=parameter.device)
-        self.backbone.eval()  # norms are not to learn from this image
+        self.backbone.eval()  # or batch norms would count the blank image
         try:
             with torch.no_grad():
                 self.backbone(image, record)
@@ -87,17 +90,20 @@ class Network(nn.Module):
                              "a size whose maps fit together, such as {}x{}".format(*self.backbone.input_size_hw),
                              "choose another input size") from error
         self.backbone.train()
-        return {place: self._module(place).state_spec(sizes[place]) for place in self.temporal}
+        return sizes
 
     def _module(self, place: str) -> TemporalModule:
         module = self.temporal[place]
         assert isinstance(module, TemporalModule)
         return module
 
+    def _spec(self, place: str) -> tuple[Leaf, ...]:
+        return self._module(place).state_spec(self._sizes_hw[place])
+
     def state_spec(self) -> tuple[Leaf, ...]:
         """Name, shape without the camera axis, and dtype of every leaf, in order."""
         leaves = [Leaf(f"{place}.{leaf.name}", leaf.shape, leaf.dtype)
-                  for place, spec in self._spec.items() for leaf in spec]
+                  for place in self.temporal for leaf in self._spec(place)]
         if self.memory is not None:
             leaves += self.memory.state_spec()
         dtype = next(self.parameters()).dtype
@@ -122,7 +128,7 @@ class Network(nn.Module):
         def mix(place: str, x: Tensor) -> Tensor:
             if place not in self.temporal:
                 return x
-            leaves = tuple(next(past) for _ in self._spec[place])
+            leaves = tuple(next(past) for _ in self._spec(place))
             mixed: Tensor
             mixed, leaves = self._module(place)(x.reshape(B, T, *x.shape[1:]), leaves)
             kept.extend(leaves)
@@ -141,13 +147,16 @@ class Network(nn.Module):
 
 def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, causal: bool = False,
           input_size_hw: tuple[int, int] | None = None, percent: int | None = None, memory: int = 0,
-          places: Sequence[str] | None = None, dropout: float = 0.5) -> Network:
-    """Builds `{tsn,gsm,gsf}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}` with fresh weights.
+          places: Sequence[str] | None = None, dropout: float = 0.5, shift: str | Sequence[Group] = "THW",
+          ahead: int | None = None) -> Network:
+    """Builds `{tsn,tsm,gsm,gsf,stsm}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}` with fresh weights.
 
     heads: labels per head; percent: share of a map's channels that GSF gates; memory: width of the recurrent
-    read-out, 0 for none (causal networks only); places: where modules sit. What is None is as the backbone's
-    authors had it: input size, percent, places. Raises UsageError for an unknown architecture or place, and for an
-    input size that the backbone cannot take.
+    read-out, 0 for none (causal networks only); places: where modules sit; shift: STSM's groups (see stsm.py); ahead:
+    in a causal network, how many frames back the channels are found that look ahead in the published form, 2, 1 or 0,
+    or None for the module's usual one. Input size, percent and places of None are as the backbone was published.
+    Raises UsageError for an unknown architecture, place or shift, options that do not go together, and an input size
+    that the backbone cannot take.
     """
     module, _, backbone_name = architecture.partition("-")
     if module not in MODULES or backbone_name not in BACKBONES:
@@ -156,17 +165,23 @@ def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, cau
                          "choose one of these names")
     if memory and not causal:
         raise UsageError("memory on a bidirectional network", "causal=True with memory", "build with causal=True")
+    if ahead not in ((None, 0, 1, 2) if causal else (None,)):
+        raise UsageError(f"ahead={ahead!r} on a {'causal' if causal else 'bidirectional'} network",
+                         "0, 1 or 2 with causal=True, or None", "correct it, or leave it out")
     backbone = BACKBONES[backbone_name]()
-    available = backbone.places()
+    available = backbone.input_places() if module in ON_INPUT else {
+        place: convolution.out_channels for place, convolution in backbone.places().items()}
     wanted = set(backbone.default_places(module) if places is None else places) if module != "tsn" else set()
     unknown = sorted(wanted - set(available))
     if unknown:
         raise UsageError(f"places {unknown}", f"some of {', '.join(available)}", "choose from these")
     share = backbone.percent if percent is None else percent
     make: dict[str, Callable[[int], TemporalModule]] = {
-        "gsm": lambda channels: GateShift(channels, causal),
-        "gsf": lambda channels: GateShiftFuse(channels, causal, share)}
-    temporal = {place: make[module](available[place].out_channels) for place in available if place in wanted}
+        "tsm": lambda channels: TemporalShift(channels, causal, ahead=ahead),
+        "gsm": lambda channels: GateShift(channels, causal, ahead),
+        "gsf": lambda channels: GateShiftFuse(channels, causal, share, ahead),
+        "stsm": lambda channels: SpatioTemporalShift(channels, causal, shift, ahead)}
+    temporal = {place: make[module](channels) for place, channels in available.items() if place in wanted}
     return Network(architecture, backbone, temporal, heads, causal=causal, memory=memory,
                    input_size_hw=input_size_hw or backbone.input_size_hw, segments=segments, dropout=dropout)
 

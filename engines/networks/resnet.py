@@ -1,7 +1,8 @@
 """ResNet (He et al., CVPR 2016, arXiv 1512.03385) in the "v1.5" layout: a bottleneck strides in its 3x3.
 
 Parameter names are torchvision's. Temporal modules may sit on the output of each block's last convolution, before
-its batch norm and the skip; the GSF authors fill all of them.
+its batch norm and the skip (the GSF authors fill all of them), or on the input of its branch, before the first (the
+TSM authors likewise); the skip always carries the map as it came.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.backbone import Backbone, Hook
+from engines.networks.backbone import ON_INPUT, Backbone, Hook
 
 PLANES = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """Convolutions with batch norm; `hook` sees the last one's raw output; then the skip.
+    """Convolutions with batch norm; `hook` sees the first one's input and the last one's raw output; then the skip.
 
     layers: (outputs, kernel, stride) of each convolution.
     """
 
     def __init__(self, inputs: int, layers: Sequence[tuple[int, int, int]]) -> None:
         super().__init__()
-        self.depth = len(layers)
+        self.inputs, self.depth = inputs, len(layers)
         widths = [inputs, *(outputs for outputs, _, _ in layers)]
         for i, ((before, outputs), (_, kernel, stride)) in enumerate(zip(pairwise(widths), layers, strict=True), 1):
             self.add_module(f"conv{i}", nn.Conv2d(before, outputs, kernel, stride, kernel // 2, bias=False))
@@ -41,7 +42,7 @@ class Block(nn.Module):
         return last
 
     def forward(self, x: Tensor, place: str, hook: Hook) -> Tensor:
-        y = x
+        y = hook(f"{place}_input", x)
         for i in range(1, self.depth):
             y = F.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y)))
         y = self.get_submodule(f"bn{self.depth}")(hook(place, self.projection(y)))
@@ -78,8 +79,11 @@ class ResNet(Backbone):
     def places(self) -> dict[str, nn.Conv2d]:
         return {place: block.projection for place, block in self.blocks().items()}
 
+    def input_places(self) -> dict[str, int]:
+        return {f"{place}_input": block.inputs for place, block in self.blocks().items()}
+
     def default_places(self, module: str) -> tuple[str, ...]:
-        return tuple(self.blocks())
+        return tuple(self.input_places() if module in ON_INPUT else self.blocks())
 
     def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(images_NCHW))), 3, 2, 1)

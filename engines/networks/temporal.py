@@ -27,15 +27,20 @@ class TemporalModule(nn.Module, ABC):
     """Mixes a feature map along time: `forward(x_BTCHW, state) -> (y_BTCHW, state)` for any T.
 
     Causal modules read the past from `state`; bidirectional ones pad both ends with zeros and their state is ().
-    reach: how many frames back an output of the causal form depends on.
+    ahead: how far back the causal form finds the channels that look ahead in the published form (2, 1, or 0 frames:
+    they stay in their own); None for the module's usual causal form.
     """
 
-    reach: int
-
-    def __init__(self, channels: int, causal: bool) -> None:
+    def __init__(self, channels: int, causal: bool, ahead: int | None = None) -> None:
         super().__init__()
         self.channels = channels
         self.causal = causal
+        self.ahead = ahead
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """How many frames back an output of the causal form can depend on."""
 
     @abstractmethod
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:

@@ -1,0 +1,69 @@
+"""The mechanism of TSM and STSM: groups of channels move by whole frames and pixels, and nothing is learned.
+
+Legend: B clips, T frames, C channels of the map, H W its size; (dt, dh, dw) an offset in frames, rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engines.networks.temporal import Leaf, State, TemporalModule, with_past
+
+Offset = tuple[int, int, int]
+Move = tuple[int, Offset]  # so many channels, by this much
+
+
+class Shift(TemporalModule):
+    """`y[t, h, w, c] = x[t - dt, h - dh, w - dw, c]` for the channels of each move, counted from the first; zeros
+    come in from outside. Channels after the last move stay.
+
+    dt < 0 looks ahead. The causal form takes those channels from `ahead` frames back instead (0: from no other frame),
+    and they keep their dh and dw. Raises ValueError if no channel would move, or more than there are.
+    """
+
+    def __init__(self, channels: int, causal: bool, moves: Sequence[Move], ahead: int | None = None) -> None:
+        super().__init__(channels, causal, ahead)
+        moved = sum(count for count, _ in moves)
+        if not 0 < moved <= channels:
+            raise ValueError(f"a shift of {moved} of {channels} channels")
+        self.published = tuple(move for move in moves if move[0])
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The moves of this form; neighbours with the same offset are one."""
+        moves = self.published
+        if self.causal:
+            back = 1 if self.ahead is None else self.ahead
+            moves = tuple((count, (back if dt < 0 else dt, dh, dw)) for count, (dt, dh, dw) in moves)
+        alike = groupby(moves, key=lambda move: move[1])
+        return tuple((sum(count for count, _ in group), offset) for offset, group in alike)
+
+    @property
+    def reach(self) -> int:
+        return max((dt for _, (dt, _, _) in self.moves), default=0)
+
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
+        if not self.causal:
+            return ()
+        return tuple(Leaf(f"past{i}", (dt, count, *size_hw), torch.get_default_dtype())
+                     for i, (count, (dt, _, _)) in enumerate(self.moves) if dt)
+
+    def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        T, parts, kept = x_BTCHW.shape[1], [], []
+        past, start = iter(state), 0
+        for count, (dt, dh, dw) in self.moves:
+            part = x_BTCHW[:, :, start:start + count]
+            start += count
+            if self.causal and dt:
+                extended, last = with_past(part, next(past))
+                part, dt = extended[:, :T], 0
+                kept.append(last)
+            if dt or dh or dw:
+                part = F.pad(part, [dw, -dw, dh, -dh, 0, 0, dt, -dt])  # a negative pad cuts off
+            parts.append(part)
+        return torch.cat([*parts, x_BTCHW[:, :, start:]], dim=2), tuple(kept)

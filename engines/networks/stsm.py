@@ -1,0 +1,60 @@
+"""STSM, the spatio-temporal shift module (arXiv 2112.02523; Mathematics 2022, 10(18), 3290).
+
+An interpretation: this was built from the paper's abstract, which says that groups of channels shift along time,
+height and width, that this is a convolution with a sparse kernel, and that it adds no parameters and no arithmetic.
+How many channels move where is our choice, below; the paper's own results are not claimed.
+
+It sits where TSM does, on the input of a residual branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+from engines.errors import UsageError
+from engines.networks.shift import Offset, Shift
+
+Group = tuple[float, Offset]  # share of the channels, (dt, dh, dw) with each of -1, 0, 1
+
+_T: tuple[Group, ...] = ((1 / 8, (-1, 0, 0)), (1 / 8, (1, 0, 0)))
+_H: tuple[Group, ...] = ((1 / 16, (0, -1, 0)), (1 / 16, (0, 1, 0)))
+_W: tuple[Group, ...] = ((1 / 16, (0, 0, -1)), (1 / 16, (0, 0, 1)))
+_DIAGONAL = tuple((1 / 16, (dt, dh, dw)) for dt, dh, dw in product((-1, 1), repeat=3))
+PRESETS: dict[str, tuple[Group, ...]] = {
+    "T": _T, "HW": _H + _W, "TH": _T + _H, "TW": _T + _W, "THW": _T + _H + _W, "THW-diagonal": _DIAGONAL}
+
+
+class SpatioTemporalShift(Shift):
+    """Moves groups of channels in time and space. `groups`: a preset's name, or (share, (dt, dh, dw)) in the order of
+    the channels; what they leave over stays. `T` is TSM's published form.
+
+    The causal form gives the share of groups that look ahead to the past: they come from t-1, or from `ahead` frames
+    back (0: they move in space only), which makes its `T` a TSM with both folds from the past.
+    Raises UsageError for an unknown preset, offsets other than -1, 0, 1, or shares that add up to more than 1.
+    """
+
+    def __init__(self, channels: int, causal: bool, groups: str | Sequence[Group] = "THW",
+                 ahead: int | None = None) -> None:
+        # Shares are written as decimals: 0.29 of 100 channels is 29, whatever the binary fraction.
+        moves = [(int(channels * share + 1e-9), offset) for share, offset in checked(groups)]
+        super().__init__(channels, causal, moves, ahead)
+
+
+def checked(groups: str | Sequence[Group]) -> tuple[Group, ...]:
+    """The groups of a preset, or these groups, if they make sense."""
+    if isinstance(groups, str):
+        if groups not in PRESETS:
+            raise UsageError(f"shift {groups!r}", f"one of {', '.join(PRESETS)}, or a list of (share, (dt, dh, dw))",
+                             "choose one of these")
+        return PRESETS[groups]
+    try:
+        plain = tuple((float(share), (int(dt), int(dh), int(dw))) for share, (dt, dh, dw) in groups)
+        sensible = all(share > 0 and set(offset) <= {-1, 0, 1} for share, offset in plain)
+    except (TypeError, ValueError):
+        sensible = False
+    if not sensible or sum(share for share, _ in plain) > 1 + 1e-9:
+        raise UsageError(f"shift groups {groups!r}",
+                         "(share, (dt, dh, dw)) with shares that add up to 1 at most, and offsets of -1, 0 or 1",
+                         f"correct them, or choose one of {', '.join(PRESETS)}")
+    return plain
