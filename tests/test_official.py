@@ -204,6 +204,61 @@ def test_truncated_files_are_refused(tmp_path: Path, zipped: bool, kept: float) 
         engines.official.load(path, "gsf-bninception")
 
 
+# Millions of parameters, and billions of multiplications for a frame, gates and head included; as the originals have.
+@pytest.mark.parametrize(("arch", "parameters_m", "macs_g"), [
+    ("gsm-bninception", 10.50, 2.042), ("gsm-inceptionv3", 22.21, 3.337), ("gsf-bninception", 10.50, 2.042),
+    ("gsf-inceptionv3", 22.22, 3.338), ("gsf-resnet50", 24.30, 4.237)])
+def test_parameters_and_operations_are_as_many_as_published(arch: str, parameters_m: float, macs_g: float) -> None:
+    macs = []
+    with torch.device("meta"):
+        network = engines.build(arch, heads={"action": 174}).eval()
+
+        def count(conv: torch.nn.Module, _: Any, out: torch.Tensor) -> None:
+            macs.append(conv.weight.numel() * out.shape[-2] * out.shape[-1])  # type: ignore[union-attr, operator]
+
+        def gate(place: str, x: torch.Tensor) -> torch.Tensor:
+            if place in network.temporal:
+                macs.append(network.temporal[place].conv3D.weight.numel() * x.shape[-2] * x.shape[-1])
+            return x
+
+        for module in network.backbone.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(count)
+        network.backbone(torch.zeros(1, 3, *network.input_size_hw), gate)
+    macs.append(network.heads["action"].weight.numel())
+    assert round(sum(value.numel() for value in network.parameters()) / 1e6, 2) == parameters_m
+    assert round(sum(macs) / 1e9, 3) == macs_g
+
+
+@pytest.mark.parametrize(("arch", "pools"), [
+    ("gsm-bninception", ["max 2 0"] * 2 + ["average"] * 2 + ["max 2 0"] + ["average"] * 4 + ["max 2 0", "average",
+                                                                                           "max 1 1"]),
+    ("gsm-inceptionv3", ["max 2 0"] * 2 + ["average"] * 3 + ["max 2 0"] + ["average"] * 4 + ["max 2 0", "average",
+                                                                                           "max 1 1"])])
+def test_pools_are_as_published(arch: str, pools: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stride and padding of each 3x3 pool, in order. All round up; averages count the padding, as zeros do here."""
+    seen: list[str] = []
+    average, maximum = torch.nn.functional.avg_pool2d, torch.nn.functional.max_pool2d
+
+    def max_pool2d(x: torch.Tensor, kernel: int, stride: int, padding: int, ceil_mode: bool) -> torch.Tensor:
+        assert (kernel, ceil_mode) == (3, True)
+        seen.append(f"max {stride} {padding}")
+        return maximum(x, kernel, stride, padding, ceil_mode=ceil_mode)
+
+    def avg_pool2d(x: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        out = average(torch.ones_like(x), *arguments, **named)
+        assert out.shape == x.shape
+        assert torch.allclose(out[0, 0, :2, 0], torch.tensor([4 / 9, 6 / 9]))
+        seen.append("average")
+        return average(x, *arguments, **named)
+
+    network = engines.build(arch, heads={"action": 2}).eval()
+    monkeypatch.setattr(torch.nn.functional, "max_pool2d", max_pool2d)
+    monkeypatch.setattr(torch.nn.functional, "avg_pool2d", avg_pool2d)
+    network(torch.zeros(1, 1, 3, *network.input_size_hw), ())
+    assert seen == pools
+
+
 @pytest.mark.parametrize(("arch", "error"), [("gsf-vgg", UsageError), ("gsm-resnet50", UsageError),
                                              ("gsf-bninception", UsageError)])
 def test_unknown_names_and_files_are_wrong_use(tmp_path: Path, arch: str, error: type[GatestreamError]) -> None:
