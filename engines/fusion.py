@@ -3,7 +3,7 @@
 `engines.networks.fusion` is the same computation in the form that trains; what is known and what is assumed of the
 paper is said there. A model file names its form in the contract's `fusion`, see `engines.contract.FusionRule`.
 
-Legend: C clips, oldest first, D features of a clip, d inner width, N directions.
+Legend: C clips, oldest first, D features of a clip, d inner width, N directions, X what one product makes at once.
 """
 
 from __future__ import annotations
@@ -68,9 +68,13 @@ class GatedFusion:
                     [held[f"{each}.{part}.weight"] * np.float32(inner ** -0.5 if part == "query" else 1)
                      for part in ("query", "key", "value") for each in at]).T)
                 self._out_XD = self._out_NdD.reshape(-1, self._out_NdD.shape[-1])
+                self._hidden: dict[int, Floats] = {}
             else:
-                self._cells = [_Cell({name.removeprefix(f"{each}.cell."): value for name, value in held.items()})
-                               for each in at]
+                cells = [f"{each}.cell" for each in (at[0], at[-1])]
+                self._in_NDX, self._own_NdX = (np.stack([held[f"{cell}.weight_{part}"].T for cell in cells])
+                                               for part in ("ih", "hh"))
+                self._in_bias_N1X, self._own_bias_N1X = (
+                    np.stack([held[f"{cell}.bias_{part}"] for cell in cells])[:, None] for part in ("ih", "hh"))
         if rule.gate:
             own_dD, window_dD = np.split(held["gate.squeeze.weight"], 2, axis=1)
             self._own_Dd, self._window_Dd = np.ascontiguousarray(own_dD.T), np.ascontiguousarray(window_dD.T)
@@ -86,10 +90,10 @@ class GatedFusion:
         if self._rule.relate == "attention":
             clips_CD = clips_CD + self._attend(clips_CD, frames_C)
         elif self._rule.relate == "bigru":
-            clips_CD = clips_CD + self._recur(clips_CD, frames_C / frames_C.max())
-        gates_C = self._gates(clips_CD, frames_C / frames_C.sum())
+            clips_CD = clips_CD + self._recur(clips_CD, frames_C / np.maximum.reduce(frames_C))
+        gates_C = self._gates(clips_CD, frames_C / np.add.reduce(frames_C))
         weights_C = frames_C * gates_C
-        weights_C = np.divide(weights_C, max(weights_C.sum(), EPSILON), dtype=np.float32)
+        weights_C = np.divide(weights_C, max(np.add.reduce(weights_C), EPSILON), dtype=np.float32)
         descriptor_D: Floats = weights_C @ clips_CD
         return descriptor_D, gates_C
 
@@ -97,22 +101,37 @@ class GatedFusion:
         C, N = len(clips_CD), len(self._directions)
         projected_3NCd = (clips_CD @ self._project_DX).reshape(C, 3, N, -1).transpose(1, 2, 0, 3)
         query_NCd, key_NCd, value_NCd = projected_3NCd
-        logits_NCC = query_NCd @ key_NCd.transpose(0, 2, 1) + np.log(frames_C)
-        if not self._rule.tied:
-            order = np.arange(C)
-            logits_NCC[0][order[:, None] < order] = -np.inf
-            logits_NCC[1][order[:, None] > order] = -np.inf
-        shares_NCC = np.exp(logits_NCC - logits_NCC.max(axis=-1, keepdims=True))
-        shares_NCC /= shares_NCC.sum(axis=-1, keepdims=True)
+        logits_NCC = query_NCd @ key_NCd.transpose(0, 2, 1)
+        logits_NCC += self._hidden_NCC(C) + np.log(frames_C)
+        logits_NCC -= np.maximum.reduce(logits_NCC, axis=-1, keepdims=True)
+        shares_NCC = np.exp(logits_NCC)
+        shares_NCC /= np.add.reduce(shares_NCC, axis=-1, keepdims=True)
         seen_CNd = (shares_NCC @ value_NCd).transpose(1, 0, 2)
         related_CD: Floats = seen_CNd.reshape(C, -1) @ self._out_XD
         return related_CD
 
+    def _hidden_NCC(self, clips: int) -> Floats:
+        """Added to logits: minus infinity where a direction does not look."""
+        if clips not in self._hidden:
+            later = np.triu(np.full((clips, clips), -np.inf, np.float32), 1)
+            self._hidden[clips] = np.zeros_like(later)[None] if self._rule.tied else np.stack([later, later.T])
+        return self._hidden[clips]
+
     def _recur(self, clips_CD: Floats, shares_C: Floats) -> Floats:
-        past, future = self._cells * 2 if self._rule.tied else self._cells
-        out_past_dD, out_future_dD = self._out_NdD[[0, -1]]
-        related_CD: Floats = past.run(clips_CD, shares_C) @ out_past_dD
-        related_CD += future.run(clips_CD[::-1], shares_C[::-1])[::-1] @ out_future_dD
+        """A recurrent unit from each end, side by side; a clip with part of the frames moves it by that part."""
+        d, past_and_future = self._own_NdX.shape[1], np.stack([clips_CD, clips_CD[::-1]])
+        into_NCX = past_and_future @ self._in_NDX + self._in_bias_N1X
+        shares_NC = np.stack([shares_C, shares_C[::-1]])
+        known_N1d = np.zeros((2, 1, d), np.float32)
+        known_NCd = np.empty((2, len(clips_CD), d), np.float32)
+        for clip in range(len(clips_CD)):
+            into_N1X, own_N1X = into_NCX[:, clip, None], known_N1d @ self._own_NdX + self._own_bias_N1X
+            both = sigmoid(into_N1X[..., :2 * d] + own_N1X[..., :2 * d])
+            reset, stay = both[..., :d], both[..., d:]
+            new = np.tanh(into_N1X[..., 2 * d:] + reset * own_N1X[..., 2 * d:])
+            known_N1d = known_N1d + shares_NC[:, clip, None, None] * (1 - stay) * (new - known_N1d)
+            known_NCd[:, clip] = known_N1d[:, 0]
+        related_CD: Floats = known_NCd[0] @ self._out_NdD[0] + known_NCd[1, ::-1] @ self._out_NdD[-1]
         return related_CD
 
     def _gates(self, clips_CD: Floats, shares_C: Floats) -> Floats:
@@ -128,27 +147,6 @@ class GatedFusion:
             kept_C &= (gates_C >= np.float32(self._rule.keep_above)) | (gates_C == gates_C.max())
         kept: Floats = gates_C * kept_C
         return kept
-
-
-class _Cell:
-    """A gated recurrent unit with torch's weights, run along the clips."""
-
-    def __init__(self, weights: Mapping[str, Floats]) -> None:
-        self._in_DX, self._own_dX = weights["weight_ih"].T, weights["weight_hh"].T
-        self._in_bias_X, self._own_bias_X = weights["bias_ih"], weights["bias_hh"]
-
-    def run(self, clips_CD: Floats, shares_C: Floats) -> Floats:
-        """What is known after each clip, [C, d]; a clip with part of the frames moves it by that part."""
-        known_d = np.zeros(len(self._own_dX), np.float32)
-        rows = []
-        for into_X, share in zip(clips_CD @ self._in_DX + self._in_bias_X, shares_C, strict=True):
-            own_X = known_d @ self._own_dX + self._own_bias_X
-            (in_reset, in_stay, in_new), (own_reset, own_stay, own_new) = np.split(into_X, 3), np.split(own_X, 3)
-            stay = sigmoid(in_stay + own_stay)
-            new = np.tanh(in_new + sigmoid(in_reset + own_reset) * own_new)
-            known_d = known_d + share * (1 - stay) * (new - known_d)
-            rows.append(known_d)
-        return np.stack(rows)
 
 
 def sigmoid(x: Floats) -> Floats:
