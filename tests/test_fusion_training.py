@@ -70,21 +70,22 @@ def fit(seen: Windows, rule: FusionRule | None = None, **changes: Any) -> dict[s
 
 def table(kind: str, forms: list[str]) -> dict[str, float]:
     """Accuracy on windows never seen, of the mean and of each form trained on others."""
-    train, test = windows(kind, 1200, seed=1), windows(kind, 600, seed=2)
+    train, test = windows(kind, 3000, seed=1), windows(kind, 600, seed=2)
     return {"average": accuracy(AverageFusion(), test)} | {
-        form: accuracy(GatedFusion(FORMS[form], fit(train, FORMS[form], epochs=16)), test) for form in forms}
+        form: accuracy(GatedFusion(FORMS[form], fit(train, FORMS[form], epochs=10, lr=0.01)), test) for form in forms}
 
 
 def test_one_relevant_clip_is_found_among_distractors() -> None:
+    """Measured: central clip 0.31, average 0.39, fusion 0.65, gate 0.99, both 0.99."""
     got = table("one", ["gate", "both"])
     assert got["average"] < 0.45, got
     assert min(got["gate"], got["both"]) > got["average"] + 0.5, got
 
 
 def test_what_only_other_clips_tell_needs_fusion_in_both_directions() -> None:
-    got = table("cued", ["gate", "tied", "fusion", "both"])
-    assert got["both"] > got["average"] + 0.12, got
-    assert got["both"] > max(got["gate"], got["tied"]) + 0.1, got
+    """Measured: central clip 0.51, average 0.71, fusion 0.76, gate 0.72, both 0.98; with tied directions 0.71."""
+    got = table("cued", ["fusion", "gate", "both", "tied"])
+    assert got["both"] > max(got[form] for form in got if form != "both") + 0.15, got
 
 
 def test_the_same_arguments_give_the_same_tensors_and_nothing_else_is_touched() -> None:
