@@ -140,13 +140,12 @@ class GatedFusion:
         window_d = (shares_C @ clips_CD) @ self._window_Dd
         hidden_Cd = np.maximum(clips_CD @ self._own_Dd + (window_d + self._squeeze_bias_d), 0)
         gates_C = sigmoid(hidden_Cd @ self._score_d + self._score_bias)
-        kept_C = np.ones(len(gates_C), bool)
-        if self._rule.keep is not None and self._rule.keep < len(gates_C):
-            kept_C &= gates_C >= np.sort(gates_C)[-self._rule.keep]
-        if self._rule.keep_above is not None:
-            kept_C &= (gates_C >= np.float32(self._rule.keep_above)) | (gates_C == gates_C.max())
-        kept: Floats = gates_C * kept_C
-        return kept
+        keep, keep_above = self._rule.keep, self._rule.keep_above
+        if keep is not None and keep < len(gates_C):
+            gates_C = np.where(gates_C >= np.sort(gates_C)[-keep], gates_C, np.float32(0))
+        if keep_above is not None:
+            gates_C = np.where((gates_C >= np.float32(keep_above)) | (gates_C == gates_C.max()), gates_C, np.float32(0))
+        return gates_C
 
 
 def sigmoid(x: Floats) -> Floats:

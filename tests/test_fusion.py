@@ -215,6 +215,22 @@ def test_the_live_form_equals_the_one_that_trains(options: dict[str, Any], width
 
 
 @forms
+def test_the_live_window_equals_the_module_on_the_same_frames(options: dict[str, Any]) -> None:
+    fusion = lively(options, dtype=torch.float32)
+    frames_TD = torch.randn(23, WIDTH, generator=torch.Generator().manual_seed(4))
+    window = Window(clip_frames=4, window_clips=3, features=WIDTH,
+                    fusion=GatedFusion(fusion.rule, tensors_of(fusion)))
+    for now in range(1, 24):
+        fused = window.push(frames_TD[now - 1].numpy())
+        clips = frames_TD[:now].split(4)[-3:]
+        with torch.no_grad():
+            wanted_1D, gates_1C = fusion(torch.stack([clip.mean(0) for clip in clips])[None],
+                                         torch.tensor([[len(clip) for clip in clips]]))
+        assert np.allclose(fused.descriptor_D, wanted_1D[0].numpy(), atol=1e-5)
+        assert np.allclose(fused.gates, gates_1C[0].numpy(), atol=1e-6)
+
+
+@forms
 def test_a_file_holds_just_the_modules_parameters(options: dict[str, Any]) -> None:
     fusion = fusion_of(FusionRule(**options), WIDTH)
     assert {f"fusion.{name}": tuple(value.shape) for name, value in fusion.state_dict().items()} == tensor_shapes(
@@ -301,6 +317,13 @@ def test_fusion_tensors_that_do_not_fit_are_refused_by_name(case: str, fused: tu
 def test_a_rule_that_cannot_be_is_refused_by_its_field(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"fusion\.{next(iter(wrong))}"):
         contract(fusion=wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"relate": "lstm"}, {"keep": 0}, {"keep_above": 2.0}, {"inner": 0}, {"clips": 0}])
+def test_a_module_that_cannot_be_is_refused_by_its_option(wrong: dict[str, Any]) -> None:
+    (name, value), = wrong.items()
+    with pytest.raises(UsageError, match=f"^{name}={value!r}; wanted"):
+        GatedClipFusion(WIDTH, **wrong)
 
 
 def test_fusing_never_imports_torch(fused: tuple[Contract, dict[str, Array]], tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from engines.contract import FusionRule
@@ -49,13 +50,20 @@ class GatedClipFusion(nn.Module):
         inner: d, D / 4 by default; keep, keep_above: outside training only that many clips with the largest gates
         decide (equal gates stay together), or those with such a gate, at least the best one;
         clips: a gate that squeezes and excites a window of just so many clips instead, for whole videos offline.
+
+        Raises UsageError for an option that cannot be.
         """
         super().__init__()
-        self.rule = FusionRule(relate=relate, gate=gate, tied=tied, inner=inner, keep=keep, keep_above=keep_above)
+        try:
+            self.rule = FusionRule(relate=relate, gate=gate, tied=tied, inner=inner, keep=keep, keep_above=keep_above)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}", first["msg"],
+                             "see engines.contract.FusionRule") from error
         inner_width = self.rule.inner_width(width)
         kind = Attention if relate == "attention" else Recurrence
         self.relate = nn.ModuleDict({name: kind(width, inner_width) for name in directions(self.rule)})
-        self.gate = None if not gate else WindowGate(clips) if clips else ClipGate(width, inner_width)
+        self.gate = None if not gate else WindowGate(clips) if clips is not None else ClipGate(width, inner_width)
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> tuple[Tensor, Tensor]:
         counts_BC = counts_BC.to(clips_BCD.dtype)
@@ -154,6 +162,8 @@ class WindowGate(nn.Module):
 
     def __init__(self, clips: int, reduction: int = 2) -> None:
         super().__init__()
+        if clips < 1:
+            raise UsageError(f"clips={clips}", "at least one clip", "leave it out for windows of any length")
         self.clips = clips
         self.squeeze = nn.Linear(clips, max(1, clips // reduction))
         self.score = _zero(nn.Linear(max(1, clips // reduction), clips))
