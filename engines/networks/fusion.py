@@ -106,9 +106,8 @@ class Attention(nn.Module):
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor, direction: str) -> Tensor:
         query, key, value = self.query(clips_BCD), self.key(clips_BCD), self.value(clips_BCD)
         logits_BCC = query @ key.mT / query.shape[-1] ** 0.5 + counts_BC.clamp(min=EPSILON).log()[:, None]
-        order = torch.arange(counts_BC.shape[1], device=counts_BC.device)
-        seen_CC = {"past": order[:, None] >= order, "future": order[:, None] <= order,
-                   "both": order[:, None] >= 0 * order}[direction]
+        all_CC = torch.ones(logits_BCC.shape[1:], dtype=torch.bool, device=logits_BCC.device)
+        seen_CC = {"past": all_CC.tril(), "future": all_CC.triu(), "both": all_CC}[direction]
         hidden_BCC = ~(seen_CC & (counts_BC > 0)[:, None])
         shares_BCC = logits_BCC.masked_fill(hidden_BCC, torch.finfo(logits_BCC.dtype).min).softmax(-1)
         seen: Tensor = self.out(shares_BCC @ value)
