@@ -79,6 +79,9 @@ def lines(report: Report) -> list[str]:
         rows |= {f"step at {size}": figures["step_ms"], f"bare backbone at {size}": figures["bare_ms"]}
     out += [f"{name:24} {row['p50']:8.3f} {row['p95']:8.3f} {row['p99']:8.3f}" for name, row in rows.items()]
     out += [f"step / bare at {size}: {figures['ratio']:.2f}" for size, figures in report["against_bare"].items()]
+    if "fuse" in report["stages_ms"]:
+        fuse, step = (report["stages_ms"][stage]["p50"] for stage in ("fuse", "engine"))
+        out.append(f"fuse / engine step: {100 * fuse / step:.1f} %")
     if last:
         was, now = last["stages_ms"]["total"]["p50"], report["stages_ms"]["total"]["p50"]
         out.append(f"last run: total p50 {was:.3f} ms, now {now:.3f} ms ({100 * (now / was - 1):+.0f} %)")

@@ -26,6 +26,28 @@ class EventRule(BaseModel):
     report_unknown: bool = False
 
 
+class FusionRule(BaseModel):
+    """How the clips of a window become one descriptor; the arguments of `engines.networks.fusion.GatedClipFusion`.
+
+    relate: what tells each clip of the others; gate: each clip has a gate, else all are open; tied: both directions
+    share their weights; inner: width inside fusion and gate, a quarter of the descriptor's if None;
+    keep: only so many clips, those with the largest gates, decide; keep_above: only clips with such a gate decide.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    relate: Literal["attention", "bigru", "none"] = "attention"
+    gate: bool = True
+    tied: bool = False
+    inner: Annotated[int, Field(ge=1, le=4096)] | None = None
+    keep: Annotated[int, Field(ge=1, le=4096)] | None = None
+    keep_above: Probability | None = None
+
+    def inner_width(self, width: int) -> int:
+        """The inner width for descriptors of `width` features."""
+        return self.inner or max(1, width // 4)
+
+
 class Contract(BaseModel):
     """What a caller must know to use a model, validated on load.
 
@@ -37,6 +59,7 @@ class Contract(BaseModel):
     receptive_frames: frames one output depends on through the temporal modules; warmup_frames: frames after a
     reset before scores count; clip_frames: frames in one clip descriptor; window_clips: clips in the window;
     max_gap_s: a longer hole resets the stream; temperature: logits of each head are divided by this;
+    fusion: how the window's clips are fused by the file's `fusion.*` tensors, None for the mean of all frames;
     background: the label that means "nothing" in every head that has it.
     """
 
@@ -60,6 +83,7 @@ class Contract(BaseModel):
     clip_frames: Annotated[int, Field(ge=1, le=4096)]
     window_clips: Annotated[int, Field(ge=1, le=4096)]
     max_gap_s: Positive = 1.0
+    fusion: FusionRule | None = None
     temperature: dict[str, Positive] = {}
     window_temperature: dict[str, Positive] = {}
     background: str | None = None

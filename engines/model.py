@@ -26,6 +26,7 @@ from safetensors.numpy import save as serialise
 
 from engines.contract import FORMAT, Contract
 from engines.errors import ModelError, SinkError, UsageError
+from engines.fusion import PREFIX, GatedFusion, tensor_shapes
 
 if TYPE_CHECKING:
     from engines.networks.network import Network
@@ -44,6 +45,11 @@ class Model:
     def network(self) -> Network:
         """The torch network in evaluation mode. Raises ModelError where weights and contract disagree."""
         return build_network(self)
+
+    @cached_property
+    def clip_fusion(self) -> GatedFusion | None:
+        """What fuses the clips of a live window, without torch; None where their mean is all there is."""
+        return None if self.contract.fusion is None else GatedFusion(self.contract.fusion, self.tensors)
 
     def head_logits(self, features_D: Array) -> dict[str, Array]:
         """Logits of every head for one descriptor [D], without torch."""
@@ -64,7 +70,8 @@ def build_network(model: Model) -> Network:
     except (TypeError, ValueError, UsageError) as error:
         raise ModelError(f"architecture {contract.architecture!r} with options {contract.options}: {error}",
                          "options that engines.build accepts", "get the model file again") from error
-    state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()}
+    state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
+             if not name.startswith(PREFIX)}
     wanted = network.state_dict()
     problems = [f"no {name}" for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     problems += [f"unknown {name}" for name in state if name not in wanted]
@@ -119,6 +126,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
                              "finite floating-point weights", "get the model file again, or train it again")
         weights[name] = tensor.astype(np.float32)
     _check_heads(path, contract, weights)
+    _check_fusion(path, contract, weights)
     return Model(contract, weights, hashlib.sha256(raw).hexdigest(), path)
 
 
@@ -165,3 +173,18 @@ def _check_heads(path: Path, contract: Contract, weights: dict[str, Array]) -> N
         if weight is None or bias is None or weight.ndim != 2 or {len(weight), len(bias)} != {len(labels)}:
             raise ModelError(f"{path}, whose head {head!r} has weights of shape {shape} for {len(labels)} labels",
                              "weights and contract that agree", "get the model file again, or train it again")
+
+
+def _check_fusion(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
+    """The file has just the `fusion.*` tensors that its contract asks for."""
+    width = weights[f"heads.{next(iter(contract.heads))}.weight"].shape[1]
+    wanted = {} if contract.fusion is None else tensor_shapes(contract.fusion, width)
+    held = {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)}
+    problems = [f"no {name}" for name in wanted if name not in held]
+    problems += [f"unknown {name}" for name in sorted(held) if name not in wanted]
+    problems += [f"{name} of shape {held[name]} instead of {shape}" for name, shape in wanted.items()
+                 if name in held and held[name] != shape]
+    if problems:
+        raise ModelError(f"{path}, whose clip fusion disagrees with its contract ({'; '.join(problems[:3])})",
+                         f"the tensors of fusion {contract.fusion.model_dump() if contract.fusion else None}",
+                         "get the model file again, or train its fusion again")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.contract import Contract
 from engines.engine import StepResult
 from stream.frame import Ranked
-from stream.window import Window
+from stream.window import Fusion, Window
 
 TOP = 5  # labels given per head
 Probs = NDArray[Any]
@@ -24,6 +24,11 @@ class ScoringModel(Protocol):
     """What is needed of a model besides its engine: `engines.Model` has it."""
 
     contract: Contract
+
+    @property
+    def clip_fusion(self) -> Fusion | None:
+        """What fuses the clips of a window; None for their mean."""
+        ...
 
     def head_logits(self, features_D: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Logits [K] of every head for one descriptor."""
@@ -50,7 +55,8 @@ class Scorer:
         """Takes a step of this camera alone (B = 1)."""
         contract, features_D = self._contract, result.features[0]
         if self._window is None:
-            self._window = Window(contract.clip_frames, contract.window_clips, len(features_D))
+            self._window = Window(contract.clip_frames, contract.window_clips, len(features_D),
+                                  self._model.clip_fusion)
         fused = self._window.push(features_D)
         window_logits = self._model.head_logits(fused.descriptor_D)
         now = {head: probabilities(result.scores[head][0], contract.temperature.get(head, 1.0))

@@ -13,6 +13,7 @@ from engines.errors import SinkError
 from stream.frame import Frame, Gap, Record
 from stream.sinks.base import Sink
 from stream.sources.base import Source, SourceInfo
+from stream.window import Fusion
 
 LABELS = ("left", "right", "none")
 
@@ -31,8 +32,8 @@ class FakeModel:
 
     weights_KD = np.array([[12, -12, -4], [-12, 12, -4], [0, 0, 2]], np.float32)
 
-    def __init__(self, **changes: Any) -> None:
-        self.contract = contract(**changes)
+    def __init__(self, clip_fusion: Fusion | None = None, **changes: Any) -> None:
+        self.contract, self.clip_fusion = contract(**changes), clip_fusion
 
     def head_logits(self, features_D: np.ndarray) -> dict[str, np.ndarray]:
         return dict.fromkeys(self.contract.heads, self.weights_KD @ features_D)

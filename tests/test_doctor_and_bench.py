@@ -66,6 +66,8 @@ def test_bench_reports_stages_ratio_start_up_and_the_last_run(
     assert first["start_up_s"] > 0
     assert first["last"] is None
     assert any("56x40" in line for line in lines(first))
+    share = first["stages_ms"]["fuse"]["p50"] / first["stages_ms"]["engine"]["p50"]
+    assert f"fuse / engine step: {100 * share:.1f} %" in lines(first)
     monkeypatch.setattr(bench_module, "_start_up_s", lambda *_: 1.0)
     monkeypatch.setattr(bench_module, "_against_bare", lambda *_: against)
     second = bench(model, "openvino", "f32", steps=2)
