@@ -27,7 +27,7 @@ class EagerEngine(Engine):
     def __init__(self, network: Network, contract: Contract, slots: int) -> None:
         if not network.causal:
             raise EngineError("a bidirectional network", "a causal one, which can run frame by frame",
-                              "use a model trained with --causal, or score whole clips with engines.clip_scores")
+                              "use engines.compile, which scores the clips of a bidirectional model")
         self.contract, self.slots = contract, slots
         self._network = network.eval()
         self._pool = network.fresh_state(slots)
@@ -44,8 +44,8 @@ class EagerEngine(Engine):
         for leaf, new in zip(self._pool, state, strict=True):
             leaf[rows] = new
         features_BD = features_B1D[:, 0]
-        return StepResult(_numpy(features_BD),
-                          {head: _numpy(logits) for head, logits in self._network.scores(features_BD).items()})
+        return StepResult(to_numpy(features_BD),
+                          {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()})
 
     def _reset(self, slots: Sequence[int]) -> None:
         for leaf in self._pool:
@@ -56,5 +56,6 @@ class EagerEngine(Engine):
         return sum(leaf[0].numel() * leaf.element_size() for leaf in self._pool)
 
 
-def _numpy(tensor: torch.Tensor) -> Floats:
+def to_numpy(tensor: torch.Tensor) -> Floats:
+    """A tensor as float32."""
     return np.asarray(tensor.numpy(), dtype=np.float32)

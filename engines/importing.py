@@ -65,7 +65,7 @@ def contract_of(network: Network, labels: Sequence[str], clip_s: float, name: st
     try:
         return Contract(name=name, architecture=network.architecture, options=options, heads={HEAD: tuple(labels)},
                         frame_rate=frame_rate, input_size_hw=network.input_size_hw, resize_filter="pillow-bilinear",
-                        receptive_frames=network.segments, warmup_frames=network.segments - 1,
+                        receptive_frames=network.segments, warmup_frames=network.segments,
                         clip_frames=network.segments, window_clips=1, max_gap_s=max(1.0, 2 / frame_rate),
                         provenance=provenance, **PREPROCESSING[network.architecture.partition("-")[2]])
     except ValidationError as error:

@@ -45,6 +45,9 @@ Policy = Annotated[Literal["auto", "every", "newest"], typer.Option(
     help="Which frames to take; auto: every frame of a file, the newest of a camera.")]
 Fps = Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images, or instead of a video's own.")]
 
+Hop = Annotated[int | None, typer.Option(min=1, metavar="N", help=(
+    "With a bidirectional model: score its clips again after every N frames. Default: as the model says."))]
+
 
 @app.callback()
 def gatestream(debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False) -> None:
@@ -59,7 +62,7 @@ def gatestream(debug: Annotated[bool, typer.Option("--debug", help="Show where a
 def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineName = "auto",
         json: JsonTarget = None, log: LogTarget = None, save_video: VideoTarget = None,
         max_seconds: MaxSeconds = None, max_frames: MaxFrames = None, policy: Policy = "auto", fps: Fps = None,
-        camera: CameraName = None) -> None:
+        camera: CameraName = None, hop: Hop = None) -> None:
     """Recognise one stream, live or recorded.
 
     [bold]Examples[/bold]
@@ -100,7 +103,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
             if save_video.exists() and Path(source).exists() and save_video.samefile(source):
                 raise UsageError(f"--save-video {save_video}, which is the source", "another file", "rename it")
             sinks.append(stack.enter_context(AnnotatedVideo(save_video, opened.info.fps, loaded.contract.background)))
-        compiled = engines.compile(loaded, engine=engine, slots=1)
+        compiled = engines.compile(loaded, engine=engine, slots=1, hop=hop)
         recognizer = stack.enter_context(Recognizer(loaded, compiled))
         console = _console(json)
         if console is not None:

@@ -66,6 +66,24 @@ def test_the_hook_is_called_at_every_place_in_order_with_the_raw_map(backbone: s
         assert len(chosen) > 5
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_in_two_parts_is_the_whole(backbone: str) -> None:
+    network = BACKBONES[backbone]().eval()
+    images = torch.rand(2, 3, *SIZES_HW[backbone])
+    met: list[str] = []
+
+    def hook(place: str, x: torch.Tensor) -> torch.Tensor:
+        met.append(place)
+        return 0.9 * x
+
+    whole, places = network(images, hook), tuple(met)
+    for cut in (0, 1, len(network.steps()) // 2, len(network.steps())):
+        met.clear()
+        halfway = network(images, hook, slice(cut))
+        assert torch.equal(network(halfway, hook, slice(cut, None)), whole)
+        assert tuple(met) == places
+
+
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_one_frame_at_a_time_equals_the_clip_and_the_step_for_engines(architecture: str) -> None:
     network = lively(architecture)

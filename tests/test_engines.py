@@ -19,6 +19,7 @@ import engines.openvino as openvino_engine
 from engines import cache
 from engines.agreement import TOLERANCE, difference, probabilities, probe_clip, run_clip
 from engines.contract import Contract
+from engines.eager import EagerEngine
 from engines.engine import Engine
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.lowering import StepNetwork
@@ -48,15 +49,16 @@ def lively(network: nn.Module) -> None:
 
 
 def make_model(folder: Path, architecture: str = "gsf-mobilenetv2", seed: int = 0, colour: str = "RGB",
-               causal: bool = True, **options: Any) -> Model:
+               causal: bool = True, size_hw: tuple[int, int] = SIZE_HW, **options: Any) -> Model:
     torch.manual_seed(seed)
     options = {"causal": causal, **options}
-    network = engines.build(architecture, heads={"gesture": len(LABELS), "hand": 2}, input_size_hw=SIZE_HW, **options)
+    network = engines.build(architecture, heads={"gesture": len(LABELS), "hand": 2}, input_size_hw=size_hw, **options)
     lively(network)
     contract = Contract(
         name="test", architecture=architecture, options=options, colour="BGR" if colour == "BGR" else "RGB",
         frame_rate=15, heads={"gesture": LABELS, "hand": ("left", "right")}, temperature={"gesture": 2.0},
-        input_size_hw=SIZE_HW, cover_hw=(48, 64), receptive_frames=9, warmup_frames=4, clip_frames=8, window_clips=3)
+        input_size_hw=size_hw, cover_hw=(size_hw[0] + 8, size_hw[1] + 8), receptive_frames=9, warmup_frames=4,
+        clip_frames=8, window_clips=3)
     path = folder / f"{architecture}-{seed}.safetensors"
     save(path, contract, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, half=False)
     return engines.load(path)
@@ -72,8 +74,15 @@ def frames(model: Model) -> np.ndarray:
     return probe_clip(model.contract, 24)
 
 
-@pytest.fixture(params=ENGINES)
-def make_engine(request: pytest.FixtureRequest, model: Model) -> Callable[..., Engine]:
+@pytest.fixture(scope="module")
+def bidirectional_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return make_model(tmp_path_factory.mktemp("model"), causal=False, segments=6, hop=2)
+
+
+@pytest.fixture(params=[*ENGINES, "window"])
+def make_engine(request: pytest.FixtureRequest, model: Model, bidirectional_model: Model) -> Callable[..., Engine]:
+    if request.param == "window":
+        return lambda slots=1: engines.compile(bidirectional_model, slots=slots)
     return lambda slots=1: engines.compile(model, request.param, slots=slots, precision="f32")
 
 
@@ -212,10 +221,16 @@ def test_what_cannot_be_built_is_refused_by_name(model: Model, name: str, precis
         engines.compile(model, name, slots=slots, precision=precision)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_a_bidirectional_network_cannot_stream(tmp_path: Path, name: str) -> None:
+def test_compiled_engines_refuse_a_bidirectional_network(tmp_path: Path, model: Model,
+                                                         bidirectional_model: Model) -> None:
+    file = engines.export(model, "openvino", tmp_path / "causal.engine")
+    for name in ("openvino", file):
+        with pytest.raises(EngineError, match=r"bidirectional.*--engine eager"):
+            engines.compile(bidirectional_model, name)
     with pytest.raises(EngineError, match="bidirectional"):
-        engines.compile(make_model(tmp_path, causal=False), name)
+        engines.export(bidirectional_model, "openvino", tmp_path / "other.engine")
+    with pytest.raises(EngineError, match="bidirectional"):
+        EagerEngine(bidirectional_model.network, bidirectional_model.contract, 1)
 
 
 def test_auto_takes_openvino_and_falls_back_to_eager_with_a_message(

@@ -168,6 +168,7 @@ def test_bidirectional_state_is_empty_and_scores_average_over_time() -> None:
     ({"places": ["features_99"]}, "features_99"), ({"causal": False, "memory": 8}, "memory"),
     ({"places": ["features_12_input"]}, "features_12_input"), ({"ahead": 3}, "ahead=3"),
     ({"architecture": "tsm-mobilenetv2", "places": ["features_12"]}, "features_12"),
+    ({"hop": 2}, "hop=2 on a causal"), ({"causal": False, "segments": 4, "hop": 5}, "hop=5 on a clip of 4"),
     ({"causal": False, "ahead": 1}, "ahead=1 on a bidirectional"),
     ({"architecture": "stsm-mobilenetv2", "shift": "WHT"}, "'WHT'")])
 def test_impossible_networks_are_refused_by_name(wrong: dict[str, Any], named: str) -> None:

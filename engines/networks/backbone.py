@@ -9,11 +9,13 @@ A temporal module fills a place by being the hook's answer. Backbones know nothi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Hook = Callable[[str, Tensor], Tensor]
+Step = Callable[[Tensor, Hook], Tensor]
 ON_INPUT = ("tsm", "stsm")  # modules on the input of a branch, not on the output of its last convolution
 
 
@@ -41,4 +43,16 @@ class Backbone(nn.Module, ABC):
         """Where modules of this kind ("gsm", "tsm", ...) sit unless told otherwise: on inputs for those `ON_INPUT`."""
 
     @abstractmethod
-    def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor: ...
+    def steps(self) -> Sequence[Step]:
+        """The whole function as steps in a row: a later step needs nothing of an image but what the last one gave."""
+
+    def forward(self, x: Tensor, hook: Hook, part: slice = slice(None)) -> Tensor:
+        """part: run these steps only, on what the step before them gave."""
+        for step in self.steps()[part]:
+            x = step(x, hook)
+        return x
+
+
+def mean_over_space(x_NCHW: Tensor, _: Hook) -> Tensor:
+    """The last step of every backbone."""
+    return F.adaptive_avg_pool2d(x_NCHW, 1).flatten(1)

@@ -5,11 +5,12 @@ Both put their modules on the first convolution of each block's first branch.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from engines.networks.backbone import Hook
+from engines.networks.backbone import Hook, Step, mean_over_space
 from engines.networks.inception import Inception, average_pool, max_pool
 
 # Output channels: 1x1; 3x3 reduce, 3x3; double 3x3 reduce, double 3x3 (twice); pool projection.
@@ -45,13 +46,10 @@ class BNInception(Inception):
     def gated(self, module: str) -> tuple[str, ...]:
         return tuple(f"inception_{block}_{'1x1' if widths[0] else '3x3_reduce'}" for block, widths in BLOCKS.items())
 
-    def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
-        x = max_pool(self.conv("conv1_7x7_s2", images_NCHW, hook), 2)
-        x = self.conv("conv2_3x3_reduce", x, hook)
-        x = max_pool(self.conv("conv2_3x3", x, hook), 2)
-        for block in BLOCKS:
-            x = self.block(block, x, hook)
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+    def steps(self) -> list[Step]:
+        return [partial(self.conv_pool, "conv1_7x7_s2"), partial(self.conv, "conv2_3x3_reduce"),
+                partial(self.conv_pool, "conv2_3x3"), *(partial(self.block, block) for block in BLOCKS),
+                mean_over_space]
 
     def block(self, block: str, x: Tensor, hook: Hook) -> Tensor:
         name, halves = f"inception_{block}", not BLOCKS[block][0]

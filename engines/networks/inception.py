@@ -36,6 +36,9 @@ class Inception(Backbone):
         y = hook(name, self.get_submodule(name)(hook(f"{name}_input", x)))
         return F.relu(self.get_submodule(self.norm_name(name))(y))
 
+    def conv_pool(self, name: str, x: Tensor, hook: Hook) -> Tensor:
+        return max_pool(self.conv(name, x, hook), 2)
+
     def places(self) -> dict[str, nn.Conv2d]:
         return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
 

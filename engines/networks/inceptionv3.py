@@ -6,13 +6,13 @@ auxiliary head, and the last block's pool branch takes the maximum.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from engines.networks.backbone import Hook
+from engines.networks.backbone import Hook, Step, mean_over_space
 from engines.networks.inception import Inception, Kernel, average_pool, max_pool
 
 
@@ -110,15 +110,14 @@ class InceptionV3(Inception):
             del chosen["mixed_6"]
         return tuple(f"{block}_{layer}_Conv2D" for block, layer in chosen.items())
 
-    def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
-        x = self.conv("conv_Conv2D", images_NCHW, hook)
-        x = self.conv("conv_1_Conv2D", x, hook)
-        x = max_pool(self.conv("conv_2_Conv2D", x, hook), 2)
-        x = self.conv("conv_3_Conv2D", x, hook)
-        x = max_pool(self.conv("conv_4_Conv2D", x, hook), 2)
-        for block, branches in BLOCKS.items():
-            x = torch.cat([y for branch in branches for y in self.branch(block, branch, x, hook)], dim=1)
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+    def steps(self) -> list[Step]:
+        return [partial(self.conv, "conv_Conv2D"), partial(self.conv, "conv_1_Conv2D"),
+                partial(self.conv_pool, "conv_2_Conv2D"), partial(self.conv, "conv_3_Conv2D"),
+                partial(self.conv_pool, "conv_4_Conv2D"), *(partial(self.block, block) for block in BLOCKS),
+                mean_over_space]
+
+    def block(self, block: str, x: Tensor, hook: Hook) -> Tensor:
+        return torch.cat([y for branch in BLOCKS[block] for y in self.branch(block, branch, x, hook)], dim=1)
 
     def branch(self, block: str, branch: Branch, x: Tensor, hook: Hook) -> list[Tensor]:
         if branch.pool:

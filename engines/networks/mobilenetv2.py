@@ -6,10 +6,11 @@ the input of its branch, before the expansion; the skip always carries the map a
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from functools import partial
+
 from torch import Tensor, nn
 
-from engines.networks.backbone import ON_INPUT, Backbone, Hook
+from engines.networks.backbone import ON_INPUT, Backbone, Hook, Step, mean_over_space
 
 WIDTH = 1280
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
@@ -75,8 +76,10 @@ class MobileNetV2(Backbone):
             return tuple(self.input_places())
         return tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
 
-    def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
-        x = images_NCHW
-        for i, layer in enumerate(self.features):
-            x = layer(x, f"features_{i}", hook) if isinstance(layer, InvertedResidual) else layer(x)
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+    def steps(self) -> list[Step]:
+        return [*(partial(self._layer, i) for i in range(len(self.features))), mean_over_space]
+
+    def _layer(self, i: int, x: Tensor, hook: Hook) -> Tensor:
+        layer = self.features[i]
+        y: Tensor = layer(x, f"features_{i}", hook) if isinstance(layer, InvertedResidual) else layer(x)
+        return y

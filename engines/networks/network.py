@@ -52,14 +52,15 @@ class Memory(nn.Module):
 
 
 class Network(nn.Module):
-    """See the file's top. `input_size_hw` fixes the state's shapes; `segments` is a bidirectional clip's usual T."""
+    """See the file's top. `input_size_hw` fixes the state's shapes; `segments` is a bidirectional clip's usual T, and
+    on a stream such clips end every `hop` frames."""
 
     def __init__(self, architecture: str, backbone: Backbone, temporal: Mapping[str, TemporalModule],
                  heads: Mapping[str, int], *, causal: bool, memory: int, input_size_hw: tuple[int, int],
-                 segments: int, dropout: float) -> None:
+                 segments: int, hop: int, dropout: float) -> None:
         super().__init__()
         self.architecture, self.causal = architecture, causal
-        self.input_size_hw, self.segments = input_size_hw, segments
+        self.input_size_hw, self.segments, self.hop = input_size_hw, segments, hop
         self.backbone = backbone
         self.temporal = nn.ModuleDict(temporal)
         self.memory = Memory(backbone.width, memory) if memory else None
@@ -120,7 +121,8 @@ class Network(nn.Module):
         return tuple(torch.zeros((batch, *leaf.shape), dtype=leaf.dtype, device=device)
                      for leaf in self.state_spec())
 
-    def forward(self, frames_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(self, frames_BTCHW: Tensor, state: State, part: slice = slice(None)) -> tuple[Tensor, State]:
+        """part: the backbone's steps to run, to its last; then `frames_BTCHW` is what the step before them gave."""
         B, T = frames_BTCHW.shape[:2]
         past = iter(state)
         kept: list[Tensor] = []
@@ -134,7 +136,7 @@ class Network(nn.Module):
             kept.extend(leaves)
             return mixed.flatten(0, 1)
 
-        features_BTD = self.dropout(self.backbone(frames_BTCHW.flatten(0, 1), mix).reshape(B, T, -1))
+        features_BTD = self.dropout(self.backbone(frames_BTCHW.flatten(0, 1), mix, part).reshape(B, T, -1))
         if self.memory is not None:
             features_BTD, leaves = self.memory(features_BTD, tuple(past))
             kept.extend(leaves)
@@ -148,13 +150,14 @@ class Network(nn.Module):
 def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, causal: bool = False,
           input_size_hw: tuple[int, int] | None = None, percent: int | None = None, memory: int = 0,
           places: Sequence[str] | None = None, dropout: float = 0.5, shift: str | Sequence[Group] = "THW",
-          ahead: int | None = None) -> Network:
+          ahead: int | None = None, hop: int | None = None) -> Network:
     """Builds `{tsn,tsm,gsm,gsf,stsm}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}` with fresh weights.
 
     heads: labels per head; percent: share of a map's channels that GSF gates; memory: width of the recurrent
     read-out, 0 for none (causal networks only); places: where modules sit; shift: STSM's groups (see stsm.py); ahead:
     in a causal network, how many frames back the channels are found that look ahead in the published form, 2, 1 or 0,
-    or None for the module's usual one. Input size, percent and places of None are as the backbone was published.
+    or None for the module's usual one; hop: on a stream, frames from one bidirectional clip's scores to the next, a
+    quarter of `segments` if None. Input size, percent and places of None are as the backbone was published.
     Raises UsageError for an unknown architecture, place or shift, options that do not go together, and an input size
     that the backbone cannot take.
     """
@@ -168,6 +171,9 @@ def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, cau
     if ahead not in ((None, 0, 1, 2) if causal else (None,)):
         raise UsageError(f"ahead={ahead!r} on a {'causal' if causal else 'bidirectional'} network",
                          "0, 1 or 2 with causal=True, or None", "correct it, or leave it out")
+    if hop is not None and (causal or not 1 <= hop <= segments):
+        raise UsageError(f"hop={hop!r} on a {'causal network' if causal else f'clip of {segments} frames'}",
+                         f"1 to {segments} on a bidirectional network, or None", "correct it, or leave it out")
     backbone = BACKBONES[backbone_name]()
     available = backbone.input_places() if module in ON_INPUT else {
         place: convolution.out_channels for place, convolution in backbone.places().items()}
@@ -183,7 +189,8 @@ def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, cau
         "stsm": lambda channels: SpatioTemporalShift(channels, causal, shift, ahead)}
     temporal = {place: make[module](channels) for place, channels in available.items() if place in wanted}
     return Network(architecture, backbone, temporal, heads, causal=causal, memory=memory,
-                   input_size_hw=input_size_hw or backbone.input_size_hw, segments=segments, dropout=dropout)
+                   input_size_hw=input_size_hw or backbone.input_size_hw, segments=segments,
+                   hop=hop or max(1, segments // 4), dropout=dropout)
 
 
 def clip_scores(network: Network, frames_BTCHW: Tensor) -> dict[str, Tensor]:

@@ -8,12 +8,13 @@ TSM authors likewise); the skip always carries the map as it came.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.backbone import ON_INPUT, Backbone, Hook
+from engines.networks.backbone import ON_INPUT, Backbone, Hook, Step, mean_over_space
 
 PLANES = (64, 128, 256, 512)
 
@@ -41,7 +42,7 @@ class Block(nn.Module):
         assert isinstance(last, nn.Conv2d)
         return last
 
-    def forward(self, x: Tensor, place: str, hook: Hook) -> Tensor:
+    def forward(self, x: Tensor, hook: Hook, place: str) -> Tensor:
         y = hook(f"{place}_input", x)
         for i in range(1, self.depth):
             y = F.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y)))
@@ -85,11 +86,11 @@ class ResNet(Backbone):
     def default_places(self, module: str) -> tuple[str, ...]:
         return tuple(self.input_places() if module in ON_INPUT else self.blocks())
 
-    def forward(self, images_NCHW: Tensor, hook: Hook) -> Tensor:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(images_NCHW))), 3, 2, 1)
-        for place, block in self.blocks().items():
-            x = block(x, place, hook)
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+    def steps(self) -> list[Step]:
+        return [self._stem, *(partial(block, place=place) for place, block in self.blocks().items()), mean_over_space]
+
+    def _stem(self, images_NCHW: Tensor, _: Hook) -> Tensor:
+        return F.max_pool2d(F.relu(self.bn1(self.conv1(images_NCHW))), 3, 2, 1)
 
 
 def resnet18() -> ResNet:

@@ -1,0 +1,132 @@
+"""Laws of a bidirectional model on a stream: its scores are the clip's, on schedule, and the run command shows them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_engines import SIZE_HW, make_model
+
+import engines
+from engines.agreement import probe_clip, run_clip
+from engines.errors import EngineError, UsageError
+from engines.preprocess import normalise
+from engines.windowed import WindowedEngine, split
+from stream.cli import main
+
+
+def scored(count: int, segments: int, hop: int) -> int:
+    """How many frames the stream had when the scores after `count` frames were computed."""
+    while count > 1 and (count - segments) % hop:
+        count -= 1
+    return count
+
+
+@pytest.mark.parametrize(("architecture", "places", "segments", "hop"), [
+    ("gsf-mobilenetv2", None, 6, 1), ("gsf-mobilenetv2", ["features_3", "features_16"], 5, 2),
+    ("gsm-mobilenetv2", None, 8, 3), ("tsm-mobilenetv2", None, 4, 4), ("stsm-mobilenetv2", None, 4, 2),
+    ("tsn-mobilenetv2", None, 4, 1), ("gsm-resnet18", None, 4, 2), ("tsm-resnet18", ["layer1_1_input"], 4, 2),
+    ("gsm-bninception", ["conv1_7x7_s2"], 3, 2)])
+def test_scores_are_the_clips_on_exactly_the_last_frames(tmp_path: Path, architecture: str, places: list[str] | None,
+                                                         segments: int, hop: int) -> None:
+    model = make_model(tmp_path, architecture, causal=False, segments=segments, hop=hop,
+                       size_hw=(64, 96) if "inception" in architecture else SIZE_HW, **({"places": places} if places else {}))
+    frames = probe_clip(model.contract, 2 * segments + 3)
+    network = model.network.double()
+    engine = WindowedEngine(network, model.contract, slots=1)
+    clip = torch.from_numpy(normalise(frames, model.contract)).double()
+    for head, got in run_clip(engine, frames).items():
+        for t in range(len(frames)):
+            end = scored(t + 1, segments, hop)
+            with torch.no_grad():
+                wanted = engines.clip_scores(network, clip[None, max(0, end - segments):end])[head][0].numpy()
+            np.testing.assert_allclose(got[t], wanted, rtol=1e-6, atol=1e-6)  # float64, given out as float32
+
+
+def test_in_single_precision_too(tmp_path: Path) -> None:
+    model = make_model(tmp_path, causal=False, segments=4)
+    frames = probe_clip(model.contract, 9)
+    clip = torch.from_numpy(normalise(frames, model.contract))
+    got = run_clip(engines.compile(model, "eager"), frames)["gesture"]
+    with torch.no_grad():
+        wanted = engines.clip_scores(model.network, clip[None, -4:])["gesture"][0].numpy()
+    np.testing.assert_allclose(got[-1], wanted, atol=1e-3 * np.abs(wanted).max())
+    assert np.abs(got[4:] - got[4]).max() > 1e-2 * np.abs(wanted).max()  # the window moves the scores
+
+
+@pytest.mark.parametrize(("segments", "hop", "renewed"), [
+    (4, None, list(range(1, 13))), (8, None, [1, 2, 4, 6, 8, 10, 12]), (8, 3, [1, 2, 5, 8, 11]),
+    (5, 5, [1, 5, 10]), (1, None, list(range(1, 13)))])
+def test_scores_are_renewed_on_schedule_and_repeated_in_between(tmp_path: Path, segments: int, hop: int | None,
+                                                                renewed: list[int]) -> None:
+    model = make_model(tmp_path, "tsm-mobilenetv2", causal=False, segments=segments)
+    frames = np.random.default_rng(0).integers(0, 255, (12, *SIZE_HW, 3), dtype=np.uint8)
+    scores = run_clip(engines.compile(model, hop=hop), frames)["gesture"]
+    assert [1, *(t + 1 for t in range(1, 12) if not np.array_equal(scores[t], scores[t - 1]))] == renewed
+    assert renewed == sorted({scored(t, segments, hop or max(1, segments // 4)) for t in range(1, 13)})
+
+
+@pytest.mark.parametrize(("architecture", "options", "steps_before"), [
+    ("gsf-mobilenetv2", {}, 9), ("tsm-mobilenetv2", {"places": ["features_6_input"]}, 6), ("tsn-mobilenetv2", {}, 20),
+    ("gsm-bninception", {}, 3), ("gsf-resnet18", {}, 1)])
+def test_what_comes_before_the_first_module_runs_once_a_frame(architecture: str, options: dict[str, Any],
+                                                              steps_before: int) -> None:
+    network = engines.build(architecture, heads={"a": 2}, input_size_hw=(64, 64), **options)
+    assert split(network)[0] == steps_before
+
+
+def test_cost_falls_with_the_hop_and_state_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(tmp_path, causal=False, segments=8)
+    made = {hop: engine for hop in (1, 2, 8) if isinstance(engine := engines.compile(model, hop=hop), WindowedEngine)}
+    dear, half, cheap = (made[hop].cost for hop in (1, 2, 8))
+    assert 8 > dear > half > cheap == pytest.approx(1)
+    assert dear - 1 == pytest.approx((half - 1) * 7 / 3)  # once + again * 8 / hop, of once + again = 1
+    with caplog.at_level("INFO", logger="gatestream.engines"):
+        engines.compile(model)
+    assert "the last 8 frames are scored every 2" in caplog.text
+    assert f"{half:.1f} times what one pass a frame does (4.0 times" in caplog.text
+    assert made[1].state_bytes == 4 * (8 * 64 * 3 * 4 + 1280)
+
+
+@pytest.mark.parametrize(("causal", "hop", "error", "named"), [
+    (False, 0, UsageError, "hop of 0"), (False, 5, UsageError, "1 to 4"), (True, 2, UsageError, "causal")])
+def test_an_impossible_hop_is_refused(tmp_path: Path, causal: bool, hop: int, error: type[Exception],
+                                      named: str) -> None:
+    model = make_model(tmp_path, causal=causal, segments=4)
+    with pytest.raises(error, match=named):
+        engines.compile(model, hop=hop)
+
+
+def test_a_causal_network_needs_no_window(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    with pytest.raises(EngineError, match="causal"):
+        WindowedEngine(model.network, model.contract, 1)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 15, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        writer.write(cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48)))
+    writer.release()
+    return path
+
+
+def test_run_scores_a_clip_with_a_bidirectional_model(tmp_path: Path, video: Path,
+                                                      capfd: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path, causal=False, segments=4)
+    assert main(["run", str(video), "--model", str(model.path), "--json", "-", "--hop", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert "the last 4 frames are scored every 2" in err
+    seen = [line for line in map(json.loads, out.splitlines()) if line["type"] == "prediction"]
+    assert len(seen) == 12
+    assert [line["warm"] for line in seen] == [t >= model.contract.warmup_frames for t in range(1, 13)]
+    now = [line["heads"]["gesture"]["now"] for line in seen]
+    assert [t + 1 for t in range(12) if t == 0 or now[t] != now[t - 1]] == [1, 2, 4, 6, 8, 10, 12]
