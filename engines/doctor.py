@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engines import cache
 from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
 from engines.bench import machine
-from engines.choice import ENGINES
+from engines.choice import ENGINES, bidirectional
 from engines.choice import compile as compile_engine
 from engines.engine import Floats
 from engines.model import load
@@ -56,6 +56,9 @@ def doctor(model: str | os.PathLike[str] | Model = "gesture") -> Iterator[Check]
 
 
 def _laws(model: Model) -> Iterator[Check]:
+    if bidirectional(model):
+        yield _tried("window on eager = clip", lambda: _window(model))
+        return
     frames = probe_clip(model.contract, FRAMES)
     clip: dict[str, Floats] = {}
 
@@ -78,6 +81,27 @@ def _laws(model: Model) -> Iterator[Check]:
             return ok and same, f"{engine.precision}, {detail}, after a reset {'the same' if same else 'NOT the same'}"
 
         yield _tried(f"stream on {name} = clip", stream)
+
+
+def _window(model: Model) -> tuple[bool, str]:
+    """Compares the first whole clip of a stream, and the last that begins in it, with the network on those frames."""
+    import torch
+
+    from engines.networks.network import clip_scores
+    from engines.preprocess import normalise
+    from engines.windowed import WindowedEngine
+
+    engine = WindowedEngine(model.network, model.contract, slots=1)
+    T = engine.segments
+    ends = [T, T + (T - 1) // engine.hop * engine.hop]
+    frames = probe_clip(model.contract, ends[-1])
+    streamed = run_clip(engine, frames)
+    with torch.inference_mode():
+        clips_BTCHW = torch.from_numpy(np.stack([normalise(frames[end - T:end], model.contract) for end in ends]))
+        clips = {head: logits.numpy() for head, logits in clip_scores(model.network, clips_BTCHW).items()}
+    last = {head: logits[[end - 1 for end in ends]] for head, logits in streamed.items()}
+    ok, detail = _apart(difference(model.contract, clips, last), STREAM_TOLERANCE)
+    return ok, f"{T} frames, scored every {engine.hop} at {engine.cost:.1f} times the arithmetic, {detail}"
 
 
 def _clip_logits(model: Model, frames_u8: NDArray[np.uint8], pieces: list[int]) -> dict[str, Floats]:

@@ -13,6 +13,7 @@ from engines import cache
 from engines.bench import bench, lines
 from engines.doctor import doctor
 from engines.model import Model
+from engines.windowed import WindowedEngine
 
 LAWS = ["any split of a clip = the clip", "stream on openvino = clip", "stream on eager = clip"]
 
@@ -27,6 +28,25 @@ def test_a_sound_machine_passes_every_check(model: Model) -> None:
     assert all(check.ok for check in checks.values()), checks
     assert list(checks)[-3:] == LAWS
     assert "openvino" in checks["machine"].detail
+
+
+def test_a_bidirectional_model_is_held_to_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path, causal=False, segments=5, hop=2)
+    last = list(doctor(model))[-1]
+    assert (last.name, last.ok) == ("window on eager = clip", True), last.detail
+    assert "5 frames, scored every 2" in last.detail
+    monkeypatch.setattr(WindowedEngine, "_renew", lambda *_: None)
+    assert not list(doctor(model))[-1].ok
+
+
+def test_bench_of_a_bidirectional_model_goes_by_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATESTREAM_CACHE", str(tmp_path))
+    monkeypatch.setattr(bench_module, "LARGE_HW", SIZE_HW)
+    monkeypatch.setattr(bench_module, "_start_up_s", lambda *_: 1.0)
+    report = bench(make_model(tmp_path, causal=False, segments=4, hop=2), steps=8)
+    against = report["against_bare"]["56x40"]
+    assert against["ratio"] == against["step_ms"]["mean"] / against["bare_ms"]["mean"]
+    assert report["fps"] == 1000 / report["stages_ms"]["total"]["mean"]
 
 
 def test_what_is_wrong_is_found_and_named(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

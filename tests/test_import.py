@@ -42,7 +42,7 @@ def test_the_model_file_computes_what_the_checkpoint_does(checkpoint: Path, tmp_
     assert model.contract.name == "gsf"
     assert model.contract.heads == {"action": CLASSES}
     assert (model.contract.frame_rate, model.contract.clip_frames, model.contract.window_clips) == (3.0, 12, 1)
-    assert model.network.segments == 12
+    assert (model.network.segments, model.contract.warmup_frames) == (12, 12)  # the first whole clip counts
     clip = torch.randn(1, 3, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours, theirs = (engines.clip_scores(network, clip)["action"] for network in (model.network, wanted))

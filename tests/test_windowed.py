@@ -35,7 +35,8 @@ def scored(count: int, segments: int, hop: int) -> int:
 def test_scores_are_the_clips_on_exactly_the_last_frames(tmp_path: Path, architecture: str, places: list[str] | None,
                                                          segments: int, hop: int) -> None:
     model = make_model(tmp_path, architecture, causal=False, segments=segments, hop=hop,
-                       size_hw=(64, 96) if "inception" in architecture else SIZE_HW, **({"places": places} if places else {}))
+                       size_hw=(64, 96) if "inception" in architecture else SIZE_HW,
+                       **({"places": places} if places else {}))
     frames = probe_clip(model.contract, 2 * segments + 3)
     network = model.network.double()
     engine = WindowedEngine(network, model.contract, slots=1)
