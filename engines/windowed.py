@@ -7,7 +7,8 @@
 Scores are those of `clip_scores` on the last T frames, T = the network's segments. They are renewed at a stream's
 first frame, at frame T, and every `hop` frames before and after that; in between a step repeats them. While fewer
 than T frames were seen, those are the clip: a contract's `warmup_frames` = T makes frame T the first that counts.
-The features are the mean over the clip, so the scores are the heads' answer to them.
+The features are the mean over the clip, so the scores are the heads' answer to them, and a live window that averages
+features averages whole clips: a prediction's `now` is the clip's score, its `window` a smoother and later one.
 
 What comes before the block of the first temporal module runs once a frame, the rest T / hop times (see `cost`). All
 of the rest runs in the step that renews the scores: that step takes as long as a clip, the others hardly anything.
