@@ -16,7 +16,7 @@ from torch import nn
 
 import engines
 import engines.openvino as openvino_engine
-from engines import cache
+from engines import cache, lowering
 from engines.agreement import TOLERANCE, difference, probabilities, probe_clip, run_clip
 from engines.contract import Contract
 from engines.engine import Engine
@@ -77,6 +77,22 @@ def make_engine(request: pytest.FixtureRequest, model: Model) -> Callable[..., E
     return lambda slots=1: engines.compile(model, request.param, slots=slots, precision="f32")
 
 
+@pytest.mark.parametrize("matrix_most", [lowering.FUSE_MATRIX_MOST, 4])
+@pytest.mark.parametrize(("architecture", "options"), [
+    ("gsf-mobilenetv2", {"percent": 100, "places": ["features_3", "features_16"]}),
+    ("gsf-mobilenetv2", {"percent": 100, "places": ["features_13"], "ahead": 1}),
+    ("gsf-mobilenetv2", {"ahead": 0}),
+    ("gsf-resnet18", {"percent": 100, "places": ["layer4_0"]}),
+])
+def test_both_forms_of_the_fuse_step_are_the_same_function(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, options: dict[str, Any],
+        matrix_most: int) -> None:
+    monkeypatch.setattr(lowering, "FUSE_MATRIX_MOST", matrix_most)
+    model = make_model(tmp_path, architecture, **options)
+    assert all(step.banded == (step.gated > matrix_most) for step in StepNetwork(model.network).temporal.values())
+    assert_lowered_step_equals(model)
+
+
 @pytest.mark.parametrize(("architecture", "options"), [
     ("gsf-mobilenetv2", {"memory": 16}),
     ("gsf-mobilenetv2", {"percent": 100, "places": ["features_3", "features_16"]}),
@@ -94,7 +110,11 @@ def make_engine(request: pytest.FixtureRequest, model: Model) -> Callable[..., E
     ("stsm-mobilenetv2", {"shift": "THW-diagonal", "ahead": 2}),
 ])
 def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, options: dict[str, Any]) -> None:
-    network = make_model(tmp_path, architecture, **options).network.double()
+    assert_lowered_step_equals(make_model(tmp_path, architecture, **options))
+
+
+def assert_lowered_step_equals(model: Model) -> None:
+    network = model.network.double()
     step = StepNetwork(network)
     clip = torch.randn(1, 9, 3, *SIZE_HW, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -114,6 +134,7 @@ def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, op
     ("gsm-mobilenetv2", "RGB", {}),
     ("tsn-mobilenetv2", "RGB", {}),
     ("gsf-mobilenetv2", "RGB", {"ahead": 0}),
+    ("gsf-mobilenetv2", "RGB", {"percent": 100}),
     ("tsm-mobilenetv2", "BGR", {}),
     ("stsm-mobilenetv2", "RGB", {}),
     ("stsm-mobilenetv2", "RGB", {"shift": "THW-diagonal", "ahead": 0}),
