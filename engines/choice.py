@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from engines.engine import Engine
@@ -43,6 +45,11 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
     if name in PLANNED:
         raise EngineError(f"engine {name!r}, which this version does not have yet", f"one of {', '.join(ENGINES)}",
                           "use --engine auto")
+    if Path(name).is_file() and Path(name).suffix == ".onnx":
+        if precision not in (None, "f32"):
+            raise EngineError(f"precision {precision!r} for an ONNX file", "f32", "leave the precision out")
+        opened: Engine = _onnx().open_engine(model, Path(name), slots)
+        return opened
     if Path(name).is_file():
         return _openvino(model, slots, precision, Path(name))
     raise UsageError(f"engine {name!r}", f"auto, {', '.join(ENGINES)}, or a file written by `gatestream export`",
@@ -52,10 +59,14 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
 def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:
     """Builds an engine ahead of time and writes it as one file, which `compile(model, engine=file)` opens.
 
-    The file serves this model on machines with the same processor and OpenVINO version; others refuse it.
+    engine: openvino (also by "auto"): the file serves this model on machines with the same processor and OpenVINO
+    version; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/onnx.py`.
     """
+    if engine == "onnx":
+        _onnx("onnx", "onnxscript").write(model, Path(out))
+        return Path(out)
     if engine not in ("auto", "openvino"):
-        raise EngineError(f"engine {engine!r} to export", "openvino", "use --engine openvino")
+        raise EngineError(f"engine {engine!r} to export", "openvino or onnx", "use --engine openvino")
     from engines import cache, openvino
 
     cache.pack(openvino.obtain(model, precision), Path(out))
@@ -68,6 +79,17 @@ def _openvino(model: Model, slots: int, precision: str | None, file: Path | None
     except ImportError as error:
         raise EngineError(f"no usable OpenVINO ({error})", "the openvino package", "pip install openvino") from error
     return open_engine(model, slots, precision, file)
+
+
+def _onnx(*exporting: str) -> ModuleType:
+    """The module engines.onnx, once the packages that it and `exporting` need are found to be there."""
+    try:
+        for package in exporting:
+            importlib.import_module(package)
+        return importlib.import_module("engines.onnx")
+    except ImportError as error:
+        raise EngineError(f"no usable ONNX ({error})", "the onnx, onnxscript and onnxruntime packages",
+                          "pip install 'gatestream[onnx]'") from error
 
 
 def _eager(model: Model, slots: int, precision: str | None) -> Engine:

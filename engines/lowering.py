@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.contract import Contract
 from engines.errors import EngineError
 from engines.networks.gsf import FUSE_TAPS, GateShiftFuse
 from engines.networks.gsm import PAST_SECOND, TAPS, GateShift
@@ -221,6 +222,28 @@ class StepNetwork(nn.Module):
         if self.memory is not None:
             features = advance(self.memory, features)
         return features, *(head(features) for head in self.heads.values()), *kept
+
+
+class PixelStep(nn.Module):
+    """A StepNetwork that takes camera pixels: uint8 BGR [B, H, W, 3] at the contract's input size."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Network, contract: Contract) -> None:
+        super().__init__()
+        backwards = contract.colour == "RGB"
+        self.network = StepNetwork(network, reversed_colours=backwards)
+        mean, std = (torch.tensor(values[::-1] if backwards else values) / contract.value_scale
+                     for values in (contract.mean, contract.std))
+        self.register_buffer("mean", mean.view(1, 3, 1, 1))
+        self.register_buffer("std", std.view(1, 3, 1, 1))
+        self.eval()
+
+    def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        pixels_BCHW = image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
+        out: tuple[Tensor, ...] = self.network((pixels_BCHW - self.mean) / self.std, *state)
+        return out
 
 
 def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:

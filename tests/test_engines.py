@@ -72,8 +72,18 @@ def frames(model: Model) -> np.ndarray:
     return probe_clip(model.contract, 24)
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(scope="module")
+def onnx_file(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs the packages of gatestream[onnx]")
+    return engines.export(model, "onnx", tmp_path_factory.mktemp("onnx") / "step.onnx")
+
+
+@pytest.fixture(params=[*ENGINES, "onnx"])
 def make_engine(request: pytest.FixtureRequest, model: Model) -> Callable[..., Engine]:
+    if request.param == "onnx":
+        file = request.getfixturevalue("onnx_file")
+        return lambda slots=1: engines.compile(model, file, slots=slots)
     return lambda slots=1: engines.compile(model, request.param, slots=slots, precision="f32")
 
 
