@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -18,21 +19,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("gatestream.engines")
 
 ENGINES = ("openvino", "eager")  # best first
-PLANNED = ("inductor", "tensorrt")
+ON_REQUEST = ("inductor",)  # `auto` takes it on a GPU only: without one, OpenVINO is several times faster
+PLANNED = ("tensorrt",)
 
 
 def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 1,
             precision: str | None = None) -> Engine:
     """Builds an engine, or takes it from the cache.
 
-    engine: auto (the best that works here), openvino, eager, or a file written by `export`; slots: cameras at a
-    time, at most; precision: f32, bf16, or None to have it chosen by measured agreement with eager.
+    engine: auto (the best that works here: inductor on a GPU, else openvino, else eager), openvino, inductor, eager,
+    or a file written by `export`; slots: cameras at a time, at most; precision: f32, bf16, f16 as the engine has it,
+    or None to have it chosen by measured agreement with eager.
     Raises UsageError for an unknown name, EngineError when the engine cannot be built or does not agree with eager.
     """
     if slots < 1:
         raise UsageError(f"{slots} slots", "1 or more", "give one slot per camera")
     name = os.fspath(engine)
     if name == "auto":
+        if _has_gpu():
+            try:
+                return _inductor(model, slots, precision)
+            except EngineError as error:
+                log.warning("no Inductor engine on the GPU (%s): running on the processor", error)
         try:
             return _openvino(model, slots, precision)
         except EngineError as error:
@@ -40,11 +48,13 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
             return _eager(model, slots, precision)
     if name == "openvino":
         return _openvino(model, slots, precision)
+    if name == "inductor":
+        return _inductor(model, slots, precision)
     if name == "eager":
         return _eager(model, slots, precision)
     if name in PLANNED:
-        raise EngineError(f"engine {name!r}, which this version does not have yet", f"one of {', '.join(ENGINES)}",
-                          "use --engine auto")
+        raise EngineError(f"engine {name!r}, which this version does not have yet",
+                          f"one of {', '.join((*ENGINES, *ON_REQUEST))}", "use --engine auto")
     if Path(name).is_file() and Path(name).suffix == ".onnx":
         if precision not in (None, "f32"):
             raise EngineError(f"precision {precision!r} for an ONNX file", "f32", "leave the precision out")
@@ -52,7 +62,8 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
         return opened
     if Path(name).is_file():
         return _openvino(model, slots, precision, Path(name))
-    raise UsageError(f"engine {name!r}", f"auto, {', '.join(ENGINES)}, or a file written by `gatestream export`",
+    raise UsageError(f"engine {name!r}",
+                     f"auto, {', '.join((*ENGINES, *ON_REQUEST))}, or a file written by `gatestream export`",
                      "choose one of these")
 
 
@@ -79,6 +90,21 @@ def _openvino(model: Model, slots: int, precision: str | None, file: Path | None
     except ImportError as error:
         raise EngineError(f"no usable OpenVINO ({error})", "the openvino package", "pip install openvino") from error
     return open_engine(model, slots, precision, file)
+
+
+def _has_gpu() -> bool:
+    """Whether torch can use a GPU. Asks torch only where the driver's own program is: importing torch takes seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _inductor(model: Model, slots: int, precision: str | None) -> Engine:
+    from engines.inductor import open_engine
+
+    return open_engine(model, slots, precision)
 
 
 def _onnx(*exporting: str) -> ModuleType:

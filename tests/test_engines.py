@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,14 @@ import torch
 from torch import nn
 
 import engines
+import engines.inductor as inductor_engine
 import engines.openvino as openvino_engine
-from engines import cache, lowering
+from engines import cache, choice, lowering
 from engines.agreement import TOLERANCE, difference, probabilities, probe_clip, run_clip
 from engines.contract import Contract
 from engines.engine import Engine
 from engines.errors import EngineError, GatestreamError, UsageError
+from engines.inductor import InductorEngine
 from engines.lowering import StepNetwork
 from engines.model import Model, save
 
@@ -79,8 +82,17 @@ def onnx_file(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return engines.export(model, "onnx", tmp_path_factory.mktemp("onnx") / "step.onnx")
 
 
-@pytest.fixture(params=[*ENGINES, "onnx"])
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Inductor engine without its compiler: all of its bookkeeping, none of the minutes."""
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+
+
+@pytest.fixture(params=[*ENGINES, "onnx", "inductor"])
 def make_engine(request: pytest.FixtureRequest, model: Model) -> Callable[..., Engine]:
+    if request.param == "inductor":
+        request.getfixturevalue("uncompiled")
+        return lambda slots=1: InductorEngine(model.network, model.contract, slots, "f32", "cpu", batch=2)
     if request.param == "onnx":
         file = request.getfixturevalue("onnx_file")
         return lambda slots=1: engines.compile(model, file, slots=slots)
@@ -230,8 +242,8 @@ def test_a_closed_engine_says_so(model: Model, frames: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("name", "precision", "slots", "error", "named"), [
-    ("tensorrt", None, 1, EngineError, "openvino, eager"),
-    ("inductor", None, 1, EngineError, "openvino, eager"),
+    ("tensorrt", None, 1, EngineError, "openvino, eager, inductor"),
+    ("inductor", "bf16", 1, EngineError, "'bf16'"),
     ("onnx", None, 1, UsageError, "'onnx'"),
     ("openvino", "int4", 1, EngineError, "'int4'"),
     ("eager", "bf16", 1, EngineError, "'bf16'"),
@@ -259,6 +271,43 @@ def test_auto_takes_openvino_and_falls_back_to_eager_with_a_message(
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model).name == "eager"
     assert "no such device" in caplog.text
+
+
+def test_auto_takes_a_gpu_where_there_is_one_that_works(
+        model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uncompiled: None) -> None:
+    monkeypatch.setattr(choice, "_has_gpu", lambda: True)
+    monkeypatch.setattr(inductor_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
+    assert engines.compile(model, precision="f32").name == "inductor"
+    monkeypatch.setattr(inductor_engine, "difference", lambda *_: 0.5)
+    with caplog.at_level(logging.WARNING):
+        assert engines.compile(model, precision="f32").name == "openvino"
+    assert "off by" in caplog.text
+    with pytest.raises(EngineError, match="off by"):
+        engines.compile(model, "inductor")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, as Inductor on the processor does")
+def test_inductor_equals_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
+    small = make_model(tmp_path, "gsf-resnet18", places=["layer4_0"])
+    engine = engines.compile(small, "inductor", slots=2)
+    frames = probe_clip(small.contract, 12)
+    wanted = run_clip(engines.compile(small, "eager"), frames)
+    assert (engine.name, engine.precision) == ("inductor", "f32")
+    assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1
+    assert difference(small.contract, wanted, run_clip(engine, frames, slot=1)) <= 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["f16", "f32"])
+def test_inductor_on_a_gpu_equals_eager_in_any_company(model: Model, frames: np.ndarray, precision: str) -> None:
+    wanted = run_clip(engines.compile(model, "eager"), frames)
+    engine = engines.compile(model, "inductor", slots=4, precision=precision)
+    assert difference(model.contract, wanted, run_clip(engine, frames, slot=2)) <= TOLERANCE
+    alone = run_clip(engine, frames, slot=2)["gesture"]
+    engine.reset(range(4))
+    together = [engine.step(np.stack([frame, frames[-1]]), [2, 0]).scores["gesture"][0] for frame in frames]
+    assert np.array_equal(np.stack(together), alone)
 
 
 def test_precision_is_chosen_by_measured_agreement_and_recorded(
