@@ -29,6 +29,7 @@ from engines.choice import bidirectional
 from engines.choice import compile as compile_engine
 from engines.contract import Contract
 from engines.engine import Engine, StepResult
+from engines.errors import UsageError
 from engines.preprocess import fit, prepare
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     """Measures a model on this machine and keeps the report, to be compared with next time.
 
     steps: timed frames for each figure; fuse: what follows the engine's step, timed as a stage of its own.
-    Raises what `engines.compile` raises.
+    Raises what `engines.compile` raises, and UsageError for an ONNX file.
     """
     opened = compile_engine(model, engine, slots=1, precision=precision)
+    if opened.name == "onnx":
+        raise UsageError("an ONNX file to time", "an engine that the bare backbone can be built for as well",
+                         "time openvino, inductor or eager")
     height, width = model.contract.input_size_hw
     sizes = dict.fromkeys([(height, width), LARGE_HW])
     report: Report = {
@@ -192,6 +196,9 @@ def _engine_of(network: Network, contract: Contract, like: Engine) -> Engine:
         from engines.eager import EagerEngine
         from engines.windowed import WindowedEngine
         return EagerEngine(network, contract, 1) if network.causal else WindowedEngine(network, contract, 1)
+    if like.name == "inductor":
+        from engines.inductor import InductorEngine
+        return InductorEngine(network, contract, 1, like.precision)
     from engines.openvino import OpenVINOEngine, compile_graph, convert
 
     compiled = compile_graph(convert(network, contract), 1, like.precision)

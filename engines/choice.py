@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from engines.engine import Engine
@@ -16,18 +19,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("gatestream.engines")
 
 ENGINES = ("openvino", "eager")  # best first
-PLANNED = ("inductor", "tensorrt")
+ON_REQUEST = ("inductor",)  # `auto` takes it on a GPU only: without one, OpenVINO is several times faster
+PLANNED = ("tensorrt",)
 
 
 def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 1,
             precision: str | None = None, hop: int | None = None) -> Engine:
     """Builds an engine, or takes it from the cache.
 
-    engine: auto (the best that works here), openvino, eager, or a file written by `export`; slots: cameras at a
-    time, at most; precision: f32, bf16, or None to have it chosen by measured agreement with eager; hop: frames from
-    one clip's scores to the next, None for the model's own, of a bidirectional model, which runs in the eager engine
-    only (see `engines.windowed`). Raises UsageError for an unknown name or an impossible hop, EngineError when the
-    engine cannot be built or does not agree with eager.
+    engine: auto (the best that works here: inductor on a GPU, else openvino, else eager), openvino, inductor, eager,
+    or a file written by `export`; slots: cameras at a time, at most; precision: f32, bf16, f16 as the engine has it,
+    or None to have it chosen by measured agreement with eager; hop: frames from one clip's scores to the next, None
+    for the model's own, of a bidirectional model, which runs in the eager engine only (see `engines.windowed`).
+    Raises UsageError for an unknown name or an impossible hop, EngineError when the engine cannot be built or does
+    not agree with eager.
     """
     if slots < 1:
         raise UsageError(f"{slots} slots", "1 or more", "give one slot per camera")
@@ -38,6 +43,11 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
     if name == "eager" or (name == "auto" and bidirectional(model)):
         return _eager(model, slots, precision, hop)
     if name == "auto":
+        if _has_gpu():
+            try:
+                return _inductor(model, slots, precision)
+            except EngineError as error:
+                log.warning("no Inductor engine on the GPU (%s): running on the processor", error)
         try:
             return _openvino(model, slots, precision)
         except EngineError as error:
@@ -45,12 +55,21 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
             return _eager(model, slots, precision)
     if name == "openvino":
         return _openvino(model, slots, precision)
+    if name == "inductor":
+        return _inductor(model, slots, precision)
     if name in PLANNED:
-        raise EngineError(f"engine {name!r}, which this version does not have yet", f"one of {', '.join(ENGINES)}",
-                          "use --engine auto")
+        raise EngineError(f"engine {name!r}, which this version does not have yet",
+                          f"one of {', '.join((*ENGINES, *ON_REQUEST))}", "use --engine auto")
+    if Path(name).is_file() and Path(name).suffix == ".onnx":
+        _refuse_bidirectional(model)
+        if precision not in (None, "f32"):
+            raise EngineError(f"precision {precision!r} for an ONNX file", "f32", "leave the precision out")
+        opened: Engine = _onnx().open_engine(model, Path(name), slots)
+        return opened
     if Path(name).is_file():
         return _openvino(model, slots, precision, Path(name))
-    raise UsageError(f"engine {name!r}", f"auto, {', '.join(ENGINES)}, or a file written by `gatestream export`",
+    raise UsageError(f"engine {name!r}",
+                     f"auto, {', '.join((*ENGINES, *ON_REQUEST))}, or a file written by `gatestream export`",
                      "choose one of these")
 
 
@@ -62,13 +81,17 @@ def bidirectional(model: Model) -> bool:
 def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:
     """Builds an engine ahead of time and writes it as one file, which `compile(model, engine=file)` opens.
 
-    The file serves this model on machines with the same processor and OpenVINO version; others refuse it.
+    engine: openvino (also by "auto"): the file serves this model on machines with the same processor and OpenVINO
+    version; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/onnx.py`.
     """
+    _refuse_bidirectional(model)
+    if engine == "onnx":
+        _onnx("onnx", "onnxscript").write(model, Path(out))
+        return Path(out)
     if engine not in ("auto", "openvino"):
-        raise EngineError(f"engine {engine!r} to export", "openvino", "use --engine openvino")
+        raise EngineError(f"engine {engine!r} to export", "openvino or onnx", "use --engine openvino")
     from engines import cache, openvino
 
-    _refuse_bidirectional(model)
     cache.pack(openvino.obtain(model, precision), Path(out))
     return Path(out)
 
@@ -86,6 +109,33 @@ def _refuse_bidirectional(model: Model) -> None:
     if bidirectional(model):
         raise EngineError(f"{model.contract.name}, a bidirectional model, for a compiled engine", "a causal model",
                           "use --engine eager, which scores its clips again and again, or a causal model")
+
+
+def _has_gpu() -> bool:
+    """Whether torch can use a GPU. Asks torch only where the driver's own program is: importing torch takes seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _inductor(model: Model, slots: int, precision: str | None) -> Engine:
+    _refuse_bidirectional(model)
+    from engines.inductor import open_engine
+
+    return open_engine(model, slots, precision)
+
+
+def _onnx(*exporting: str) -> ModuleType:
+    """The module engines.onnx, once the packages that it and `exporting` need are found to be there."""
+    try:
+        for package in exporting:
+            importlib.import_module(package)
+        return importlib.import_module("engines.onnx")
+    except ImportError as error:
+        raise EngineError(f"no usable ONNX ({error})", "the onnx, onnxscript and onnxruntime packages",
+                          "pip install 'gatestream[onnx]'") from error
 
 
 def _eager(model: Model, slots: int, precision: str | None, hop: int | None = None) -> Engine:

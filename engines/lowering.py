@@ -7,7 +7,8 @@ A compiled gate-shift module costs by its number of operators, hardly by its cha
   * past frames of the gate's input are kept, so that the gate is one convolution over three frames;
   * its weights are repeated, so that it gives one gate per channel and nothing is broadcast (few channels only);
   * the mean of what is shifted was known when it was gated: one mean a frame, the rest comes from state;
-  * the fuse convolution over (channel, time) becomes one matrix over the means of five frames;
+  * the fuse convolution over (channel, time) becomes one matrix over the means of five frames (few channels only,
+    as it grows with their square), else a convolution over the channels with those frames side by side;
   * the interleave at the end is moved into the rows of the projection before, so it costs nothing.
 State is laid out differently from the network's own, and starts as zeros too.
 
@@ -22,14 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.contract import Contract
 from engines.errors import EngineError
 from engines.networks.gsf import FUSE_TAPS, GateShiftFuse
 from engines.networks.gsm import PAST_SECOND, TAPS, GateShift
 from engines.networks.network import Memory, Network
 from engines.networks.temporal import TemporalModule
 
-Shapes = list[tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]  # of each leaf of state, without the camera axis
 PER_CHANNEL_MOST = 64  # above so many gated channels, repeating the gate costs less than a wider convolution
+FUSE_MATRIX_MOST = 64  # above so many gated channels, reading the fuse matrix costs more than the operators it saves
 
 
 class GateShiftStep(nn.Module):
@@ -55,16 +58,20 @@ class GateShiftStep(nn.Module):
         self.gate_weight, self.gate_bias = nn.Parameter(weight), nn.Parameter(bias)
         self.fuse_weight: nn.Parameter | None = None
         if isinstance(module, GateShiftFuse):
-            matrix, bias = fuse_matrix(module)
-            self.means = frames_of_means(module)
-            columns = torch.arange(2 * self.means * f).view(-1, f)[:, order].flatten()
-            self.fuse_weight = nn.Parameter(matrix[order][:, columns].view(f, -1, 1, 1))
-            self.fuse_bias = nn.Parameter(bias)
+            band, bias = fuse_band(module)
+            self.means, self.banded = band.shape[1], f > FUSE_MATRIX_MOST
+            if self.banded:
+                self.fuse_weight, self.fuse_bias = nn.Parameter(band.flatten(1, 2)), nn.Parameter(bias)
+            else:
+                matrix = fuse_matrix(band, c)[order][..., order]
+                self.fuse_weight = nn.Parameter(matrix.view(f, -1, 1, 1))
+                self.fuse_bias = nn.Parameter(bias.repeat_interleave(c))
 
     def state_shapes(self) -> Shapes:
         f, c = self.gated, self.gated // 2
-        shapes: Shapes = [((TAPS - 1) * f, *self.size_hw), ((self.past_first + PAST_SECOND) * c, *self.size_hw)]
-        return shapes if self.fuse_weight is None else [*shapes, ((self.means - 1) * 2 * f, 1, 1)]
+        shapes: Shapes = {"normal": ((TAPS - 1) * f, *self.size_hw),
+                          "gated": ((self.past_first + PAST_SECOND) * c, *self.size_hw)}
+        return shapes if self.fuse_weight is None else shapes | {"means": ((self.means - 1) * 2 * f, 1, 1)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         f, c, first = self.gated, self.gated // 2, self.past_first
@@ -84,31 +91,44 @@ class GateShiftStep(nn.Module):
             mean = torch.cat([gated, stayed], 1).mean((2, 3), keepdim=True)
             means = torch.cat([state[2], mean], 1)
             kept.append(means[:, 2 * f:])
-            mixed = stayed + torch.sigmoid(F.conv2d(means, self.fuse_weight, self.fuse_bias)) * (shifted - stayed)
+            mixed = stayed + torch.sigmoid(self.fuse(means)) * (shifted - stayed)
         return torch.cat([mixed, x[:, f:]], 1), kept
 
+    def fuse(self, means: Tensor) -> Tensor:
+        """Logit of the shifted part's weight, [B, f, 1, 1], from means [B, frames x (gated f, stayed f), 1, 1]."""
+        assert self.fuse_weight is not None
+        if not self.banded:
+            return F.conv2d(means, self.fuse_weight, self.fuse_bias)
+        frames, quarter = 2 * self.means, self.gated // 4
+        natural = means.reshape(-1, frames, 2, quarter, 2).permute(0, 2, 1, 4, 3)  # neighbours side by side
+        logits = F.conv1d(natural.reshape(-1, 2 * frames, 2 * quarter), self.fuse_weight, self.fuse_bias,
+                          padding=1, groups=2)
+        return logits.reshape(-1, 2, 2, quarter).transpose(2, 3).reshape(-1, self.gated, 1, 1)
 
-def frames_of_means(module: GateShiftFuse) -> int:
-    """How many frames of means one fuse weight depends on."""
-    return max(module.past_first, PAST_SECOND) + FUSE_TAPS
 
+def fuse_band(module: GateShiftFuse) -> tuple[Tensor, Tensor]:
+    """The fuse convolutions of both halves over means of (gated, stayed): weights [2, frames, 2, 3], bias [2].
 
-def fuse_matrix(module: GateShiftFuse) -> tuple[Tensor, Tensor]:
-    """The fuse convolutions as (matrix [f, means x (gated f, stayed f)], bias [f]), oldest frame first."""
-    f, c, means = module.channels, module.channels // 2, frames_of_means(module)
-    like = module.channel_conv1.weight
-    matrix, bias = like.new_zeros(f, means, 2, f), like.new_zeros(f)
-    halves = ((0, module.channel_conv1, module.past_first), (c, module.channel_conv2, PAST_SECOND))
-    for start, conv, past in halves:
-        assert conv.bias is not None
-        bias[start:start + c] = conv.bias
+    Frames are the oldest first, as many as one fuse weight depends on; the last axis is over neighbouring channels.
+    """
+    means = max(module.past_first, PAST_SECOND) + FUSE_TAPS
+    convs = module.channel_conv1, module.channel_conv2
+    band = convs[0].weight.new_zeros(2, means, 2, 3)
+    for half, (conv, past) in enumerate(zip(convs, (module.past_first, PAST_SECOND), strict=True)):
         for source, back in ((0, past), (1, 0)):  # what is shifted now was gated `past` frames ago
-            for neighbour in range(3):
-                for tap in range(FUSE_TAPS):
-                    rows = torch.arange(max(0, 1 - neighbour), min(c, c + 1 - neighbour)) + start
-                    frame = means - FUSE_TAPS - back + tap
-                    matrix[rows, frame, source, rows + neighbour - 1] = conv.weight[0, source, neighbour, tap]
-    return matrix.flatten(1), bias
+            oldest = means - FUSE_TAPS - back
+            band[half, oldest:oldest + FUSE_TAPS, source] = conv.weight[0, source].T
+    return band, torch.cat([conv.bias for conv in convs if conv.bias is not None])
+
+
+def fuse_matrix(band: Tensor, c: int) -> Tensor:
+    """The band written out for halves of `c` channels: [2c, frames, 2, 2c]."""
+    matrix = band.new_zeros(2 * c, *band.shape[1:3], 2 * c)
+    for half in range(2):
+        for neighbour in range(3):
+            rows = torch.arange(max(0, 1 - neighbour), min(c, c + 1 - neighbour)) + half * c
+            matrix[rows, :, :, rows + neighbour - 1] = band[half, :, :, neighbour]
+    return matrix
 
 
 class VerbatimStep(nn.Module):
@@ -136,7 +156,7 @@ class MemoryStep(nn.Module):
         self.cell.load_state_dict(weights)
 
     def state_shapes(self) -> Shapes:
-        return [(self.cell.hidden_size,)]
+        return {"": (self.cell.hidden_size,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         x = self.cell(x, state[0])
@@ -161,12 +181,12 @@ class StepNetwork(nn.Module):
             stem = next(layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d))
             stem.weight.copy_(stem.weight.flip(1))
         self.heads = copy.deepcopy(network.heads)
-        spec = {place: [leaf.shape for leaf in network.state_spec() if leaf.name.startswith(f"{place}.")]
-                for place in network.temporal}
+        spec = {place: {leaf.name.removeprefix(f"{place}."): leaf.shape for leaf in network.state_spec()
+                        if leaf.name.startswith(f"{place}.")} for place in network.temporal}
         steps: dict[str, nn.Module] = {}
         for place, module in network.temporal.items():
             if isinstance(module, GateShift):
-                steps[place] = GateShiftStep(module, spec[place][0][-2:])  # type: ignore[arg-type]
+                steps[place] = GateShiftStep(module, spec[place]["taps"][-2:])  # type: ignore[arg-type]
                 _interleave_rows(self.backbone.places()[place], module)
             else:
                 assert isinstance(module, TemporalModule)
@@ -175,13 +195,16 @@ class StepNetwork(nn.Module):
         self.memory = MemoryStep(network.memory) if network.memory is not None else None
         self.eval()
 
-    def _steps(self) -> list[nn.Module]:
-        return [*self.temporal.values(), *([] if self.memory is None else [self.memory])]
+    def state_shapes(self) -> Shapes:
+        """Name and shape, without the camera axis, of every leaf of state, in order."""
+        steps = dict(self.temporal.items()) | ({} if self.memory is None else {"memory": self.memory})
+        return {f"{place}.{leaf}".removesuffix("."): shape
+                for place, step in steps.items() for leaf, shape in step.state_shapes().items()}  # type: ignore[operator]
 
     def fresh_state(self) -> list[Tensor]:
         """State of one camera that has seen nothing."""
         like = next(self.parameters())
-        return [like.new_zeros(1, *shape) for step in self._steps() for shape in step.state_shapes()]  # type: ignore[operator]
+        return [like.new_zeros(1, *shape) for shape in self.state_shapes().values()]
 
     def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         past, kept = list(state), []
@@ -199,6 +222,28 @@ class StepNetwork(nn.Module):
         if self.memory is not None:
             features = advance(self.memory, features)
         return features, *(head(features) for head in self.heads.values()), *kept
+
+
+class PixelStep(nn.Module):
+    """A StepNetwork that takes camera pixels: uint8 BGR [B, H, W, 3] at the contract's input size."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Network, contract: Contract) -> None:
+        super().__init__()
+        backwards = contract.colour == "RGB"
+        self.network = StepNetwork(network, reversed_colours=backwards)
+        mean, std = (torch.tensor(values[::-1] if backwards else values) / contract.value_scale
+                     for values in (contract.mean, contract.std))
+        self.register_buffer("mean", mean.view(1, 3, 1, 1))
+        self.register_buffer("std", std.view(1, 3, 1, 1))
+        self.eval()
+
+    def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        pixels_BCHW = image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
+        out: tuple[Tensor, ...] = self.network((pixels_BCHW - self.mean) / self.std, *state)
+        return out
 
 
 def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:

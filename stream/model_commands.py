@@ -148,13 +148,15 @@ def bench(model: ModelArgument = "gesture", engine: EngineName = "auto",
 def export(model: ModelArgument,
            out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
            engine: EngineName = "auto") -> None:
-    """Build a compiled engine ahead of time, for machines with the same processor and library.
+    """Build a compiled engine ahead of time, for machines with the same processor and library; or an ONNX file.
 
     [bold]Examples[/bold]
 
       gatestream export gesture --engine openvino --out gesture.engine
 
       gatestream run --engine gesture.engine
+
+      gatestream export gesture --engine onnx --out step.onnx
     """
     import engines
 

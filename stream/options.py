@@ -9,4 +9,5 @@ import typer
 ModelName = Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A bundled model or a model file.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model or a model file.")]
 EngineName = Annotated[str, typer.Option(
-    metavar="NAME|FILE", help="What runs the network: auto, openvino, eager, or a file of gatestream export.")]
+    metavar="NAME|FILE",
+    help="What runs the network: auto, openvino, inductor, eager, or a file of gatestream export.")]

@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 import engines
+import engines.inductor as inductor_engine
 import engines.openvino as openvino_engine
-from engines import cache
+from engines import cache, choice, lowering
 from engines.agreement import TOLERANCE, difference, probabilities, probe_clip, run_clip
 from engines.contract import Contract
 from engines.eager import EagerEngine
 from engines.engine import Engine
 from engines.errors import EngineError, GatestreamError, UsageError
+from engines.inductor import InductorEngine
 from engines.lowering import StepNetwork
 from engines.model import Model, save
 
@@ -79,11 +81,46 @@ def bidirectional_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return make_model(tmp_path_factory.mktemp("model"), causal=False, segments=6, hop=2)
 
 
-@pytest.fixture(params=[*ENGINES, "window"])
+@pytest.fixture(scope="module")
+def onnx_file(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs the packages of gatestream[onnx]")
+    return engines.export(model, "onnx", tmp_path_factory.mktemp("onnx") / "step.onnx")
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Inductor engine without its compiler: all of its bookkeeping, none of the minutes."""
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+
+
+@pytest.fixture(params=[*ENGINES, "onnx", "inductor", "window"])
 def make_engine(request: pytest.FixtureRequest, model: Model, bidirectional_model: Model) -> Callable[..., Engine]:
     if request.param == "window":
         return lambda slots=1: engines.compile(bidirectional_model, slots=slots)
+    if request.param == "inductor":
+        request.getfixturevalue("uncompiled")
+        return lambda slots=1: InductorEngine(model.network, model.contract, slots, "f32", "cpu", batch=2)
+    if request.param == "onnx":
+        file = request.getfixturevalue("onnx_file")
+        return lambda slots=1: engines.compile(model, file, slots=slots)
     return lambda slots=1: engines.compile(model, request.param, slots=slots, precision="f32")
+
+
+@pytest.mark.parametrize("matrix_most", [lowering.FUSE_MATRIX_MOST, 4])
+@pytest.mark.parametrize(("architecture", "options"), [
+    ("gsf-mobilenetv2", {"percent": 100, "places": ["features_3", "features_16"]}),
+    ("gsf-mobilenetv2", {"percent": 100, "places": ["features_13"], "ahead": 1}),
+    ("gsf-mobilenetv2", {"ahead": 0}),
+    ("gsf-resnet18", {"percent": 100, "places": ["layer4_0"]}),
+])
+def test_both_forms_of_the_fuse_step_are_the_same_function(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, options: dict[str, Any],
+        matrix_most: int) -> None:
+    monkeypatch.setattr(lowering, "FUSE_MATRIX_MOST", matrix_most)
+    model = make_model(tmp_path, architecture, **options)
+    assert all(step.banded == (step.gated > matrix_most) for step in StepNetwork(model.network).temporal.values())
+    assert_lowered_step_equals(model)
 
 
 @pytest.mark.parametrize(("architecture", "options"), [
@@ -103,7 +140,11 @@ def make_engine(request: pytest.FixtureRequest, model: Model, bidirectional_mode
     ("stsm-mobilenetv2", {"shift": "THW-diagonal", "ahead": 2}),
 ])
 def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, options: dict[str, Any]) -> None:
-    network = make_model(tmp_path, architecture, **options).network.double()
+    assert_lowered_step_equals(make_model(tmp_path, architecture, **options))
+
+
+def assert_lowered_step_equals(model: Model) -> None:
+    network = model.network.double()
     step = StepNetwork(network)
     clip = torch.randn(1, 9, 3, *SIZE_HW, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -123,6 +164,7 @@ def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, op
     ("gsm-mobilenetv2", "RGB", {}),
     ("tsn-mobilenetv2", "RGB", {}),
     ("gsf-mobilenetv2", "RGB", {"ahead": 0}),
+    ("gsf-mobilenetv2", "RGB", {"percent": 100}),
     ("tsm-mobilenetv2", "BGR", {}),
     ("stsm-mobilenetv2", "RGB", {}),
     ("stsm-mobilenetv2", "RGB", {"shift": "THW-diagonal", "ahead": 0}),
@@ -208,8 +250,8 @@ def test_a_closed_engine_says_so(model: Model, frames: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("name", "precision", "slots", "error", "named"), [
-    ("tensorrt", None, 1, EngineError, "openvino, eager"),
-    ("inductor", None, 1, EngineError, "openvino, eager"),
+    ("tensorrt", None, 1, EngineError, "openvino, eager, inductor"),
+    ("inductor", "bf16", 1, EngineError, "'bf16'"),
     ("onnx", None, 1, UsageError, "'onnx'"),
     ("openvino", "int4", 1, EngineError, "'int4'"),
     ("eager", "bf16", 1, EngineError, "'bf16'"),
@@ -243,6 +285,46 @@ def test_auto_takes_openvino_and_falls_back_to_eager_with_a_message(
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model).name == "eager"
     assert "no such device" in caplog.text
+
+
+def test_auto_takes_a_gpu_where_there_is_one_that_works(
+        model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uncompiled: None) -> None:
+    monkeypatch.setattr(choice, "_has_gpu", lambda: True)
+    monkeypatch.setattr(inductor_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
+    assert engines.compile(model, precision="f32").name == "inductor"
+    monkeypatch.setattr(inductor_engine, "difference", lambda *_: 0.5)
+    with caplog.at_level(logging.WARNING):
+        assert engines.compile(model, precision="f32").name == "openvino"
+    assert "off by" in caplog.text
+    with pytest.raises(EngineError, match="off by"):
+        engines.compile(model, "inductor")
+
+
+def test_torch_traces_the_whole_inductor_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tracer but without the code generator, which takes minutes on a processor."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **how: real(module, backend="aot_eager", **how))
+    monkeypatch.setattr(inductor_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
+    for seed in (0, 3):  # two models of one architecture in one process: code may be shared, weights not
+        model = make_model(tmp_path, "gsf-resnet18", seed=seed, places=["layer4_0"])
+        engine = engines.compile(model, "inductor", slots=2)
+        frames = probe_clip(model.contract, 12)
+        wanted = run_clip(engines.compile(model, "eager"), frames)
+        assert engine.name == "inductor"
+        assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1
+        assert difference(model.contract, wanted, run_clip(engine, frames, slot=1)) <= 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["f16", "f32"])
+def test_inductor_on_a_gpu_equals_eager_in_any_company(model: Model, frames: np.ndarray, precision: str) -> None:
+    wanted = run_clip(engines.compile(model, "eager"), frames)
+    engine = engines.compile(model, "inductor", slots=4, precision=precision)
+    assert difference(model.contract, wanted, run_clip(engine, frames, slot=2)) <= TOLERANCE
+    alone = run_clip(engine, frames, slot=2)["gesture"]
+    engine.reset(range(4))
+    together = [engine.step(np.stack([frame, frames[-1]]), [2, 0]).scores["gesture"][0] for frame in frames]
+    assert np.array_equal(np.stack(together), alone)
 
 
 def test_precision_is_chosen_by_measured_agreement_and_recorded(
