@@ -105,8 +105,8 @@ def machine() -> dict[str, Any]:
 
 def _processor() -> str:
     with contextlib.suppress(ImportError, RuntimeError):
-        import openvino
-        return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+        from engines.openvino import core
+        return str(core().get_property("CPU", "FULL_DEVICE_NAME"))
     return platform.processor() or platform.machine()
 
 

@@ -154,9 +154,10 @@ def _torch() -> tuple[bool, str]:
 def _openvino() -> tuple[bool, str]:
     import openvino
 
-    core = openvino.Core()
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "CPU" in core.available_devices, f"{openvino.__version__} on {', '.join(core.available_devices)}; CPU: " \
+    from engines.openvino import core
+
+    able, devices = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), core().available_devices
+    return "CPU" in devices, f"{openvino.__version__} on {', '.join(devices)}; CPU: " \
                                             f"{', '.join(sorted(able))}"
 
 

@@ -9,6 +9,7 @@ and its calibrated scores agree with eager's on the probe clip, else f32; what w
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -104,10 +105,18 @@ class _Request:
         self.run.reset_state()
 
 
+@functools.cache
+def core() -> ov.Core:
+    """The process's one OpenVINO core, never destroyed. OpenVINO 2026.4 gives the thread a signal stack of its own with
+    each core and puts the one before back in the end: with several cores that one may be freed by then, and the next
+    signal (Ctrl-C, say) would crash the process."""
+    return ov.Core()
+
+
 def key_of(model: Model, precision: str | None) -> dict[str, str]:
     """Everything a built engine of this model depends on."""
     return {"model": model.digest, "engine": "openvino", "code": CODE_VERSION, "library": ov.get_version(),
-            "device": str(ov.Core().get_property(DEVICE, "FULL_DEVICE_NAME")), "precision": precision or "by agreement"}
+            "device": str(core().get_property(DEVICE, "FULL_DEVICE_NAME")), "precision": precision or "by agreement"}
 
 
 def open_engine(model: Model, slots: int = 1, precision: str | None = None, file: Path | None = None) -> OpenVINOEngine:
@@ -123,7 +132,7 @@ def open_engine(model: Model, slots: int = 1, precision: str | None = None, file
     entry = cache.unpack(file, key_of(model, precision)) if file else obtain(model, precision)
     try:
         chosen = str(entry.facts["precision"])
-        graph = ov.Core().read_model(entry.folder / GRAPH)
+        graph = core().read_model(entry.folder / GRAPH)
         return OpenVINOEngine(model.contract, compile_graph(graph, slots, chosen), slots, chosen)
     except (RuntimeError, KeyError) as error:
         raise EngineError(f"OpenVINO refusing a built engine ({_first_line(error)})", "a graph it can load",
@@ -218,7 +227,7 @@ def compile_graph(graph: ov.Model, slots: int, precision: str) -> ov.CompiledMod
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     streams = min(slots, cores)
     threads = min(cores, streams * max(1, round(_multiplications(graph) / MULTIPLICATIONS_PER_THREAD)))
-    return ov.Core().compile_model(graph, DEVICE, {
+    return core().compile_model(graph, DEVICE, {
         "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision]})
 
@@ -235,7 +244,7 @@ def _multiplications(graph: ov.Model) -> float:
 
 
 def has_bf16() -> bool:
-    return "BF16" in ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
 def _first_line(error: Exception) -> str:

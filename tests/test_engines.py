@@ -383,6 +383,25 @@ def test_exported_engine_opens_as_built_and_serves_its_model_only(tmp_path: Path
         engines.export(model, "eager", tmp_path / "no.engine")
 
 
+def test_signals_arrive_after_engines_have_come_and_gone(model: Model) -> None:
+    code = f"""
+import faulthandler, gc, signal
+faulthandler.enable()
+import engines
+model = engines.load({str(model.path)!r})
+opened = [engines.compile(model, "openvino", slots=2) for _ in range(3)]
+while opened:
+    opened.pop(0).close()
+    gc.collect()
+seen = []
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+signal.raise_signal(signal.SIGINT)
+assert seen == [signal.SIGINT]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_warm_start_never_imports_torch(model: Model) -> None:
     engines.compile(model, "openvino")
     program = ("import sys, numpy as np, engines\n"
