@@ -18,8 +18,22 @@ from engines.networks.network import Network
 from engines.preprocess import normalise
 
 
-class EagerEngine(Engine):
-    """One pool tensor [S, ...] per leaf of state: gather the rows, step, scatter them back."""
+class PooledEngine(Engine):
+    """An engine whose state is torch tensors: one pool [S, ...] per leaf. Gather the rows, step, scatter them back."""
+
+    _pool: Sequence[torch.Tensor]
+
+    def _reset(self, slots: Sequence[int]) -> None:
+        for leaf in self._pool:
+            leaf[list(slots)] = 0
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(leaf[0].numel() * leaf.element_size() for leaf in self._pool)
+
+
+class EagerEngine(PooledEngine):
+    """The network itself, on the frames' own slots."""
 
     name = "eager"
     precision = "f32"
@@ -46,14 +60,6 @@ class EagerEngine(Engine):
         features_BD = features_B1D[:, 0]
         return StepResult(to_numpy(features_BD),
                           {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()})
-
-    def _reset(self, slots: Sequence[int]) -> None:
-        for leaf in self._pool:
-            leaf[list(slots)] = 0
-
-    @property
-    def state_bytes(self) -> int:
-        return sum(leaf[0].numel() * leaf.element_size() for leaf in self._pool)
 
 
 def to_numpy(tensor: torch.Tensor) -> Floats:

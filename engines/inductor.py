@@ -26,8 +26,8 @@ from torch import Tensor
 
 from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
 from engines.contract import Contract
-from engines.eager import EagerEngine
-from engines.engine import Engine, Floats, StepResult
+from engines.eager import EagerEngine, PooledEngine
+from engines.engine import Floats, StepResult
 from engines.errors import EngineError
 from engines.lowering import PixelStep
 from engines.networks.network import Network
@@ -39,7 +39,7 @@ PRECISIONS = {"cpu": {"f32": torch.float32}, "cuda": {"f16": torch.float16, "f32
 WARM_UP = 3  # runs before a CUDA graph is captured, as torch asks for
 
 
-class InductorEngine(Engine):
+class InductorEngine(PooledEngine):
     """See the file's top. precision: one of PRECISIONS[device]; None: the best device, the batch that suits it."""
 
     name = "inductor"
@@ -109,14 +109,6 @@ class InductorEngine(Engine):
         else:
             self._graph.replay()
         return [out[:present].float().cpu().numpy().copy() for out in self._outputs]
-
-    def _reset(self, slots: Sequence[int]) -> None:
-        for leaf in self._pool:
-            leaf[list(slots)] = 0
-
-    @property
-    def state_bytes(self) -> int:
-        return sum(leaf[0].numel() * leaf.element_size() for leaf in self._pool)
 
 
 def best_device() -> str:

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.synthetic import BACKGROUND, LABELS, Pose, Scene, Script, stray, stroke
-from engines.synthetic.strokes import DURATIONS
 from engines.training.augment import Augmentation
 from engines.training.egogestar import UNCLASSIFIED, Footage
 
@@ -162,7 +161,6 @@ class Stream:
         start = rng.uniform(0, 3.0)
         light = self._change(mirror=False)
         before = self._gesture
-        ended_at = -1e9
         for k in range(self._count(seconds)):
             t_s = start + k * speed / self._rate
             pose = script.pose(t_s)
@@ -175,8 +173,7 @@ class Stream:
                 self._gesture = before + len(spans)
                 yield Labelled(image, self._index[span.label], progress, gesture=self._gesture, tip_xy=tip)
             else:
-                ended_at = span.ended_at if span else ended_at
-                grace = (t_s - ended_at) * self._rate / speed < GRACE_FRAMES
+                grace = span is not None and (t_s - span.ended_at) * self._rate / speed < GRACE_FRAMES
                 yield Labelled(image, self._background, weight=float(not grace), tip_xy=tip)
         self._gesture += 1
 
@@ -187,8 +184,7 @@ class Stream:
         if not recorded or rng.random() < 0.3:
             return made, duration_s
         points = _one_of(recorded, rng).astype(np.float64)
-        least, _, most = DURATIONS[label]
-        return points / max(float(np.ptp(points, axis=0).max()), 1.0), float(np.clip(duration_s, least, most))
+        return points / max(float(np.ptp(points, axis=0).max()), 1.0), duration_s
 
     def _visible(self, pose: Pose) -> tuple[float, float] | None:
         if pose.tip_xy is None or not all(0 <= v <= 1 for v in pose.tip_xy):

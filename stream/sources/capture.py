@@ -14,7 +14,9 @@ from typing import Protocol
 
 import cv2
 
+from engines.errors import FrameError
 from stream.frame import Image
+from stream.images import as_bgr
 
 FPS_RANGE = (0.1, 240.0)  # a nominal rate outside is a broken header, not a camera
 _stderr = threading.Lock()
@@ -42,6 +44,15 @@ class Capture(Protocol):
         """Stream time of the grabbed image in seconds; unreliable, may be NaN."""
 
     def release(self) -> None: ...
+
+
+def picture(capture: Capture) -> Image | None:
+    """The frame just grabbed, as BGR; None for one that cannot be decoded or used."""
+    image = capture.retrieve()
+    try:
+        return None if image is None else as_bgr(image)
+    except FrameError:
+        return None
 
 
 def silence() -> None:

@@ -17,11 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from engines.errors import FrameError, SourceError
+from engines.errors import SourceError
 from stream.frame import Frame, Gap
-from stream.images import as_bgr
 from stream.sources.base import Policy, Source, SourceInfo
-from stream.sources.capture import Capture
+from stream.sources.capture import Capture, picture
 from stream.sources.mailbox import SLICE_S, Mailbox
 
 Connect = Callable[[], Capture | None]
@@ -122,11 +121,7 @@ class LiveSource(Source):
                 failed_grabs += 1
                 continue
             failed_grabs, captured_at = 0, self._timing.wall()
-            picture = capture.retrieve()
-            try:
-                image_bgr = None if picture is None else as_bgr(picture)
-            except FrameError:
-                image_bgr = None
+            image_bgr = picture(capture)
             if image_bgr is None:
                 lost += 1
                 continue

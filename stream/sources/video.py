@@ -19,11 +19,10 @@ from pathlib import Path
 
 import cv2
 
-from engines.errors import FrameError, SourceError
+from engines.errors import SourceError
 from stream.frame import Frame, Gap
-from stream.images import as_bgr
 from stream.sources.base import Source, SourceInfo
-from stream.sources.capture import Capture, OpenCvCapture
+from stream.sources.capture import Capture, OpenCvCapture, picture
 
 FALLBACK_FPS = 30.0
 SHORTEST_STEP_S = 1 / 480
@@ -113,11 +112,7 @@ class VideoFile(Source):
                     continue
                 failed_grabs = 0
                 raw_s = math.nan if self._forced_fps else self._capture.position_s()
-                picture = self._capture.retrieve()
-                try:
-                    image_bgr = None if picture is None else as_bgr(picture)
-                except FrameError:
-                    image_bgr = None
+                image_bgr = picture(self._capture)
                 if image_bgr is None:
                     unread += 1
                     self.lost += 1
