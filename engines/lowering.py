@@ -9,6 +9,8 @@ A compiled gate-shift module costs by its number of operators, hardly by its cha
   * the mean of what is shifted was known when it was gated: one mean a frame, the rest comes from state;
   * the fuse convolution over (channel, time) becomes one matrix over the means of five frames (few channels only,
     as it grows with their square), else a convolution over the channels with those frames side by side;
+  * the halves, shifted by two frames and by one, are put together by masks: cutting and joining costs operators, and
+    so does each leaf of state, so whole maps are kept;
   * the interleave at the end is moved into the rows of the projection before, so it costs nothing.
 State is laid out differently from the network's own, and starts as zeros too.
 
@@ -38,10 +40,13 @@ FUSE_MATRIX_MOST = 64  # above so many gated channels, reading the fuse matrix c
 class GateShiftStep(nn.Module):
     """One frame of a causal `GateShift` or `GateShiftFuse` on maps of `size_hw`, channels in interleaved order."""
 
+    first_half: Tensor
+
     def __init__(self, module: GateShift, size_hw: tuple[int, int]) -> None:
         super().__init__()
         self.gated, self.size_hw = module.channels, size_hw
         self.past_first = module.past_first
+        self.back = max(self.past_first, PAST_SECOND)
         f, c, order, bn = module.channels, module.channels // 2, module.order, module.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
@@ -52,6 +57,7 @@ class GateShiftStep(nn.Module):
         planes[0, :, :c] = module.conv3D.weight[0].transpose(0, 1)
         planes[1, :, c:] = module.conv3D.weight[1].transpose(0, 1)
         weight, bias = planes[:, :, order].flatten(1, 2), module.bias
+        self.register_buffer("first_half", (torch.arange(f) < c).to(scale.dtype).view(1, f, 1, 1))
         self.repeat = c if f > PER_CHANNEL_MOST else 1
         if self.repeat == 1:
             weight, bias = weight.repeat_interleave(c, 0), bias.repeat_interleave(c)
@@ -68,28 +74,29 @@ class GateShiftStep(nn.Module):
                 self.fuse_bias = nn.Parameter(bias.repeat_interleave(c))
 
     def state_shapes(self) -> Shapes:
-        f, c = self.gated, self.gated // 2
-        shapes: Shapes = {"normal": ((TAPS - 1) * f, *self.size_hw),
-                          "gated": ((self.past_first + PAST_SECOND) * c, *self.size_hw)}
+        f = self.gated
+        shapes: Shapes = {"normal": ((TAPS - 1) * f, *self.size_hw)}
+        shapes |= {f"gated{i}": (f, *self.size_hw) for i in range(1, self.back + 1)}
         return shapes if self.fuse_weight is None else shapes | {"means": ((self.means - 1) * 2 * f, 1, 1)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        f, c, first = self.gated, self.gated // 2, self.past_first
+        f = self.gated
         moving = x[:, :f]
         normal = torch.cat([state[0], F.relu(moving * self.scale + self.shift)], 1)  # t-2, t-1, t
-        gate = torch.tanh(F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1)
-                          .repeat_interleave(self.repeat, 1))
-        gated = gate * moving
-        stayed = moving - gated
-        past = state[1]  # first half at t-2, first half at t-1 (as many as it reaches back), second half at t-1
-        shifted = torch.cat([past[:, :c] if first else gated[:, :c], past[:, first * c:]], 1)
-        queue = torch.cat([past[:, c:first * c], gated], 1) if first > 1 else gated[:, (1 - first) * c:]
-        kept = [normal[:, f:], queue]
+        gate = torch.tanh(F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1))
+        if self.repeat > 1:  # a repeat of one would still be compiled, with two changes of layout
+            gate = gate.repeat_interleave(self.repeat, 1)
+        gated = [gate * moving, *state[1:1 + self.back]]  # by how many frames back
+        kept = [normal[:, f:], *gated[:self.back]]
+        stayed = moving - gated[0]
+        shifted = gated[PAST_SECOND]
+        if self.past_first != PAST_SECOND:
+            shifted = self.first_half * gated[self.past_first] + (1 - self.first_half) * shifted
         if self.fuse_weight is None:
             mixed = shifted + stayed
         else:
-            mean = torch.cat([gated, stayed], 1).mean((2, 3), keepdim=True)
-            means = torch.cat([state[2], mean], 1)
+            mean = torch.cat([gated[0], stayed], 1).mean((2, 3), keepdim=True)
+            means = torch.cat([state[-1], mean], 1)
             kept.append(means[:, 2 * f:])
             mixed = stayed + torch.sigmoid(self.fuse(means)) * (shifted - stayed)
         return torch.cat([mixed, x[:, f:]], 1), kept
