@@ -20,10 +20,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """features: float32 [B, D]; scores: logits of each head, float32 [B, K]."""
+    """features: float32 [B, D]; scores: logits of each head, float32 [B, K].
+
+    spans: of an engine that scores clips, the frames since each camera's reset that its row is the mean of; None of an
+    engine whose rows are of the newest frame.
+    """
 
     features: Floats
     scores: dict[str, Floats]
+    spans: tuple[range, ...] | None = None
 
 
 class Engine(ABC):
