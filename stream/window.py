@@ -109,7 +109,7 @@ class ClipWindow:
             for _ in range(chosen[-1]):  # later windows begin later
                 self._seen.popleft()
         descriptor_D, gates_C = self._fusion.fuse(np.stack([features for _, features in clips]),
-                                                  np.array([len(frames) for frames, _ in clips]))
+                                                  np.array([len(frames) for frames, _ in clips], np.int64))
         return Fused(descriptor_D, tuple(gates_C.tolist()))
 
     def reset(self) -> None:

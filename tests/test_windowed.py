@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from test_cli import one_line
 from test_engines import SIZE_HW, make_model
 
 import engines
@@ -202,6 +203,19 @@ def test_run_ends_a_clip_with_its_own_scores(tmp_path: Path, capfd: pytest.Captu
     for head, wanted in clip_probabilities(model, images).items():
         for given in last["heads"][head].values():
             np.testing.assert_allclose([dict(given)[label] for label in model.contract.heads[head]], wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(("causal", "options", "code", "told"), [
+    (False, ["--engine", "openvino"], 1, "a bidirectional model, for a compiled engine"),
+    (False, ["--engine", "inductor"], 1, "a bidirectional model, for a compiled engine"),
+    (False, ["--hop", "5"], 2, "wanted 1 to 4"), (False, ["--hop", "0"], 2, "--hop"),
+    (True, ["--hop", "2"], 2, "which is causal")])
+def test_what_a_model_cannot_do_costs_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], causal: bool,
+                                               options: list[str], code: int, told: str) -> None:
+    model = make_model(tmp_path, causal=causal, **({} if causal else {"segments": 4}))
+    source = ["run", "sim://gestures?realtime=0&seconds=1", "--json", "-"]
+    assert main([*source, "--model", str(model.path), *options]) == code
+    assert told in one_line(capfd)
 
 
 @pytest.mark.parametrize(("causal", "hop", "code", "told"), [
