@@ -64,8 +64,9 @@ class Engine(ABC):
         """
         height, width = self.contract.input_size_hw
         wanted = (len(slots), height, width, 3)
-        if frames_u8_BHWC.shape != wanted or frames_u8_BHWC.dtype != np.uint8:
-            raise EngineError(f"frames of shape {frames_u8_BHWC.shape} and type {frames_u8_BHWC.dtype}",
+        shape, dtype = getattr(frames_u8_BHWC, "shape", None), getattr(frames_u8_BHWC, "dtype", None)
+        if shape != wanted or dtype != np.uint8:
+            raise EngineError(f"frames of shape {shape} and type {dtype or type(frames_u8_BHWC).__name__}",
                               f"uint8 {wanted} (one image per slot, BGR, the model's input size)",
                               "prepare images with engines.preprocess.prepare")
         self._check(slots)
@@ -81,6 +82,6 @@ class Engine(ABC):
             raise EngineError(f"slots {list(slots)}", "each slot once in a step",
                               "send one frame per camera and step")
         for slot in slots:
-            if not 0 <= slot < self.slots:
-                raise EngineError(f"slot {slot}", f"0 to {self.slots - 1}",
+            if not isinstance(slot, int | np.integer) or not 0 <= slot < self.slots:
+                raise EngineError(f"slot {slot!r}", f"0 to {self.slots - 1}",
                                   "build the engine with more slots")
