@@ -38,8 +38,11 @@ class Check(NamedTuple):
     detail: str
 
 
-def doctor(model: str | os.PathLike[str] | Model = "gesture") -> Iterator[Check]:
-    """Looks at everything in turn; a check that breaks is a check that failed, never an exception."""
+def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = None) -> Iterator[Check]:
+    """Looks at everything in turn; a check that breaks is a check that failed, never an exception.
+
+    hop: of a bidirectional model, as `engines.compile` takes it.
+    """
     for name, look in (("machine", _machine), ("video decoding", _video), ("torch", _torch),
                        ("OpenVINO", _openvino), ("engine cache", _cache)):
         yield _tried(name, look)
@@ -52,12 +55,12 @@ def doctor(model: str | os.PathLike[str] | Model = "gesture") -> Iterator[Check]
 
     yield _tried("model", read)
     if opened:
-        yield from _laws(opened[0])
+        yield from _laws(opened[0], hop)
 
 
-def _laws(model: Model) -> Iterator[Check]:
-    if bidirectional(model):
-        yield _tried("window on eager = clip", lambda: _window(model))
+def _laws(model: Model, hop: int | None) -> Iterator[Check]:
+    if bidirectional(model) or hop is not None:
+        yield _tried("window on eager = clip", lambda: _window(model, hop))
         return
     frames = probe_clip(model.contract, FRAMES)
     clip: dict[str, Floats] = {}
@@ -83,7 +86,7 @@ def _laws(model: Model) -> Iterator[Check]:
         yield _tried(f"stream on {name} = clip", stream)
 
 
-def _window(model: Model) -> tuple[bool, str]:
+def _window(model: Model, hop: int | None) -> tuple[bool, str]:
     """Compares the first whole clip of a stream, and the last that begins in it, with the network on those frames."""
     import torch
 
@@ -91,7 +94,7 @@ def _window(model: Model) -> tuple[bool, str]:
     from engines.preprocess import normalise
     from engines.windowed import WindowedEngine
 
-    engine = WindowedEngine(model.network, model.contract, slots=1)
+    engine = WindowedEngine(model.network, model.contract, slots=1, hop=hop)
     T = engine.segments
     ends = [T, T + (T - 1) // engine.hop * engine.hop]
     frames = probe_clip(model.contract, ends[-1])

@@ -235,11 +235,33 @@ def test_outputs_are_the_callers_to_keep(make_engine: Callable[..., Engine], fra
     ((1, 40, 56, 3), "u1", [2], "slot 2"),
     ((1, 40, 56, 3), "u1", [-1], "slot -1"),
     ((2, 40, 56, 3), "u1", [1, 1], r"slots \[1, 1\]"),
+    ((1, 40, 56, 3), "u1", [0.5], "slot 0.5"),
+    ((1, 40, 56, 3), "u1", ["0"], "slot '0'"),
+    ((1, 40, 56), "u1", [0], r"\(1, 40, 56\)"),
 ])
 def test_a_wrong_step_is_refused(make_engine: Callable[..., Engine], shape: tuple[int, ...], dtype: str,
                                  slots: list[int], named: str) -> None:
     with pytest.raises(EngineError, match=named):
         make_engine(slots=2).step(np.zeros(shape, dtype), slots)
+
+
+def test_slots_that_are_no_slots_cannot_be_reset_and_lists_are_no_frames(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(slots=2)
+    for slots, named in (([2], "slot 2"), ([-1], "slot -1"), ([0, 0], r"slots \[0, 0\]")):
+        with pytest.raises(EngineError, match=named):
+            engine.reset(slots)
+    with pytest.raises(EngineError, match="type list"):
+        engine.step([[[[0, 0, 0]]]], [0])  # type: ignore[arg-type]
+
+
+def test_a_step_of_nobody_changes_nobody(make_engine: Callable[..., Engine], frames: np.ndarray) -> None:
+    engine = make_engine(slots=2)
+    wanted = run_clip(engine, frames[:3])["gesture"]
+    engine.reset([0])
+    for frame, scores in zip(frames[:3], wanted, strict=True):
+        nobody = engine.step(frames[:0], [])
+        assert (len(nobody.features), nobody.scores["gesture"].shape) == (0, (0, len(LABELS)))
+        np.testing.assert_allclose(engine.step(frame[None], [np.int64(0)]).scores["gesture"][0], scores, atol=1e-6)
 
 
 def test_a_closed_engine_says_so(model: Model, frames: np.ndarray) -> None:
