@@ -59,8 +59,9 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         seconds = contract.clip_frames / contract.frame_rate
     silence()
     found = open_dataset(dataset, kind, media=media, order=order, rate=frame_rate)
+    console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                  console=Console(stderr=True), transient=True) as bar:
+                  console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("looking at recordings", total=None)
         report = examine(found, seconds or 0.0, deep, lambda done, all_: bar.update(task, completed=done, total=all_))
     if json:
@@ -114,6 +115,7 @@ def render(out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to wr
 
       gatestream data check rendered
     """
+    from rich.console import Console
     from rich.progress import Progress
 
     from engines.training.datasets.rendered import render as write
@@ -123,7 +125,8 @@ def render(out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to wr
     width, _, height = size.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise UsageError(f"--size {size}", "WIDTHxHEIGHT, e.g. 456x256", "give it like that")
-    with Progress(transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rendering", total=1.0)
         made = write(out, hours=hours, clips=clips, seed=seed, size_hw=(int(height), int(width)), rate=rate,
                      video_s=video_seconds, progress=lambda share: bar.update(task, completed=share))

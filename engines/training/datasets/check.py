@@ -72,7 +72,8 @@ class Report:
                              for kind, found in self.groups().items()}}
 
 
-def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False, progress: Progress | None = None) -> Report:
+def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
+          progress: Progress | None = None) -> Report:
     """Examines every recording of a dataset. shorter_than_s: segments below it are "short".
 
     Raises nothing for what is wrong with single recordings: that is what the report is about.
@@ -232,8 +233,8 @@ def _twins(dataset: Dataset, seen: dict[Media, Recording]) -> Iterator[Problem]:
             if other is segment:
                 continue
             if dict(other.labels) != dict(segment.labels):
-                yield Problem("same pictures in two classes", segment.id,
-                              f"{', '.join(segment.labels.values())}; as {other.id}, {', '.join(other.labels.values())}")
+                own, others = (", ".join(one.labels.values()) for one in (segment, other))
+                yield Problem("same pictures in two classes", segment.id, f"{own}; as {other.id}, {others}")
             elif other_split != split:
                 yield Problem("same pictures in two splits", segment.id, f"{split}; as {other.id} in {other_split}")
             else:
