@@ -114,8 +114,9 @@ class TestCheck:
         assert found(check(changed(dataset, media, 0.5, 1.5))) == {}
 
     def test_classes(self, good: Path) -> None:
-        video(good / "train/c/only.mp4", grey=200)
-        video(good / "val/c/1x0.mp4", grey=220)
+        video(good / "train/c/kitchen_clip1.mp4", grey=200)
+        video(good / "val/c/kitchen_clip2.mp4", grey=220)
+        video(good / "val/a/1x0.mp4", grey=240)  # this name alone tells nothing
         report = check(open_dataset(good))
         assert found(report) == {"class with one clip": 1, "recording in two splits": 1}
         assert report.groups()["class with one clip"][0].where == "action c"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,13 @@ class TestCache:
         assert caplog.text.count("going on without it") == 1
         assert str(tmp_path) in caplog.text
         assert not list(tmp_path.iterdir())
+
+    def test_what_killed_processes_left_goes(self, clip: Path, tmp_path: Path) -> None:
+        for name, age_s in (("old", 2 * 24 * 3600), ("new", 60)):
+            (tmp_path / f".decoding-{name}").write_bytes(b"half")
+            os.utime(tmp_path / f".decoding-{name}", (time.time() - age_s,) * 2)
+        FrameCache(tmp_path).frames(Segment("a", Media(clip)), 5.0, SIZE_HW)
+        assert [path.name for path in tmp_path.glob(".decoding-*")] == [".decoding-new"]
 
     def test_a_folder_that_cannot_be(self, clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "file").write_text("")

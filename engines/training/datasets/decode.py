@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -153,7 +153,8 @@ def _timed(media: Media, start_s: float) -> Iterator[tuple[float, Load]]:
 
 def open_video(path: Path) -> cv2.VideoCapture:
     """An open capture. Raises DatasetError."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    alone = multiprocessing.parent_process() is None  # workers share the cores already
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [] if alone else [cv2.CAP_PROP_N_THREADS, 1])
     if not capture.isOpened():
         fault = "cannot be opened" if path.is_file() else "does not exist"
         raise DatasetError(f"{path}, which {fault}", "a video that OpenCV can open", "remove it or get it again")
@@ -210,22 +211,24 @@ def decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int], workers
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_idle, [0.2] * workers))  # every worker has started and imported what it needs
         started = time.perf_counter()
-        while time.perf_counter() < started + seconds:
-            tasks = [(segment, rate, size_hw) for segment in islice(spread, 4 * workers)]
-            for count in pool.map(_count, tasks):
-                decoded += count
-                unreadable += count == 0
+        waiting = {pool.submit(_count, segment, rate, size_hw) for segment in islice(spread, 2 * workers)}
+        while (took := time.perf_counter() - started) < seconds or not decoded + unreadable:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for one in done:
+                decoded += one.result()
+                unreadable += one.result() == 0
             if unreadable >= len(of) and not decoded:
                 raise DatasetError(f"{dataset.name}, of which nothing decodes", "recordings beside the annotations",
                                    "see gatestream data check")
-        took = time.perf_counter() - started
+            waiting |= {pool.submit(_count, segment, rate, size_hw) for segment in islice(spread, len(done))}
+        pool.shutdown(wait=True, cancel_futures=True)
     return DecodeRate(decoded, took, workers, unreadable)
 
 
-def _count(task: tuple[Segment, float, tuple[int, int]]) -> int:
+def _count(segment: Segment, rate: float, size_hw: tuple[int, int]) -> int:
     cv2.setNumThreads(1)
     try:
-        return len(frames(*task))
+        return len(frames(segment, rate, size_hw))
     except DatasetError:
         return 0
 

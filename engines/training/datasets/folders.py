@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from engines.training.datasets import tables
@@ -34,7 +35,7 @@ def recognised(folder: Path) -> str:
     given = [path.name for path in _folders(folder) if path.name.lower() in _GIVEN]
     if given:
         return f"{', '.join(given)}/<class>"
-    found = [path.name for path in _folders(folder) if next(_recordings(path, None), None)]
+    found = [path.name for path in islice((path for path in _folders(folder) if _holds_recordings(path)), 4)]
     return f"<class>/ ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})" if found else ""
 
 
@@ -53,7 +54,9 @@ def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
     for split, label, recording in found:
         name = f"{split}/{label}/{recording.path.name}".strip("/")
         own = split or ("validation" if _group(recording) in validation else "train")
-        gathering.add(own, Segment(name, recording, group=_group(recording), labels={"action": label}))
+        # Where the splits are given, 1.mp4 here and 1.mp4 there need not come from one recording.
+        group = name if split and not _CUT.search(recording.path.stem) else _group(recording)
+        gathering.add(own, Segment(name, recording, group=group, labels={"action": label}))
     background = next((label for label in labels if label.lower() in _BACKGROUNDS), None)
     title = "a sense project" if (folder / PROJECT).is_file() else "class folders"
     return gathering.dataset(title, mirrored={"action": mirrored(labels)}, background=background)
@@ -91,6 +94,10 @@ def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:
                 yield Media(frames, rate or ASSUMED_RATE, None)
         elif is_video(path):
             yield Media(path)
+
+
+def _holds_recordings(folder: Path) -> bool:
+    return next(_recordings(folder, None), None) is not None
 
 
 def _folders(folder: Path) -> list[Path]:

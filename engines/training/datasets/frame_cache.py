@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,7 @@ log = logging.getLogger("gatestream.datasets")
 
 LIMIT_BYTES = 20 * 10**9
 _LAYOUT = "1"  # of files and rule of picking; another one makes old files strangers
+_ABANDONED_S = 24 * 3600.0  # without a byte more, an unfinished file is nobody's
 _LOOK_AGAIN = 0.05  # of the limit: how much is written before the folder is measured again
 
 
@@ -124,6 +126,10 @@ class FrameCache:
         if self._unmeasured < _LOOK_AGAIN * self.limit_bytes:
             return
         self._unmeasured = 0
+        for path in self.folder.glob(".decoding-*"):  # of processes that were killed
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - _ABANDONED_S:
+                    path.unlink()
         kept = []
         for path in self.folder.glob("*.npy"):
             with contextlib.suppress(OSError):
