@@ -93,6 +93,19 @@ class TestPicking:
         found = frames(Segment("a", Media(stills, 10.0, 1), 0.0, 1.6), 10.0, SIZE_HW)
         assert greys(found) == [6 * i for i in (3, 3, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9, 9, 9, 15, 16)]
 
+    @pytest.mark.parametrize(("start_s", "first"), [(0.8, 9), (2.0, 9), (3.5, 9), (3.7, 41)])
+    def test_a_hole_shows_the_image_before_it_however_long_it_is(self, start_s: float, first: int,
+                                                                 tmp_path: Path) -> None:
+        for i in (*range(1, 10), *range(38, 43)):  # at 10 frames/s: nothing from 0.9 to 3.7 s
+            assert cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((48, 64, 3), i + (3 if i == 38 else 0), np.uint8))
+        media = Media(tmp_path, 10.0, 1)
+        for rate in (0.5, 2.0, 10.0):
+            whole = list(decode.every(media, rate, SIZE_HW))
+            begin = decode.cells(Segment("a", media, start_s), rate)[0]
+            if begin < len(whole):
+                assert greys(frames(Segment("a", media, start_s), rate, SIZE_HW)) == greys(np.stack(whole[begin:]))
+        assert greys(frames(Segment("a", media, start_s, start_s + 0.1), 10.0, SIZE_HW)) == [first]
+
     def test_order_counts_where_numbers_mean_nothing(self, stills: Path) -> None:
         found = frames(Segment("a", Media(stills, 10.0, None), 0.5, 0.9), 10.0, SIZE_HW)
         assert greys(found) == [6 * i for i in (8, 9, 15, 16)]
