@@ -104,7 +104,9 @@ class EventTracker:
         if announced is not None and whole.score >= self._rule.min_score:
             return [event]
         lasted = opened and whole.stands(self._rule.min_duration_s, 0.0)
-        return [replace(event, label=UNKNOWN)] if announced is not None or (self._rule.report_unknown and lasted) else []
+        if announced is not None or (self._rule.report_unknown and lasted):
+            return [replace(event, label=UNKNOWN)]
+        return []
 
     def _activity(self, now_probs_K: Probs, window_probs_K: Probs) -> tuple[float, Probs]:
         if self._background is None:
