@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import engines
-import engines.inductor as inductor_engine
+import engines.compiled as compiled_engine
 import engines.openvino as openvino_engine
 from engines import cache, choice, lowering
 from engines.agreement import TOLERANCE, difference, probabilities, probe_clip, run_clip
@@ -290,9 +290,9 @@ def test_auto_takes_openvino_and_falls_back_to_eager_with_a_message(
 def test_auto_takes_a_gpu_where_there_is_one_that_works(
         model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uncompiled: None) -> None:
     monkeypatch.setattr(choice, "_has_gpu", lambda: True)
-    monkeypatch.setattr(inductor_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
+    monkeypatch.setattr(compiled_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
     assert engines.compile(model, precision="f32").name == "inductor"
-    monkeypatch.setattr(inductor_engine, "difference", lambda *_: 0.5)
+    monkeypatch.setattr(compiled_engine, "difference", lambda *_: 0.5)
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model, precision="f32").name == "openvino"
     assert "off by" in caplog.text
@@ -304,7 +304,7 @@ def test_torch_traces_the_whole_inductor_step(tmp_path: Path, monkeypatch: pytes
     """With the tracer but without the code generator, which takes minutes on a processor."""
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **how: real(module, backend="aot_eager", **how))
-    monkeypatch.setattr(inductor_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
+    monkeypatch.setattr(compiled_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
     for seed in (0, 3):  # two models of one architecture in one process: code may be shared, weights not
         model = make_model(tmp_path, "gsf-resnet18", seed=seed, places=["layer4_0"])
         engine = engines.compile(model, "inductor", slots=2)
