@@ -101,6 +101,11 @@ class CompiledPool(PooledEngine):
             self._graph.replay()
         return np.array(self._results[:present].cpu().numpy())
 
+    @property
+    def state(self) -> Sequence[Tensor]:
+        """The pool of each leaf: [S + 1, ...], the last row being scratch."""
+        return self._pool
+
     def close(self) -> None:
         self._graph, self._network = None, None
         self._pool = []
