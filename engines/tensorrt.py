@@ -210,7 +210,7 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
 
     def watch(watched: nn.Module) -> None:
         state = list(leaves)
-        for frame in torch.from_numpy(frames_u8_THWC):
+        for frame in torch.from_numpy(np.ascontiguousarray(frames_u8_THWC)):
             state = watched(frame[None].to(DEVICE, PRECISIONS["int8"]), *state)[results:]
 
     quantization.quantize(step, quantization.INT8_DEFAULT_CFG, forward_loop=watch)
