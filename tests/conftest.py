@@ -48,7 +48,8 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTorchTensorRT:
     monkeypatch.setattr(engines.choice, "obstacle", lambda name: None if name == "tensorrt" else "not tried")
     monkeypatch.setattr(engines.tensorrt, "DEVICE", "cpu")
     monkeypatch.setattr(engines.tensorrt, "_gpu", lambda: ("GPU", "1.0"))
-    monkeypatch.setattr(engines.compiled, "probe_clip", lambda contract: probe_clip(contract, 3))
+    for module in (engines.compiled, engines.tensorrt):
+        monkeypatch.setattr(module, "probe_clip", lambda contract: probe_clip(contract, 3))
     monkeypatch.setattr(torch.export, "export", lambda step, inputs, strict: SimpleNamespace(module=lambda: step))
     return library
 
