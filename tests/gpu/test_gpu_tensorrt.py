@@ -80,7 +80,7 @@ def test_int8_is_near_and_held_to_the_same_agreement(own_cache: Path, monkeypatc
     monkeypatch.undo()
     monkeypatch.setenv("GATESTREAM_CACHE", str(own_cache.with_name("held")))
     if difference(model.contract, wanted, got) > TOLERANCE:
-        with pytest.raises(EngineError, match="off by {'int8'"):
+        with pytest.raises(EngineError, match=r"off by \{'int8'"):
             engines.compile(model, "tensorrt", precision="int8")
     else:
         assert engines.compile(model, "tensorrt", precision="int8").precision == "int8"
