@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -120,6 +120,7 @@ class FakeTorchTensorRT:
     """
 
     __version__ = "2.13.0"
+    programs: ClassVar[dict[str, Any]] = {}  # by what is in their files; of all instances, as the engine cache is
 
     def __init__(self) -> None:
         self.builds: list[dict[str, Any]] = []
@@ -128,7 +129,6 @@ class FakeTorchTensorRT:
         self.error: Exception | None = None
         self.unreadable = False
         self.dynamo = self
-        self._programs: dict[str, Any] = {}
 
     def compile(self, program: Any, **settings: Any) -> Any:
         if self.error is not None:
@@ -138,12 +138,12 @@ class FakeTorchTensorRT:
         return SimpleNamespace(program=program, named_children=lambda: [(name, None) for name in parts])
 
     def save(self, built: Any, path: str, arg_inputs: Sequence[Any]) -> None:
-        content = f"program {len(self._programs)}"
+        content = f"program {len(self.programs)}"
         Path(path).write_text(content)
-        self._programs[content] = built.program
+        self.programs[content] = built.program
 
     def load(self, path: str) -> Any:
         self.loads += 1
         if self.unreadable:
             raise ValueError("no such program")
-        return self._programs[Path(path).read_text()]
+        return self.programs[Path(path).read_text()]

@@ -271,3 +271,12 @@ def test_auto_takes_tensorrt_first(library: FakeTorchTensorRT, model: Model, cap
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model, slots=2).name == "eager"
     assert "no kernel image" in caplog.text
+
+
+def test_what_is_there_but_does_not_work_is_said(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    with pytest.raises(EngineError, match=r"torch-tensorrt that cannot be loaded.*gatestream\[tensorrt\]"):
+        tensorrt_engine.load(Path("nowhere"), model.contract, 1, "f16", [])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(EngineError, match=r"no answer from the GPU.*nvidia-smi must work"):
+        tensorrt_engine._gpu()
