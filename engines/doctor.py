@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engines import cache
 from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
 from engines.bench import machine
-from engines.choice import ENGINES, bidirectional
+from engines.choice import ENGINES, bidirectional, obstacle
 from engines.choice import compile as compile_engine
 from engines.engine import Floats
 from engines.model import load
@@ -55,6 +55,8 @@ def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = 
 
     yield _tried("model", read)
     if opened:
+        for name in ENGINES:
+            yield _tried(f"engine {name}", lambda name=name: _engine(name, opened[0]))  # type: ignore[misc]
         yield from _laws(opened[0], hop)
 
 
@@ -71,7 +73,7 @@ def _laws(model: Model, hop: int | None) -> Iterator[Check]:
         return _apart(difference(model.contract, clip, split), STREAM_TOLERANCE)
 
     yield _tried("any split of a clip = the clip", whole)
-    for name in ENGINES:
+    for name in filter(_able, ENGINES):
         def stream(name: str = name) -> tuple[bool, str]:
             engine = compile_engine(model, name, slots=2)
             try:
@@ -84,6 +86,21 @@ def _laws(model: Model, hop: int | None) -> Iterator[Check]:
             return ok and same, f"{engine.precision}, {detail}, after a reset {'the same' if same else 'NOT the same'}"
 
         yield _tried(f"stream on {name} = clip", stream)
+
+
+def _able(name: str) -> bool:
+    return obstacle(name) is None
+
+
+def _engine(name: str, model: Model) -> tuple[bool, str]:
+    """Whether `auto` takes an engine for this model, and why; none of the answers is a fault."""
+    if bidirectional(model):
+        return True, "picked: only it scores whole clips" if name == "eager" else "not picked: the model needs clips"
+    reason = obstacle(name)
+    if reason is not None:
+        return True, f"not picked: {reason}"
+    best = next(filter(_able, ENGINES))
+    return True, "picked: the best that can run here" if name == best else f"can run here; {best} comes first"
 
 
 def _window(model: Model, hop: int | None) -> tuple[bool, str]:
