@@ -113,7 +113,7 @@ class GateShiftStep(nn.Module):
             return gate, frames[:, self.gated:]
         planes = F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1)
         sums = planes + F.pad(past, (0, 0, 0, 0, 0, 2))
-        first, second = torch.tanh(sums[:, :2]).split(1, 1)
+        first, second = torch.tanh(sums[:, :2]).chunk(2, dim=1)
         return second + self.first_half * (first - second), sums[:, 2:]
 
     def moved(self, gated: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

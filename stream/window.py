@@ -29,7 +29,8 @@ class Fusion(Protocol):
              projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
 
-        projected_CX: what `project` gave, if it is known. Every clip has its full count but the newest, which may still be growing. Inputs are not to be written.
+        projected_CX: what `project` gave, if it is known. Every clip has its full count but the newest, which may
+        still be growing. Inputs are not to be written.
         """
         ...
 
