@@ -186,7 +186,7 @@ def import_official(
 
       gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
     """
-    _model_to_write(out)
+    model_to_write(out)
     from engines.importing import import_official as write
     from engines.importing import read_labels
 
@@ -197,7 +197,8 @@ def import_official(
           f"{len(names)} classes")
 
 
-def _model_to_write(out: Path) -> None:
+def model_to_write(out: Path) -> None:
+    """Refuses a name that is no model file's or cannot be written, before anything else is done."""
     from stream.sinks.base import output_path
 
     if out.suffix != ".safetensors":
@@ -229,7 +230,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     """
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
-    _model_to_write(out)
+    model_to_write(out)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from engines.training.train import Recipe
