@@ -47,7 +47,8 @@ class Outcome:
 
 def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = (), head: str | None = None,
                  fresh: bool = False, strict: bool = False, fps: float | None = None, seed: int = 0,
-                 engine: str = "auto", name: str | None = None, note: Callable[[str], None] = lambda _: None) -> Outcome:
+                 engine: str = "auto", name: str | None = None,
+                 note: Callable[[str], None] = lambda _: None) -> Outcome:
     """Teaches a model the labels of a folder (see `stream/recordings.py`) and writes it to `out`.
 
     A label that the model has already is taught further. idle: folders of footage without actions; head: which one

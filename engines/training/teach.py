@@ -1,7 +1,7 @@
 """New labels for a model from a few recordings: the network stays as it is, its head learns.
 
-Rows of labels that nothing new is shown of stay exactly as they are; the others move from where they are as far as
-recordings left out say is right. What it learnt is measured by leaving out each recording in turn.
+Rows of labels that nothing new is shown of stay exactly as they are, and so does background's while there are labels
+that the model has no examples of; the others move from where they are as far as recordings left out say is right. What it learnt is measured by leaving out each recording in turn.
 
 Legend: T ticks, D features, K labels, N examples.
 """
@@ -117,7 +117,8 @@ def teach(model: Model, lessons: Sequence[Lesson], head: str, *, fresh: bool = F
     without = tuple(label for i, label in enumerate(known) if i not in fed)
     examples = remembered.joined(recall.made_up(seen, start, len(known), [labels.index(label) for label in without],
                                                 np.random.default_rng(seed)))
-    held_K = np.array([label in known and label not in shown and label != background for label in labels])
+    taught = {*shown, background} if not without else {*shown} - {background}
+    held_K = np.array([label in known and label not in taught for label in labels])
 
     note("choosing how far the head may move")
     pull, _ = best_pull(examples, start, held_K, seed)
@@ -200,11 +201,11 @@ def _with_gains(mistakes: Sequence[Mistake], names: Sequence[str], examples: Exa
     """Tries the removal of the surest mistakes: what the others then lose, against what they lose with it."""
     numbers = {name: i for i, name in enumerate(names)}
 
-    def others_lose(number: int, removed: bool) -> float:
-        """Cross-entropy of all recordings but this one, left out in parts; it may be learnt from, or not."""
-        return cross_validated(examples, start, held_K, pull, seed, learn_N=~removed | (examples.recording_N != number),
-                               judge_N=examples.recording_N != number)
+    def lose(others_N: NDArray[np.bool_], learn_N: NDArray[np.bool_] | None) -> float:
+        return cross_validated(examples, start, held_K, pull, seed, learn_N, judge_N=others_N)
 
-    tried = [replace(one, gain=others_lose(numbers[one.recording], False) - others_lose(numbers[one.recording], True))
-             for one in mistakes[:SUSPECTS]]
+    tried = []
+    for one in mistakes[:SUSPECTS]:
+        others_N = examples.recording_N != numbers[one.recording]
+        tried.append(replace(one, gain=lose(others_N, None) - lose(others_N, others_N)))
     return [*tried, *mistakes[SUSPECTS:]]
