@@ -245,8 +245,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     now, window = _calibration(calibration_from or [])
     recipe = Recipe(dataset=dataset, out=out, init=init, idle=tuple(idle or ()), name=name, without_fold=without_fold,
                     idle_without=tuple(idle_without or ()), without_labels=tuple(without_label or ()),
-                    iterations=iterations, seed=seed, causal=causal, memory=Recipe.memory if causal else 0, temperature=now,
-                    window_temperature=window)
+                    iterations=iterations, seed=seed, causal=causal, memory=Recipe.memory if causal else 0,
+                    temperature=now, window_temperature=window)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         run_training(recipe, report=lambda text: bar.console.print(text, markup=False),
                      progress=_Shown(bar, iterations))

@@ -65,8 +65,8 @@ def find(folder: Path, background: str, idle: Sequence[Path] = ()) -> list[Recor
                     key=natural_key)
     labelled = [(place, background if place.name.lower() in BACKGROUNDS else place.name) for place in places]
     if all(label == background for _, label in labelled):
-        raise DatasetError(f"{folder}, which has no folder of a label in it", "a folder for each label, named after it, "
-                           "with its recordings", "make one, such as " + str(folder / "wave"))
+        raise DatasetError(f"{folder}, which has no folder of a label in it", "a folder for each label, named after "
+                           "it, with its recordings", "make one, such as " + str(folder / "wave"))
     found: dict[str, Recording] = {}
     for place, label in (*labelled, *((place, background) for place in idle)):
         paths = list(_recordings(place))

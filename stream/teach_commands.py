@@ -47,6 +47,7 @@ def teach(model: ModelArgument,
     """
     model_to_write(out)
     from rich.console import Console
+    from rich.markup import escape
 
     from stream.sinks.base import output_path
     from stream.teaching import teach_folder, write_report
@@ -56,7 +57,8 @@ def teach(model: ModelArgument,
     console = Console(highlight=False)
     with console.status("loading") as status:
         outcome = teach_folder(model, folder, out, idle=idle or (), head=head, fresh=fresh, strict=strict, fps=fps,
-                               seed=seed, engine=engine, name=name, note=status.update)
+                               seed=seed, engine=engine, name=name,
+                               note=lambda text: status.update(escape(text)))
     if report is not None:
         write_report(outcome, report)
     show(outcome, console)
@@ -65,6 +67,7 @@ def teach(model: ModelArgument,
 
 def show(outcome: Outcome, console: Console) -> None:
     """Prints what was learnt, and what to look at."""
+    from rich.markup import escape
     from rich.table import Table
 
     report = outcome.report
@@ -74,7 +77,8 @@ def show(outcome: Outcome, console: Console) -> None:
         counts = {answer: report.confusion.get((label, answer), 0) for answer in answers}
         asked = sum(counts.values())
         wrong = ", ".join(f"{answer} ({n})" for answer, n in counts.items() if n and answer != label)
-        table.add_row(label, str(report.recordings[label]), f"{counts[label]} of {asked}" if asked else "-", wrong)
+        table.add_row(escape(label), str(report.recordings[label]),
+                      f"{counts[label]} of {asked}" if asked else "-", escape(wrong))
     console.print(table)
     lines = []
     if report.confusion:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from engines.contract import EventRule
 from engines.errors import DatasetError, GatestreamError, SourceError, UsageError
 from engines.model import Model, load, save
 from engines.synthetic import LABELS, Simulation
+from engines.training.egogestar import decode
 from engines.training.headfit import Examples, Head, fit
 from engines.training.lessons import Lesson, action_span, examples_of
+from engines.training.streams import Material, Stream
 from engines.training.teach import HeldOut, Taught, teach
 from engines.training.train import Recipe
 from stream.cli import main
 from stream.evaluation import Recording as Clip
 from stream.evaluation import evaluate_clips
+from stream.model_commands import train
 from stream.recognizer import Recognizer
 from stream.recordings import find
 from stream.teaching import event_rule, teach_folder
@@ -327,6 +331,13 @@ def test_an_output_that_cannot_be_written_is_told_at_once(classroom: Path, tmp_p
         assert "error:" in capfd.readouterr().err
 
 
-def test_training_can_leave_labels_out() -> None:
+def test_training_can_leave_labels_out(classroom: Path) -> None:
     recipe = Recipe(Path(), Path("out"), "", without_labels=("star", "tick"))
     assert recipe.labels == (*(label for label in LABELS if label not in ("star", "tick")), "background")
+    swipe = decode(classroom / "old" / "left" / "0.avi", "left", (72, 96))
+    stream = Stream(Material([swipe], [], {}), ("left", "tick", "background"), (72, 96), 7.5,
+                    np.random.default_rng(0), rendered_share=0.3)
+    shown = {frame.label for frame in islice(stream.frames(), 400)}  # mirrored and reversed, it would be "right"
+    assert shown == {0, 1, 2}
+    with pytest.raises(UsageError, match="wave"):
+        train(classroom, Path("out.safetensors"), without_label=["wave"])

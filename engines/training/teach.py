@@ -1,7 +1,8 @@
 """New labels for a model from a few recordings: the network stays as it is, its head learns.
 
 Rows of labels that nothing new is shown of stay exactly as they are, and so does background's while there are labels
-that the model has no examples of; the others move from where they are as far as recordings left out say is right. What it learnt is measured by leaving out each recording in turn.
+that the model has no examples of; the others move from where they are as far as recordings left out say is right.
+What it learnt is measured by leaving out each recording in turn.
 
 Legend: T ticks, D features, K labels, N examples.
 """
@@ -129,7 +130,7 @@ def teach(model: Model, lessons: Sequence[Lesson], head: str, *, fresh: bool = F
         note(f"leaving out {i + 1} of {len(names)}")
         lesson = next(one for one in lessons if one.recording == name and one.natural)
         if lesson.label != background and len({one.recording for one in lessons if one.label == lesson.label}) > 1:
-            other = fit(examples.only(examples.recording_N != i), start, held_K, pull, learnt)
+            other = fit(examples.only(examples.recording_N != i), start, held_K, pull)
             held_out.append(HeldOut(lesson, other.logits(lesson.features_TD), other.logits(lesson.windows_TD)))
     if fresh:
         temperatures = _temperatures(held_out, labels)
