@@ -183,6 +183,10 @@ def test_the_event_rule_lets_short_actions_through_and_is_kept_when_it_is_best()
     unsure = [HeldOut(held_out[0].lesson, now_TK * 0.04, now_TK * 0.04)]
     assert event_rule(trained, "gesture", unsure).open_above < strict.open_above
     assert event_rule(trained, "gesture", []) == strict
+    busy_TK = np.tile([0.7, 0.0], (20, 1))  # idle footage that looks a little like a wave, 0.67
+    idle = HeldOut(replace(shown, label="background", started=0, ended=0), busy_TK, busy_TK)
+    stricter = event_rule(trained, "gesture", [*held_out, idle])
+    assert max(stricter.open_above, stricter.min_score) > 0.67
 
 
 def video(path: Path, label: str, seed: int) -> None:

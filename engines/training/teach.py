@@ -129,7 +129,7 @@ def teach(model: Model, lessons: Sequence[Lesson], head: str, *, fresh: bool = F
     for i, name in enumerate(names):
         note(f"leaving out {i + 1} of {len(names)}")
         lesson = next(one for one in lessons if one.recording == name and one.natural)
-        if lesson.label != background and len({one.recording for one in lessons if one.label == lesson.label}) > 1:
+        if len({one.recording for one in lessons if one.label == lesson.label}) > 1:
             other = fit(examples.only(examples.recording_N != i), start, held_K, pull)
             held_out.append(HeldOut(lesson, other.logits(lesson.features_TD), other.logits(lesson.windows_TD)))
     if fresh:
