@@ -87,7 +87,8 @@ def with_fusion(model: Model, form: str) -> Model:
         rule = FusionRule.model_validate({"relate": form})
     except ValidationError:
         raise UsageError(f"clip fusion {form!r}", "attention, bigru or none", "choose one of these") from None
-    width = next(value.shape[1] for name, value in model.tensors.items() if name.startswith("heads."))
+    width = next(value.shape[1] for name, value in model.tensors.items()
+                 if name.startswith("heads.") and value.ndim == 2)
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
                for name, shape in tensor_shapes(rule, width).items()}
