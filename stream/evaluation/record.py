@@ -1,0 +1,126 @@
+"""The full scores of a stream, tick by tick, so that other thresholds can be tried without running it again.
+
+They lie in a temporary file that vanishes with the record: memory stays flat however long the stream is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import Contract, EventRule
+from stream.events import events_of
+from stream.frame import Event
+from stream.recognizer import Recognizer
+from stream.scoring import Scores
+
+Probs = NDArray[Any]
+Listener = Callable[[float, int, Scores], None]
+
+
+class Watch(dict[str, Listener]):
+    """Hands the scores of each camera to its listener: {camera: called with (time, steps since reset, scores)}."""
+
+    def __call__(self, camera: str, at: float, steps: int, scores: Scores) -> None:
+        listener = self.get(camera)
+        if listener is not None:
+            listener(at, steps, scores)
+
+
+def watching(recognizer: Recognizer) -> Watch:
+    """The watch of a recogniser, put there if it has none."""
+    watch = recognizer.watcher if isinstance(recognizer.watcher, Watch) else Watch()
+    recognizer.watcher = watch
+    return watch
+
+
+@dataclass(frozen=True)
+class Run:
+    """Ticks between two resets: times_T in seconds, and probabilities [T, K] of one head."""
+
+    times_T: NDArray[np.float64]
+    now_TK: Probs
+    window_TK: Probs
+
+
+class ScoreRecord:
+    """Scores of the warm ticks of one camera. Full while it is watched, then `finish`ed, then read."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self._files = {head: tempfile.TemporaryFile() for head in contract.heads}  # noqa: SIM115 - closed by `close`
+        self._maps: dict[str, Probs] = {}  # once closed
+        self._times = array("d")
+        self._starts: list[int] = []  # row of the first tick of each run
+        self._steps = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def take(self, at: float, steps: int, scores: Scores) -> None:
+        """Listens: takes one tick. Steps that do not rise tell of a reset."""
+        if steps < self.contract.warmup_frames:
+            return
+        if steps <= self._steps or not self._starts:
+            self._starts.append(len(self._times))
+        self._steps = steps
+        self._times.append(at)
+        for head, file in self._files.items():
+            file.write(np.stack([scores.now[head], scores.window[head]]).astype(np.float64).tobytes())
+
+    def end(self) -> None:
+        """The stream has ended: the next tick, if any, begins another."""
+        self._steps = np.iinfo(np.int64).max
+
+    def close(self) -> None:
+        """Takes no more. What is there stays readable as long as this object lives."""
+        for head, file in self._files.items():
+            if not file.closed:
+                file.flush()
+                self._maps[head] = self._mapped(head)
+                file.close()
+
+    @property
+    def times_T(self) -> NDArray[np.float64]:
+        """When each tick was, in seconds."""
+        return np.array(self._times)
+
+    def scores(self, head: str) -> Probs:
+        """Probabilities of all ticks, [T, 2, K]: now and window. Lies on disk."""
+        if head in self._maps:
+            return self._maps[head]
+        self._files[head].flush()
+        return self._mapped(head)
+
+    def runs(self, head: str) -> Iterator[Run]:
+        """The stretches between resets."""
+        scores, times_T = self.scores(head), self.times_T
+        for first, last in zip(self._starts, [*self._starts[1:], len(self._times)], strict=True):
+            yield Run(times_T[first:last], scores[first:last, 0], scores[first:last, 1])
+
+    def events(self, head: str, rule: EventRule | None = None) -> list[Event]:
+        """The closed events, by the model's own rule or another: just those of the live path under that rule."""
+        return [event for run in self.runs(head) for event in events_of(
+            run.times_T, run.now_TK, run.window_TK, labels=self.contract.heads[head], head=head,
+            background=self.contract.background, rule=rule or self.contract.events)]
+
+    def windows(self, head: str) -> Probs:
+        """Window scores at every full window's end, so that none shares frames with another, [windows, K]."""
+        every = self.contract.clip_frames * self.contract.window_clips
+        found = [run.window_TK[every - 1::every] for run in self.runs(head)]
+        return np.concatenate(found) if found else np.zeros((0, len(self.contract.heads[head])))
+
+    def _mapped(self, head: str) -> Probs:
+        shape = (len(self._times), 2, len(self.contract.heads[head]))
+        return np.memmap(self._files[head], np.float64, "r", shape=shape) if shape[0] else np.zeros(shape)
