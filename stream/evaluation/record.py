@@ -53,8 +53,8 @@ class Run:
 class ScoreRecord:
     """Scores of the warm ticks of one camera. Full while it is watched, then `finish`ed, then read."""
 
-    def __init__(self, contract: Contract) -> None:
-        self.contract = contract
+    def __init__(self, contract: Contract, camera: str = "0") -> None:
+        self.contract, self.camera = contract, camera
         self._files = {head: tempfile.TemporaryFile() for head in contract.heads}  # noqa: SIM115 - closed by `close`
         self._maps: dict[str, Probs] = {}  # once closed
         self._times = array("d")
@@ -112,7 +112,7 @@ class ScoreRecord:
     def events(self, head: str, rule: EventRule | None = None) -> list[Event]:
         """The closed events, by the model's own rule or another: just those of the live path under that rule."""
         return [event for run in self.runs(head) for event in events_of(
-            run.times_T, run.now_TK, run.window_TK, labels=self.contract.heads[head], head=head,
+            run.times_T, run.now_TK, run.window_TK, labels=self.contract.heads[head], head=head, camera=self.camera,
             background=self.contract.background, rule=rule or self.contract.events)]
 
     def windows(self, head: str) -> Probs:

@@ -117,7 +117,7 @@ class StreamMeter:
         self._running = False
         self.streams = 0  # that had any images
         self.truths: dict[str, list[Truth]] = {head: [] for head in contract.heads}
-        self.record = ScoreRecord(contract)
+        self.record = ScoreRecord(contract, camera)
         watching(recognizer)[camera] = self.record.take
 
     def __enter__(self) -> Self:
