@@ -77,9 +77,14 @@ def rendered_idle(seconds: float, rate: float, seed: int = 0, room_s: float = RO
     return [_room(seconds / rooms, rate, ROOM_SEED + 1000 * seed + k) for k in range(rooms)]
 
 
+def idle_room(seconds: float, rate: float, seed: int) -> Simulation:
+    """A room whose first gesture comes after `seconds`."""
+    never_s = 2 * seconds + 60.0
+    return Simulation(seed, ROOM_HW, rate, idle_s=(never_s, never_s))
+
+
 def _room(seconds: float, rate: float, seed: int) -> Frames:
-    never = 2 * seconds + 60.0  # the first gesture comes after the end
-    room = Simulation(seed, ROOM_HW, rate, idle_s=(never, never))
+    room = idle_room(seconds, rate, seed)
     for k in range(round(seconds * rate)):
         yield room.frame(k), k / rate
 
