@@ -46,14 +46,14 @@ def confusion(labels: Sequence[str], counts_KK: Array) -> bytes:
 
 
 def bars(values: Mapping[str, float], what: str) -> bytes:
-    """A bar for each label, worst first; the worst ones where there are many."""
+    """A bar for each label, the worst on top; the worst ones where there are many."""
     worst = sorted(values.items(), key=lambda pair: pair[1])[:MOST_LABELS][::-1]
 
     def draw(axes: Axes) -> None:
         axes.barh([name for name, _ in worst], [value for _, value in worst], color=TRUTH)
         for k, (_, value) in enumerate(worst):
-            axes.text(min(value, 0.94) + 0.01, k, f"{value:.2f}", va="center", fontsize=8)
-        axes.set_xlim(0, 1.05)
+            axes.text(value + 0.01, k, f"{value:.2f}", va="center", fontsize=8)
+        axes.set_xlim(0, 1.12)
         axes.set_xlabel(what)
 
     return _drawn(draw, 5.0, 1.2 + 0.26 * len(worst))
@@ -71,10 +71,10 @@ def reliability(curves: Mapping[str, Reliability]) -> bytes:
         axes.plot(curve.confidence, curve.accuracy, "o", color=WRONG, markersize=3)
         for middle, count in zip(middles, curve.counts, strict=True):
             if count:
-                axes.text(middle, 0.01, str(count), ha="center", fontsize=6, color="white")
+                axes.text(middle, 1.03, str(count), ha="center", fontsize=6)
         axes.set_title(f"{name}: ECE {curve.ece:.3f}", fontsize=10)
         axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0, 1.1)
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
     return _png(figure)
@@ -93,11 +93,11 @@ def timeline(stream: HeadStream) -> bytes:
             for row in range(int(one.started_at // ROW_S), min(rows - 1, int(one.ended_at // ROW_S)) + 1):
                 first = max(one.started_at - row * ROW_S, 0.0)
                 last = min(one.ended_at - row * ROW_S, ROW_S)
-                axes.broken_barh([(first, last - first)], (row + 0.9 - height - 0.35, 0.35), color=colour, alpha=0.85)
+                axes.broken_barh([(first, last - first)], (row + 0.9 - height - 0.35, 0.35), color=colour, alpha=0.5)
                 if first > 0 or row == one.started_at // ROW_S:
                     axes.text(first + 0.1, row + 0.9 - height - 0.17, one.label[:10], fontsize=6, va="center",
-                              color="white", clip_on=True)
-        axes.set_ylim(rows, 0)
+                              clip_on=True)
+        axes.set_ylim(rows, -0.1)
         axes.set_xlim(0, ROW_S)
         axes.set_yticks([row + 0.45 for row in range(rows)], [f"{row * ROW_S / 60:g} min" for row in range(rows)])
         axes.set_xlabel("seconds")

@@ -19,8 +19,7 @@ td { font-variant-numeric: tabular-nums } tr { border-bottom: 1px solid #eee } t
 figure { display: inline-block; margin: 0.6em 1.2em 0.6em 0; vertical-align: top; max-width: 100% }
 figcaption { color: #555; font-size: 0.9em } img { max-width: 100% }"""
 
-SAID = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class accuracy", "f1": "event F1 at IoU 0.3",
-        "frame_map": "per-frame mAP", "events_per_minute": "events a minute",
+SAID = {"top1": "top-1", "top5": "top-5", "frame_map": "per-frame mAP",
         "false_events_per_hour": "false events an hour", "false_events": "false events"}
 
 
@@ -45,15 +44,14 @@ def _page(report: Report, found: Mapping[str, Any]) -> Iterable[str]:
             yield _paragraph("Top-1 by kind") + _table(kinds)
         if clips.segments:
             yield _picture(figures.confusion(clips.labels, clips.confusion), "Confusion: shares of each row, counts")
-            yield _picture(figures.bars(clips.per_class(), "accuracy"), "Accuracy of each class, worst below")
+            yield _picture(figures.bars(clips.per_class(), "accuracy"), "Accuracy of each class")
         curves = clips.calibration()
         if curves["after"].counts.any():
             yield _picture(figures.reliability({f"{when} temperature": curve for when, curve in curves.items()}),
                            "Reliability of the last window score (15 equally wide bins; numbers: clips)")
         yield _paragraph("Telling known labels from nothing (AUROC)") + _table(found["rejection"][head])
-    for name, said in (("actions", "Actions: verb and noun together"),):
-        if found["clips"].get(name):
-            yield f"<h2>{said}</h2>" + _table(found["clips"][name])
+    if "actions" in found["clips"]:
+        yield "<h2>Actions: verb and noun together</h2>" + _table(found["clips"]["actions"])
     for name, part in found.get("breakdown", {}).items():
         yield f"<h2>Top-1, {escape(name)}</h2>" + _table(part)
     yield from _streams(report, found)
@@ -70,7 +68,7 @@ def _streams(report: Report, found: Mapping[str, Any]) -> Iterable[str]:
     for head, one in (report.stream.heads if report.stream else {}).items():
         numbers = found["stream"]["heads"][head] if "heads" in found["stream"] else found["stream"]
         yield f"<h2>Stream: {escape(head)}</h2>"
-        kept = ("seconds", "gestures", "events", "matched", "f1", "frame_map", "false_events", "false_events_per_hour")
+        kept = ("seconds", "gestures", "events", "matched", "frame_map", "false_events", "false_events_per_hour")
         yield _table({**{name: numbers[name] for name in kept},
                       **{f"event F1 at IoU {iou}": value for iou, value in numbers["f1_at"].items()},
                       **{f"delay after the true {end}, {which} (s)": value for end in ("start", "end")

@@ -30,7 +30,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "min_score": (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99),
     "min_duration_s": (0.2, 0.3, 0.4, 0.55, 0.7, 0.9, 1.2, 1.6, 2.0),
 }
-COARSE = 3  # every so many of these values are tried all together, then each alone
+COARSE = 2  # every so many of these values are tried all together, then each alone
 ROUNDS = 3
 
 
