@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import UsageError
+from stream.data_commands import Kind
 from stream.options import EngineName, ModelArgument
 
 commands = typer.Typer()
@@ -23,6 +24,9 @@ def evaluate(model: ModelArgument,
                  "Which split. Default: validation, else test, else all there is."))] = None,
              group: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
                  "Only the clips of this group, such as a person. May be given several times."))] = None,
+             kind: Annotated[Kind, typer.Option(help="What the dataset is; auto: told by its files.")] = "auto",
+             media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
+                 "Where the recordings are, when not with the annotations."))] = None,
              idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
                  "Videos without gestures: evaluates streams and false events, too. Those the model's training left "
                  "out, if any. May be given several times."))] = None,
@@ -79,7 +83,7 @@ def evaluate(model: ModelArgument,
     left_out = 0 if group else recipe.get("without_fold", 0)
     found = run_evaluation(model, dataset, fold=left_out if fold is None else fold, idle=footage, engine=engine,
                            seed=seed, split=split, groups=group or (), rendered_idle_s=60 * rendered_idle,
-                           strict=strict)
+                           strict=strict, kind=kind, media=media)
     figures: dict[str, Any] = found.as_json()
     if limit is not None:
         chosen = search(found.stream, found.idles.values(), limit)

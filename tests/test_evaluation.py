@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +17,11 @@ from fakes import LABELS, FakeEngine, FakeModel
 
 import engines
 from engines.contract import EventRule
+from engines.engine import StepResult
 from engines.errors import DatasetError, GatestreamError, UsageError
 from engines.model import load, save
-from engines.training.datasets.base import Dataset, Media, Segment
+from engines.training.datasets import Dataset, Media, Segment, open_dataset
+from engines.training.datasets.rendered import render
 from stream.cli import main
 from stream.evaluation import (
     Report,
@@ -33,8 +36,8 @@ from stream.evaluation import (
     played_on,
     rendered_idle,
 )
-from stream.evaluation.data import most_at_once, open_egogestar
-from stream.evaluation.play import idle_room
+from stream.evaluation.data import most_at_once
+from stream.evaluation.play import idle_room, pictures
 from stream.evaluation.report import write_report
 from stream.evaluation.thresholds import search, write_rule
 from stream.frame import Event
@@ -216,13 +219,13 @@ def test_what_cannot_be_read_is_named_and_skipped(videos: dict[str, Path], recog
     broken.write_bytes(b"no video")
     data = dataset(clip(videos["left"], "left"), clip(broken, "right"), clip(tmp_path / "gone.avi", "right"))
     chosen = choose(data, recognizer.contract)
-    report = measure(recognizer, chosen, tmp_path, idle=[videos["none"], broken])
+    report = measure(recognizer, chosen, idle=[videos["none"], broken])
     assert report.clips.accuracy() == 1.0
     assert [one["what"] for one in report.as_json()["skipped"]] == ["right-broken-", "right-gone-", str(broken)]
     assert report.stream is not None
     assert [truth.label for truth in report.stream.first.truths] == ["left"]
     with pytest.raises(GatestreamError, match=r"broken\.avi"):
-        measure(recogniser(), chosen, tmp_path, strict=True)
+        measure(recogniser(), chosen, strict=True)
 
 
 def whole(videos: dict[str, Path], idle: str = "flash", **more: object) -> Report:
@@ -230,7 +233,7 @@ def whole(videos: dict[str, Path], idle: str = "flash", **more: object) -> Repor
     recognizer = recogniser()
     data = dataset(clip(videos["left"], "left"), clip(videos["right"], "right"), clip(videos["left"], "circle"),
                    clip(videos["none"], "unclassified"))
-    return measure(recognizer, choose(data, recognizer.contract), videos["left"].parent, idle=[videos[idle]], **more)
+    return measure(recognizer, choose(data, recognizer.contract), idle=[videos[idle]], **more)
 
 
 def test_a_whole_report(videos: dict[str, Path], tmp_path: Path) -> None:
@@ -261,7 +264,7 @@ def test_a_whole_report(videos: dict[str, Path], tmp_path: Path) -> None:
 
 def test_a_report_of_almost_nothing(videos: dict[str, Path], recognizer: Recognizer, tmp_path: Path) -> None:
     data = dataset(clip(videos["none"], "unclassified"))
-    report = measure(recognizer, choose(data, recognizer.contract), tmp_path, idle=[videos["none"]])
+    report = measure(recognizer, choose(data, recognizer.contract), idle=[videos["none"]])
     found = json.loads(json.dumps(report.as_json(), allow_nan=False))
     assert found["clips"]["accuracy"] is None
     assert "stream" not in found
@@ -273,15 +276,14 @@ def test_verb_and_noun_make_actions_and_a_submission(videos: dict[str, Path], tm
     recognizer = recogniser(heads={"verb": LABELS, "noun": LABELS})
 
     def part(name: str, video: str, verb: str, noun: str) -> Segment:
-        return Segment(name, Media(videos[video]), labels={"verb": verb, "noun": noun})
+        return Segment(name, Media(videos[video]), labels={"verb": verb, "noun": noun},
+                       kind="unseen" if name.startswith("P18") else "")
 
     parts = [part("P01_1_0", "left", "left", "left"), part("P18_1_0", "right", "right", "left"),
              Segment("P02_1_0", Media(videos["none"]))]                              # a test clip without labels
-    data = dataset(*parts, heads=("noun", "verb"))
-    (tmp_path / "EPIC_100_tail_nouns.csv").write_text("noun\n0\n")
-    (tmp_path / "EPIC_100_tail_verbs.csv").write_text("verb\n1\n")
-    (tmp_path / "EPIC_100_unseen_participant_ids_validation.csv").write_text("participant_id\nP18\n")
-    report = measure(recognizer, choose(data, recognizer.contract), tmp_path)
+    data = replace(dataset(*parts, heads=("noun", "verb")),
+                   rare={"noun": frozenset({"left"}), "verb": frozenset({"right"})})
+    report = measure(recognizer, choose(data, recognizer.contract))
     found = report.as_json()
     assert found["clips"]["heads"]["verb"]["top1"] == 1.0
     assert found["clips"]["heads"]["noun"]["top1"] == 0.5
@@ -294,6 +296,53 @@ def test_verb_and_noun_make_actions_and_a_submission(videos: dict[str, Path], tm
     assert set(results) == {"P01_1_0", "P18_1_0", "P02_1_0"}
     assert max(results["P18_1_0"]["verb"], key=results["P18_1_0"]["verb"].get) == "1"
     assert set(results["P02_1_0"]["noun"]) == {"0", "1", "2"}
+
+
+def test_a_missing_image_of_a_folder_leaves_a_hole(tmp_path: Path) -> None:
+    for number in (3, 4, 5, 9, 10):
+        cv2.imwrite(str(tmp_path / f"frame_{number:010d}.png"), np.zeros((24, 32, 3), np.uint8))
+    assert [at for _, at in pictures(Media(tmp_path, rate=10.0, first=3))] == pytest.approx([0, 0.1, 0.2, 0.6, 0.7])
+    assert [at for _, at in pictures(Media(tmp_path, rate=5.0, first=None))] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+
+
+class ManyLabels(FakeModel):
+    """As many labels as its heads want, with fixed random weights."""
+
+    def head_logits(self, features_D: np.ndarray) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        return {head: rng.standard_normal((len(labels), 3)).astype(np.float32) @ features_D
+                for head, labels in self.contract.heads.items()}
+
+
+class ManyLabelsEngine(FakeEngine):
+    def _step(self, frames_u8_BHWC: np.ndarray, slots: Sequence[int]) -> StepResult:
+        features_BD = super()._step(frames_u8_BHWC, slots).features
+        return StepResult(features_BD, {head: logits_K[None] for head, logits_K in
+                                        self.model.head_logits(features_BD[0]).items()})
+
+
+def test_recordings_in_the_layout_of_epic_are_streams_with_submission(tmp_path: Path) -> None:
+    render(tmp_path / "epic", clips=6, size_hw=(48, 64), rate=10.0, video_s=12.0)
+    data = open_dataset(tmp_path / "epic")
+    model = ManyLabels(heads={"noun": data.heads["noun"], "verb": data.heads["verb"]}, background=None)
+    chosen = choose(data, model.contract)
+    wanted = data.splits["validation"]
+    recognizer = Recognizer(model, ManyLabelsEngine(model, slots=most_at_once(chosen.segments) + 1))
+    report = measure(recognizer, chosen)
+    found = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert found["skipped"] == []
+    assert found["clips"]["clips"] == found["clips"]["actions"]["clips"] == found["stream"]["gestures"] == len(wanted)
+    assert found["stream"]["heads"]["verb"]["gestures"] == len(wanted)
+    assert found["rejection"]["verb"] == {"clips": None}
+    report.submit(tmp_path / "test.zip", (0, 3, 3))
+    with zipfile.ZipFile(tmp_path / "test.zip") as file:
+        results = json.loads(file.read("test.json"))["results"]
+    assert set(results) == {segment.id for segment in wanted}
+    first = results[wanted[0].id]
+    assert list(first["verb"]) == [str(k) for k in range(len(data.heads["verb"]))]
+    assert sum(first["noun"].values()) == pytest.approx(1.0)
+    write_report(tmp_path / "report.html", report, found)
+    assert "<h2>Stream: verb</h2>" in (tmp_path / "report.html").read_text()
 
 
 def test_choosing(videos: dict[str, Path], recognizer: Recognizer) -> None:
@@ -409,7 +458,7 @@ def test_the_command_writes_all_it_is_asked_for(videos: dict[str, Path], tmp_pat
 
 
 def test_real_clips_by_fold(shared: Path) -> None:
-    data = open_egogestar(shared / "data" / "egogestar")
+    data = open_dataset(shared / "data" / "egogestar")
     contract = load("gesture").contract
     sizes = [len([part for part in choose(data, contract, groups=[str(fold)]).segments
                   if part.labels["gesture"] != contract.background]) for fold in (1, 2, 3, 4)]

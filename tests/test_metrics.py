@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import zipfile
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.errors import DatasetError, SinkError, UsageError
+from engines.errors import SinkError, UsageError
 from engines.training import metrics, submission
 
 
@@ -197,23 +196,3 @@ def test_wrong_submissions_are_refused(tmp_path: Path) -> None:
         submission.write_submission(tmp_path / "out.zip", {"a": {"verb": np.ones(2)}}, supervision=(1, 3, 4))
     with pytest.raises(SinkError):
         submission.write_submission(tmp_path / "no" / "out.zip", {}, supervision=(1, 3, 4))
-
-
-def test_lists_of_rare_classes_and_unseen_people(tmp_path: Path) -> None:
-    assert submission.tail_classes(tmp_path) == {}
-    assert submission.unseen_participants(tmp_path) == set()
-    (tmp_path / submission.TAIL["verb"]).write_text("verb\n10\n12\n")
-    (tmp_path / submission.UNSEEN[0]).write_text("participant_id\nP18\n")
-    assert submission.tail_classes(tmp_path) == {"verb": {10, 12}}
-    assert submission.unseen_participants(tmp_path) == {"P18"}
-    (tmp_path / submission.TAIL["noun"]).write_text("name\n10\n")
-    with pytest.raises(DatasetError, match="noun"):
-        submission.tail_classes(tmp_path)
-
-
-def test_real_lists(shared: Path) -> None:
-    folder = shared / "data" / "annotations" / "epic100"
-    assert {head: len(found) for head, found in submission.tail_classes(folder).items()} == {"verb": 86, "noun": 228}
-    assert {"P18", "P32"} <= submission.unseen_participants(folder)
-    with (folder / "EPIC_100_noun_classes.csv").open(newline="") as file:
-        assert max(submission.tail_classes(folder)["noun"]) < len(list(csv.DictReader(file)))

@@ -1,4 +1,4 @@
-"""EPIC-KITCHENS-100 action recognition: the file that is handed in, and the parts that results are reported for.
+"""EPIC-KITCHENS-100 action recognition: the file that is handed in.
 
     {"version": "0.2", "challenge": "action_recognition", "sls_pt": 2, "sls_tl": 3, "sls_td": 3,
      "results": {"P01_101_0": {"verb": {"0": score, ...}, "noun": {"0": score, ...}}}}      test.json in a zip
@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -17,13 +16,11 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import DatasetError, UsageError
+from engines.errors import UsageError
 from engines.model import write_atomically
 
 HEADS = ("verb", "noun")
 LEVELS = range(6)
-TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
-UNSEEN = ("EPIC_100_unseen_participant_ids_validation.csv", "EPIC_100_unseen_participant_ids_test.csv")
 
 
 def by_class(scores_K: NDArray[Any], labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
@@ -54,23 +51,3 @@ def write_submission(path: Path, results: Mapping[str, Mapping[str, NDArray[Any]
     with ZipFile(raw, "w") as file:
         file.writestr(ZipInfo("test.json"), text, compress_type=ZIP_DEFLATED)
     write_atomically(path, raw.getvalue())
-
-
-def tail_classes(folder: Path) -> dict[str, set[int]]:
-    """{head: numbers of its rare classes} from the lists beside the annotations; {} where they are not."""
-    return {head: {int(number) for number in _column(folder / name, head)} for head, name in TAIL.items()
-            if (folder / name).is_file()}
-
-
-def unseen_participants(folder: Path) -> set[str]:
-    """Who is in validation or testing and not in training, from the lists beside the annotations."""
-    return {person for name in UNSEEN if (folder / name).is_file()
-            for person in _column(folder / name, "participant_id")}
-
-
-def _column(path: Path, name: str) -> list[str]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [row[name] for row in csv.DictReader(file)]
-    except (OSError, KeyError, csv.Error) as error:
-        raise DatasetError(f"{path} ({error})", f"a list with a column {name}", "get the annotations again") from error

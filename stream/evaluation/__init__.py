@@ -21,9 +21,9 @@ import engines
 from engines.contract import Contract
 from engines.errors import GatestreamError
 from engines.training import metrics, submission
-from engines.training.datasets.base import Media
+from engines.training.datasets import Media, open_dataset
 from stream.evaluation.clips import ClipReport, Skipped, evaluate_clips
-from stream.evaluation.data import Chosen, choose, is_trimmed, most_at_once, open_egogestar, recordings
+from stream.evaluation.data import Chosen, choose, is_trimmed, most_at_once, recordings
 from stream.evaluation.play import Truth, joined, pictures, played_on, rendered_idle
 from stream.evaluation.streams import IOU, StreamMeter, StreamReport, evaluate_stream
 from stream.frame import Event
@@ -40,7 +40,6 @@ class Report:
 
     contract: Contract
     chosen: Chosen
-    folder: Path
     clips: ClipReport
     stream: StreamReport | None = None
     idle: StreamReport | None = None
@@ -66,9 +65,10 @@ class Report:
         found["calibration"] = {head: {when: curve.as_json() for when, curve in clips.calibration().items()}
                                 for head, clips in self.clips.heads.items()}
         found["rejection"] = {head: self.rejection(head) for head in self.clips.heads}
-        breakdown = self.clips.breakdown(self.chosen.classes, self.folder)
+        breakdown = self.clips.breakdown(self.chosen.rare)
         if breakdown:
             found["breakdown"] = breakdown
+        found["dataset"] = {"name": self.chosen.name, "problems": dict(self.chosen.problems)}
         found["skipped"] = [{"what": one.what, "why": one.why} for one in self.skipped]
         plain: dict[str, Any] = _without_nan(found)
         return plain
@@ -83,24 +83,24 @@ class Report:
 
 def evaluate(model: str, dataset: Path, *, fold: int = 0, idle: Sequence[Path] = (), engine: str = "auto",
              seed: int = 0, split: str | None = None, groups: Collection[str] = (), rendered_idle_s: float = 0.0,
-             strict: bool = False) -> Report:
+             strict: bool = False, kind: str = "auto", media: Path | None = None) -> Report:
     """Evaluates a model on a dataset folder: all its clips, or those of a split, of some groups, or of one fold.
 
+    kind, media: see `engines.training.datasets.open_dataset`.
     idle: videos without gestures, which join trimmed clips to a stream and are counted for false events;
     rendered_idle_s: seconds of rendered rooms without gestures; strict: stop at what cannot be read.
     Raises DatasetError when nothing is left.
     """
     loaded = engines.load(model)
-    chosen = choose(open_egogestar(dataset), loaded.contract, split, [str(fold)] if fold else groups)
+    chosen = choose(open_dataset(dataset, kind, media=media), loaded.contract, split, [str(fold)] if fold else groups)
     slots = most_at_once(chosen.segments) + 1
     with Recognizer(loaded, engines.compile(loaded, engine=engine, slots=slots)) as recognizer:
-        return measure(recognizer, chosen, dataset, idle=idle, seed=seed, rendered_idle_s=rendered_idle_s,
-                       strict=strict)
+        return measure(recognizer, chosen, idle=idle, seed=seed, rendered_idle_s=rendered_idle_s, strict=strict)
 
 
-def measure(recognizer: Recognizer, chosen: Chosen, folder: Path, *, idle: Sequence[Path] = (), seed: int = 0,
+def measure(recognizer: Recognizer, chosen: Chosen, *, idle: Sequence[Path] = (), seed: int = 0,
             rendered_idle_s: float = 0.0, strict: bool = False) -> Report:
-    """As `evaluate`, of a recogniser that is there and segments that are chosen. folder: of the dataset."""
+    """As `evaluate`, of a recogniser that is there and segments that are chosen."""
     contract = recognizer.contract
     footage, unread = _readable(idle, strict)
     with StreamMeter(recognizer) as meter:
@@ -117,7 +117,7 @@ def measure(recognizer: Recognizer, chosen: Chosen, folder: Path, *, idle: Seque
         stream = meter.report() if meter.streams else None
     quiet = evaluate_stream(recognizer, played_on(footage)) if footage else None
     rooms = rendered_idle(rendered_idle_s, contract.frame_rate, seed) if rendered_idle_s else []
-    return Report(contract, chosen, folder, clips, stream, quiet,
+    return Report(contract, chosen, clips, stream, quiet,
                   evaluate_stream(recognizer, *rooms) if rooms else None, [*clips.skipped, *unread])
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from engines.contract import Contract
 from engines.errors import DatasetError, GatestreamError
 from engines.training import metrics, submission
-from engines.training.datasets.base import Media, Segment
+from engines.training.datasets import Media, Segment
 from engines.training.metrics import Array
 from stream.clock import TIME_NOISE_S
 from stream.evaluation.data import is_trimmed, recordings
@@ -25,6 +24,7 @@ from stream.recognizer import Recognizer
 from stream.scoring import Scores
 
 TOPS = (1, 5)
+UNSEEN = "unseen"  # the kind of clips of people who are not in training
 
 
 @dataclass(frozen=True)
@@ -143,20 +143,17 @@ class ClipReport:
         return {"clips": len(shared),
                 **{f"top{k}": metrics.top_k_pairs(verb[0], noun[0], verb[1], noun[1], k) for k in TOPS}}
 
-    def breakdown(self, classes: Mapping[str, Sequence[str]], folder: Path) -> dict[str, Any]:
-        """Top-1 over rare classes and over people who are not in training, by the lists in `folder`; {} without them.
+    def breakdown(self, rare: Mapping[str, Collection[str]]) -> dict[str, Any]:
+        """Top-1 over rare labels and over people who are not in training (clips of kind "unseen"); {} without either.
 
-        As the challenge defines them: an action is rare when its verb or its noun is.
+        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is.
         """
-        rare = {head: {classes[head][k] for k in numbers if k < len(classes[head])}
-                for head, numbers in submission.tail_classes(folder).items() if head in classes}
-        people = submission.unseen_participants(folder)
-        if not set(submission.HEADS) <= set(self.heads) or not (rare or people):
+        if not set(submission.HEADS) <= set(self.heads):
             return {}
         verb, noun, shared = self._pairs()
         is_rare = {head: np.array([one.labels[head] in rare.get(head, ()) for one in shared], bool)
                    for head in submission.HEADS}
-        unseen = np.array([one.id.split("_")[0] in people for one in shared], bool)
+        unseen = np.array([one.kind == UNSEEN for one in shared], bool)
 
         def top1(verb_rows: Array, noun_rows: Array, rows: Array) -> dict[str, Any]:
             return {"clips": int(rows.sum()), "verb": metrics.top_k(verb[0][verb_rows], verb[1][verb_rows], 1),
@@ -164,7 +161,7 @@ class ClipReport:
                     "action": metrics.top_k_pairs(verb[0][rows], noun[0][rows], verb[1][rows], noun[1][rows], 1)}
 
         return {**({"tail": top1(is_rare["verb"], is_rare["noun"], is_rare["verb"] | is_rare["noun"])} if rare else {}),
-                **({"unseen": top1(unseen, unseen, unseen)} if people else {})}
+                **({"unseen": top1(unseen, unseen, unseen)} if unseen.any() else {})}
 
     def as_json(self) -> dict[str, Any]:
         first = self.first

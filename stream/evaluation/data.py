@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from engines.contract import Contract
 from engines.errors import DatasetError, UsageError
-from engines.training import egogestar
-from engines.training.datasets.base import Dataset, Media, Segment
+from engines.training.datasets import Dataset, Media, Segment
 
 PREFERRED = ("validation", "test")  # what is measured by default, where a dataset has such splits
 
@@ -17,21 +16,15 @@ PREFERRED = ("validation", "test")  # what is measured by default, where a datas
 @dataclass(frozen=True)
 class Chosen:
     """segments: labels by the model's heads; classes: the dataset's own class order of each; background: the label
-    that means "nothing" among them, if there is one."""
+    that means "nothing" among them, if there is one; rare: labels of each head that are reported apart; problems: what
+    the reader found wrong, kind by kind, and how often."""
 
     name: str
     segments: Sequence[Segment]
     classes: Mapping[str, tuple[str, ...]]
     background: str | None
-
-
-def open_egogestar(folder: Path) -> Dataset:
-    """An EgoGestAR folder as a dataset of one split, grouped by fold. Raises DatasetError."""
-    clips = egogestar.clips(folder)
-    segments = [Segment(clip.name, Media(clip.path), labels={"gesture": clip.label}, group=str(clip.fold),
-                        kind=clip.source) for clip in clips]
-    labels = tuple(dict.fromkeys(clip.label for clip in clips))
-    return Dataset(folder.name, {"gesture": labels}, {"all": segments}, background=egogestar.UNCLASSIFIED)
+    rare: Mapping[str, frozenset[str]]
+    problems: Mapping[str, int]
 
 
 def choose(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Chosen:
@@ -54,7 +47,9 @@ def choose(dataset: Dataset, contract: Contract, split: str | None = None, group
                                         for head, label in labels.items()})
 
     return Chosen(dataset.name, [in_words_of_the_model(segment) for segment in segments],
-                  {ours: tuple(dataset.heads[theirs]) for theirs, ours in heads.items()}, background)
+                  {ours: tuple(dataset.heads[theirs]) for theirs, ours in heads.items()}, background,
+                  {ours: dataset.rare[theirs] for theirs, ours in heads.items() if dataset.rare.get(theirs)},
+                  Counter(problem.kind for problem in dataset.problems))
 
 
 def recordings(segments: Sequence[Segment]) -> dict[Media, list[Segment]]:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from engines.synthetic import Simulation
-from engines.training.datasets.base import Media, Segment
+from engines.training.datasets import Media, Segment
+from engines.training.datasets.media import number
 from stream.frame import Frame, Image
 from stream.sources import open_source
+from stream.sources.images import is_image, natural_key
 
 Frames = Iterator[tuple[Image, float]]
 Played = Generator[tuple[Image, float], None, float]  # frames; returns the time after the last one
@@ -36,10 +38,18 @@ class Truth:
 
 def pictures(media: Media) -> Frames:
     """Every image of a recording with its time in it. Raises SourceError or UsageError where it cannot be read."""
+    numbers = None  # of a folder whose numbers are times: a missing image leaves a hole
+    if media.rate is not None and media.first is not None and media.path.is_dir():
+        paths = sorted((path for path in media.path.iterdir() if is_image(path)), key=natural_key)
+        numbers = [number(path) for path in paths]
     with open_source(str(media.path), camera=CAMERA, fps=media.rate) as source:
         for item in source.frames():
             if isinstance(item, Frame):
-                yield item.image_bgr, item.captured_at
+                place = None if numbers is None else numbers[item.index]
+                at = item.captured_at
+                if place is not None and media.first is not None and media.rate is not None:
+                    at = (place - media.first) / media.rate
+                yield item.image_bgr, at
 
 
 def joined(clips: Sequence[Segment], idle: Sequence[Path], seed: int,

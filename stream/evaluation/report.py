@@ -57,6 +57,8 @@ def _page(report: Report, found: Mapping[str, Any]) -> Iterable[str]:
     yield from _streams(report, found)
     if "thresholds" in found:
         yield from _thresholds(found["thresholds"])
+    if found["dataset"]["problems"]:
+        yield "<h2>Problems of the annotations</h2>" + _table(found["dataset"]["problems"])
     if found["skipped"]:
         yield "<h2>Skipped</h2>" + _table({one["what"]: one["why"] for one in found["skipped"]})
     if found["clips"]["wrong"]:
