@@ -32,6 +32,7 @@ def evaluate(model: ModelArgument,
                  "out, if any. May be given several times."))] = None,
              rendered_idle: Annotated[float, typer.Option(min=0, max=600, metavar="MINUTES", help=(
                  "So much rendered footage without gestures besides; a new room every 5 minutes."))] = 0.0,
+             json: Annotated[str, typer.Option(metavar="FILE|-", help="Where the numbers go; -: stdout.")] = "-",
              report: Annotated[Path | None, typer.Option(metavar="FILE.html", help=(
                  "Write all numbers and pictures as one page."))] = None,
              max_false_events: Annotated[str | None, typer.Option(metavar="N/h", help=(
@@ -44,7 +45,7 @@ def evaluate(model: ModelArgument,
              strict: Annotated[bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")] = False,
              engine: EngineName = "auto",
              seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another stream.")] = 0) -> None:
-    """Measure a model, through the path that live use takes. Prints JSON.
+    """Measure a model, through the path that live use takes. Gives JSON.
 
     [bold]Examples[/bold]
 
@@ -54,9 +55,9 @@ def evaluate(model: ModelArgument,
 
       gatestream evaluate epic.safetensors data/epic --split test --submission test.zip --supervision 1,3,3
     """
-    import json
+    from json import dumps
 
-    from engines.model import load
+    from engines.model import load, write_atomically
     from engines.training.egogestar import videos
     from stream.evaluation import evaluate as run_evaluation
     from stream.sinks.base import output_path
@@ -64,7 +65,7 @@ def evaluate(model: ModelArgument,
     for folder in (dataset, *(idle or ())):
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder", "a folder of recordings", "check the path")
-    for out in (report, submission):
+    for out in (report, submission, None if json == "-" else Path(json)):
         if out is not None:
             output_path(out)
     if submission is not None and supervision is None:
@@ -97,7 +98,11 @@ def evaluate(model: ModelArgument,
     if report is not None:
         from stream.evaluation.report import write_report
         write_report(report, found, figures)
-    print(json.dumps(figures, indent=2))
+    text = dumps(figures, indent=2, allow_nan=False)
+    if json == "-":
+        print(text)
+    else:
+        write_atomically(Path(json), (text + "\n").encode())
 
 
 def _per_hour(text: str) -> float:

@@ -448,8 +448,9 @@ def test_the_command_writes_all_it_is_asked_for(videos: dict[str, Path], tmp_pat
     monkeypatch.setattr(engines, "load", lambda name: fake if str(name) == str(own) else real_load(name))
     monkeypatch.setattr("stream.evaluation.thresholds.engines", SimpleNamespace(load=real_load))
     assert main(["evaluate", str(own), str(data), "--idle", str(idle), "--max-false-events", "0/h",
-                 "--report", str(tmp_path / "report.html")]) == 0
-    found = json.loads(capfd.readouterr().out)
+                 "--report", str(tmp_path / "report.html"), "--json", str(tmp_path / "report.json")]) == 0
+    assert capfd.readouterr().out == ""
+    found = json.loads((tmp_path / "report.json").read_text())
     assert found["clips"]["accuracy"] == 1.0
     assert found["thresholds"]["chosen"]["false_events_per_hour"] == 0
     assert load(own).contract.events == EventRule(**found["thresholds"]["chosen"]["events"])

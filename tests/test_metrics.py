@@ -98,6 +98,13 @@ def test_covered_time_counts_overlaps_once() -> None:
     assert metrics.covered_s([]) == 0.0
 
 
+@settings(max_examples=80, deadline=None)
+@given(STRETCHES, STRETCHES)
+def test_events_outside_share_no_time_with_any_truth(truths: list[Stretch], events: list[Stretch]) -> None:
+    wanted = [j for j, event in enumerate(events) if not any(metrics.overlap(truth, event) > 0 for truth in truths)]
+    assert metrics.outside(truths, events) == wanted
+
+
 def test_frame_targets_are_sets() -> None:
     times = np.arange(6) * 1.0
     truths = [Stretch("a", 1, 4), Stretch("b", 3, 5), Stretch("unheard", 0, 6)]

@@ -124,13 +124,31 @@ def event_f1(truths: Sequence[Stretch], events: Sequence[Stretch], iou: float) -
     return 2 * len(matched(truths, events, iou)) / total if total else NAN
 
 
+def union(stretches: Iterable[Stretch]) -> Array:
+    """The time that any of the stretches covers, as stretches apart from each other in order, [n, 2] in seconds."""
+    found: list[list[float]] = []
+    for one in sorted(stretches, key=lambda stretch: stretch.started_at):
+        if found and one.started_at <= found[-1][1]:
+            found[-1][1] = max(found[-1][1], one.ended_at)
+        else:
+            found.append([one.started_at, one.ended_at])
+    return np.array(found, np.float64).reshape(-1, 2)
+
+
 def covered_s(stretches: Iterable[Stretch]) -> float:
     """Seconds covered by any of the stretches, overlaps counted once."""
-    total, until = 0.0, -np.inf
-    for one in sorted(stretches, key=lambda stretch: stretch.started_at):
-        total += max(0.0, one.ended_at - max(one.started_at, until))
-        until = max(until, one.ended_at)
-    return float(total)
+    spans_n2 = union(stretches)
+    return float((spans_n2[:, 1] - spans_n2[:, 0]).sum())
+
+
+def outside(truths: Iterable[Stretch], events: Sequence[Stretch]) -> list[int]:
+    """The events that share no time with any truth."""
+    spans_n2 = union(truths)
+    if not len(spans_n2):
+        return list(range(len(events)))
+    nexts = np.searchsorted(spans_n2[:, 1], [event.started_at for event in events], side="right")
+    return [j for j, (event, i) in enumerate(zip(events, nexts, strict=True))
+            if i == len(spans_n2) or spans_n2[i, 0] >= event.ended_at]
 
 
 def frame_targets(times_T: Array, truths: Iterable[Stretch], labels: Sequence[str]) -> Array:

@@ -65,8 +65,7 @@ class HeadStream:
     @cached_property
     def false_events(self) -> list[Event]:
         """Events that touch no labelled stretch."""
-        return [event for event in self.events
-                if not any(metrics.overlap(truth, event) > 0 for truth in self.truths)]
+        return [self.events[j] for j in metrics.outside(self.truths, self.events)]
 
     @property
     def false_events_per_hour(self) -> float:
