@@ -18,7 +18,7 @@ from fakes import LABELS, FakeEngine, FakeModel
 import engines
 from engines.contract import EventRule
 from engines.engine import StepResult
-from engines.errors import DatasetError, GatestreamError, UsageError
+from engines.errors import DatasetError, GatestreamError, SinkError, UsageError
 from engines.model import load, save
 from engines.training.datasets import Dataset, Media, Segment, open_dataset
 from engines.training.datasets.rendered import render
@@ -183,6 +183,15 @@ def test_recorded_scores_give_the_events_of_the_live_path(videos: dict[str, Path
     assert plain.record.events("gesture", rule) == live.first.events
     assert plain.record.events("gesture") == plain.first.events != []
     assert len(list(live.record.runs("gesture"))) == 3
+
+
+def test_a_full_disk_is_told(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    black = np.zeros((24, 32, 3), np.uint8)
+    with pytest.raises(SinkError, match="temporary folder"), StreamMeter(recognizer) as meter:
+        meter.push(black, 0.0)
 
 
 def test_overlapping_segments_of_a_long_recording_are_played_in_one_pass(

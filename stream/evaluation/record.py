@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import Contract, EventRule
+from engines.errors import SinkError
 from stream.events import events_of
 from stream.frame import Event
 from stream.recognizer import Recognizer
@@ -51,7 +53,7 @@ class Run:
 
 
 class ScoreRecord:
-    """Scores of the warm ticks of one camera. Full while it is watched, then `finish`ed, then read."""
+    """Scores of the warm ticks of one camera. It is filled, closed, and then read as often as needed."""
 
     def __init__(self, contract: Contract, camera: str = "0") -> None:
         self.contract, self.camera = contract, camera
@@ -66,29 +68,30 @@ class ScoreRecord:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self.close()
+        self.close(keep=kind is None)
 
     def take(self, at: float, steps: int, scores: Scores) -> None:
-        """Listens: takes one tick. Steps that do not rise tell of a reset."""
+        """Takes one tick. Steps that do not rise tell of a reset. Raises SinkError where the disk is full."""
         if steps < self.contract.warmup_frames:
             return
         if steps <= self._steps or not self._starts:
             self._starts.append(len(self._times))
         self._steps = steps
         self._times.append(at)
-        for head, file in self._files.items():
-            file.write(np.stack([scores.now[head], scores.window[head]]).astype(np.float64).tobytes())
+        with _told():
+            for head, file in self._files.items():
+                file.write(np.stack([scores.now[head], scores.window[head]]).astype(np.float64).tobytes())
 
     def end(self) -> None:
         """The stream has ended: the next tick, if any, begins another."""
         self._steps = np.iinfo(np.int64).max
 
-    def close(self) -> None:
-        """Takes no more. What is there stays readable as long as this object lives."""
+    def close(self, keep: bool = True) -> None:
+        """Takes no more. What is there stays readable as long as this object lives, if it is to be kept."""
         for head, file in self._files.items():
-            if not file.closed:
-                file.flush()
-                self._maps[head] = self._mapped(head)
+            if keep and not file.closed:
+                self._maps[head] = self.scores(head)
+            with suppress(OSError):  # of what is not kept there may be more than the disk holds
                 file.close()
 
     @property
@@ -100,8 +103,12 @@ class ScoreRecord:
         """Probabilities of all ticks, [T, 2, K]: now and window. Lies on disk."""
         if head in self._maps:
             return self._maps[head]
-        self._files[head].flush()
-        return self._mapped(head)
+        shape = (len(self._times), 2, len(self.contract.heads[head]))
+        if not shape[0]:
+            return np.zeros(shape)
+        with _told():
+            self._files[head].flush()
+            return np.memmap(self._files[head], np.float64, "r", shape=shape)
 
     def runs(self, head: str) -> Iterator[Run]:
         """The stretches between resets."""
@@ -121,6 +128,11 @@ class ScoreRecord:
         found = [run.window_TK[every - 1::every] for run in self.runs(head)]
         return np.concatenate(found) if found else np.zeros((0, len(self.contract.heads[head])))
 
-    def _mapped(self, head: str) -> Probs:
-        shape = (len(self._times), 2, len(self.contract.heads[head]))
-        return np.memmap(self._files[head], np.float64, "r", shape=shape) if shape[0] else np.zeros(shape)
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(f"scores for a temporary file ({error.strerror})", "some space in the temporary folder",
+                        f"free some in {tempfile.gettempdir()}, or name another in TMPDIR") from error

@@ -125,7 +125,7 @@ class StreamMeter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         watching(self._recognizer).pop(self._camera, None)
-        self.record.close()
+        self.record.close(keep=kind is None)
 
     def push(self, image: Image, at: float) -> None:
         """Takes the next image of the current stream, at seconds of that stream."""
