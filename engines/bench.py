@@ -17,8 +17,10 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -199,6 +201,10 @@ def _engine_of(network: Network, contract: Contract, like: Engine) -> Engine:
     if like.name == "inductor":
         from engines.inductor import InductorEngine
         return InductorEngine(network, contract, 1, like.precision)
+    if like.name == "tensorrt":
+        from engines.tensorrt import build as build_tensorrt
+        with tempfile.TemporaryDirectory() as folder:
+            return build_tensorrt(Path(folder), network, contract, 1, like.precision)
     from engines.openvino import OpenVINOEngine, compile_graph, convert
 
     compiled = compile_graph(convert(network, contract), 1, like.precision)

@@ -154,20 +154,24 @@ class VerbatimStep(nn.Module):
 
 
 class MemoryStep(nn.Module):
-    """One frame of the recurrent read-out: a cell, not a sequence of one."""
+    """One frame of the recurrent read-out, written out: TensorRT has no recurrent cell, and no other engine minds."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
-        weights = {name.removesuffix("_l0"): value for name, value in memory.gru.state_dict().items()}
-        self.cell = nn.GRUCell(memory.gru.input_size, memory.gru.hidden_size, dtype=weights["weight_ih"].dtype)
-        self.cell.load_state_dict(weights)
+        weights = memory.gru.state_dict()
+        self.of_input, self.of_past = (_linear(weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"])
+                                       for of in ("ih", "hh"))
 
     def state_shapes(self) -> Shapes:
-        return {"": (self.cell.hidden_size,)}
+        return {"": (self.of_past.in_features,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        x = self.cell(x, state[0])
-        return x, [x]
+        past = state[0]
+        (reset, keep, new), (reset_past, keep_past, new_past) = (
+            linear.chunk(3, 1) for linear in (self.of_input(x), self.of_past(past)))
+        fresh = torch.tanh(new + torch.sigmoid(reset + reset_past) * new_past)
+        past = fresh + torch.sigmoid(keep + keep_past) * (past - fresh)
+        return past, [past]
 
 
 class StepNetwork(nn.Module):
@@ -251,6 +255,12 @@ class PixelStep(nn.Module):
         pixels_BCHW = image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
         out: tuple[Tensor, ...] = self.network((pixels_BCHW - self.mean) / self.std, *state)
         return out
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    linear.load_state_dict({"weight": weight, "bias": bias})
+    return linear
 
 
 def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:

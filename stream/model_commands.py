@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engines.errors import UsageError
-from stream.options import EngineName, ModelArgument
+from stream.options import EngineName, Hop, ModelArgument
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -89,7 +89,7 @@ def _facts(contract: Contract) -> list[str]:
 
 
 @commands.command()
-def doctor(model: ModelArgument = "gesture") -> None:
+def doctor(model: ModelArgument = "gesture", hop: Hop = None) -> None:
     """Look at what is installed, and prove that stream = clip = every engine on this machine.
 
     [bold]Examples[/bold]
@@ -101,7 +101,7 @@ def doctor(model: ModelArgument = "gesture") -> None:
     from engines.doctor import doctor as examine
 
     failed = 0
-    for check in examine(model):
+    for check in examine(model, hop):
         print("ok  " if check.ok else "FAIL", f"{check.name}: {check.detail}", flush=True)
         failed += not check.ok
     if failed:

@@ -3,10 +3,13 @@
 Legend: D features of a frame, C clips in the window (fewer at the start).
 
     frame features ──mean of clip_frames──► clip descriptors ──last window_clips──► Fusion ──► window descriptor
+
+An engine that scores clips (`StepResult.spans`) gives clip descriptors by itself; `ClipWindow` is for those.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +27,8 @@ class Fusion(Protocol):
     def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
 
-        Every clip has its full count but the newest, which may still be growing. Inputs are not to be written.
+        Every clip has its full count but one at an end, where the stream began or the clip is still growing. Inputs
+        are not to be written.
         """
         ...
 
@@ -79,3 +83,35 @@ class Window:
         self._clips.clear()
         self._counts.clear()
         self._count = 0
+
+
+class ClipWindow:
+    """The newest clip of an engine that scores clips, and up to `window_clips` - 1 earlier ones side by side with it.
+
+    Such clips overlap; each clip taken ends where the next begins, or at the nearest end before. So no frame counts
+    twice, and a window of one clip is that clip.
+    """
+
+    def __init__(self, window_clips: int, fusion: Fusion | None = None) -> None:
+        self._window_clips, self._fusion = window_clips, fusion or AverageFusion()
+        self._seen: deque[tuple[range, Floats]] = deque()
+
+    def push(self, features_D: Floats, span: range) -> Fused:
+        """Adds the mean features, float32 [D], of the frames in `span`, unless they are the last again; then fuses."""
+        if not self._seen or self._seen[-1][0] != span:
+            self._seen.append((span, features_D))
+        chosen = [len(self._seen) - 1]
+        for index in reversed(range(len(self._seen))):
+            if len(chosen) < self._window_clips and self._seen[index][0].stop <= self._seen[chosen[-1]][0].start:
+                chosen.append(index)
+        clips = [self._seen[index] for index in reversed(chosen)]
+        if len(chosen) == self._window_clips:
+            for _ in range(chosen[-1]):  # later windows begin later
+                self._seen.popleft()
+        descriptor_D, gates_C = self._fusion.fuse(np.stack([features for _, features in clips]),
+                                                  np.array([len(frames) for frames, _ in clips], np.int64))
+        return Fused(descriptor_D, tuple(gates_C.tolist()))
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._seen.clear()

@@ -30,6 +30,18 @@ def test_a_sound_machine_passes_every_check(model: Model) -> None:
     assert "openvino" in checks["machine"].detail
 
 
+def test_it_says_which_engine_is_picked_and_why(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(able: set[str]) -> dict[str, str]:
+        monkeypatch.setattr(doctor_module, "obstacle", lambda name: None if name in able else "no such thing")
+        return {name: doctor_module._engine(name, model)[1] for name in doctor_module.ENGINES}
+
+    assert lines({"inductor", "eager"}) == {
+        "tensorrt": "not picked: no such thing", "inductor": "picked: the best that can run here",
+        "openvino": "not picked: no such thing", "eager": "can run here; inductor comes first"}
+    assert lines({"tensorrt", "eager"})["tensorrt"].startswith("picked")
+    assert {"engine tensorrt", "engine openvino"} <= {check.name for check in doctor(model)}
+
+
 def test_a_bidirectional_model_is_held_to_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(tmp_path, causal=False, segments=5, hop=2)
     last = list(doctor(model))[-1]

@@ -180,8 +180,9 @@ def test_recorded_scores_give_the_events_of_the_live_path(videos: dict[str, Path
     paths = [videos[name] for name in ("none", "left", "right", "flash", "long")]
     plain = evaluate_stream(recogniser(warmup_frames=warmup), with_a_hole(paths), played_on(paths))
     live = evaluate_stream(recogniser(warmup_frames=warmup, events=rule), with_a_hole(paths), played_on(paths))
-    assert plain.record.events("gesture", rule) == live.first.events
-    assert plain.record.events("gesture") == plain.first.events != []
+    for rule_tried, report in ((rule, live), (None, plain)):
+        told = sorted([*report.first.events, *report.first.taken_back], key=lambda event: event.ended_at)
+        assert plain.record.events("gesture", rule_tried) == told != []
     assert len(list(live.record.runs("gesture"))) == 3
 
 

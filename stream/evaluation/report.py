@@ -70,7 +70,8 @@ def _streams(report: Report, found: Mapping[str, Any]) -> Iterable[str]:
     for head, one in (report.stream.heads if report.stream else {}).items():
         numbers = found["stream"]["heads"][head] if "heads" in found["stream"] else found["stream"]
         yield f"<h2>Stream: {escape(head)}</h2>"
-        kept = ("seconds", "gestures", "events", "matched", "frame_map", "false_events", "false_events_per_hour")
+        kept = ("seconds", "gestures", "events", "matched", "taken_back", "frame_map", "false_events",
+                "false_events_per_hour")
         yield _table({**{name: numbers[name] for name in kept},
                       **{f"event F1 at IoU {iou}": value for iou, value in numbers["f1_at"].items()},
                       **{f"delay after the true {end}, {which} (s)": value for end in ("start", "end")

@@ -13,6 +13,7 @@ from engines.training import metrics
 from engines.training.metrics import NAN
 from stream.evaluation.play import Truth
 from stream.evaluation.record import ScoreRecord, watching
+from stream.events import UNKNOWN
 from stream.frame import Event, Image
 from stream.recognizer import Recognizer
 
@@ -24,7 +25,8 @@ IOUS = (0.1, 0.3, 0.5)
 @dataclass
 class HeadStream:
     """One head of a stream. announced_at, closed_at: when each event was first told under its final label, and when its
-    end was; precision: average precision over frames of each label that occurs; seconds: of footage."""
+    end was; precision: average precision over frames of each label that occurs; seconds: of footage; taken_back: what
+    closed as unknown, which is none of `events`."""
 
     truths: Sequence[Truth]
     events: Sequence[Event]
@@ -32,6 +34,7 @@ class HeadStream:
     closed_at: Sequence[float]
     seconds: float
     precision: Mapping[str, float] = field(default_factory=dict)
+    taken_back: Sequence[Event] = ()
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
@@ -75,7 +78,7 @@ class HeadStream:
 
     def as_json(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "gestures": len(self.truths), "events": len(self.events),
-                "matched": len(self.pairs), "f1": self.f1, "delay_s": self.delay_s,
+                "taken_back": len(self.taken_back), "matched": len(self.pairs), "f1": self.f1, "delay_s": self.delay_s,
                 "events_per_minute": self.events_per_minute,
                 "f1_at": {str(iou): metrics.event_f1(self.truths, self.events, iou) for iou in IOUS},
                 "frame_map": metrics.mean_of_known(self.precision.values()),
@@ -165,9 +168,11 @@ class StreamMeter:
                                           metrics.frame_targets(self.record.times_T, truths, labels))
         precision = {label: float(value) for label, value in zip(labels, found, strict=True)
                      if label != self.record.contract.background and value == value}
-        events = [event for event, _ in self._closed[head]]
-        told = [self._told[event.head, event.started_at, event.label] for event in events]
-        return HeadStream(truths, events, told, [at for _, at in self._closed[head]], self._seconds, precision)
+        known = [(event, at) for event, at in self._closed[head] if event.label != UNKNOWN]
+        told = [self._told[event.head, event.started_at, event.label] for event, _ in known]
+        unknown = [event for event, _ in self._closed[head] if event.label == UNKNOWN]
+        return HeadStream(truths, [event for event, _ in known], told, [at for _, at in known], self._seconds,
+                          precision, unknown)
 
 
 def evaluate_stream(recognizer: Recognizer, *streams: Iterable[tuple[Image, float]],

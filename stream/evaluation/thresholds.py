@@ -21,7 +21,7 @@ from engines.model import bundled, save
 from engines.training import metrics
 from stream.evaluation.record import Run, ScoreRecord
 from stream.evaluation.streams import IOU, StreamReport
-from stream.events import events_of
+from stream.events import UNKNOWN, events_of
 from stream.frame import Event
 
 VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
@@ -142,8 +142,10 @@ def _rules(start: EventRule) -> Iterator[EventRule]:
 
 def _events(runs: Mapping[str, Sequence[Run]], contract: Contract, rule: EventRule, head: str) -> Iterator[Event]:
     for run in runs[head]:
-        yield from events_of(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
-                             background=contract.background, rule=rule, head=head)
+        for event in events_of(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
+                               background=contract.background, rule=rule, head=head):
+            if event.label != UNKNOWN:
+                yield event
 
 
 def _reduced(record: ScoreRecord) -> dict[str, list[Run]]:
