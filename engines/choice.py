@@ -61,7 +61,7 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
         _refuse_bidirectional(model)
         if precision not in (None, "f32"):
             raise EngineError(f"precision {precision!r} for an ONNX file", "f32", "leave the precision out")
-        opened: Engine = _onnx().open_engine(model, Path(name), slots)
+        opened: Engine = onnx_module().open_engine(model, Path(name), slots)
         return opened
     if Path(name).is_file():
         return _openvino(model, slots, precision, Path(name))
@@ -108,7 +108,7 @@ def export(model: Model, engine: str, out: str | os.PathLike[str], precision: st
     """
     _refuse_bidirectional(model)
     if engine == "onnx":
-        _onnx("onnx", "onnxscript").write(model, Path(out))
+        onnx_module("onnx", "onnxscript").write(model, Path(out))
         return Path(out)
     if engine == "tensorrt":
         raise EngineError("engine 'tensorrt' to export, whose file could carry code and serves one kind of GPU only",
@@ -165,7 +165,7 @@ def _inductor(model: Model, slots: int, precision: str | None) -> Engine:
     return open_engine(model, slots, precision)
 
 
-def _onnx(*exporting: str) -> ModuleType:
+def onnx_module(*exporting: str) -> ModuleType:
     """The module engines.onnx, once the packages that it and `exporting` need are found to be there."""
     try:
         for package in exporting:

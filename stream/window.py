@@ -24,11 +24,16 @@ Floats = NDArray[np.float32]
 class Fusion(Protocol):
     """Fuses the clips of a window."""
 
-    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def project(self, clips_CD: Floats) -> Floats:
+        """What `fuse` needs of each clip on its own, [C, X]: asked for at each frame of a clip, then kept."""
+        ...
+
+    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
+             projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
 
-        Every clip has its full count but one at an end, where the stream began or the clip is still growing. Inputs
-        are not to be written.
+        projected_CX: what `project` gave, if it is known. Every clip has its full count but one at an end, where the
+        stream began or the clip is still growing. Inputs are not to be written.
         """
         ...
 
@@ -36,7 +41,11 @@ class Fusion(Protocol):
 class AverageFusion:
     """The mean over all frames in the window: every gate is open."""
 
-    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def project(self, clips_CD: Floats) -> Floats:
+        return np.zeros((len(clips_CD), 0), np.float32)
+
+    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
+             projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         weights_C: Floats = np.divide(counts_C, counts_C.sum(), dtype=np.float32)
         return weights_C @ clips_CD, np.ones(len(counts_C), np.float32)
 
@@ -61,6 +70,7 @@ class Window:
         self._fusion = fusion or AverageFusion()
         self._clips = Ring(window_clips, features)
         self._counts = Ring(window_clips, 1, np.int64)
+        self._projected = Ring(window_clips, self._fusion.project(np.zeros((1, features), np.float32)).shape[1])
         self._sum_D = np.zeros(features)
         self._count = 0
 
@@ -71,17 +81,21 @@ class Window:
             self._count = 0
             self._clips.append(0)
             self._counts.append(0)
+            self._projected.append(0)
         self._count += 1
         self._sum_D += features_D
         self._clips.replace_newest(self._sum_D / self._count)
         self._counts.replace_newest(self._count)
-        descriptor_D, gates_C = self._fusion.fuse(self._clips.rows(), self._counts.rows()[:, 0])
+        clips_CD = self._clips.rows()
+        self._projected.replace_newest(self._fusion.project(clips_CD[-1:])[0])
+        descriptor_D, gates_C = self._fusion.fuse(clips_CD, self._counts.rows()[:, 0], self._projected.rows())
         return Fused(descriptor_D, tuple(gates_C.tolist()))
 
     def reset(self) -> None:
         """Forgets everything: the next frame starts a first clip."""
         self._clips.clear()
         self._counts.clear()
+        self._projected.clear()
         self._count = 0
 
 

@@ -226,7 +226,8 @@ def test_doctor_fails_when_one_check_does(found: tuple[bool, ...], code: int, mo
 
 def test_bench_times_fusion_as_live_use_does_it(monkeypatch: pytest.MonkeyPatch,
                                                 capfd: pytest.CaptureFixture[str]) -> None:
-    def measure(model: FakeModel, engine: str, steps: int, fuse: Callable[[StepResult], Any]) -> dict[str, Any]:
+    def measure(model: FakeModel, engine: str, steps: int, fuse: Callable[[StepResult], Any],
+                plain: None) -> dict[str, Any]:
         black = np.zeros((1, 16, 16, 3), np.uint8)
         scores = fuse(FakeEngine(model).step(black, [0]))
         return {"engine": engine, "steps": steps, "scores": np.round(scores.now["gesture"], 3).tolist()}

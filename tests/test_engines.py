@@ -125,6 +125,18 @@ def test_both_forms_of_the_fuse_step_are_the_same_function(
     assert_lowered_step_equals(model)
 
 
+@pytest.mark.parametrize("per_channel_most", [0, 1e12])
+@pytest.mark.parametrize("architecture", ["gsm-mobilenetv2", "gsf-mobilenetv2"])
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_both_forms_of_the_gate_step_are_the_same_function(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, ahead: int,
+        per_channel_most: float) -> None:
+    monkeypatch.setattr(lowering, "PER_CHANNEL_MOST", per_channel_most)
+    model = make_model(tmp_path, architecture, ahead=ahead)
+    assert all(step.by_planes == (per_channel_most == 0) for step in StepNetwork(model.network).temporal.values())
+    assert_lowered_step_equals(model)
+
+
 @pytest.mark.parametrize(("architecture", "options"), [
     ("gsf-mobilenetv2", {"memory": 16}),
     ("gsf-mobilenetv2", {"percent": 100, "places": ["features_3", "features_16"]}),

@@ -37,7 +37,11 @@ def test_step_by_step_equals_direct(clip_frames: int, window_clips: int, frames:
 
 def test_fusion_sees_clip_means_oldest_first_and_may_gate_them() -> None:
     class Newest:
-        def fuse(self, clips_CD: np.ndarray, counts_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def project(self, clips_CD: np.ndarray) -> np.ndarray:
+            return clips_CD[:, :0]
+
+        def fuse(self, clips_CD: np.ndarray, counts_C: np.ndarray,
+                 projected_CX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             self.seen = clips_CD[:, 0].tolist(), counts_C.tolist()
             return clips_CD[-1], np.eye(len(counts_C), dtype=np.float32)[-1]
 
