@@ -172,13 +172,13 @@ def _torch() -> tuple[bool, str]:
 
 
 def _openvino() -> tuple[bool, str]:
-    import openvino
+    from openvino import __version__
 
     from engines.openvino import core
 
     able, devices = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), core().available_devices
-    return "CPU" in devices, f"{openvino.__version__} on {', '.join(devices)}; CPU: " \
-                                            f"{', '.join(sorted(able))}"
+    return "CPU" in devices, f"{__version__} on {', '.join(devices)}; CPU: " \
+                              f"{', '.join(sorted(able))}"
 
 
 def _cache() -> tuple[bool, str]:

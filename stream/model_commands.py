@@ -221,7 +221,7 @@ def import_official(
 
       gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
     """
-    _model_to_write(out)
+    model_to_write(out)
     from engines.importing import import_official as write
     from engines.importing import read_labels
 
@@ -232,7 +232,8 @@ def import_official(
           f"{len(names)} classes")
 
 
-def _model_to_write(out: Path) -> None:
+def model_to_write(out: Path) -> None:
+    """Refuses a name that is no model file's or cannot be written, before anything else is done."""
     from stream.sinks.base import output_path
 
     if out.suffix != ".safetensors":
@@ -253,6 +254,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Take the calibration of this model, trained with something left out. Likewise: their mean."))] = None,
           name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model.")] = "gesture",
           without_fold: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out fold N; 0: none.")] = 0,
+          without_label: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
+              "Never see this gesture, and have no label for it. Likewise."))] = None,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training.")] = 2400,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0,
           causal: Annotated[bool, typer.Option(help="Causal for live streams, or bidirectional.")] = True) -> None:
@@ -264,16 +267,21 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     """
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
-    _model_to_write(out)
+    model_to_write(out)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from engines.synthetic import LABELS
     from engines.training.train import Recipe
     from engines.training.train import train as run_training
 
+    unknown = sorted(set(without_label or ()) - set(LABELS))
+    if unknown:
+        raise UsageError(f"--without-label {unknown[0]}", f"one of {', '.join(LABELS)}", "choose one of these")
     now, window = _calibration(calibration_from or [])
     recipe = Recipe(dataset=dataset, out=out, init=init, idle=tuple(idle or ()), name=name, without_fold=without_fold,
-                    idle_without=tuple(idle_without or ()), iterations=iterations, seed=seed, causal=causal,
-                    memory=Recipe.memory if causal else 0, temperature=now, window_temperature=window)
+                    idle_without=tuple(idle_without or ()), without_labels=tuple(without_label or ()),
+                    iterations=iterations, seed=seed, causal=causal, memory=Recipe.memory if causal else 0,
+                    temperature=now, window_temperature=window)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         run_training(recipe, report=lambda text: bar.console.print(text, markup=False),
                      progress=_Shown(bar, iterations))

@@ -440,6 +440,16 @@ def test_warm_start_never_imports_torch(model: Model) -> None:
     assert cache.entries()
 
 
+def test_openvino_reports_to_nobody() -> None:
+    program = ("import engines.openvino, threading, sys\n"
+               "from openvino.tools.ovc import telemetry_utils\n"
+               "assert telemetry_utils.tm.__name__ == 'openvino.tools.ovc.telemetry_stub'\n"
+               "assert threading.active_count() == 1, threading.enumerate()\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+
+
 def test_probabilities_sum_to_one_and_difference_sees_nan(model: Model) -> None:
     logits = np.float32([[1000.0, 0, -1000, 3], [0, 0, 0, 0]])
     assert np.allclose(probabilities(logits, 2.0).sum(axis=1), 1)

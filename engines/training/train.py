@@ -46,9 +46,10 @@ MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room fo
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run depends on. without_fold: leave this fold's clips out, 0 for none; idle: folders of videos
-    without gestures; idle_without: names of videos in them to leave out; temperature, window_temperature: calibration
-    to write down. What is left out (clips or videos) calibrates the model instead."""
+    """Everything a run depends on. without_fold: leave this fold's clips out, 0 for none; without_labels: gestures the
+    model never sees, recorded or rendered, and has no label for; idle: folders of videos without gestures;
+    idle_without: names of videos in them to leave out; temperature, window_temperature: calibration to write down.
+    What is left out (clips or videos) calibrates the model instead."""
 
     dataset: Path
     out: Path
@@ -56,6 +57,7 @@ class Recipe:
     idle: tuple[Path, ...] = ()
     idle_without: tuple[str, ...] = ()
     without_fold: int = 0
+    without_labels: tuple[str, ...] = ()
     architecture: str = "gsf-mobilenetv2"
     causal: bool = True
     memory: int = 128
@@ -80,6 +82,11 @@ class Recipe:
     window_temperature: float = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the head, background last."""
+        return (*(label for label in LABELS if label not in self.without_labels), BACKGROUND)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -97,7 +104,7 @@ def contract_of(recipe: Recipe, network: Network) -> Contract:
         name=recipe.name, architecture=recipe.architecture,
         options={"causal": recipe.causal, "memory": recipe.memory, "places": places,
                  "percent": network.backbone.percent},
-        heads={"gesture": (*LABELS, BACKGROUND)}, frame_rate=recipe.frame_rate, input_size_hw=recipe.input_size_hw,
+        heads={"gesture": recipe.labels}, frame_rate=recipe.frame_rate, input_size_hw=recipe.input_size_hw,
         cover_hw=recipe.input_size_hw, receptive_frames=1 + network.reach, warmup_frames=4, clip_frames=6,
         window_clips=4, max_gap_s=1.0, temperature={"gesture": recipe.temperature},
         window_temperature={"gesture": recipe.window_temperature}, background=BACKGROUND, events=EVENTS,
@@ -107,7 +114,8 @@ def contract_of(recipe: Recipe, network: Network) -> Contract:
 
 def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
     """Decodes the training data, without the fold left out."""
-    clips = [clip for clip in egogestar.clips(recipe.dataset) if clip.fold != recipe.without_fold]
+    clips = [clip for clip in egogestar.clips(recipe.dataset)
+             if clip.fold != recipe.without_fold and clip.label not in recipe.without_labels]
     report(f"decoding {len(clips)} clips")
     footage = egogestar.decode_all(clips, MARGIN_HW)
     idle = idle_of(footage)
@@ -149,7 +157,7 @@ class Chunks(IterableDataset[Batch]):
                 row = rows[i]
                 fresh.append(row is None or rng.random() < recipe.fresh_share)
                 if row is None or fresh[-1]:
-                    stream = Stream(self._material, (*LABELS, BACKGROUND), recipe.input_size_hw, recipe.frame_rate,
+                    stream = Stream(self._material, recipe.labels, recipe.input_size_hw, recipe.frame_rate,
                                     np.random.default_rng(rng.integers(2**63)), share)
                     row = rows[i] = stream.frames()
                 chunks.append(list(islice(row, recipe.chunk)))
@@ -200,7 +208,7 @@ def train(recipe: Recipe, report: Callable[[str], None] = print,
     """Trains, checkpoints beside `recipe.out`, resumes from there, writes the model file; returns the network."""
     torch.manual_seed(recipe.seed)
     cv2.setNumThreads(1)  # OpenCV's thread pool does not survive the fork of the loader's worker: it would hang
-    network = build(recipe.architecture, heads={"gesture": len(LABELS) + 1}, causal=recipe.causal,
+    network = build(recipe.architecture, heads={"gesture": len(recipe.labels)}, causal=recipe.causal,
                     input_size_hw=recipe.input_size_hw, memory=recipe.memory)
     contract = contract_of(recipe, network)
     start_from(network, recipe.init)
@@ -223,7 +231,7 @@ def train(recipe: Recipe, report: Callable[[str], None] = print,
     material = gather(recipe, report)
     loader = DataLoader(Chunks(recipe, material, first), batch_size=None, num_workers=recipe.workers,
                         prefetch_factor=4 if recipe.workers else None)
-    background = len(LABELS)
+    background = recipe.labels.index(BACKGROUND)
     state: State = network.fresh_state(recipe.rows)
     network.train()
     for iteration, batch in enumerate(loader, start=first):
