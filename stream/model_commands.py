@@ -300,39 +300,6 @@ def _calibration(files: list[Path]) -> tuple[float, float]:
     return round(means[0], 3), round(means[1], 3)
 
 
-@commands.command()
-def evaluate(model: ModelArgument,
-             dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
-             fold: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
-                 "Only the clips of fold N; 0: all. Default: what the model's training left out."))] = None,
-             idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
-                 "Videos without gestures: evaluates streams and false events, too. Those the model's training left "
-                 "out, if any. May be given several times."))] = None,
-             engine: EngineName = "auto",
-             seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another stream.")] = 0) -> None:
-    """Measure a model, through the path that live use takes. Prints JSON.
-
-    [bold]Examples[/bold]
-
-      gatestream evaluate gesture data/egogestar --fold 1 --idle data/idle
-    """
-    import json
-
-    from engines.model import load
-    from engines.training.egogestar import videos
-    from stream.evaluation import evaluate as run_evaluation
-
-    for folder in (dataset, *(idle or ())):
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder", "a folder of recordings", "check the path")
-    recipe = load(model).contract.provenance.get("recipe", {})
-    held_out = recipe.get("idle_without")
-    footage = [path for path in videos(idle or []) if not held_out or path.stem in held_out]
-    fold = recipe.get("without_fold", 0) if fold is None else fold
-    report = run_evaluation(model, dataset, fold=fold, idle=footage, engine=engine, seed=seed)
-    print(json.dumps(report.as_json(), indent=2))
-
-
 class _Shown:
     """Training progress: a bar on a terminal, a line now and then in a log."""
 

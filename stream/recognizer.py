@@ -25,6 +25,8 @@ from stream.images import as_bgr
 from stream.ring import SlotTable
 from stream.scoring import Scorer, Scores, ScoringModel, ranked
 
+Watcher = Callable[[str, float, int, Scores], None]
+
 
 @dataclass(slots=True)
 class Counts:
@@ -76,6 +78,9 @@ class Recognizer:
     def __init__(self, model: ScoringModel, engine: Engine, timer: Callable[[], float] = time.perf_counter) -> None:
         """timer: gives seconds, for latencies only."""
         self.contract, self.engine = model.contract, engine
+        self.watcher: Watcher | None = None
+        """Called with (camera, time, steps since its last reset, scores) at every tick, held ones too: the full scores,
+        of which a Prediction tells the best."""
         self._model, self._timer = model, timer
         self._slots = SlotTable(engine.slots)
         self._streams: dict[str, _Stream] = {}
@@ -198,6 +203,8 @@ class Recognizer:
 
     def _track(self, stream: _Stream, at: float, scores: Scores) -> list[Event]:
         stream.previous_at = at
+        if self.watcher is not None:
+            self.watcher(stream.camera, at, stream.steps, scores)
         if not self._warm(stream):
             return []
         events = [event for head, tracker in stream.trackers.items()

@@ -21,6 +21,7 @@ from engines.contract import EventRule
 from engines.errors import DatasetError, GatestreamError, SourceError, UsageError
 from engines.model import Model, load, save
 from engines.synthetic import LABELS, Simulation
+from engines.training.datasets import Media, Segment
 from engines.training.egogestar import decode
 from engines.training.headfit import Examples, Head, fit
 from engines.training.lessons import Lesson, action_span, examples_of
@@ -28,7 +29,6 @@ from engines.training.streams import Material, Stream
 from engines.training.teach import HeldOut, Taught, teach
 from engines.training.train import Recipe
 from stream.cli import main
-from stream.evaluation import Recording as Clip
 from stream.evaluation import evaluate_clips
 from stream.model_commands import train
 from stream.recognizer import Recognizer
@@ -231,19 +231,20 @@ def taught(classroom: Path) -> Path:
     return out
 
 
-def clips(folder: Path) -> list[Clip]:
-    return [Clip(path, path.parent.name) for path in sorted(folder.glob("*/*.avi"))]
+def clips(folder: Path) -> list[Segment]:
+    return [Segment(path.stem, Media(path), labels={"gesture": path.parent.name})
+            for path in sorted(folder.glob("*/*.avi"))]
 
 
 class TestFile:
     def test_it_recognises_what_it_was_shown_and_says_the_same_of_what_it_knew(self, classroom: Path,
                                                                                taught: Path) -> None:
         with Recognizer.open(taught, engine="eager", slots=1) as recognizer:
-            assert evaluate_clips(recognizer, clips(classroom / "new"), "gesture").accuracy() == 1
-            after = evaluate_clips(recognizer, clips(classroom / "old"), "gesture")
+            assert evaluate_clips(recognizer, clips(classroom / "new")).accuracy() == 1
+            after = evaluate_clips(recognizer, clips(classroom / "old"))
         with Recognizer.open(classroom / "base.safetensors", engine="eager", slots=1) as recognizer:
-            before = evaluate_clips(recognizer, clips(classroom / "old"), "gesture")
-        assert [answer for *_, answer, _ in after.outcomes] == [answer for *_, answer, _ in before.outcomes]
+            before = evaluate_clips(recognizer, clips(classroom / "old"))
+        assert after.first.answers_N.tolist() == before.first.answers_N.tolist()
 
     def test_every_engine_says_the_same(self, taught: Path) -> None:
         model = engines.load(taught)

@@ -1,0 +1,227 @@
+"""What "good" means, in numbers: pure functions on arrays, used by evaluation and by training's own checks.
+
+Legend: N clips, T ticks of a stream, K labels of a head. A truth that is no label of the model (-1, or K
+and above) is always wrong. Where there is nothing to count, the answer is NaN (None in JSON), never an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+NAN = float("nan")
+BINS = 15  # of the reliability curve, equally wide
+COLUMNS = 64  # labels read at a time from scores that lie on disk
+
+
+class Stretch(Protocol):
+    """A labelled stretch of time, in seconds: a truth or an event."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def ended_at(self) -> float: ...
+
+
+def ranks(scores_NK: Array, k: int) -> Array:
+    """The k best labels of each row, best first, [N, min(k, K)]; of equal scores the first label."""
+    return np.asarray(np.argsort(-np.asarray(scores_NK), axis=1, kind="stable")[:, :k])
+
+
+def top_k(scores_NK: Array, truth_N: Array, k: int) -> float:
+    """Share of rows whose truth is among the k best labels."""
+    return share((ranks(scores_NK, k) == np.asarray(truth_N)[:, None]).any(axis=1)) if len(truth_N) else NAN
+
+
+def top_pairs(first_NK: Array, second_NK: Array, k: int) -> Array:
+    """The k best pairs of labels by the product of their scores, best first, [N, k, 2]: actions of verb and noun.
+
+    A pair among the k best has both its labels among the k best of their heads, so that no table of all pairs is made.
+    """
+    first_NA, second_NB = ranks(first_NK, k), ranks(second_NK, k)
+    products_NAB = (np.take_along_axis(first_NK, first_NA, 1)[:, :, None]
+                    * np.take_along_axis(second_NK, second_NB, 1)[:, None, :])
+    rows, wide = len(products_NAB), second_NB.shape[1]
+    best_Nk = ranks(products_NAB.reshape(rows, first_NA.shape[1] * wide), k)
+    return np.stack([np.take_along_axis(first_NA, best_Nk // wide, 1),
+                     np.take_along_axis(second_NB, best_Nk % wide, 1)], axis=2)
+
+
+def top_k_pairs(first_NK: Array, second_NK: Array, first_N: Array, second_N: Array, k: int) -> float:
+    """Share of rows whose pair of truths is among the k best pairs."""
+    if not len(first_N):
+        return NAN
+    wanted_N2 = np.stack([first_N, second_N], axis=1)
+    return share((top_pairs(first_NK, second_NK, k) == wanted_N2[:, None]).all(axis=2).any(axis=1))
+
+
+def confusion(truth_N: Array, answer_N: Array, labels: int) -> Array:
+    """How often truth (row) was answered by label (column), [labels, labels]. Both from 0 to labels - 1."""
+    pairs = np.asarray(truth_N, np.int64) * labels + np.asarray(answer_N, np.int64)
+    return np.asarray(np.bincount(pairs, minlength=labels * labels).reshape(labels, labels))
+
+
+def per_class(confusion_KK: Array) -> Array:
+    """Accuracy of each label, [K]; NaN for one that never was the truth."""
+    seen_K = confusion_KK.sum(axis=1)
+    accuracy_K = np.full(len(seen_K), NAN)
+    np.divide(np.diag(confusion_KK), seen_K, out=accuracy_K, where=seen_K > 0)
+    return accuracy_K
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """The mean of what is not NaN: mean class accuracy, mAP."""
+    known = [float(value) for value in values if not np.isnan(value)]
+    return sum(known) / len(known) if known else NAN
+
+
+def share(flags: Iterable[Any]) -> float:
+    """The share that is true."""
+    return mean_of_known(float(flag) for flag in flags)
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and 90th percentile."""
+    return {"median": float(np.median(values)) if values else NAN,
+            "p90": float(np.percentile(values, 90)) if values else NAN}
+
+
+def overlap(one: Stretch, other: Stretch) -> float:
+    """Temporal intersection over union; 0 for a stretch without length."""
+    common = min(one.ended_at, other.ended_at) - max(one.started_at, other.started_at)
+    union = max(one.ended_at, other.ended_at) - min(one.started_at, other.started_at)
+    return max(common, 0.0) / union if union > 0 else 0.0
+
+
+def matched(truths: Sequence[Stretch], events: Sequence[Stretch], iou: float) -> list[tuple[int, int]]:
+    """Pairs (truth, event) with the same label that overlap by `iou` at least, best overlap first, each used once."""
+    events_of: dict[str, list[int]] = {}
+    for j, event in enumerate(events):
+        events_of.setdefault(event.label, []).append(j)
+    pairs = sorted(((overlap(truth, events[j]), i, j) for i, truth in enumerate(truths)
+                    for j in events_of.get(truth.label, ())
+                    if truth.started_at < events[j].ended_at and events[j].started_at < truth.ended_at), reverse=True)
+    left_truths, left_events = set(range(len(truths))), set(range(len(events)))
+    found = []
+    for shared, i, j in pairs:
+        if shared >= iou and i in left_truths and j in left_events:
+            left_truths.remove(i)
+            left_events.remove(j)
+            found.append((i, j))
+    return found
+
+
+def event_f1(truths: Sequence[Stretch], events: Sequence[Stretch], iou: float) -> float:
+    """Harmonic mean of precision and recall of events at a temporal overlap."""
+    total = len(truths) + len(events)
+    return 2 * len(matched(truths, events, iou)) / total if total else NAN
+
+
+def union(stretches: Iterable[Stretch]) -> Array:
+    """The time that any of the stretches covers, as stretches apart from each other in order, [n, 2] in seconds."""
+    found: list[list[float]] = []
+    for one in sorted(stretches, key=lambda stretch: stretch.started_at):
+        if found and one.started_at <= found[-1][1]:
+            found[-1][1] = max(found[-1][1], one.ended_at)
+        else:
+            found.append([one.started_at, one.ended_at])
+    return np.array(found, np.float64).reshape(-1, 2)
+
+
+def covered_s(stretches: Iterable[Stretch]) -> float:
+    """Seconds covered by any of the stretches, overlaps counted once."""
+    spans_n2 = union(stretches)
+    return float((spans_n2[:, 1] - spans_n2[:, 0]).sum())
+
+
+def outside(truths: Iterable[Stretch], events: Sequence[Stretch]) -> list[int]:
+    """The events that share no time with any truth."""
+    spans_n2 = union(truths)
+    if not len(spans_n2):
+        return list(range(len(events)))
+    nexts = np.searchsorted(spans_n2[:, 1], [event.started_at for event in events], side="right")
+    return [j for j, (event, i) in enumerate(zip(events, nexts, strict=True))
+            if i == len(spans_n2) or spans_n2[i, 0] >= event.ended_at]
+
+
+def frame_targets(times_T: Array, truths: Iterable[Stretch], labels: Sequence[str]) -> Array:
+    """Which labels are true at each tick, bool [T, K]: several at a time where stretches overlap. times_T rise."""
+    targets_TK = np.zeros((len(times_T), len(labels)), bool)
+    index = {label: k for k, label in enumerate(labels)}
+    for truth in truths:
+        if truth.label in index:
+            first, last = np.searchsorted(times_T, [truth.started_at, truth.ended_at])
+            targets_TK[first:last, index[truth.label]] = True
+    return targets_TK
+
+
+def average_precision(scores_TK: Array, targets_TK: Array) -> Array:
+    """Average precision of each label over all ticks, [K]; NaN for one that is never true."""
+    from sklearn.metrics import average_precision_score
+
+    found_K = np.full(targets_TK.shape[1], NAN)
+    seen = np.flatnonzero(targets_TK.any(axis=0))
+    for block in (seen[i:i + COLUMNS] for i in range(0, len(seen), COLUMNS)):
+        columns = np.asarray(scores_TK[:, block])
+        found_K[block] = [average_precision_score(targets_TK[:, k], columns[:, i]) for i, k in enumerate(block)]
+    return found_K
+
+
+def auroc(positive: Sequence[float] | Array, negative: Sequence[float] | Array) -> float:
+    """How surely a score tells positives from negatives: 1 always, 0.5 not at all."""
+    from sklearn.metrics import roc_auc_score
+
+    if not len(positive) or not len(negative):
+        return NAN
+    truth = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
+    return float(roc_auc_score(truth, np.r_[np.asarray(positive), np.asarray(negative)]))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence (highest probability) against accuracy in equally wide bins: counts, and means that are NaN in empty
+    bins; all [bins]."""
+
+    counts: Array
+    confidence: Array
+    accuracy: Array
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: |confidence - accuracy|, bins weighed by their counts."""
+        full = self.counts > 0
+        gaps = np.abs(self.confidence[full] - self.accuracy[full])
+        return float(gaps @ self.counts[full] / self.counts.sum()) if full.any() else NAN
+
+    def as_json(self) -> dict[str, Any]:
+        return {"ece": self.ece, "counts": self.counts.tolist(), "confidence": self.confidence.tolist(),
+                "accuracy": self.accuracy.tolist()}
+
+
+def reliability(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliability:
+    """Reliability of the best label of each row. A confidence on an edge counts in the bin below it."""
+    counts, confidence, accuracy = np.zeros(bins, np.int64), np.full(bins, NAN), np.full(bins, NAN)
+    if len(truth_N):
+        best_N = probs_NK.max(axis=1)
+        right_N = ranks(probs_NK, 1)[:, 0] == truth_N
+        places_N = np.clip(np.ceil(best_N * bins).astype(int) - 1, 0, bins - 1)
+        for place in np.unique(places_N):
+            here = places_N == place
+            counts[place], confidence[place], accuracy[place] = here.sum(), best_N[here].mean(), right_N[here].mean()
+    return Reliability(counts, confidence, accuracy)
+
+
+def retempered(probs_NK: Array, temperature: float) -> Array:
+    """The probabilities had their logits been divided by 1 instead of by `temperature`."""
+    if not len(probs_NK):
+        return probs_NK
+    logits_NK = np.log(np.maximum(probs_NK, np.finfo(np.float64).tiny)) * temperature
+    odds_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+    return np.asarray(odds_NK / odds_NK.sum(axis=1, keepdims=True))

@@ -1,0 +1,275 @@
+"""Labelled clips, each from a fresh stream: right when the last `window` score names the label."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from engines.contract import Contract
+from engines.errors import DatasetError, GatestreamError
+from engines.training import metrics, submission
+from engines.training.datasets import Media, Segment
+from engines.training.metrics import Array
+from stream.clock import TIME_NOISE_S
+from stream.evaluation.data import is_trimmed, recordings
+from stream.evaluation.play import Truth, pictures
+from stream.evaluation.record import watching
+from stream.evaluation.streams import StreamMeter
+from stream.recognizer import Recognizer
+from stream.scoring import Scores
+
+TOPS = (1, 5)
+UNSEEN = "unseen"  # the kind of clips of people who are not in training
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A clip and its last window scores, {head: probabilities [K]}."""
+
+    segment: Segment
+    window: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that could not be measured, and why."""
+
+    what: str
+    why: str
+
+
+class HeadClips:
+    """Clips that have a label of one head. Clips of the background count for calibration and rejection alone."""
+
+    def __init__(self, outcomes: Sequence[Outcome], head: str, contract: Contract, background: str | None) -> None:
+        own = contract.heads[head]
+        mine = [one for one in outcomes if head in one.segment.labels]
+        chosen = [one for one in mine if one.segment.labels[head] != background]
+        nothing = [one for one in mine if one.segment.labels[head] == background]
+        self.labels = own + tuple(sorted({one.segment.labels[head] for one in chosen} - set(own)))
+        """The model's labels, then those it does not have."""
+        self.unknown = self.labels[len(own):]
+        self.segments = [one.segment for one in chosen]
+        self.scores_NK = _stacked([one.window[head] for one in chosen], len(own))
+        self.truth_N = np.array([self.labels.index(one.segment.labels[head]) for one in chosen], np.int64)
+        self._nothing_NK = _stacked([one.window[head] for one in nothing], len(own))
+        self._background = own.index(background) if background in own else None
+        self._temperature = contract.window_temperature.get(head, 1.0)
+
+    @property
+    def answers_N(self) -> Array:
+        return metrics.ranks(self.scores_NK, 1)[:, 0] if len(self.scores_NK) else np.zeros(0, np.int64)
+
+    @cached_property
+    def confusion(self) -> Array:
+        """Truth by answer over `labels`."""
+        return metrics.confusion(self.truth_N, self.answers_N, len(self.labels))
+
+    def per_class(self) -> dict[str, float]:
+        """Accuracy of each label that occurs."""
+        found = zip(self.labels, metrics.per_class(self.confusion), strict=True)
+        return {label: float(value) for label, value in found if value == value}
+
+    def accuracy(self, keep: Array | None = None, top: int = 1) -> float:
+        """Top-k accuracy, of the clips in the mask `keep` only if there is one."""
+        rows = slice(None) if keep is None else keep
+        return metrics.top_k(self.scores_NK[rows], self.truth_N[rows], top)
+
+    def calibration(self) -> dict[str, metrics.Reliability]:
+        """Reliability before and after temperature, of clips whose label the model has, background among them."""
+        known = self.truth_N < self.scores_NK.shape[1]
+        probs_NK, truth_N = self.scores_NK[known], self.truth_N[known]
+        if self._background is not None:
+            probs_NK = np.concatenate([probs_NK, self._nothing_NK])
+            truth_N = np.r_[truth_N, np.full(len(self._nothing_NK), self._background)]
+        return {"before": metrics.reliability(metrics.retempered(probs_NK, self._temperature), truth_N),
+                "after": metrics.reliability(probs_NK, truth_N)}
+
+    def rejection(self, nothing_NK: Array | None = None) -> float:
+        """AUROC of telling clips of known labels from those of none by their highest probability of any label but
+        background. nothing_NK: scores of something else that shows nothing, such as idle footage."""
+        known = self.truth_N < self.scores_NK.shape[1]
+        return metrics.auroc(self._likely(self.scores_NK[known]),
+                             self._likely(self._nothing_NK if nothing_NK is None else nothing_NK))
+
+    def as_json(self) -> dict[str, Any]:
+        counts = self.confusion.sum(axis=1)
+        per_class = self.per_class()
+        return {"clips": len(self.segments), **{f"top{k}": self.accuracy(top=k) for k in TOPS},
+                "mean_class_accuracy": metrics.mean_of_known(per_class.values()),
+                "per_class": {label: {"clips": int(count), "accuracy": per_class[label]}
+                              for label, count in zip(self.labels, counts, strict=True) if count},
+                "labels_unknown_to_the_model": list(self.unknown),
+                "confusion": {"labels": list(self.labels), "counts": self.confusion.tolist()}}
+
+    def _likely(self, probs_NK: Array) -> Array:
+        kept = probs_NK if self._background is None else np.delete(probs_NK, self._background, axis=1)
+        return kept.max(axis=1) if len(kept) else np.zeros(0)
+
+
+@dataclass
+class ClipReport:
+    """What came of labelled clips. Fill `outcomes` first; the figures are of what is there when they are asked for."""
+
+    contract: Contract
+    background: str | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @cached_property
+    def heads(self) -> dict[str, HeadClips]:
+        return {head: HeadClips(self.outcomes, head, self.contract, self.background) for head in self.contract.heads}
+
+    @property
+    def first(self) -> HeadClips:
+        """The first head: of most models, the only one."""
+        return next(iter(self.heads.values()))
+
+    def accuracy(self, kind: str | None = None) -> float:
+        """Share of clips (of one kind) whose last window score names the first head's label."""
+        clips = self.first
+        return clips.accuracy(None if kind is None else np.array([one.kind == kind for one in clips.segments], bool))
+
+    def actions(self) -> dict[str, Any]:
+        """Accuracy of (verb, noun) pairs by the product of their scores; {} without such heads."""
+        if not set(submission.HEADS) <= set(self.heads):
+            return {}
+        verb, noun, shared = self._pairs()
+        return {"clips": len(shared),
+                **{f"top{k}": metrics.top_k_pairs(verb[0], noun[0], verb[1], noun[1], k) for k in TOPS}}
+
+    def breakdown(self, rare: Mapping[str, Collection[str]]) -> dict[str, Any]:
+        """Top-1 over rare labels and over people who are not in training (clips of kind "unseen"); {} without either.
+
+        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is.
+        """
+        if not set(submission.HEADS) <= set(self.heads):
+            return {}
+        verb, noun, shared = self._pairs()
+        is_rare = {head: np.array([one.labels[head] in rare.get(head, ()) for one in shared], bool)
+                   for head in submission.HEADS}
+        unseen = np.array([one.kind == UNSEEN for one in shared], bool)
+
+        def top1(verb_rows: Array, noun_rows: Array, rows: Array) -> dict[str, Any]:
+            return {"clips": int(rows.sum()), "verb": metrics.top_k(verb[0][verb_rows], verb[1][verb_rows], 1),
+                    "noun": metrics.top_k(noun[0][noun_rows], noun[1][noun_rows], 1),
+                    "action": metrics.top_k_pairs(verb[0][rows], noun[0][rows], verb[1][rows], noun[1][rows], 1)}
+
+        return {**({"tail": top1(is_rare["verb"], is_rare["noun"], is_rare["verb"] | is_rare["noun"])} if rare else {}),
+                **({"unseen": top1(unseen, unseen, unseen)} if unseen.any() else {})}
+
+    def as_json(self) -> dict[str, Any]:
+        first = self.first
+        kinds = sorted({segment.kind for segment in first.segments if segment.kind})
+        names = self.contract.heads[next(iter(self.heads))]
+        wrong = [f"{first.labels[truth]} as {names[answer]}" for truth, answer in
+                 zip(first.truth_N, first.answers_N, strict=True) if truth != answer]
+        found = {"clips": len(first.segments), "accuracy": self.accuracy(),
+                 "by_kind": {kind: self.accuracy(kind) for kind in kinds}, "wrong": wrong,
+                 "heads": {head: clips.as_json() for head, clips in self.heads.items()}}
+        return {**found, "actions": self.actions()} if self.actions() else found
+
+    def _pairs(self) -> tuple[tuple[Array, Array], tuple[Array, Array], list[Segment]]:
+        """(scores, truth) of verb and noun for the clips that have both, and these clips."""
+        verb, noun = (self.heads[head] for head in submission.HEADS)
+        row_of = {id(one): i for i, one in enumerate(verb.segments)}
+        both = [(row_of[id(one)], j) for j, one in enumerate(noun.segments) if id(one) in row_of]
+        rows = np.array(both, np.int64).reshape(-1, 2)
+        return ((verb.scores_NK[rows[:, 0]], verb.truth_N[rows[:, 0]]),
+                (noun.scores_NK[rows[:, 1]], noun.truth_N[rows[:, 1]]), [noun.segments[j] for _, j in both])
+
+
+def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], background: str | None = None, *,
+                   strict: bool = False, meter: StreamMeter | None = None) -> ClipReport:
+    """Runs every segment from a fresh stream, decoding each recording once.
+
+    Segments that overlap run beside each other, so the recogniser needs as many slots, and one more with a meter: it
+    plays recordings that are longer than their one segment as whole streams too, with their segments as the truth.
+    background: the label that means "nothing". What cannot be read is skipped and named; strict: it raises.
+    """
+    report = ClipReport(recognizer.contract, background)
+    for media, together in recordings(segments).items():
+        stream = None if is_trimmed(together) else meter
+        try:
+            found = _play(recognizer, media, together, background, stream)
+            silent = [segment for segment in together if id(segment) not in {id(one.segment) for one in found}]
+            if silent and strict:
+                raise DatasetError(f"{silent[0].id}, which gave no prediction", "a clip of a few frames in its video",
+                                   "leave it out of the dataset")
+            report.outcomes += found
+            report.skipped += [Skipped(segment.id, "not one frame of it is in its recording") for segment in silent]
+        except GatestreamError as error:
+            if strict:
+                raise
+            report.skipped += [Skipped(segment.id, error.got) for segment in together]
+    return report
+
+
+class _Clip:
+    """A segment while it is played, on a camera of its own."""
+
+    def __init__(self, segment: Segment, camera: str) -> None:
+        self.segment, self.camera = segment, camera
+        self.last: Scores | None = None
+
+    def hear(self, _at: float, _steps: int, scores: Scores) -> None:
+        self.last = scores
+
+
+def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
+          background: str | None, meter: StreamMeter | None) -> list[Outcome]:
+    """The last scores of each segment of one recording that has any."""
+    watch = watching(recognizer)
+    in_order = sorted(segments, key=lambda segment: segment.start_s)
+    waiting = deque(_Clip(segment, f"clip {number}") for number, segment in enumerate(in_order))
+    running: list[_Clip] = []
+    played: list[_Clip] = []
+    at = 0.0
+    try:
+        for image, at in pictures(media):
+            for clip in [one for one in running if _is_over(one.segment, at)]:
+                running.remove(clip)
+                recognizer.reset(clip.camera)
+            while waiting and waiting[0].segment.start_s <= at + TIME_NOISE_S:
+                clip = waiting.popleft()
+                watch[clip.camera] = clip.hear
+                running.append(clip)
+                played.append(clip)
+            if not (waiting or running or meter):
+                break
+            for clip in running:
+                recognizer.push(image, at, clip.camera)
+            if meter is not None:
+                meter.push(image, at)
+    finally:
+        for clip in running:
+            recognizer.reset(clip.camera)
+        for clip in played:
+            del watch[clip.camera]
+        if meter is not None:
+            meter.end(_truths(segments, at, background))
+    return [Outcome(clip.segment, clip.last.window) for clip in played if clip.last is not None]
+
+
+def _is_over(segment: Segment, at: float) -> bool:
+    return segment.stop_s is not None and at >= segment.stop_s - TIME_NOISE_S
+
+
+def _truths(segments: Iterable[Segment], end_s: float, background: str | None) -> dict[str, list[Truth]]:
+    truths: dict[str, list[Truth]] = {}
+    for segment in segments:
+        for head, label in segment.labels.items():
+            stop_s = end_s if segment.stop_s is None else min(segment.stop_s, end_s)
+            if label != background and stop_s > segment.start_s:
+                truths.setdefault(head, []).append(Truth(label, segment.start_s, stop_s))
+    return truths
+
+
+def _stacked(rows: Sequence[Array], width: int) -> Array:
+    return np.stack(rows) if rows else np.zeros((0, width))
+

@@ -1,0 +1,99 @@
+"""Which labelled stretches a model is measured on, with labels in the model's own words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from engines.contract import Contract
+from engines.errors import DatasetError, UsageError
+from engines.training.datasets import Dataset, Media, Segment
+
+PREFERRED = ("validation", "test")  # what is measured by default, where a dataset has such splits
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """segments: labels by the model's heads; classes: the dataset's own class order of each; background: the label
+    that means "nothing" among them, if there is one; rare: labels of each head that are reported apart; problems: what
+    the reader found wrong, kind by kind, and how often."""
+
+    name: str
+    segments: Sequence[Segment]
+    classes: Mapping[str, tuple[str, ...]]
+    background: str | None
+    rare: Mapping[str, frozenset[str]]
+    problems: Mapping[str, int]
+
+
+def choose(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Chosen:
+    """The segments of a split (validation, else test, else all there is), of some groups only if any are named.
+
+    A head of the dataset serves the model's head of the same name; where both have just one, that one.
+    Raises UsageError for a split that is not there or heads that do not fit, DatasetError when nothing is left.
+    """
+    heads = _heads(dataset, contract)
+    segments = [segment for segment in _split(dataset, split) if not groups or segment.group in groups]
+    if not segments:
+        found = sorted({segment.group for segment in _split(dataset, split)})
+        raise DatasetError(f"no clip of {', '.join(groups) or 'any group'} in {dataset.name}",
+                           f"groups among {', '.join(found[:20]) or 'none'}", "choose another group or fold")
+    background = contract.background or dataset.background
+
+    def in_words_of_the_model(segment: Segment) -> Segment:
+        labels = {ours: segment.labels[theirs] for theirs, ours in heads.items() if theirs in segment.labels}
+        return replace(segment, labels={head: background if label == dataset.background and background else label
+                                        for head, label in labels.items()})
+
+    return Chosen(dataset.name, [in_words_of_the_model(segment) for segment in segments],
+                  {ours: tuple(dataset.heads[theirs]) for theirs, ours in heads.items()}, background,
+                  {ours: dataset.rare[theirs] for theirs, ours in heads.items() if dataset.rare.get(theirs)},
+                  Counter(problem.kind for problem in dataset.problems))
+
+
+def recordings(segments: Sequence[Segment]) -> dict[Media, list[Segment]]:
+    """The segments of each recording, in their order."""
+    found: dict[Media, list[Segment]] = {}
+    for segment in segments:
+        found.setdefault(segment.media, []).append(segment)
+    return found
+
+
+def is_trimmed(segments: Sequence[Segment]) -> bool:
+    """Whether these segments of one recording are just the whole of it."""
+    return len(segments) == 1 and segments[0].start_s == 0 and segments[0].stop_s is None
+
+
+def most_at_once(segments: Sequence[Segment]) -> int:
+    """The most segments of one recording that overlap at any time."""
+    most = 0
+    for together in recordings(segments).values():
+        edges = sorted([(segment.start_s, 1) for segment in together]
+                       + [(segment.stop_s, -1) for segment in together if segment.stop_s is not None])
+        running = 0
+        for _, change in edges:
+            running += change
+            most = max(most, running)
+    return most
+
+
+def _heads(dataset: Dataset, contract: Contract) -> dict[str, str]:
+    """{the dataset's head: the model's head}."""
+    if len(dataset.heads) == len(contract.heads) == 1:
+        return {next(iter(dataset.heads)): next(iter(contract.heads))}
+    common = {head: head for head in contract.heads if head in dataset.heads}
+    if not common:
+        raise UsageError(f"a model with {', '.join(contract.heads)} for a dataset with {', '.join(dataset.heads)}",
+                         "a head that both have", "choose another model or dataset")
+    return common
+
+
+def _split(dataset: Dataset, split: str | None) -> Sequence[Segment]:
+    if split is not None and split not in dataset.splits:
+        raise UsageError(f"split {split!r} of {dataset.name}", f"one of {', '.join(dataset.splits)}",
+                         "choose one of these")
+    chosen = split or next((name for name in PREFERRED if dataset.splits.get(name)), None)
+    if chosen is not None:
+        return dataset.splits[chosen]
+    return [segment for part in dataset.splits.values() for segment in part]

@@ -1,0 +1,119 @@
+"""What is played to the recogniser: recordings, clips joined by idle footage, rendered rooms without gestures.
+
+Everything is an iterator of (image_bgr, seconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engines.synthetic import Simulation
+from engines.training.datasets import Media, Segment
+from engines.training.datasets.media import number
+from stream.frame import Frame, Image
+from stream.sources import open_source
+from stream.sources.images import is_image, natural_key
+
+Frames = Iterator[tuple[Image, float]]
+Played = Generator[tuple[Image, float], None, float]  # frames; returns the time after the last one
+
+CAMERA = "evaluation"
+ROOM_S = 300.0  # a rendered room serves so long
+ROOM_HW = (240, 320)
+ROOM_SEED = 900_000  # far from the seeds that training draws
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """A labelled stretch of a stream, in seconds."""
+
+    label: str
+    started_at: float
+    ended_at: float
+
+
+def pictures(media: Media) -> Frames:
+    """Every image of a recording with its time in it. Raises SourceError or UsageError where it cannot be read."""
+    numbers = None  # of a folder whose numbers are times: a missing image leaves a hole
+    if media.rate is not None and media.first is not None and media.path.is_dir():
+        paths = sorted((path for path in media.path.iterdir() if is_image(path)), key=natural_key)
+        numbers = [number(path) for path in paths]
+    with open_source(str(media.path), camera=CAMERA, fps=media.rate) as source:
+        for item in source.frames():
+            if isinstance(item, Frame):
+                place = None if numbers is None else numbers[item.index]
+                at = item.captured_at
+                if place is not None and media.first is not None and media.rate is not None:
+                    at = (place - media.first) / media.rate
+                yield item.image_bgr, at
+
+
+def joined(clips: Sequence[Segment], idle: Sequence[Path], seed: int,
+           idle_s: tuple[float, float] = (2.0, 5.0)) -> tuple[Frames, dict[str, list[Truth]]]:
+    """One stream of whole recordings in random order with stretches of idle footage before, between and after them.
+
+    Returns (frames, truths of each head); the truths fill while the frames are read.
+    """
+    truths: dict[str, list[Truth]] = {head: [] for clip in clips for head in clip.labels}
+
+    def play() -> Frames:
+        rng = np.random.default_rng(seed)
+        at = 0.0
+        for i in rng.permutation(len(clips)):
+            at = yield from _idle_stretch(idle, rng, rng.uniform(*idle_s), at)
+            started = at
+            at = yield from _played(clips[i].media, at)
+            for head, label in clips[i].labels.items():
+                truths[head].append(Truth(label, started, at))
+        yield from _idle_stretch(idle, rng, rng.uniform(*idle_s), at)
+
+    return play(), truths
+
+
+def played_on(paths: Sequence[Path]) -> Frames:
+    """Videos one after another as one stream."""
+    at = 0.0
+    for path in paths:
+        at = yield from _played(Media(path), at)
+
+
+def rendered_idle(seconds: float, rate: float, seed: int = 0, room_s: float = ROOM_S) -> list[Frames]:
+    """Rendered rooms, one stream each, in which hands do what hands do and never a gesture. rate: images per second."""
+    rooms = max(1, round(seconds / room_s))
+    return [_room(seconds / rooms, rate, ROOM_SEED + 1000 * seed + k) for k in range(rooms)]
+
+
+def idle_room(seconds: float, rate: float, seed: int) -> Simulation:
+    """A room whose first gesture comes after `seconds`."""
+    never_s = 2 * seconds + 60.0
+    return Simulation(seed, ROOM_HW, rate, idle_s=(never_s, never_s))
+
+
+def _room(seconds: float, rate: float, seed: int) -> Frames:
+    room = idle_room(seconds, rate, seed)
+    for k in range(round(seconds * rate)):
+        yield room.frame(k), k / rate
+
+
+def _played(media: Media, at: float, start_s: float = 0.0, seconds: float = float("inf")) -> Played:
+    """A part of a recording, its first frame at time `at`; returns the time after its last frame."""
+    step, last = 1 / 30, at
+    for image, captured_at in pictures(media):
+        if captured_at < start_s:
+            continue
+        when = at + captured_at - start_s
+        if when - at > seconds:
+            break
+        step = when - last if when > last else step
+        last = when
+        yield image, when
+    return last + step
+
+
+def _idle_stretch(idle: Sequence[Path], rng: np.random.Generator, seconds: float, at: float) -> Played:
+    path = idle[int(rng.integers(len(idle)))]
+    return (yield from _played(Media(path), at, float(rng.uniform(0, 4.0)), seconds))

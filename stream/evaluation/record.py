@@ -1,0 +1,138 @@
+"""The full scores of a stream, tick by tick, so that other thresholds can be tried without running it again.
+
+They lie in a temporary file that vanishes with the record: memory stays flat however long the stream is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import Contract, EventRule
+from engines.errors import SinkError
+from stream.events import events_of
+from stream.frame import Event
+from stream.recognizer import Recognizer
+from stream.scoring import Scores
+
+Probs = NDArray[Any]
+Listener = Callable[[float, int, Scores], None]
+
+
+class Watch(dict[str, Listener]):
+    """Hands the scores of each camera to its listener: {camera: called with (time, steps since reset, scores)}."""
+
+    def __call__(self, camera: str, at: float, steps: int, scores: Scores) -> None:
+        listener = self.get(camera)
+        if listener is not None:
+            listener(at, steps, scores)
+
+
+def watching(recognizer: Recognizer) -> Watch:
+    """The watch of a recogniser, put there if it has none."""
+    watch = recognizer.watcher if isinstance(recognizer.watcher, Watch) else Watch()
+    recognizer.watcher = watch
+    return watch
+
+
+@dataclass(frozen=True)
+class Run:
+    """Ticks between two resets: times_T in seconds, and probabilities [T, K] of one head."""
+
+    times_T: NDArray[np.float64]
+    now_TK: Probs
+    window_TK: Probs
+
+
+class ScoreRecord:
+    """Scores of the warm ticks of one camera. It is filled, closed, and then read as often as needed."""
+
+    def __init__(self, contract: Contract, camera: str = "0") -> None:
+        self.contract, self.camera = contract, camera
+        self._files = {head: tempfile.TemporaryFile() for head in contract.heads}  # noqa: SIM115 - closed by `close`
+        self._maps: dict[str, Probs] = {}  # once closed
+        self._times = array("d")
+        self._starts: list[int] = []  # row of the first tick of each run
+        self._steps = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close(keep=kind is None)
+
+    def take(self, at: float, steps: int, scores: Scores) -> None:
+        """Takes one tick. Steps that do not rise tell of a reset. Raises SinkError where the disk is full."""
+        if steps < self.contract.warmup_frames:
+            return
+        if steps <= self._steps or not self._starts:
+            self._starts.append(len(self._times))
+        self._steps = steps
+        self._times.append(at)
+        with _told():
+            for head, file in self._files.items():
+                file.write(np.stack([scores.now[head], scores.window[head]]).astype(np.float64).tobytes())
+
+    def end(self) -> None:
+        """The stream has ended: the next tick, if any, begins another."""
+        self._steps = np.iinfo(np.int64).max
+
+    def close(self, keep: bool = True) -> None:
+        """Takes no more. What is there stays readable as long as this object lives, if it is to be kept."""
+        for head, file in self._files.items():
+            if keep and not file.closed:
+                self._maps[head] = self.scores(head)
+            with suppress(OSError):  # of what is not kept there may be more than the disk holds
+                file.close()
+
+    @property
+    def times_T(self) -> NDArray[np.float64]:
+        """When each tick was, in seconds."""
+        return np.array(self._times)
+
+    def scores(self, head: str) -> Probs:
+        """Probabilities of all ticks, [T, 2, K]: now and window. Lies on disk."""
+        if head in self._maps:
+            return self._maps[head]
+        shape = (len(self._times), 2, len(self.contract.heads[head]))
+        if not shape[0]:
+            return np.zeros(shape)
+        with _told():
+            self._files[head].flush()
+            return np.memmap(self._files[head], np.float64, "r", shape=shape)
+
+    def runs(self, head: str) -> Iterator[Run]:
+        """The stretches between resets."""
+        scores, times_T = self.scores(head), self.times_T
+        for first, last in zip(self._starts, [*self._starts[1:], len(self._times)], strict=True):
+            yield Run(times_T[first:last], scores[first:last, 0], scores[first:last, 1])
+
+    def events(self, head: str, rule: EventRule | None = None) -> list[Event]:
+        """The closed events, by the model's own rule or another: just those of the live path under that rule."""
+        return [event for run in self.runs(head) for event in events_of(
+            run.times_T, run.now_TK, run.window_TK, labels=self.contract.heads[head], head=head, camera=self.camera,
+            background=self.contract.background, rule=rule or self.contract.events)]
+
+    def windows(self, head: str) -> Probs:
+        """Window scores at every full window's end, so that none shares frames with another, [windows, K]."""
+        every = self.contract.clip_frames * self.contract.window_clips
+        found = [run.window_TK[every - 1::every] for run in self.runs(head)]
+        return np.concatenate(found) if found else np.zeros((0, len(self.contract.heads[head])))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(f"scores for a temporary file ({error.strerror})", "some space in the temporary folder",
+                        f"free some in {tempfile.gettempdir()}, or name another in TMPDIR") from error

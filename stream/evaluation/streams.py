@@ -1,0 +1,186 @@
+"""Continuous streams: events against the truth, delays, false events, and frames one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+from engines.training import metrics
+from engines.training.metrics import NAN
+from stream.evaluation.play import Truth
+from stream.evaluation.record import ScoreRecord, watching
+from stream.events import UNKNOWN
+from stream.frame import Event, Image
+from stream.recognizer import Recognizer
+
+CAMERA = "stream"
+IOU = 0.3  # at which events are paired for delays
+IOUS = (0.1, 0.3, 0.5)
+
+
+@dataclass
+class HeadStream:
+    """One head of a stream. announced_at, closed_at: when each event was first told under its final label, and when its
+    end was; precision: average precision over frames of each label that occurs; seconds: of footage; taken_back: what
+    closed as unknown, which is none of `events`."""
+
+    truths: Sequence[Truth]
+    events: Sequence[Event]
+    announced_at: Sequence[float]
+    closed_at: Sequence[float]
+    seconds: float
+    precision: Mapping[str, float] = field(default_factory=dict)
+    taken_back: Sequence[Event] = ()
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(truth, event) of the same label that overlap enough."""
+        return metrics.matched(self.truths, self.events, IOU)
+
+    @property
+    def f1(self) -> float:
+        """Event F1 at temporal IoU 0.3, label right."""
+        return metrics.event_f1(self.truths, self.events, IOU)
+
+    @property
+    def delays_s(self) -> list[float]:
+        """From each true end to the closing of the event that matches it."""
+        return [self.closed_at[j] - self.truths[i].ended_at for i, j in self.pairs]
+
+    @property
+    def start_delays_s(self) -> list[float]:
+        """From each true start to when the event that matches it was told under its label."""
+        return [self.announced_at[j] - self.truths[i].started_at for i, j in self.pairs]
+
+    @property
+    def delay_s(self) -> float:
+        """Median of `delays_s`."""
+        return median(self.delays_s) if self.delays_s else NAN
+
+    @property
+    def events_per_minute(self) -> float:
+        return 60 * len(self.events) / self.seconds if self.seconds else NAN
+
+    @cached_property
+    def false_events(self) -> list[Event]:
+        """Events that touch no labelled stretch."""
+        return [self.events[j] for j in metrics.outside(self.truths, self.events)]
+
+    @property
+    def false_events_per_hour(self) -> float:
+        """False events per hour of footage outside the labelled stretches."""
+        idle_s = self.seconds - metrics.covered_s(self.truths)
+        return 3600 * len(self.false_events) / idle_s if idle_s > 0 else NAN
+
+    def as_json(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "gestures": len(self.truths), "events": len(self.events),
+                "taken_back": len(self.taken_back), "matched": len(self.pairs), "f1": self.f1, "delay_s": self.delay_s,
+                "events_per_minute": self.events_per_minute,
+                "f1_at": {str(iou): metrics.event_f1(self.truths, self.events, iou) for iou in IOUS},
+                "frame_map": metrics.mean_of_known(self.precision.values()),
+                "average_precision": dict(self.precision),
+                "delay_after_start_s": metrics.percentiles(self.start_delays_s),
+                "delay_after_end_s": metrics.percentiles(self.delays_s),
+                "false_events": len(self.false_events), "false_events_per_hour": self.false_events_per_hour}
+
+
+@dataclass
+class StreamReport:
+    """What came of a stream: each head's outcome, and the full scores."""
+
+    heads: Mapping[str, HeadStream]
+    record: ScoreRecord
+
+    @property
+    def first(self) -> HeadStream:
+        """The first head: of most models, the only one."""
+        return next(iter(self.heads.values()))
+
+    def as_json(self) -> dict[str, Any]:
+        """The first head's figures; those of all heads where there are more."""
+        more = {"heads": {head: one.as_json() for head, one in self.heads.items()}} if len(self.heads) > 1 else {}
+        return {**self.first.as_json(), **more}
+
+
+class StreamMeter:
+    """Plays streams, one after another on one time axis, and keeps what came of them. Use it in a `with` block."""
+
+    def __init__(self, recognizer: Recognizer, camera: str = CAMERA) -> None:
+        contract = recognizer.contract
+        self._recognizer, self._camera = recognizer, camera
+        self._closed: dict[str, list[tuple[Event, float]]] = {head: [] for head in contract.heads}
+        self._told: dict[tuple[str, float, str], float] = {}  # head, start, label: when first told
+        self._gap_s = contract.max_gap_s
+        self._offset = self._first = self._at = self._seconds = 0.0
+        self._running = False
+        self.streams = 0  # that had any images
+        self.truths: dict[str, list[Truth]] = {head: [] for head in contract.heads}
+        self.record = ScoreRecord(contract, camera)
+        watching(recognizer)[camera] = self.record.take
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        watching(self._recognizer).pop(self._camera, None)
+        self.record.close(keep=kind is None)
+
+    def push(self, image: Image, at: float) -> None:
+        """Takes the next image of the current stream, at seconds of that stream."""
+        self._at = self._offset + at
+        if not self._running:
+            self._running, self._first = True, self._at
+            self.streams += 1
+        for item in self._recognizer.push(image, self._at, self._camera):
+            if isinstance(item, Event):
+                self._keep(item)
+
+    def end(self, truths: Mapping[str, Sequence[Truth]] | None = None) -> None:
+        """Ends the current stream, with its truths by head, in seconds of that stream."""
+        for event in self._recognizer.flush(self._camera):
+            self._keep(event)
+        for head, stretches in (truths or {}).items():
+            self.truths[head] += [Truth(one.label, one.started_at + self._offset, one.ended_at + self._offset)
+                                  for one in stretches]
+        self.record.end()
+        if self._running:
+            self._seconds += self._at - self._first
+            self._offset = self._at + 2 * self._gap_s
+        self._running = False
+
+    def report(self) -> StreamReport:
+        """What came of all streams so far."""
+        return StreamReport({head: self._head(head) for head in self._closed}, self.record)
+
+    def _keep(self, event: Event) -> None:
+        self._told.setdefault((event.head, event.started_at, event.label), self._at)
+        if not event.open:
+            self._closed[event.head].append((event, self._at))
+
+    def _head(self, head: str) -> HeadStream:
+        labels, truths = self.record.contract.heads[head], self.truths[head]
+        found = metrics.average_precision(self.record.scores(head)[:, 0],
+                                          metrics.frame_targets(self.record.times_T, truths, labels))
+        precision = {label: float(value) for label, value in zip(labels, found, strict=True)
+                     if label != self.record.contract.background and value == value}
+        known = [(event, at) for event, at in self._closed[head] if event.label != UNKNOWN]
+        told = [self._told[event.head, event.started_at, event.label] for event, _ in known]
+        unknown = [event for event, _ in self._closed[head] if event.label == UNKNOWN]
+        return HeadStream(truths, [event for event, _ in known], told, [at for _, at in known], self._seconds,
+                          precision, unknown)
+
+
+def evaluate_stream(recognizer: Recognizer, *streams: Iterable[tuple[Image, float]],
+                    truths: Mapping[str, Sequence[Truth]] | None = None) -> StreamReport:
+    """Runs streams of (image, seconds), each from fresh state. truths: by head, of the last of them."""
+    with StreamMeter(recognizer) as meter:
+        for number, frames in enumerate(streams, start=1):
+            for image, at in frames:
+                meter.push(image, at)
+            meter.end(truths if number == len(streams) else None)
+        return meter.report()

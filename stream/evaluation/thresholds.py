@@ -1,0 +1,177 @@
+"""Finds the event rule with the best events among those that keep to a number of false events.
+
+Scores are recorded once; every rule is tried on the record through `events_of`, the live path's own lines. False events
+are counted on footage without gestures, F1 on a stream with the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import engines
+from engines.contract import Contract, EventRule
+from engines.errors import UsageError
+from engines.model import bundled, save
+from engines.training import metrics
+from stream.evaluation.record import Run, ScoreRecord
+from stream.evaluation.streams import IOU, StreamReport
+from stream.events import UNKNOWN, events_of
+from stream.frame import Event
+
+VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
+    "open_above": (0.6, 0.8, 0.9, 0.97, 0.995, 0.999),
+    "close_below": (0.3, 0.5, 0.75, 0.85, 0.95),
+    "min_score": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98),
+    "min_duration_s": (0.3, 0.55, 0.8, 1.2, 1.6, 2.0),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A rule and what it gives: F1 on the stream, mean over heads; false events per hour of idle footage."""
+
+    rule: EventRule
+    f1: float
+    false_events_per_hour: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {"events": self.rule.model_dump(), "f1": self.f1, "false_events_per_hour": self.false_events_per_hour}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found: `best`, beside what the model had `before`.
+
+    tried: rules; idle_s, stream_s: seconds of footage.
+    """
+
+    before: Trial
+    best: Trial
+    limit_per_hour: float
+    tried: int
+    idle_s: float
+    stream_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {"max_false_events_per_hour": self.limit_per_hour, "idle_s": self.idle_s, "stream_s": self.stream_s,
+                "rules_tried": self.tried, "before": self.before.as_json(), "chosen": self.best.as_json()}
+
+
+def search(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per_hour: float) -> Search:
+    """The best rule that keeps to the limit on the idle footage.
+
+    Of equal ones, that with fewer false events, then the shorter wait. Raises UsageError without a stream, without idle
+    footage, or when no rule keeps to the limit and yet hears a gesture.
+    """
+    quiet = [part for part in idles if part.first.seconds > 0]
+    if stream is not None and not any(one.truths for one in stream.heads.values()):
+        stream = None
+    if stream is None or not quiet:
+        raise UsageError("a limit of false events without " + ("idle footage" if stream else "a stream with gestures"),
+                         "both", "give footage without gestures: --idle FOLDER, and --rendered-idle MINUTES for more")
+    contract = stream.record.contract
+    idle_s = sum(part.first.seconds for part in quiet)
+    loud = _reduced(stream.record)
+    still = [_reduced(part.record) for part in quiet]
+
+    def false_events(rule: EventRule, at_most: float) -> int:
+        """Counted until there are more than `at_most`: most rules fail early."""
+        found = 0
+        for part, head in product(still, contract.heads):
+            for _ in _events(part, contract, rule, head):
+                found += 1
+                if found > at_most:
+                    return found
+        return found
+
+    def trial(rule: EventRule, at_most: float = np.inf) -> Trial | None:
+        false = false_events(rule, at_most)
+        if false > at_most:
+            return None
+        f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(_events(loud, contract, rule, head)), IOU)
+                                   for head, one in stream.heads.items() if one.truths)
+        return Trial(rule, f1, 3600 * false / idle_s)
+
+    before = trial(contract.events)
+    assert before is not None
+    rules = list(dict.fromkeys([contract.events, *_rules(contract.events)]))
+    allowed = limit_per_hour * idle_s / 3600
+    kept = [one for rule in rules if (one := trial(rule, allowed)) is not None and one.f1 > 0]
+    if not kept:
+        raise UsageError(f"{before.false_events_per_hour:.1f} false events per hour, and more than the limit with each "
+                         f"of {len(rules)} rules that hear a gesture", f"at most {limit_per_hour:g} per hour",
+                         "allow more, or train with more such footage as background")
+    best = max(kept, key=lambda one: (one.f1, -one.false_events_per_hour, -one.rule.min_duration_s))
+    return Search(before, best, limit_per_hour, len(rules), idle_s, stream.first.seconds)
+
+
+def write_rule(model: Path, found: Search, data: Mapping[str, Any]) -> None:
+    """Writes the chosen rule into a model file; the provenance says on what data and with what result.
+
+    Raises UsageError for a bundled model, SinkError where it cannot be written.
+    """
+    loaded = engines.load(model)
+    path = writable_model(model)
+    provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
+    contract = loaded.contract.model_copy(update={"events": found.best.rule, "provenance": provenance})
+    half = all(np.array_equal(tensor.astype(np.float16).astype(np.float32), tensor)
+               for tensor in loaded.tensors.values())
+    save(path, contract, loaded.tensors, half=half)
+
+
+def writable_model(model: str | Path) -> Path:
+    """The model as a file that may be written. Raises UsageError for a bundled model."""
+    if str(model) in bundled():
+        raise UsageError(f"thresholds to write into the bundled model {model!r}", "a model file of your own",
+                         "copy its file and name the copy")
+    return Path(model)
+
+
+def _rules(start: EventRule) -> Iterator[EventRule]:
+    for values in product(*VALUES.values()):
+        changed = EventRule(**{**start.model_dump(), **dict(zip(VALUES, values, strict=True))})
+        if changed.close_below <= changed.open_above:
+            yield changed
+
+
+def _events(runs: Mapping[str, Sequence[Run]], contract: Contract, rule: EventRule, head: str) -> Iterator[Event]:
+    for run in runs[head]:
+        for event in events_of(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
+                               background=contract.background, rule=rule, head=head):
+            if event.label != UNKNOWN:
+                yield event
+
+
+def _reduced(record: ScoreRecord) -> dict[str, list[Run]]:
+    """The record without the ticks that no rule in question looks at: quiet ones, but for those that end an event."""
+    contract = record.contract
+    floor = min(contract.events.close_below, *VALUES["close_below"])
+    found: dict[str, list[Run]] = {}
+    for head, labels in contract.heads.items():
+        background = labels.index(contract.background) if contract.background in labels else None
+        found[head] = []
+        for run in record.runs(head):
+            active_T = run.window_TK.max(axis=1) if background is None else 1 - run.now_TK[:, background]
+            kept = _needed(run.times_T, active_T >= floor, contract.events.close_after_s)
+            found[head].append(Run(run.times_T[kept], run.now_TK[kept], run.window_TK[kept]))
+    return found
+
+
+def _needed(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
+    """The active ticks, and after them the quiet ones up to the first that ends an event begun there."""
+    kept: list[int] = []
+    until = -np.inf  # quiet ticks are needed until one is as late as this
+    for i, (at, active) in enumerate(zip(times_T, active_T, strict=True)):
+        if active:
+            until = at + close_after_s
+            kept.append(i)
+        elif until > -np.inf:
+            kept.append(i)
+            until = -np.inf if at >= until else until
+    return kept
