@@ -194,7 +194,7 @@ def test_clip_fusion_is_timed_beside_the_mean(model: Model, monkeypatch: pytest.
         pairs.with_fusion(model, "lstm")
 
 
-@pytest.mark.parametrize("engine", ["tensorrt", "somewhere.onnx"])
+@pytest.mark.parametrize("engine", ["turbo", "somewhere.onnx"])
 def test_several_models_need_an_engine_by_name(model: Model, engine: str) -> None:
     with pytest.raises(UsageError, match=engine):
         pairs.measured(model, engine)
