@@ -236,6 +236,7 @@ class _Run(Generic[Batch]):
         goes_on = not last and not 0 < plan.patience <= self.worse
         if goes_on and (done % plan.checkpoint_every == 0 or validates):
             self._keep(done)
+        if validates and goes_on:
             self.folder.draw()
         return goes_on
 

@@ -1,0 +1,362 @@
+"""The recipe of the GSM and GSF papers' code, for any dataset and architecture; and learning from a teacher.
+
+    train(OfficialRecipe(out=Path("gsf.safetensors"), init="imagenet", architecture="gsf-resnet50"), dataset)
+    train(OfficialRecipe(out=Path("live.safetensors"), init="official.pth.tar", teacher="official.pth.tar",
+                         causal=True), dataset)
+
+A clip is T frames, one at random from each of T equal parts of a segment; SGD; cross-entropy of the mean logits. The
+published code multiplies no learning rate and no decay by what it notes for biases and batch norms, and so do we,
+unless told so by `multipliers`.
+
+Legend: B clips, T frames of a clip, K labels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.contract import Contract
+from engines.errors import DatasetError, UsageError
+from engines.importing import PREPROCESSING
+from engines.model import save
+from engines.networks.network import Network, clip_scores
+from engines.networks.temporal import State
+from engines.preprocess import fit, normalise
+from engines.training.clips import ClipBatch, Clips, Images, Order, batches, may_flip
+from engines.training.datasets.base import Dataset, Segment
+from engines.training.frames import frames_of as decoded
+from engines.training.frames import size_of
+from engines.training.loop import Mixed, Plan, Precision, Progress, Task, Term, averaged, run
+from engines.training.loss import UNKNOWN
+from engines.training.pictures import multi_scale_crop, rand_augment
+from engines.training.ranks import Ranks, joined
+from engines.training.runfolder import Row, RunFolder
+from engines.training.sampling import Style, drawn, validation
+from engines.training.segments import FramesOf
+from engines.training.starting import RULE, options_of, pixels_of, started, whole_network
+
+NOT_RECORDED = {"out", "workers"}
+LEAST_RATE = 1e-7  # of the learning rate, at the end
+
+
+@dataclass(frozen=True)
+class OfficialRecipe:
+    """The published numbers. Where GSM and GSF differ, None is what the architecture's paper did: GSM 16 clips, two
+    batches for an update, both clipped on the way; GSF 32 clips, one batch, RandAugment.
+
+    partial_norm: the batch norms of the backbone but its first stand still, and no other batch norm but that is learnt
+    (GSM's code, unless its published commands switch it off); multipliers: biases learn twice as fast, and neither
+    they nor batch norms decay; average: see `loop.averaged`, 0 as published; patience: in validations; frame_rate: at
+    which segments are decoded; rule: see `engines.causal`; teacher: a bidirectional network whose scores to learn,
+    too, at a temperature and with a weight (`distil_...`); label_weight: of the labels beside them.
+    """
+
+    out: Path
+    init: str = "imagenet"
+    architecture: str = "gsf-resnet50"
+    causal: bool = False
+    rule: str = RULE
+    segments: int = 8
+    input_size_hw: tuple[int, int] | None = None
+    epochs: int = 60
+    warmup: int = 10
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    dropout: float = 0.5
+    clip_norm: float = 20.0
+    batch: int | None = None
+    accumulation: int | None = None
+    clip_partial: bool | None = None
+    randaugment: bool | None = None
+    partial_norm: bool = False
+    multipliers: bool = False
+    precision: Precision = "auto"
+    average: float = 0.0
+    validate_epochs: int = 5
+    patience: int = 0
+    teacher: str | None = None
+    distil_temperature: float = 2.0
+    distil_weight: float = 1.0
+    label_weight: float = 1.0
+    frame_rate: float = 12.0
+    seed: int = 0
+    workers: int = 1
+    name: str = "clip"
+
+
+def epoch_rate(epoch: float, epochs: int = 60, warmup: int = 10) -> float:
+    """Factor of the learning rate in an epoch: a line up from a tenth, then half a cosine down to nearly nothing."""
+    if epoch < warmup:
+        return 0.1 + 0.9 * epoch / warmup
+    passed = min(1.0, (epoch - warmup) / max(1, epochs - warmup))
+    return float(LEAST_RATE + (1 - LEAST_RATE) * (1 + np.cos(np.pi * passed)) / 2)
+
+
+class OfficialTask(Task[ClipBatch]):
+    """See the file's top. teacher: on the same pixels; it is neither trained nor changed."""
+
+    def __init__(self, network: Network, contract: Contract, recipe: OfficialRecipe, training: Clips, order: Order,
+                 validation_clips: Sequence[Segment], look: Callable[[Segment], Images], ranks: Ranks,
+                 teacher: Network | None = None) -> None:
+        self.network, self.contract, self._recipe = network.to(ranks.device), contract, recipe
+        self.average = averaged(network, recipe.average)
+        if recipe.partial_norm:
+            _freeze_norms(network)
+        self.optimiser = torch.optim.SGD(_groups(network, recipe), lr=recipe.lr, momentum=recipe.momentum,
+                                         weight_decay=recipe.weight_decay)
+        self._training, self._order, self._validation, self._look = training, order, validation_clips, look
+        self._ranks, self._accumulation = ranks, accumulation_of(recipe)
+        self._teacher = None if teacher is None else teacher.to(ranks.device).eval().requires_grad_(False)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return max(1, self._order.batches_per_epoch // self._accumulation)
+
+    def rate(self, iteration: int) -> float:
+        return epoch_rate(iteration // self.updates_per_epoch, self._recipe.epochs, self._recipe.warmup)
+
+    def batches(self, first: int) -> Iterator[ClipBatch]:
+        end = self._recipe.epochs * self.updates_per_epoch * self._accumulation
+        own = self._ranks.share(self._order.rows)
+        chosen = []
+        for number in range(first * self._accumulation, end):
+            whole = self._order.batch(number)
+            chosen.append([whole[row] for row in own])
+        return batches(self._training, chosen, self._recipe.workers)
+
+    def names(self, batch: ClipBatch) -> str:
+        return ", ".join(batch.names)
+
+    def begin(self) -> None:
+        self.network.train()
+        if self._recipe.partial_norm:
+            for norm in _later_norms(self.network):
+                norm.eval()
+
+    def _frames(self, pixels_BTHWC: Tensor) -> Tensor:
+        frames = torch.from_numpy(normalise(pixels_BTHWC.flatten(0, 1).numpy(), self.contract))
+        return frames.view(*pixels_BTHWC.shape[:2], *frames.shape[1:]).to(self._ranks.device)
+
+    def step(self, batch: ClipBatch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
+        frames = self._frames(batch.pixels)
+        with mixed():
+            scores = {head: logits.float() for head, logits in clip_scores(self.network, frames).items()}
+        terms: dict[str, Term] = {}
+        for (head, logits_BK), labels_B in zip(scores.items(), batch.labels.to(self._ranks.device).T, strict=True):
+            known = labels_B != UNKNOWN
+            cost = F.cross_entropy(logits_BK, labels_B, reduction="sum", ignore_index=UNKNOWN)
+            right = ((logits_BK.argmax(-1) == labels_B) & known).sum()
+            terms[f"{head} loss"] = Term(cost, known.sum().float(), self._recipe.label_weight)
+            terms[f"{head} accuracy"] = Term(right.float(), known.sum().float(), 0.0)
+        if self._teacher is not None:
+            with torch.no_grad(), mixed():
+                taught = [logits.float() for logits in clip_scores(self._teacher, frames).values()]
+            costs = [distillation(ours, theirs, self._recipe.distil_temperature)
+                     for ours, theirs in zip(scores.values(), taught, strict=True)]
+            terms["distillation"] = Term(torch.stack(costs).sum(), torch.tensor(float(len(frames))).to(frames.device),
+                                         self._recipe.distil_weight)
+        return terms, ()
+
+    def validate(self, network: Network) -> Row:
+        """Top-1 of centre crops of one clip each, the mean over heads; unreadable clips are left out."""
+        heads = list(self.contract.heads)
+        seen = torch.zeros(len(heads), 2, dtype=torch.float64, device=self._ranks.device)
+        for segment in self._validation[self._ranks.rank::self._ranks.size]:
+            try:
+                frames = self._frames(torch.from_numpy(self._look(segment))[None])
+            except DatasetError:
+                continue
+            for i, (logits_BK, label) in enumerate(zip(clip_scores(network, frames).values(),
+                                                       self._training.indices(segment), strict=True)):
+                if label != UNKNOWN:
+                    right = float(int(logits_BK[0].argmax()) == label)
+                    seen[i] += torch.tensor([right, 1.0], dtype=torch.float64, device=self._ranks.device)
+        seen = self._ranks.total(seen)
+        shares = (seen[:, 0] / seen[:, 1].clamp(min=1)).tolist()
+        named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
+        return {"validation accuracy": float(np.mean(shares)), **(named if len(heads) > 1 else {})}
+
+
+def distillation(ours_BK: Tensor, theirs_BK: Tensor, temperature: float) -> Tensor:
+    """Sum over clips of the divergence of our scores from a teacher's, both softened (Hinton et al., "Distilling the
+    Knowledge in a Neural Network", 2015); times temperature squared, so that gradients keep their size."""
+    return temperature ** 2 * F.kl_div(F.log_softmax(ours_BK / temperature, -1),
+                                       F.log_softmax(theirs_BK / temperature, -1), reduction="sum", log_target=True)
+
+
+def _later_norms(network: Network) -> list[nn.Module]:
+    """The backbone's batch norms after its first."""
+    return [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d)][1:]
+
+
+def _freeze_norms(network: Network) -> None:
+    """Gates' batch norms keep the statistics of their batch, but nothing of them is learnt, either: as published."""
+    for norm in [*_later_norms(network),
+                 *(module for module in network.temporal.modules() if isinstance(module, nn.BatchNorm3d))]:
+        norm.requires_grad_(False)
+
+
+def _groups(network: Network, recipe: OfficialRecipe) -> list[dict[str, Any]]:
+    if not recipe.multipliers:
+        return [{"params": [p for p in network.parameters() if p.requires_grad]}]
+    biases, norms, weights = [], [], []
+    for module in network.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if not p.requires_grad:
+                continue
+            normal = isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)
+            (norms if normal else biases if "bias" in name else weights).append(p)
+    return [{"params": weights}, {"params": biases, "lr": 2 * recipe.lr, "weight_decay": 0.0},
+            {"params": norms, "weight_decay": 0.0}]
+
+
+def batch_of(recipe: OfficialRecipe) -> int:
+    return recipe.batch or (16 if _as_gsm(recipe) else 32)
+
+
+def accumulation_of(recipe: OfficialRecipe) -> int:
+    return recipe.accumulation or (2 if _as_gsm(recipe) else 1)
+
+
+def _as_gsm(recipe: OfficialRecipe) -> bool:
+    return recipe.architecture.startswith("gsm")
+
+
+def _style(recipe: OfficialRecipe) -> Style:
+    return "gsm" if _as_gsm(recipe) else "gsf"
+
+
+def contract_of(recipe: OfficialRecipe, network: Network, heads: Mapping[str, tuple[str, ...]], background: str | None,
+                clip_s: float) -> Contract:
+    """The contract of a network trained on clips: what one score comes from is T frames in `clip_s` seconds."""
+    size_hw, T = network.input_size_hw, network.segments
+    backbone = network.architecture.partition("-")[2]
+    published = PREPROCESSING.get(backbone, {}).get("cover_hw", (256, 256))
+    cover_hw = tuple(size * cover // usual for size, cover, usual in
+                     zip(size_hw, published, network.backbone.input_size_hw, strict=True))
+    options = options_of(network) | ({} if network.causal else {"segments": T})
+    return Contract(name=recipe.name, architecture=network.architecture, options=options, heads=dict(heads),
+                    frame_rate=T / clip_s, input_size_hw=size_hw, cover_hw=(cover_hw[0], cover_hw[1]),
+                    resize_filter="pillow-bilinear", receptive_frames=1 + network.reach if network.causal else T,
+                    warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),
+                    background=background if any(background in labels for labels in heads.values()) else None,
+                    provenance={"recipe": recorded(recipe)}, **pixels_of(network.architecture))
+
+
+def recorded(recipe: OfficialRecipe) -> dict[str, Any]:
+    """What must agree for a killed run to go on."""
+    return {"recipe": "official",
+            **{key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED}}
+
+
+def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
+          progress: Progress = lambda _, __: None, frames_of: FramesOf = decoded) -> Network:
+    """Trains on the split "train", looks at "validation" now and then, and writes the model file; returns its network.
+
+    The weights that were best at that are saved, the last ones where there is nothing to look at. A killed run goes
+    on; the run's own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
+    """
+    with joined() as ranks:
+        return _train(recipe, data, ranks, report if ranks.first else lambda _: None, progress, frames_of)
+
+
+def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
+           frames_of: FramesOf) -> Network:
+    torch.manual_seed(recipe.seed)
+    everything = data.splits.get("train", ())
+    segments = [one for one in everything if one.labels or recipe.teacher]
+    if not segments:
+        raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
+                           "labelled segments in the split 'train', or a teacher", "check the dataset's annotations")
+    heads = {head: tuple(labels) for head, labels in data.heads.items()}
+    network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
+                      causal=recipe.causal, segments=recipe.segments, rule=recipe.rule,
+                      input_size_hw=recipe.input_size_hw, dropout=recipe.dropout)
+    if network.architecture != recipe.architecture:
+        raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {network.architecture}",
+                         "the same architecture", f"use --arch {network.architecture}")
+    teacher = None if recipe.teacher is None else teacher_of(recipe.teacher, network, heads, recipe.segments)
+    contract = contract_of(recipe, network, heads, data.background, _clip_s(segments, recipe))
+    view = _Views(recipe, contract, data, frames_of)
+    order = Order(recipe.seed, len(segments), batch_of(recipe))
+    held_out = [one for one in data.splits.get("validation", ()) if one.labels]
+    task = OfficialTask(network, contract, recipe, Clips(segments, heads, view.training, recipe.seed, data.mirrored),
+                        order, held_out, view.centre, ranks, teacher)
+    updates = task.updates_per_epoch
+    clip_partial = _as_gsm(recipe) if recipe.clip_partial is None else recipe.clip_partial
+    plan = Plan(recipe.epochs * updates, recipe.seed, accumulation=accumulation_of(recipe),
+                clip_norm=recipe.clip_norm, clip_partial=clip_partial, precision=recipe.precision,
+                checkpoint_every=updates, record_every=max(1, min(50, updates)),
+                validate_every=recipe.validate_epochs * updates if held_out else 0, patience=recipe.patience)
+    folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
+    report(f"{len(segments)} clips, {len(held_out)} to validate with, {updates} updates an epoch")
+    weights = run(task, plan, folder, ranks, report, progress)
+    trained = task.average.module
+    assert isinstance(trained, Network)
+    trained.load_state_dict(weights)
+    trained.to("cpu").eval()
+    if ranks.first:
+        save(recipe.out, contract, {name: value.float().numpy() for name, value in trained.state_dict().items()})
+        folder.finish()
+    return trained
+
+
+def teacher_of(path: str, network: Network, heads: Mapping[str, tuple[str, ...]], segments: int) -> Network:
+    """A teacher for `network`: of the same input and as many labels. Raises UsageError for any other."""
+    teacher = whole_network(path, segments)
+    theirs, ours = [[head.out_features for head in one.heads.values()] for one in (teacher, network)]
+    if theirs != ours or teacher.input_size_hw != network.input_size_hw:
+        raise UsageError(f"a teacher {path} with {theirs} labels and input {teacher.input_size_hw}",
+                         f"{ours} labels ({', '.join(heads)}) and input {network.input_size_hw}",
+                         "choose a teacher of the same dataset and size")
+    theirs_pixels, ours_pixels = pixels_of(teacher.architecture), pixels_of(network.architecture)
+    if theirs_pixels != ours_pixels:
+        raise UsageError(f"a {teacher.architecture} to teach a {network.architecture}, which sees other pixel values",
+                         "a teacher with the same kind of backbone", "choose another teacher")
+    return teacher
+
+
+def _clip_s(segments: Sequence[Segment], recipe: OfficialRecipe) -> float:
+    """How long a clip usually is: the median of the segments whose end is known, or four seconds."""
+    known = [one.stop_s - one.start_s for one in segments if one.stop_s is not None and one.stop_s > one.start_s]
+    return round(float(np.median(known)), 3) if known else 4.0
+
+
+class _Views:
+    """What training and validation see of a segment."""
+
+    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, frames_of: FramesOf) -> None:
+        self._recipe, self._contract, self._data, self._frames_of = recipe, contract, data, frames_of
+        gsf = recipe.architecture.startswith("gsf")
+        self._randaugment = gsf if recipe.randaugment is None else recipe.randaugment
+
+    def _decoded(self, segment: Segment) -> Images:
+        """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
+        height, width = size_of(segment.media)
+        scale = min(1.0, min(self._contract.cover_hw) / min(height, width))
+        return self._frames_of(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
+
+    def training(self, segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
+        images = self._decoded(segment)
+        random = np.random.RandomState(int(rng.integers(2**32)))
+        clip = images[drawn(len(images), self._recipe.segments, random, _style(self._recipe))]
+        if self._randaugment:
+            clip = rand_augment(clip, rng)
+        clip = multi_scale_crop(clip, self._contract.input_size_hw, rng)
+        mirror = bool(rng.random() < 0.5) and may_flip(segment, self._data.mirrored)
+        return (np.ascontiguousarray(clip[:, :, ::-1]) if mirror else clip), mirror
+
+    def centre(self, segment: Segment) -> Images:
+        images = self._decoded(segment)
+        contract = self._contract
+        return np.stack([fit(image, contract.cover_hw, contract.input_size_hw, contract.resize_filter) for image in
+                         images[validation(len(images), self._recipe.segments, _style(self._recipe))]])
