@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import GatestreamError, UsageError
-from stream import model_commands
+from stream import data_commands, model_commands
 from stream.options import EngineName, ModelName
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log fr
 
 
 app.add_typer(model_commands.commands)
+app.add_typer(data_commands.commands, name="data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

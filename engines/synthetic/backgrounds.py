@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 Canvas = NDArray[np.float32]  # BGR 0..255, [H, W, 3]
 
 
-def random_background(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
-    """One of many kinds, float32 BGR [H, W, 3] in 0..255."""
-    paint = _KINDS[int(rng.integers(len(_KINDS)))]
+def random_background(rng: np.random.Generator, size_hw: tuple[int, int], place: str | None = None) -> Canvas:
+    """One of many kinds, or of the kind `place` of PLACES, float32 BGR [H, W, 3] in 0..255."""
+    paint = PLACES[place] if place else _KINDS[int(rng.integers(len(_KINDS)))]
     canvas = paint(rng, size_hw)
     canvas = canvas * (1 + 0.25 * _cloud(rng, size_hw, 2)[..., None] * rng.random())
     return np.clip(canvas * (1 + 0.02 * _cloud(rng, size_hw, 40)[..., None]), 0, 255).astype(np.float32)
@@ -158,6 +158,8 @@ def _clouds(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
 
 _KINDS: tuple[Callable[[np.random.Generator, tuple[int, int]], Canvas], ...] = (
     _curtain, _curtain, _landscape, _room, _room, _shelves, _carpet, _wall, _tiles, _clouds)
+PLACES = {"curtain": _curtain, "landscape": _landscape, "room": _room, "shelf": _shelves, "carpet": _carpet,
+          "wall": _wall, "tile": _tiles, "cloud": _clouds}
 
 
 def _colour(rng: np.random.Generator, grey: float = 0.0) -> NDArray[np.float64]:

@@ -17,11 +17,15 @@ from pathlib import Path
 @dataclass(frozen=True, slots=True)
 class Media:
     """A recording. path: a video file, or a folder of numbered images; rate: of a folder, its frames per second, None
-    for a video, whose own timestamps count; first: of a folder, the number of its first image."""
+    for a video, whose own timestamps count; first: of a folder, the number of the image at 0 s, None where numbers
+    mean nothing but an order; stated_rate, stated_s: frames per second and duration that the annotations claim for a
+    video, to compare."""
 
     path: Path
     rate: float | None = None
-    first: int = 1
+    first: int | None = 1
+    stated_rate: float | None = None
+    stated_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Problem:
 class Dataset:
     """See the file's top. mirrored: {head: {label: its label in a mirror}}, for labels that a horizontal flip
     changes; a label that maps to "" must not be flipped. background: the label that means "nothing", if there is one.
+    rare: {head: labels} that the dataset's own benchmark reports apart. found: what the reader recognised it by.
     """
 
     name: str
@@ -64,3 +69,5 @@ class Dataset:
     mirrored: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     background: str | None = None
     problems: Sequence[Problem] = ()
+    rare: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    found: str = ""

@@ -1,0 +1,28 @@
+"""What a horizontal flip does to labels, told from their names.
+
+    mirrored(("Swiping Left", "Swiping Right", "Stop Sign"))   -> {"Swiping Left": "Swiping Right", and back}
+    mirrored(("turn left", "stop"))                            -> {"turn left": ""}      there is no such thing mirrored
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_OPPOSITES = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise",
+              "cw": "ccw", "ccw": "cw", "leftwards": "rightwards", "rightwards": "leftwards"}
+# "right" is no direction in "pulling it right out"; words may be joined by _ and -, as class folders have it.
+_WORD = re.compile(r"(?<![A-Za-z])(" + "|".join(sorted(_OPPOSITES, key=len, reverse=True))
+                   + r")(?![A-Za-z])(?!\s+(?:out|away|now|before|after)\b)", re.IGNORECASE)
+
+
+def mirrored(labels: Sequence[str]) -> dict[str, str]:
+    """{label: its label in a mirror} of the labels that name a direction; "" where the list has none for it."""
+    return {label: swapped if (swapped := _WORD.sub(_swap, label)) in labels else ""
+            for label in labels if _WORD.search(label)}
+
+
+def _swap(match: re.Match[str]) -> str:
+    word = match[0]
+    other = _OPPOSITES[word.lower()]
+    return other.upper() if word.isupper() and len(word) > 1 else other.capitalize() if word[0].isupper() else other
