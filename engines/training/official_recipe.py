@@ -193,7 +193,7 @@ def distillation(ours_BK: Tensor, theirs_BK: Tensor, temperature: float) -> Tens
                                        F.log_softmax(theirs_BK / temperature, -1), reduction="sum", log_target=True)
 
 
-def _later_norms(network: Network) -> list[nn.Module]:
+def _later_norms(network: Network) -> list[nn.BatchNorm2d]:
     """The backbone's batch norms after its first."""
     return [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d)][1:]
 
@@ -208,7 +208,9 @@ def _freeze_norms(network: Network) -> None:
 def _groups(network: Network, recipe: OfficialRecipe) -> list[dict[str, Any]]:
     if not recipe.multipliers:
         return [{"params": [p for p in network.parameters() if p.requires_grad]}]
-    biases, norms, weights = [], [], []
+    biases: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    weights: list[nn.Parameter] = []
     for module in network.modules():
         for name, p in module.named_parameters(recurse=False):
             if not p.requires_grad:
@@ -281,6 +283,7 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
                       causal=recipe.causal, segments=recipe.segments, rule=recipe.rule,
                       input_size_hw=recipe.input_size_hw, dropout=recipe.dropout)
+    network.segments = recipe.segments
     if network.architecture != recipe.architecture:
         raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {network.architecture}",
                          "the same architecture", f"use --arch {network.architecture}")

@@ -29,6 +29,7 @@ log = logging.getLogger("gatestream.training")
 BACKGROUND = "background"
 LONGEST_S = 30.0  # more of a segment than this is not shown at a time
 MARGIN = 4 / 3  # footage is decoded larger than the input, to leave room for augmentation
+FINER = 2  # times the frame rate, at which segments are decoded: room for other speeds
 GIVE_UP = 50  # unreadable segments in a row
 # segment, frames a second, size_hw -> images uint8 [n, H, W, 3], times in the recording [n] in seconds
 FramesOf = Callable[[Segment, float, tuple[int, int]], tuple[NDArray[np.uint8], NDArray[np.float64]]]
@@ -134,7 +135,8 @@ class SegmentStream:
             start_s = rng.uniform(start_s, stop_s - LONGEST_S)
             stop_s = start_s + LONGEST_S
         margin_hw = (round(self._size_hw[0] * MARGIN), round(self._size_hw[1] * MARGIN))
-        images, times_s = self._frames_of(replace(segment, start_s=start_s, stop_s=stop_s), 2 * self._rate, margin_hw)
+        images, times_s = self._frames_of(replace(segment, start_s=start_s, stop_s=stop_s), FINER * self._rate,
+                                          margin_hw)
         speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))
         grid_s = np.arange(times_s[0] + rng.uniform(0, 0.5) / self._rate, times_s[-1] + 0.5 / self._rate,
                            speed / self._rate)

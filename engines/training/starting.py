@@ -61,6 +61,14 @@ def whole_network(path: str, segments: int = 8) -> Network:
     return network
 
 
+def architecture_of_start(init: str) -> str | None:
+    """The architecture that a whole network brings, None for weights of a backbone. Raises UsageError, ModelError."""
+    path = Path(init)
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        return official.architecture_of(init, official.read(path))
+    return load(path).contract.architecture if _is_model_file(path) else None
+
+
 def _whole_network(init: str, segments: int) -> Network | None:
     path = Path(init)
     if path.suffix in CHECKPOINT_SUFFIXES:

@@ -29,7 +29,7 @@ from engines.training.loop import Plan, Precision, Progress, run
 from engines.training.ranks import Ranks, joined
 from engines.training.rows import OpenStream, Schedule
 from engines.training.runfolder import RunFolder
-from engines.training.segments import FramesOf, Pool, SegmentStream
+from engines.training.segments import FINER, FramesOf, Pool, SegmentStream
 from engines.training.starting import options_of, pixels_of, started
 from engines.training.streaming import Held, Rates, StreamTask
 from engines.training.streams import Labelled, Material, Stream, idle_of
@@ -140,7 +140,7 @@ def held_out_of(data: Dataset, size_hw: tuple[int, int], frame_rate: float, fram
     found = []
     for segment in labelled[::max(1, -(-len(labelled) // HELD_OUT_CLIPS))]:
         try:
-            images, times_s = frames_of(segment, 2 * frame_rate, size_hw)
+            images, times_s = frames_of(segment, FINER * frame_rate, size_hw)
         except DatasetError as error:
             log.warning("left out of the validation: %s", error)
             continue
