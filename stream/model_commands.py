@@ -12,7 +12,6 @@ from stream.options import EngineName, ModelArgument
 
 if TYPE_CHECKING:
     from engines.contract import Contract
-    from engines.training.datasets import Dataset
 
 Recipes = Literal["gatestream", "official"]
 Precisions = Literal["auto", "f32", "bf16", "f16"]
@@ -237,6 +236,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           batch: Annotated[int | None, typer.Option(min=1, metavar="N", help=(
               "Streams or clips in a batch, over all processes. Default: as the recipe."))] = None,
           segments: Annotated[int, typer.Option(min=1, metavar="N", help="Frames of a clip (official).")] = 8,
+          size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help=(
+              "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
+          rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
+              "Frames a second that the network sees (gatestream)."))] = None,
           precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
@@ -275,14 +278,17 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     if teacher is not None and not official:
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
     own_reader = not official and kind in ("auto", "egogestar") and (dataset / "manifest.csv").is_file()
-    data = None if own_reader else _without_group(open_dataset(dataset, kind), without_fold)
+    data = None if own_reader else open_dataset(dataset, kind)
+    if data is not None and (idle or idle_without):
+        raise UsageError(f"--idle with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
+    size_hw = _size_hw(size)
     arch = arch or architecture_of_start(init)
     named = name or ("gesture" if data is None else _model_name(out))
     if official:
         assert data is not None
         of_clips = OfficialRecipe(out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch,
                                   precision=precision, patience=patience, teacher=teacher, seed=seed, workers=workers,
-                                  name=named)
+                                  name=named, without_fold=without_fold, input_size_hw=size_hw)
         of_clips = replace(of_clips, architecture=arch or of_clips.architecture)
         if validate_every is not None:
             of_clips = replace(of_clips, validate_epochs=validate_every)
@@ -296,7 +302,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             seed=seed, causal=live, memory=Recipe.memory if live else 0, temperature=now,
                             window_temperature=window, architecture=arch or Recipe.architecture,
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
-                            patience=patience, workers=workers)
+                            patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,
+                            input_size_hw=size_hw or Recipe.input_size_hw)
         with _Shown(iterations) as shown:
             train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
     if _rank() == 0:
@@ -310,20 +317,14 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _without_group(data: Dataset, fold: int) -> Dataset:
-    """A dataset whose fold of this number, if it is not 0, is for validation instead of training."""
-    from dataclasses import replace
-
-    if not fold:
-        return data
-    everything = data.splits.get("train", ())
-    kept = [segment for segment in everything if segment.group != str(fold)]
-    left_out = [segment for segment in everything if segment.group == str(fold)]
-    if not left_out:
-        raise UsageError(f"--without-fold {fold} of {data.name}, which has no such fold", "one of its groups' numbers",
-                         "leave it out")
-    validation = [*data.splits.get("validation", ()), *left_out]
-    return replace(data, splits={**data.splits, "train": kept, "validation": validation})
+def _size_hw(text: str | None) -> tuple[int, int] | None:
+    """96x72 -> (72, 96)."""
+    if text is None:
+        return None
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size {text}", "WIDTHxHEIGHT in pixels, such as 96x72", "correct it")
+    return int(height), int(width)
 
 
 def _model_name(out: Path) -> str:

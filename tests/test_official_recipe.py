@@ -306,6 +306,33 @@ def test_the_command_converts_and_distils(project: Path, tmp_path: Path,
     assert "validation accuracy" in metrics[0]
 
 
+def test_the_command_trains_on_streams_of_any_dataset_from_a_whole_network(
+        project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "live.safetensors"
+    code = main(["train", str(project / "data"), "--init", str(project / "start.safetensors"), "--out", str(out),
+                 "--iterations", "2", "--batch", "2", "--rate", "5", "--workers", "0"])
+    assert code == 0, capsys.readouterr().err
+    contract_ = engines.load(out).contract
+    assert (contract_.architecture, contract_.frame_rate, contract_.input_size_hw) == ("gsf-resnet18", 5.0, (32, 32))
+    assert contract_.options["causal"] is True
+    assert contract_.provenance["recipe"]["iterations"] == 2
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--size", "96"], "--size 96"),
+    (["--idle", "."], "--idle with class folders"),
+    (["--recipe", "gatestream", "--teacher", "t.safetensors"], "a teacher for the recipe gatestream"),
+    (["--recipe", "official", "--without-fold", "9"], "fold 9"),
+    (["--arch", "gsf-lenet"], "gsf-lenet"),
+    (["--kind", "cinema"], "cinema")])
+def test_wrong_use_of_the_command_is_named(options: list[str], message: str, project: Path, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["train", str(project / "data"), "--out", str(tmp_path / "m.safetensors"), "--init",
+                 str(project / "nothing.safetensors"), *options])
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_teacher_of_something_else_is_refused(project: Path) -> None:
     network = build("gsf-resnet18", heads={"action": 3}, input_size_hw=(32, 32), causal=True)
     with pytest.raises(UsageError, match="labels"):

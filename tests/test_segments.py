@@ -20,7 +20,7 @@ from engines.errors import DatasetError, UsageError
 from engines.networks.network import build
 from engines.training.datasets.base import Dataset, Media, Segment
 from engines.training.loss import UNKNOWN
-from engines.training.segments import BACKGROUND, Pool, SegmentStream
+from engines.training.segments import BACKGROUND, Pool, SegmentStream, without_group
 from engines.training.train import Recipe, train
 
 RATE, LENGTH_S, TICK_S = 10.0, 20.0, 0.1
@@ -132,6 +132,16 @@ def test_a_segment_that_cannot_be_read_is_named_and_skipped(caplog: pytest.LogCa
 def test_labels_that_make_no_sense_are_refused(segments: list[Segment], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         Pool(dataset(segments), "train")
+
+
+def test_a_group_that_is_left_out_validates() -> None:
+    segments = [Segment(f"{k}", Media(Path(f"{k}.mp4")), labels={"verb": "take"}, group=str(k % 3)) for k in range(6)]
+    data = without_group(dataset(segments), 2)
+    assert [one.id for one in data.splits["train"]] == ["0", "1", "3", "4"]
+    assert [one.id for one in data.splits["validation"]] == ["2", "5"]
+    assert without_group(data, 0) is data
+    with pytest.raises(UsageError, match="fold 7"):
+        without_group(data, 7)
 
 
 @pytest.fixture(scope="module")

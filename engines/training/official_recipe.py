@@ -40,7 +40,7 @@ from engines.training.pictures import multi_scale_crop, rand_augment
 from engines.training.ranks import Ranks, joined
 from engines.training.runfolder import Row, RunFolder
 from engines.training.sampling import Style, drawn, validation
-from engines.training.segments import FramesOf
+from engines.training.segments import FramesOf, without_group
 from engines.training.starting import RULE, options_of, pixels_of, started, whole_network
 
 NOT_RECORDED = {"out", "workers"}
@@ -55,8 +55,9 @@ class OfficialRecipe:
     partial_norm: the batch norms of the backbone but its first stand still, and no other batch norm but that is learnt
     (GSM's code, unless its published commands switch it off); multipliers: biases learn twice as fast, and neither
     they nor batch norms decay; average: see `loop.averaged`, 0 as published; patience: in validations; frame_rate: at
-    which segments are decoded; rule: see `engines.causal`; teacher: a bidirectional network whose scores to learn,
-    too, at a temperature and with a weight (`distil_...`); label_weight: of the labels beside them.
+    which segments are decoded; without_fold: the group of segments to validate with instead, 0 for none; rule: see
+    `engines.causal`; teacher: a bidirectional network whose scores to learn, too, at a temperature and with a weight
+    (`distil_...`); label_weight: of the labels beside them.
     """
 
     out: Path
@@ -88,6 +89,7 @@ class OfficialRecipe:
     distil_weight: float = 1.0
     label_weight: float = 1.0
     frame_rate: float = 12.0
+    without_fold: int = 0
     seed: int = 0
     workers: int = 1
     name: str = "clip"
@@ -274,6 +276,7 @@ def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] =
 def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
            frames_of: FramesOf) -> Network:
     torch.manual_seed(recipe.seed)
+    data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]
     if not segments:

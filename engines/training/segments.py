@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import DatasetError
+from engines.errors import DatasetError, UsageError
 from engines.training.augment import Augmentation
 from engines.training.datasets.base import Dataset, Segment
 from engines.training.loss import UNKNOWN
@@ -87,6 +87,21 @@ class Pool:
         """The labels in a mirror; None for what must not be mirrored."""
         turned = {head: self._mirrored.get(head, {}).get(label, label) for head, label in labels.items()}
         return turned if all(turned.values()) else None
+
+
+def without_group(data: Dataset, group: int) -> Dataset:
+    """A dataset whose group of this name, if it is not 0, is there to validate instead of to train. Raises UsageError
+    for a group that is not there."""
+    everything = data.splits.get("train", ())
+    left_out = [segment for segment in everything if segment.group == str(group)]
+    if not group:
+        return data
+    if not left_out:
+        raise UsageError(f"fold {group} of {data.name}, which has no such group", "the number of one of its groups",
+                         "leave no fold out, or another one")
+    kept = [segment for segment in everything if segment.group != str(group)]
+    return replace(data, splits={**data.splits, "train": kept,
+                                 "validation": [*data.splits.get("validation", ()), *left_out]})
 
 
 def heads_with(heads: Mapping[str, tuple[str, ...]], background: str | None) -> dict[str, tuple[str, ...]]:

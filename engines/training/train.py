@@ -29,7 +29,7 @@ from engines.training.loop import Plan, Precision, Progress, run
 from engines.training.ranks import Ranks, joined
 from engines.training.rows import OpenStream, Schedule
 from engines.training.runfolder import RunFolder
-from engines.training.segments import FINER, FramesOf, Pool, SegmentStream
+from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
 from engines.training.starting import options_of, pixels_of, started
 from engines.training.streaming import Held, Rates, StreamTask
 from engines.training.streams import Labelled, Material, Stream, idle_of
@@ -162,6 +162,7 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
 def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress, data: Dataset | None,
            frames_of: FramesOf) -> Network:
     torch.manual_seed(recipe.seed)
+    data = None if data is None else without_group(data, recipe.without_fold)
     pool = None if data is None else Pool(data, "train")
     heads = {"gesture": (*LABELS, BACKGROUND)} if pool is None else pool.heads
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
@@ -171,7 +172,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     held_out = cache(lambda: left_out(recipe, contract.input_size_hw) if data is None
                      else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of))
     folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
-    open_stream = (_gestures(recipe, gather(recipe, report)) if pool is None
+    open_stream = (_gestures(recipe, contract, gather(recipe, report)) if pool is None
                    else _segments(pool, contract, frames_of))
     truths = [(k,) for k in range(len(LABELS) + 1)] if pool is None else pool.truths
     if recipe.validate_every and not held_out():
@@ -212,11 +213,12 @@ def recorded(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED}
 
 
-def _gestures(recipe: Recipe, material: Material) -> OpenStream:
+def _gestures(recipe: Recipe, contract: Contract, material: Material) -> OpenStream:
     def open_stream(_: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
         only_rendered = began < recipe.rendered_first * recipe.iterations
         share = 0.97 if only_rendered else recipe.rendered_share
-        return Stream(material, (*LABELS, BACKGROUND), recipe.input_size_hw, recipe.frame_rate, rng, share).frames()
+        return Stream(material, contract.heads["gesture"], contract.input_size_hw, contract.frame_rate, rng,
+                      share).frames()
     return open_stream
 
 
