@@ -221,6 +221,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Causal for live streams, or bidirectional. Default: as the recipe."))] = None,
           teacher: Annotated[str | None, typer.Option(metavar="FILE", help=(
               "Learn from this bidirectional network's scores, too: a model file or official checkpoint."))] = None,
+          rule: Annotated[str | None, typer.Option(metavar="NAME", help=(
+              "How a bidirectional FILE to start from becomes causal: dropped-one, moved-two, ..."))] = None,
           kind: Annotated[str, typer.Option(metavar="NAME", help="Kind of dataset. See `gatestream data`.")] = "auto",
           idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without gestures. May be "
                                                                                  "given several times.")] = None,
@@ -289,7 +291,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         of_clips = OfficialRecipe(out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch,
                                   precision=precision, patience=patience, teacher=teacher, seed=seed, workers=workers,
                                   name=named, without_fold=without_fold, input_size_hw=size_hw)
-        of_clips = replace(of_clips, architecture=arch or of_clips.architecture)
+        of_clips = replace(of_clips, architecture=arch or of_clips.architecture, rule=rule or of_clips.rule)
         if validate_every is not None:
             of_clips = replace(of_clips, validate_epochs=validate_every)
         with _Shown() as shown:
@@ -303,7 +305,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             window_temperature=window, architecture=arch or Recipe.architecture,
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
                             patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,
-                            input_size_hw=size_hw or Recipe.input_size_hw)
+                            input_size_hw=size_hw or Recipe.input_size_hw, rule=rule or Recipe.rule)
         with _Shown(iterations) as shown:
             train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
     if _rank() == 0:

@@ -18,11 +18,11 @@ from tiny_training import LABELS, frames, picture, tiny_network, train
 
 from engines.errors import ModelError, UsageError
 from engines.training.egogestar import Footage
-from engines.training.loop import averaged
 from engines.training.ranks import Ranks
 from engines.training.rows import Batch, Chunks, Schedule
 from engines.training.runfolder import RunFolder
 from engines.training.streaming import Held
+from engines.training.task import averaged
 
 ROOT = Path(tiny_training.__file__).resolve().parents[1]
 ALONE = Ranks()

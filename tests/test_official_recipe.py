@@ -20,14 +20,16 @@ from engines.model import save
 from engines.networks.causal import causal
 from engines.networks.network import Network, build, clip_scores
 from engines.training import official_recipe, pictures
+from engines.training.clip_task import ClipTask, Updates, distillation, epoch_rate
 from engines.training.clips import Clips, Order, batches, may_flip
 from engines.training.datasets.base import Dataset, Media, Segment
-from engines.training.loop import Plan, run
+from engines.training.loop import run
 from engines.training.loss import UNKNOWN
-from engines.training.official_recipe import OfficialRecipe, OfficialTask, distillation, epoch_rate
+from engines.training.official_recipe import OfficialRecipe
 from engines.training.ranks import Ranks
 from engines.training.runfolder import RunFolder
 from engines.training.starting import options_of, started
+from engines.training.task import Plan
 from stream.cli import main
 
 Images = NDArray[np.uint8]
@@ -140,12 +142,10 @@ def test_a_mirrored_clip_has_the_mirrored_label_and_a_broken_one_gives_way() -> 
         next(batches(clips, [[(0, 1)]], 0))
 
 
-def task_of(recipe: OfficialRecipe, network: Network, teacher: Network | None = None,
-            segments: list[Segment] = SEGMENTS) -> OfficialTask:
-    rows = recipe.batch or 4
-    return OfficialTask(network, contract(), recipe, Clips(segments, HEADS, look, recipe.seed, {}),
-                        Order(recipe.seed, len(segments), rows), [], lambda _: np.zeros((4, *SIZE_HW, 3), np.uint8),
-                        Ranks(), teacher)
+def task_of(how: Updates, network: Network, rows: int = 4, teacher: Network | None = None,
+            segments: list[Segment] = SEGMENTS) -> ClipTask:
+    return ClipTask(network, contract(), how, Clips(segments, HEADS, look, 0, {}), Order(0, len(segments), rows), [],
+                    lambda _: np.zeros((4, *SIZE_HW, 3), np.uint8), Ranks(), teacher=teacher)
 
 
 def without_norms() -> Network:
@@ -158,21 +158,18 @@ def without_norms() -> Network:
 def test_two_half_batches_make_the_update_of_a_whole_one(tmp_path: Path) -> None:
     weights = []
     for batch, accumulation in ((4, 1), (2, 2)):
-        recipe = OfficialRecipe(tmp_path / f"{batch}.safetensors", batch=batch, accumulation=accumulation, epochs=2,
-                                warmup=0, workers=0)
-        task = task_of(recipe, without_norms())
+        task = task_of(Updates(accumulation=accumulation, epochs=2, warmup=0), without_norms(), batch)
         plan = Plan(4, accumulation=accumulation, precision="f32", clip_norm=20.0)
         assert task.updates_per_epoch == 2
-        weights.append(run(task, plan, RunFolder(recipe.out, {}), Ranks(), lambda _: None))
+        folder = RunFolder(tmp_path / f"{batch}.safetensors", {})
+        weights.append(run(task, plan, folder, Ranks(), lambda _: None))
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-6), name
 
 
 def test_a_partial_sum_is_clipped_before_the_rest_is_added(tmp_path: Path) -> None:
-    recipe = OfficialRecipe(tmp_path / "m.safetensors", batch=2, accumulation=2, epochs=1, warmup=0, workers=0,
-                            momentum=0.0, weight_decay=0.0, lr=1.0)
     network = without_norms()
-    task = task_of(recipe, network)
+    task = task_of(Updates(accumulation=2, epochs=1, warmup=0, momentum=0.0, weight_decay=0.0, lr=1.0), network, 2)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     summed: dict[str, torch.Tensor] = {}
     halves = task.batches(0)
@@ -188,15 +185,14 @@ def test_a_partial_sum_is_clipped_before_the_rest_is_added(tmp_path: Path) -> No
         summed = {name: g * min(1.0, 0.1 / (length + 1e-6)) for name, g in summed.items()}
     network.zero_grad()
     run(task, Plan(1, accumulation=2, clip_norm=0.1, clip_partial=True, precision="f32"),
-        RunFolder(recipe.out, {}), Ranks(), lambda _: None)
+        RunFolder(tmp_path / "m.safetensors", {}), Ranks(), lambda _: None)
     for name, p in network.named_parameters():
         assert torch.allclose(p, before[name] - summed[name], atol=1e-6), name
 
 
-def test_norms_that_stand_still_stand_still(tmp_path: Path) -> None:
+def test_norms_that_stand_still_stand_still() -> None:
     network = build("gsm-resnet18", heads=HEADS_BY_NUMBER, input_size_hw=(32, 32), segments=4)
-    recipe = OfficialRecipe(tmp_path / "m.safetensors", batch=4, partial_norm=True, workers=0)
-    task = task_of(recipe, network)
+    task = task_of(Updates(partial_norm=True), network)
     task.begin()
     norms = [m for m in network.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [norm.training for norm in norms] == [True] + [False] * (len(norms) - 1)
@@ -210,9 +206,9 @@ def test_norms_that_stand_still_stand_still(tmp_path: Path) -> None:
 HEADS_BY_NUMBER = {"gesture": len(LABELS)}
 
 
-def test_multipliers_are_applied_only_when_asked_for(tmp_path: Path) -> None:
-    plain, asked = (task_of(OfficialRecipe(tmp_path / "m.safetensors", batch=4, multipliers=multipliers, workers=0),
-                            tiny_network(causal=False)).optimiser.param_groups for multipliers in (False, True))
+def test_multipliers_are_applied_only_when_asked_for() -> None:
+    plain, asked = (task_of(Updates(multipliers=multipliers), tiny_network(causal=False)).optimiser.param_groups
+                    for multipliers in (False, True))
     assert [(group["lr"], group["weight_decay"]) for group in plain] == [(0.01, 5e-4)]
     assert [(group["lr"], group["weight_decay"]) for group in asked] == [(0.01, 5e-4), (0.02, 0.0), (0.01, 0.0)]
     assert sum(len(group["params"]) for group in asked) == len(plain[0]["params"])
@@ -226,10 +222,10 @@ def test_a_causal_network_learns_from_a_teacher_without_labels(tmp_path: Path) -
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     student = causal(tiny_network(1, causal=False), "dropped-one")
     unlabelled = [Segment(f"clip {k}", Media(Path(f"{k}.mp4"))) for k in range(8)]
-    recipe = OfficialRecipe(tmp_path / "m.safetensors", batch=4, lr=0.05, epochs=30, warmup=2, workers=0)
     seen: list[dict[str, float]] = []
-    run(task_of(recipe, student, teacher, unlabelled), Plan(60, precision="f32", clip_norm=20.0),
-        RunFolder(recipe.out, {}), Ranks(), lambda _: None, lambda _, figures: seen.append(figures))
+    task = task_of(Updates(lr=0.05, epochs=30, warmup=2), student, 4, teacher, unlabelled)
+    run(task, Plan(60, precision="f32", clip_norm=20.0), RunFolder(tmp_path / "m.safetensors", {}), Ranks(),
+        lambda _: None, lambda _, figures: seen.append(figures))
     first, last = (np.mean([figures["distillation"] for figures in part]) for part in (seen[:5], seen[-5:]))
     assert last < 0.5 * first
     assert {figures["gesture loss"] for figures in seen} == {0.0}

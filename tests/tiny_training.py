@@ -25,12 +25,12 @@ from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
-from engines.training.loop import Plan
 from engines.training.ranks import Ranks, joined
 from engines.training.rows import Schedule
 from engines.training.runfolder import RunFolder
 from engines.training.streaming import Held, Rates, StreamTask
 from engines.training.streams import Labelled
+from engines.training.task import Plan, Precision, Progress
 
 SIZE_HW = (16, 16)
 LABELS = ("left", "right", "none")
@@ -94,8 +94,8 @@ def picture(label: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np
 
 def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, workers: int = 0, average: float = 0.9,
           checkpoint_every: int = 3, dropout: float = 0.0, validate_every: int = 0, patience: int = 0,
-          bad_at: int = -1, held_out: tuple[Held, ...] = (), precision: loop.Precision = "f32",
-          progress: loop.Progress = lambda _, __: None) -> Network:
+          bad_at: int = -1, held_out: tuple[Held, ...] = (), precision: Precision = "f32",
+          progress: Progress = lambda _, __: None) -> Network:
     """Trains and writes `out`. bad_at: the iteration whose new streams break the loss."""
     def spoilt(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
         for frame in frames(row, began, rng):

@@ -22,11 +22,11 @@ from engines.networks.temporal import State
 from engines.preprocess import normalise
 from engines.training.calibrate import clip_logits
 from engines.training.egogestar import Footage
-from engines.training.loop import Mixed, Task, Term, averaged
 from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.ranks import Ranks
 from engines.training.rows import Batch, Chunks, OpenStream, Schedule
 from engines.training.runfolder import Row
+from engines.training.task import Mixed, Task, Term, averaged
 
 WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the helper's part falls, and never to nothing
 

@@ -25,14 +25,15 @@ from engines.training import egogestar
 from engines.training.calibrate import calibrated
 from engines.training.datasets.base import Dataset
 from engines.training.frames import frames_of as decoded
-from engines.training.loop import Plan, Precision, Progress, run
+from engines.training.loop import run
 from engines.training.ranks import Ranks, joined
 from engines.training.rows import OpenStream, Schedule
 from engines.training.runfolder import RunFolder
 from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
-from engines.training.starting import options_of, pixels_of, started
+from engines.training.starting import RULE, options_of, pixels_of, started
 from engines.training.streaming import Held, Rates, StreamTask
 from engines.training.streams import Labelled, Material, Stream, idle_of
+from engines.training.task import Plan, Precision, Progress
 
 log = logging.getLogger("gatestream.training")
 
@@ -52,7 +53,8 @@ class Recipe:
     without gestures; idle_without: names of videos in them to leave out; temperature, window_temperature: calibration
     to write down. What is left out (clips or videos) calibrates the model instead. average: decay of the running mean
     of the weights that is saved; validate_every: iterations from one look at what is left out to the next, 0 for none:
-    then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end.
+    then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
+    rule: how a bidirectional start becomes causal (see `engines.causal`).
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -85,6 +87,7 @@ class Recipe:
     average: float = 0.998
     validate_every: int = 0
     patience: int = 0
+    rule: str = RULE
     name: str = "gesture"
     temperature: float = 1.0
     window_temperature: float = 1.0
@@ -166,7 +169,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     pool = None if data is None else Pool(data, "train")
     heads = {"gesture": (*LABELS, BACKGROUND)} if pool is None else pool.heads
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
-                      causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory)
+                      causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory, rule=recipe.rule)
     contract = (contract_of(recipe, network) if pool is None
                 else contract_of(recipe, network, heads, pool.background_label))
     held_out = cache(lambda: left_out(recipe, contract.input_size_hw) if data is None
