@@ -39,8 +39,8 @@ class Term(NamedTuple):
 class Plan:
     """How long and how carefully. Numbers are in iterations, one update of the weights each.
 
-    accumulation: batches summed up for one update; clip_norm: longest gradient, clip_partial: also clipped after each
-    of those batches but the last; validate_every: 0 for never; watch: the figure of the validation that should be high;
+    accumulation: batches summed up for one update; clip_norm: longest gradient; clip_partial: sums of some of these
+    batches are clipped before the rest is added; validate_every: 0 for never; watch: the figure of the validation that should be high;
     patience: validations without a new best before the run ends, 0 for no end before `iterations`.
     """
 
