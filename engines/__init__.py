@@ -11,6 +11,7 @@ Names are loaded on first use, so that running a compiled engine never imports t
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from engines.networks.causal import causal as causal
     from engines.networks.network import build as build
     from engines.networks.network import clip_scores as clip_scores
+
+# Without this package OpenVINO cannot report to its makers that it was imported and what it converted, which it would
+# do from every camera's machine.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _HOMES = {"load": "engines.model", "compile": "engines.choice", "export": "engines.choice",
           "build": "engines.networks.network", "causal": "engines.networks.causal",

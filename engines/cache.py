@@ -73,6 +73,7 @@ def obtain(key: Mapping[str, str], build: Build) -> Entry:
             return read(folder, key)
         except DamagedEntryError as reason:
             log.warning("engine cache entry %s is damaged (%s): building it again", folder.name, reason)
+    _tell_of_another(key)
     try:
         place().mkdir(parents=True, exist_ok=True, mode=0o700)
         aside = Path(tempfile.mkdtemp(dir=place(), prefix=".building-"))
@@ -91,6 +92,16 @@ def obtain(key: Mapping[str, str], build: Build) -> Entry:
         return read(folder, key)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _tell_of_another(key: Mapping[str, str]) -> None:
+    """Says why an engine is built again that the cache holds, built by another version or for another machine."""
+    for entry in entries():
+        changed = [part for part in key if entry.key.get(part) != key[part]]
+        if changed and not {"model", "engine", "precision"} & set(changed):
+            log.warning("the cached engine %s is for %s: it is left alone", entry.folder.name, ", ".join(
+                f"{part} {entry.key.get(part)} and not {key[part]}" for part in changed))
+            return
 
 
 def _without_cache(key: Mapping[str, str], build: Build) -> Entry:
@@ -137,7 +148,9 @@ def read(folder: Path, key: Mapping[str, str] | None = None) -> Entry:
     try:
         content = json.loads((folder / MANIFEST).read_text())
         stated = content.pop("seal")
-        if content["format"] != FORMAT or stated != hashlib.sha256(_canonical(content)).hexdigest():
+        if content["format"] != FORMAT:
+            raise DamagedEntryError(f"it is of format {content['format']}, not {FORMAT}")
+        if stated != hashlib.sha256(_canonical(content)).hexdigest():
             raise DamagedEntryError("its manifest was changed")
         if key is not None and content["key"] != dict(key):
             raise DamagedEntryError("it belongs to another engine")

@@ -6,9 +6,13 @@ import importlib
 import logging
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engines.engine import Engine
 from engines.errors import EngineError, UsageError
@@ -18,21 +22,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gatestream.engines")
 
-ENGINES = ("openvino", "eager")  # best first
-ON_REQUEST = ("inductor",)  # `auto` takes it on a GPU only: without one, OpenVINO is several times faster
-PLANNED = ("tensorrt",)
+NO_GPU = "no NVIDIA GPU that torch can use"
+ENGINES = ("tensorrt", "inductor", "openvino", "eager")  # in the order in which `auto` tries them
 
 
-def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 1,
-            precision: str | None = None, hop: int | None = None) -> Engine:
+def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 1, precision: str | None = None,
+            hop: int | None = None, calibration_u8: NDArray[np.uint8] | None = None) -> Engine:
     """Builds an engine, or takes it from the cache.
 
-    engine: auto (the best that works here: inductor on a GPU, else openvino, else eager), openvino, inductor, eager,
-    or a file written by `export`; slots: cameras at a time, at most; precision: f32, bf16, f16 as the engine has it,
-    or None to have it chosen by measured agreement with eager; hop: frames from one clip's scores to the next, None
-    for the model's own, of a bidirectional model, which runs in the eager engine only (see `engines.windowed`).
-    Raises UsageError for an unknown name or an impossible hop, EngineError when the engine cannot be built or does
-    not agree with eager.
+    engine: auto (the first of ENGINES that works here, see `obstacle`), one of ENGINES, or a file written by `export`;
+    slots: cameras at a time, at most; precision: f32, bf16, f16, int8 as the engine has it, or None to have it chosen
+    by measured agreement with eager; hop: frames from one clip's scores to the next, None for the model's own, of a
+    bidirectional model, which runs in the eager engine only (see `engines.windowed`); calibration_u8: frames for
+    TensorRT in int8 (see `engines.tensorrt`).
+    Raises UsageError for an unknown name, an impossible hop or frames that nothing needs, EngineError when the engine
+    cannot be built or does not agree with eager.
     """
     if slots < 1:
         raise UsageError(f"{slots} slots", "1 or more", "give one slot per camera")
@@ -40,37 +44,55 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
     if not bidirectional(model) and hop is not None:
         raise UsageError(f"a hop of {hop} frames for {model.contract.name}, which is causal",
                          "a bidirectional model with it", "leave the hop out: causal models score every frame")
+    if calibration_u8 is not None and name != "tensorrt":
+        raise UsageError(f"calibration frames for engine {name!r}", "engine tensorrt in int8 with them",
+                         "leave the frames out, or ask for that engine")
     if name == "eager" or (name == "auto" and bidirectional(model)):
         return _eager(model, slots, precision, hop)
     if name == "auto":
-        if _has_gpu():
-            try:
-                return _inductor(model, slots, precision)
-            except EngineError as error:
-                log.warning("no Inductor engine on the GPU (%s): running on the processor", error)
-        try:
-            return _openvino(model, slots, precision)
-        except EngineError as error:
-            log.warning("no OpenVINO engine (%s): running eagerly, which is much slower", error)
-            return _eager(model, slots, precision)
-    if name == "openvino":
-        return _openvino(model, slots, precision)
+        return _best(model, slots, precision)
+    if name == "tensorrt":
+        return _tensorrt(model, slots, precision, calibration_u8)
     if name == "inductor":
         return _inductor(model, slots, precision)
-    if name in PLANNED:
-        raise EngineError(f"engine {name!r}, which this version does not have yet",
-                          f"one of {', '.join((*ENGINES, *ON_REQUEST))}", "use --engine auto")
+    if name == "openvino":
+        return _openvino(model, slots, precision)
     if Path(name).is_file() and Path(name).suffix == ".onnx":
         _refuse_bidirectional(model)
         if precision not in (None, "f32"):
             raise EngineError(f"precision {precision!r} for an ONNX file", "f32", "leave the precision out")
-        opened: Engine = _onnx().open_engine(model, Path(name), slots)
+        opened: Engine = onnx_module().open_engine(model, Path(name), slots)
         return opened
     if Path(name).is_file():
         return _openvino(model, slots, precision, Path(name))
-    raise UsageError(f"engine {name!r}",
-                     f"auto, {', '.join((*ENGINES, *ON_REQUEST))}, or a file written by `gatestream export`",
+    raise UsageError(f"engine {name!r}", f"auto, {', '.join(ENGINES)}, or a file written by `gatestream export`",
                      "choose one of these")
+
+
+def obstacle(name: str) -> str | None:
+    """Why `auto` passes over an engine on this machine, as far as can be told without building it; None if it tries."""
+    if name == "tensorrt":
+        missing = [f"no {package}" for package in ("torch_tensorrt", "tensorrt") if find_spec(package) is None]
+        return ", ".join(missing + ([] if _has_gpu() else [NO_GPU])) or None
+    if name == "inductor" and not _has_gpu():
+        return f"{NO_GPU}, without which OpenVINO is several times faster"
+    if name == "openvino" and find_spec("openvino") is None:
+        return "no openvino"
+    return None
+
+
+def _best(model: Model, slots: int, precision: str | None) -> Engine:
+    for name, open_one in (("tensorrt", _tensorrt), ("inductor", _inductor), ("openvino", _openvino)):
+        reason = obstacle(name)
+        if reason is not None:
+            log.info("not on %s: %s", name, reason)
+            continue
+        try:
+            return open_one(model, slots, precision)
+        except EngineError as error:
+            log.warning("no %s engine (%s): trying the next best", name, error)
+    log.warning("running eagerly, which is much slower than a compiled engine")
+    return _eager(model, slots, precision)
 
 
 def bidirectional(model: Model) -> bool:
@@ -86,8 +108,11 @@ def export(model: Model, engine: str, out: str | os.PathLike[str], precision: st
     """
     _refuse_bidirectional(model)
     if engine == "onnx":
-        _onnx("onnx", "onnxscript").write(model, Path(out))
+        onnx_module("onnx", "onnxscript").write(model, Path(out))
         return Path(out)
+    if engine == "tensorrt":
+        raise EngineError("engine 'tensorrt' to export, whose file could carry code and serves one kind of GPU only",
+                          "openvino or onnx", "build it where it runs: --engine tensorrt keeps it in the engine cache")
     if engine not in ("auto", "openvino"):
         raise EngineError(f"engine {engine!r} to export", "openvino or onnx", "use --engine openvino")
     from engines import cache, openvino
@@ -120,6 +145,19 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def _tensorrt(model: Model, slots: int, precision: str | None,
+              calibration_u8: NDArray[np.uint8] | None = None) -> Engine:
+    _refuse_bidirectional(model)
+    reason = obstacle("tensorrt")
+    if reason is not None:
+        raise EngineError(f"engine 'tensorrt' on a machine with {reason}",
+                          "torch-tensorrt, and an NVIDIA GPU with its driver that torch can use",
+                          "pip install 'gatestream[tensorrt]' on a machine with such a GPU, or use --engine auto")
+    from engines.tensorrt import open_engine
+
+    return open_engine(model, slots, precision, calibration_u8)
+
+
 def _inductor(model: Model, slots: int, precision: str | None) -> Engine:
     _refuse_bidirectional(model)
     from engines.inductor import open_engine
@@ -127,7 +165,7 @@ def _inductor(model: Model, slots: int, precision: str | None) -> Engine:
     return open_engine(model, slots, precision)
 
 
-def _onnx(*exporting: str) -> ModuleType:
+def onnx_module(*exporting: str) -> ModuleType:
     """The module engines.onnx, once the packages that it and `exporting` need are found to be there."""
     try:
         for package in exporting:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engines import cache
 from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
 from engines.bench import machine
-from engines.choice import ENGINES, bidirectional
+from engines.choice import ENGINES, bidirectional, obstacle
 from engines.choice import compile as compile_engine
 from engines.engine import Floats
 from engines.model import load
@@ -38,8 +38,11 @@ class Check(NamedTuple):
     detail: str
 
 
-def doctor(model: str | os.PathLike[str] | Model = "gesture") -> Iterator[Check]:
-    """Looks at everything in turn; a check that breaks is a check that failed, never an exception."""
+def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = None) -> Iterator[Check]:
+    """Looks at everything in turn; a check that breaks is a check that failed, never an exception.
+
+    hop: of a bidirectional model, as `engines.compile` takes it.
+    """
     for name, look in (("machine", _machine), ("video decoding", _video), ("torch", _torch),
                        ("OpenVINO", _openvino), ("engine cache", _cache)):
         yield _tried(name, look)
@@ -52,12 +55,14 @@ def doctor(model: str | os.PathLike[str] | Model = "gesture") -> Iterator[Check]
 
     yield _tried("model", read)
     if opened:
-        yield from _laws(opened[0])
+        for name in ENGINES:
+            yield _tried(f"engine {name}", lambda name=name: _engine(name, opened[0]))  # type: ignore[misc]
+        yield from _laws(opened[0], hop)
 
 
-def _laws(model: Model) -> Iterator[Check]:
-    if bidirectional(model):
-        yield _tried("window on eager = clip", lambda: _window(model))
+def _laws(model: Model, hop: int | None) -> Iterator[Check]:
+    if bidirectional(model) or hop is not None:
+        yield _tried("window on eager = clip", lambda: _window(model, hop))
         return
     frames = probe_clip(model.contract, FRAMES)
     clip: dict[str, Floats] = {}
@@ -68,7 +73,7 @@ def _laws(model: Model) -> Iterator[Check]:
         return _apart(difference(model.contract, clip, split), STREAM_TOLERANCE)
 
     yield _tried("any split of a clip = the clip", whole)
-    for name in ENGINES:
+    for name in filter(_able, ENGINES):
         def stream(name: str = name) -> tuple[bool, str]:
             engine = compile_engine(model, name, slots=2)
             try:
@@ -83,7 +88,22 @@ def _laws(model: Model) -> Iterator[Check]:
         yield _tried(f"stream on {name} = clip", stream)
 
 
-def _window(model: Model) -> tuple[bool, str]:
+def _able(name: str) -> bool:
+    return obstacle(name) is None
+
+
+def _engine(name: str, model: Model) -> tuple[bool, str]:
+    """Whether `auto` takes an engine for this model, and why; none of the answers is a fault."""
+    if bidirectional(model):
+        return True, "picked: only it scores whole clips" if name == "eager" else "not picked: the model needs clips"
+    reason = obstacle(name)
+    if reason is not None:
+        return True, f"not picked: {reason}"
+    best = next(filter(_able, ENGINES))
+    return True, "picked: the best that can run here" if name == best else f"can run here; {best} comes first"
+
+
+def _window(model: Model, hop: int | None) -> tuple[bool, str]:
     """Compares the first whole clip of a stream, and the last that begins in it, with the network on those frames."""
     import torch
 
@@ -91,7 +111,7 @@ def _window(model: Model) -> tuple[bool, str]:
     from engines.preprocess import normalise
     from engines.windowed import WindowedEngine
 
-    engine = WindowedEngine(model.network, model.contract, slots=1)
+    engine = WindowedEngine(model.network, model.contract, slots=1, hop=hop)
     T = engine.segments
     ends = [T, T + (T - 1) // engine.hop * engine.hop]
     frames = probe_clip(model.contract, ends[-1])
@@ -152,13 +172,13 @@ def _torch() -> tuple[bool, str]:
 
 
 def _openvino() -> tuple[bool, str]:
-    import openvino
+    from openvino import __version__
 
     from engines.openvino import core
 
     able, devices = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), core().available_devices
-    return "CPU" in devices, f"{openvino.__version__} on {', '.join(devices)}; CPU: " \
-                                            f"{', '.join(sorted(able))}"
+    return "CPU" in devices, f"{__version__} on {', '.join(devices)}; CPU: " \
+                              f"{', '.join(sorted(able))}"
 
 
 def _cache() -> tuple[bool, str]:

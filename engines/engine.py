@@ -20,10 +20,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """features: float32 [B, D]; scores: logits of each head, float32 [B, K]."""
+    """features: float32 [B, D]; scores: logits of each head, float32 [B, K].
+
+    spans: of an engine that scores clips, the frames since each camera's reset that its row is the mean of; None of an
+    engine whose rows are of the newest frame.
+    """
 
     features: Floats
     scores: dict[str, Floats]
+    spans: tuple[range, ...] | None = None
 
 
 class Engine(ABC):
@@ -59,8 +64,9 @@ class Engine(ABC):
         """
         height, width = self.contract.input_size_hw
         wanted = (len(slots), height, width, 3)
-        if frames_u8_BHWC.shape != wanted or frames_u8_BHWC.dtype != np.uint8:
-            raise EngineError(f"frames of shape {frames_u8_BHWC.shape} and type {frames_u8_BHWC.dtype}",
+        shape, dtype = getattr(frames_u8_BHWC, "shape", None), getattr(frames_u8_BHWC, "dtype", None)
+        if shape != wanted or dtype != np.uint8:
+            raise EngineError(f"frames of shape {shape} and type {dtype or type(frames_u8_BHWC).__name__}",
                               f"uint8 {wanted} (one image per slot, BGR, the model's input size)",
                               "prepare images with engines.preprocess.prepare")
         self._check(slots)
@@ -76,6 +82,6 @@ class Engine(ABC):
             raise EngineError(f"slots {list(slots)}", "each slot once in a step",
                               "send one frame per camera and step")
         for slot in slots:
-            if not 0 <= slot < self.slots:
-                raise EngineError(f"slot {slot}", f"0 to {self.slots - 1}",
+            if not isinstance(slot, int | np.integer) or not 0 <= slot < self.slots:
+                raise EngineError(f"slot {slot!r}", f"0 to {self.slots - 1}",
                                   "build the engine with more slots")

@@ -51,7 +51,8 @@ class GatedFusion:
     """Fuses the clips of a window; keeps nothing between calls, so that all cameras may share one.
 
     A clip counts by its number of frames in attention, in the window's mean and in the descriptor, so with open
-    gates and no relation between clips the descriptor is the mean over all frames.
+    gates and no relation between clips the descriptor is the mean over all frames. Everything that is linear in a clip
+    alone is its projection: a window keeps those of complete clips, and projects the growing one only.
     """
 
     def __init__(self, rule: FusionRule, tensors: Mapping[str, Floats]) -> None:
@@ -59,56 +60,75 @@ class GatedFusion:
         self._rule, self._directions = rule, directions(rule)
         held = {name.removeprefix(PREFIX): np.asarray(value, np.float32) for name, value in tensors.items()
                 if name.startswith(PREFIX)}
+        parts_XD: list[Floats] = []
         if self._directions:
             at = [f"relate.{direction}" for direction in self._directions]
-            self._out_NdD = np.stack([held[f"{each}.out.weight"].T for each in at])
-            if rule.relate == "attention":  # one product serves every direction
-                inner = self._out_NdD.shape[1]
-                self._project_DX = np.ascontiguousarray(np.concatenate(
-                    [held[f"{each}.{part}.weight"] * np.float32(inner ** -0.5 if part == "query" else 1)
-                     for part in ("query", "key", "value") for each in at]).T)
-                self._out_XD = self._out_NdD.reshape(-1, self._out_NdD.shape[-1])
+            if rule.relate == "attention":
+                inner = held[f"{at[0]}.out.weight"].shape[1]
+                parts_XD += [held[f"{each}.{part}.weight"] * np.float32(inner ** -0.5 if part == "query" else 1)
+                             for part in ("query", "key", "value") for each in at]
                 self._hidden: dict[int, Floats] = {}
             else:
-                cells = [f"{each}.cell" for each in (at[0], at[-1])]
-                self._in_NDX, self._own_NdX = (np.stack([held[f"{cell}.weight_{part}"].T for cell in cells])
-                                               for part in ("ih", "hh"))
+                at = [at[0], at[-1]]
+                cells = [f"{each}.cell" for each in at]
+                parts_XD += [held[f"{cell}.weight_ih"] for cell in cells]
+                self._own_NdX = np.stack([held[f"{cell}.weight_hh"].T for cell in cells])
                 self._in_bias_N1X, self._own_bias_N1X = (
                     np.stack([held[f"{cell}.bias_{part}"] for cell in cells])[:, None] for part in ("ih", "hh"))
+            self._out_XD = np.concatenate([held[f"{each}.out.weight"].T for each in at])
+        self._relate_width = sum(map(len, parts_XD))
         if rule.gate:
             own_dD, window_dD = np.split(held["gate.squeeze.weight"], 2, axis=1)
-            self._own_Dd, self._window_Dd = np.ascontiguousarray(own_dD.T), np.ascontiguousarray(window_dD.T)
+            parts_XD += [own_dD, window_dD]
+            if self._directions:  # what the gate makes of what `_out_XD` makes
+                self._gate_Xd = (self._out_XD.astype(np.float64) @ np.concatenate([own_dD, window_dD]).T).astype("f4")
             self._squeeze_bias_d = held["gate.squeeze.bias"]
             self._score_d, self._score_bias = held["gate.score.weight"][0], held["gate.score.bias"]
+        self._project_DX = np.ascontiguousarray(np.concatenate(parts_XD).T) if parts_XD else None
 
-    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def project(self, clips_CD: Floats) -> Floats:
+        """What `fuse` needs of each clip on its own, [C, X]; X may be 0."""
+        if self._project_DX is None:
+            return np.zeros((len(clips_CD), 0), np.float32)
+        projected_CX: Floats = clips_CD @ self._project_DX
+        return projected_CX
+
+    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
+             projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
 
-        Counts are at least 1. The gate of a clip that `keep` or `keep_above` leaves out is 0.
+        projected_CX: the clips' projections, where they are known. Counts are at least 1. The gate of a clip that
+        `keep` or `keep_above` leaves out is 0.
         """
         frames_C = counts_C.astype(np.float32)
+        if projected_CX is None:
+            projected_CX = self.project(clips_CD)
+        relate_CX, gate_CX = projected_CX[:, :self._relate_width], projected_CX[:, self._relate_width:]
+        seen_CX: Floats | None = None
         if self._rule.relate == "attention":
-            clips_CD = clips_CD + self._attend(clips_CD, frames_C)
+            seen_CX = self._attend(relate_CX, frames_C)
         elif self._rule.relate == "bigru":
-            clips_CD = clips_CD + self._recur(clips_CD, frames_C / np.maximum.reduce(frames_C))
-        gates_C = self._gates(clips_CD, frames_C / np.add.reduce(frames_C))
+            seen_CX = self._recur(relate_CX, frames_C / np.maximum.reduce(frames_C))
+        if seen_CX is not None and self._rule.gate:
+            gate_CX = gate_CX + seen_CX @ self._gate_Xd
+        gates_C = self._gates(gate_CX, frames_C / np.add.reduce(frames_C))
         weights_C = frames_C * gates_C
         weights_C = np.divide(weights_C, max(np.add.reduce(weights_C), EPSILON), dtype=np.float32)
         descriptor_D: Floats = weights_C @ clips_CD
+        if seen_CX is not None:
+            descriptor_D += (weights_C @ seen_CX) @ self._out_XD
         return descriptor_D, gates_C
 
-    def _attend(self, clips_CD: Floats, frames_C: Floats) -> Floats:
-        C, N = len(clips_CD), len(self._directions)
-        projected_3NCd = (clips_CD @ self._project_DX).reshape(C, 3, N, -1).transpose(1, 2, 0, 3)
-        query_NCd, key_NCd, value_NCd = projected_3NCd
+    def _attend(self, relate_CX: Floats, frames_C: Floats) -> Floats:
+        C, N = len(relate_CX), len(self._directions)
+        query_NCd, key_NCd, value_NCd = relate_CX.reshape(C, 3, N, -1).transpose(1, 2, 0, 3)
         logits_NCC = query_NCd @ key_NCd.transpose(0, 2, 1)
         logits_NCC += self._hidden_NCC(C) + np.log(frames_C)
         logits_NCC -= np.maximum.reduce(logits_NCC, axis=-1, keepdims=True)
         shares_NCC = np.exp(logits_NCC)
         shares_NCC /= np.add.reduce(shares_NCC, axis=-1, keepdims=True)
-        seen_CNd = (shares_NCC @ value_NCd).transpose(1, 0, 2)
-        related_CD: Floats = seen_CNd.reshape(C, -1) @ self._out_XD
-        return related_CD
+        seen_CX: Floats = (shares_NCC @ value_NCd).transpose(1, 0, 2).reshape(C, -1)
+        return seen_CX
 
     def _hidden_NCC(self, clips: int) -> Floats:
         """Added to logits: minus infinity where a direction does not look."""
@@ -117,28 +137,29 @@ class GatedFusion:
             self._hidden[clips] = np.zeros_like(later)[None] if self._rule.tied else np.stack([later, later.T])
         return self._hidden[clips]
 
-    def _recur(self, clips_CD: Floats, shares_C: Floats) -> Floats:
+    def _recur(self, relate_CX: Floats, shares_C: Floats) -> Floats:
         """A recurrent unit from each end, side by side; a clip with part of the frames moves it by that part."""
-        d, past_and_future = self._own_NdX.shape[1], np.stack([clips_CD, clips_CD[::-1]])
-        into_NCX = past_and_future @ self._in_NDX + self._in_bias_N1X
+        C, d = len(relate_CX), self._own_NdX.shape[1]
+        into_CNX = relate_CX.reshape(C, 2, -1)
+        into_NCX = np.stack([into_CNX[:, 0], into_CNX[::-1, 1]]) + self._in_bias_N1X
         shares_NC = np.stack([shares_C, shares_C[::-1]])
         known_N1d = np.zeros((2, 1, d), np.float32)
-        known_NCd = np.empty((2, len(clips_CD), d), np.float32)
-        for clip in range(len(clips_CD)):
+        known_NCd = np.empty((2, C, d), np.float32)
+        for clip in range(C):
             into_N1X, own_N1X = into_NCX[:, clip, None], known_N1d @ self._own_NdX + self._own_bias_N1X
             both = sigmoid(into_N1X[..., :2 * d] + own_N1X[..., :2 * d])
             reset, stay = both[..., :d], both[..., d:]
             new = np.tanh(into_N1X[..., 2 * d:] + reset * own_N1X[..., 2 * d:])
             known_N1d = known_N1d + shares_NC[:, clip, None, None] * (1 - stay) * (new - known_N1d)
             known_NCd[:, clip] = known_N1d[:, 0]
-        related_CD: Floats = known_NCd[0] @ self._out_NdD[0] + known_NCd[1, ::-1] @ self._out_NdD[-1]
-        return related_CD
+        return np.concatenate([known_NCd[0], known_NCd[1, ::-1]], axis=1)
 
-    def _gates(self, clips_CD: Floats, shares_C: Floats) -> Floats:
+    def _gates(self, gate_CX: Floats, shares_C: Floats) -> Floats:
+        """gate_CX: what the clips themselves, and the window of them, give the hidden layer, side by side."""
         if not self._rule.gate:
             return np.ones(len(shares_C), np.float32)
-        window_d = (shares_C @ clips_CD) @ self._window_Dd
-        hidden_Cd = np.maximum(clips_CD @ self._own_Dd + (window_d + self._squeeze_bias_d), 0)
+        d = len(self._squeeze_bias_d)
+        hidden_Cd = np.maximum(gate_CX[:, :d] + (shares_C @ gate_CX[:, d:] + self._squeeze_bias_d), 0)
         gates_C = sigmoid(hidden_Cd @ self._score_d + self._score_bias)
         keep, keep_above = self._rule.keep, self._rule.keep_above
         if keep is not None and keep < len(gates_C):

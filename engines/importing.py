@@ -97,4 +97,4 @@ def read_labels(path: Path, sort: bool = False) -> list[str]:
 
 def _segments(file_name: str) -> int:
     found = re.search(r"segments?_?(\d+)", file_name, re.IGNORECASE)
-    return int(found[1]) if found else SEGMENTS
+    return int(found[1] if found else 0) or SEGMENTS

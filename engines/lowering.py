@@ -4,13 +4,15 @@
     features, *logits_and_state = step(image_BCHW, *step.fresh_state())
 
 A compiled gate-shift module costs by its number of operators, hardly by its channels (README, benchmark section):
-  * past frames of the gate's input are kept, so that the gate is one convolution over three frames;
-  * its weights are repeated, so that it gives one gate per channel and nothing is broadcast (few channels only);
+  * past frames of the gate's input are kept, so that the gate is one convolution over three frames, and its weights
+    are repeated, so that it gives one gate per channel and nothing is broadcast;
+  * where that convolution would be much work (wide, large maps), it sees the present frame only, for all three taps,
+    and the sums of planes that later frames need are kept instead of maps;
   * the mean of what is shifted was known when it was gated: one mean a frame, the rest comes from state;
   * the fuse convolution over (channel, time) becomes one matrix over the means of five frames (few channels only,
     as it grows with their square), else a convolution over the channels with those frames side by side;
-  * the halves, shifted by two frames and by one, are put together by masks: cutting and joining costs operators, and
-    so does each leaf of state, so whole maps are kept;
+  * the halves, shifted by two frames and by one, are put together by masks a frame before they are needed: cutting and
+    joining costs operators, and so does each leaf of state, so whole maps are kept;
   * the interleave at the end is moved into the rows of the projection before, so it costs nothing.
 State is laid out differently from the network's own, and starts as zeros too.
 
@@ -33,7 +35,7 @@ from engines.networks.network import Memory, Network
 from engines.networks.temporal import TemporalModule
 
 Shapes = dict[str, tuple[int, ...]]  # of each leaf of state, without the camera axis
-PER_CHANNEL_MOST = 64  # above so many gated channels, repeating the gate costs less than a wider convolution
+PER_CHANNEL_MOST = 8e6  # multiplications of a gate per channel; above, sums of planes and a broadcast cost less
 FUSE_MATRIX_MOST = 64  # above so many gated channels, reading the fuse matrix costs more than the operators it saves
 
 
@@ -46,7 +48,6 @@ class GateShiftStep(nn.Module):
         super().__init__()
         self.gated, self.size_hw = module.channels, size_hw
         self.past_first = module.past_first
-        self.back = max(self.past_first, PAST_SECOND)
         f, c, order, bn = module.channels, module.channels // 2, module.order, module.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
@@ -58,8 +59,12 @@ class GateShiftStep(nn.Module):
         planes[1, :, c:] = module.conv3D.weight[1].transpose(0, 1)
         weight, bias = planes[:, :, order].flatten(1, 2), module.bias
         self.register_buffer("first_half", (torch.arange(f) < c).to(scale.dtype).view(1, f, 1, 1))
-        self.repeat = c if f > PER_CHANNEL_MOST else 1
-        if self.repeat == 1:
+        height, width = size_hw
+        self.by_planes = TAPS * f * f * 9 * height * width > PER_CHANNEL_MOST
+        if self.by_planes:  # outputs: both halves of the newest tap, then of the older ones
+            weight = weight.view(2, TAPS, f, 3, 3).flip(1).transpose(0, 1).flatten(0, 1)
+            bias = torch.cat([bias, bias.new_zeros(2 * (TAPS - 1))])
+        else:
             weight, bias = weight.repeat_interleave(c, 0), bias.repeat_interleave(c)
         self.gate_weight, self.gate_bias = nn.Parameter(weight), nn.Parameter(bias)
         self.fuse_weight: nn.Parameter | None = None
@@ -75,31 +80,49 @@ class GateShiftStep(nn.Module):
 
     def state_shapes(self) -> Shapes:
         f = self.gated
-        shapes: Shapes = {"normal": ((TAPS - 1) * f, *self.size_hw)}
-        shapes |= {f"gated{i}": (f, *self.size_hw) for i in range(1, self.back + 1)}
+        size_hw = self.size_hw
+        shapes: Shapes = ({"planes": (2 * (TAPS - 1), *size_hw)} if self.by_planes else
+                          {"normal": ((TAPS - 1) * f, *size_hw)})
+        shapes["shifted"] = (f, *size_hw)
+        if self.past_first > PAST_SECOND:
+            shapes["gated"] = (f, *size_hw)
         return shapes if self.fuse_weight is None else shapes | {"means": ((self.means - 1) * 2 * f, 1, 1)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         f = self.gated
         moving = x[:, :f]
-        normal = torch.cat([state[0], F.relu(moving * self.scale + self.shift)], 1)  # t-2, t-1, t
-        gate = torch.tanh(F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1))
-        if self.repeat > 1:  # a repeat of one would still be compiled, with two changes of layout
-            gate = gate.repeat_interleave(self.repeat, 1)
-        gated = [gate * moving, *state[1:1 + self.back]]  # by how many frames back
-        kept = [normal[:, f:], *gated[:self.back]]
-        stayed = moving - gated[0]
-        shifted = gated[PAST_SECOND]
-        if self.past_first != PAST_SECOND:
-            shifted = self.first_half * gated[self.past_first] + (1 - self.first_half) * shifted
+        gate, past = self.gate(F.relu(moving * self.scale + self.shift), state[0])
+        gated = gate * moving
+        stayed = moving - gated
+        shifted, kept = self.moved(gated, state[1:])
+        kept.insert(0, past)
         if self.fuse_weight is None:
             mixed = shifted + stayed
         else:
-            mean = torch.cat([gated[0], stayed], 1).mean((2, 3), keepdim=True)
-            means = torch.cat([state[-1], mean], 1)
+            mean = gated.mean((2, 3), keepdim=True)
+            means = torch.cat([state[-1], mean, moving.mean((2, 3), keepdim=True) - mean], 1)
             kept.append(means[:, 2 * f:])
             mixed = stayed + torch.sigmoid(self.fuse(means)) * (shifted - stayed)
         return torch.cat([mixed, x[:, f:]], 1), kept
+
+    def gate(self, normal: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate of every channel, [B, f, H, W] or what broadcasts to it, and what later frames need of this one."""
+        if not self.by_planes:
+            frames = torch.cat([past, normal], 1)  # t-2, t-1, t
+            gate = torch.tanh(F.conv2d(frames, self.gate_weight, self.gate_bias, padding=1))
+            return gate, frames[:, self.gated:]
+        planes = F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1)
+        sums = planes + F.pad(past, (0, 0, 0, 0, 0, 2))
+        first, second = torch.tanh(sums[:, :2]).chunk(2, dim=1)
+        return second + self.first_half * (first - second), sums[:, 2:]
+
+    def moved(self, gated: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What is shifted to this frame, and what later frames need."""
+        if self.past_first > PAST_SECOND:
+            return state[0], [self.first_half * state[1] + (1 - self.first_half) * gated, gated]
+        if self.past_first == PAST_SECOND:
+            return state[0], [gated]
+        return self.first_half * gated + (1 - self.first_half) * state[0], [gated]
 
     def fuse(self, means: Tensor) -> Tensor:
         """Logit of the shifted part's weight, [B, f, 1, 1], from means [B, frames x (gated f, stayed f), 1, 1]."""
@@ -154,20 +177,24 @@ class VerbatimStep(nn.Module):
 
 
 class MemoryStep(nn.Module):
-    """One frame of the recurrent read-out: a cell, not a sequence of one."""
+    """One frame of the recurrent read-out, written out: TensorRT has no recurrent cell, and no other engine minds."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
-        weights = {name.removesuffix("_l0"): value for name, value in memory.gru.state_dict().items()}
-        self.cell = nn.GRUCell(memory.gru.input_size, memory.gru.hidden_size, dtype=weights["weight_ih"].dtype)
-        self.cell.load_state_dict(weights)
+        weights = memory.gru.state_dict()
+        self.of_input, self.of_past = (_linear(weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"])
+                                       for of in ("ih", "hh"))
 
     def state_shapes(self) -> Shapes:
-        return {"": (self.cell.hidden_size,)}
+        return {"": (self.of_past.in_features,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        x = self.cell(x, state[0])
-        return x, [x]
+        past = state[0]
+        (reset, keep, new), (reset_past, keep_past, new_past) = (
+            linear.chunk(3, 1) for linear in (self.of_input(x), self.of_past(past)))
+        fresh = torch.tanh(new + torch.sigmoid(reset + reset_past) * new_past)
+        past = fresh + torch.sigmoid(keep + keep_past) * (past - fresh)
+        return past, [past]
 
 
 class StepNetwork(nn.Module):
@@ -251,6 +278,12 @@ class PixelStep(nn.Module):
         pixels_BCHW = image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
         out: tuple[Tensor, ...] = self.network((pixels_BCHW - self.mean) / self.std, *state)
         return out
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    linear.load_state_dict({"weight": weight, "bias": bias})
+    return linear
 
 
 def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:

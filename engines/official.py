@@ -15,8 +15,11 @@ new_fc.weight                                 heads.action.weight
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,12 +48,15 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
     """
     if arch not in ARCHITECTURES:
         raise UsageError(f"architecture {arch!r}", f"one of {', '.join(ARCHITECTURES)}", "choose one of these names")
+    if segments < 1:
+        raise UsageError(f"clips of {segments} frames", "1 or more", "give the number in the checkpoint's name")
     source = "state dict" if isinstance(path_or_state_dict, Mapping) else os.fspath(path_or_state_dict)
     weights = read(path_or_state_dict)
     places = _places(source, weights, arch)
     percent = _percent(source, weights, arch, places)
-    labels = weights["new_fc.weight"].shape[0] if weights.get("new_fc.weight", torch.empty(())).ndim == 2 else 1
-    network = build(arch, heads={HEAD: labels}, segments=segments, percent=percent, places=tuple(places))
+    head = weights.get("new_fc.weight", torch.empty(()))
+    labels = head.shape[0] if head.ndim == 2 else 0
+    network = build(arch, heads={HEAD: max(1, labels)}, segments=segments, percent=percent, places=tuple(places))
     ours = network.state_dict()
     names = {official_name(name, arch): name for name in ours}
     _compare(source, arch, weights, {official: ours[name] for official, name in names.items()})
@@ -100,10 +106,15 @@ def _available(arch: str) -> dict[str, int]:
 
 
 def _read(path: Path) -> Any:
+    _refuse_inflating(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's, of formats that are refused here anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UsageError(f"{path}: no such file", "an official checkpoint", "check the path") from None
+        raise UsageError(f"{path}: no such file{' but a folder' if path.is_dir() else ''}", "an official checkpoint",
+                         "check the path") from None
+    except OSError as error:
+        raise ModelError(f"{path} ({error.strerror or error})", "a readable file", "check its permissions") from error
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path}, which is no checkpoint or holds more than tensors: code that would run on reading, "
                          "perhaps, so it was not read", "a checkpoint of plain tensors, as torch.save writes it",
@@ -111,6 +122,25 @@ def _read(path: Path) -> Any:
     except Exception as error:  # torch's reader has no error of its own for a damaged file
         raise ModelError(f"{path}, which cannot be read ({type(error).__name__})", "a complete checkpoint",
                          "get the file again: it is truncated or of another format") from error
+
+
+def _refuse_inflating(path: Path) -> None:
+    """torch.save compresses nothing; an archive that says it holds more than the file could fill the memory."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile, NotImplementedError):  # torch's reader finds these out
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(entry.file_size for entry in archive.infolist())
+        if declared > path.stat().st_size:
+            raise ModelError(f"{path} of {path.stat().st_size} bytes that would grow to {declared}",
+                             "an archive as torch.save writes it", "get the file from its authors again")
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """A dense tensor that is as large in memory as it says, of an array or tensor; None of anything else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= 8:
+        value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return None
+    return value if value.numel() * value.element_size() <= value.untyped_storage().nbytes() else None
 
 
 def _weights(source: str, content: Any) -> dict[str, Tensor]:
@@ -125,17 +155,17 @@ def _weights(source: str, content: Any) -> dict[str, Tensor]:
     bad: list[str] = []
     for key, value in content.items():
         name = str(key).removeprefix("module.")
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        counter = name.endswith("num_batches_tracked")
-        if not isinstance(tensor, Tensor) or tensor.is_floating_point() == counter or name in weights:
+        tensor, counter = _tensor(value), name.endswith("num_batches_tracked")
+        if tensor is None or tensor.is_floating_point() == counter or name in weights:
             bad.append(str(key))
             continue
         weights[name] = tensor if counter else tensor.float()
         if not torch.isfinite(weights[name]).all():
             bad.append(str(key))
     if bad:
-        raise ModelError(f"{source} with {_some(bad)}, which are no finite floating-point tensors or come twice",
-                         "the weights of one network", "choose an official checkpoint, not quantised or half written")
+        raise ModelError(f"{source} with {_some(bad)}, which are no dense tensors of finite floating-point "
+                         "numbers or come twice", "the weights of one network",
+                         "choose an official checkpoint, not quantised or half written")
     return weights
 
 

@@ -7,8 +7,9 @@
 Scores are those of `clip_scores` on the last T frames, T = the network's segments. They are renewed at a stream's
 first frame, at frame T, and every `hop` frames before and after that; in between a step repeats them. While fewer
 than T frames were seen, those are the clip: a contract's `warmup_frames` = T makes frame T the first that counts.
-The features are the mean over the clip, so the scores are the heads' answer to them, and a live window that averages
-features averages whole clips: a prediction's `now` is the clip's score, its `window` a smoother and later one.
+The features are the mean over the clip, so the scores are the heads' answer to them. A step's `spans` say which frames
+that clip is of, so that a live window (`stream/window.py`) takes no frame twice: a prediction's `now` is the score of
+the last clip, its `window` that of the last `window_clips` clips side by side, and the same where that is one.
 
 What comes before the block of the first temporal module runs once a frame, the rest T / hop times (see `cost`). All
 of the rest runs in the step that renews the scores: that step takes as long as a clip, the others hardly anything.
@@ -35,7 +36,7 @@ from engines.preprocess import normalise
 
 
 class WindowedEngine(Engine):
-    """Per slot: the last T maps [S, T, C, H, W] in a ring, how many came, and the features last computed.
+    """Per slot: the last T maps [S, T, C, H, W] in a ring, how many came, the features last computed and their end.
 
     cost: arithmetic a frame, where 1 is the whole network once a frame.
     hop: frames from one clip's scores to the next, 1 to T; None for the network's own. Raises UsageError for another
@@ -58,7 +59,7 @@ class WindowedEngine(Engine):
         self._split, like = split(network)
         self._maps = like.new_zeros((slots, self.segments, *like.shape[1:]))
         self._features = like.new_zeros((slots, network.width))
-        self._counts = [0] * slots
+        self._counts, self._ends = [0] * slots, [0] * slots
         self.cost = self._cost(like)
 
     def _cost(self, map_1CHW: Tensor) -> float:
@@ -83,13 +84,15 @@ class WindowedEngine(Engine):
                     self._renew(slot)
         features_BD = self._features[list(slots)]
         return StepResult(to_numpy(features_BD),
-                          {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()})
+                          {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()},
+                          tuple(range(max(0, self._ends[slot] - self.segments), self._ends[slot]) for slot in slots))
 
     def _renew(self, slot: int) -> None:
         count = self._counts[slot]
         oldest_first = [frame % self.segments for frame in range(max(0, count - self.segments), count)]
         features_1TD, _ = self._network(self._maps[slot, oldest_first][None], (), slice(self._split, None))
         self._features[slot] = features_1TD[0].mean(dim=0)
+        self._ends[slot] = count
 
     def _reset(self, slots: Sequence[int]) -> None:
         for slot in slots:

@@ -18,7 +18,7 @@ import typer
 
 from engines.errors import GatestreamError, UsageError
 from stream import data_commands, model_commands
-from stream.options import EngineName, ModelName
+from stream.options import EngineName, Hop, ModelName
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,9 +44,6 @@ MaxFrames = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop af
 Policy = Annotated[Literal["auto", "every", "newest"], typer.Option(
     help="Which frames to take; auto: every frame of a file, the newest of a camera.")]
 Fps = Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images, or instead of a video's own.")]
-
-Hop = Annotated[int | None, typer.Option(min=1, metavar="N", help=(
-    "With a bidirectional model: score its clips again after every N frames. Default: as the model says."))]
 
 
 @app.callback()

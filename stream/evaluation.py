@@ -17,6 +17,7 @@ import numpy as np
 
 from engines.errors import DatasetError
 from engines.training import egogestar
+from stream.events import UNKNOWN
 from stream.frame import Event, Frame, Image, Prediction
 from stream.recognizer import Recognizer
 from stream.sources import open_source
@@ -64,13 +65,15 @@ class ClipReport:
 
 @dataclass
 class StreamReport:
-    """Outcome of a continuous stream. delays_s: from each true end to the closing of the event that matches it."""
+    """Outcome of a continuous stream. delays_s: from each true end to the closing of the event that matches it;
+    taken_back: events announced that closed as unknown; they are none of `events`."""
 
     truths: list[Truth]
     events: list[Event]
     matched: list[tuple[Truth, Event]]
     delays_s: list[float]
     seconds: float
+    taken_back: int = 0
 
     @property
     def f1(self) -> float:
@@ -89,7 +92,7 @@ class StreamReport:
 
     def as_json(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "gestures": len(self.truths), "events": len(self.events),
-                "matched": len(self.matched), "f1": self.f1, "delay_s": self.delay_s,
+                "taken_back": self.taken_back, "matched": len(self.matched), "f1": self.f1, "delay_s": self.delay_s,
                 "events_per_minute": self.events_per_minute}
 
 
@@ -152,11 +155,11 @@ def evaluate_stream(recognizer: Recognizer, frames: Iterable[tuple[Image, float]
         closed += [(item, at) for item in recognizer.push(image, at, CAMERA)
                    if isinstance(item, Event) and not item.open]
     closed += [(event, at) for event in recognizer.flush(CAMERA)]
-    events = [event for event, _ in closed]
+    events = [event for event, _ in closed if event.label != UNKNOWN]
     matched = match(truths, events)
     announced = {id(event): when for event, when in closed}
     delays = [announced[id(event)] - truth.ended_at for truth, event in matched]
-    return StreamReport(list(truths), events, matched, delays, at - first)
+    return StreamReport(list(truths), events, matched, delays, at - first, len(closed) - len(events))
 
 
 def match(truths: Sequence[Truth], events: Sequence[Event], iou: float = IOU) -> list[tuple[Truth, Event]]:

@@ -9,8 +9,9 @@ top probability instead: with no class for "nothing", single frames are too unce
 * Its label has the most evidence: the mean probability over the active frames, the n-th weighing n^1.5,
   because causal scores know more later. That mean is the event's score.
 * It counts from when it has lasted min_duration_s with a score of at least min_score. It is then announced
-  (`open`), announced again when its label changes, and always closed. Any other event leaves no trace, unless
-  the rule says report_unknown: then one that lasted min_duration_s is reported at its end as "unknown".
+  (`open`), announced again when its label changes, and always closed: as "unknown" if its score has fallen below
+  min_score by then (a movement that began like an action). Any other event leaves no trace, unless the rule says
+  report_unknown: then one that lasted min_duration_s is reported at its end as "unknown".
 * Two actions back to back: when the newest frames favour one other label for split_after_s without a break, and
   the frames before them stood for their own label as long, the event is split there.
 """
@@ -99,10 +100,12 @@ class EventTracker:
         self.reset()
         if whole is None:
             return []
-        if announced is not None:
-            return [self._event(whole, opened=False)]
-        if self._rule.report_unknown and opened and whole.stands(self._rule.min_duration_s, 0.0):
-            return [replace(self._event(whole, opened=False), label=UNKNOWN)]
+        event = self._event(whole, opened=False)
+        if announced is not None and whole.score >= self._rule.min_score:
+            return [event]
+        lasted = opened and whole.stands(self._rule.min_duration_s, 0.0)
+        if announced is not None or (self._rule.report_unknown and lasted):
+            return [replace(event, label=UNKNOWN)]
         return []
 
     def _activity(self, now_probs_K: Probs, window_probs_K: Probs) -> tuple[float, Probs]:

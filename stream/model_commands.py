@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from engines.errors import UsageError
-from stream.options import EngineName, ModelArgument
+from stream.options import EngineName, Hop, ModelArgument
 
 if TYPE_CHECKING:
     from engines.contract import Contract
+    from engines.model import Model
 
 Recipes = Literal["gatestream", "official"]
 Precisions = Literal["auto", "f32", "bf16", "f16"]
@@ -90,7 +91,7 @@ def _facts(contract: Contract) -> list[str]:
 
 
 @commands.command()
-def doctor(model: ModelArgument = "gesture") -> None:
+def doctor(model: ModelArgument = "gesture", hop: Hop = None) -> None:
     """Look at what is installed, and prove that stream = clip = every engine on this machine.
 
     [bold]Examples[/bold]
@@ -102,7 +103,7 @@ def doctor(model: ModelArgument = "gesture") -> None:
     from engines.doctor import doctor as examine
 
     failed = 0
-    for check in examine(model):
+    for check in examine(model, hop):
         print("ok  " if check.ok else "FAIL", f"{check.name}: {check.detail}", flush=True)
         failed += not check.ok
     if failed:
@@ -110,12 +111,19 @@ def doctor(model: ModelArgument = "gesture") -> None:
 
 
 @commands.command()
-def bench(model: ModelArgument = "gesture", engine: EngineName = "auto",
+def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=(
+              "Bundled models, model files, or architectures such as gsf-resnet50, which get random weights. "
+              "Default: gesture."))] = None,
+          engine: EngineName = "auto",
           steps: Annotated[int, typer.Option(min=10, metavar="N", help="Frames timed for each figure.")] = 400,
+          fusion: Annotated[str | None, typer.Option(metavar="FORM", help=(
+              "Time this clip fusion with random weights, attention or bigru, instead of the model's own."))] = None,
           json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
           soak: Annotated[float | None, typer.Option(min=0.1, metavar="MINUTES", help=(
               "Watch memory over so many minutes of simulated stream instead."))] = None) -> None:
     """Measure each stage on this machine, against the bare backbone and the last run.
+
+    Several models: a table of their steps and their bare backbones', all in f32, each pair timed in turns.
 
     [bold]Examples[/bold]
 
@@ -123,26 +131,53 @@ def bench(model: ModelArgument = "gesture", engine: EngineName = "auto",
 
       gatestream bench my-model.safetensors --engine eager
 
+      gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50
+
       gatestream bench --soak 10
     """
+    names = models or ["gesture"]
+    if len(names) > 1 and (soak is not None or fusion is not None):
+        raise UsageError(f"{len(names)} models with --{'fusion' if soak is None else 'soak'}", "one model with it",
+                         "measure one after the other")
     if soak is not None:
         from stream.soak import soak as watch
-        seen = watch(model, soak, engine)
+        seen = watch(names[0], soak, engine)
         print(f"{seen.minutes:.1f} minutes of stream, {seen.predictions} predictions: {seen.resident_mb:.0f} MB "
               f"resident (largest {seen.largest_mb:.0f}), growing {seen.slope_mb_per_minute:+.3f} MB a minute")
         return
     import engines
+    from engines.pairs import is_architecture, measured, sample, table, with_fusion
+
+    files = {name: engines.load(name) for name in names if not is_architecture(name)}
+    if len(names) > 1:
+        rows = [measured(files.get(name) or sample(name), engine, steps) for name in names]
+        _print_report(rows, table(rows), json)
+        return
     from engines.bench import bench as measure
     from engines.bench import lines
     from stream.scoring import Scorer
 
-    loaded = engines.load(model)
-    report = measure(loaded, engine, steps=steps, fuse=Scorer(loaded).score)
-    if json:
-        from json import dumps
-        print(dumps(report, indent=2))
-    else:
-        print("\n".join(lines(report)))
+    model = files.get(names[0]) or sample(names[0])
+    if fusion is not None:
+        model = with_fusion(model, fusion)
+    plain = None if model.contract.fusion is None else Scorer(_Averaging(model)).score
+    report = measure(model, engine, steps=steps, fuse=Scorer(model).score, plain=plain)
+    _print_report(report, [] if json else lines(report), json)
+
+
+class _Averaging:
+    """A model whose clips are not fused, for comparison."""
+
+    clip_fusion = None
+
+    def __init__(self, model: Model) -> None:
+        self.contract, self.head_logits = model.contract, model.head_logits
+
+
+def _print_report(report: Any, text: list[str], as_json: bool) -> None:
+    from json import dumps
+
+    print(dumps(report, indent=2) if as_json else "\n".join(text))
 
 
 @commands.command()

@@ -81,16 +81,18 @@ class Recognizer:
         self._streams: dict[str, _Stream] = {}
 
     @classmethod
-    def open(cls, model: str | os.PathLike[str] = "gesture", engine: str = "auto", slots: int = 8) -> Self:
+    def open(cls, model: str | os.PathLike[str] = "gesture", engine: str = "auto", slots: int = 8,
+             hop: int | None = None) -> Self:
         """Loads a bundled model by name, or a model file, and builds its engine (or takes it from the cache).
 
-        engine: auto, eager, openvino; slots: cameras at a time, at most.
+        engine: as `gatestream run --engine`; slots: cameras at a time, at most; hop: of a bidirectional model, the
+        frames from one clip's scores to the next, None for the model's own.
         Raises UsageError for unknown names, ModelError for a bad file, EngineError when no engine can be built.
         """
         import engines
 
         loaded = engines.load(model)
-        return cls(loaded, engines.compile(loaded, engine=engine, slots=slots))
+        return cls(loaded, engines.compile(loaded, engine=engine, slots=slots, hop=hop))
 
     def __enter__(self) -> Self:
         return self

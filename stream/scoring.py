@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.contract import Contract
 from engines.engine import StepResult
 from stream.frame import Ranked
-from stream.window import Fusion, Window
+from stream.window import ClipWindow, Fused, Fusion, Window
 
 TOP = 5  # labels given per head
 Probs = NDArray[Any]
@@ -49,21 +49,27 @@ class Scorer:
 
     def __init__(self, model: ScoringModel) -> None:
         self._model, self._contract = model, model.contract
-        self._window: Window | None = None  # made at the first step, which tells D
+        self._window: Window | ClipWindow | None = None  # made at the first step, which tells D
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
-        contract, features_D = self._contract, result.features[0]
-        if self._window is None:
-            self._window = Window(contract.clip_frames, contract.window_clips, len(features_D),
-                                  self._model.clip_fusion)
-        fused = self._window.push(features_D)
+        contract, fused = self._contract, self._fuse(result)
         window_logits = self._model.head_logits(fused.descriptor_D)
         now = {head: probabilities(result.scores[head][0], contract.temperature.get(head, 1.0))
                for head in contract.heads}
         window = {head: probabilities(window_logits[head], contract.window_temperature.get(head, 1.0))
                   for head in contract.heads}
         return Scores(now, window, fused.gates)
+
+    def _fuse(self, result: StepResult) -> Fused:
+        contract, features_D, fusion = self._contract, result.features[0], self._model.clip_fusion
+        if result.spans is not None:
+            if not isinstance(self._window, ClipWindow):
+                self._window = ClipWindow(contract.window_clips, fusion)
+            return self._window.push(features_D, result.spans[0])
+        if not isinstance(self._window, Window):
+            self._window = Window(contract.clip_frames, contract.window_clips, len(features_D), fusion)
+        return self._window.push(features_D)
 
     def reset(self) -> None:
         """Forgets the window."""

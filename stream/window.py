@@ -3,10 +3,13 @@
 Legend: D features of a frame, C clips in the window (fewer at the start).
 
     frame features ──mean of clip_frames──► clip descriptors ──last window_clips──► Fusion ──► window descriptor
+
+An engine that scores clips (`StepResult.spans`) gives clip descriptors by itself; `ClipWindow` is for those.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,10 +24,16 @@ Floats = NDArray[np.float32]
 class Fusion(Protocol):
     """Fuses the clips of a window."""
 
-    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def project(self, clips_CD: Floats) -> Floats:
+        """What `fuse` needs of each clip on its own, [C, X]: asked for at each frame of a clip, then kept."""
+        ...
+
+    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
+             projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
 
-        Every clip has its full count but the newest, which may still be growing. Inputs are not to be written.
+        projected_CX: what `project` gave, if it is known. Every clip has its full count but one at an end, where the
+        stream began or the clip is still growing. Inputs are not to be written.
         """
         ...
 
@@ -32,7 +41,11 @@ class Fusion(Protocol):
 class AverageFusion:
     """The mean over all frames in the window: every gate is open."""
 
-    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def project(self, clips_CD: Floats) -> Floats:
+        return np.zeros((len(clips_CD), 0), np.float32)
+
+    def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
+             projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         weights_C: Floats = np.divide(counts_C, counts_C.sum(), dtype=np.float32)
         return weights_C @ clips_CD, np.ones(len(counts_C), np.float32)
 
@@ -57,6 +70,7 @@ class Window:
         self._fusion = fusion or AverageFusion()
         self._clips = Ring(window_clips, features)
         self._counts = Ring(window_clips, 1, np.int64)
+        self._projected = Ring(window_clips, self._fusion.project(np.zeros((1, features), np.float32)).shape[1])
         self._sum_D = np.zeros(features)
         self._count = 0
 
@@ -67,15 +81,51 @@ class Window:
             self._count = 0
             self._clips.append(0)
             self._counts.append(0)
+            self._projected.append(0)
         self._count += 1
         self._sum_D += features_D
         self._clips.replace_newest(self._sum_D / self._count)
         self._counts.replace_newest(self._count)
-        descriptor_D, gates_C = self._fusion.fuse(self._clips.rows(), self._counts.rows()[:, 0])
+        clips_CD = self._clips.rows()
+        self._projected.replace_newest(self._fusion.project(clips_CD[-1:])[0])
+        descriptor_D, gates_C = self._fusion.fuse(clips_CD, self._counts.rows()[:, 0], self._projected.rows())
         return Fused(descriptor_D, tuple(gates_C.tolist()))
 
     def reset(self) -> None:
         """Forgets everything: the next frame starts a first clip."""
         self._clips.clear()
         self._counts.clear()
+        self._projected.clear()
         self._count = 0
+
+
+class ClipWindow:
+    """The newest clip of an engine that scores clips, and up to `window_clips` - 1 earlier ones side by side with it.
+
+    Such clips overlap; each clip taken ends where the next begins, or at the nearest end before. So no frame counts
+    twice, and a window of one clip is that clip.
+    """
+
+    def __init__(self, window_clips: int, fusion: Fusion | None = None) -> None:
+        self._window_clips, self._fusion = window_clips, fusion or AverageFusion()
+        self._seen: deque[tuple[range, Floats]] = deque()
+
+    def push(self, features_D: Floats, span: range) -> Fused:
+        """Adds the mean features, float32 [D], of the frames in `span`, unless they are the last again; then fuses."""
+        if not self._seen or self._seen[-1][0] != span:
+            self._seen.append((span, features_D))
+        chosen = [len(self._seen) - 1]
+        for index in reversed(range(len(self._seen))):
+            if len(chosen) < self._window_clips and self._seen[index][0].stop <= self._seen[chosen[-1]][0].start:
+                chosen.append(index)
+        clips = [self._seen[index] for index in reversed(chosen)]
+        if len(chosen) == self._window_clips:
+            for _ in range(chosen[-1]):  # later windows begin later
+                self._seen.popleft()
+        descriptor_D, gates_C = self._fusion.fuse(np.stack([features for _, features in clips]),
+                                                  np.array([len(frames) for frames, _ in clips], np.int64))
+        return Fused(descriptor_D, tuple(gates_C.tolist()))
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._seen.clear()

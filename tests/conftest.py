@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+from fakes import FakeTorchTensorRT
 
 # FFmpeg reads its log level once in a process, at the first video; whichever test opens it, the program's own holds.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -25,3 +31,48 @@ def shared() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines built by tests never mix with the user's own cache; one cache serves the whole test run."""
     monkeypatch.setenv("GATESTREAM_CACHE", str(tmp_path_factory.getbasetemp() / "engine-cache"))
+
+
+@pytest.fixture
+def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTorchTensorRT:
+    """A processor that passes for a GPU with torch-tensorrt; steps are not exported, and the probe clip is short."""
+    import torch
+
+    import engines.compiled
+    import engines.tensorrt
+    from engines.agreement import probe_clip
+
+    library = FakeTorchTensorRT()
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", library)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.0"))
+    monkeypatch.setattr(engines.choice, "obstacle", lambda name: None if name == "tensorrt" else "not tried")
+    monkeypatch.setattr(engines.tensorrt, "DEVICE", "cpu")
+    monkeypatch.setattr(engines.tensorrt, "_gpu", lambda: ("GPU", "1.0"))
+    for module in (engines.compiled, engines.tensorrt):
+        monkeypatch.setattr(module, "probe_clip", lambda contract: probe_clip(contract, 3))
+    monkeypatch.setattr(torch.export, "export", lambda step, inputs, strict: SimpleNamespace(module=lambda: step))
+    return library
+
+
+@pytest.fixture
+def fake_modelopt(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A stand-in for nvidia-modelopt that rounds nothing; gives what the first head said to each calibration frame."""
+    seen: list[Any] = []
+
+    def quantize(step: Any, config: object, forward_loop: Callable[[Any], None]) -> None:
+        def watched(*inputs: Any) -> Any:
+            out = step(*inputs)
+            seen.append(out[1])
+            return out
+        forward_loop(watched)
+
+    modules = {name: ModuleType(name) for name in ("modelopt", "modelopt.torch", "modelopt.torch.quantization",
+                                                   "modelopt.torch.quantization.utils")}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], child, module)
+    vars(modules["modelopt.torch.quantization"]).update(quantize=quantize, INT8_DEFAULT_CFG={})
+    vars(modules["modelopt.torch.quantization.utils"]).update(export_torch_mode=nullcontext)
+    return seen

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -108,3 +110,40 @@ class FakeSink(Sink):
 
     def close(self) -> None:
         self.closed = True
+
+
+class FakeTorchTensorRT:
+    """The module torch_tensorrt as far as it is used here, without TensorRT: the exported program stays what it is.
+
+    builds: settings of each build; loads: how often a file was loaded; left: what a build leaves to torch, None for
+    everything; error: raised by the builder; unreadable: files cannot be loaded.
+    """
+
+    __version__ = "2.13.0"
+    programs: ClassVar[dict[str, Any]] = {}  # by what is in their files; of all instances, as the engine cache is
+
+    def __init__(self) -> None:
+        self.builds: list[dict[str, Any]] = []
+        self.loads = 0
+        self.left: list[str] | None = []
+        self.error: Exception | None = None
+        self.unreadable = False
+        self.dynamo = self
+
+    def compile(self, program: Any, **settings: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        self.builds.append(settings)
+        parts = [] if self.left is None else ["_run_on_acc_0", *self.left]
+        return SimpleNamespace(program=program, named_children=lambda: [(name, None) for name in parts])
+
+    def save(self, built: Any, path: str, arg_inputs: Sequence[Any]) -> None:
+        content = f"program {len(self.programs)}"
+        Path(path).write_text(content)
+        self.programs[content] = built.program
+
+    def load(self, path: str) -> Any:
+        self.loads += 1
+        if self.unreadable:
+            raise ValueError("no such program")
+        return self.programs[Path(path).read_text()]

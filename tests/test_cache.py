@@ -46,12 +46,14 @@ def test_built_once_then_found(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("part", KEY)
-def test_any_changed_part_of_the_key_builds_anew(part: str) -> None:
+def test_any_changed_part_of_the_key_builds_anew(part: str, caplog: pytest.LogCaptureFixture) -> None:
     builder = Builder()
     cache.obtain(KEY, builder)
-    cache.obtain({**KEY, part: "other"}, builder)
+    with caplog.at_level(logging.WARNING):
+        cache.obtain({**KEY, part: "other"}, builder)
     assert builder.built == 2
     assert len(cache.entries()) == 2
+    assert (f"for {part} {KEY[part]} and not other" in caplog.text) == (part == "library")  # else a different engine
 
 
 def flip(entry: Path) -> None:
@@ -73,6 +75,11 @@ def become_another(entry: Path) -> None:
     cache.seal(entry, {**KEY, "model": "other"}, facts)
 
 
+def become_older(entry: Path) -> None:
+    content = json.loads((entry / cache.MANIFEST).read_text())
+    (entry / cache.MANIFEST).write_text(json.dumps({**content, "format": "gatestream-engine/0"}))
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "bit flipped": flip,
     "file truncated": lambda entry: (entry / "step.xml").write_text(""),
@@ -84,6 +91,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "manifest is no text": lambda entry: (entry / cache.MANIFEST).write_bytes(b"\xff\xfe\x00"),
     "facts edited": edit_facts,
     "another engine's": become_another,
+    "another version's": become_older,
 }
 
 

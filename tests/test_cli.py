@@ -218,7 +218,7 @@ def test_export_writes_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("found", "code"), [((True, True), 0), ((True, False), 1)])
 def test_doctor_fails_when_one_check_does(found: tuple[bool, ...], code: int, monkeypatch: pytest.MonkeyPatch,
                                           capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("engines.doctor.doctor", lambda model: iter([Check("a law", ok, model) for ok in found]))
+    monkeypatch.setattr("engines.doctor.doctor", lambda model, hop: iter([Check("a law", ok, model) for ok in found]))
     assert main(["doctor", "lamps"]) == code
     assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == \
         ["ok" if ok else "FAIL" for ok in found]
@@ -226,7 +226,8 @@ def test_doctor_fails_when_one_check_does(found: tuple[bool, ...], code: int, mo
 
 def test_bench_times_fusion_as_live_use_does_it(monkeypatch: pytest.MonkeyPatch,
                                                 capfd: pytest.CaptureFixture[str]) -> None:
-    def measure(model: FakeModel, engine: str, steps: int, fuse: Callable[[StepResult], Any]) -> dict[str, Any]:
+    def measure(model: FakeModel, engine: str, steps: int, fuse: Callable[[StepResult], Any],
+                plain: None) -> dict[str, Any]:
         black = np.zeros((1, 16, 16, 3), np.uint8)
         scores = fuse(FakeEngine(model).step(black, [0]))
         return {"engine": engine, "steps": steps, "scores": np.round(scores.now["gesture"], 3).tolist()}

@@ -77,9 +77,24 @@ class TestCheck:
         whole = video(tmp_path / "whole.mp4", 200).read_bytes()
         half = good / "train/a/half.mp4"
         half.write_bytes(faststart(whole)[:len(whole) // 2])
-        (problem,) = check(open_dataset(good)).problems
-        assert (problem.kind, problem.where) == ("unreadable", "half.mp4")
+        report = check(open_dataset(good))
+        ((problem,),) = report.groups().values()
+        assert (problem.kind, problem.where) == ("damaged", "half.mp4")
         assert "states 8.00 s" in problem.detail
+        assert not report.unusable  # half of it can be used
+
+    def test_damage_in_the_middle(self, good: Path) -> None:
+        path = good / "train/a/damaged.mp4"
+        data = bytearray(video(path, 200).read_bytes())
+        first, end = data.find(b"mdat"), data.rfind(b"moov")  # between them: the frames
+        middle, length = (first + end) // 2, (end - first) // 10
+        data[middle:middle + length] = bytes(length)
+        path.write_bytes(data)
+        dataset = open_dataset(good)
+        assert found(check(dataset)) == {}  # first and last frame are fine
+        (problem,) = check(dataset, deep=True).problems
+        assert (problem.kind, problem.where) == ("damaged", "damaged.mp4")
+        assert 2 < float(problem.detail.split("after ")[1].split()[0]) < 6
 
     @pytest.mark.parametrize(("start_s", "stop_s", "kinds"), [
         (0.5, 1.0, {"short": 1}), (1.5, None, {"short": 1}), (0.0, 3.0, {"ends after the end": 1}),
@@ -132,7 +147,7 @@ class TestCheck:
         assert (look(media).seconds, look(media).size_hw, look(media).fault) == (2.0, SIZE_HW, "")
         (tmp_path / "00007.png").write_bytes(b"no picture")
         assert look(media).fault == ""
-        assert look(media, deep=True).fault == "unreadable"
+        assert look(media, deep=True).fault == "damaged"
         assert look(Media(tmp_path / "nowhere", 10.0)).fault == "missing"
         (tmp_path / "none").mkdir()
         assert look(Media(tmp_path / "none", 10.0)).fault == "unreadable"

@@ -347,7 +347,7 @@ class TestDiving48:
         (tmp_path / "Diving48_V2_test.json").write_text("[]")
         dataset = open_dataset(tmp_path)
         assert kinds(dataset) == {kind: 1}
-        assert dict(only(dataset).labels) == {"action": "Back+x"}
+        assert (dict(only(dataset).labels), only(dataset).group) == ({"action": "Back+x"}, "v")
 
     def test_frames_have_the_rate_that_is_given(self, tmp_path: Path) -> None:
         (tmp_path / "Diving48_vocab.json").write_text(json.dumps([["Back"]]))

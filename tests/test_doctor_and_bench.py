@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from test_engines import LABELS, SIZE_HW, make_model
 
+import engines
 import engines.bench as bench_module
 import engines.doctor as doctor_module
+import engines.onnx as onnx_engine
+import engines.pairs as pairs
 from engines import cache
 from engines.bench import bench, lines
 from engines.doctor import doctor
+from engines.errors import EngineError, UsageError
+from engines.lowering import StepNetwork
 from engines.model import Model
 from engines.windowed import WindowedEngine
 
@@ -28,6 +35,18 @@ def test_a_sound_machine_passes_every_check(model: Model) -> None:
     assert all(check.ok for check in checks.values()), checks
     assert list(checks)[-3:] == LAWS
     assert "openvino" in checks["machine"].detail
+
+
+def test_it_says_which_engine_is_picked_and_why(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(able: set[str]) -> dict[str, str]:
+        monkeypatch.setattr(doctor_module, "obstacle", lambda name: None if name in able else "no such thing")
+        return {name: doctor_module._engine(name, model)[1] for name in doctor_module.ENGINES}
+
+    assert lines({"inductor", "eager"}) == {
+        "tensorrt": "not picked: no such thing", "inductor": "picked: the best that can run here",
+        "openvino": "not picked: no such thing", "eager": "can run here; inductor comes first"}
+    assert lines({"tensorrt", "eager"})["tensorrt"].startswith("picked")
+    assert {"engine tensorrt", "engine openvino"} <= {check.name for check in doctor(model)}
 
 
 def test_a_bidirectional_model_is_held_to_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +108,93 @@ def test_bench_reports_stages_ratio_start_up_and_the_last_run(
     share = first["stages_ms"]["fuse"]["p50"] / first["stages_ms"]["engine"]["p50"]
     assert f"fuse / engine step: {100 * share:.1f} %" in lines(first)
     monkeypatch.setattr(bench_module, "_start_up_s", lambda *_: 1.0)
-    monkeypatch.setattr(bench_module, "_against_bare", lambda *_: against)
+    monkeypatch.setattr(bench_module, "against_bare", lambda *_: against)
     second = bench(model, "openvino", "f32", steps=2)
     assert second["last"]["stages_ms"] == first["stages_ms"]
     assert any(line.startswith("last run") for line in lines(second))
     assert len(cache.entries()) == 1  # reports lie beside the entries and are none
+
+
+def test_several_models_make_a_table_in_one_engine(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [pairs.measured(row, "openvino", steps=1) for row in (model, pairs.sample("gsm-mobilenetv2", (64, 64)))]
+    lines = pairs.table(rows)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "---" not in line]
+    assert {len(line) for line in cells} == {7}
+    assert [line[:3] for line in cells[1:]] == [["test", "56x40", "openvino f32"],
+                                                ["gsm-mobilenetv2", "64x64", "openvino f32"]]
+    for row, line in zip(rows, cells[1:], strict=True):
+        assert line[3] == f"{row['state_bytes'] / 1000:.0f} kB"
+        assert line[6] == f"{row['ratio']:.2f}"
+        assert row["ratio"] > 0
+    assert rows[1]["state_bytes"] == sum(
+        4 * int(np.prod(shape)) for shape in StepNetwork(pairs.sample("gsm-mobilenetv2", (64, 64)).network)
+        .state_shapes().values())
+
+
+@pytest.mark.parametrize("architecture", ["tsn-resnet18", "gsf-mobilenetv2", "gsm-bninception"])
+def test_a_sampled_model_is_always_the_same_and_its_signals_neither_vanish_nor_overflow(architecture: str) -> None:
+    assert pairs.is_architecture(architecture)
+    before = torch.random.get_rng_state()
+    model, again = (pairs.sample(architecture, (64, 64)) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(np.array_equal(value, again.tensors[name]) for name, value in model.tensors.items())
+    image = torch.randn(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features, _ = model.network(image, model.network.fresh_state(1))
+    assert 1e-3 < features.abs().mean() < 1e3
+
+
+@pytest.mark.parametrize("name", ["gesture", "gsf-vgg", "rnn-resnet50", "a-file.safetensors"])
+def test_other_names_are_no_architectures(name: str) -> None:
+    assert not pairs.is_architecture(name)
+
+
+def test_bench_of_an_architecture_has_no_start_up_time_and_builds_no_cache_entry(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GATESTREAM_CACHE", str(tmp_path))
+    monkeypatch.setattr(bench_module, "LARGE_HW", (64, 64))
+    report = bench(pairs.sample("gsf-mobilenetv2", (64, 64)), steps=2)
+    assert (report["engine"], report["precision"], report["start_up_s"]) == ("openvino", "f32", None)
+    assert list(report["against_bare"]) == ["64x64"]
+    assert "start" not in " ".join(lines(report))
+    assert not cache.entries()
+
+
+def test_bench_of_an_engine_file_compares_in_the_files_own_engine(
+        model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "LARGE_HW", SIZE_HW)
+    started: list[tuple[str, str]] = []
+    monkeypatch.setattr(bench_module, "_start_up_s", lambda _, *how: started.append(how) or 1.0)
+    file = str(engines.export(model, "onnx", tmp_path / "step.onnx"))
+    report = bench(model, file, steps=2)
+    assert (report["engine"], report["no_bare"], list(report["against_bare"])) == ("onnx", None, ["56x40"])
+    assert started == [(file, "f32")]
+
+    def refuse(*_: object) -> None:
+        raise EngineError("no usable ONNX (no onnxscript)", "the packages", "install them")
+    monkeypatch.setattr(onnx_engine, "convert", refuse)
+    report = bench(model, file, steps=2)
+    assert report["against_bare"] == {}
+    assert any(line.startswith("no comparison with the bare backbone: no usable ONNX") for line in lines(report))
+
+
+def test_clip_fusion_is_timed_beside_the_mean(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "LARGE_HW", SIZE_HW)
+    monkeypatch.setattr(bench_module, "_start_up_s", lambda *_: 1.0)
+    fused = pairs.with_fusion(model, "attention")
+    assert fused.clip_fusion is not None
+    assert model.clip_fusion is None
+    calls: list[str] = []
+    report = bench(fused, "openvino", "f32", steps=2, fuse=lambda _: calls.append("fuse"),
+                   plain=lambda _: calls.append("plain"))
+    assert calls == ["fuse", "plain"] * (bench_module.WARM_UP + 2)
+    assert list(report["stages_ms"]) == ["preprocess", "engine", "fuse", "total", bench_module.PLAIN]
+    assert any(line.startswith("clip fusion more than the mean of clips / engine step") for line in lines(report))
+    with pytest.raises(UsageError, match="'lstm'"):
+        pairs.with_fusion(model, "lstm")
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "somewhere.onnx"])
+def test_several_models_need_an_engine_by_name(model: Model, engine: str) -> None:
+    with pytest.raises(UsageError, match=engine):
+        pairs.measured(model, engine)

@@ -49,9 +49,8 @@ def closed(text: str, rule: EventRule = RULE) -> list[tuple[str, float, float]]:
     ("..LLLL...LLLL....", [("left", 0.2, 0.5), ("left", 0.9, 1.2)]),       # a long one divides
     ("..??????....", []),                                                  # below min_score
     ("..RRLLLLLL....", [("left", 0.2, 0.9)]),                              # an early guess is outgrown
-    ("..LLLLLLRR....", [("left", 0.2, 0.9)]),                              # a late flicker changes nothing
+    ("..LLLLLLRR....", [("unknown", 0.2, 0.9)]),                           # told as left, in doubt at its end
     ("..LLLLLLRRRRRR....", [("left", 0.2, 0.7), ("right", 0.8, 1.3)]),     # back to back
-    ("..LLLLLLRRLRRL....", [("left", 0.2, 1.3)]),                          # a rival must lead without a break
     ("..LLLLLLRRRRRRLLLLLL..", [("left", 0.2, 0.7), ("right", 0.8, 1.3), ("left", 1.4, 1.9)]),
     ("..LLLLLL..RRRRRR....", [("left", 0.2, 0.7), ("right", 1.0, 1.5)]),   # split across a bridged hole
 ])
@@ -64,6 +63,8 @@ def test_score_tracks(text: str, wanted: list[tuple[str, float, float]]) -> None
     ({"open_above": 0.4, "min_score": 0.2}, "..llllllll....", [("left", 0.2, 0.9)]),
     ({"min_duration_s": 0.0}, "..L....", [("left", 0.2, 0.2)]),
     ({"min_score": 0.4}, "..??????....", [("left", 0.2, 0.7)]),
+    ({"min_score": 0.4}, "..LLLLLLRR....", [("left", 0.2, 0.9)]),          # a late flicker changes nothing
+    ({"min_score": 0.4}, "..LLLLLLRRLRRL....", [("left", 0.2, 1.3)]),      # a rival must lead without a break
     ({"close_after_s": 0.6}, "..LLLL...LLLL....", [("left", 0.2, 1.2)]),
     ({"close_after_s": 0.0}, "..LLLL.LLLL....", [("left", 0.2, 0.5), ("left", 0.7, 1.0)]),
     ({"split_after_s": 2.0}, "..LLLLLLRRRRRRRR....", [("right", 0.2, 1.5)]),
@@ -84,6 +85,7 @@ def live(text: str, **rule: float) -> list[tuple[float, Event]]:
 @pytest.mark.parametrize(("text", "wanted"), [
     ("..LLLLLL....", [(0.5, "left", True), (1.0, "left", False)]),
     ("..RRRRLLLLLLLL....", [(0.5, "right", True), (0.7, "left", True), (1.6, "left", False)]),
+    ("..LLLLLLRR....", [(0.5, "left", True), (1.2, "unknown", False)]),
     ("..LLLLLLRRRRRR....", [(0.5, "left", True), (1.3, "left", False), (1.3, "right", True), (1.6, "right", False)]),
 ])
 def test_open_events_are_told_once_and_at_every_change(text: str, wanted: list[tuple[float, str, bool]]) -> None:

@@ -231,6 +231,17 @@ def test_the_live_window_equals_the_module_on_the_same_frames(options: dict[str,
 
 
 @forms
+def test_kept_projections_give_what_fusing_anew_gives(options: dict[str, Any]) -> None:
+    fusion = lively(options, dtype=torch.float32)
+    live = GatedFusion(fusion.rule, tensors_of(fusion))
+    clips_BCD, counts_BC = windows()
+    for clips_CD, counts_C in zip(clips_BCD.float().numpy(), counts_BC.numpy(), strict=True):
+        kept_CX = np.concatenate([live.project(clip_D[None]) for clip_D in clips_CD])
+        for got, wanted in zip(live.fuse(clips_CD, counts_C, kept_CX), live.fuse(clips_CD, counts_C), strict=True):
+            assert np.allclose(got, wanted, atol=1e-5)
+
+
+@forms
 def test_a_file_holds_just_the_modules_parameters(options: dict[str, Any]) -> None:
     fusion = fusion_of(FusionRule(**options), WIDTH)
     assert {f"fusion.{name}": tuple(value.shape) for name, value in fusion.state_dict().items()} == tensor_shapes(

@@ -16,6 +16,7 @@ from engines.model import bundled
 from engines.synthetic import BACKGROUND, LABELS
 from stream.cli import main
 from stream.evaluation import Truth, match
+from stream.events import UNKNOWN
 from stream.frame import Event, Frame, Item, Prediction
 from stream.recognizer import Recognizer
 from stream.sources import open_source
@@ -48,7 +49,8 @@ def frames_of(spec: str, limit: int = 100_000) -> list[Frame]:
 
 
 def events(items: list[Item]) -> list[Event]:
-    return [item for item in items if isinstance(item, Event) and not item.open]
+    """Events that were recognised, at their end."""
+    return [item for item in items if isinstance(item, Event) and not item.open and item.label != UNKNOWN]
 
 
 def timeless(items: list[Item]) -> list[object]:

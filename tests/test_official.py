@@ -17,12 +17,15 @@ import torch
 
 import engines
 from engines.errors import GatestreamError, ModelError, UsageError
+from engines.networks.gsm import GateShift
+from engines.networks.network import Network
 from engines.official import official_name
 
 NETS = {"gsm_bninception": ("gsm-bninception", 10), "gsm_inceptionv3": ("gsm-inceptionv3", 10),
         "gsf_bninception": ("gsf-bninception", 10), "gsf_inceptionv3": ("gsf-inceptionv3", 11),
         "gsf_resnet50": ("gsf-resnet50", 16), "gsf_resnet50_r25": ("gsf-resnet50", 16)}
 State = dict[str, torch.Tensor]
+Mistake = Callable[[pytest.MonkeyPatch, Network], object]
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,75 @@ def test_networks_give_the_official_numbers(reference: Path, fill: ModuleType, n
     logits = network.scores(features)["action"]
     for ours, name in ((features[0], "features_f64"), (logits[0], "frame_logits_f64"), (logits.mean(1), "logits_f64")):
         assert np.abs(ours.numpy() - wanted[f"{net}/t8b1/{name}"]).max() < 1e-9
+
+
+def _shifted(first: Callable[[torch.Tensor], torch.Tensor], second: Callable[[torch.Tensor], torch.Tensor]) -> Mistake:
+    def shift(_: GateShift, gated: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        before, after = gated.chunk(2, dim=2)
+        return torch.cat([first(before), second(after)], dim=2), state
+
+    return lambda patch, network: patch.setattr(GateShift, "shift", shift)
+
+
+def _later(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+
+
+def _earlier(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1)
+
+
+def _not_interleaved(patch: pytest.MonkeyPatch, network: Network) -> None:
+    for module in network.temporal.values():
+        patch.setitem(module._buffers, "order", torch.arange(len(module.order)))  # type: ignore[arg-type]
+
+
+def _other_eps(patch: pytest.MonkeyPatch, network: Network) -> None:
+    for module in network.modules():
+        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)):
+            patch.setattr(module, "eps", 1e-3)
+
+
+def _padding_not_counted(patch: pytest.MonkeyPatch, _: Network) -> None:
+    average = torch.nn.functional.avg_pool2d
+    patch.setattr(torch.nn.functional, "avg_pool2d",
+                  lambda *arguments, **named: average(*arguments, **{**named, "count_include_pad": False}))
+
+
+def _clips_of_four(patch: pytest.MonkeyPatch, network: Network) -> None:
+    kind = type(next(iter(network.temporal.values())))
+    forward = kind.forward
+    patch.setattr(kind, "forward", lambda module, x, state: (
+        forward(module, x.unflatten(1, (2, 4)).flatten(0, 1), state)[0].reshape(x.shape), state))
+
+
+# What a mistake in the network would change of its scores at most, as measured on the official code. A network that is
+# changed as much by every one of them has the official weights in the official places, doing the official thing.
+MISTAKES: dict[str, Mistake] = {
+    "directions swapped": _shifted(_later, _earlier), "no shift": _shifted(lambda x: x, lambda x: x),
+    "shift in a circle": _shifted(lambda x: x.roll(-1, 1), lambda x: x.roll(1, 1)),
+    "no interleave": _not_interleaved, "eps of 1e-3": _other_eps, "padding not counted": _padding_not_counted,
+    "clips of four frames": _clips_of_four}
+
+
+@pytest.mark.parametrize(("net", "costs"), [
+    ("gsm_inceptionv3", (0.27, 1.5, 0.30, 1.7, 0.038, 0.22, 0.38)),
+    ("gsf_bninception", (0.11, 0.17, 0.082, 0.64, 0.014, 0.060, 0.12)),
+    ("gsf_inceptionv3", (0.037, 0.061, 0.024, 0.29, 0.0051, 0.052, 0.054))])
+def test_mistakes_cost_what_they_cost_the_official_networks(reference: Path, fill: ModuleType, net: str,
+                                                            costs: tuple[float, ...]) -> None:
+    state = {key: torch.from_numpy(np.asarray(fill.fill(key, entry["shape"])))
+             for key, entry in manifest(reference, net).items()}
+    network = engines.official.load(state, arch=NETS[net][0])
+    clip = torch.from_numpy(fill.net_input(f"in.{net}.t8b1", 8, 3, *network.input_size_hw))[None]
+    right = engines.clip_scores(network, clip)["action"]
+    assert 0.25 < right.std() < 2.95
+    for (mistake, make), cost in zip(MISTAKES.items(), costs, strict=True):
+        with pytest.MonkeyPatch.context() as patch:
+            make(patch, network)
+            wrong = engines.clip_scores(network, clip)["action"]
+        assert float(f"{(wrong - right).abs().max():.2g}") == cost, mistake
+    assert torch.equal(engines.clip_scores(network, clip)["action"], right)  # nothing of the mistakes is left
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -155,6 +227,18 @@ BAD: dict[str, tuple[Callable[[State], Any], str]] = {
     "nothing": (lambda state: {}, "without a table of weights"),
     "no modules": (lambda state: {name: value for name, value in state.items() if ".gsf_" not in name},
                    r"without any base_model\.gsf_.*but with base_model\.conv1_7x7_s2\.weight"),
+    "no head rows": (lambda state: state | {"new_fc.weight": torch.zeros(0, 1024), "new_fc.bias": torch.zeros(0)},
+                     r"new_fc\.weight of shape \(0, 1024\)"),
+    "a vector for a head": (_with("new_fc.weight", torch.zeros(5)), r"new_fc\.weight of shape \(5,\)"),
+    "a tensor larger than its memory": (_with("new_fc.weight", torch.zeros(1).expand(10**9, 10**9)),
+                                        r"with new_fc\.weight, which are no dense"),
+    "the same in half precision": (_with("new_fc.bias", torch.zeros(1).half().expand(10**15)),
+                                   r"with new_fc\.bias, which are no dense"),
+    "a sparse tensor": (_with("new_fc.bias", torch.zeros(5).to_sparse()), r"with new_fc\.bias, which are no dense"),
+    "a tensor without values": (_with("new_fc.bias", torch.zeros(5, device="meta")), r"with new_fc\.bias, which are"),
+    "complex numbers": (_with("new_fc.bias", torch.zeros(5, dtype=torch.complex64)), r"with new_fc\.bias, which are"),
+    "an array of objects": (_with("new_fc.bias", np.array([None] * 5)), r"with new_fc\.bias, which are no"),
+    "infinity": (_with("new_fc.bias", torch.full((5,), torch.inf)), r"with new_fc\.bias, which are no"),
     "a list for weights": (lambda state: {"state_dict": [1, 2]}, "state_dict, which are no")}
 
 
@@ -163,6 +247,14 @@ def test_weights_that_do_not_fit_are_refused_by_name(small: State, case: str) ->
     spoil, named = BAD[case]
     with pytest.raises(ModelError, match=named):
         engines.official.load(spoil(small), "gsf-bninception")
+
+
+def test_arrays_of_any_byte_order_are_as_good_as_tensors(small: State) -> None:
+    arrays = {name: value.numpy().astype(">f4") if value.is_floating_point() else value.numpy()
+              for name, value in small.items()}
+    network = engines.official.load(arrays, "gsf-bninception")
+    assert all(torch.equal(value, small[official_name(name, "gsf-bninception")])
+               for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("arch", ["gsm-bninception", "gsf-inceptionv3", "gsf-resnet50"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engines.errors import UsageError
 from stream.ring import Ring, SlotTable
-from stream.window import Window
+from stream.window import ClipWindow, Window
 
 
 def direct(frames_TD: np.ndarray, clip_frames: int, window_clips: int) -> tuple[np.ndarray, int]:
@@ -37,7 +37,11 @@ def test_step_by_step_equals_direct(clip_frames: int, window_clips: int, frames:
 
 def test_fusion_sees_clip_means_oldest_first_and_may_gate_them() -> None:
     class Newest:
-        def fuse(self, clips_CD: np.ndarray, counts_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def project(self, clips_CD: np.ndarray) -> np.ndarray:
+            return clips_CD[:, :0]
+
+        def fuse(self, clips_CD: np.ndarray, counts_C: np.ndarray,
+                 projected_CX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             self.seen = clips_CD[:, 0].tolist(), counts_C.tolist()
             return clips_CD[-1], np.eye(len(counts_C), dtype=np.float32)[-1]
 
@@ -48,6 +52,33 @@ def test_fusion_sees_clip_means_oldest_first_and_may_gate_them() -> None:
     assert fusion.seen == ([4.5, 6.5, 8.0], [2, 2, 1])
     assert fused.descriptor_D.tolist() == [8.0]
     assert fused.gates == (0.0, 0.0, 1.0)
+
+
+@given(segments=st.integers(1, 6), hop=st.integers(1, 6), window_clips=st.integers(1, 4), frames=st.integers(1, 40),
+       restart=st.integers(0, 40), seed=st.integers(0, 99))
+def test_a_window_of_whole_clips_takes_no_frame_twice(segments: int, hop: int, window_clips: int, frames: int,
+                                                      restart: int, seed: int) -> None:
+    frames_TD = np.random.default_rng(seed).normal(size=(frames, 6)).astype(np.float32)
+    window, since, ends = ClipWindow(window_clips), 0, []
+    for index in range(frames):
+        if index == restart:
+            window.reset()
+            since, ends = index, []
+        count = index + 1 - since
+        if count == 1 or (count - segments) % hop == 0:
+            ends.append(count)
+        span = range(max(0, ends[-1] - segments), ends[-1])
+        fused = window.push(frames_TD[since:][span.start:span.stop].mean(axis=0), span)
+        taken, clips, end = set(span), 1, span.start
+        while clips < window_clips and any(earlier <= end for earlier in ends):
+            end = max(earlier for earlier in ends if earlier <= end)
+            clip = set(range(max(0, end - segments), end))
+            assert not clip & taken
+            taken, clips, end = taken | clip, clips + 1, min(clip)
+        np.testing.assert_allclose(fused.descriptor_D, frames_TD[since:][sorted(taken)].mean(axis=0), atol=1e-5)
+        assert fused.gates == (1.0,) * clips
+        if hop == 1:
+            assert taken == set(range(max(0, count - segments * window_clips), count))
 
 
 def test_descriptors_stay_the_callers_own() -> None:

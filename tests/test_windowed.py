@@ -10,14 +10,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from test_cli import one_line
 from test_engines import SIZE_HW, make_model
 
 import engines
+import engines.doctor as doctor_module
 from engines.agreement import probe_clip, run_clip
 from engines.errors import EngineError, UsageError
-from engines.preprocess import normalise
+from engines.model import Model, save
+from engines.preprocess import normalise, prepare
 from engines.windowed import WindowedEngine, split
 from stream.cli import main
+from stream.frame import Prediction
+from stream.recognizer import Recognizer
+from stream.scoring import probabilities
 
 
 def scored(count: int, segments: int, hop: int) -> int:
@@ -125,9 +131,101 @@ def test_run_scores_a_clip_with_a_bidirectional_model(tmp_path: Path, video: Pat
     model = make_model(tmp_path, causal=False, segments=4)
     assert main(["run", str(video), "--model", str(model.path), "--json", "-", "--hop", "2"]) == 0
     out, err = capfd.readouterr()
-    assert "the last 4 frames are scored every 2" in err
+    assert err.count("the last 4 frames are scored every 2, which computes") == 1
     seen = [line for line in map(json.loads, out.splitlines()) if line["type"] == "prediction"]
     assert len(seen) == 12
     assert [line["warm"] for line in seen] == [t >= model.contract.warmup_frames for t in range(1, 13)]
     now = [line["heads"]["gesture"]["now"] for line in seen]
     assert [t + 1 for t in range(12) if t == 0 or now[t] != now[t - 1]] == [1, 2, 4, 6, 8, 10, 12]
+
+
+def clip_probabilities(model: Model, images: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What the network says of just these camera images."""
+    clip = normalise(np.stack([prepare(image, model.contract) for image in images]), model.contract)
+    with torch.no_grad():
+        logits = engines.clip_scores(model.network, torch.from_numpy(clip)[None])
+    return {head: probabilities(logits[head][0].numpy(), model.contract.temperature.get(head, 1.0))
+            for head in model.contract.heads}
+
+
+def with_window(model: Model, clips: int) -> Model:
+    """The same file, with a window of so many clips, and every score out of the clip's own temperature."""
+    contract = model.contract.model_copy(update={"window_clips": clips,
+                                                 "window_temperature": model.contract.temperature})
+    assert model.path is not None
+    save(model.path, contract, model.tensors, half=False)
+    return engines.load(model.path)
+
+
+@pytest.mark.parametrize(("segments", "hop", "frames"), [(6, None, 6), (6, 4, 6), (5, 2, 9), (4, 3, 7), (6, 2, 4)])
+def test_a_clip_played_once_ends_with_its_own_scores(tmp_path: Path, segments: int, hop: int | None,
+                                                     frames: int) -> None:
+    model = with_window(make_model(tmp_path, causal=False, segments=segments), 1)
+    rng, rate = np.random.default_rng(2), model.contract.frame_rate
+    images = [cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48)) for _ in range(frames)]
+    assert model.path is not None
+    with Recognizer.open(model.path, hop=hop) as recognizer:
+        items = [item for t, image in enumerate(images) for item in recognizer.push(image, t / rate)]
+    last = [item for item in items if isinstance(item, Prediction)][-1]
+    assert last.clips == (1.0,)
+    for head, wanted in clip_probabilities(model, images[-segments:]).items():
+        scores, labels = last.heads[head], model.contract.heads[head]
+        for given in (scores.now, scores.window):
+            np.testing.assert_allclose([dict(given)[label] for label in labels], wanted, atol=1e-4)
+
+
+def test_a_window_of_clips_is_their_mean_side_by_side(tmp_path: Path) -> None:
+    model = with_window(make_model(tmp_path, causal=False, segments=4), 3)
+    images = [np.random.default_rng(t).integers(0, 255, (48, 64, 3), dtype=np.uint8) for t in range(17)]
+    assert model.path is not None
+    with Recognizer.open(model.path, hop=1) as recognizer:
+        items = [item for t, image in enumerate(images) for item in recognizer.push(image, t / 15)]
+    last = [item for item in items if isinstance(item, Prediction)][-1]
+    clip = normalise(np.stack([prepare(image, model.contract) for image in images]), model.contract)
+    with torch.no_grad():
+        clips = [engines.clip_scores(model.network, torch.from_numpy(clip[end - 4:end])[None]) for end in (9, 13, 17)]
+    for head, labels in model.contract.heads.items():
+        logits = np.mean([scores[head][0].numpy() for scores in clips], axis=0)
+        wanted = probabilities(logits, model.contract.temperature.get(head, 1.0))
+        np.testing.assert_allclose([dict(last.heads[head].window)[label] for label in labels], wanted, atol=1e-4)
+        assert last.heads[head].now != last.heads[head].window
+
+
+def test_run_ends_a_clip_with_its_own_scores(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, folder = with_window(make_model(tmp_path, causal=False, segments=4), 1), tmp_path / "frames"
+    folder.mkdir()
+    images = [np.random.default_rng(t).integers(0, 255, (48, 64, 3), dtype=np.uint8) for t in range(4)]
+    for t, image in enumerate(images):
+        cv2.imwrite(str(folder / f"{t}.png"), image)
+    assert main(["run", str(folder), "--fps", "15", "--model", str(model.path), "--json", "-"]) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    last = [line for line in lines if line["type"] == "prediction"][-1]
+    for head, wanted in clip_probabilities(model, images).items():
+        for given in last["heads"][head].values():
+            np.testing.assert_allclose([dict(given)[label] for label in model.contract.heads[head]], wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(("causal", "options", "code", "told"), [
+    (False, ["--engine", "openvino"], 1, "a bidirectional model, for a compiled engine"),
+    (False, ["--engine", "inductor"], 1, "a bidirectional model, for a compiled engine"),
+    (False, ["--hop", "5"], 2, "wanted 1 to 4"), (False, ["--hop", "0"], 2, "--hop"),
+    (True, ["--hop", "2"], 2, "which is causal")])
+def test_what_a_model_cannot_do_costs_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], causal: bool,
+                                               options: list[str], code: int, told: str) -> None:
+    model = make_model(tmp_path, causal=causal, **({} if causal else {"segments": 4}))
+    source = ["run", "sim://gestures?realtime=0&seconds=1", "--json", "-"]
+    assert main([*source, "--model", str(model.path), *options]) == code
+    assert told in one_line(capfd)
+
+
+@pytest.mark.parametrize(("causal", "hop", "code", "told"), [
+    (False, None, 0, "4 frames, scored every 1"), (False, "2", 0, "4 frames, scored every 2"),
+    (False, "9", 1, "hop of 9"), (True, "2", 1, "causal network")])
+def test_doctor_holds_the_hop_that_is_asked_for_to_the_clip(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], causal: bool,
+        hop: str | None, code: int, told: str) -> None:
+    model = make_model(tmp_path, causal=causal, **({} if causal else {"segments": 4}))
+    for check in ("_machine", "_video", "_torch", "_openvino", "_cache"):
+        monkeypatch.setattr(doctor_module, check, lambda: (True, ""))
+    assert main(["doctor", str(model.path), *(["--hop", hop] if hop else [])]) == code
+    assert told in capfd.readouterr().out.splitlines()[-1]

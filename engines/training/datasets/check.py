@@ -33,13 +33,18 @@ Progress = Callable[[int, int], None]  # recordings done, of how many
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a look at a recording found. seconds: 0 where unknown; fault: why it cannot be used, "" where it can."""
+    """What a look at a recording found. seconds: 0 where unknown; fault: "missing", "unreadable", or "damaged" where
+    some frames decode and others do not, "" where nothing is wrong."""
 
     seconds: float = 0.0
     rate: float = 0.0
     size_hw: tuple[int, int] = (0, 0)
     fault: str = ""
     detail: str = ""
+
+    @property
+    def usable(self) -> bool:
+        return self.fault in ("", "damaged")
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,8 @@ def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
     problems = [*dataset.problems, *_labels(dataset), *_recordings(seen), *_lengths(dataset, seen, shorter_than_s),
                 *_twins(dataset, seen)]
     unusable = frozenset(segment.id for segments in dataset.splits.values() for segment in segments
-                         if seen[segment.media].fault)
-    good = [recording for recording in seen.values() if not recording.fault]
+                         if not seen[segment.media].usable)
+    good = [recording for recording in seen.values() if recording.usable]
     return Report(dataset, counts(dataset), len(seen), len(good), sum(recording.seconds for recording in good),
                   tuple(problems), unusable)
 
@@ -125,29 +130,29 @@ def _look_at_video(media: Media, deep: bool) -> Recording:
         stated_s = frames / rate if rate > 0 and frames > 0 else 0.0
         if not deep and stated_s > _TAIL_S:
             capture.set(cv2.CAP_PROP_POS_MSEC, (stated_s - _TAIL_S) * 1e3)
-        last_s, damaged = _to_the_end(capture)
-        if damaged:
-            return Recording(fault="unreadable", detail=f"{media.path}: a frame near {last_s:.2f} s does not decode")
-        seconds = last_s + (1 / rate if rate > 0 else 0.0)
+        last_s, damaged_s = _to_the_end(capture)
+        seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
         if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
-            return Recording(fault="unreadable", detail=f"{media.path}: states {stated_s:.2f} s, its last frame that "
-                                                        f"decodes is at {last_s:.2f} s")
-        return Recording(seconds, rate, size_hw)
+            detail = f"{media.path}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
+        elif damaged_s is not None:
+            detail = f"{media.path}: a frame after {damaged_s:.2f} s does not decode"
+        return Recording(seconds, rate, size_hw, "damaged" if detail else "", detail)
     finally:
         capture.release()
 
 
-def _to_the_end(capture: cv2.VideoCapture) -> tuple[float, bool]:
-    """Decodes from here to the end: time of the last frame in seconds, and whether one on the way was damaged."""
-    last_s, failed, damaged = 0.0, 0, False
+def _to_the_end(capture: cv2.VideoCapture) -> tuple[float, float | None]:
+    """Decodes from here to the end: time of the last frame, and of the last one before the first damage, in seconds."""
+    last_s, failed, damaged_s = 0.0, 0, None
     while failed < FAILED_GRABS:
         if not capture.grab():
             failed += 1
             continue
-        damaged = damaged or failed > 0
+        if failed and damaged_s is None:
+            damaged_s = last_s
         failed = 0
         last_s = max(last_s, capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)
-    return last_s, damaged
+    return last_s, damaged_s
 
 
 def _look_at_frames(media: Media, deep: bool) -> Recording:
@@ -157,12 +162,17 @@ def _look_at_frames(media: Media, deep: bool) -> Recording:
         return Recording(fault="unreadable", detail=f"{media.path}: no image in it")
     opened = found if deep else [found[0], found[-1]]
     size_hw = (0, 0)
+    broken = []
     for _, path in opened:
         image = cv2.imread(str(path))
         if image is None:
-            return Recording(fault="unreadable", detail=f"{path}: does not decode")
-        size_hw = image.shape[0], image.shape[1]
-    return Recording(found[-1][0] + 1 / media.rate, media.rate, size_hw)
+            broken.append(path)
+        else:
+            size_hw = image.shape[0], image.shape[1]
+    detail = f"{broken[0]}: does not decode" if broken else ""
+    if len(broken) == len(opened):
+        return Recording(fault="unreadable", detail=detail)
+    return Recording(found[-1][0] + 1 / media.rate, media.rate, size_hw, "damaged" if broken else "", detail)
 
 
 def _labels(dataset: Dataset) -> Iterator[Problem]:
@@ -185,6 +195,7 @@ def _recordings(seen: dict[Media, Recording]) -> Iterator[Problem]:
     for media, recording in seen.items():
         if recording.fault:
             yield Problem(recording.fault, media.path.name, recording.detail)
+        if not recording.usable:
             continue
         if media.stated_rate and recording.rate and \
                 abs(recording.rate - media.stated_rate) > _RATES_AGREE * media.stated_rate:
@@ -222,7 +233,7 @@ def _twins(dataset: Dataset, seen: dict[Media, Recording]) -> Iterator[Problem]:
 
     EPIC's overlapping segments are no such thing: their times differ.
     """
-    content = _contents([media for media, recording in seen.items() if not recording.fault])
+    content = _contents([media for media, recording in seen.items() if recording.usable])
     labelled: dict[tuple[object, ...], tuple[Segment, str]] = {}
     for split, segments in dataset.splits.items():
         for segment in segments:

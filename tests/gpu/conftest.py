@@ -1,0 +1,66 @@
+"""The GPU proof: `pytest tests/gpu`. Each test says why it is skipped where there is no GPU, or no torch-tensorrt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_engines import make_model
+
+import engines
+from engines.agreement import probe_clip
+from engines.choice import obstacle
+from engines.compiled import CompiledPool
+from engines.model import Model
+
+SLOTS = 4
+
+
+@pytest.fixture(autouse=True)
+def _gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU that torch can use")
+
+
+@pytest.fixture(scope="module", params=["inductor", "tensorrt"])
+def name(request: pytest.FixtureRequest) -> str:
+    reason = obstacle(request.param)
+    if reason is not None:
+        pytest.skip(f"{request.param}: {reason}")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return make_model(tmp_path_factory.mktemp("model"), memory=16)
+
+
+@pytest.fixture(scope="module")
+def frames(model: Model) -> np.ndarray:
+    return probe_clip(model.contract, 24)
+
+
+@pytest.fixture(scope="module")
+def opened() -> dict[str, CompiledPool]:
+    """Engines stay open for the tests of a module, since opening them takes long."""
+    return {}
+
+
+@pytest.fixture(params=["f16", "f32"])
+def engine(request: pytest.FixtureRequest, name: str, model: Model, opened: dict[str, CompiledPool]) -> CompiledPool:
+    """An engine in which every slot is fresh."""
+    key = f"{name} {request.param}"
+    if key not in opened:
+        built = engines.compile(model, name, slots=SLOTS, precision=request.param)
+        assert isinstance(built, CompiledPool)
+        opened[key] = built
+    opened[key].reset(range(SLOTS))
+    return opened[key]
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GATESTREAM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
