@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from engines.networks.network import Network
 
 ZOO = Path(__file__).parent / "zoo"
+EXAMPLES = "examples."  # begins the names of what a taught model remembers, see engines/training/recall.py
 Array = NDArray[np.float32]
 
 
@@ -71,7 +72,7 @@ def build_network(model: Model) -> Network:
         raise ModelError(f"architecture {contract.architecture!r} with options {contract.options}: {error}",
                          "options that engines.build accepts", "get the model file again") from error
     state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
-             if not name.startswith(PREFIX)}
+             if not name.startswith((PREFIX, EXAMPLES))}
     wanted = network.state_dict()
     problems = [f"no {name}" for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     problems += [f"unknown {name}" for name in state if name not in wanted]

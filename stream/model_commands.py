@@ -222,7 +222,7 @@ def import_official(
 
       gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
     """
-    _model_to_write(out)
+    model_to_write(out)
     from engines.importing import import_official as write
     from engines.importing import read_labels
 
@@ -233,7 +233,8 @@ def import_official(
           f"{len(names)} classes")
 
 
-def _model_to_write(out: Path) -> None:
+def model_to_write(out: Path) -> None:
+    """Refuses a name that is no model file's or cannot be written, before anything else is done."""
     from stream.sinks.base import output_path
 
     if out.suffix != ".safetensors":
@@ -268,6 +269,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           name: Annotated[str | None, typer.Option(metavar="NAME", help=(
               "Name of the model. Default: gesture for EgoGestAR, else as FILE to write."))] = None,
           without_fold: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out fold N; 0: none.")] = 0,
+          without_label: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
+              "Never see this gesture, and have no label for it. Likewise."))] = None,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 2400,
           epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes through the data (official).")] = 60,
           batch: Annotated[int | None, typer.Option(min=1, metavar="N", help=(
@@ -301,9 +304,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     """
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
-    _model_to_write(out)
+    model_to_write(out)
     from dataclasses import replace
 
+    from engines.synthetic import LABELS
     from engines.training.datasets import open_dataset
     from engines.training.official_recipe import OfficialRecipe
     from engines.training.official_recipe import train as train_official
@@ -311,13 +315,17 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     from engines.training.train import Recipe
     from engines.training.train import train as train_gatestream
 
+    unknown = sorted(set(without_label or ()) - set(LABELS))
+    if unknown:
+        raise UsageError(f"--without-label {unknown[0]}", f"one of {', '.join(LABELS)}", "choose one of these")
     official = recipe == "official" or (recipe is None and teacher is not None)
     if teacher is not None and not official:
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
     own_reader = not official and kind in ("auto", "egogestar") and (dataset / "manifest.csv").is_file()
     data = None if own_reader else open_dataset(dataset, kind)
-    if data is not None and (idle or idle_without):
-        raise UsageError(f"--idle with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
+    if data is not None and (idle or idle_without or without_label):
+        option = "idle" if idle or idle_without else "without-label"
+        raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
     size_hw = _size_hw(size)
     arch = arch or architecture_of_start(init)
     named = name or ("gesture" if data is None else _model_name(out))
@@ -335,8 +343,9 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         live = causal is not False
         now, window = _calibration(calibration_from or [])
         of_streams = Recipe(dataset=dataset, out=out, init=init, idle=tuple(idle or ()), name=named,
-                            without_fold=without_fold, idle_without=tuple(idle_without or ()), iterations=iterations,
-                            seed=seed, causal=live, memory=Recipe.memory if live else 0, temperature=now,
+                            without_fold=without_fold, idle_without=tuple(idle_without or ()),
+                            without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
+                            memory=Recipe.memory if live else 0, temperature=now,
                             window_temperature=window, architecture=arch or Recipe.architecture,
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
                             patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.synthetic import BACKGROUND, LABELS, Pose, Scene, Script, stray, stroke
+from engines.synthetic import BACKGROUND, Pose, Scene, Script, stray, stroke
 from engines.training.augment import Augmentation
 from engines.training.egogestar import UNCLASSIFIED, Footage
 
@@ -73,6 +73,7 @@ class Stream:
         self._rng, self._rendered_share, self._strength = rng, rendered_share, strength
         self._index = {label: i for i, label in enumerate(labels)}
         self._background = self._index[BACKGROUND]
+        self._drawn = tuple(label for label in labels if label != BACKGROUND)
         self._gesture = 0
         self._by_label: dict[str, list[Footage]] = {}
         for footage in material.gestures:
@@ -94,9 +95,9 @@ class Stream:
         label = str(rng.choice(list(self._by_label)))
         footage = _one_of(self._by_label[label], rng)
         images, truth, mirror = footage.images, label, False
-        if truth in REVERSED and rng.random() < 0.25:
+        if REVERSED.get(truth) in self._index and rng.random() < 0.25:
             images, truth = images[::-1], REVERSED[truth]
-        if truth in MIRRORED and rng.random() < 0.5:
+        if MIRRORED.get(truth) in self._index and rng.random() < 0.5:
             mirror, truth = True, MIRRORED[truth]
         backdrop = footage.median
         change = self._change(mirror)
@@ -157,7 +158,7 @@ class Stream:
             backdrop = _one_of(self._material.backgrounds, rng)
             backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
         scene = Scene(rng, self._size_hw, backdrop)
-        script = Script(rng, strokes=self._stroke, labels=LABELS, idle_s=(0.6, 3.0),
+        script = Script(rng, strokes=self._stroke, labels=self._drawn, idle_s=(0.6, 3.0),
                         strays=lambda rng: stray(rng, STRAYS), aspect=self._size_hw[1] / self._size_hw[0])
         speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))
         start = rng.uniform(0, 3.0)

@@ -40,8 +40,8 @@ class Plan:
     """How long and how carefully. Numbers are in iterations, one update of the weights each.
 
     accumulation: batches summed up for one update; clip_norm: longest gradient; clip_partial: sums of some of these
-    batches are clipped before the rest is added; validate_every: 0 for never; watch: the figure of the validation that should be high;
-    patience: validations without a new best before the run ends, 0 for no end before `iterations`.
+    batches are clipped before the rest is added; validate_every: 0 for never; watch: the figure of the validation that
+    should be high; patience: validations without a new best before the run ends, 0 for no end before `iterations`.
     """
 
     iterations: int

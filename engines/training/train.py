@@ -49,9 +49,10 @@ MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room fo
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run depends on. without_fold: leave this fold's clips out, 0 for none; idle: folders of videos
-    without gestures; idle_without: names of videos in them to leave out; temperature, window_temperature: calibration
-    to write down. What is left out (clips or videos) calibrates the model instead. average: decay of the running mean
+    """Everything a run depends on. without_fold: leave this fold's clips out, 0 for none; without_labels: gestures the
+    model never sees, recorded or rendered, and has no label for; idle: folders of videos without gestures;
+    idle_without: names of videos in them to leave out; temperature, window_temperature: calibration to write down.
+    What is left out (clips or videos) calibrates the model instead. average: decay of the running mean
     of the weights that is saved; validate_every: iterations from one look at what is left out to the next, 0 for none:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
     rule: how a bidirectional start becomes causal (see `engines.causal`).
@@ -64,6 +65,7 @@ class Recipe:
     idle: tuple[Path, ...] = ()
     idle_without: tuple[str, ...] = ()
     without_fold: int = 0
+    without_labels: tuple[str, ...] = ()
     architecture: str = "gsf-mobilenetv2"
     causal: bool = True
     memory: int = 128
@@ -93,11 +95,16 @@ class Recipe:
     window_temperature: float = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the head, background last."""
+        return (*(label for label in LABELS if label not in self.without_labels), BACKGROUND)
+
 
 def contract_of(recipe: Recipe, network: Network, heads: Mapping[str, tuple[str, ...]] | None = None,
                 background: str | None = BACKGROUND) -> Contract:
     """The contract a trained network goes out with; heads of None are EgoGestAR's."""
-    labels = {"gesture": (*LABELS, BACKGROUND)} if heads is None else dict(heads)
+    labels = {"gesture": recipe.labels} if heads is None else dict(heads)
     return Contract(
         name=recipe.name, architecture=network.architecture, options=options_of(network), heads=labels,
         frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
@@ -111,7 +118,8 @@ def contract_of(recipe: Recipe, network: Network, heads: Mapping[str, tuple[str,
 
 def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
     """Decodes the training data, without the fold left out."""
-    clips = [clip for clip in egogestar.clips(recipe.dataset) if clip.fold != recipe.without_fold]
+    clips = [clip for clip in egogestar.clips(recipe.dataset)
+             if clip.fold != recipe.without_fold and clip.label not in recipe.without_labels]
     report(f"decoding {len(clips)} clips")
     footage = egogestar.decode_all(clips, MARGIN_HW)
     idle = idle_of(footage)
@@ -167,7 +175,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     torch.manual_seed(recipe.seed)
     data = None if data is None else without_group(data, recipe.without_fold)
     pool = None if data is None else Pool(data, "train")
-    heads = {"gesture": (*LABELS, BACKGROUND)} if pool is None else pool.heads
+    heads = {"gesture": recipe.labels} if pool is None else pool.heads
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
                       causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory, rule=recipe.rule)
     contract = (contract_of(recipe, network) if pool is None
@@ -177,7 +185,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
     open_stream = (_gestures(recipe, contract, gather(recipe, report)) if pool is None
                    else _segments(pool, contract, frames_of))
-    truths = [(k,) for k in range(len(LABELS) + 1)] if pool is None else pool.truths
+    truths = [(k,) for k in range(len(recipe.labels))] if pool is None else pool.truths
     if recipe.validate_every and not held_out():
         raise UsageError("a validation without anything left out", "a fold, videos or a validation split to look at",
                          "leave something out, or do not validate")
