@@ -279,7 +279,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = build("gsf-resnet18", heads={"action": 2}, input_size_hw=(32, 32), segments=4)
     recipe = OfficialRecipe(folder / "m.safetensors", segments=4, name="start")
-    made = official_recipe.contract_of(recipe, network, {"action": ("down", "up")}, None, 1.0)
+    made = official_recipe.contract_of(recipe, network, Dataset("made", {"action": ("down", "up")}, {}), 1.0)
     save(folder / "start.safetensors", made, {name: value.numpy() for name, value in network.state_dict().items()})
     return folder
 
@@ -295,6 +295,8 @@ def test_the_command_converts_and_distils(project: Path, tmp_path: Path,
     assert model.contract.options["causal"] is True
     assert model.contract.heads == {"action": ("down", "up")}
     assert model.contract.name == "live"
+    assert model.contract.provenance["data"] == "class folders"
+    assert model.contract.provenance["recipe"]["teacher"] == "start.safetensors"
     assert model.contract.input_size_hw == (32, 32)
     assert model.network.causal
     metrics = (out.with_suffix(".run") / "metrics.csv").read_text().splitlines()

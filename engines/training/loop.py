@@ -105,7 +105,7 @@ class _Run(Generic[Batch]):
         counts = everyones[:, 1].clamp(min=1)
         means = (everyones[:, 0] / counts).tolist()
         figures = dict(zip(terms, means, strict=True))
-        total = sum(term.weight * figures[name] for name, term in terms.items())
+        total = sum(term.weight * figures[name] for name, term in terms.items() if term.weight)
         if not math.isfinite(total):
             raise self._stopped(f"a loss of {total}", batch, iteration)
         parts = [term.weight * term.total / count.to(term.total.dtype)

@@ -106,8 +106,7 @@ def _style(recipe: OfficialRecipe) -> Style:
     return "gsm" if _as_gsm(recipe) else "gsf"
 
 
-def contract_of(recipe: OfficialRecipe, network: Network, heads: Mapping[str, tuple[str, ...]], background: str | None,
-                clip_s: float) -> Contract:
+def contract_of(recipe: OfficialRecipe, network: Network, data: Dataset, clip_s: float) -> Contract:
     """The contract of a network trained on clips: what one score comes from is T frames in `clip_s` seconds."""
     size_hw, T = network.input_size_hw, network.segments
     backbone = network.architecture.partition("-")[2]
@@ -115,18 +114,20 @@ def contract_of(recipe: OfficialRecipe, network: Network, heads: Mapping[str, tu
     cover_hw = tuple(size * cover // usual for size, cover, usual in
                      zip(size_hw, published, network.backbone.input_size_hw, strict=True))
     options = options_of(network) | ({} if network.causal else {"segments": T})
-    return Contract(name=recipe.name, architecture=network.architecture, options=options, heads=dict(heads),
+    heads = {head: tuple(labels) for head, labels in data.heads.items()}
+    return Contract(name=recipe.name, architecture=network.architecture, options=options, heads=heads,
                     frame_rate=T / clip_s, input_size_hw=size_hw, cover_hw=(cover_hw[0], cover_hw[1]),
                     resize_filter="pillow-bilinear", receptive_frames=1 + network.reach if network.causal else T,
                     warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),
-                    background=background if any(background in labels for labels in heads.values()) else None,
-                    provenance={"recipe": recorded(recipe)}, **pixels_of(network.architecture))
+                    background=data.background, provenance={"data": data.name, "recipe": recorded(recipe)},
+                    **pixels_of(network.architecture))
 
 
 def recorded(recipe: OfficialRecipe) -> dict[str, Any]:
-    """What must agree for a killed run to go on."""
+    """What must agree for a killed run to go on. Files are known by their names."""
+    named = {"init": Path(recipe.init).name, "teacher": recipe.teacher and Path(recipe.teacher).name}
     return {"recipe": "official",
-            **{key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED}}
+            **{key: value for key, value in (asdict(recipe) | named).items() if key not in NOT_RECORDED}}
 
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
@@ -158,7 +159,7 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
         raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {network.architecture}",
                          "the same architecture", f"use --arch {network.architecture}")
     teacher = None if recipe.teacher is None else teacher_of(recipe.teacher, network, heads, recipe.segments)
-    contract = contract_of(recipe, network, heads, data.background, _clip_s(segments, recipe))
+    contract = contract_of(recipe, network, data, _clip_s(segments))
     view = _Views(recipe, contract, data, frames_of)
     order = Order(recipe.seed, len(segments), batch_of(recipe))
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
@@ -200,7 +201,7 @@ def teacher_of(path: str, network: Network, heads: Mapping[str, tuple[str, ...]]
     return teacher
 
 
-def _clip_s(segments: Sequence[Segment], recipe: OfficialRecipe) -> float:
+def _clip_s(segments: Sequence[Segment]) -> float:
     """How long a clip usually is: the median of the segments whose end is known, or four seconds."""
     known = [one.stop_s - one.start_s for one in segments if one.stop_s is not None and one.stop_s > one.start_s]
     return round(float(np.median(known)), 3) if known else 4.0

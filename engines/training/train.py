@@ -178,8 +178,10 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     heads = {"gesture": recipe.labels} if pool is None else pool.heads
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
                       causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory, rule=recipe.rule)
-    contract = (contract_of(recipe, network) if pool is None
-                else contract_of(recipe, network, heads, pool.background_label))
+    contract = contract_of(recipe, network)
+    if pool is not None and data is not None:
+        named = replace(recipe, provenance={"data": data.name, **recipe.provenance})
+        contract = contract_of(named, network, heads, pool.background_label)
     held_out = cache(lambda: left_out(recipe, contract.input_size_hw) if data is None
                      else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of))
     folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
