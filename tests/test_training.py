@@ -19,10 +19,11 @@ from engines.networks.network import build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import egogestar
 from engines.training.calibrate import temperature
-from engines.training.loss import Truth, frame_loss, tip_loss, window_loss
+from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
+from engines.training.streaming import subsample_depthwise
 from engines.training.streams import GRACE_FRAMES, MIRRORED, REVERSED, Material, Stream
-from engines.training.train import Recipe, subsample_depthwise, train
+from engines.training.train import Recipe, train
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_run_ends_in_a_model_file_that_live_use_can_load(dataset: Path, tmp_pa
     seen: list[int] = []
     network = train(recipe(dataset, out, without_fold=2), lambda _: None, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3, 4]
-    assert not list(tmp_path.glob("*.checkpoint.pt"))
+    assert {path.name for path in out.with_suffix(".run").iterdir()} == {"config.json", "metrics.csv", "curves.png"}
     model = engines.load(out)
     assert model.contract.heads == {"gesture": (*LABELS, BACKGROUND)}
     assert model.contract.provenance["recipe"]["without_fold"] == 2
@@ -105,7 +106,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(dataset: Path, tmp_path: Path)
 
 
 def test_a_foreign_checkpoint_is_refused(dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.checkpoint.pt").write_bytes(b"nothing of ours")
+    (tmp_path / "model.run").mkdir()
+    (tmp_path / "model.run" / "checkpoint.pt").write_bytes(b"nothing of ours")
     with pytest.raises(ModelError, match="remove it"):
         train(recipe(dataset, tmp_path / "model.safetensors"), lambda _: None)
 
@@ -171,17 +173,27 @@ def truth(label: list[int], progress: list[float], gesture: list[int]) -> Truth:
 def test_early_in_a_gesture_any_gesture_will_do_and_late_only_its_own() -> None:
     right, other, idle = (10.0 * torch.nn.functional.one_hot(torch.tensor([[k]]), 3).float() for k in (0, 1, 2))
     early, late = truth([0], [0.1], [0]), truth([0], [1.0], [0])
-    assert torch.isclose(frame_loss(right, early, 2, 0.0), frame_loss(other, early, 2, 0.0))
-    assert frame_loss(idle, early, 2, 0.0) > 5
-    assert frame_loss(other, late, 2, 0.0) > 5
-    assert frame_loss(right, late, 2, 0.0) < 0.01
+    assert torch.isclose(frame_loss(right, early, 2, 0.0).mean, frame_loss(other, early, 2, 0.0).mean)
+    assert frame_loss(idle, early, 2, 0.0).mean > 5
+    assert frame_loss(other, late, 2, 0.0).mean > 5
+    assert frame_loss(right, late, 2, 0.0).mean < 0.01
+
+
+def test_a_label_that_is_not_known_costs_nothing_and_a_head_without_background_asks_for_labels_only() -> None:
+    wrong = 10.0 * torch.nn.functional.one_hot(torch.tensor([[1, 1]]), 3).float()
+    half = truth([UNKNOWN, 0], [1.0, 1.0], [0, 1])
+    for background in (None, 2):
+        assert torch.isclose(frame_loss(wrong, half, background, 0.0).mean, torch.tensor(10.0), atol=0.01)
+    assert window_loss(wrong, half).over == 1
+    assert frame_loss(wrong, truth([UNKNOWN] * 2, [1.0] * 2, [0] * 2), 2).mean == 0
+    assert frame_loss(wrong[:, :1], truth([0], [0.1], [0]), None).mean == 0
 
 
 def test_the_window_is_asked_only_once_most_of_a_gesture_is_seen() -> None:
     wrong = 10.0 * torch.nn.functional.one_hot(torch.tensor([[1, 1, 1, 1]]), 3).float()
-    assert float(window_loss(wrong, truth([0] * 4, [0.1, 0.2, 0.3, 0.4], [0] * 4), 2)) == 0
-    assert float(window_loss(wrong, truth([0] * 4, [0.4, 0.6, 0.8, 1.0], [0] * 4), 2)) > 5
-    assert float(window_loss(wrong, truth([2] * 4, [0.0] * 4, [-1] * 4), 2)) == 0
+    assert float(window_loss(wrong, truth([0] * 4, [0.1, 0.2, 0.3, 0.4], [0] * 4)).mean) == 0
+    assert float(window_loss(wrong, truth([0] * 4, [0.4, 0.6, 0.8, 1.0], [0] * 4)).mean) > 5
+    assert float(window_loss(wrong, truth([2] * 4, [0.0] * 4, [-1] * 4)).mean) == 0
 
 
 def test_the_helper_is_right_where_the_heat_is() -> None:
@@ -190,8 +202,10 @@ def test_the_helper_is_right_where_the_heat_is() -> None:
     heat[..., 0, 1] = 20.0
     guess = torch.tensor([[[0.75, 0.25, 0, 0], [0.75, 0.25, 0, 0]]])
     target = truth([0, 0], [1.0, 1.0], [0, 0])._replace(tip_xy=tip)
-    assert float(tip_loss(heat, guess, target)) < 1e-6
-    assert float(tip_loss(-heat, guess, target)) > 0.1
+    assert max(float(term.mean) for term in tip_loss(heat, guess, target).values()) < 1e-6
+    assert float(tip_loss(-heat, guess, target)["heat"].mean) > 0.1
+    nowhere = target._replace(tip_xy=torch.full_like(tip, float("nan")))
+    assert {float(term.mean) for term in tip_loss(heat, guess, nowhere).values()} == {0.0}
 
 
 def test_dense_depthwise_convolutions_give_the_same_numbers() -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.networks.normalisation import batch_norm
 from engines.networks.temporal import Leaf, State, TemporalModule, with_past, with_zeros
 
 TAPS = 3  # the gate's convolution spans three frames
@@ -77,9 +78,7 @@ class GateShift(TemporalModule):
         """
         B, T, C = x_BTCHW.shape[:3]
         x = x_BTCHW.flatten(0, 1)
-        normal = F.relu(F.batch_norm(x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias,
-                                     self.training and self.bn.track_running_stats,
-                                     self.bn.momentum or 0.0, self.bn.eps))
+        normal = F.relu(batch_norm(x, self.bn))
         taps_weight = self.conv3D.weight.transpose(1, 2).flatten(0, 1)  # [half x tap, c, 3, 3], oldest tap first
         planes = F.conv2d(normal, taps_weight, padding=1, groups=2)
         planes = planes.reshape(B, T, 2 * TAPS, *planes.shape[-2:])

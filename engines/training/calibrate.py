@@ -47,8 +47,9 @@ def clip_logits(contract: Contract, network: Network, head: str, footage: Footag
     picks = np.clip(np.searchsorted(footage.times_s, ticks_s), 0, len(footage.times_s) - 1)
     pixels = np.stack([fit(footage.images[i], contract.cover_hw, contract.input_size_hw) for i in picks])
     with torch.no_grad():
-        features, _ = network(torch.from_numpy(normalise(pixels, contract))[None], network.fresh_state(1))
-        return np.asarray(network.scores(features)[head][0].float().numpy())
+        frames = torch.from_numpy(normalise(pixels, contract)).to(next(network.parameters()).device)
+        features, _ = network(frames[None], network.fresh_state(1))
+        return np.asarray(network.scores(features)[head][0].float().cpu().numpy())
 
 
 def temperature(scored: Sequence[tuple[Logits, int]]) -> float:

@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engines.training.task import Term
+
+UNKNOWN = -1  # a label that is not known: it is not asked for
 KNOWABLE_FROM, KNOWABLE_AT = 0.25, 0.75  # share of a gesture seen: label wanted not at all, fully
 
 
 class Truth(NamedTuple):
-    """Per frame [B, T]: label index, progress 0..1, weight, gesture number, -1 outside; tip_xy [B, T, 2], NaN
-    where unknown."""
+    """Per frame [B, T]: label index or UNKNOWN, progress 0..1, weight, gesture number, -1 outside; tip_xy [B, T, 2],
+    NaN where unknown."""
 
     label: Tensor
     progress: Tensor
@@ -28,44 +31,49 @@ class Truth(NamedTuple):
     tip_xy: Tensor
 
 
-def frame_loss(logits_BTK: Tensor, truth: Truth, background: int, smoothing: float = 0.05) -> Tensor:
-    """Mean loss of the `now` scores."""
+def frame_loss(logits_BTK: Tensor, truth: Truth, background: int | None, smoothing: float = 0.05) -> Term:
+    """Loss of the `now` scores. background: its index, None for a head without it; labels of -1 are not asked for."""
     logp = F.log_softmax(logits_BTK, dim=-1)
-    named = F.cross_entropy(logits_BTK.flatten(0, 1), truth.label.flatten(), reduction="none",
+    named = F.cross_entropy(logits_BTK.flatten(0, 1), truth.label.flatten(), reduction="none", ignore_index=UNKNOWN,
                             label_smoothing=smoothing).view_as(truth.progress)
-    active = torch.log1p(-logp[..., background].exp().clamp(max=1 - 1e-6)).neg()
     knowable = ((truth.progress - KNOWABLE_FROM) / (KNOWABLE_AT - KNOWABLE_FROM)).clamp(0, 1)
-    inside = truth.label != background
-    loss = torch.where(inside, knowable * named + (1 - knowable) * active, named)
-    return (loss * truth.weight).sum() / truth.weight.sum().clamp(min=1)
+    if background is None:
+        loss = knowable * named
+    else:
+        active = torch.log1p(-logp[..., background].exp().clamp(max=1 - 1e-6)).neg()
+        loss = torch.where(truth.label != background, knowable * named + (1 - knowable) * active, named)
+    weight = truth.weight * (truth.label != UNKNOWN)
+    return Term((loss * weight).sum(), weight.sum())
 
 
-def window_loss(logits_BTK: Tensor, truth: Truth, background: int) -> Tensor:
+def window_loss(logits_BTK: Tensor, truth: Truth) -> Term:
     """Loss of the mean logits over each gesture's frames so far, where at least three quarters have been seen."""
     losses = []
     for row, gestures in enumerate(truth.gesture):
-        for gesture in torch.unique(gestures[gestures >= 0]):
+        for gesture in torch.unique(gestures[(gestures >= 0) & (truth.label[row] != UNKNOWN)]):
             of_it = gestures == gesture
             if truth.progress[row, of_it].max() < KNOWABLE_AT:
                 continue
             mean = logits_BTK[row, of_it].mean(dim=0)
             losses.append(F.cross_entropy(mean, truth.label[row, of_it][0], label_smoothing=0.05))
-    return torch.stack(losses).mean() if losses else logits_BTK.sum() * 0
+    total = torch.stack(losses).sum() if losses else logits_BTK.sum() * 0
+    return Term(total, torch.tensor(float(len(losses)), device=logits_BTK.device))
 
 
-def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> Tensor:
-    """Helper for rendered frames: soft-argmax of a heat map finds the fingertip; features tell place and motion."""
+def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, Term]:
+    """Helper for rendered frames: soft-argmax of a heat map finds the fingertip; features tell place and motion.
+
+    Three terms: heat, place, motion."""
     known = ~truth.tip_xy[..., 0].isnan()
-    if not known.any():
-        return heat_BTHW.sum() * 0 + guess_BTV.sum() * 0
     height, width = heat_BTHW.shape[-2:]
     share = heat_BTHW[known].flatten(1).softmax(dim=-1).view(-1, height, width)
-    centres_x = (torch.arange(width) + 0.5) / width
-    centres_y = (torch.arange(height) + 0.5) / height
+    centres_x = (torch.arange(width, device=share.device) + 0.5) / width
+    centres_y = (torch.arange(height, device=share.device) + 0.5) / height
     found = torch.stack([(share.sum(1) * centres_x).sum(-1), (share.sum(2) * centres_y).sum(-1)], dim=-1)
-    place = F.smooth_l1_loss(found, truth.tip_xy[known], beta=0.05)
-    direct = F.smooth_l1_loss(guess_BTV[known][:, :2], truth.tip_xy[known], beta=0.05)
     both = known[:, 1:] & known[:, :-1]
     step = (truth.tip_xy[:, 1:] - truth.tip_xy[:, :-1])[both]
-    motion = F.smooth_l1_loss(guess_BTV[:, 1:][both][:, 2:], 4 * step, beta=0.05) if both.any() else place * 0
-    return place + direct + motion
+    pairs = {"heat": (found, truth.tip_xy[known]), "place": (guess_BTV[known][:, :2], truth.tip_xy[known]),
+             "motion": (guess_BTV[:, 1:][both][:, 2:], 4 * step)}
+    return {name: Term(F.smooth_l1_loss(ours, wanted, beta=0.05, reduction="sum"),
+                       torch.tensor(float(wanted.numel()), device=wanted.device))
+            for name, (ours, wanted) in pairs.items()}

@@ -38,7 +38,8 @@ class Labelled:
 
     label: index into the labels, background included; progress: share of the gesture already seen (0..1);
     weight: how much this frame's answer counts; gesture: number of the gesture in its stream, -1 outside;
-    tip_xy: fingertip as a fraction of the frame, or None where unknown or out of view.
+    tip_xy: fingertip as a fraction of the frame, or None where unknown or out of view; source: the recording it is
+    of, where recordings have names.
     """
 
     image_bgr: Image
@@ -47,6 +48,7 @@ class Labelled:
     weight: float = 1.0
     gesture: int = -1
     tip_xy: tuple[float, float] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)

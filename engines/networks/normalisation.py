@@ -1,0 +1,59 @@
+"""Batch norm whose batch is that of all processes that train together.
+
+Legend: N images, C channels, H W the map's size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def batch_norm(x_NCHW: Tensor, norm: _BatchNorm) -> Tensor:
+    """What `norm` makes of a map. While it trains in a process group, mean and variance are those of every process's
+    maps, and gradients flow through them, as if one process had seen the whole batch."""
+    learns = norm.training and norm.track_running_stats
+    if not (learns and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return F.batch_norm(x_NCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, learns,
+                            norm.momentum or 0.0, norm.eps)
+    x = x_NCHW.float() if x_NCHW.dtype in (torch.bfloat16, torch.float16) else x_NCHW
+    own = x.new_tensor([x.numel() // x.shape[1]])
+    sums: Tensor = _Total.apply(torch.cat([x.sum((0, 2, 3)), own]))  # type: ignore[no-untyped-call]
+    count = sums[-1].detach()
+    mean_C = sums[:-1] / count
+    centred = x - mean_C.view(-1, 1, 1)
+    variance_C: Tensor = _Total.apply(centred.square().sum((0, 2, 3))) / count  # type: ignore[no-untyped-call]
+    _remember(norm, mean_C.detach(), variance_C.detach() * count / (count - 1).clamp(min=1))
+    y = centred * (variance_C + norm.eps).rsqrt().view(-1, 1, 1)
+    if norm.weight is not None:
+        y = y * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+    return y.to(x_NCHW.dtype)
+
+
+@torch.no_grad()
+def _remember(norm: _BatchNorm, mean_C: Tensor, unbiased_C: Tensor) -> None:
+    momentum = norm.momentum or 0.0
+    for kept, new in ((norm.running_mean, mean_C), (norm.running_var, unbiased_C)):
+        assert kept is not None
+        kept.lerp_(new.to(kept.dtype), momentum)
+
+
+class _Total(torch.autograd.Function):
+    """Sum over all processes, forwards and backwards: every process's loss depends on every process's maps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total

@@ -1,0 +1,176 @@
+"""Training on trimmed clips by SGD, as GSM and GSF do; and learning from a teacher's scores.
+
+Legend: B clips, T frames of a clip, H W the input's size, K labels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.contract import Contract
+from engines.errors import DatasetError
+from engines.networks.network import Network, clip_scores
+from engines.networks.temporal import State
+from engines.preprocess import normalise
+from engines.training.clips import ClipBatch, Clips, Images, Order, batches
+from engines.training.datasets.base import Segment
+from engines.training.loss import UNKNOWN
+from engines.training.ranks import Ranks
+from engines.training.runfolder import Row
+from engines.training.task import Mixed, Task, Term, averaged
+
+LEAST_RATE = 1e-7  # of the learning rate, at the end
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How weights are updated; see `OfficialRecipe`."""
+
+    epochs: int = 60
+    warmup: int = 10
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    accumulation: int = 1
+    partial_norm: bool = False
+    multipliers: bool = False
+    average: float = 0.0
+    distil_temperature: float = 2.0
+    distil_weight: float = 1.0
+    label_weight: float = 1.0
+
+
+def epoch_rate(epoch: float, epochs: int = 60, warmup: int = 10) -> float:
+    """Factor of the learning rate in an epoch: a line up from a tenth, then half a cosine down to nearly nothing."""
+    if epoch < warmup:
+        return 0.1 + 0.9 * epoch / warmup
+    passed = min(1.0, (epoch - warmup) / max(1, epochs - warmup))
+    return float(LEAST_RATE + (1 - LEAST_RATE) * (1 + np.cos(np.pi * passed)) / 2)
+
+
+class ClipTask(Task[ClipBatch]):
+    """See the file's top. validation_clips: segments that `look` shows as frames at the input's size; workers: that
+    load data; teacher: on the same pixels; it is neither trained nor changed."""
+
+    def __init__(self, network: Network, contract: Contract, how: Updates, training: Clips, order: Order,
+                 validation_clips: Sequence[Segment], look: Callable[[Segment], Images], ranks: Ranks, *,
+                 workers: int = 0, teacher: Network | None = None) -> None:
+        self.network, self.contract, self._how = network.to(ranks.device), contract, how
+        self.average = averaged(network, how.average)
+        if how.partial_norm:
+            _freeze_norms(network)
+        self.optimiser = torch.optim.SGD(_groups(network, how), lr=how.lr, momentum=how.momentum,
+                                         weight_decay=how.weight_decay)
+        self._training, self._order, self._validation, self._look = training, order, validation_clips, look
+        self._ranks, self._accumulation, self._workers = ranks, how.accumulation, workers
+        self._teacher = None if teacher is None else teacher.to(ranks.device).eval().requires_grad_(False)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return max(1, self._order.batches_per_epoch // self._accumulation)
+
+    def rate(self, iteration: int) -> float:
+        return epoch_rate(iteration // self.updates_per_epoch, self._how.epochs, self._how.warmup)
+
+    def batches(self, first: int) -> Iterator[ClipBatch]:
+        end = self._how.epochs * self.updates_per_epoch * self._accumulation
+        own = self._ranks.share(self._order.rows)
+        chosen = []
+        for number in range(first * self._accumulation, end):
+            whole = self._order.batch(number)
+            chosen.append([whole[row] for row in own])
+        return batches(self._training, chosen, self._workers)
+
+    def names(self, batch: ClipBatch) -> str:
+        return ", ".join(batch.names)
+
+    def begin(self) -> None:
+        self.network.train()
+        if self._how.partial_norm:
+            for norm in _later_norms(self.network):
+                norm.eval()
+
+    def _frames(self, pixels_BTHWC: Tensor) -> Tensor:
+        frames = torch.from_numpy(normalise(pixels_BTHWC.flatten(0, 1).numpy(), self.contract))
+        return frames.view(*pixels_BTHWC.shape[:2], *frames.shape[1:]).to(self._ranks.device)
+
+    def step(self, batch: ClipBatch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
+        frames = self._frames(batch.pixels)
+        with mixed():
+            scores = {head: logits.float() for head, logits in clip_scores(self.network, frames).items()}
+        terms: dict[str, Term] = {}
+        for (head, logits_BK), labels_B in zip(scores.items(), batch.labels.to(self._ranks.device).T, strict=True):
+            known = labels_B != UNKNOWN
+            cost = F.cross_entropy(logits_BK, labels_B, reduction="sum", ignore_index=UNKNOWN)
+            right = ((logits_BK.argmax(-1) == labels_B) & known).sum()
+            terms[f"{head} loss"] = Term(cost, known.sum().float(), self._how.label_weight)
+            terms[f"{head} accuracy"] = Term(right.float(), known.sum().float(), 0.0)
+        if self._teacher is not None:
+            with torch.no_grad(), mixed():
+                taught = [logits.float() for logits in clip_scores(self._teacher, frames).values()]
+            costs = [distillation(ours, theirs, self._how.distil_temperature)
+                     for ours, theirs in zip(scores.values(), taught, strict=True)]
+            terms["distillation"] = Term(torch.stack(costs).sum(), torch.tensor(float(len(frames))).to(frames.device),
+                                         self._how.distil_weight)
+        return terms, ()
+
+    def validate(self, network: Network) -> Row:
+        """Top-1 of centre crops of one clip each, the mean over heads; unreadable clips are left out."""
+        heads = list(self.contract.heads)
+        seen = torch.zeros(len(heads), 2, dtype=torch.float64, device=self._ranks.device)
+        for segment in self._validation[self._ranks.rank::self._ranks.size]:
+            try:
+                frames = self._frames(torch.from_numpy(self._look(segment))[None])
+            except DatasetError:
+                continue
+            for i, (logits_BK, label) in enumerate(zip(clip_scores(network, frames).values(),
+                                                       self._training.indices(segment), strict=True)):
+                if label != UNKNOWN:
+                    right = float(int(logits_BK[0].argmax()) == label)
+                    seen[i] += torch.tensor([right, 1.0], dtype=torch.float64, device=self._ranks.device)
+        seen = self._ranks.total(seen)
+        shares = (seen[:, 0] / seen[:, 1].clamp(min=1)).tolist()
+        named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
+        return {"validation accuracy": float(np.mean(shares)), **(named if len(heads) > 1 else {})}
+
+
+def distillation(ours_BK: Tensor, theirs_BK: Tensor, temperature: float) -> Tensor:
+    """Sum over clips of the divergence of our scores from a teacher's, both softened (Hinton et al., "Distilling the
+    Knowledge in a Neural Network", 2015); times temperature squared, so that gradients keep their size."""
+    return temperature ** 2 * F.kl_div(F.log_softmax(ours_BK / temperature, -1),
+                                       F.log_softmax(theirs_BK / temperature, -1), reduction="sum", log_target=True)
+
+
+def _later_norms(network: Network) -> list[nn.BatchNorm2d]:
+    """The backbone's batch norms after its first."""
+    return [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d)][1:]
+
+
+def _freeze_norms(network: Network) -> None:
+    """Gates' batch norms keep the statistics of their batch, but nothing of them is learnt, either: as published."""
+    for norm in [*_later_norms(network),
+                 *(module for module in network.temporal.modules() if isinstance(module, nn.BatchNorm3d))]:
+        norm.requires_grad_(False)
+
+
+def _groups(network: Network, how: Updates) -> list[dict[str, Any]]:
+    if not how.multipliers:
+        return [{"params": [p for p in network.parameters() if p.requires_grad]}]
+    biases: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    weights: list[nn.Parameter] = []
+    for module in network.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if not p.requires_grad:
+                continue
+            normal = isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)
+            (norms if normal else biases if "bias" in name else weights).append(p)
+    return [{"params": weights}, {"params": biases, "lr": 2 * how.lr, "weight_decay": 0.0},
+            {"params": norms, "weight_decay": 0.0}]

@@ -1,0 +1,125 @@
+"""Batches of trimmed clips, each so many frames spread over a segment, in an order that seed and epoch decide.
+
+Legend: B clips, T frames of a clip, H W the input's size, K heads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Items
+
+from engines.errors import DatasetError, GatestreamError
+from engines.training.datasets.base import Segment
+from engines.training.loss import UNKNOWN
+
+log = logging.getLogger("gatestream.training")
+GIVE_UP = 50  # unreadable segments in a row
+Images = NDArray[np.uint8]
+# segment, generator of its own -> frames at the input's size, uint8 [T, H, W, 3] (BGR), and whether they are mirrored
+Look = Callable[[Segment, np.random.Generator], tuple[Images, bool]]
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """pixels uint8 [B, T, H, W, 3]; labels [B, K], UNKNOWN where a head has none; names of the segments."""
+
+    pixels: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which clips each batch holds: every epoch is a permutation, whose rest that fills no update is left out."""
+
+    seed: int
+    clips: int
+    rows: int
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return max(1, self.clips // self.rows)
+
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """(epoch, clip) of each row of a batch, which are counted through all epochs."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        shuffled = np.random.default_rng((self.seed, epoch)).permutation(self.clips)
+        return [(epoch, int(shuffled[(place * self.rows + row) % self.clips])) for row in range(self.rows)]
+
+
+class Clips(Items["Clip | GatestreamError"]):
+    """Clips by (epoch, number); one that cannot be read is named in the log, and the next one taken."""
+
+    def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], look: Look, seed: int,
+                 mirrored: Mapping[str, Mapping[str, str]]) -> None:
+        self._segments, self._heads, self._look, self._seed = segments, heads, look, seed
+        self._mirrored = mirrored
+
+    def __getitem__(self, key: tuple[int, int]) -> Clip | GatestreamError:
+        epoch, number = key
+        rng = np.random.default_rng((self._seed, epoch, number))
+        for step in range(GIVE_UP):
+            segment = self._segments[(number + step) % len(self._segments)]
+            try:
+                images, mirror = self._look(segment, rng)
+                return Clip(images, self.indices(segment, mirror), segment.id)
+            except DatasetError as error:
+                log.warning("skipped: %s", error)
+                last = error
+            except GatestreamError as error:  # the loader would make another kind of it on the way
+                return error
+        return last
+
+    def indices(self, segment: Segment, mirror: bool = False) -> list[int]:
+        """The label of each head, as it is in a mirror if asked."""
+        found = []
+        for head, labels in self._heads.items():
+            label = segment.labels.get(head, "")
+            if mirror:
+                label = self._mirrored.get(head, {}).get(label, label)
+            found.append(labels.index(label) if label in labels else UNKNOWN)
+        return found
+
+
+@dataclass(frozen=True)
+class Clip:
+    """pixels uint8 [T, H, W, 3], labels [K], the segment's name."""
+
+    pixels: Images
+    labels: list[int]
+    name: str
+
+
+def may_flip(segment: Segment, mirrored: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether all of a segment's labels have a name in a mirror."""
+    return all(mirrored.get(head, {}).get(label, label) for head, label in segment.labels.items())
+
+
+def _together(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamError:
+    made = []
+    for clip in clips:
+        if isinstance(clip, GatestreamError):
+            return clip
+        made.append(clip)
+    return ClipBatch(torch.from_numpy(np.stack([clip.pixels for clip in made])),
+                     torch.tensor([clip.labels for clip in made]), tuple(clip.name for clip in made))
+
+
+def batches(clips: Clips, chosen: Sequence[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
+    """The chosen batches, made by so many loader workers. Raises what reading a clip raised."""
+    cv2.setNumThreads(1)  # OpenCV's thread pool does not survive the fork of a worker: it would hang
+    loader = DataLoader(clips, batch_sampler=chosen, num_workers=workers, collate_fn=_together,
+                        prefetch_factor=2 if workers else None, generator=torch.Generator())
+    for batch in loader:
+        if isinstance(batch, GatestreamError):
+            raise batch
+        yield batch

@@ -1,0 +1,94 @@
+"""Several processes that train as one, started by `torchrun`: who this one is, and sums over all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from engines.errors import UsageError
+from engines.networks.normalisation import batch_norm
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """`rank` of `size` processes; each computes the rows rank, rank + size, ... of every batch on its `device`."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and reports."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> range:
+        """This process's rows of a batch. Raises UsageError where the rows cannot be shared out evenly."""
+        if rows % self.size:
+            raise UsageError(f"{rows} rows of a batch for {self.size} processes", "as many rows for each process",
+                             "choose another batch size or number of processes")
+        return range(self.rank, rows, self.size)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over all processes, without gradient."""
+        if self.size == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces every gradient by its sum over all processes."""
+        if self.size == 1:
+            return
+        wanted = [p for p in parameters if p.requires_grad]
+        for p in wanted:
+            if p.grad is None:  # used by another process, perhaps
+                p.grad = torch.zeros_like(p)
+        gradients = [p.grad for p in wanted if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def all_rows(self, own: Tensor) -> Tensor:
+        """Every process's rows of a tensor in the order of the whole batch."""
+        if self.size == 1:
+            return own
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        dist.all_gather(parts, own.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    def share_norms(self, network: nn.Module) -> None:
+        """Makes the batch norms of a network take their statistics from all processes' rows."""
+        if self.size == 1:
+            return
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.forward = partial(batch_norm, norm=module)  # type: ignore[method-assign]
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """This process's place: alone, or in the group that `torchrun` started, which is left at the end."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Ranks(device=device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()

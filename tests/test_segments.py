@@ -1,0 +1,186 @@
+"""Streams of any dataset's segments: every frame's truth is what covers its time, mirrors swap labels, faults cost one
+segment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from itertools import islice, pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+import engines
+from engines.errors import DatasetError, UsageError
+from engines.networks.network import build
+from engines.training.datasets.base import Dataset, Media, Segment
+from engines.training.loss import UNKNOWN
+from engines.training.segments import BACKGROUND, Pool, SegmentStream, without_group
+from engines.training.train import Recipe, train
+
+RATE, LENGTH_S, TICK_S = 10.0, 20.0, 0.1
+HEADS = {"verb": ("take", "put"), "noun": ("cup", "left hand", "right hand")}
+KITCHEN = [Segment("a", Media(Path("kitchen.mp4")), 3.0, 5.0, {"verb": "take", "noun": "cup"}),
+           Segment("b", Media(Path("kitchen.mp4")), 4.5, 8.0, {"verb": "put"}),
+           Segment("c", Media(Path("kitchen.mp4")), 12.0, 14.0, {"verb": "put", "noun": "left hand"})]
+TRIMMED = [Segment("x", Media(Path("x.mp4")), labels={"verb": "take"}),
+           Segment("y", Media(Path("y.mp4")), labels={"verb": "put"})]
+
+
+def dataset(segments: list[Segment], **changes: object) -> Dataset:
+    fields: dict[str, object] = {"name": "kitchens", "heads": HEADS, "splits": {"train": segments}}
+    return Dataset(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def clock(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Pictures whose colour tells the time: ten levels a second, darker on the right."""
+    times_s = np.arange(np.ceil(segment.start_s * rate) / rate, segment.stop_s or LENGTH_S, 1 / rate)
+    images = np.zeros((len(times_s), *size_hw, 3), np.uint8)
+    images[:, :, :size_hw[1] // 2] = np.round(times_s * 10)[:, None, None, None]
+    return images, times_s
+
+
+def told(pool: Pool, seconds: float = 300.0, seed: int = 0) -> list[tuple[float, bool, tuple[int, ...], object]]:
+    """(time, mirrored, labels, frame) of each frame of a stream, as its picture tells."""
+    stream = SegmentStream(pool, (16, 32), RATE, np.random.default_rng(seed), clock, strength=0.0)
+    frames = list(islice(stream.frames(), int(seconds * RATE)))
+    return [(float(frame.image_bgr[8, 4 if left else 28, 0]) / 10, not left, pool.truths[frame.label], frame)
+            for frame in frames
+            for left in [frame.image_bgr[8, 4, 0] > frame.image_bgr[8, 28, 0]]]
+
+
+def index(labels: Mapping[str, str], heads: Mapping[str, tuple[str, ...]]) -> tuple[int, ...]:
+    return tuple(names.index(labels[head]) if head in labels else UNKNOWN for head, names in heads.items())
+
+
+def test_a_frame_shows_what_covers_its_time_and_background_elsewhere() -> None:
+    pool = Pool(dataset(KITCHEN, mirrored={"noun": {"cup": "", "left hand": "", "right hand": ""}}), "train")
+    assert pool.heads == {"verb": ("take", "put", BACKGROUND),
+                          "noun": ("cup", "left hand", "right hand", BACKGROUND)}
+    seen = set()
+    for time_s, mirrored, labels, _ in told(pool):
+        if mirrored:  # only the segment without a noun may be
+            continue
+        sure = [one for one in KITCHEN if one.start_s + TICK_S < time_s < (one.stop_s or 0) - TICK_S]
+        near = [one for one in KITCHEN if one.start_s - TICK_S <= time_s <= (one.stop_s or 0) + TICK_S]
+        allowed = {index(one.labels, pool.heads) for one in near}
+        assert labels in (allowed if sure else allowed | {(2, 3)}), time_s
+        seen.add(labels)
+    assert seen == {(0, 0), (1, UNKNOWN), (1, 1), (2, 3)}
+
+
+def test_progress_grows_gestures_are_counted_and_the_frames_after_them_do_not_count() -> None:
+    frames = [frame for *_, frame in told(Pool(dataset(KITCHEN[2:]), "train"), 120)]
+    gestures: dict[int, list[float]] = {}
+    for frame in frames:
+        if frame.gesture >= 0:
+            gestures.setdefault(frame.gesture, []).append(frame.progress)
+        assert frame.source == "c"
+    assert len(gestures) > 10
+    for progress in gestures.values():
+        assert progress == sorted(progress)
+        assert all(0 <= value < 1 for value in progress)
+    after = [late for early, late in pairwise(frames) if early.gesture >= 0 > late.gesture]
+    assert after
+    assert {frame.weight for frame in after} == {0.0}
+
+
+def test_a_mirror_swaps_left_and_right() -> None:
+    mirrored = {"noun": {"left hand": "right hand", "right hand": "left hand"}}
+    pool = Pool(dataset(KITCHEN[2:], mirrored=mirrored), "train")
+    nouns = {(turned, labels[1]) for _, turned, labels, frame in told(pool, 60) if frame.gesture >= 0}
+    assert nouns == {(False, 1), (True, 2)}
+
+
+def test_trimmed_clips_have_no_background_but_their_own() -> None:
+    assert Pool(dataset(TRIMMED), "train").heads == HEADS
+    assert {labels for _, _, labels, _ in told(Pool(dataset(TRIMMED), "train"))} == {(0, UNKNOWN), (1, UNKNOWN)}
+    own = Pool(dataset(TRIMMED, background="put"), "train")
+    assert own.heads == HEADS
+    frames = [(labels, frame.gesture >= 0) for _, _, labels, frame in told(own)]
+    assert set(frames) == {((0, UNKNOWN), True), ((1, UNKNOWN), False)}
+
+
+def test_a_segment_that_cannot_be_read_is_named_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[NDArray[np.uint8],
+                                                                                  NDArray[np.float64]]:
+        if segment.id == "x" or everything:
+            raise DatasetError(f"{segment.id}.mp4, which is broken", "a video", "remove it")
+        return clock(segment, rate, size_hw)
+
+    everything = False
+    pool = Pool(dataset(TRIMMED), "train")
+    stream = SegmentStream(pool, (16, 32), RATE, np.random.default_rng(0), broken)
+    with caplog.at_level(logging.WARNING):
+        assert {frame.source for frame in islice(stream.frames(), 500)} == {"y"}
+    assert "x.mp4, which is broken" in caplog.text
+    everything = True
+    with pytest.raises(DatasetError, match="broken"):
+        next(stream.frames())
+
+
+@pytest.mark.parametrize(("segments", "message"), [
+    ([], "none of them labelled"),
+    ([Segment("a", Media(Path("a.mp4")))], "1 segments"),
+    ([Segment("a", Media(Path("a.mp4")), labels={"verb": "fly"})], "'fly'"),
+    ([Segment("a", Media(Path("a.mp4")), labels={"adverb": "slowly"})], "'adverb'")])
+def test_labels_that_make_no_sense_are_refused(segments: list[Segment], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        Pool(dataset(segments), "train")
+
+
+def test_a_group_that_is_left_out_validates() -> None:
+    segments = [Segment(f"{k}", Media(Path(f"{k}.mp4")), labels={"verb": "take"}, group=str(k % 3)) for k in range(6)]
+    data = without_group(dataset(segments), 2)
+    assert [one.id for one in data.splits["train"]] == ["0", "1", "3", "4"]
+    assert [one.id for one in data.splits["validation"]] == ["2", "5"]
+    assert without_group(data, 0) is data
+    with pytest.raises(UsageError, match="fold 7"):
+        without_group(data, 7)
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path]:
+    """One recording with two actions, one more to validate with, and weights to start from."""
+    folder = tmp_path_factory.mktemp("kitchen")
+    for name in ("train.avi", "validation.avi"):
+        writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+        for k in range(60):
+            writer.write(np.full((48, 64, 3), 3 * k, np.uint8))
+        writer.release()
+    train_, validation = (
+        [Segment(f"{name}{k}", Media(folder / name), start_s, start_s + 1.0, {"verb": verb, "noun": "cup"})
+         for k, (start_s, verb) in enumerate([(1.0, "take"), (3.0, "put")])]
+        for name in ("train.avi", "validation.avi"))
+    torch.manual_seed(0)
+    network = build("tsn-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=(72, 96))
+    save_file(network.backbone.state_dict(), folder / "weights.safetensors")
+    return Dataset("kitchen", HEADS, {"train": train_, "validation": validation}), folder / "weights.safetensors"
+
+
+def test_verbs_and_nouns_are_learnt_from_streams_of_segments(kitchen: tuple[Dataset, Path], tmp_path: Path) -> None:
+    data, weights = kitchen
+    figures: list[dict[str, float]] = []
+    recipe = Recipe(tmp_path, tmp_path / "model.safetensors", str(weights), architecture="gsm-mobilenetv2",
+                    iterations=2, rows=2, chunk=4, memory=8, workers=0, validate_every=2, name="kitchen")
+    train(recipe, lambda _: None, lambda _, seen: figures.append(seen), data)
+    model = engines.load(recipe.out)
+    assert model.contract.heads == {"verb": ("take", "put", BACKGROUND),
+                                    "noun": ("cup", "left hand", "right hand", BACKGROUND)}
+    assert model.contract.background == BACKGROUND
+    assert set(model.contract.temperature) == {"verb", "noun"}
+    assert {"verb now", "noun window", "loss"} <= set(figures[-1])
+    rows = (recipe.out.with_suffix(".run") / "metrics.csv").read_text()
+    assert "validation verb" in rows
+
+
+def test_validation_needs_something_left_out(kitchen: tuple[Dataset, Path], tmp_path: Path) -> None:
+    data, weights = kitchen
+    recipe = Recipe(tmp_path, tmp_path / "model.safetensors", str(weights), iterations=2, validate_every=1)
+    with pytest.raises(UsageError, match="left out"):
+        train(recipe, lambda _: None, data=Dataset("kitchen", HEADS, {"train": data.splits["train"]}))

@@ -1,0 +1,149 @@
+"""A very small training run with everything in it: gates with batch norms, carried state, dropout, averaging.
+
+    python tests/tiny_training.py OUT.safetensors [key=value ...]
+
+kill=N: SIGKILL once iteration N is done; kill_in_write=N: SIGKILL in the middle of writing the N-th checkpoint;
+others are `train`'s arguments. Prints the loss of every iteration.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engines.contract import Contract
+from engines.model import save
+from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
+from engines.networks.gsf import GateShiftFuse
+from engines.networks.network import Network
+from engines.training import loop, runfolder
+from engines.training.ranks import Ranks, joined
+from engines.training.rows import Schedule
+from engines.training.runfolder import RunFolder
+from engines.training.streaming import Held, Rates, StreamTask
+from engines.training.streams import Labelled
+from engines.training.task import Plan, Precision, Progress
+
+SIZE_HW = (16, 16)
+LABELS = ("left", "right", "none")
+
+
+class TinyBackbone(Backbone):
+    width = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8)
+
+    def places(self) -> dict[str, nn.Conv2d]:
+        return {"only": self.conv}
+
+    def input_places(self) -> dict[str, int]:
+        return {}
+
+    def default_places(self, module: str) -> tuple[str, ...]:
+        return ("only",)
+
+    def steps(self) -> list[Step]:
+        return [self._only, mean_over_space]
+
+    def _only(self, x: Tensor, hook: Hook) -> Tensor:
+        return torch.relu(self.bn(hook("only", self.conv(x))))
+
+
+def tiny_network(seed: int = 0, dropout: float = 0.0, causal: bool = True, heads: dict[str, int] | None = None,
+                 memory: int = 4) -> Network:
+    torch.manual_seed(seed)
+    return Network("tiny", TinyBackbone(), {"only": GateShiftFuse(8, causal)}, heads or {"gesture": len(LABELS)},
+                   causal=causal, memory=memory if causal else 0, input_size_hw=SIZE_HW, segments=4, hop=1,
+                   dropout=dropout)
+
+
+def contract() -> Contract:
+    return Contract(name="tiny", architecture="tiny", heads={"gesture": LABELS}, frame_rate=5.0, input_size_hw=SIZE_HW,
+                    cover_hw=SIZE_HW, receptive_frames=7, warmup_frames=0, clip_frames=3, window_clips=2,
+                    background="none")
+
+
+def frames(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
+    """Noise that is brighter on one side for so many frames, then nothing."""
+    gesture = 0
+    while True:
+        label = int(rng.integers(2))
+        for k in range(int(rng.integers(2, 6))):
+            yield Labelled(picture(label, rng), label, (k + 1) / 5, gesture=gesture, source=LABELS[label])
+        gesture += 1
+        for _ in range(int(rng.integers(1, 4))):
+            yield Labelled(picture(2, rng), 2)
+
+
+def picture(label: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    image = rng.integers(0, 120, (*SIZE_HW, 3))
+    if label < 2:
+        image[:, 8 * label:8 * label + 8] += 100
+    return image.astype(np.uint8)
+
+
+def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, workers: int = 0, average: float = 0.9,
+          checkpoint_every: int = 3, dropout: float = 0.0, validate_every: int = 0, patience: int = 0,
+          bad_at: int = -1, held_out: tuple[Held, ...] = (), precision: Precision = "f32",
+          progress: Progress = lambda _, __: None) -> Network:
+    """Trains and writes `out`. bad_at: the iteration whose new streams break the loss."""
+    def spoilt(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
+        for frame in frames(row, began, rng):
+            yield Labelled(frame.image_bgr, frame.label, float("nan") if began == bad_at else frame.progress,
+                           gesture=frame.gesture, source=frame.source)
+
+    task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, Schedule(5, 0.4), [(0,), (1,), (2,)],
+                      Rates(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
+                      workers=workers, ranks=ranks, helped=False, held_out=lambda: held_out)
+    plan = Plan(iterations, precision=precision, checkpoint_every=checkpoint_every, record_every=2,
+                validate_every=validate_every, patience=patience)
+    folder = RunFolder(out, {"iterations": iterations}, ranks.first)
+    weights = loop.run(task, plan, folder, ranks, lambda _: None, progress)
+    network = task.average.module
+    assert isinstance(network, Network)
+    network.load_state_dict(weights)
+    if ranks.first:
+        save(out, contract(), {name: value.numpy() for name, value in weights.items()}, half=False)
+        folder.finish()
+    return network.eval()
+
+
+def main(out: str, *options: str) -> None:
+    arguments: dict[str, Any] = {key: float(value) if "." in value else int(value)
+                                 for key, _, value in (option.partition("=") for option in options)}
+    kill, kill_in_write = arguments.pop("kill", None), arguments.pop("kill_in_write", None)
+    written = 0
+    write = runfolder.write_atomically
+
+    def cut_off(path: Path, raw: bytes) -> None:
+        nonlocal written
+        written += path.name == "checkpoint.pt"
+        if path.name == "checkpoint.pt" and written == kill_in_write:
+            raw = raw[:len(raw) // 2]
+            os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        write(path, raw)
+
+    runfolder.write_atomically = cut_off  # type: ignore[assignment]
+
+    def progress(iteration: int, figures: dict[str, float]) -> None:
+        print(iteration, repr(figures["loss"]), flush=True)
+        if iteration == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with joined() as ranks:
+        train(Path(out), ranks, progress=progress, **arguments)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
