@@ -11,8 +11,8 @@ A compiled gate-shift module costs by its number of operators, hardly by its cha
   * the mean of what is shifted was known when it was gated: one mean a frame, the rest comes from state;
   * the fuse convolution over (channel, time) becomes one matrix over the means of five frames (few channels only,
     as it grows with their square), else a convolution over the channels with those frames side by side;
-  * the halves, shifted by two frames and by one, are put together by masks a frame before they are needed: cutting and
-    joining costs operators, and so does each leaf of state, so whole maps are kept;
+  * the halves, shifted by two frames and by one, are put together by masks: cutting and joining costs operators, and
+    so does each leaf of state, so whole maps are kept;
   * the interleave at the end is moved into the rows of the projection before, so it costs nothing.
 State is laid out differently from the network's own, and starts as zeros too.
 
@@ -83,9 +83,7 @@ class GateShiftStep(nn.Module):
         size_hw = self.size_hw
         shapes: Shapes = ({"planes": (2 * (TAPS - 1), *size_hw)} if self.by_planes else
                           {"normal": ((TAPS - 1) * f, *size_hw)})
-        shapes["shifted"] = (f, *size_hw)
-        if self.past_first > PAST_SECOND:
-            shapes["gated"] = (f, *size_hw)
+        shapes |= {f"gated{i}": (f, *size_hw) for i in range(1, max(self.past_first, PAST_SECOND) + 1)}
         return shapes if self.fuse_weight is None else shapes | {"means": ((self.means - 1) * 2 * f, 1, 1)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -118,11 +116,11 @@ class GateShiftStep(nn.Module):
 
     def moved(self, gated: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """What is shifted to this frame, and what later frames need."""
-        if self.past_first > PAST_SECOND:
-            return state[0], [self.first_half * state[1] + (1 - self.first_half) * gated, gated]
-        if self.past_first == PAST_SECOND:
-            return state[0], [gated]
-        return self.first_half * gated + (1 - self.first_half) * state[0], [gated]
+        frames = [gated, *state[:max(self.past_first, PAST_SECOND)]]  # by how many frames back
+        shifted = frames[PAST_SECOND]
+        if self.past_first != PAST_SECOND:
+            shifted = self.first_half * frames[self.past_first] + (1 - self.first_half) * shifted
+        return shifted, frames[:-1]
 
     def fuse(self, means: Tensor) -> Tensor:
         """Logit of the shifted part's weight, [B, f, 1, 1], from means [B, frames x (gated f, stayed f), 1, 1]."""
