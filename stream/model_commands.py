@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engines.model import Model
 
 Recipes = Literal["gatestream", "official"]
+Stages = Literal["clip", "fusion"]
 Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 
@@ -251,6 +252,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           recipe: Annotated[Recipes | None, typer.Option(help=(
               "gatestream: endless streams, for live use; official: clips, as the papers trained. Default: official "
               "with a teacher."))] = None,
+          stage: Annotated[Stages, typer.Option(help=(
+              "clip: the network; fusion: the clip fusion of a finished model, FILE to start from."))] = "clip",
           arch: Annotated[str | None, typer.Option(metavar="NAME", help=(
               "gsf-mobilenetv2, gsm-resnet50, ... Default: as FILE to start from, else the recipe's own."))] = None,
           causal: Annotated[bool | None, typer.Option("--causal/--no-causal", help=(
@@ -272,6 +275,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           without_label: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
               "Never see this gesture, and have no label for it. Likewise."))] = None,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 2400,
+          window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
+              "Clips in the window (stage fusion)."))] = 10,
+          windows: Annotated[int, typer.Option(min=30, metavar="N", help=(
+              "Windows to learn from (stage fusion)."))] = 3000,
           epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes through the data (official).")] = 60,
           batch: Annotated[int | None, typer.Option(min=1, metavar="N", help=(
               "Streams or clips in a batch, over all processes. Default: as the recipe."))] = None,
@@ -301,10 +308,15 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
       gatestream train epic-kitchens-100 --recipe official --arch gsf-resnet50 --out epic.safetensors
 
       gatestream train something-v1 --init official.pth.tar --causal --teacher official.pth.tar --out live.safetensors
+
+      gatestream train data/egogestar --stage fusion --init gesture.safetensors --idle data/idle --out fused.safetensors
     """
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
     model_to_write(out)
+    if stage == "fusion":
+        _train_fusion(dataset, out, init, idle or [], window_clips, windows, seed)
+        return
     from dataclasses import replace
 
     from engines.synthetic import LABELS
@@ -354,6 +366,21 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
             train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
     if _rank() == 0:
         print(f"wrote {out}")
+
+
+def _train_fusion(dataset: Path, out: Path, init: str, idle: list[Path], window_clips: int, windows: int,
+                  seed: int) -> None:
+    from engines.training.fusion_stage import FusionRecipe
+    from engines.training.fusion_stage import train as run_training
+
+    if init == "imagenet":
+        raise UsageError("--stage fusion from imagenet", "a finished model to start from", "give it with --init FILE")
+    recipe = FusionRecipe(dataset, out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed)
+    with _Shown() as shown:
+        table = run_training(recipe, shown.report)
+    for name, share in table.items():
+        print(f"{name:14} {share:.3f}")
+    print(f"wrote {out}")
 
 
 def _rank() -> int:

@@ -89,6 +89,16 @@ class Stream:
             else:
                 yield from self._real()
 
+    def sparse(self, idle_s: tuple[float, float] = (4.0, 8.0)) -> Iterator[Labelled]:
+        """Frames of single gestures in long idle time, for ever."""
+        while True:
+            if self._material.idle:
+                yield from self._idle(self._rng.uniform(*idle_s))
+            if self._rng.random() < self._rendered_share or not self._by_label:
+                yield from self._rendered(idle_s[1] + 4.0, idle_s)
+            else:
+                yield from self._real()
+
     def _real(self) -> Iterator[Labelled]:
         """A recorded gesture in its surroundings."""
         rng = self._rng
@@ -150,7 +160,7 @@ class Stream:
         for frame in picks[first:first + self._count(seconds)]:
             yield Labelled(change(footage.images[frame]), self._background)
 
-    def _rendered(self, seconds: float) -> Iterator[Labelled]:
+    def _rendered(self, seconds: float, idle_s: tuple[float, float] = (0.6, 3.0)) -> Iterator[Labelled]:
         """A simulated performance, joined at a random moment."""
         rng = self._rng
         backdrop = None

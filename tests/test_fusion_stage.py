@@ -1,0 +1,141 @@
+"""Stage two on streams: windows are those that live use would hold, named by what they show; the file runs live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_training import dataset  # noqa: F401
+
+import engines
+from engines.contract import FusionRule
+from engines.errors import DatasetError
+from engines.fusion import GatedFusion
+from engines.model import Model, load, save
+from engines.networks.network import build
+from engines.synthetic import BACKGROUND, LABELS, Simulation
+from engines.training.fusion_stage import Windows, _name, cached, compared, fitted
+from engines.training.streams import Labelled, Material, Stream
+from engines.training.train import Recipe, contract_of
+from stream.cli import main
+from stream.frame import Prediction
+from stream.recognizer import Recognizer
+from stream.window import Window
+
+CLIPS = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.manual_seed(0)
+    recipe = Recipe(Path(), Path(), "", memory=16, without_fold=2)
+    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), memory=16)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save(path, contract_of(recipe, network), {name: value.numpy() for name, value in network.state_dict().items()})
+    return load(path)
+
+
+def rendered(seed: int) -> Iterator[Labelled]:
+    material = Material([], [], {}, [])
+    return Stream(material, (*LABELS, BACKGROUND), (72, 96), 7.5, np.random.default_rng(seed), 1.0).sparse()
+
+
+def shows(label: int, progress: float, gesture: int) -> Labelled:
+    return Labelled(np.zeros((2, 2, 3), np.uint8), label, progress, gesture=gesture)
+
+
+NOTHING = shows(10, 0.0, -1)
+
+
+@pytest.mark.parametrize(("frames", "name"), [
+    ([NOTHING], 10),
+    ([NOTHING, shows(3, 0.5, 0), shows(3, 0.8, 0), NOTHING], 3),
+    ([shows(3, 0.2, 0), shows(3, 0.6, 0)], None),                       # not enough of it
+    ([shows(3, 0.9, 0), NOTHING, shows(4, 0.1, 1)], None),              # the next one has begun
+    ([shows(3, 1.0, 0), NOTHING, shows(3, 1.0, 1)], None),              # the same twice
+])
+def test_a_window_is_named_by_the_one_gesture_in_it(frames: list[Labelled], name: int | None) -> None:
+    assert _name(frames, background=10) == name
+
+
+def test_windows_are_those_of_live_use(model: Model) -> None:
+    windows = cached(model, [rendered(3)], 12, CLIPS)
+    assert len(windows) == 12
+    assert windows.counts_NC[:, :-1].min() == model.contract.clip_frames
+    assert set(windows.counts_NC[:, -1]) > {model.contract.clip_frames}  # some still grow
+
+    held: list[np.ndarray] = []
+
+    class Watched:
+        def project(self, clips_CD: np.ndarray) -> np.ndarray:
+            return np.zeros((len(clips_CD), 0), np.float32)
+
+        def fuse(self, clips_CD: np.ndarray, counts_C: np.ndarray,
+                 projected_CX: object = None) -> tuple[np.ndarray, np.ndarray]:
+            if len(clips_CD) == CLIPS:
+                held.append(clips_CD.copy())
+            return clips_CD[0], np.ones(len(clips_CD), np.float32)
+
+    window = Window(model.contract.clip_frames, CLIPS, windows.clips_NCD.shape[2], Watched())
+    engine = engines.compile(model, "eager")
+    for frame in islice(rendered(3), 400):
+        window.push(engine.step(frame.image_bgr[None], [0]).features[0])
+    for clips_CD in windows.clips_NCD:
+        assert min(float(np.abs(clips_CD - other).max()) for other in held) < 1e-4
+
+
+def test_streams_that_end_are_named(model: Model) -> None:
+    with pytest.raises(DatasetError, match="wanted 500 windows"):
+        cached(model, [islice(rendered(3), 60)], 500, CLIPS)
+
+
+def test_fusion_finds_the_clip_that_matters_where_the_mean_cannot() -> None:
+    rng = np.random.default_rng(0)
+
+    def windows(count: int) -> Windows:
+        labels_N = rng.integers(4, size=count)
+        clips_NCD = rng.normal(0, 0.3, (count, 6, 16)).astype(np.float32)
+        clips_NCD[..., 4] += 2  # idle, to which the head is strongly drawn
+        for n, label in enumerate(labels_N):
+            at = rng.integers(6)
+            clips_NCD[n, at] = 0
+            clips_NCD[n, at, label] = 2
+        return Windows(clips_NCD, np.full((count, 6), 5), labels_N)
+
+    heads = {"gesture": (np.eye(5, 16, dtype=np.float32), np.zeros(5, np.float32))}
+    right = compared(windows(400), windows(200), heads)
+    assert list(right) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
+    assert right["dense average"] < 0.3
+    assert min(right["+ gate"], right["+ fusion"], right["+ both"]) > 0.9
+    same = windows(100)
+    first, again = (fitted(same, heads, FusionRule(), seed=1) for _ in range(2))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert GatedFusion(FusionRule(), first)
+
+
+def test_the_command_writes_a_model_that_runs_live(
+        dataset: Path, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    out = tmp_path / "fused.safetensors"
+    command = ["train", str(dataset), "--stage", "fusion", "--init", str(model.path), "--out", str(out),
+               "--idle", str(dataset / "idle"), "--windows", "30", "--window-clips", str(CLIPS)]
+    assert main(command) == 0
+    assert "wrote" in capsys.readouterr().out
+    fused = load(out)
+    assert fused.contract.fusion == FusionRule()
+    assert fused.contract.window_clips == CLIPS
+    assert fused.contract.provenance["fusion"]["windows"] == 30
+    assert all(np.array_equal(value, fused.tensors[name]) for name, value in model.tensors.items())
+    camera = Simulation(0, size_hw=(96, 128), rate=7.5)
+    with Recognizer.open(str(out), engine="eager") as recognizer:
+        items = [item for k in range(30) for item in recognizer.push(camera.frame(k), k / 7.5)]
+    last = [item for item in items if isinstance(item, Prediction)][-1]
+    assert len(last.clips) == CLIPS
+    command[5] = str(out)
+    assert main(command) == 2
+    assert "which has it" in capsys.readouterr().err
+    assert main([*command[:4], *command[6:]]) == 2
+    assert "imagenet" in capsys.readouterr().err
