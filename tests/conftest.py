@@ -15,6 +15,8 @@ from fakes import FakeTorchTensorRT
 
 # FFmpeg reads its log level once in a process, at the first video; whichever test opens it, the program's own holds.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+# Test files run side by side, so each of them takes one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
