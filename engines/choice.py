@@ -85,7 +85,7 @@ def _best(model: Model, slots: int, precision: str | None) -> Engine:
     for name, open_one in (("tensorrt", _tensorrt), ("inductor", _inductor), ("openvino", _openvino)):
         reason = obstacle(name)
         if reason is not None:
-            log.info("not on %s: %s", name, reason)
+            log.debug("not on %s: %s", name, reason)
             continue
         try:
             return open_one(model, slots, precision)
