@@ -78,12 +78,11 @@ def decode(path: Path, label: str, size_hw: tuple[int, int]) -> Footage:
     capture = cv2.VideoCapture(str(path))
     images, times = [], []
     while True:
-        time_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
         ok, image = capture.read()
         if not ok:
             break
         images.append(fit(np.asarray(image, dtype=np.uint8), size_hw, size_hw))
-        times.append(time_s)
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)  # of the frame just read
     fps = capture.get(cv2.CAP_PROP_FPS) or 30.0
     capture.release()
     if not images:
