@@ -376,8 +376,7 @@ def _train_fusion(dataset: Path, out: Path, init: str, idle: list[Path], window_
     if init == "imagenet":
         raise UsageError("--stage fusion from imagenet", "a finished model to start from", "give it with --init FILE")
     recipe = FusionRecipe(dataset, out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed)
-    with _Shown() as shown:
-        table = run_training(recipe, shown.report)
+    table = run_training(recipe, lambda text: print(text, flush=True))
     for name, share in table.items():
         print(f"{name:14} {share:.3f}")
     print(f"wrote {out}")
