@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import GatestreamError, UsageError
-from stream import data_commands, evaluate_commands, model_commands, teach_commands
+from stream import data_commands, evaluate_commands, model_commands, teach_commands, train_commands
 from stream.options import EngineName, Hop, ModelName
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log fr
 
 
 app.add_typer(model_commands.commands)
+app.add_typer(train_commands.commands)
 app.add_typer(evaluate_commands.commands)
 app.add_typer(teach_commands.commands)
 app.add_typer(data_commands.commands, name="data")
