@@ -30,10 +30,10 @@ from engines.training.teach import HeldOut, Taught, teach
 from engines.training.train import Recipe
 from stream.cli import main
 from stream.evaluation import evaluate_clips
-from stream.model_commands import train
 from stream.recognizer import Recognizer
 from stream.recordings import find
 from stream.teaching import event_rule, teach_folder
+from stream.train_commands import train
 
 D = 6
 PLACES = {"wave": 0, "knock": 1, "point": 2, "left": 3, "right": 4, "background": 5}  # where a label's features lie
