@@ -48,6 +48,7 @@ class GateShiftStep(nn.Module):
         super().__init__()
         self.gated, self.size_hw = module.channels, size_hw
         self.past_first = module.past_first
+        self.back = max(self.past_first, PAST_SECOND)
         f, c, order, bn = module.channels, module.channels // 2, module.order, module.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
@@ -83,7 +84,7 @@ class GateShiftStep(nn.Module):
         size_hw = self.size_hw
         shapes: Shapes = ({"planes": (2 * (TAPS - 1), *size_hw)} if self.by_planes else
                           {"normal": ((TAPS - 1) * f, *size_hw)})
-        shapes |= {f"gated{i}": (f, *size_hw) for i in range(1, max(self.past_first, PAST_SECOND) + 1)}
+        shapes |= {f"gated{i}": (f, *size_hw) for i in range(1, self.back + 1)}
         return shapes if self.fuse_weight is None else shapes | {"means": ((self.means - 1) * 2 * f, 1, 1)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -116,7 +117,7 @@ class GateShiftStep(nn.Module):
 
     def moved(self, gated: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """What is shifted to this frame, and what later frames need."""
-        frames = [gated, *state[:max(self.past_first, PAST_SECOND)]]  # by how many frames back
+        frames = [gated, *state[:self.back]]  # by how many frames back
         shifted = frames[PAST_SECOND]
         if self.past_first != PAST_SECOND:
             shifted = self.first_half * frames[self.past_first] + (1 - self.first_half) * shifted
