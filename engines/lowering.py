@@ -43,6 +43,7 @@ class GateShiftStep(nn.Module):
     """One frame of a causal `GateShift` or `GateShiftFuse` on maps of `size_hw`, channels in interleaved order."""
 
     first_half: Tensor
+    ones: Tensor
 
     def __init__(self, module: GateShift, size_hw: tuple[int, int]) -> None:
         super().__init__()
@@ -73,11 +74,12 @@ class GateShiftStep(nn.Module):
             band, bias = fuse_band(module)
             self.means, self.banded = band.shape[1], f > FUSE_MATRIX_MOST
             if self.banded:
-                self.fuse_weight, self.fuse_bias = nn.Parameter(band.flatten(1, 2)), nn.Parameter(bias)
+                self.fuse_weight = nn.Parameter(band.flatten(1, 2))
+                self.register_buffer("ones", band.new_ones(f, 1, 1, 1))
             else:
                 matrix = fuse_matrix(band, c)[order][..., order]
                 self.fuse_weight = nn.Parameter(matrix.view(f, -1, 1, 1))
-                self.fuse_bias = nn.Parameter(bias.repeat_interleave(c))
+            self.fuse_bias = nn.Parameter(bias.repeat_interleave(c))
 
     def state_shapes(self) -> Shapes:
         f = self.gated
@@ -130,9 +132,10 @@ class GateShiftStep(nn.Module):
             return F.conv2d(means, self.fuse_weight, self.fuse_bias)
         frames, quarter = 2 * self.means, self.gated // 4
         natural = means.reshape(-1, frames, 2, quarter, 2).permute(0, 2, 1, 4, 3)  # neighbours side by side
-        logits = F.conv1d(natural.reshape(-1, 2 * frames, 2 * quarter), self.fuse_weight, self.fuse_bias,
-                          padding=1, groups=2)
-        return logits.reshape(-1, 2, 2, quarter).transpose(2, 3).reshape(-1, self.gated, 1, 1)
+        logits = F.conv1d(natural.reshape(-1, 2 * frames, 2 * quarter), self.fuse_weight, padding=1, groups=2)
+        logits = logits.reshape(-1, 2, 2, quarter).transpose(2, 3).reshape(-1, self.gated, 1, 1)
+        # The bias by a convolution: OpenVINO then keeps the maps it multiplies in their layout, 3 % of GSF-ResNet-50.
+        return F.conv2d(logits, self.ones, self.fuse_bias, groups=self.gated)
 
 
 def fuse_band(module: GateShiftFuse) -> tuple[Tensor, Tensor]:

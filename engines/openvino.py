@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gatestream.engines")
 
-CODE_VERSION = "5"  # raise when lowering or conversion change: entries of other versions are then not found
+CODE_VERSION = "6"  # raise when lowering or conversion change: entries of other versions are then not found
 PRECISIONS = {"f32": "f32", "bf16": "bf16"}
 DEVICE = "CPU"
 GRAPH = "step.xml"

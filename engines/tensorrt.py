@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gatestream.engines")
 
-CODE_VERSION = "1"  # raise when lowering or building change: entries of other versions are then not found
+CODE_VERSION = "2"  # raise when lowering or building change: entries of other versions are then not found
 PRECISIONS = {"int8": torch.float16, "f16": torch.float16, "f32": torch.float32}  # and the type of state and pixels
 CHOSEN = ("f16", "f32")  # fastest first; int8 is for those who ask for it, because it depends on its calibration
 DEVICE = "cuda"

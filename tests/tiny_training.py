@@ -49,7 +49,7 @@ class TinyBackbone(Backbone):
     def input_places(self) -> dict[str, int]:
         return {}
 
-    def default_places(self, module: str) -> tuple[str, ...]:
+    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
         return ("only",)
 
     def steps(self) -> list[Step]:

@@ -22,13 +22,11 @@ ON_INPUT = ("tsm", "stsm")  # modules on the input of a branch, not on the outpu
 class Backbone(nn.Module, ABC):
     """`forward(images_NCHW, hook) -> features_ND`; `hook(place, map)` is called at each place, in order.
 
-    width: D; input_size_hw: the size it was published for; percent: share of a map's channels that GSF gates
-    unless told otherwise. The stem is the first convolution registered.
+    width: D; input_size_hw: the size it was published for. The stem is the first convolution registered.
     """
 
     width: int
     input_size_hw: tuple[int, int] = (224, 224)
-    percent: int = 100
 
     @abstractmethod
     def places(self) -> dict[str, nn.Conv2d]:
@@ -39,8 +37,12 @@ class Backbone(nn.Module, ABC):
         """Name of each place at a branch's input -> the channels of the map there, in the hook's order."""
 
     @abstractmethod
-    def default_places(self, module: str) -> tuple[str, ...]:
+    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
         """Where modules of this kind ("gsm", "tsm", ...) sit unless told otherwise: on inputs for those `ON_INPUT`."""
+
+    def default_percent(self, causal: bool) -> int:
+        """Share of a map's channels that GSF gates unless told otherwise."""
+        return 100
 
     @abstractmethod
     def steps(self) -> Sequence[Step]:

@@ -49,7 +49,7 @@ class Inception(Backbone):
     def gated(self, module: str) -> tuple[str, ...]:
         """The convolution of each block that the GSM and GSF authors chose: on the first branch, mostly."""
 
-    def default_places(self, module: str) -> tuple[str, ...]:
+    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
         return tuple(f"{name}_input" if module in ON_INPUT else name for name in self.gated(module))
 
 

@@ -50,7 +50,6 @@ class InvertedResidual(nn.Module):
 
 class MobileNetV2(Backbone):
     width = WIDTH
-    percent = 25
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,11 +69,14 @@ class MobileNetV2(Backbone):
     def input_places(self) -> dict[str, int]:
         return {f"{name}_input": projection.out_channels for name, projection in self.places().items()}
 
-    def default_places(self, module: str) -> tuple[str, ...]:
+    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
         """Gates on late, small maps: earlier places cost as much and see little more (README, benchmark section)."""
         if module in ON_INPUT:
             return tuple(self.input_places())
         return tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
+
+    def default_percent(self, causal: bool) -> int:
+        return 25
 
     def steps(self) -> list[Step]:
         return [*(partial(self._layer, i) for i in range(len(self.features))), mean_over_space]

@@ -157,7 +157,8 @@ def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, cau
     read-out, 0 for none (causal networks only); places: where modules sit; shift: STSM's groups (see stsm.py); ahead:
     in a causal network, how many frames back the channels are found that look ahead in the published form, 2, 1 or 0,
     or None for the module's usual one; hop: on a stream, frames from one bidirectional clip's scores to the next, a
-    quarter of `segments` if None. Input size, percent and places of None are as the backbone was published.
+    quarter of `segments` if None. Input size, percent and places of None are as the backbone was published, but a
+    causal ResNet has gates in its last two stages only, on a quarter of the channels in GSF.
     Raises UsageError for an unknown architecture, place or shift, options that do not go together, and an input size
     that the backbone cannot take.
     """
@@ -177,11 +178,11 @@ def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, cau
     backbone = BACKBONES[backbone_name]()
     available = backbone.input_places() if module in ON_INPUT else {
         place: convolution.out_channels for place, convolution in backbone.places().items()}
-    wanted = set(backbone.default_places(module) if places is None else places) if module != "tsn" else set()
+    wanted = set(backbone.default_places(module, causal) if places is None else places) if module != "tsn" else set()
     unknown = sorted(wanted - set(available))
     if unknown:
         raise UsageError(f"places {unknown}", f"some of {', '.join(available)}", "choose from these")
-    share = backbone.percent if percent is None else percent
+    share = backbone.default_percent(causal) if percent is None else percent
     make: dict[str, Callable[[int], TemporalModule]] = {
         "tsm": lambda channels: TemporalShift(channels, causal, ahead=ahead),
         "gsm": lambda channels: GateShift(channels, causal, ahead),

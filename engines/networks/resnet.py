@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engines.networks.backbone import ON_INPUT, Backbone, Hook, Step, mean_over_space
 
 PLANES = (64, 128, 256, 512)
+LATE = ("layer3", "layer4")
 
 
 class Block(nn.Module):
@@ -83,8 +84,15 @@ class ResNet(Backbone):
     def input_places(self) -> dict[str, int]:
         return {f"{place}_input": block.inputs for place, block in self.blocks().items()}
 
-    def default_places(self, module: str) -> tuple[str, ...]:
-        return tuple(self.input_places() if module in ON_INPUT else self.blocks())
+    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
+        """As published in every block; causal gates in the last two stages, as the maps before them are so large that
+        keeping their past costs most of a step (README, benchmark section)."""
+        if module in ON_INPUT:
+            return tuple(self.input_places())
+        return tuple(place for place in self.blocks() if not causal or place.startswith(LATE))
+
+    def default_percent(self, causal: bool) -> int:
+        return 25 if causal else 100
 
     def steps(self) -> list[Step]:
         return [self._stem, *(partial(block, place=place) for place, block in self.blocks().items()), mean_over_space]

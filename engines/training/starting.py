@@ -115,9 +115,9 @@ def options_of(network: Network) -> dict[str, Any]:
     channels = {place: conv.out_channels for place, conv in network.backbone.places().items()}
     gated = [(module.channels, channels[place]) for place, module in network.temporal.items()
              if isinstance(module, GateShiftFuse)]
-    percent: int | None = network.backbone.percent
-    if any(gated_channels(all_, network.backbone.percent) != f for f, all_ in gated):
-        percent = official.share_gated(gated)
+    usual = network.backbone.default_percent(network.causal)
+    as_usual = all(gated_channels(all_, usual) == f for f, all_ in gated)
+    percent = usual if as_usual else official.share_gated(gated)
     if percent is None:
         raise ModelError(f"a {network.architecture} that gates another share at each place", "one share",
                          "start from another file")
