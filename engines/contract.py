@@ -26,11 +26,14 @@ class EventRule(BaseModel):
     report_unknown: bool = False
 
 
+INNER_MOST = 64  # wider would cost more than 3 % of a small network's step
+
+
 class FusionRule(BaseModel):
     """How the clips of a window become one descriptor; the arguments of `engines.networks.fusion.GatedClipFusion`.
 
     relate: what tells each clip of the others; gate: each clip has a gate, else all are open; tied: both directions
-    share their weights; inner: width inside fusion and gate, a quarter of the descriptor's if None;
+    share their weights; inner: width inside fusion and gate, a quarter of the descriptor's up to `INNER_MOST` if None;
     keep: only so many clips, those with the largest gates, decide; keep_above: only clips with such a gate decide.
     """
 
@@ -45,7 +48,7 @@ class FusionRule(BaseModel):
 
     def inner_width(self, width: int) -> int:
         """The inner width for descriptors of `width` features."""
-        return self.inner or max(1, width // 4)
+        return self.inner or max(1, min(width // 4, INNER_MOST))
 
 
 class Contract(BaseModel):

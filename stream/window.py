@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -68,10 +69,11 @@ class Window:
     def __init__(self, clip_frames: int, window_clips: int, features: int, fusion: Fusion | None = None) -> None:
         self._clip_frames = clip_frames
         self._fusion = fusion or AverageFusion()
-        self._clips = Ring(window_clips, features)
-        self._counts = Ring(window_clips, 1, np.int64)
-        self._projected = Ring(window_clips, self._fusion.project(np.zeros((1, features), np.float32)).shape[1])
         self._sum_D = np.zeros(features)
+        none_1D = np.zeros((1, features), np.float32)
+        self._newest_1X = np.concatenate([none_1D, self._fusion.project(none_1D)], axis=1)  # clip and projection
+        self._newest_1D, self._projected_1X = self._newest_1X[:, :features], self._newest_1X[:, features:]
+        self._clips = Ring(window_clips, self._newest_1X.shape[1])
         self._count = 0
 
     def push(self, features_D: Floats) -> Fused:
@@ -80,23 +82,27 @@ class Window:
             self._sum_D[:] = 0
             self._count = 0
             self._clips.append(0)
-            self._counts.append(0)
-            self._projected.append(0)
         self._count += 1
         self._sum_D += features_D
-        self._clips.replace_newest(self._sum_D / self._count)
-        self._counts.replace_newest(self._count)
-        clips_CD = self._clips.rows()
-        self._projected.replace_newest(self._fusion.project(clips_CD[-1:])[0])
-        descriptor_D, gates_C = self._fusion.fuse(clips_CD, self._counts.rows()[:, 0], self._projected.rows())
+        self._newest_1D[:] = self._sum_D / self._count
+        self._projected_1X[:] = self._fusion.project(self._newest_1D)
+        self._clips.replace_newest(self._newest_1X)
+        rows_CX, D = self._clips.rows(), len(self._sum_D)
+        counts_C = _counts(len(rows_CX), self._clip_frames, self._count)
+        descriptor_D, gates_C = self._fusion.fuse(rows_CX[:, :D], counts_C, rows_CX[:, D:])
         return Fused(descriptor_D, tuple(gates_C.tolist()))
 
     def reset(self) -> None:
         """Forgets everything: the next frame starts a first clip."""
         self._clips.clear()
-        self._counts.clear()
-        self._projected.clear()
         self._count = 0
+
+
+@lru_cache(maxsize=1024)
+def _counts(clips: int, clip_frames: int, newest: int) -> NDArray[np.int64]:
+    counts_C = np.full(clips, clip_frames)
+    counts_C[-1] = newest
+    return counts_C
 
 
 class ClipWindow:

@@ -47,8 +47,8 @@ class GatedClipFusion(nn.Module):
                  keep_above: float | None = None, clips: int | None = None) -> None:
         """relate: what tells each clip of the others; gate: False leaves every gate open; tied: both directions
         share their weights (and attention its normalisation, so that the order of clips no longer matters);
-        inner: d, D / 4 by default; keep, keep_above: outside training only that many clips with the largest gates
-        decide (equal gates stay together), or those with such a gate, at least the best one;
+        inner: d, by default D / 4 up to 64; keep, keep_above: outside training only that many clips with the largest
+        gates decide (equal gates stay together), or those with such a gate, at least the best one;
         clips: a gate that squeezes and excites a window of just so many clips instead, for whole videos offline.
 
         Raises UsageError for an option that cannot be.
