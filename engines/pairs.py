@@ -97,6 +97,15 @@ def with_fusion(model: Model, form: str) -> Model:
     return fused
 
 
+def with_hop(model: Model, hop: int) -> Model:
+    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError, ModelError."""
+    if not bidirectional(model):
+        raise UsageError(f"a hop for {model.contract.name}, which is causal", "a bidirectional model with it",
+                         "leave the hop out: every frame is scored")
+    options = {**model.contract.options, "hop": hop}
+    return Model(model.contract.model_copy(update={"options": options}), model.tensors, model.digest, model.path)
+
+
 def open_sample(model: Model, engine: str) -> Engine:
     """The f32 engine of a sampled model, built anew and kept nowhere. auto: the best there is."""
     return engine_of(model.network, model.contract, usual(engine), "f32")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engines.errors import UsageError
+from stream.data_commands import Kind
 from stream.options import EngineName, Hop, ModelArgument
 
 if TYPE_CHECKING:
@@ -114,6 +115,14 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
           steps: Annotated[int, typer.Option(min=10, metavar="N", help="Frames timed for each figure.")] = 400,
           fusion: Annotated[str | None, typer.Option(metavar="FORM", help=(
               "Time this clip fusion with random weights, attention or bigru, instead of the model's own."))] = None,
+          hop: Hop = None,
+          data: Annotated[Path | None, typer.Option(metavar="DATASET", help=(
+              "Instead: frames a second that this dataset's recordings give, and that training the model takes."))]
+          = None,
+          kind: Annotated[Kind, typer.Option(help="What the dataset is; auto: told by its files.")] = "auto",
+          media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
+              "Where the dataset's recordings are, when not with the annotations."))] = None,
+          workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that decode the dataset.")] = 1,
           json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
           soak: Annotated[float | None, typer.Option(min=0.1, metavar="MINUTES", help=(
               "Watch memory over so many minutes of simulated stream instead."))] = None) -> None:
@@ -129,12 +138,15 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
 
       gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50
 
+      gatestream bench gesture --data data/egogestar --workers 2
+
       gatestream bench --soak 10
     """
     names = models or ["gesture"]
-    if len(names) > 1 and (soak is not None or fusion is not None):
-        raise UsageError(f"{len(names)} models with --{'fusion' if soak is None else 'soak'}", "one model with it",
-                         "measure one after the other")
+    single = [name for name, value in (("soak", soak), ("fusion", fusion), ("data", data), ("hop", hop))
+              if value is not None]
+    if len(names) > 1 and single:
+        raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
     if soak is not None:
         from stream.soak import soak as watch
         seen = watch(names[0], soak, engine)
@@ -142,9 +154,15 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
               f"resident (largest {seen.largest_mb:.0f}), growing {seen.slope_mb_per_minute:+.3f} MB a minute")
         return
     import engines
-    from engines.pairs import is_architecture, measured, sample, table, with_fusion
+    from engines.pairs import is_architecture, measured, sample, table, with_fusion, with_hop
 
     files = {name: engines.load(name) for name in names if not is_architecture(name)}
+    if data is not None:
+        from engines.training import pace
+        from engines.training.datasets import open_dataset
+        found = pace.pace(files.get(names[0]) or sample(names[0]), open_dataset(data, kind, media=media), workers)
+        _print_report(found.as_json(), pace.lines(found), json)
+        return
     if len(names) > 1:
         rows = [measured(files.get(name) or sample(name), engine, steps) for name in names]
         _print_report(rows, table(rows), json)
@@ -154,6 +172,8 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
     from stream.scoring import Scorer
 
     model = files.get(names[0]) or sample(names[0])
+    if hop is not None:
+        model = with_hop(model, hop)
     if fusion is not None:
         model = with_fusion(model, fusion)
     plain = None if model.contract.fusion is None else Scorer(_Averaging(model)).score

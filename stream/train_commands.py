@@ -36,6 +36,13 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Learn from this bidirectional network's scores, too: a model file or official checkpoint."))] = None,
           rule: Annotated[str | None, typer.Option(metavar="NAME", help=(
               "How a bidirectional FILE to start from becomes causal: dropped-one, moved-two, ..."))] = None,
+          memory: Annotated[int | None, typer.Option(min=0, max=4096, metavar="N", help=(
+              "Width of a causal network's recurrent read-out, 0 for none (gatestream). Default: 128."))] = None,
+          ahead: Annotated[int | None, typer.Option(min=0, max=2, metavar="N", help=(
+              "How many frames back causal modules find the channels that look ahead in the published form "
+              "(gatestream). Default: as usual for the module."))] = None,
+          keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
+              "Start gates as published, which mixes up the channels of ImageNet's weights (gatestream)."))] = False,
           kind: Annotated[str, typer.Option(metavar="NAME", help="Kind of dataset. See `gatestream data`.")] = "auto",
           idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without gestures. May be "
                                                                                  "given several times.")] = None,
@@ -131,7 +138,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         of_streams = Recipe(dataset=dataset, out=out, init=init, idle=tuple(idle or ()), name=named,
                             without_fold=without_fold, idle_without=tuple(idle_without or ()),
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
-                            memory=Recipe.memory if live else 0, temperature=now,
+                            memory=(Recipe.memory if live else 0) if memory is None else memory, ahead=ahead,
+                            transparent=not keep_interleave, temperature=now,
                             window_temperature=window, architecture=arch or Recipe.architecture,
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
                             patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,9 @@ from engines.doctor import doctor
 from engines.errors import EngineError, UsageError
 from engines.lowering import StepNetwork
 from engines.model import Model
+from engines.training import pace
+from engines.training.datasets.base import Dataset, Media, Segment
+from engines.training.datasets.decode import DecodeRate
 from engines.windowed import WindowedEngine
 
 LAWS = ["any split of a clip = the clip", "stream on openvino = clip", "stream on eager = clip"]
@@ -198,3 +202,30 @@ def test_clip_fusion_is_timed_beside_the_mean(model: Model, monkeypatch: pytest.
 def test_several_models_need_an_engine_by_name(model: Model, engine: str) -> None:
     with pytest.raises(UsageError, match=engine):
         pairs.measured(model, engine)
+
+
+def test_a_hop_is_the_models_own_option(tmp_path: Path, model: Model) -> None:
+    both = make_model(tmp_path, causal=False, segments=4, hop=2)
+    assert pairs.with_hop(both, 3).network.hop == 3
+    assert both.network.hop == 2
+    with pytest.raises(UsageError, match="a hop for test, which is causal"):
+        pairs.with_hop(model, 2)
+
+
+@pytest.mark.parametrize(("trained", "decoded", "verdict"), [(100.0, 300, "keeps up: 1.50"),
+                                                             (400.0, 400, "waits for decoding: 0.50")])
+def test_it_is_said_who_waits(trained: float, decoded: int, verdict: str) -> None:
+    said = pace.lines(pace.Pace(trained, DecodeRate(decoded, 1.0, 1, 2)))
+    assert verdict in said[-1]
+    assert any("2 segments could not be decoded" in line for line in said)
+
+
+def test_training_and_decoding_are_paced(model: Model, tmp_path: Path) -> None:
+    for k in range(8):
+        cv2.imwrite(str(tmp_path / f"img_{k:05d}.png"), np.full((48, 64, 3), 20 * k, np.uint8))
+    data = Dataset("a", {"action": ("x",)}, {"train": [Segment("one", Media(tmp_path, 5.0, first=0), 0.0, 1.0)]})
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    found = pace.pace(model, data, seconds=0.01)
+    assert found.trained_per_s > 0
+    assert found.as_json()["wanted_frames_per_s"] == 2 * found.trained_per_s
+    assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())

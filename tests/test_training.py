@@ -22,7 +22,7 @@ from engines.training.calibrate import temperature
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
 from engines.training.streaming import subsample_depthwise
-from engines.training.streams import GRACE_FRAMES, MIRRORED, REVERSED, Material, Stream
+from engines.training.streams import BUSY, GRACE_FRAMES, MIRRORED, NEVER_S, REVERSED, Material, Stream
 from engines.training.train import Recipe, train
 
 
@@ -279,3 +279,41 @@ def test_what_is_left_out_calibrates(dataset: Path, tmp_path: Path) -> None:
     (dataset / "idle" / "more.avi").write_bytes((dataset / "idle" / "work.avi").read_bytes())
     train(fitted, lambda _: None)
     assert engines.load(fitted.out).contract.temperature["gesture"] != 1.7
+
+
+def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trained.safetensors"
+    train(recipe(dataset, out, causal=False, memory=0, without_fold=2), lambda _: None)
+    contract = engines.load(out).contract
+    assert (contract.options["causal"], contract.options["segments"]) == (False, 6)
+    assert (contract.receptive_frames, contract.clip_frames, contract.window_clips) == (6, 6, 1)
+    assert engines.load(out).network.segments == 6
+
+
+def test_modules_may_start_as_published_and_look_elsewhere(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trained.safetensors"
+    network = train(recipe(dataset, out, iterations=1, ahead=1, transparent=False), lambda _: None)
+    assert engines.load(out).contract.options["ahead"] == 1
+    gate = network.get_parameter("temporal.features_9.conv3D.weight")
+    assert float(gate.abs().mean()) > 0.005  # drawn at random, where a transparent one starts from nothing
+
+
+def test_rendered_idle_sections_are_busy_and_hold_no_gesture() -> None:
+    stream = Stream(Material([], [], {}, []), (*LABELS, BACKGROUND), (36, 48), 7.5, np.random.default_rng(0), 1.0)
+    frames = list(stream._rendered(12.0, NEVER_S, BUSY))
+    assert {frame.label for frame in frames} == {10}
+    tips = np.array([frame.tip_xy for frame in frames if frame.tip_xy])
+    assert len(tips) > 40
+    assert np.ptp(tips, axis=0).min() > 0.2
+
+
+def test_gestures_of_sparse_streams_are_far_apart() -> None:
+    stream = Stream(Material([], [], {}, []), (*LABELS, BACKGROUND), (36, 48), 7.5, np.random.default_rng(1), 1.0)
+    gestures: dict[int, list[int]] = {}
+    for k, frame in enumerate(islice(stream.sparse((4.0, 8.0)), 900)):
+        if frame.gesture >= 0:
+            gestures.setdefault(frame.gesture, []).append(k)
+    assert len(gestures) > 3
+    whole = [len(frames) / (frames[-1] - frames[0] + 1) for frames in gestures.values()]
+    assert min(whole) == 1.0
+    assert sum(map(len, gestures.values())) < 900 * 0.6

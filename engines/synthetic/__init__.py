@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from engines.synthetic.hand import Hand, Look, Posture
 from engines.synthetic.scene import Scene
-from engines.synthetic.script import Pose, Script, Span
-from engines.synthetic.strokes import BACKGROUND, LABELS, Points, StrokeSource, stray, stroke
+from engines.synthetic.script import IDLE, Pose, Script, Span
+from engines.synthetic.strokes import BACKGROUND, LABELS, Points, StrokeSource, stray, stroke, unlike_gestures
 
-__all__ = ["BACKGROUND", "LABELS", "Hand", "Look", "Points", "Pose", "Posture", "Scene", "Script", "Simulation",
-           "Span", "StrokeSource", "stray", "stroke"]
+__all__ = ["BACKGROUND", "IDLE", "LABELS", "Hand", "Look", "Points", "Pose", "Posture", "Scene", "Script", "Simulation",
+           "Span", "StrokeSource", "stray", "stroke", "unlike_gestures"]
 
 
 class Simulation:

@@ -8,7 +8,7 @@ Only `stroke` is the gesture; everything else is background.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from engines.synthetic.hand import POSTURES, Posture
 from engines.synthetic.strokes import LABELS, Points, StrokeSource, stray, stroke
 
 Range = tuple[float, float]
+
+# What a hand does between gestures: shares of goings away, rests, ways to somewhere, motion like a gesture, and waits.
+IDLE: dict[str, float] = {"leave": 0.3, "rest": 0.15, "roam": 0.25, "stray": 0.2, "hover": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +70,17 @@ class Script:
     strays: rng -> the same for motion that is no gesture; labels: the gestures to draw, all equally often;
     idle_s: time between two strokes (at least the approach); approach_s, hover_s: time to reach the start of a
     stroke, and to wait before and after it; box: longer side of a stroke as a fraction of the frame;
-    aspect: frame width / height.
+    idle: shares of what a hand does between gestures; aspect: frame width / height.
     """
 
     def __init__(self, rng: np.random.Generator, strokes: StrokeSource = stroke, labels: Sequence[str] = LABELS,
                  idle_s: Range = (1.5, 5.0), approach_s: Range = (0.2, 0.8), hover_s: Range = (0.0, 0.6),
                  box: Range = (0.25, 0.7), strays: Callable[[np.random.Generator], tuple[Points, float]] = stray,
-                 aspect: float = 4 / 3) -> None:
+                 idle: Mapping[str, float] = IDLE, aspect: float = 4 / 3) -> None:
         self._rng, self._strokes, self._strays, self._labels = rng, strokes, strays, tuple(labels)
         self._idle_s, self._approach_s, self._hover_s = idle_s, approach_s, hover_s
         self._box, self._aspect = box, aspect
+        self._actions, self._shares = list(idle), np.array(list(idle.values())) / sum(idle.values())
         self._parts: deque[_Part] = deque()
         self._spans: list[Span] = []
         self._bag: list[str] = []
@@ -141,7 +145,7 @@ class Script:
                 self._posture = POSTURES[rng.choice(3, p=[0.5, 0.3, 0.2])]
                 self._move(self._anywhere(), min(rng.uniform(0.3, 1.0), left_s))
             return
-        action = rng.choice(["leave", "rest", "roam", "stray", "hover"], p=[0.3, 0.15, 0.25, 0.2, 0.1])
+        action = rng.choice(self._actions, p=self._shares)
         if action == "leave":
             self._move(self._outside(), min(rng.uniform(0.25, 0.9), left_s / 2))
             self._add(min(rng.uniform(0.1, 2.0), left_s / 2), None)

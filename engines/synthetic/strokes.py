@@ -36,6 +36,8 @@ DURATIONS: dict[str, Duration] = {
 _SPREAD = 0.38  # of the logarithm of a duration
 
 STRAYS = {"wander": 0.3, "zigzag": 0.15, "early": 0.2, "backwards": 0.15, "scribble": 0.1, "diagonal": 0.1}
+# Not those that begin as a gesture, nor those that run the other way round: some people draw gestures so.
+CLEAR_STRAYS = {"wander": 0.5, "zigzag": 0.2, "scribble": 0.15, "diagonal": 0.15}
 
 
 def stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
@@ -74,6 +76,11 @@ def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tup
         angle = np.deg2rad(rng.uniform(30, 60)) + rng.integers(4) * np.pi / 2
         points = _humanise(np.array([[0, 0], [np.cos(angle), np.sin(angle)]]), rng)
     return _boxed(points), float(rng.uniform(0.6, 4.0))
+
+
+def unlike_gestures(rng: np.random.Generator) -> tuple[Points, float]:
+    """Motion that nobody would take for a gesture, or for the beginning of one."""
+    return stray(rng, CLEAR_STRAYS)
 
 
 def _ideal(label: str, rng: np.random.Generator) -> Points:

@@ -113,9 +113,8 @@ def contract_of(recipe: OfficialRecipe, network: Network, data: Dataset, clip_s:
     published = PREPROCESSING.get(backbone, {}).get("cover_hw", (256, 256))
     cover_hw = tuple(size * cover // usual for size, cover, usual in
                      zip(size_hw, published, network.backbone.input_size_hw, strict=True))
-    options = options_of(network) | ({} if network.causal else {"segments": T})
     heads = {head: tuple(labels) for head, labels in data.heads.items()}
-    return Contract(name=recipe.name, architecture=network.architecture, options=options, heads=heads,
+    return Contract(name=recipe.name, architecture=network.architecture, options=options_of(network), heads=heads,
                     frame_rate=T / clip_s, input_size_hw=size_hw, cover_hw=(cover_hw[0], cover_hw[1]),
                     resize_filter="pillow-bilinear", receptive_frames=1 + network.reach if network.causal else T,
                     warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),

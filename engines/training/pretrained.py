@@ -30,8 +30,9 @@ HUB_MODELS = {"mobilenetv2": "timm/mobilenetv2_100.ra_in1k", "resnet18": "timm/r
 EPS = 1e-5
 
 
-def start_from(network: Network, weights: str | Path) -> None:
-    """Fills in the backbone and makes the temporal modules transparent. Raises UsageError, ModelError."""
+def start_from(network: Network, weights: str | Path, transparent: bool = True) -> None:
+    """Fills in the backbone and makes the temporal modules transparent, or leaves them as published: they interleave
+    what the backbone's weights keep apart. Raises UsageError, ModelError."""
     backbone = network.architecture.partition("-")[2]
     path = _from_hub(backbone) if str(weights) == "imagenet" else Path(weights)
     if not path.is_file():
@@ -48,7 +49,8 @@ def start_from(network: Network, weights: str | Path) -> None:
         raise ModelError(f"{path} without {', '.join(missing[:3])} of the right shape",
                          f"{backbone} weights with torchvision or timm names", "choose another file")
     network.backbone.load_state_dict({name: state[name].float() for name in wanted}, strict=False)
-    make_transparent(network)
+    if transparent:
+        make_transparent(network)
 
 
 def make_transparent(network: Network) -> None:

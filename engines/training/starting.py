@@ -29,19 +29,20 @@ RULE = "dropped-one"
 
 def started(architecture: str, heads: Mapping[str, int], init: str, *, causal: bool, segments: int = 8,
             rule: str = RULE, input_size_hw: tuple[int, int] | None = None, memory: int = 0,
-            dropout: float = 0.5) -> Network:
+            dropout: float = 0.5, ahead: int | None = None, transparent: bool = True) -> Network:
     """A network in training mode with these heads (labels per head).
 
     init: "imagenet", backbone weights, a model file or an official checkpoint. The two last are whole networks, which
     bring their own architecture, input size and memory; a bidirectional one becomes causal by `rule` (see
     `engines.causal`). Their heads are kept where labels agree in number: one head only, or heads of the same names.
+    With weights of a backbone, ahead is as in `engines.build`, transparent as in `start_from`.
     Raises UsageError, ModelError.
     """
     network = _whole_network(init, segments)
     if network is None:
         network = build(architecture, heads=heads, causal=causal, segments=segments, input_size_hw=input_size_hw,
-                        memory=memory, dropout=dropout)
-        start_from(network, init)
+                        memory=memory, dropout=dropout, ahead=ahead)
+        start_from(network, init, transparent)
         return network
     if network.causal and not causal:
         raise UsageError(f"a bidirectional network from {init}, which is causal", "a bidirectional one to start from",
@@ -126,4 +127,4 @@ def options_of(network: Network) -> dict[str, Any]:
     ahead = {module.ahead for module in network.temporal.values() if isinstance(module, TemporalModule)} - {None}
     if ahead:
         (options["ahead"],) = ahead
-    return options
+    return options if network.causal else {**options, "segments": network.segments}

@@ -4,14 +4,14 @@ A stream is a chain of sections, drawn at random:
 
     real      a recorded gesture, with idle time before and after it, at a random speed
     rendered  a simulated performance over a rendered room, a photograph or a frame of footage
-    idle      footage of daily work, other hand motion, empty rooms
+    idle      footage of daily work, other hand motion; rendered hands that draw, and draw no gesture
 
 Every frame carries its truth. Nothing here knows torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.synthetic import BACKGROUND, Pose, Scene, Script, stray, stroke
+from engines.synthetic import BACKGROUND, IDLE, Pose, Scene, Script, stroke, unlike_gestures
 from engines.training.augment import Augmentation
 from engines.training.egogestar import UNCLASSIFIED, Footage
 
@@ -27,8 +27,8 @@ Image = NDArray[np.uint8]
 T = TypeVar("T")
 MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
-# Not the strays that begin as a gesture, nor squares the other way round: some people draw them so.
-STRAYS = {"wander": 0.5, "zigzag": 0.2, "scribble": 0.15, "diagonal": 0.15}
+NEVER_S = (60.0, 90.0)  # until the first gesture of a rendered idle section: longer than any
+BUSY = {"leave": 0.1, "rest": 0.1, "roam": 0.3, "stray": 0.45, "hover": 0.05}  # hands of these sections, see `Script`
 GRACE_FRAMES = 2  # frames after a gesture's end in which either answer is right
 
 
@@ -82,8 +82,11 @@ class Stream:
     def frames(self) -> Iterator[Labelled]:
         """Frames of one section after another, for ever."""
         while True:
-            if self._rng.random() < 0.18 and self._material.idle:
+            kind = self._rng.random()
+            if kind < 0.15 and self._material.idle:
                 yield from self._idle(self._rng.uniform(1.5, 6.0))
+            elif kind < 0.3:
+                yield from self._rendered(self._rng.uniform(4.0, 12.0), NEVER_S, BUSY)
             elif self._rng.random() < self._rendered_share or not self._by_label:
                 yield from self._rendered(self._rng.uniform(4.0, 16.0))
             else:
@@ -160,7 +163,8 @@ class Stream:
         for frame in picks[first:first + self._count(seconds)]:
             yield Labelled(change(footage.images[frame]), self._background)
 
-    def _rendered(self, seconds: float, idle_s: tuple[float, float] = (0.6, 3.0)) -> Iterator[Labelled]:
+    def _rendered(self, seconds: float, idle_s: tuple[float, float] = (0.6, 3.0),
+                  idle: Mapping[str, float] = IDLE) -> Iterator[Labelled]:
         """A simulated performance, joined at a random moment."""
         rng = self._rng
         backdrop = None
@@ -168,8 +172,8 @@ class Stream:
             backdrop = _one_of(self._material.backgrounds, rng)
             backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
         scene = Scene(rng, self._size_hw, backdrop)
-        script = Script(rng, strokes=self._stroke, labels=self._drawn, idle_s=(0.6, 3.0),
-                        strays=lambda rng: stray(rng, STRAYS), aspect=self._size_hw[1] / self._size_hw[0])
+        script = Script(rng, strokes=self._stroke, labels=self._drawn, idle_s=idle_s, idle=idle,
+                        strays=unlike_gestures, aspect=self._size_hw[1] / self._size_hw[0])
         speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))
         start = rng.uniform(0, 3.0)
         light = self._change(mirror=False)

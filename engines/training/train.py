@@ -55,7 +55,8 @@ class Recipe:
     What is left out (clips or videos) calibrates the model instead. average: decay of the running mean
     of the weights that is saved; validate_every: iterations from one look at what is left out to the next, 0 for none:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
-    rule: how a bidirectional start becomes causal (see `engines.causal`).
+    rule: how a bidirectional start becomes causal (see `engines.causal`); ahead, transparent: how modules that the
+    start lacks begin (see `started`). A network that is not causal is trained and used on clips of `chunk` frames.
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -90,6 +91,8 @@ class Recipe:
     validate_every: int = 0
     patience: int = 0
     rule: str = RULE
+    ahead: int | None = None
+    transparent: bool = True
     name: str = "gesture"
     temperature: float = 1.0
     window_temperature: float = 1.0
@@ -105,15 +108,18 @@ def contract_of(recipe: Recipe, network: Network, heads: Mapping[str, tuple[str,
                 background: str | None = BACKGROUND) -> Contract:
     """The contract a trained network goes out with; heads of None are EgoGestAR's."""
     labels = {"gesture": recipe.labels} if heads is None else dict(heads)
+    T = network.segments
+    clips = ({"receptive_frames": 1 + network.reach, "clip_frames": 6, "window_clips": 4} if network.causal else
+             {"receptive_frames": T, "clip_frames": T, "window_clips": 1})
     return Contract(
         name=recipe.name, architecture=network.architecture, options=options_of(network), heads=labels,
         frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
-        receptive_frames=1 + network.reach, warmup_frames=4, clip_frames=6, window_clips=4, max_gap_s=1.0,
+        warmup_frames=4, max_gap_s=1.0,
         temperature=dict.fromkeys(labels, recipe.temperature),
         window_temperature=dict.fromkeys(labels, recipe.window_temperature), background=background,
         events=EVENTS if heads is None else EventRule(),
         provenance={"recipe": {key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED},
-                    **recipe.provenance}, **pixels_of(network.architecture))
+                    **recipe.provenance}, **clips, **pixels_of(network.architecture))
 
 
 def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
@@ -177,7 +183,8 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     pool = None if data is None else Pool(data, "train")
     heads = {"gesture": recipe.labels} if pool is None else pool.heads
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
-                      causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory, rule=recipe.rule)
+                      causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory, rule=recipe.rule,
+                      segments=recipe.chunk, ahead=recipe.ahead, transparent=recipe.transparent)
     contract = contract_of(recipe, network)
     if pool is not None and data is not None:
         named = replace(recipe, provenance={"data": data.name, **recipe.provenance})

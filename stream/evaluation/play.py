@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.synthetic import Simulation
+from engines.synthetic import Simulation, unlike_gestures
 from engines.training.datasets import Media, Segment
 from engines.training.datasets.media import number
 from stream.frame import Frame, Image
@@ -90,7 +90,7 @@ def rendered_idle(seconds: float, rate: float, seed: int = 0, room_s: float = RO
 def idle_room(seconds: float, rate: float, seed: int) -> Simulation:
     """A room whose first gesture comes after `seconds`."""
     never_s = 2 * seconds + 60.0
-    return Simulation(seed, ROOM_HW, rate, idle_s=(never_s, never_s))
+    return Simulation(seed, ROOM_HW, rate, idle_s=(never_s, never_s), strays=unlike_gestures)
 
 
 def _room(seconds: float, rate: float, seed: int) -> Frames:
