@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 import engines
 from engines.errors import DatasetError, ModelError
 from engines.networks.mobilenetv2 import STAGES
-from engines.networks.network import build
+from engines.networks.network import Network, build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
-from engines.training import egogestar
+from engines.training import egogestar, streaming
 from engines.training.calibrate import temperature
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
-from engines.training.streaming import subsample_depthwise
+from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, MIRRORED, NEVER_S, REVERSED, Material, Stream
 from engines.training.train import Recipe, train
 
@@ -317,3 +317,23 @@ def test_gestures_of_sparse_streams_are_far_apart() -> None:
     whole = [len(frames) / (frames[-1] - frames[0] + 1) for frames in gestures.values()]
     assert min(whole) == 1.0
     assert sum(map(len, gestures.values())) < 900 * 0.6
+
+
+def test_frozen_steps_are_computed_apart_to_the_same_end(dataset: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(name: str, **changes: object) -> dict[str, torch.Tensor]:
+        how = recipe(dataset, tmp_path / f"{name}.safetensors", iterations=2, precision="f32", **changes)
+        return train(how, lambda _: None).state_dict()
+
+    apart, loose = trained("apart"), trained("loose", frozen_layers=0)
+    monkeypatch.setattr(StreamTask, "_early", lambda self, frames: frames)
+    monkeypatch.setattr(streaming, "split", lambda network: (0, frozen_first(network)))
+    whole = trained("whole")
+    for name, value in whole.items():
+        torch.testing.assert_close(apart[name], value, rtol=1e-4, atol=1e-5)
+    stem = next(name for name in whole if name.endswith("weight"))
+    assert not torch.equal(loose[stem], whole[stem])
+
+
+def frozen_first(network: Network) -> torch.Tensor:
+    return torch.zeros(1, 3, *network.input_size_hw)

@@ -27,7 +27,9 @@ from engines.training.ranks import Ranks
 from engines.training.rows import Batch, Chunks, OpenStream, Schedule
 from engines.training.runfolder import Row
 from engines.training.task import Mixed, Task, Term, averaged
+from engines.windowed import split
 
+FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
 WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the helper's part falls, and never to nothing
 
 
@@ -95,6 +97,7 @@ class StreamTask(Task[Batch]):
         mobile = isinstance(network.backbone, MobileNetV2)
         subsample_depthwise(network)
         self.helper = self._finds_tips = Helper(network).to(ranks.device) if helped and mobile else None
+        self._frozen = min(rates.frozen_layers, split(network)[0]) if mobile else 0
         for layer in range(rates.frozen_layers if mobile else 0):
             network.backbone.get_submodule(f"features.{layer}").requires_grad_(False)
         groups = [([p for p in network.backbone.parameters() if p.requires_grad], rates.backbone),
@@ -116,6 +119,14 @@ class StreamTask(Task[Batch]):
     def batches(self, first: int) -> Iterator[Batch]:
         return Chunks(self._open, self._schedule, self._rows, self._chunk, first,
                       self._iterations).batches(self._workers)
+
+    @torch.no_grad()
+    def _early(self, frames: Tensor) -> Tensor:
+        """What the frozen steps make of each frame."""
+        if not self._frozen:
+            return frames
+        parts = frames.chunk(-(-len(frames) // FROZEN_AT_ONCE)) if frames.device.type == "cpu" else [frames]
+        return torch.cat([self.network.backbone(part, lambda _, x: x, slice(self._frozen)) for part in parts])
 
     def fresh_state(self) -> State:
         return self.network.fresh_state(len(self._rows))
@@ -149,7 +160,9 @@ class StreamTask(Task[Batch]):
         state = tuple(leaf * keep.view(-1, *[1] * (leaf.ndim - 1)) for leaf in state)
         frames = torch.from_numpy(normalise(batch.pixels.flatten(0, 1).numpy(), self.contract)).to(device)
         with mixed():
-            features, state = self.network(frames.view(*batch.pixels.shape[:2], *frames.shape[1:]), state)
+            maps = self._early(frames)
+            features, state = self.network(maps.view(*batch.pixels.shape[:2], *maps.shape[1:]), state,
+                                           slice(self._frozen, None))
         state = tuple(leaf.detach().float() for leaf in state)
         truth = Truth(*(column.to(device) for column in batch.truth))
         terms: dict[str, Term] = {}
