@@ -55,6 +55,9 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           without_fold: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out fold N; 0: none.")] = 0,
           without_label: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
               "Never see this gesture, and have no label for it. Likewise."))] = None,
+          rendered_only: Annotated[bool, typer.Option("--rendered-only", help=(
+              "Learn gestures from rendered hands only: of the recordings, places are used and no label (EgoGestAR)."))]
+          = False,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 2400,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
@@ -116,8 +119,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
     own_reader = not official and kind in ("auto", "egogestar") and (dataset / "manifest.csv").is_file()
     data = None if own_reader else open_dataset(dataset, kind)
-    if data is not None and (idle or idle_without or without_label):
-        option = "idle" if idle or idle_without else "without-label"
+    if data is not None and (idle or idle_without or without_label or rendered_only):
+        option = ("idle" if idle or idle_without else "without-label" if without_label else "rendered-only")
         raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
     size_hw = _size_hw(size)
     arch = arch or architecture_of_start(init)
@@ -139,7 +142,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             without_fold=without_fold, idle_without=tuple(idle_without or ()),
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
                             memory=(Recipe.memory if live else 0) if memory is None else memory, ahead=ahead,
-                            transparent=not keep_interleave, temperature=now,
+                            transparent=not keep_interleave, rendered_only=rendered_only, temperature=now,
                             window_temperature=window, architecture=arch or Recipe.architecture,
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
                             patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_l
 from engines.training.pretrained import folded, start_from
 from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, MIRRORED, NEVER_S, REVERSED, Material, Stream
-from engines.training.train import Recipe, train
+from engines.training.train import Recipe, gather, train
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +338,10 @@ def test_frozen_steps_are_computed_apart_to_the_same_end(dataset: Path, tmp_path
 
 def frozen_first(network: Network) -> torch.Tensor:
     return torch.zeros(1, 3, *network.input_size_hw)
+
+
+def test_rendered_only_takes_no_label_from_recordings(dataset: Path, tmp_path: Path) -> None:
+    how = recipe(dataset, tmp_path / "trained.safetensors", rendered_only=True)
+    material = gather(how, lambda _: None)
+    assert (len(material.gestures), material.strokes, len(material.idle)) == (0, {}, 1)
+    assert len(material.backgrounds) > len(gather(replace(how, idle=()), lambda _: None).backgrounds) > len(LABELS)

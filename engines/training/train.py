@@ -56,7 +56,8 @@ class Recipe:
     of the weights that is saved; validate_every: iterations from one look at what is left out to the next, 0 for none:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
     rule: how a bidirectional start becomes causal (see `engines.causal`); ahead, transparent: how modules that the
-    start lacks begin (see `started`). A network that is not causal is trained and used on clips of `chunk` frames.
+    start lacks begin (see `started`); rendered_only: learn no label from recordings, only what places look like from
+    them. A network that is not causal is trained and used on clips of `chunk` frames.
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -93,6 +94,7 @@ class Recipe:
     rule: str = RULE
     ahead: int | None = None
     transparent: bool = True
+    rendered_only: bool = False
     name: str = "gesture"
     temperature: float = 1.0
     window_temperature: float = 1.0
@@ -128,7 +130,7 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
              if clip.fold != recipe.without_fold and clip.label not in recipe.without_labels]
     report(f"decoding {len(clips)} clips")
     footage = egogestar.decode_all(clips, MARGIN_HW)
-    idle = idle_of(footage)
+    idle = [] if recipe.rendered_only else idle_of(footage)
     backgrounds = [one.median for one in footage]
     if recipe.idle:
         work = [egogestar.decode(path, BACKGROUND, MARGIN_HW) for path in egogestar.videos(recipe.idle)
@@ -137,6 +139,8 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
         idle = work * max(1, len(idle) // len(work)) + idle
     rng = np.random.default_rng(recipe.seed + 1)
     backgrounds += [Scene(rng, MARGIN_HW).draw(Pose(None), 0.0) for _ in range(60)]
+    if recipe.rendered_only:
+        return Material([], idle, {}, backgrounds)
     gestures = [one for one in footage if one.label in LABELS]
     return Material(gestures, idle, egogestar.human_strokes(recipe.dataset), backgrounds)
 
