@@ -32,6 +32,8 @@ def evaluate(model: ModelArgument,
                  "out, if any. May be given several times."))] = None,
              rendered_idle: Annotated[float, typer.Option(min=0, max=600, metavar="MINUTES", help=(
                  "So much rendered footage without gestures besides; a new room every 5 minutes."))] = 0.0,
+             rounds: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help=(
+                 "Play the joined stream N times on end without a reset, and tell each round's accuracy."))] = 1,
              json: Annotated[str, typer.Option(metavar="FILE|-", help="Where the numbers go; -: stdout.")] = "-",
              report: Annotated[Path | None, typer.Option(metavar="FILE.html", help=(
                  "Write all numbers and pictures as one page."))] = None,
@@ -84,7 +86,7 @@ def evaluate(model: ModelArgument,
     left_out = 0 if group else recipe.get("without_fold", 0)
     found = run_evaluation(model, dataset, fold=left_out if fold is None else fold, idle=footage, engine=engine,
                            seed=seed, split=split, groups=group or (), rendered_idle_s=60 * rendered_idle,
-                           strict=strict, kind=kind, media=media)
+                           rounds=rounds, strict=strict, kind=kind, media=media)
     figures: dict[str, Any] = found.as_json()
     if limit is not None:
         chosen = search(found.stream, found.idles.values(), limit)

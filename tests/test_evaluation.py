@@ -142,6 +142,23 @@ def test_a_joined_stream_is_recognised_and_timed(videos: dict[str, Path], recogn
     assert figures["delay_s"] == figures["delay_after_end_s"]["median"]
 
 
+def test_rounds_tell_how_accuracy_changes_with_time(videos: dict[str, Path], recognizer: Recognizer) -> None:
+    clips = [clip(videos[label], label, str(k)) for k, label in enumerate(("left", "right"))]
+    frames, truths = joined(clips, [videos["none"]], seed=1, idle_s=(1.0, 1.5), rounds=3)
+    with StreamMeter(recognizer) as meter:
+        for image, at in frames:
+            meter.push(image, at)
+        wrong = [*truths["gesture"][:5], Truth("left" if truths["gesture"][5].label == "right" else "right",
+                                               truths["gesture"][5].started_at, truths["gesture"][5].ended_at)]
+        meter.end({"gesture": wrong})
+        meter.rounds = 3
+        rounds = meter.report().first.over_time()
+    assert [(one["named_right"], one["matched"]) for one in rounds] == [(1.0, 1.0), (1.0, 1.0), (0.5, 0.5)]
+    lasted = [one["to_minute"] - one["from_minute"] for one in rounds]
+    assert lasted == pytest.approx([lasted[0]] * 3, abs=0.01)
+    assert rounds[1]["from_minute"] > rounds[0]["to_minute"]
+
+
 def test_joining_is_decided_by_the_seed(videos: dict[str, Path]) -> None:
     clips = [clip(videos[label], label) for label in ("left", "right")]
     runs = []

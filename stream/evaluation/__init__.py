@@ -83,23 +83,25 @@ class Report:
 
 def evaluate(model: str, dataset: Path, *, fold: int = 0, idle: Sequence[Path] = (), engine: str = "auto",
              seed: int = 0, split: str | None = None, groups: Collection[str] = (), rendered_idle_s: float = 0.0,
-             strict: bool = False, kind: str = "auto", media: Path | None = None) -> Report:
+             rounds: int = 1, strict: bool = False, kind: str = "auto", media: Path | None = None) -> Report:
     """Evaluates a model on a dataset folder: all its clips, or those of a split, of some groups, or of one fold.
 
     kind, media: see `engines.training.datasets.open_dataset`.
     idle: videos without gestures, which join trimmed clips to a stream and are counted for false events;
-    rendered_idle_s: seconds of rendered rooms without gestures; strict: stop at what cannot be read.
+    rendered_idle_s: seconds of rendered rooms without gestures; rounds: the joined stream so often on end, without a
+    reset; strict: stop at what cannot be read.
     Raises DatasetError when nothing is left.
     """
     loaded = engines.load(model)
     chosen = choose(open_dataset(dataset, kind, media=media), loaded.contract, split, [str(fold)] if fold else groups)
     slots = most_at_once(chosen.segments) + 1
     with Recognizer(loaded, engines.compile(loaded, engine=engine, slots=slots)) as recognizer:
-        return measure(recognizer, chosen, idle=idle, seed=seed, rendered_idle_s=rendered_idle_s, strict=strict)
+        return measure(recognizer, chosen, idle=idle, seed=seed, rendered_idle_s=rendered_idle_s, rounds=rounds,
+                       strict=strict)
 
 
 def measure(recognizer: Recognizer, chosen: Chosen, *, idle: Sequence[Path] = (), seed: int = 0,
-            rendered_idle_s: float = 0.0, strict: bool = False) -> Report:
+            rendered_idle_s: float = 0.0, rounds: int = 1, strict: bool = False) -> Report:
     """As `evaluate`, of a recogniser that is there and segments that are chosen."""
     contract = recognizer.contract
     footage, unread = _readable(idle, strict)
@@ -110,7 +112,8 @@ def measure(recognizer: Recognizer, chosen: Chosen, *, idle: Sequence[Path] = ()
                    for segment in together if segment.id not in lost
                    and chosen.background not in segment.labels.values()]
         if trimmed and footage:
-            frames, truths = joined(trimmed, footage, seed)
+            frames, truths = joined(trimmed, footage, seed, rounds=rounds)
+            meter.rounds = rounds if not meter.streams else 1
             for image, at in frames:
                 meter.push(image, at)
             meter.end(truths)

@@ -53,22 +53,24 @@ def pictures(media: Media) -> Frames:
 
 
 def joined(clips: Sequence[Segment], idle: Sequence[Path], seed: int,
-           idle_s: tuple[float, float] = (2.0, 5.0)) -> tuple[Frames, dict[str, list[Truth]]]:
+           idle_s: tuple[float, float] = (2.0, 5.0), rounds: int = 1) -> tuple[Frames, dict[str, list[Truth]]]:
     """One stream of whole recordings in random order with stretches of idle footage before, between and after them.
 
+    rounds: the whole of it so often on end, always the same.
     Returns (frames, truths of each head); the truths fill while the frames are read.
     """
     truths: dict[str, list[Truth]] = {head: [] for clip in clips for head in clip.labels}
 
     def play() -> Frames:
-        rng = np.random.default_rng(seed)
         at = 0.0
-        for i in rng.permutation(len(clips)):
-            at = yield from _idle_stretch(idle, rng, rng.uniform(*idle_s), at)
-            started = at
-            at = yield from _played(clips[i].media, at)
-            for head, label in clips[i].labels.items():
-                truths[head].append(Truth(label, started, at))
+        for _ in range(rounds):
+            rng = np.random.default_rng(seed)
+            for i in rng.permutation(len(clips)):
+                at = yield from _idle_stretch(idle, rng, rng.uniform(*idle_s), at)
+                started = at
+                at = yield from _played(clips[i].media, at)
+                for head, label in clips[i].labels.items():
+                    truths[head].append(Truth(label, started, at))
         yield from _idle_stretch(idle, rng, rng.uniform(*idle_s), at)
 
     return play(), truths

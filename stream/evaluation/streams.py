@@ -9,6 +9,8 @@ from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from engines.training import metrics
 from engines.training.metrics import NAN
 from stream.evaluation.play import Truth
@@ -26,7 +28,8 @@ IOUS = (0.1, 0.3, 0.5)
 class HeadStream:
     """One head of a stream. announced_at, closed_at: when each event was first told under its final label, and when its
     end was; precision: average precision over frames of each label that occurs; seconds: of footage; taken_back: what
-    closed as unknown, which is none of `events`."""
+    closed as unknown, which is none of `events`; named: the label that the window favoured at each truth's end, ""
+    where it had no scores; rounds: how often the same truths follow one another."""
 
     truths: Sequence[Truth]
     events: Sequence[Event]
@@ -35,6 +38,8 @@ class HeadStream:
     seconds: float
     precision: Mapping[str, float] = field(default_factory=dict)
     taken_back: Sequence[Event] = ()
+    named: Sequence[str] = ()
+    rounds: int = 1
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
@@ -76,7 +81,17 @@ class HeadStream:
         idle_s = self.seconds - metrics.covered_s(self.truths)
         return 3600 * len(self.false_events) / idle_s if idle_s > 0 else NAN
 
+    def over_time(self) -> list[dict[str, float]]:
+        """Of each round: its minutes since the stream's reset, the share of truths that the window named right at
+        their end, and the share that an event matched."""
+        matched = {i for i, _ in self.pairs}
+        of_round = np.array_split(np.arange(len(self.truths)), self.rounds)
+        return [{"from_minute": self.truths[part[0]].started_at / 60, "to_minute": self.truths[part[-1]].ended_at / 60,
+                 "named_right": float(np.mean([self.named[i] == self.truths[i].label for i in part])),
+                 "matched": float(np.mean([i in matched for i in part]))} for part in of_round if len(part)]
+
     def as_json(self) -> dict[str, Any]:
+        over_time = {"over_time": self.over_time()} if self.rounds > 1 else {}
         return {"seconds": self.seconds, "gestures": len(self.truths), "events": len(self.events),
                 "taken_back": len(self.taken_back), "matched": len(self.pairs), "f1": self.f1, "delay_s": self.delay_s,
                 "events_per_minute": self.events_per_minute,
@@ -85,7 +100,8 @@ class HeadStream:
                 "average_precision": dict(self.precision),
                 "delay_after_start_s": metrics.percentiles(self.start_delays_s),
                 "delay_after_end_s": metrics.percentiles(self.delays_s),
-                "false_events": len(self.false_events), "false_events_per_hour": self.false_events_per_hour}
+                "false_events": len(self.false_events), "false_events_per_hour": self.false_events_per_hour,
+                **over_time}
 
 
 @dataclass
@@ -117,7 +133,7 @@ class StreamMeter:
         self._gap_s = contract.max_gap_s
         self._offset = self._first = self._at = self._seconds = 0.0
         self._running = False
-        self.streams = 0  # that had any images
+        self.streams, self.rounds = 0, 1  # streams that had any images; rounds of the same truths in the only one
         self.truths: dict[str, list[Truth]] = {head: [] for head in contract.heads}
         self.record = ScoreRecord(contract, camera)
         watching(recognizer)[camera] = self.record.take
@@ -172,7 +188,18 @@ class StreamMeter:
         told = [self._told[event.head, event.started_at, event.label] for event, _ in known]
         unknown = [event for event, _ in self._closed[head] if event.label == UNKNOWN]
         return HeadStream(truths, [event for event, _ in known], told, [at for _, at in known], self._seconds,
-                          precision, unknown)
+                          precision, unknown, self._named(head, truths), self.rounds)
+
+    def _named(self, head: str, truths: Sequence[Truth]) -> list[str]:
+        """The label that the window favours at the last tick in each truth, background aside."""
+        contract, times_T = self.record.contract, self.record.times_T
+        labels = contract.heads[head]
+        window_TK = self.record.scores(head)[:, 1].copy()
+        if contract.background in labels:
+            window_TK[:, labels.index(contract.background)] = -1
+        ticks = np.searchsorted(times_T, [one.ended_at for one in truths], side="right") - 1
+        return [labels[int(window_TK[tick].argmax())] if tick >= 0 and times_T[tick] >= one.started_at else ""
+                for one, tick in zip(truths, ticks, strict=True)]
 
 
 def evaluate_stream(recognizer: Recognizer, *streams: Iterable[tuple[Image, float]],
