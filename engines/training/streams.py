@@ -28,7 +28,7 @@ T = TypeVar("T")
 MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 NEVER_S = (60.0, 90.0)  # until the first gesture of a rendered idle section: longer than any
-BUSY = {"leave": 0.1, "rest": 0.1, "roam": 0.3, "stray": 0.45, "hover": 0.05}  # hands of these sections, see `Script`
+BUSY = {"leave": 0.15, "rest": 0.1, "roam": 0.2, "stray": 0.45, "hover": 0.1}  # hands of these sections, see `Script`
 GRACE_FRAMES = 2  # frames after a gesture's end in which either answer is right
 
 
@@ -83,9 +83,9 @@ class Stream:
         """Frames of one section after another, for ever."""
         while True:
             kind = self._rng.random()
-            if kind < 0.15 and self._material.idle:
+            if kind < 0.13 and self._material.idle:
                 yield from self._idle(self._rng.uniform(1.5, 6.0))
-            elif kind < 0.3:
+            elif kind < 0.25:
                 yield from self._rendered(self._rng.uniform(4.0, 12.0), NEVER_S, BUSY)
             elif self._rng.random() < self._rendered_share or not self._by_label:
                 yield from self._rendered(self._rng.uniform(4.0, 16.0))
