@@ -60,7 +60,7 @@ def evaluate(model: ModelArgument,
     from json import dumps
 
     from engines.model import load, write_atomically
-    from engines.training.egogestar import videos
+    from engines.training.footage import videos
     from stream.evaluation import evaluate as run_evaluation
     from stream.sinks.base import output_path
 

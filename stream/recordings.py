@@ -20,7 +20,7 @@ from engines.engine import Engine, StepResult
 from engines.errors import DatasetError, SourceError, UsageError
 from engines.model import Model
 from engines.preprocess import prepare
-from engines.training.egogestar import VIDEO_SUFFIXES
+from engines.training.footage import VIDEO_SUFFIXES
 from engines.training.lessons import Lesson, action_span
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer

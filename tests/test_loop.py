@@ -17,7 +17,7 @@ import torch
 from tiny_training import LABELS, frames, picture, tiny_network, train
 
 from engines.errors import ModelError, UsageError
-from engines.training.egogestar import Footage
+from engines.training.footage import Footage
 from engines.training.ranks import Ranks
 from engines.training.rows import Batch, Chunks, Schedule
 from engines.training.runfolder import RunFolder

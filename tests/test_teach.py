@@ -22,7 +22,7 @@ from engines.errors import DatasetError, GatestreamError, SourceError, UsageErro
 from engines.model import Model, load, save
 from engines.synthetic import LABELS, Simulation
 from engines.training.datasets import Media, Segment
-from engines.training.egogestar import decode
+from engines.training.footage import decode
 from engines.training.headfit import Examples, Head, fit
 from engines.training.lessons import Lesson, action_span, examples_of
 from engines.training.streams import Material, Stream

@@ -20,10 +20,11 @@ from engines.networks.network import Network, build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import egogestar, streaming
 from engines.training.calibrate import temperature
+from engines.training.footage import decode
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
 from engines.training.streaming import StreamTask, subsample_depthwise
-from engines.training.streams import BUSY, GRACE_FRAMES, MIRRORED, NEVER_S, REVERSED, Material, Stream
+from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
 from engines.training.train import Recipe, gather, train
 
 
@@ -121,7 +122,7 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
         egogestar.clips(tmp_path)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(DatasetError, match=r"broken\.mp4"):
-        egogestar.decode(tmp_path / "broken.mp4", "left", (48, 64))
+        decode(tmp_path / "broken.mp4", "left", (48, 64))
 
 
 def test_strokes_stored_twice_in_a_row_are_drawn_once(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_strokes_stored_twice_in_a_row_are_drawn_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rendered_share", [0.0, 1.0])
 def test_streams_tell_the_truth_about_every_frame(dataset: Path, rendered_share: float) -> None:
-    footage = egogestar.decode_all(egogestar.clips(dataset), (96, 128))
+    footage = [decode(clip.path, clip.label, (96, 128)) for clip in egogestar.clips(dataset)]
     material = Material([one for one in footage if one.label in LABELS], footage[-1:], {}, [footage[0].median])
     labels = (*LABELS, BACKGROUND)
     stream = Stream(material, labels, (36, 48), 7.5, np.random.default_rng(5), rendered_share)
@@ -158,10 +159,10 @@ def test_streams_tell_the_truth_about_every_frame(dataset: Path, rendered_share:
 
 
 def test_swipes_turn_with_the_picture_and_with_time() -> None:
-    assert MIRRORED["left"] == "right"
-    assert MIRRORED["up"] == "up"
+    assert egogestar.MIRRORED["left"] == "right"
+    assert egogestar.MIRRORED["up"] == "up"
     assert REVERSED["up"] == "down"
-    assert not set(MIRRORED) & {"circlecc", "square", "star", "del", "carret", "tick"}
+    assert not set(egogestar.MIRRORED) & {"circlecc", "square", "star", "del", "carret", "tick"}
     assert GRACE_FRAMES > 0
 
 

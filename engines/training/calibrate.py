@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from engines.contract import Contract
 from engines.networks.network import Network
 from engines.preprocess import fit, normalise
-from engines.training.egogestar import UNCLASSIFIED, Footage
+from engines.training.egogestar import UNCLASSIFIED
+from engines.training.footage import Footage
 
 LATE = 0.75  # from this share of a clip on, its label can be known
 GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))

@@ -7,21 +7,16 @@ A dataset folder holds `manifest.csv` (file, label, source, fold, ...) beside th
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import DatasetError
-from engines.preprocess import fit
 
 UNCLASSIFIED = "unclassified"
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
-Images = NDArray[np.uint8]  # [n, H, W, 3], BGR
+MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}  # what a mirror makes of a label
 
 
 @dataclass(frozen=True)
@@ -33,26 +28,6 @@ class Clip:
     source: str
     fold: int
     path: Path
-
-
-@dataclass(frozen=True)
-class Footage:
-    """Decoded frames at a working size: images uint8 [n, H, W, 3], times_s [n] from 0."""
-
-    label: str
-    images: Images
-    times_s: NDArray[np.float64]
-
-    @property
-    def duration_s(self) -> float:
-        """From the first frame to the end of the last one."""
-        n = len(self.times_s)
-        return float(self.times_s[-1] * n / (n - 1)) if n > 1 else 0.0
-
-    @cached_property
-    def median(self) -> NDArray[np.uint8]:
-        """What stays when the hand moves: the background, [H, W, 3]."""
-        return np.asarray(np.median(self.images[:: max(1, len(self.images) // 24)], axis=0)).astype(np.uint8)
 
 
 def clips(folder: Path) -> list[Clip]:
@@ -73,48 +48,11 @@ def clips(folder: Path) -> list[Clip]:
     return found
 
 
-def decode(path: Path, label: str, size_hw: tuple[int, int]) -> Footage:
-    """Decodes a whole video at `size_hw` (scaled to cover, centre-cropped). Raises DatasetError if nothing decodes."""
-    capture = cv2.VideoCapture(str(path))
-    images, times = [], []
-    while True:
-        ok, image = capture.read()
-        if not ok:
-            break
-        images.append(fit(np.asarray(image, dtype=np.uint8), size_hw, size_hw))
-        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)  # of the frame just read
-    fps = capture.get(cv2.CAP_PROP_FPS) or 30.0
-    capture.release()
-    if not images:
-        raise DatasetError(f"{path}, of which no frame decodes", "a video", "remove it or get it again")
-    times_s = np.array(times) - times[0]
-    if not (np.diff(times_s) > 0).all():
-        times_s = np.arange(len(images)) / fps
-    return Footage(label, np.stack(images), times_s)
-
-
-def decode_all(found: Iterable[Clip], size_hw: tuple[int, int]) -> list[Footage]:
-    """Decodes many clips, in their order."""
-    return [decode(clip.path, clip.label, size_hw) for clip in found]
-
-
 def _once(stroke: NDArray[np.float32]) -> NDArray[np.float32]:
     """A fifth of the published strokes hold the same points twice in a row; drawn like that the finger would jump."""
     half = len(stroke) // 2
     twice = len(stroke) % 2 == 0 and np.allclose(stroke[:half], stroke[half:], atol=0.5)
     return stroke[:half] if twice else stroke
-
-
-def videos(folders: Iterable[Path]) -> list[Path]:
-    """The video files of some folders, by name. Raises DatasetError when one has none."""
-    found: list[Path] = []
-    for folder in folders:
-        here = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-        if not here:
-            raise DatasetError(f"no video in {folder}", f"a folder of videos ({', '.join(sorted(VIDEO_SUFFIXES))})",
-                               "check the path")
-        found += here
-    return found
 
 
 def human_strokes(folder: Path) -> dict[str, list[NDArray[np.float32]]]:

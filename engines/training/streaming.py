@@ -21,7 +21,7 @@ from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.preprocess import normalise
 from engines.training.calibrate import clip_logits
-from engines.training.egogestar import Footage
+from engines.training.footage import Footage
 from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.ranks import Ranks
 from engines.training.rows import Batch, Chunks, OpenStream, Schedule

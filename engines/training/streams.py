@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from engines.synthetic import BACKGROUND, IDLE, Pose, Scene, Script, stroke, unlike_gestures
 from engines.training.augment import Augmentation
-from engines.training.egogestar import UNCLASSIFIED, Footage
+from engines.training.egogestar import MIRRORED, UNCLASSIFIED
+from engines.training.footage import Footage
 
 Image = NDArray[np.uint8]
 T = TypeVar("T")
-MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 NEVER_S = (60.0, 90.0)  # until the first gesture of a rendered idle section: longer than any
 BUSY = {"leave": 0.15, "rest": 0.1, "roam": 0.2, "stray": 0.45, "hover": 0.1}  # hands of these sections, see `Script`

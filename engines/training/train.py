@@ -24,6 +24,7 @@ from engines.synthetic import BACKGROUND, LABELS, Pose, Scene
 from engines.training import egogestar
 from engines.training.calibrate import calibrated
 from engines.training.datasets.base import Dataset
+from engines.training.footage import Footage, decode, videos
 from engines.training.frames import frames_of as decoded
 from engines.training.loop import run
 from engines.training.ranks import Ranks, joined
@@ -129,11 +130,11 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
     clips = [clip for clip in egogestar.clips(recipe.dataset)
              if clip.fold != recipe.without_fold and clip.label not in recipe.without_labels]
     report(f"decoding {len(clips)} clips")
-    footage = egogestar.decode_all(clips, MARGIN_HW)
+    footage = [decode(clip.path, clip.label, MARGIN_HW) for clip in clips]
     idle = [] if recipe.rendered_only else idle_of(footage)
     backgrounds = [one.median for one in footage]
     if recipe.idle:
-        work = [egogestar.decode(path, BACKGROUND, MARGIN_HW) for path in egogestar.videos(recipe.idle)
+        work = [decode(path, BACKGROUND, MARGIN_HW) for path in videos(recipe.idle)
                 if path.stem not in recipe.idle_without]
         backgrounds += [one.images[i] for one in work for i in range(0, len(one.images), 50)]
         idle = work * max(1, len(idle) // len(work)) + idle
@@ -148,9 +149,9 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
 def left_out(recipe: Recipe, size_hw: tuple[int, int]) -> list[Held]:
     """Decodes what `gather` leaves out."""
     clips = [clip for clip in egogestar.clips(recipe.dataset) if clip.fold == recipe.without_fold]
-    idle = [path for path in egogestar.videos(recipe.idle) if path.stem in recipe.idle_without]
-    footage = (egogestar.decode_all(clips, size_hw)
-               + [egogestar.decode(path, BACKGROUND, size_hw) for path in idle])
+    idle = [path for path in videos(recipe.idle) if path.stem in recipe.idle_without]
+    wanted = [(clip.path, clip.label) for clip in clips] + [(path, BACKGROUND) for path in idle]
+    footage = [decode(path, label, size_hw) for path, label in wanted]
     return [Held(one, {"gesture": BACKGROUND if one.label == egogestar.UNCLASSIFIED else one.label})
             for one in footage]
 
@@ -165,7 +166,7 @@ def held_out_of(data: Dataset, size_hw: tuple[int, int], frame_rate: float, fram
         except DatasetError as error:
             log.warning("left out of the validation: %s", error)
             continue
-        found.append(Held(egogestar.Footage("", images, times_s - times_s[0]), segment.labels))
+        found.append(Held(Footage("", images, times_s - times_s[0]), segment.labels))
     return found
 
 

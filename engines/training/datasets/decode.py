@@ -61,6 +61,17 @@ def every(media: Media, rate: float, size_hw: tuple[int, int]) -> Iterator[NDArr
     return _from(media, rate, size_hw, 0, None)
 
 
+def whole(media: Media, size_hw: tuple[int, int]) -> tuple[Images, NDArray[np.float64]]:
+    """Every frame of a recording that decodes, scaled to cover `size_hw` and centre-cropped, uint8 [N, H, W, 3], and
+    its time from the first one's, [N] seconds. Raises DatasetError when none decodes."""
+    found = [(fit(image, size_hw, size_hw), at_s) for at_s, load in _timed(media, 0.0) if (image := load()) is not None]
+    if not found:
+        raise DatasetError(f"{media.path}, of which no frame decodes", "a video or a folder of images",
+                           "remove it or get it again")
+    times_s = np.array([at_s for _, at_s in found])
+    return np.stack([image for image, _ in found]), times_s - times_s[0]
+
+
 def ends_early(media: Media, at_s: float) -> DatasetError:
     """The complaint about a segment that starts after its recording's end."""
     return DatasetError(f"{media.path}, which ends before {at_s:.2f} s", "a recording as long as its annotations say",

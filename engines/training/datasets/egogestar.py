@@ -7,8 +7,7 @@ from pathlib import Path
 from engines.synthetic import BACKGROUND, LABELS
 from engines.training.datasets import tables
 from engines.training.datasets.base import Dataset, Media, Segment
-from engines.training.egogestar import UNCLASSIFIED, clips
-from engines.training.streams import MIRRORED
+from engines.training.egogestar import MIRRORED, UNCLASSIFIED, clips
 
 LOOKED_FOR = "manifest.csv with the columns file, label, source, fold"
 
