@@ -21,7 +21,6 @@ PREFIX = "fusion."
 EPSILON = 1e-6  # the least sum of weights, in frames, that a window descriptor is divided by
 
 Floats = NDArray[np.float32]
-ZERO = np.float32(0)
 
 
 def directions(rule: FusionRule) -> tuple[str, ...]:
@@ -101,7 +100,7 @@ class GatedFusion:
                 self._gate_Xd = (self._out_XD.astype(np.float64) @ np.concatenate([own_dD, window_dD]).T).astype("f4")
             bias_d, self._score_d = held["gate.squeeze.bias"], held["gate.score.weight"][0]
             self._least_d = -bias_d  # relu(x + bias) = max(x, -bias) + bias
-            self._score_less = -held["gate.score.bias"] - bias_d.dot(self._score_d)
+            self._score_bias = held["gate.score.bias"] + bias_d.dot(self._score_d)
         self._project_DX = np.ascontiguousarray(np.concatenate(parts_XD).T) if parts_XD else None
         self._counted = lru_cache(maxsize=1024)(self._of_counts)
 
@@ -183,7 +182,7 @@ class GatedFusion:
             return np.ones(len(gate_CX), np.float32)
         hidden_Cd = mix_CX.dot(gate_CX.reshape(mix_CX.shape[1], -1))
         np.maximum(hidden_Cd, self._least_d, out=hidden_Cd)
-        gates_C: Floats = np.exp(-np.logaddexp(ZERO, self._score_less - hidden_Cd.dot(self._score_d)))
+        gates_C = sigmoid(hidden_Cd.dot(self._score_d) + self._score_bias)
         keep, keep_above = self._rule.keep, self._rule.keep_above
         if keep is not None and keep < len(gates_C):
             gates_C = np.where(gates_C >= np.sort(gates_C)[-keep], gates_C, np.float32(0))
@@ -194,5 +193,5 @@ class GatedFusion:
 
 def sigmoid(x: Floats) -> Floats:
     """Without overflow, and with every digit of small results."""
-    result: Floats = np.exp(-np.logaddexp(ZERO, -x))
+    result: Floats = np.exp(-np.logaddexp(np.float32(0), -x))
     return result

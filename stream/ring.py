@@ -16,8 +16,8 @@ class Ring:
     Every row is written twice, `capacity` apart, so the newest rows always lie side by side somewhere.
     """
 
-    def __init__(self, capacity: int, width: int, dtype: Any = np.float32) -> None:
-        self._rows = np.zeros((2 * capacity, width), dtype)
+    def __init__(self, capacity: int, width: int) -> None:
+        self._rows = np.zeros((2 * capacity, width), np.float32)
         self._capacity, self._written = capacity, 0
 
     def __len__(self) -> int:
@@ -33,7 +33,7 @@ class Ring:
         place = (self._written - 1) % self._capacity
         self._rows[place] = self._rows[place + self._capacity] = row
 
-    def rows(self) -> NDArray[Any]:
+    def rows(self) -> NDArray[np.float32]:
         """The rows held, oldest first: a view [len, width], valid until the next append."""
         start = self._written % self._capacity if self._written >= self._capacity else 0
         return self._rows[start : start + len(self)]

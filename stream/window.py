@@ -100,7 +100,7 @@ class Window:
 
 @lru_cache(maxsize=1024)
 def _counts(clips: int, clip_frames: int, newest: int) -> NDArray[np.int64]:
-    counts_C = np.full(clips, clip_frames)
+    counts_C = np.full(clips, clip_frames, np.int64)
     counts_C[-1] = newest
     return counts_C
 
