@@ -120,7 +120,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     own_reader = not official and kind in ("auto", "egogestar") and (dataset / "manifest.csv").is_file()
     data = None if own_reader else open_dataset(dataset, kind)
     if data is not None and (idle or idle_without or without_label or rendered_only):
-        option = ("idle" if idle or idle_without else "without-label" if without_label else "rendered-only")
+        option = "idle" if idle or idle_without else "without-label" if without_label else "rendered-only"
         raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
     size_hw = _size_hw(size)
     arch = arch or architecture_of_start(init)

@@ -194,12 +194,13 @@ class StreamMeter:
         """The label that the window favours at the last tick in each truth, background aside."""
         contract, times_T = self.record.contract, self.record.times_T
         labels = contract.heads[head]
-        window_TK = self.record.scores(head)[:, 1].copy()
-        if contract.background in labels:
-            window_TK[:, labels.index(contract.background)] = -1
         ticks = np.searchsorted(times_T, [one.ended_at for one in truths], side="right") - 1
-        return [labels[int(window_TK[tick].argmax())] if tick >= 0 and times_T[tick] >= one.started_at else ""
-                for one, tick in zip(truths, ticks, strict=True)]
+        seen = [tick >= 0 and times_T[tick] >= one.started_at for one, tick in zip(truths, ticks, strict=True)]
+        window_NK = np.array(self.record.scores(head)[ticks[seen], 1])  # of these ticks only: all may be many
+        if contract.background in labels:
+            window_NK[:, labels.index(contract.background)] = -1
+        best = iter(window_NK.argmax(axis=1))
+        return [labels[int(next(best))] if there else "" for there in seen]
 
 
 def evaluate_stream(recognizer: Recognizer, *streams: Iterable[tuple[Image, float]],
