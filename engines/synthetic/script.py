@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.synthetic.hand import POSTURES, Posture
-from engines.synthetic.strokes import LABELS, Points, StrokeSource, stray, stroke
+from engines.synthetic.strokes import LABELS, Points, StrokeSource, like_a_gesture, stray, stroke
 
 Range = tuple[float, float]
 
@@ -154,8 +154,10 @@ class Script:
             self._move(low, min(rng.uniform(0.3, 0.9), left_s / 2))
             self._hover(min(rng.uniform(0.3, 2.0), left_s / 2))
         elif action == "roam":
-            self._posture = POSTURES[rng.choice(3, p=[0.4, 0.35, 0.25])]
-            self._move(self._anywhere(), min(rng.uniform(0.3, 1.4), left_s), angle=0.3 * rng.standard_normal())
+            path = self._way(self._anywhere())
+            swipe = like_a_gesture(path * (self._aspect, 1.0))  # were it a pointing finger's
+            self._posture = POSTURES[rng.choice(3, p=[0.0, 0.6, 0.4] if swipe else [0.4, 0.35, 0.25])]
+            self._add(min(rng.uniform(0.3, 1.4), left_s), path, 0.3 * rng.standard_normal())
         elif action == "stray":
             points, duration_s = self._strays(rng)
             path = self._place(points)
@@ -180,6 +182,9 @@ class Script:
         return np.asarray(corner + (points - low) / (self._aspect, 1.0) * size)
 
     def _move(self, to: Points, seconds: float, angle: float | None = None) -> None:
+        self._add(seconds, self._way(to), angle)
+
+    def _way(self, to: Points) -> Points:
         """Reaches for `to` as hands do: slow, fast, slow, along a slight arc."""
         rng = self._rng
         start = self._outside() if self._tip is None else self._tip
@@ -187,7 +192,7 @@ class Script:
         eased = u ** 3 * (10 - 15 * u + 6 * u * u)
         way = to - start
         arc = 0.12 * rng.standard_normal() * np.array([-way[1], way[0]]) * 4 * eased * (1 - eased)
-        self._add(seconds, start + way * eased + arc, angle)
+        return np.asarray(start + way * eased + arc)
 
     def _hover(self, seconds: float) -> None:
         """Stays about where it is, if it is in view."""

@@ -6,6 +6,7 @@ Points are [N, 2] (x right, y down), evenly spaced in time, inside a unit box wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,9 @@ _SPREAD = 0.38  # of the logarithm of a duration
 STRAYS = {"wander": 0.3, "zigzag": 0.15, "early": 0.2, "backwards": 0.15, "scribble": 0.1, "diagonal": 0.1}
 # Not those that begin as a gesture, nor those that run the other way round: some people draw gestures so.
 CLEAR_STRAYS = {"wander": 0.5, "zigzag": 0.2, "scribble": 0.15, "diagonal": 0.15}
+# Mean distance of two paths, the longer side being 1: nine of ten recorded strokes are closer to one of their own kind.
+ALIKE = 0.12
+STRETCHES = ((0.0, 1.0), (0.0, 0.5), (0.0, 0.75), (0.25, 0.75), (0.25, 1.0), (0.5, 1.0))  # that must be no gesture
 
 
 def stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
@@ -79,8 +83,32 @@ def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tup
 
 
 def unlike_gestures(rng: np.random.Generator) -> tuple[Points, float]:
-    """Motion that nobody would take for a gesture, or for the beginning of one."""
-    return stray(rng, CLEAR_STRAYS)
+    """Motion that nobody would take for a gesture, nor any long part of it: half a random walk is a swipe or a tick."""
+    while True:
+        points, duration_s = stray(rng, CLEAR_STRAYS)
+        parts = [points[round(a * len(points)):round(b * len(points))] for a, b in STRETCHES]
+        if not any(like_a_gesture(part) for part in parts if np.ptp(part, axis=0).max() >= 0.5):
+            return points, duration_s
+
+
+def like_a_gesture(points: Points) -> bool:
+    """Whether a path [N, 2] has the shape of one of ours, wherever and however large and fast it is drawn."""
+    return bool(np.linalg.norm(_drawn() - _shape(points), axis=2).mean(axis=1).min() < ALIKE)
+
+
+@cache
+def _drawn() -> Points:
+    """Shapes of drawings of every gesture, [N, 16, 2]."""
+    rng = np.random.default_rng(0)
+    return np.array([_shape(stroke(label, rng)[0]) for label in LABELS for _ in range(60)])
+
+
+def _shape(points: Points) -> Points:
+    """16 points evenly along a path, about their mean, its longer side 1."""
+    way = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    even = np.linspace(0, way[-1], 16)
+    along = np.column_stack([np.interp(even, way, points[:, axis]) for axis in (0, 1)])
+    return np.asarray((along - along.mean(axis=0)) / max(float(np.ptp(points, axis=0).max()), 1e-9))
 
 
 def _ideal(label: str, rng: np.random.Generator) -> Points:
