@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from fakes import contract
 
 import engines
@@ -20,11 +21,16 @@ from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
 from engines.contract import EventRule
 from engines.errors import DatasetError, GatestreamError, SourceError, UsageError
 from engines.model import Model, load, save
+from engines.networks.network import build
+from engines.preprocess import normalise
 from engines.synthetic import LABELS, Simulation
+from engines.training import recall
 from engines.training.datasets import Media, Segment
 from engines.training.footage import decode
 from engines.training.headfit import Examples, Head, fit
 from engines.training.lessons import Lesson, action_span, examples_of
+from engines.training.loss import Truth
+from engines.training.rows import Batch
 from engines.training.streams import Material, Stream
 from engines.training.teach import HeldOut, Taught, teach
 from engines.training.train import Recipe
@@ -201,12 +207,16 @@ def video(path: Path, label: str, seed: int) -> None:
 
 
 def six(path: Path) -> Path:
-    """The bundled model without four of its labels."""
+    """The bundled model without four of its labels, and without what it remembers of them."""
     model = load("gesture")
     labels = model.contract.heads["gesture"]
     kept = [i for i, label in enumerate(labels) if label not in ("star", "del", "carret", "circlecc")]
     tensors = model.tensors | {f"heads.gesture.{part}": model.tensors[f"heads.gesture.{part}"][kept]
                                for part in ("weight", "bias")}
+    label_N = tensors["examples.gesture.facts"][:, 0].astype(int)
+    for part in ("features", "facts"):
+        tensors[f"examples.gesture.{part}"] = tensors[f"examples.gesture.{part}"][np.isin(label_N, kept)]
+    tensors["examples.gesture.facts"][:, 0] = [kept.index(label) for label in label_N if label in kept]
     save(path, model.contract.model_copy(update={"heads": {"gesture": tuple(labels[i] for i in kept)}}), tensors)
     return path
 
@@ -234,6 +244,33 @@ def taught(classroom: Path) -> Path:
 def clips(folder: Path) -> list[Segment]:
     return [Segment(path.stem, Media(path), labels={"gesture": path.parent.name})
             for path in sorted(folder.glob("*/*.avi"))]
+
+
+def test_a_training_leaves_examples_of_late_moments_and_of_windows() -> None:
+    torch.manual_seed(0)
+    network = build("tsn-mobilenetv2", heads={"gesture": 2}, causal=True, input_size_hw=(32, 32)).eval()
+    told = contract(heads={"gesture": ("wave", "nothing")}, background="nothing", input_size_hw=(32, 32), cover_hw=(32, 32),
+                    clip_frames=2, window_clips=2)
+    label = torch.tensor([[1] * 4 + [0] * 4 + [1] * 4])
+    progress = torch.tensor([[0.0] * 4 + [0.25, 0.5, 0.75, 1.0] + [0.0] * 4])
+    weight = torch.tensor([[1.0] * 8 + [0.0] * 2 + [1.0] * 2])
+    pixels = torch.randint(0, 256, (1, 12, 32, 32, 3), dtype=torch.uint8)
+    truth = Truth(label, progress, weight, label, torch.full((1, 12, 2), torch.nan))
+    chunks = [Batch(pixels[:, at:at + 6], torch.tensor([at == 0]), Truth(*(c[:, at:at + 6] for c in truth)), ("",))
+              for at in (0, 6)]
+    tensors = recall.of_streams(told, network, chunks, [(0,), (1,)])
+    with torch.no_grad():
+        frames = torch.from_numpy(normalise(pixels[0].numpy(), told))
+        rows = network(frames[None], network.fresh_state(1))[0][0].numpy()
+    now = {0: [6, 7], 1: [0, 1, 2, 3, 10, 11]}
+    windows = {0: [(3, 6), (4, 7)], 1: [(0, 0), (0, 1), (0, 2), (0, 3), (8, 11)]}
+    facts, features = tensors["examples.gesture.facts"], tensors["examples.gesture.features"]
+    for kind, places in enumerate((now, windows)):
+        for k in places:
+            ends = [(t, t) if isinstance(t, int) else t for t in places[k]]
+            expected = np.array([rows[first:last + 1].mean(axis=0) for first, last in ends])
+            found = features[(facts[:, 0] == k) & (facts[:, 2] == kind)]
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 class TestFile:

@@ -75,6 +75,7 @@ def test_a_run_ends_in_a_model_file_that_live_use_can_load(dataset: Path, tmp_pa
     model = engines.load(out)
     assert model.contract.heads == {"gesture": (*LABELS, BACKGROUND)}
     assert model.contract.provenance["recipe"]["without_fold"] == 2
+    assert 10 in model.tensors["examples.gesture.facts"][:, 0]  # of background at least, after so few streams
     frames = torch.zeros(1, 3, 3, 72, 96)
     with torch.no_grad():
         trained, _ = network(frames, network.fresh_state(1))

@@ -1,24 +1,35 @@
 """What a model still knows of the labels it learnt before, when their recordings are not at hand.
 
-A taught model file carries examples (features, not images) of every label it was taught, for the next lesson:
+A causal model file carries examples (features, not images) of every label it was trained on or taught, for the next
+lesson:
 
     examples.<head>.features [N, D]    examples.<head>.facts [N, 3]: label, weight, 0 for `now` or 1 for a window
 
 Of labels that have none, examples are made up from the head's own rows: among features that vary as those of the
 recordings do, the ones that it takes for the label. Their wanted shares are what the head says of them.
 
-Legend: N examples, D features, K labels.
+Legend: N examples, D features, K labels; B rows, T frames of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from engines.contract import Contract
 from engines.model import EXAMPLES, Model
+from engines.networks.network import Network
+from engines.networks.temporal import State
+from engines.preprocess import normalise
 from engines.training.headfit import Doubles, Examples, Head
+from engines.training.lessons import LATE
+from engines.training.loss import UNKNOWN
+from engines.training.rows import Batch
 
 KEPT = 96  # examples of a label in a model file, at most
 MADE_UP = 100  # examples of a label that has none
@@ -41,6 +52,63 @@ def kept(examples: Examples, head: str) -> dict[str, NDArray[np.float32]]:
     facts = np.column_stack([label_N[chosen], weight_N[chosen], examples.window_N[chosen]])
     return {f"{EXAMPLES}{head}.features": examples.features_ND[chosen].astype(np.float32),
             f"{EXAMPLES}{head}.facts": facts.astype(np.float32)}
+
+
+class _Moment(NamedTuple):
+    """A frame of a stream: its features, the mean over its window, indices of truths in the window, its own last."""
+
+    features_D: NDArray[np.float32]
+    window_D: NDArray[np.float32]
+    window_truths: tuple[int, ...]
+    progress: float
+
+
+def of_streams(contract: Contract, network: Network, batches: Iterable[Batch],
+               truths: Sequence[tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+    """The tensors to keep of a causal network's own training streams, for every head.
+
+    Late moments of actions are examples of their labels, for `now` and for windows; of background all moments are,
+    and windows in which there is nothing else. truths: see `StreamTask`.
+    """
+    moments = list(_moments(contract, network, batches))
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for h, (head, labels) in enumerate(contract.heads.items()):
+        nothing = labels.index(contract.background) if contract.background in labels else UNKNOWN
+        taken: list[tuple[NDArray[np.float32], int, bool]] = []
+        for moment in moments:
+            label = truths[moment.window_truths[-1]][h]
+            if label == UNKNOWN or (label != nothing and moment.progress < LATE):
+                continue
+            taken.append((moment.features_D, label, False))
+            if label != nothing or all(truths[one][h] == label for one in moment.window_truths):
+                taken.append((moment.window_D, label, True))
+        if taken:
+            ones_N = np.ones(len(taken))
+            tensors |= kept(Examples(np.array([row_D for row_D, *_ in taken], np.float64),
+                                     np.eye(len(labels))[[label for _, label, _ in taken]], ones_N, ones_N,
+                                     np.full(len(taken), -1), np.array([window for *_, window in taken])), head)
+    return tensors
+
+
+@torch.no_grad()
+def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> Iterator[_Moment]:
+    state: State = ()
+    recent: list[deque[tuple[NDArray[np.float32], int]]] = []
+    for batch in batches:
+        if not recent:
+            state = network.fresh_state(len(batch.pixels))
+            recent = [deque(maxlen=contract.clip_frames * contract.window_clips) for _ in batch.pixels]
+        state = tuple(leaf * (~batch.fresh).float().view(-1, *[1] * (leaf.ndim - 1)) for leaf in state)
+        frames = torch.from_numpy(normalise(batch.pixels.flatten(0, 1).numpy(), contract))
+        features, state = network(frames.view(*batch.pixels.shape[:2], *frames.shape[1:]), state)
+        for b, features_TD in enumerate(features.numpy()):
+            if batch.fresh[b]:
+                recent[b].clear()
+            for t, features_D in enumerate(features_TD):
+                recent[b].append((features_D, int(batch.truth.label[b, t])))
+                if batch.truth.weight[b, t] > 0:
+                    rows, window_truths = zip(*recent[b], strict=True)
+                    yield _Moment(features_D, np.mean(rows, axis=0), window_truths, float(batch.truth.progress[b, t]))
 
 
 def stored(model: Model, head: str, labels: int, temperatures: tuple[float, float]) -> Examples:

@@ -15,20 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engines.contract import Contract, EventRule
 from engines.errors import DatasetError, UsageError
 from engines.model import save
 from engines.networks.network import Network
 from engines.synthetic import BACKGROUND, LABELS, Pose, Scene
-from engines.training import egogestar
+from engines.training import egogestar, recall
 from engines.training.calibrate import calibrated
 from engines.training.datasets.base import Dataset
 from engines.training.footage import Footage, decode, videos
 from engines.training.frames import frames_of as decoded
 from engines.training.loop import run
 from engines.training.ranks import Ranks, joined
-from engines.training.rows import OpenStream, Schedule
+from engines.training.rows import Chunks, OpenStream, Schedule
 from engines.training.runfolder import RunFolder
 from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
 from engines.training.starting import RULE, options_of, pixels_of, started
@@ -45,6 +46,7 @@ NOT_RECORDED = {"provenance", "out", "dataset", "init", "idle", "workers", "chec
 EVENTS = EventRule(open_above=0.99, close_below=0.75, close_after_s=0.35, min_duration_s=0.55, min_score=0.65,
                    split_after_s=60.0)
 HELD_OUT_CLIPS = 200  # of a dataset's validation split are looked at, at most
+REMEMBERED_CHUNKS = 40  # of each row's stream, from which examples of the labels are kept in the model file
 MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room for augmentation
 
 
@@ -216,21 +218,26 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     trained.load_state_dict(weights)
     trained.to("cpu").eval()
     if ranks.first:
-        write(recipe.out, contract, trained, held_out(), report)
+        chunks = Chunks(open_stream, Schedule(recipe.seed + 1, recipe.fresh_share), range(recipe.rows), recipe.chunk,
+                        recipe.iterations, recipe.iterations + min(REMEMBERED_CHUNKS, recipe.iterations))
+        examples = recall.of_streams(contract, trained, chunks.batches(0), truths) if trained.causal else {}
+        write(recipe.out, contract, trained, held_out(), report, examples)
         folder.finish()
     return trained
 
 
-def write(out: Path, contract: Contract, network: Network, held_out: Sequence[Held],
-          report: Callable[[str], None]) -> None:
-    """Calibrates every head on what was held out, if anything was, and writes the model file."""
+def write(out: Path, contract: Contract, network: Network, held_out: Sequence[Held], report: Callable[[str], None],
+          examples: Mapping[str, NDArray[np.float32]]) -> None:
+    """Calibrates every head on what was held out, if anything was, and writes the model file, with examples for later
+    lessons (see `recall.py`)."""
     if held_out:
         report(f"calibrating on {len(held_out)} recordings that were left out")
     for head in contract.heads:
         footage = [replace(held.footage, label=held.labels[head]) for held in held_out if head in held.labels]
         if footage:
             contract = calibrated(contract, network, head, footage)
-    save(out, contract, {name: value.detach().float().numpy() for name, value in network.state_dict().items()})
+    weights = {name: value.detach().float().numpy() for name, value in network.state_dict().items()}
+    save(out, contract, {**weights, **examples})
 
 
 def recorded(recipe: Recipe) -> dict[str, Any]:
