@@ -84,6 +84,14 @@ class Clock:
         self._cell = cell
         return Tick(use=True, held=held)
 
+    def wants(self, captured_at: float) -> bool:
+        """Whether `tick` would use a frame taken then. Changes nothing. Raises as `tick` does."""
+        before = self._origin_s, self._latest_s, self._cell
+        try:
+            return self.tick(captured_at).use
+        finally:
+            self._origin_s, self._latest_s, self._cell = before
+
     def _start(self, captured_at: float, tick: Tick) -> Tick:
         self._origin_s = self._latest_s = captured_at
         self._cell = 0

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import Engine
-from engines.errors import FrameError
+from engines.engine import Engine, StepResult
+from engines.errors import FrameError, GatestreamError, UsageError
 from engines.preprocess import prepare
 from stream.clock import Clock
 from stream.events import EventTracker
@@ -64,6 +67,41 @@ class _Stream:
         self.scorer.reset()
 
 
+Decoder = Callable[[], NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """The next image of a camera.
+
+    image_bgr: uint8 [H, W, 3] of any size (see `stream.images` for what else is converted), or what decodes it, which
+    is called only if the camera's clock wants the image;
+    captured_at: seconds, on any clock that runs evenly; index: number of the frame, counted by default;
+    lost: frames the source lost since the last one; waited_s: how long the image waited before this call.
+    """
+
+    image_bgr: NDArray[Any] | Decoder
+    captured_at: float
+    camera: str = "0"
+    index: int | None = None
+    lost: int = 0
+    waited_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A camera's part in one step of the engine."""
+
+    stream: _Stream
+    arrival: Arrival
+    number: int
+    held: int
+    image: Image
+    latency: dict[str, float]
+    items: list[Item]
+    events: list[Event] = field(default_factory=list)
+
+
 class Recognizer:
     """Recognises the actions of up to `engine.slots` cameras.
 
@@ -75,13 +113,15 @@ class Recognizer:
     Not thread-safe: use it from one thread. Leaving the `with` block closes the engine.
     """
 
-    def __init__(self, model: ScoringModel, engine: Engine, timer: Callable[[], float] = time.perf_counter) -> None:
-        """timer: gives seconds, for latencies only."""
+    def __init__(self, model: ScoringModel, engine: Engine, timer: Callable[[], float] = time.perf_counter,
+                 threads: ThreadPoolExecutor | None = None) -> None:
+        """timer: gives seconds, for latencies only; threads: decode and prepare images of several cameras at a time."""
         self.contract, self.engine = model.contract, engine
         self.watcher: Watcher | None = None
         """Called with (camera, time, steps since its last reset, scores) at every tick, held ones too: the full scores,
         of which a Prediction tells the best."""
         self._model, self._timer = model, timer
+        self._map = map if threads is None else threads.map
         self._slots = SlotTable(engine.slots)
         self._streams: dict[str, _Stream] = {}
 
@@ -111,48 +151,53 @@ class Recognizer:
         self._streams.clear()
         self.engine.close()
 
-    def push(self, image_bgr: NDArray[Any], captured_at: float, camera: str = "0", index: int | None = None,
+    def push(self, image_bgr: NDArray[Any] | Decoder, captured_at: float, camera: str = "0", index: int | None = None,
              lost: int = 0, waited_s: float = 0.0) -> list[Item]:
-        """Takes the next image of a camera; returns what it caused, in order.
-
-        image_bgr: uint8 [H, W, 3] of any size (see `stream.images` for what else is converted);
-        captured_at: seconds, on any clock that runs evenly; index: number of the frame, counted here by default;
-        lost: frames the source lost since the last one; waited_s: how long the image waited before this call.
+        """Takes the next image of a camera; returns what it caused, in order. See `Arrival` for the arguments.
 
         Most cameras are faster than the model: an image between two ticks of its clock gives []. A camera joins
         with its first image. Raises FrameError for an image that cannot be used: it costs that frame only,
         and is counted as dropped. Raises UsageError when no slot is free, EngineError when the engine fails.
         """
-        began = self._timer()
-        stream = self._streams.get(camera) or self._join(camera)
-        counts = stream.counts
-        number = counts.frames if index is None else index
-        counts.frames += 1
-        counts.dropped += lost
-        try:
-            image = as_bgr(image_bgr)
-            tick = stream.clock.tick(captured_at)
-        except FrameError:
-            counts.dropped += 1
-            raise
-        items: list[Item] = []
-        if tick.action is not None:
-            items += stream.close_events()
-            items.append(Gap(camera, captured_at, tick.gap_s or 0.0, tick.action))
-            self.engine.reset([stream.slot])
-            stream.forget()
-        if not tick.use:
-            return items
+        [outcome] = self.push_many([Arrival(image_bgr, captured_at, camera, index, lost, waited_s)])
+        if isinstance(outcome, GatestreamError):
+            raise outcome
+        return outcome
 
-        prepared = prepare(image, self.contract)
-        latency = {"queue": waited_s, "preprocess": self._timer() - began, "engine": 0.0, "fuse": 0.0}
-        events = self._hold(stream, captured_at, tick.held, latency)
-        scores = self._step(stream, prepared, latency)
-        events += self._track(stream, captured_at, scores)
-        latency["total"] = waited_s + self._timer() - began
-        counts.predictions += 1
-        items.append(self._publish(stream, number, captured_at, scores, latency))
-        return items + events
+    def push_many(self, arrivals: Sequence[Arrival]) -> list[list[Item] | GatestreamError]:
+        """Takes the next image of several cameras, which the engine then advances side by side.
+
+        Returns for each what `push` would: what the image caused, or the error that it would raise; one camera's error
+        is no other's. Raises UsageError for a camera that is there twice, EngineError.
+        """
+        twice = [name for name, count in Counter(arrival.camera for arrival in arrivals).items() if count > 1]
+        if twice:
+            raise UsageError(f"two images of camera {twice[0]!r} at once", "one of each camera",
+                             "push them one after the other")
+        began = self._timer()
+        outcomes: list[list[Item] | GatestreamError] = []
+        turns: list[_Turn] = []
+        for arrival, prepared in zip(arrivals, self._map(self._prepared, arrivals), strict=True):
+            try:
+                items, turn = self._admitted(arrival, prepared)
+            except (FrameError, UsageError) as error:
+                outcomes.append(error)
+                continue
+            outcomes.append(items)
+            if turn is not None:
+                turns.append(turn)
+        ready = self._timer()
+        for turn in turns:
+            turn.latency["preprocess"] = ready - began
+            turn.events += self._hold(turn.stream, turn.arrival.captured_at, turn.held, turn.latency)
+        stepped = self._step([turn.stream for turn in turns], [turn.image for turn in turns],
+                             [turn.latency for turn in turns])
+        for turn, scores in zip(turns, stepped, strict=True):
+            turn.events += self._track(turn.stream, turn.arrival.captured_at, scores)
+            turn.latency["total"] = turn.arrival.waited_s + self._timer() - began
+            turn.stream.counts.predictions += 1
+            turn.items += [self._publish(turn, scores), *turn.events]
+        return outcomes
 
     def flush(self, camera: str = "0") -> list[Event]:
         """Ends a camera's stream: closes its open events, returns them, and frees its slot."""
@@ -177,6 +222,40 @@ class Recognizer:
         self.engine.reset([stream.slot])
         return stream
 
+    def _prepared(self, arrival: Arrival) -> Image | FrameError | None:
+        """The network's input; None when the camera's clock does not want it. Touches nothing: threads may share it."""
+        stream = self._streams.get(arrival.camera)
+        try:
+            wanted = stream is None or stream.clock.wants(arrival.captured_at)
+            if callable(arrival.image_bgr):
+                return prepare(as_bgr(arrival.image_bgr()), self.contract) if wanted else None
+            image = as_bgr(arrival.image_bgr)
+            return prepare(image, self.contract) if wanted else None
+        except FrameError as error:
+            return error
+
+    def _admitted(self, arrival: Arrival, prepared: Image | FrameError | None) -> tuple[list[Item], _Turn | None]:
+        """Lets an image into its camera's stream: what that alone caused, and the tick it is good for, if any."""
+        stream = self._streams.get(arrival.camera) or self._join(arrival.camera)
+        counts = stream.counts
+        number = counts.frames if arrival.index is None else arrival.index
+        counts.frames += 1
+        counts.dropped += arrival.lost
+        if isinstance(prepared, FrameError):
+            counts.dropped += 1
+            raise prepared
+        tick = stream.clock.tick(arrival.captured_at)
+        items: list[Item] = []
+        if tick.action is not None:
+            items += stream.close_events()
+            items.append(Gap(arrival.camera, arrival.captured_at, tick.gap_s or 0.0, tick.action))
+            self.engine.reset([stream.slot])
+            stream.forget()
+        if prepared is None:
+            return items, None
+        latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
+        return items, _Turn(stream, arrival, number, tick.held, prepared, latency, items)
+
     def _hold(self, stream: _Stream, until: float, ticks: int, latency: dict[str, float]) -> list[Event]:
         """Fills ticks without an image with the previous one; they count for state and events alone."""
         events: list[Event] = []
@@ -184,21 +263,29 @@ class Recognizer:
             return events
         since = stream.previous_at
         for tick in range(1, ticks + 1):
-            scores = self._step(stream, stream.previous, latency)
+            [scores] = self._step([stream], [stream.previous], [latency])
             events += self._track(stream, since + (until - since) * tick / (ticks + 1), scores)
             stream.counts.held += 1
         return events
 
-    def _step(self, stream: _Stream, prepared: Image, latency: dict[str, float]) -> Scores:
-        """Advances one camera by one tick. Adds its seconds to `latency`."""
+    def _step(self, streams: Sequence[_Stream], images: Sequence[Image],
+              latencies: Sequence[dict[str, float]]) -> list[Scores]:
+        """Advances some cameras by one tick. Adds its seconds to their latencies."""
+        if not streams:
+            return []
         began = self._timer()
-        result = self.engine.step(prepared[None], [stream.slot])
-        stepped = self._timer()
-        scores = stream.scorer.score(result)
-        stream.steps += 1
-        stream.previous = prepared
-        latency["engine"] += stepped - began
-        latency["fuse"] += self._timer() - stepped
+        result = self.engine.step(np.stack(images), [stream.slot for stream in streams])
+        scored = stepped = self._timer()
+        scores = []
+        for i, (stream, image, latency) in enumerate(zip(streams, images, latencies, strict=True)):
+            scores.append(stream.scorer.score(StepResult(
+                result.features[i:i + 1], {head: logits[i:i + 1] for head, logits in result.scores.items()},
+                None if result.spans is None else result.spans[i:i + 1])))
+            stream.steps += 1
+            stream.previous = image
+            latency["engine"] += stepped - began
+            before, scored = scored, self._timer()
+            latency["fuse"] += scored - before
         return scores
 
     def _track(self, stream: _Stream, at: float, scores: Scores) -> list[Event]:
@@ -215,10 +302,11 @@ class Recognizer:
     def _warm(self, stream: _Stream) -> bool:
         return stream.steps >= self.contract.warmup_frames
 
-    def _publish(self, stream: _Stream, number: int, at: float, scores: Scores,
-                 latency: dict[str, float]) -> Prediction:
+    def _publish(self, turn: _Turn, scores: Scores) -> Prediction:
+        stream = turn.stream
         heads = {head: HeadScores(ranked(labels, scores.now[head]), ranked(labels, scores.window[head]))
                  for head, labels in self.contract.heads.items()}
-        return Prediction(camera=stream.camera, frame=number, captured_at=at, warm=self._warm(stream), heads=heads,
-                          clips=scores.gates, latency_ms={part: 1000 * value for part, value in latency.items()},
+        return Prediction(camera=stream.camera, frame=turn.number, captured_at=turn.arrival.captured_at,
+                          warm=self._warm(stream), heads=heads, clips=scores.gates,
+                          latency_ms={part: 1000 * value for part, value in turn.latency.items()},
                           dropped=stream.counts.dropped, held=stream.counts.held)

@@ -1,0 +1,101 @@
+"""Where cameras' messages wait for the engine: one place for each camera, the newest message wins.
+
+    put ──► [camera a: newest] [camera b: newest] ... ──take──► those that have waited longest for a turn
+
+Plain bookkeeping with times given by the caller. Every message that is not taken is counted by its cause.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from engines.errors import UsageError
+from stream.service.wire import Message
+
+OVERTAKEN, STALE = "overtaken", "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A message that waits. index: its number among its camera's; lost: those before it that nobody took since the
+    last one that was taken; captured_at, arrived_at: seconds, Unix time and steady."""
+
+    camera: str
+    message: Message
+    index: int
+    lost: int
+    captured_at: float
+    arrived_at: float
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of one camera's messages. last_at: steady seconds of the last one; dropped: by cause."""
+
+    received: int = 0
+    taken: int = 0
+    last_at: float = 0.0
+    bytes: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class Lobby:
+    """See the file's top. A camera joins with `open`; messages of others are the caller's to refuse."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        self._waiting: dict[str, Guest] = {}
+        self._lost: Counter[str] = Counter()
+        self._turns: dict[str, int] = {}  # when each camera was last served
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def open(self, camera: str) -> Account:
+        """Makes a place for a camera; its account, the one it has if it is back."""
+        self._turns.setdefault(camera, 0)
+        return self.accounts.setdefault(camera, Account())
+
+    def close(self, camera: str) -> None:
+        """Gives up a camera's place and what waits in it."""
+        for table in (self._waiting, self._lost, self._turns, self.accounts):
+            table.pop(camera, None)
+
+    def put(self, camera: str, message: Message, captured_at: float, arrived_at: float) -> None:
+        """Leaves a message; one of the same camera that still waits is overtaken."""
+        if camera not in self._turns:
+            raise UsageError(f"a message of {camera!r}, which has no place", "a camera that was opened", "open it")
+        account = self.accounts[camera]
+        if camera in self._waiting:
+            self._drop(camera, OVERTAKEN)
+        self._waiting[camera] = Guest(camera, message, account.received, 0, captured_at, arrived_at)
+        account.received += 1
+        account.last_at = arrived_at
+        account.bytes += len(message.payload)
+
+    def refuse(self, camera: str, cause: str) -> None:
+        """Counts a message that is not even let in."""
+        self.accounts[camera].received += 1
+        self._drop(camera, cause)
+
+    def take(self, most: int, now: float, budget_s: float) -> Sequence[Guest]:
+        """Up to `most` messages, of cameras that were served longest ago; those older than `budget_s` are dropped."""
+        for camera, guest in list(self._waiting.items()):
+            if now - guest.arrived_at > budget_s:
+                del self._waiting[camera]
+                self._drop(camera, STALE)
+        longest = sorted(self._waiting, key=lambda camera: (self._turns[camera], self._waiting[camera].arrived_at))
+        self._turn += 1
+        taken = []
+        for camera in longest[:most]:
+            self._turns[camera] = self._turn
+            self.accounts[camera].taken += 1
+            taken.append(replace(self._waiting.pop(camera), lost=self._lost.pop(camera, 0)))
+        return taken
+
+    def _drop(self, camera: str, cause: str) -> None:
+        self.accounts[camera].dropped[cause] += 1
+        self._lost[camera] += 1

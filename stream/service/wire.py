@@ -1,0 +1,282 @@
+"""What ZeroMQ cameras send, and what they are answered.
+
+    imagezmq    {"msg": ..., "dtype": ..., "shape": ...} + pixels, or {"msg": ...} + a JPEG
+    NetGear     {"terminate_flag": false, "compression": ..., "message": ..., ...} + pixels or a JPEG
+    gatestream  {"gatestream": 1, "camera": ..., ...} + pixels, a JPEG or a PNG; see `header_of`
+
+A message is a JSON header and a payload. Nothing here decodes a picture or knows a socket: what a header claims is
+checked against the payload's length before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import FrameError
+from stream.frame import Image
+from stream.images import as_bgr, stated_size_hw
+
+Protocol = Literal["imagezmq", "netgear", "gatestream"]
+Encoding = Literal["jpeg", "png", "raw"]
+
+VERSION = 1
+HEADER_BYTES = 64 * 1024
+DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
+NAME_CHARACTERS = 64
+# Values of this many bits in 16-bit words, and by how far they are shifted to become bytes.
+WIDE = {"mono10": 2, "mono12": 4, "mono16": 8}
+BAYER = {"bayer_rg8": cv2.COLOR_BayerRGGB2BGR, "bayer_gr8": cv2.COLOR_BayerGRBG2BGR,
+         "bayer_gb8": cv2.COLOR_BayerGBRG2BGR, "bayer_bg8": cv2.COLOR_BayerBGGR2BGR}  # GenICam's names, in lower case
+PIXEL_FORMATS = ("bgr8", "rgb8", "bgra8", "rgba8", "mono8", *WIDE, *BAYER)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused before it costs anything. payload_bytes: of one message; pixels: of one picture."""
+
+    payload_bytes: int = 32 * 1024 * 1024
+    pixels: int = 40_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A camera's message, not yet decoded.
+
+    name: the camera as it calls itself, None when it does not; captured_at: Unix time, None when it does not say;
+    pixel_format: None means as the array's shape says, BGR; end: the camera says that its stream is over;
+    port: of a NetGear sender among several, which its answer has to name.
+    """
+
+    protocol: Protocol
+    name: str | None
+    payload: bytes
+    encoding: Encoding = "jpeg"
+    shape: tuple[int, ...] = ()
+    dtype: str = "uint8"
+    pixel_format: str | None = None
+    captured_at: float | None = None
+    sequence: int | None = None
+    end: bool = False
+    port: str | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether there is no picture in it: some imagezmq senders send words with a payload of one byte."""
+        return self.protocol == "imagezmq" and self.encoding != "raw" and len(self.payload) < 16
+
+
+def header_of(camera: str, image_shape: Sequence[int] | None = None, *, encoding: Encoding = "jpeg",
+              dtype: str = "uint8", pixel_format: str | None = None, captured_at: float | None = None,
+              sequence: int | None = None, end: bool = False) -> bytes:
+    """Our own header. shape, dtype and pixel_format are needed for raw pixels only; the other message part is the
+    payload: C-order bytes, a JPEG or a PNG."""
+    said: dict[str, Any] = {"gatestream": VERSION, "camera": camera, "encoding": encoding}
+    if encoding == "raw":
+        said |= {"shape": list(image_shape or ()), "dtype": dtype, "pixel_format": pixel_format}
+    said |= {"captured_at": captured_at, "sequence": sequence, "end": end or None}
+    return json.dumps({key: value for key, value in said.items() if value is not None}).encode()
+
+
+def parse(parts: Sequence[bytes], limits: Limits) -> Message:
+    """The message of these parts. Raises FrameError."""
+    if len(parts) not in (1, 2):
+        raise FrameError(f"a message of {len(parts)} parts", "a JSON header and a payload",
+                         "send as imagezmq, NetGear or gatestream camera do")
+    header = _header(parts[0])
+    payload = parts[1] if len(parts) == 2 else b""
+    if len(payload) > limits.payload_bytes:
+        raise FrameError(f"a payload of {len(payload)} bytes", f"{limits.payload_bytes} at most",
+                         "compress the pictures, or raise max_message_mb")
+    if "gatestream" in header:
+        return _ours(header, payload, limits)
+    if "terminate_flag" in header:
+        return _netgear(header, payload, limits)
+    if "msg" in header and len(parts) == 2:
+        return _imagezmq(header, payload, limits)
+    raise FrameError(f"a header with {', '.join(map(repr, list(header)[:6])) or 'nothing'} in it",
+                     "one of imagezmq, NetGear or gatestream", "send as one of these does")
+
+
+def answer(message: Message | None, prediction: Mapping[str, Any] | None = None, error: str | None = None) -> bytes:
+    """What a sender that waits is told: its camera's latest prediction, if there is one, or what was wrong.
+
+    One form satisfies all of NetGear's modes; imagezmq hands over any bytes.
+    """
+    if message is not None and message.protocol == "netgear":
+        data = {"error": error} if error else None if prediction is None else dict(prediction)
+        return json.dumps({"port": message.port or "0", "return_type": "NoneType" if data is None else "dict",
+                           "data": data}).encode()
+    if error:
+        return f"ERROR: {error}".encode()
+    return b"OK" if prediction is None else json.dumps(prediction).encode()
+
+
+def decoded(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR") -> Image:
+    """The picture in a message, BGR uint8 [H, W, 3]. colour: of raw arrays that do not say. Raises FrameError."""
+    if message.encoding != "raw":
+        return _uncompressed(message.payload, limits)
+    array = np.frombuffer(message.payload, message.dtype).reshape(message.shape)
+    form = message.pixel_format
+    if form in BAYER:
+        return np.asarray(cv2.cvtColor(_plane(array, np.uint8), BAYER[form]), np.uint8)
+    if form in WIDE:
+        return as_bgr((np.minimum(_plane(array, np.uint16) >> WIDE[form], 255)).astype(np.uint8))
+    image = as_bgr(array)
+    reverse = form.startswith("rgb") if form else colour == "RGB" and array.ndim == 3 and array.shape[2] > 1
+    return np.ascontiguousarray(image[..., ::-1]) if reverse else image
+
+
+def name_of(value: object) -> str | None:
+    """A camera's name as a sender may give it: short, printable text. Numbers are none: some send the time."""
+    if not isinstance(value, str) or not value.strip() or len(value) > NAME_CHARACTERS or not value.isprintable():
+        return None
+    return value.strip()
+
+
+def _header(raw: bytes) -> dict[str, Any]:
+    if len(raw) > HEADER_BYTES:
+        raise FrameError(f"a header of {len(raw)} bytes", f"{HEADER_BYTES} at most", "send a JSON object and a payload")
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise FrameError(f"a header that is no JSON ({type(error).__name__})", "a JSON object",
+                         "send as imagezmq, NetGear or gatestream camera do") from error
+    if not isinstance(header, dict):
+        raise FrameError(f"a header that is {type(header).__name__}", "a JSON object",
+                         "send as imagezmq, NetGear or gatestream camera do")
+    return header
+
+
+def _ours(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
+    if header["gatestream"] != VERSION:
+        raise FrameError(f"a message of version {_short(header['gatestream'])}", f"version {VERSION}",
+                         "use the same gatestream at both ends")
+    name = name_of(header.get("camera"))
+    if name is None:
+        raise FrameError(f"a camera called {_short(header.get('camera'))}",
+                         f"a printable name of up to {NAME_CHARACTERS} characters", "name the camera")
+    end = header.get("end") is True
+    facts: dict[str, Any] = {"captured_at": _time(header.get("captured_at")), "end": end,
+                             "sequence": _number(header.get("sequence"))}
+    if end and not payload:
+        return Message("gatestream", name, b"", **facts)
+    encoding = header.get("encoding")
+    if encoding in ("jpeg", "png"):
+        return Message("gatestream", name, payload, encoding, **facts)
+    if encoding != "raw":
+        raise FrameError(f"encoding {_short(encoding)}", "jpeg, png or raw", "choose one of them")
+    form = header.get("pixel_format")
+    if form is not None and form not in PIXEL_FORMATS:
+        raise FrameError(f"pixel format {_short(form)}", f"one of {', '.join(PIXEL_FORMATS)}", "convert the pictures")
+    shape, dtype = _array(header, payload, limits)
+    wanted = "uint16" if form in WIDE else "uint8"
+    if form is not None and (dtype != wanted or _channels(shape) != _channels_of(form)):
+        raise FrameError(f"{dtype} {list(shape)} as {form}", f"{wanted} of {_channels_of(form)} channels",
+                         "name the pixel format that the array has")
+    return Message("gatestream", name, payload, "raw", shape, dtype, form, **facts)
+
+
+def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
+    port = header.get("port")
+    facts: dict[str, Any] = _told(header.get("message"))
+    facts["port"] = str(port) if isinstance(port, str | int) and len(str(port)) <= 8 else None
+    if header["terminate_flag"] is True:
+        return Message("netgear", payload=b"", end=True, **facts)
+    compression = header.get("compression")
+    if compression is False:
+        shape, dtype = _array(header, payload, limits)
+        return Message("netgear", payload=payload, encoding="raw", shape=shape, dtype=dtype, **facts)
+    if not isinstance(compression, dict):
+        raise FrameError(f"NetGear compression {_short(compression)}", "false, or an object (vidgear 0.3.x)",
+                         "use a newer vidgear, or jpeg_compression=False")
+    if str(compression.get("colorspace")).upper() == "CMYK":
+        raise FrameError("a NetGear JPEG in CMYK", "BGR, RGB or GRAY", "leave jpeg_compression_colorspace out")
+    return Message("netgear", payload=payload, **facts)
+
+
+def _imagezmq(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
+    facts = _told(header["msg"])
+    if "shape" not in header and "dtype" not in header:
+        return Message("imagezmq", payload=payload, **facts)
+    shape, dtype = _array(header, payload, limits)
+    return Message("imagezmq", payload=payload, encoding="raw", shape=shape, dtype=dtype, **facts)
+
+
+def _told(told: object) -> dict[str, Any]:
+    """Name, capture time and sequence number, as a sender may put them into its message."""
+    if isinstance(told, dict):
+        return {"name": name_of(told.get("camera")), "captured_at": _time(told.get("captured_at")),
+                "sequence": _number(told.get("sequence"))}
+    return {"name": name_of(told)}
+
+
+def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> tuple[tuple[int, ...], str]:
+    """Shape and type of the raw array that the payload is."""
+    dtype, shape = header.get("dtype"), header.get("shape")
+    if dtype not in DTYPES:
+        raise FrameError(f"pixels of type {_short(dtype)}", f"one of {', '.join(DTYPES)}", "convert the pictures")
+    if (not isinstance(shape, list) or len(shape) not in (2, 3)
+            or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in shape)
+            or (len(shape) == 3 and shape[2] not in (1, 3, 4))):
+        raise FrameError(f"an array of shape {_short(shape)}", "[H, W], or [H, W, C] of 1, 3 or 4 channels",
+                         "send one picture at a time, channels last")
+    if shape[0] * shape[1] > limits.pixels:
+        raise FrameError(f"a picture of {shape[1]} x {shape[0]} pixels", f"{limits.pixels} pixels at most",
+                         "scale it to the size of a camera image")
+    wanted = math.prod(shape) * np.dtype(dtype).itemsize
+    if len(payload) != wanted:
+        raise FrameError(f"{len(payload)} bytes of pixels", f"{wanted}, as {dtype} {shape} has",
+                         "send C-order bytes of exactly the array that the header describes")
+    return tuple(shape), dtype
+
+
+def _uncompressed(payload: bytes, limits: Limits) -> Image:
+    size_hw = stated_size_hw(payload)
+    if size_hw is None:
+        raise FrameError(f"{len(payload)} bytes that are no JPEG or PNG", "a whole picture", "check the sender")
+    if size_hw[0] * size_hw[1] > limits.pixels:
+        raise FrameError(f"a picture of {size_hw[1]} x {size_hw[0]} pixels", f"{limits.pixels} pixels at most",
+                         "scale it to the size of a camera image")
+    try:
+        image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise FrameError(f"a picture that cannot be decoded ({error.code})", "a whole picture",
+                         "check the sender") from error
+    if image is None:
+        raise FrameError("a picture that cannot be decoded", "a whole picture", "check the sender")
+    return np.asarray(image, np.uint8)
+
+
+def _plane(array: NDArray[Any], dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
+    return np.ascontiguousarray(array.reshape(array.shape[:2]), dtype)
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    return shape[2] if len(shape) == 3 else 1
+
+
+def _channels_of(form: str) -> int:
+    return 4 if form in ("bgra8", "rgba8") else 3 if form in ("bgr8", "rgb8") else 1
+
+
+def _time(value: object) -> float | None:
+    """Unix time in seconds; None for what cannot be one."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e11
+    return float(value) if known else None  # type: ignore[arg-type]
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
