@@ -1,7 +1,9 @@
 """Where cameras' messages wait for the engine: one place for each camera, the newest message wins.
 
-    put ──► [camera a: newest] [camera b: newest] ... ──take──► those that have waited longest for a turn
+    put ──► [camera a: newest] [camera b: newest] ... ──take──► those whose turn it is
 
+Turns are start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996) with equal weights: under overload every camera
+that wants more than its share gets the same, and one that was silent has saved nothing up.
 Plain bookkeeping with times given by the caller. Every message that is not taken is counted by its cause.
 """
 
@@ -48,8 +50,8 @@ class Lobby:
         self.accounts: dict[str, Account] = {}
         self._waiting: dict[str, Guest] = {}
         self._lost: Counter[str] = Counter()
-        self._turns: dict[str, int] = {}  # when each camera was last served
-        self._turn = 0
+        self._turns: dict[str, int] = {}  # the turn that each camera has next, or has had
+        self._turn = 0  # the latest that was served
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -71,6 +73,8 @@ class Lobby:
         account = self.accounts[camera]
         if camera in self._waiting:
             self._drop(camera, OVERTAKEN)
+        else:
+            self._turns[camera] = max(self._turns[camera], self._turn)
         self._waiting[camera] = Guest(camera, message, account.received, 0, captured_at, arrived_at)
         account.received += 1
         account.last_at = arrived_at
@@ -82,16 +86,16 @@ class Lobby:
         self._drop(camera, cause)
 
     def take(self, most: int, now: float, budget_s: float) -> Sequence[Guest]:
-        """Up to `most` messages, of cameras that were served longest ago; those older than `budget_s` are dropped."""
+        """Up to `most` messages, of the cameras whose turn it is; those older than `budget_s` are dropped."""
         for camera, guest in list(self._waiting.items()):
             if now - guest.arrived_at > budget_s:
                 del self._waiting[camera]
                 self._drop(camera, STALE)
-        longest = sorted(self._waiting, key=lambda camera: (self._turns[camera], self._waiting[camera].arrived_at))
-        self._turn += 1
+        next_first = sorted(self._waiting, key=lambda camera: (self._turns[camera], self._waiting[camera].arrived_at))
         taken = []
-        for camera in longest[:most]:
-            self._turns[camera] = self._turn
+        for camera in next_first[:most]:
+            self._turn = self._turns[camera]
+            self._turns[camera] += 1
             self.accounts[camera].taken += 1
             taken.append(replace(self._waiting.pop(camera), lost=self._lost.pop(camera, 0)))
         return taken

@@ -1,0 +1,179 @@
+"""What ZeroMQ cameras send: every form is understood, everything else is refused by name and costs nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.errors import FrameError
+from stream.service.wire import HEADER_BYTES, Limits, Message, answer, decoded, header_of, parse
+
+LIMITS = Limits(payload_bytes=1_000_000, pixels=100_000)
+IMAGE = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+SMOOTH = cv2.GaussianBlur(IMAGE, (0, 0), 3)
+JPEG = cv2.imencode(".jpg", SMOOTH)[1].tobytes()
+PNG = cv2.imencode(".png", IMAGE)[1].tobytes()
+
+
+def raw(array: np.ndarray[Any, Any], **more: Any) -> list[bytes]:
+    header = {"dtype": str(array.dtype), "shape": list(array.shape), **more}
+    return [json.dumps(header).encode(), array.tobytes()]
+
+
+def imagezmq(array: np.ndarray[Any, Any], msg: Any = "bench") -> list[bytes]:
+    return raw(array, msg=msg)
+
+
+def netgear(**changes: Any) -> bytes:
+    header = {"terminate_flag": False, "compression": {"dct": True, "ups": False, "colorspace": "BGR"},
+              "message": None, "pattern": "1", "dtype": "", "shape": "", **changes}
+    return json.dumps(header).encode()
+
+
+def ours(array: np.ndarray[Any, Any], pixel_format: str | None = None) -> list[bytes]:
+    return [header_of("bench", array.shape, encoding="raw", dtype=str(array.dtype), pixel_format=pixel_format),
+            array.tobytes()]
+
+
+@pytest.mark.parametrize(("parts", "expected"), [
+    (imagezmq(IMAGE), IMAGE),
+    (imagezmq(IMAGE[..., 0]), np.repeat(IMAGE[..., :1], 3, axis=2)),
+    (imagezmq((IMAGE / 255).astype(np.float32)), IMAGE),
+    (imagezmq(IMAGE.astype(np.uint16) * 257), IMAGE),
+    (raw(IMAGE, terminate_flag=False, compression=False, message=None, pattern="1"), IMAGE),
+    (ours(IMAGE), IMAGE),
+    (ours(IMAGE, "bgr8"), IMAGE),
+    (ours(IMAGE, "rgb8"), IMAGE[..., ::-1]),
+    (ours(np.dstack([IMAGE, IMAGE[..., :1]]), "rgba8"), IMAGE[..., ::-1]),
+    (ours(IMAGE[..., 0], "mono8"), np.repeat(IMAGE[..., :1], 3, axis=2)),
+    (ours(IMAGE[..., 0].astype(np.uint16) << 2, "mono10"), np.repeat(IMAGE[..., :1], 3, axis=2)),
+    (ours(IMAGE[..., 0].astype(np.uint16) << 4, "mono12"), np.repeat(IMAGE[..., :1], 3, axis=2)),
+    (ours(IMAGE[..., 0].astype(np.uint16) << 8, "mono16"), np.repeat(IMAGE[..., :1], 3, axis=2)),
+    ([header_of("bench", encoding="png"), PNG], IMAGE),
+    ([b'{"msg": "bench"}', PNG], IMAGE),
+])
+def test_every_form_gives_the_picture(parts: list[bytes], expected: np.ndarray[Any, Any]) -> None:
+    np.testing.assert_array_equal(decoded(parse(parts, LIMITS), LIMITS), expected)
+
+
+@pytest.mark.parametrize("parts", [[b'{"msg": "bench"}', JPEG], [netgear(message="bench"), JPEG],
+                                   [header_of("bench"), JPEG]])
+def test_jpegs_of_every_protocol(parts: list[bytes]) -> None:
+    message = parse(parts, LIMITS)
+    assert message.name == "bench"
+    assert np.abs(decoded(message, LIMITS).astype(int) - SMOOTH).mean() < 3
+
+
+@pytest.mark.parametrize("pattern", ["rg", "gr", "gb", "bg"])
+def test_bayer_patterns_give_back_even_colours(pattern: str) -> None:
+    blue, green, red = 40, 90, 200
+    first = {"r": red, "g": green, "b": blue}
+    second_row = {"rg": "gb", "gr": "bg", "gb": "rg", "bg": "gr"}[pattern]
+    tile = np.array([[first[c] for c in pattern], [first[c] for c in second_row]], np.uint8)
+    image = decoded(parse(ours(np.tile(tile, (8, 8)), f"bayer_{pattern}8"), LIMITS), LIMITS)
+    assert image[4:12, 4:12].reshape(-1, 3).tolist() == [[blue, green, red]] * 64
+
+
+def test_the_colour_order_is_the_cameras_where_the_message_is_silent() -> None:
+    message = parse(imagezmq(IMAGE), LIMITS)
+    np.testing.assert_array_equal(decoded(message, LIMITS, "RGB"), IMAGE[..., ::-1])
+
+
+@pytest.mark.parametrize(("told", "name", "captured_at", "sequence"), [
+    ("bench", "bench", None, None), (" bench ", "bench", None, None), (1732.5, None, None, None), (7, None, None, None),
+    (None, None, None, None), (["bench", 1], None, None, None), ("a\nb", None, None, None), ("x" * 65, None, None, None),
+    ({"camera": "bench", "captured_at": 1732.5, "sequence": 3}, "bench", 1732.5, 3),
+    ({"captured_at": "soon", "sequence": -1}, None, None, None),
+    ({"camera": "bench", "captured_at": 1e300, "sequence": True}, "bench", None, None),
+])
+def test_what_a_message_says_of_its_camera(told: Any, name: str | None, captured_at: float | None,
+                                           sequence: int | None) -> None:
+    for message in (parse(imagezmq(IMAGE, told), LIMITS), parse([netgear(message=told), JPEG], LIMITS)):
+        assert (message.name, message.captured_at, message.sequence) == (name, captured_at, sequence)
+
+
+def test_ends_and_words() -> None:
+    assert parse([b'{"terminate_flag": true, "port": 5566}'], LIMITS).end
+    assert parse([b'{"terminate_flag": true, "port": 5566}'], LIMITS).port == "5566"
+    assert parse([header_of("bench", end=True), b""], LIMITS).end
+    assert parse([b'{"msg": "only words"}', b"0"], LIMITS).is_text
+    assert not parse([b'{"msg": "bench"}', JPEG], LIMITS).is_text
+
+
+@pytest.mark.parametrize(("parts", "says"), [
+    ([], "0 parts"), ([b"{}"] * 3, "3 parts"), ([b"{}"], "nothing in it"), ([b'{"msg": 1}'], "'msg'"),
+    ([b"hello", JPEG], "no JSON"), ([b"\xff\xfe", JPEG], "no JSON"), ([b"[1]", JPEG], "is list"),
+    ([b"[" * 60_000, JPEG], "no JSON"), ([b'{"a": ' + b"9" * 60_000 + b"}", JPEG], "no JSON"),
+    ([b" " * (HEADER_BYTES + 1), JPEG], "a header of 65537 bytes"),
+    ([b'{"msg": "x"}', bytes(1_000_001)], "a payload of 1000001 bytes"),
+    (raw(IMAGE, msg="x", dtype="object"), "type 'object'"), (raw(IMAGE, msg="x", dtype="<U9"), "type '<U9'"),
+    (raw(IMAGE, msg="x", dtype=["uint8"]), "type \\['uint8'\\]"),
+    (raw(IMAGE, msg="x", shape=[-12, -16, 3]), "shape"), (raw(IMAGE, msg="x", shape=[12.0, 16, 3]), "shape"),
+    (raw(IMAGE, msg="x", shape=[True, 16, 3]), "shape"), (raw(IMAGE, msg="x", shape=[1 << 40, 1 << 40]), "pixels"),
+    (raw(IMAGE, msg="x", shape=[12, 16, 2]), "shape"), (raw(IMAGE, msg="x", shape="(12,)"), "shape"),
+    (raw(IMAGE, msg="x", shape=[12, 17, 3]), "576 bytes of pixels; wanted 612"),
+    ([netgear(compression="zlib"), JPEG], "compression 'zlib'"),
+    ([netgear(compression={"colorspace": "CMYK"}), JPEG], "CMYK"),
+    ([b'{"gatestream": 2, "camera": "x"}', JPEG], "version 2"), ([b'{"gatestream": 1}', JPEG], "called None"),
+    ([b'{"gatestream": 1, "camera": "x", "encoding": "gif"}', JPEG], "encoding 'gif'"),
+    (ours(IMAGE, "yuv422"), "pixel format 'yuv422'"), (ours(IMAGE, "mono8"), "uint8 \\[12, 16, 3\\] as mono8"),
+    (ours(IMAGE[..., 0], "mono12"), "wanted uint16"),
+])
+def test_what_is_refused(parts: list[bytes], says: str) -> None:
+    with pytest.raises(FrameError, match=says):
+        parse(parts, LIMITS)
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A JPEG whose header claims this size."""
+    at = JPEG.index(b"\xff\xc0") + 5
+    return JPEG[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + JPEG[at + 4:]
+
+
+@pytest.mark.parametrize(("payload", "says"), [
+    (b"", "0 bytes"), (b"0" * 200, "no JPEG"), (JPEG[:20], "no JPEG"), (claiming(65_000, 65_000), "65000 x 65000"),
+    (b"\x89PNG\r\n\x1a\n" + bytes(60), "cannot be decoded"),
+    (b"\x89PNG\r\n\x1a\n" + bytes(8) + b"\xff" * 20, "pixels"),
+])
+def test_pictures_that_are_none(payload: bytes, says: str) -> None:
+    message = parse([header_of("bench"), payload], LIMITS)
+    with pytest.raises(FrameError, match=says):
+        decoded(message, LIMITS)
+
+
+@settings(deadline=None, max_examples=300)
+@given(seed=st.integers(0, 2**32), which=st.integers(0, 3), cuts=st.integers(1, 6))
+def test_mutated_messages_are_pictures_or_refused(seed: int, which: int, cuts: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [imagezmq(IMAGE), [netgear(), JPEG], [header_of("bench"), JPEG], ours(IMAGE[..., 0], "bayer_rg8")][which]
+    spoilt = []
+    for part in parts:
+        changed = bytearray(part)
+        for _ in range(cuts):
+            at = int(rng.integers(len(changed) + 1))
+            changed[at:at + int(rng.integers(4))] = rng.bytes(int(rng.integers(4)))
+        spoilt.append(bytes(changed))
+    try:
+        image = decoded(parse(spoilt, LIMITS), LIMITS)
+    except FrameError:
+        return
+    assert image.ndim == 3
+    assert image.shape[0] * image.shape[1] <= LIMITS.pixels
+
+
+def test_answers_suit_whoever_asked() -> None:
+    plain = parse(imagezmq(IMAGE), LIMITS)
+    net = Message("netgear", None, b"", port="5566")
+    said = {"type": "prediction", "camera": "bench"}
+    assert answer(plain) == b"OK"
+    assert json.loads(answer(plain, said)) == said
+    assert json.loads(answer(net)) == {"port": "5566", "return_type": "NoneType", "data": None}
+    assert json.loads(answer(net, said)) == {"port": "5566", "return_type": "dict", "data": said}
+    assert answer(None, error="a header that is no JSON").startswith(b"ERROR: a header")
+    assert json.loads(answer(net, said, "too fast"))["data"] == {"error": "too fast"}
