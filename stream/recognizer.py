@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import EventRule
 from engines.engine import Engine, StepResult
 from engines.errors import FrameError, GatestreamError, UsageError
 from engines.preprocess import prepare
@@ -45,12 +46,12 @@ class Counts:
 class _Stream:
     """Everything remembered of one camera but the network's state, which sits in the engine's `slot`."""
 
-    def __init__(self, camera: str, slot: int, model: ScoringModel) -> None:
+    def __init__(self, camera: str, slot: int, model: ScoringModel, rule: EventRule | None) -> None:
         contract = model.contract
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
         self.scorer = Scorer(model)
-        self.trackers = {head: EventTracker(camera, head, labels, contract.background, contract.events)
+        self.trackers = {head: EventTracker(camera, head, labels, contract.background, rule or contract.events)
                          for head, labels in contract.heads.items()}
         self.counts = Counts()
         self.steps = 0  # since the last reset
@@ -120,6 +121,8 @@ class Recognizer:
         self.watcher: Watcher | None = None
         """Called with (camera, time, steps since its last reset, scores) at every tick, held ones too: the full scores,
         of which a Prediction tells the best."""
+        self.rules: dict[str, EventRule] = {}
+        """How scores of some cameras become events, instead of the contract's way; read when a camera joins."""
         self._model, self._timer = model, timer
         self._map = map if threads is None else threads.map
         self._slots = SlotTable(engine.slots)
@@ -212,13 +215,19 @@ class Recognizer:
         if stream is not None:
             self._slots.give_back(stream.slot)
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Those whose streams have begun and not ended."""
+        return tuple(self._streams)
+
     def counts(self, camera: str = "0") -> Counts:
         """Totals of a camera since its stream began; zeros for one that has not begun."""
         stream = self._streams.get(camera)
         return replace(stream.counts) if stream else Counts()
 
     def _join(self, camera: str) -> _Stream:
-        stream = self._streams[camera] = _Stream(camera, self._slots.take(camera), self._model)
+        stream = self._streams[camera] = _Stream(camera, self._slots.take(camera), self._model,
+                                                 self.rules.get(camera))
         self.engine.reset([stream.slot])
         return stream
 

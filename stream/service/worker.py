@@ -1,0 +1,144 @@
+"""The engine's process: takes cameras' newest messages from the keeper of the sockets, gives back what they caused.
+
+    python -m stream.service.worker '{"link": "ipc://...", "model": "gesture", "engine": "auto", "slots": 256}'
+
+It may crash or be killed at any time: another one goes on where it was, without the cameras' state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import zmq
+
+import engines
+from engines.contract import EventRule
+from engines.errors import FrameError, GatestreamError
+from stream.frame import Image
+from stream.recognizer import Arrival, Recognizer
+from stream.service import link
+from stream.service.config import Camera
+from stream.service.lobby import Guest
+from stream.service.wire import Limits, decoded
+
+CREDITS = 2  # batches the keeper may send ahead, so that the next is at hand when one is done
+PATIENCE_MS = 1000  # after which it is asked whether the keeper still lives
+
+
+class Worker:
+    """One engine, and the cameras' settings."""
+
+    def __init__(self, recognizer: Recognizer, limits: Limits | None = None,
+                 steady: Callable[[], float] = time.monotonic) -> None:
+        self._recognizer, self._limits, self._steady = recognizer, limits or Limits(), steady
+        self._cameras: dict[str, Camera] = {}
+
+    def configure(self, cameras: Sequence[Camera]) -> None:
+        """Takes the settings of cameras; thresholds count from when a camera's stream begins."""
+        self._cameras = {camera.name: camera for camera in cameras}
+        own = self._recognizer.contract.events
+        self._recognizer.rules = {camera.name: _rule(own, camera) for camera in cameras}
+
+    def frames(self, guests: Sequence[Guest]) -> dict[str, Any]:
+        """What these messages caused, and the pictures among them that were refused."""
+        now = self._steady()
+        outcomes = self._recognizer.push_many([
+            Arrival(partial(self._decoded, guest), guest.captured_at, guest.camera, guest.index, guest.lost,
+                    max(0.0, now - guest.arrived_at)) for guest in guests])
+        records, errors = [], []
+        for guest, outcome in zip(guests, outcomes, strict=True):
+            if isinstance(outcome, GatestreamError):
+                errors.append([guest.camera, type(outcome).__name__, str(outcome)])
+            else:
+                records += [item.as_json() for item in outcome]
+        return {"records": records, "errors": errors}
+
+    def leave(self, camera: str) -> dict[str, Any]:
+        """Ends a camera's stream; the events that were still open."""
+        return {"records": [event.as_json() for event in self._recognizer.flush(camera)], "credits": 0}
+
+    def stop(self) -> dict[str, Any]:
+        """Ends all streams."""
+        closed = [event.as_json() for camera in self._recognizer.cameras for event in self._recognizer.flush(camera)]
+        return {"records": closed, "credits": 0}
+
+    def _decoded(self, guest: Guest) -> Image:
+        camera = self._cameras.get(guest.camera)
+        image = decoded(guest.message, self._limits, camera.colour if camera else "BGR")
+        if camera is None or camera.crop is None:
+            return image
+        height, width = image.shape[:2]
+        x, y, w, h = camera.crop
+        left, top = round(x * width), round(y * height)
+        part = image[top:max(top + 1, round((y + h) * height)), left:max(left + 1, round((x + w) * width))]
+        if not part.size:
+            raise FrameError(f"a picture of {width} x {height} pixels", f"one that {camera.crop} is a part of",
+                             f"correct the crop of camera {guest.camera}")
+        return part
+
+
+def _rule(own: EventRule, camera: Camera) -> EventRule:
+    changes: dict[str, float] = {}
+    if camera.open_above is not None:
+        changes |= {"open_above": camera.open_above, "close_below": min(own.close_below, camera.open_above)}
+    if camera.min_score is not None:
+        changes["min_score"] = camera.min_score
+    return own.model_copy(update=changes)
+
+
+def serve(address: str, model: str, engine: str, slots: int) -> None:
+    """Works for the keeper at a link's address until it says stop, or is no more."""
+    keeper = os.getppid()
+    loaded = engines.load(model)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 2000
+        socket.connect(address)
+        compiled = engines.compile(loaded, engine=engine, slots=slots)
+        with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
+              Recognizer(loaded, compiled, threads=threads) as recognizer):
+            worker = Worker(recognizer)
+            said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}", "credits": CREDITS}
+            _say(socket, link.READY, said)
+            while True:
+                if not socket.poll(PATIENCE_MS):
+                    if os.getppid() != keeper:
+                        return
+                    continue
+                kind, *rest = socket.recv_multipart()
+                if kind == link.FRAMES:
+                    _say(socket, link.DONE, worker.frames(link.unpacked(rest)))
+                elif kind == link.CAMERAS:
+                    worker.configure([Camera.model_validate(camera) for camera in json.loads(rest[0])])
+                elif kind == link.LEAVE:
+                    _say(socket, link.DONE, worker.leave(json.loads(rest[0])["camera"]))
+                elif kind == link.STOP:
+                    _say(socket, link.DONE, worker.stop())
+                    return
+
+
+def _say(socket: zmq.Socket[bytes], kind: bytes, said: dict[str, Any]) -> None:
+    socket.send_multipart([kind, json.dumps(said).encode()])
+
+
+def main() -> int:
+    """The process. Ctrl-C at a terminal reaches it, too, and is the keeper's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    said = json.loads(sys.argv[1])
+    try:
+        serve(said["link"], said["model"], said["engine"], said["slots"])
+    except GatestreamError as error:
+        print("gatestream: error:", " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
