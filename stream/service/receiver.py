@@ -207,7 +207,7 @@ class Receiver:
             parts = [frame.bytes for frame in frames]
             envelope: list[bytes] = []
             if door.kind == "router":
-                cut = next((i for i, part in enumerate(parts) if i and not part), 0)  # parts[0] is the sender's identity
+                cut = next((i for i, part in enumerate(parts) if i and not part), 0)  # parts[0] is its identity
                 envelope, parts = parts[:cut + 1], parts[cut + 1:]
             self._hear(door, envelope, parts, _peer(frames[-1]))
 

@@ -1,10 +1,12 @@
 """The event log: closed events and gaps in one SQLite file, safe on disk before anything else sees them.
 
-    runs(id, started, model, source, origin) ──< events(id, run, camera, head, label, started_at, ended_at, score)
+    runs(id, started, model, source, origin) ──< events(id, run, camera, head, label, started_at, ended_at, score,
+                                             │          announced)
                                              └─< gaps(id, run, camera, at, seconds, action)
 
 A file collects many runs. `started` is Unix time; `origin` is the capture time of the run's first frame, the
-zero of a video saved beside it.
+zero of a video saved beside it; `announced` is whether a service has told others of the event, which it does once the
+event is in here.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from stream.frame import Event, Frame, Gap, Record
 from stream.sinks.base import Sink, output_path, sink_errors
 
 APPLICATION_ID = 0x67617465  # "gate"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 5.0
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -29,7 +31,7 @@ CREATE TABLE runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, model TEXT NOT
                    origin REAL);
 CREATE TABLE events (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id), camera TEXT NOT NULL,
                      head TEXT NOT NULL, label TEXT NOT NULL, started_at REAL NOT NULL, ended_at REAL NOT NULL,
-                     score REAL NOT NULL);
+                     score REAL NOT NULL, announced INTEGER NOT NULL DEFAULT 1);
 CREATE TABLE gaps (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id), camera TEXT NOT NULL,
                    at REAL NOT NULL, seconds REAL NOT NULL, action TEXT NOT NULL);
 CREATE INDEX events_by_time ON events (run, started_at);
@@ -37,6 +39,15 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
+_FROM_1 = f"""
+BEGIN IMMEDIATE;
+ALTER TABLE events ADD COLUMN announced INTEGER NOT NULL DEFAULT 1;
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+_INSERT = ("INSERT INTO events (run, camera, head, label, started_at, ended_at, score, announced)"
+           " VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+_INSERT_GAP = "INSERT INTO gaps (run, camera, at, seconds, action) VALUES (?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +95,49 @@ class EventLog(Sink):
                 self._origin_known = True
             for record in records:
                 if isinstance(record, Event) and not record.open:
-                    self._db.execute(
-                        "INSERT INTO events (run, camera, head, label, started_at, ended_at, score)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (self.run, record.camera, record.head, record.label, record.started_at,
-                         record.ended_at, record.score))
+                    self._db.execute(_INSERT, self._row(record, announced=True))
                 elif isinstance(record, Gap):
-                    self._db.execute("INSERT INTO gaps (run, camera, at, seconds, action) VALUES (?, ?, ?, ?, ?)",
-                                     (self.run, record.camera, record.at, record.seconds, record.action))
+                    self._db.execute(_INSERT_GAP, (self.run, record.camera, record.at, record.seconds, record.action))
+
+    def keep(self, events: Sequence[Event], gaps: Sequence[Gap] = (), told: Sequence[int] = ()) -> list[int]:
+        """Commits events that are still to be announced, and gaps; the numbers of the events in this file.
+
+        told: numbers of events that have been announced by now. All of it or nothing is written: raises SinkError.
+        """
+        assert self._db is not None
+        with sink_errors("writing", self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                numbers = [self._db.execute(_INSERT, self._row(event, announced=False)).lastrowid for event in events]
+                for gap in gaps:
+                    self._db.execute(_INSERT_GAP, (self.run, gap.camera, gap.at, gap.seconds, gap.action))
+                self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?", [(number,) for number in told])
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        return [number for number in numbers if number is not None]
+
+    @property
+    def identity(self) -> str:
+        """Of this file: no other log has it, and it stays."""
+        assert self._db is not None
+        with sink_errors("reading", self.path):
+            return f"{round(1000 * self._db.execute('SELECT started FROM runs ORDER BY id LIMIT 1').fetchone()[0]):x}"
+
+    def unannounced(self) -> list[tuple[int, Event]]:
+        """Events, with their numbers, that were kept and perhaps never announced: the service ended in between."""
+        assert self._db is not None
+        with sink_errors("reading", self.path):
+            rows = self._db.execute("SELECT id, camera, head, label, started_at, ended_at, score FROM events"
+                                    " WHERE announced = 0 ORDER BY id").fetchall()
+        return [(number, Event(camera, head, label, started_at, ended_at, score, open=False))
+                for number, camera, head, label, started_at, ended_at, score in rows]
+
+    def _row(self, event: Event, announced: bool) -> tuple[object, ...]:
+        return (self.run, event.camera, event.head, event.label, event.started_at, event.ended_at, event.score,
+                announced)
 
     def close(self) -> None:
         db, self._db = self._db, None
@@ -150,6 +196,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
                 db.execute("ROLLBACK")
             if _pragma(db, "application_id") != APPLICATION_ID:  # else another process made them first
                 raise
+    if _pragma(db, "application_id") == APPLICATION_ID and _pragma(db, "user_version") == 1:
+        db.executescript(_FROM_1)
     _check(db, path)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")  # in WAL mode NORMAL may lose the last commits with the power
@@ -160,8 +208,8 @@ def _check(db: sqlite3.Connection, path: str | Path) -> None:
         raise SinkError(f"{path} is another program's database", "a gatestream event log or a new file",
                         "choose another file for the log")
     version = _pragma(db, "user_version")
-    if version != SCHEMA_VERSION:
-        raise SinkError(f"{path} is an event log of version {version}", f"version {SCHEMA_VERSION}",
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise SinkError(f"{path} is an event log of version {version}", f"version {SCHEMA_VERSION} or earlier",
                         "choose another file, or use the gatestream that wrote it")
 
 

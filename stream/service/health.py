@@ -1,0 +1,113 @@
+"""What a service tells of itself: Prometheus metrics at /metrics, a JSON object at /health. Loopback by default."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from engines.errors import SourceError
+
+LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+State = Callable[[], dict[str, Any]]
+
+COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine took", "bytes": "Bytes of payload",
+            "reconnects": "Times the camera came back"}
+GAUGES = {"present": "Whether the camera sends", "staleness_s": "Seconds since its last message",
+          "frozen": "Whether it sends the same picture again and again"}
+
+
+class Metrics(Collector):
+    """Counts of the service, read when somebody asks, and histograms of latencies, filled as predictions come."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.registry = CollectorRegistry()
+        self._latency = Histogram("gatestream_latency_seconds", "From a message's arrival to its prediction, by part",
+                                  ["part"], buckets=LATENCY_S, registry=self.registry)
+        self.registry.register(self)
+
+    def observe(self, latency_ms: dict[str, float]) -> None:
+        """Counts the latency of one prediction."""
+        for part, ms in latency_ms.items():
+            self._latency.labels(part).observe(ms / 1000)
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus asks for."""
+        state = self._state()
+        for kind, table in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
+            for key, text in table.items():
+                metric = kind(f"gatestream_camera_{key.removesuffix('_s')}" + ("_seconds" if key.endswith("_s") else ""),
+                              text, labels=["camera"])
+                for camera, account in state["cameras"].items():
+                    metric.add_metric([camera], float(account[key]))
+                yield metric
+        dropped = CounterMetricFamily("gatestream_camera_dropped", "Messages dropped here, by cause",
+                                      labels=["camera", "cause"])
+        for camera, account in state["cameras"].items():
+            for cause, count in account["dropped"].items():
+                dropped.add_metric([camera, cause], count)
+        yield dropped
+        refused = CounterMetricFamily("gatestream_refused", "Messages refused, by cause", labels=["cause"])
+        for cause, count in state["refused"].items():
+            refused.add_metric([cause], count)
+        yield refused
+        results = CounterMetricFamily("gatestream_results", "Results announced", labels=["type"])
+        for kind_name, count in state["results"].items():
+            results.add_metric([kind_name], count)
+        yield results
+        for key, text in (("waiting", "Messages that wait for the engine"), ("engine_restarts", "Engine processes lost"),
+                          ("memory_bytes", "Resident memory of keeper and engine")):
+            yield GaugeMetricFamily(f"gatestream_{key}", text, state[key])
+
+
+class HealthServer:
+    """Serves both pages in threads of its own. Raises SourceError for an address that is taken."""
+
+    def __init__(self, bind: str, state: State, metrics: Metrics) -> None:
+        host, _, port = bind.rpartition(":")
+        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics})
+        try:
+            self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
+        except (OSError, OverflowError) as error:
+            raise SourceError(f"health at {bind} ({error})", "an address of this machine that is free",
+                              "stop what uses it, or choose another one") from error
+        self._server.daemon_threads = True
+        self.address = "{}:{}".format(*self._server.server_address[:2])
+        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+
+    def close(self) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: State
+    metrics: Metrics
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._send(200, CONTENT_TYPE_LATEST, generate_latest(self.metrics.registry))
+        elif self.path == "/health":
+            state = self.state()
+            self._send(200 if state["healthy"] else 503, "application/json", json.dumps(state).encode())
+        else:
+            self._send(404, "text/plain", b"/health or /metrics\n")
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: what is asked every few seconds is no news."""
