@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import GatestreamError, UsageError
-from stream import data_commands, evaluate_commands, model_commands, teach_commands, train_commands
+from stream import (
+    data_commands,
+    evaluate_commands,
+    model_commands,
+    service_commands,
+    teach_commands,
+    train_commands,
+)
 from stream.options import EngineName, Hop, ModelName
 
 if TYPE_CHECKING:
@@ -149,6 +156,7 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log fr
         export(log, target, form, label=label, camera=camera, since=since, until=until, run=run)
 
 
+app.add_typer(service_commands.commands)
 app.add_typer(model_commands.commands)
 app.add_typer(train_commands.commands)
 app.add_typer(evaluate_commands.commands)

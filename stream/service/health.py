@@ -20,8 +20,10 @@ State = Callable[[], dict[str, Any]]
 
 COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine took", "bytes": "Bytes of payload",
             "reconnects": "Times the camera came back"}
-GAUGES = {"present": "Whether the camera sends", "staleness_s": "Seconds since its last message",
+GAUGES = {"present": "Whether the camera sends", "staleness_seconds": "Seconds since its last message",
           "frozen": "Whether it sends the same picture again and again"}
+SERVICE = {"waiting": "Messages that wait for the engine", "engine_restarts": "Engine processes lost",
+           "memory_bytes": "Resident memory of keeper and engine"}
 
 
 class Metrics(Collector):
@@ -44,8 +46,7 @@ class Metrics(Collector):
         state = self._state()
         for kind, table in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for key, text in table.items():
-                metric = kind(f"gatestream_camera_{key.removesuffix('_s')}" + ("_seconds" if key.endswith("_s") else ""),
-                              text, labels=["camera"])
+                metric = kind(f"gatestream_camera_{key}", text, labels=["camera"])
                 for camera, account in state["cameras"].items():
                     metric.add_metric([camera], float(account[key]))
                 yield metric
@@ -63,8 +64,7 @@ class Metrics(Collector):
         for kind_name, count in state["results"].items():
             results.add_metric([kind_name], count)
         yield results
-        for key, text in (("waiting", "Messages that wait for the engine"), ("engine_restarts", "Engine processes lost"),
-                          ("memory_bytes", "Resident memory of keeper and engine")):
+        for key, text in SERVICE.items():
             yield GaugeMetricFamily(f"gatestream_{key}", text, state[key])
 
 

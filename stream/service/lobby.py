@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from engines.errors import UsageError
 from stream.service.wire import Message
 
-OVERTAKEN, STALE = "overtaken", "stale"
+OVERTAKEN, STALE, LEFT = "overtaken", "stale", "left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,11 @@ class Lobby:
         """Counts a message that is not even let in."""
         self.accounts[camera].received += 1
         self._drop(camera, cause)
+
+    def discard(self, camera: str) -> None:
+        """Drops what waits of a camera that leaves."""
+        if self._waiting.pop(camera, None) is not None:
+            self._drop(camera, LEFT)
 
     def take(self, most: int, now: float, budget_s: float) -> Sequence[Guest]:
         """Up to `most` messages, of the cameras whose turn it is; those older than `budget_s` are dropped."""

@@ -32,6 +32,7 @@ log = logging.getLogger("gatestream.service")
 AT_ONCE = 64  # messages taken from one socket before the others have their turn
 BATCH = 8  # cameras handed to the engine at a time, at most
 TICK_S = 0.05  # the longest wait, after which clocks are looked at
+LAST_WORDS_S = 0.8  # in which a worker that stops may close its events
 FROZEN_AFTER_S = 20.0  # of the very same payload
 Kind = Literal["router", "pair", "sub"]
 Records = list[dict[str, Any]]
@@ -106,7 +107,10 @@ class Receiver:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._worker: bytes | None = None  # the one that gets frames
         self._credits: Counter[bytes] = Counter()
-        self._stopped = False
+        self._stopping_at: float | None = None
+        self.worker_heard_at = 0.0  # steady seconds of its last word
+        self.engine = ""  # what it runs
+        self.served = False  # whether any worker ever got ready
         self._poller = zmq.Poller()
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
         self._link = self.context.socket(zmq.ROUTER)
@@ -138,11 +142,12 @@ class Receiver:
     # ---- the thread ----
 
     def run(self) -> None:
-        """Receives until `stop`. Then what has come is answered, and the sockets are closed."""
+        """Receives until `stop`. Then what has come is answered, the worker's last records are heard, and the sockets
+        are closed."""
         try:
-            while not self._stopped:
+            while self._stopping_at is None or (self._worker is not None and self.steady() < self._stopping_at):
                 self._round(TICK_S)
-            self._round(0.0)  # whoever has sent gets an answer, or waits for ever
+            self._round(0.0)  # whoever has sent gets an answer, or would wait for ever
         finally:
             for door in self._doors.values():
                 door.socket.close(linger=200)
@@ -166,6 +171,7 @@ class Receiver:
     def _listen(self, kind: Kind, address: str) -> str:
         socket = self.context.socket({"router": zmq.ROUTER, "pair": zmq.PAIR, "sub": zmq.SUB}[kind])
         self._prepare(socket)
+        socket.ipv6 = "[" in address  # else senders' addresses would come as IPv6 ones
         self.secure(socket)
         if kind == "sub":
             socket.subscribe(b"")
@@ -191,7 +197,6 @@ class Receiver:
         socket.linger = 0
         socket.rcvhwm = 4  # newest wins: what waits in a socket is old
         socket.maxmsgsize = self.limits.payload_bytes + 1  # the sender of more is cut off before it is stored
-        socket.ipv6 = True
         socket.tcp_keepalive = 1
 
     def _add(self, door: _Door) -> None:
@@ -314,6 +319,7 @@ class Receiver:
         visitor = self.visitors[camera]
         if visitor.present:
             visitor.present = False
+            self.lobby.discard(camera)  # it would come to the worker after its end
             log.info("camera %s has left: %s", camera, why)
             self._tell_worker(link.LEAVE, {"camera": camera})
             self.latest.pop(camera, None)
@@ -327,15 +333,23 @@ class Receiver:
             except zmq.Again:
                 return
             said = json.loads(rest[0])
+            self.worker_heard_at = self.steady()
             if kind == link.READY:
-                self._worker = identity
+                self._worker, self.engine, self.served = identity, said["engine"], True
+                self._tell_worker(link.CAMERAS, [camera.model_dump() for camera in self.config.camera])
                 log.info("the engine is ready: %s", said["engine"])
             self._credits[identity] += said.get("credits", 1)
             for record in said.get("records", ()):
                 if record["type"] == "prediction":
                     self.latest[record["camera"]] = record
             if kind == link.DONE:
+                for camera, cause, error in said.get("errors", ()):
+                    if camera in self.lobby.accounts:
+                        self.lobby.accounts[camera].dropped[cause] += 1
+                    log.debug("camera %s: %s", camera, error)
                 self.deliver(said["records"])
+            if said.get("last"):
+                self._worker = None
 
     def worker_lost(self) -> None:
         """The worker's process has ended: its cameras' state is gone. Tells of a gap for each."""
@@ -355,7 +369,7 @@ class Receiver:
                 self._credits[self._worker] -= 1
                 self._link.send_multipart([self._worker, *link.packed(guests)], zmq.NOBLOCK)
 
-    def _tell_worker(self, kind: bytes, said: dict[str, Any]) -> None:
+    def _tell_worker(self, kind: bytes, said: Any) -> None:
         if self._worker is not None:
             self._link.send_multipart([self._worker, kind, json.dumps(said).encode()], zmq.NOBLOCK)
 
@@ -363,7 +377,7 @@ class Receiver:
         for camera in list(self._held):
             self._release(camera)
         self._tell_worker(link.STOP, {})
-        self._stopped = True
+        self._stopping_at = self.steady() + LAST_WORDS_S
 
 
 def _refused(cause: str, got: str, wanted: str) -> _Refused:

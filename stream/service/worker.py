@@ -68,7 +68,7 @@ class Worker:
     def stop(self) -> dict[str, Any]:
         """Ends all streams."""
         closed = [event.as_json() for camera in self._recognizer.cameras for event in self._recognizer.flush(camera)]
-        return {"records": closed, "credits": 0}
+        return {"records": closed, "credits": 0, "last": True}
 
     def _decoded(self, guest: Guest) -> Image:
         camera = self._cameras.get(guest.camera)

@@ -1,0 +1,110 @@
+"""A ZeroMQ camera: sends pictures as `gatestream serve`, imagezmq hubs or NetGear clients take them.
+
+    with Sender("tcp://127.0.0.1:5555", "cell-3") as sender:
+        answer = sender.send(image_bgr, captured_at=time.time())
+"""
+
+from __future__ import annotations
+
+import json
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import cv2
+import zmq
+
+from engines.errors import SinkError
+from stream.frame import Image
+from stream.service.wire import header_of
+
+Form = Literal["gatestream", "imagezmq", "netgear"]
+PATIENCE_S = 4.0  # for an answer, after which the socket is made anew
+
+
+class Sender:
+    """Sends JPEGs; waits for the answer to each (REQ) or publishes to whoever listens (PUB, which binds).
+
+    form: whose header; quality: of the JPEGs. Raises SinkError for an address that cannot be.
+    """
+
+    def __init__(self, address: str, camera: str, form: Form = "gatestream", publish: bool = False,
+                 quality: int = 90, patience_s: float = PATIENCE_S) -> None:
+        self._address, self._camera, self._form, self._publish = address, camera, form, publish
+        self._quality, self._patience_s = quality, patience_s
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sequence = 0
+        self.unanswered = 0
+        try:
+            self._socket = self._opened()
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def send(self, image_bgr: Image, captured_at: float) -> dict[str, Any] | None:
+        """Sends a picture taken at this Unix time; the camera's latest prediction, if that is what was answered.
+
+        An answer that does not come in time is counted in `unanswered`, and the next picture is sent all the same.
+        """
+        taken, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
+        assert taken
+        self._socket.send_multipart([self._header(captured_at), jpeg.tobytes()])
+        self._sequence += 1
+        return self._answer()
+
+    def close(self) -> None:
+        """Tells the receiver that the stream is over, and closes."""
+        if not self._context.closed:
+            end = (json.dumps({"terminate_flag": True}).encode() if self._form == "netgear" else
+                   header_of(self._camera, end=True))
+            if self._form != "imagezmq":
+                self._socket.send_multipart([end] if self._form == "netgear" else [end, b""])
+                self._patience_s = min(self._patience_s, 0.5)
+                self._answer()
+            self._context.destroy(linger=200)
+
+    def _header(self, captured_at: float) -> bytes:
+        told = {"camera": self._camera, "captured_at": captured_at, "sequence": self._sequence}
+        if self._form == "imagezmq":
+            return json.dumps({"msg": told}).encode()
+        if self._form == "netgear":
+            return json.dumps({"terminate_flag": False, "message": told, "pattern": "2" if self._publish else "1",
+                               "compression": {"dct": False, "ups": False, "colorspace": "BGR"}, "dtype": "",
+                               "shape": ""}).encode()
+        return header_of(self._camera, captured_at=captured_at, sequence=self._sequence)
+
+    def _answer(self) -> dict[str, Any] | None:
+        if self._publish:
+            return None
+        if not self._socket.poll(round(1000 * self._patience_s)):
+            self.unanswered += 1
+            self._socket.close(linger=0)
+            self._socket = self._opened()
+            return None
+        said = self._socket.recv()
+        try:
+            found = json.loads(said)
+        except ValueError:
+            return None
+        found = found.get("data") if isinstance(found, dict) and "return_type" in found else found
+        return found if isinstance(found, dict) else None
+
+    def _opened(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUB if self._publish else zmq.REQ)
+        socket.sndhwm = 2
+        try:
+            # NetGear's receivers bind, whatever the pattern; imagezmq's dial publishers.
+            if self._publish and self._form != "netgear":
+                socket.bind(self._address)
+            else:
+                socket.connect(self._address)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise SinkError(f"{self._address} ({error.strerror})", "tcp://host:port", "correct the address") from error
+        return socket

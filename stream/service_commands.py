@@ -1,0 +1,93 @@
+"""The commands of the live service: `serve`, `camera`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from engines.errors import FrameError
+
+commands = typer.Typer()
+log = logging.getLogger("gatestream.service")
+
+
+@commands.command()
+def serve(config: Annotated[Path | None, typer.Argument(
+            metavar="[CONFIG.toml]", help="What to serve; without one, any camera of this machine may dial.")] = None,
+          check: Annotated[bool, typer.Option("--check", help="Check the configuration, and end.")] = False,
+          ) -> None:
+    """Recognise many cameras: ZeroMQ senders dial in, results go out.
+
+    [bold]Examples[/bold]
+
+      gatestream serve                     imagezmq, NetGear and gatestream cameras at tcp://127.0.0.1:5555
+
+      gatestream serve cameras.toml --check
+
+      gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk
+    """
+    from stream.service.config import Config, read
+
+    wanted = Config() if config is None else read(config)
+    if check:
+        print(f"{config or 'the defaults'}: fine, {len(wanted.camera)} cameras configured")
+        return
+    from stream.service.keeper import Service
+
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Service(wanted) as service:
+            for address in service.addresses:
+                log.info("cameras may dial %s", address)
+            for address in wanted.results.publish:
+                log.info("results are published at %s", address)
+            if service.health_address:
+                log.info("http://%s/health and /metrics tell how it goes", service.health_address)
+            service.run(stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@commands.command()
+def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to send, as for gatestream run.")],
+           to: Annotated[str, typer.Option(metavar="ADDRESS", help="tcp://host:port of the service; with --publish, "
+                                                                   "where to be found, such as tcp://*:5556.")],
+           name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the camera. Default: the source's.")]
+           = None,
+           form: Annotated[Literal["gatestream", "imagezmq", "netgear"], typer.Option(
+               help="Whose messages to send.")] = "gatestream",
+           publish: Annotated[bool, typer.Option("--publish", help="Send to whoever listens, wait for nobody.")]
+           = False,
+           quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
+           max_frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N pictures.")] = None,
+           ) -> None:
+    """Send any source as a ZeroMQ camera.
+
+    [bold]Examples[/bold]
+
+      gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk
+
+      gatestream camera sim://gestures --to 'tcp://*:5556' --publish
+    """
+    from stream.frame import Frame
+    from stream.service.sender import Sender
+    from stream.sources import open_source
+
+    with open_source(source, policy="newest") as opened, \
+            Sender(to, name or opened.info.camera, form, publish, quality) as sender:
+        offset_s = None if opened.info.live else time.time()
+        for sent, frame in enumerate(item for item in opened.frames() if isinstance(item, Frame)):
+            if sent == max_frames:
+                break
+            try:
+                sender.send(frame.image_bgr, frame.captured_at + (offset_s or 0.0))
+            except FrameError as error:
+                log.warning("%s", error)
