@@ -13,7 +13,7 @@ import json
 import logging
 import queue
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,13 +25,14 @@ from stream.frame import Gap
 from stream.service import link
 from stream.service.config import Camera, Config
 from stream.service.lobby import Lobby
-from stream.service.wire import Limits, Message, answer, parse
+from stream.service.wire import HEADER_BYTES, Limits, Message, answer, parse
 
 log = logging.getLogger("gatestream.service")
 
 AT_ONCE = 64  # messages taken from one socket before the others have their turn
 BATCH = 8  # cameras handed to the engine at a time, at most
 TICK_S = 0.05  # the longest wait, after which clocks are looked at
+CONNECTIONS = 4096  # of one socket, whose cameras are remembered
 LAST_WORDS_S = 0.8  # in which a worker that stops may close its events
 FROZEN_AFTER_S = 20.0  # of the very same payload
 Kind = Literal["router", "pair", "sub"]
@@ -81,6 +82,7 @@ class _Door:
     address: str
     socket: zmq.Socket[bytes]
     camera: str | None = None  # of a publisher that we dial
+    senders: OrderedDict[bytes, str] = field(default_factory=OrderedDict)  # the camera that each connection is
 
 
 @dataclass
@@ -129,6 +131,13 @@ class Receiver:
 
     def open(self, link_address: str) -> list[str]:
         """Binds and dials everything, before `run`; the addresses bound, with their ports. Raises SourceError."""
+        try:
+            return self._opened(link_address)
+        except SourceError:
+            self._close(0)
+            raise
+
+    def _opened(self, link_address: str) -> list[str]:
         _bind(self._link, link_address)
         receive = self.config.receive
         kinds: dict[Kind, tuple[str, ...]] = {"router": receive.bind, "pair": receive.pair, "sub": receive.sub}
@@ -149,9 +158,12 @@ class Receiver:
                 self._round(TICK_S)
             self._round(0.0)  # whoever has sent gets an answer, or would wait for ever
         finally:
-            for door in self._doors.values():
-                door.socket.close(linger=200)
-            self._link.close(linger=200)
+            self._close(200)
+
+    def _close(self, linger_ms: int) -> None:
+        for door in self._doors.values():
+            door.socket.close(linger=linger_ms)
+        self._link.close(linger=linger_ms)
 
     def _round(self, wait_s: float) -> None:
         ready = dict(self._poller.poll(round(1000 * wait_s)))
@@ -175,8 +187,8 @@ class Receiver:
         self.secure(socket)
         if kind == "sub":
             socket.subscribe(b"")
-        _bind(socket, address)
         self._add(_Door(kind, address, socket))
+        _bind(socket, address)
         return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def _dial(self, camera: Camera) -> None:
@@ -185,13 +197,12 @@ class Receiver:
         self._prepare(socket)
         socket.subscribe(b"")
         address = "tcp://" + camera.source.removeprefix("zmq://")
+        self._add(_Door("sub", address, socket, camera.name))
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
-            socket.close()
             raise SourceError(f"camera {camera.name}: {camera.source} ({error.strerror})", "zmq://host:port",
                               "correct its source") from error
-        self._add(_Door("sub", address, socket, camera.name))
 
     def _prepare(self, socket: zmq.Socket[bytes]) -> None:
         socket.linger = 0
@@ -223,12 +234,17 @@ class Receiver:
             try:
                 message = parse(parts, self.limits)
             except FrameError as error:
+                if parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:  # NetGear would choke on anything but JSON
+                    message = Message("netgear", None, b"")
                 raise _Refused("malformed", error) from error
-            camera = self._admitted(message, door, peer, now)
-            prediction = self.latest.get(camera)
             if message.end:
-                self._leaves(camera, "the camera ended its stream")
+                self._ends(message, door, envelope)
             elif not message.is_text:
+                camera = self._admitted(message, door, peer, now)
+                door.senders[_connection(envelope)] = camera
+                if len(door.senders) > CONNECTIONS:
+                    door.senders.popitem(last=False)
+                prediction = self.latest.get(camera)
                 at = self.wall() if message.captured_at is None else message.captured_at
                 self.lobby.put(camera, message, at, now)
                 if self.config.receive.pace_ms and door.kind == "router":
@@ -241,6 +257,12 @@ class Receiver:
         if message is not None and message.protocol == "imagezmq" and not self.config.receive.tell:
             prediction = None
         self._answer(door, envelope, answer(message, prediction, fault))
+
+    def _ends(self, message: Message, door: _Door, envelope: list[bytes]) -> None:
+        """The camera of this connection says that its stream is over; NetGear's do not say which they are."""
+        camera = message.name or door.senders.pop(_connection(envelope), None)
+        if camera in self.visitors:
+            self._leaves(camera, "the camera ended its stream")
 
     def _answer(self, door: _Door, envelope: list[bytes], said: bytes) -> None:
         if door.kind == "sub":
@@ -378,6 +400,10 @@ class Receiver:
             self._release(camera)
         self._tell_worker(link.STOP, {})
         self._stopping_at = self.steady() + LAST_WORDS_S
+
+
+def _connection(envelope: Sequence[bytes]) -> bytes:
+    return envelope[0] if envelope else b""
 
 
 def _refused(cause: str, got: str, wanted: str) -> _Refused:

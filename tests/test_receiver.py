@@ -1,0 +1,333 @@
+"""The owner of the sockets, with real imagezmq and NetGear senders: everyone is answered, whatever happens behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import cv2
+import imagezmq
+import numpy as np
+import pytest
+import zmq
+
+from stream.service import link
+from stream.service.config import Config
+from stream.service.receiver import Receiver
+from stream.service.sender import Sender
+from stream.service.wire import Limits, decoded
+
+IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
+JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
+PATIENCE_S = 10.0
+
+
+def wait(condition: Callable[[], object]) -> None:
+    """Until it holds; fails after PATIENCE_S."""
+    until = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.005)
+
+
+@contextmanager
+def running(**receive: Any) -> Iterator[Receiver]:
+    """A receiver at ports of its own choice, unless told; see its `.ports`."""
+    cameras = receive.pop("camera", ())
+    config = Config.model_validate({"receive": {"bind": ["tcp://127.0.0.1:*"], **receive}, "camera": cameras})
+    records: list[Any] = []
+    with zmq.Context() as context:
+        receiver = Receiver(config, records.extend, context)
+        receiver.ports = receiver.open(f"inproc://link-{id(receiver)}")  # type: ignore[attr-defined]
+        receiver.records = records  # type: ignore[attr-defined]
+        thread = threading.Thread(target=receiver.run)
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            receiver.stop()
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def worker(receiver: Receiver, credits: int = 2) -> Iterator[zmq.Socket[bytes]]:
+    """What talks to the receiver as an engine's process does."""
+    with receiver.context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(f"inproc://link-{id(receiver)}")
+        socket.rcvtimeo = round(1000 * PATIENCE_S)
+        socket.send_multipart([link.READY, json.dumps({"engine": "none", "credits": credits}).encode()])
+        assert socket.recv_multipart()[0] == link.CAMERAS
+        yield socket
+
+
+def guests(socket: zmq.Socket[bytes]) -> list[Any]:
+    kind, *rest = socket.recv_multipart()
+    assert kind == link.FRAMES
+    return link.unpacked(rest)
+
+
+def port(receiver: Receiver, which: int = 0) -> str:
+    return str(receiver.ports[which])  # type: ignore[attr-defined]
+
+
+def prediction(camera: str) -> dict[str, Any]:
+    return {"type": "prediction", "camera": camera, "heads": {"gesture": {"now": [["left", 0.9]], "window": []}}}
+
+
+class TestImagezmq:
+    def test_pictures_come_through_whole_and_are_answered_with_ok(self) -> None:
+        with running() as receiver, worker(receiver) as engine, imagezmq.ImageSender(port(receiver)) as sender:
+            assert sender.send_image("bench", IMAGE) == b"OK"
+            [guest] = guests(engine)
+            assert guest.camera == "bench"
+            np.testing.assert_array_equal(decoded(guest.message, Limits()), IMAGE)
+            assert sender.send_jpg("bench", JPEG) == b"OK"
+            [guest] = guests(engine)
+            assert np.abs(decoded(guest.message, Limits()).astype(int) - IMAGE).mean() < 3
+            assert abs(guest.captured_at - time.time()) < 60
+
+    def test_words_are_answered_and_are_no_picture(self) -> None:
+        with running() as receiver, imagezmq.ImageSender(port(receiver)) as sender:
+            assert sender.send_jpg("heartbeat", b"0") == b"OK"
+            assert not len(receiver.lobby)
+
+    def test_a_publisher_is_dialled(self) -> None:
+        with imagezmq.ImageSender("tcp://127.0.0.1:*", REQ_REP=False) as sender:
+            address = sender.zmq_socket.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
+            camera = {"name": "cell", "source": f"zmq://{address}"}
+            with running(camera=[camera]) as receiver, worker(receiver) as engine:
+                until_seen = threading.Event()
+
+                def publish() -> None:
+                    while not until_seen.wait(0.02):
+                        sender.send_image_pubsub("what it calls itself", IMAGE)
+
+                publisher = threading.Thread(target=publish)
+                publisher.start()
+                try:
+                    assert guests(engine)[0].camera == "cell"
+                finally:
+                    until_seen.set()
+                    publisher.join()
+
+    def test_senders_go_on_when_the_service_starts_again(self) -> None:
+        with running() as receiver:
+            address = port(receiver)
+            sender = imagezmq.ImageSender(address)
+            assert sender.send_image("bench", IMAGE) == b"OK"
+        answers: list[bytes] = []
+        sending = threading.Thread(target=lambda: answers.append(sender.send_image("bench", IMAGE)), daemon=True)
+        sending.start()  # while there is no service
+        with running(bind=[address]) as receiver:
+            sending.join(PATIENCE_S)
+            assert answers == [b"OK"]
+            assert receiver.lobby.accounts["bench"].received == 1
+            sender.close()
+
+    def test_an_answer_tells_what_the_camera_shows_if_that_is_wanted(self) -> None:
+        with running(tell=True) as receiver, worker(receiver) as engine, imagezmq.ImageSender(port(receiver)) as sender:
+            sender.send_image("bench", IMAGE)
+            guests(engine)
+            engine.send_multipart([link.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
+            wait(lambda: "bench" in receiver.latest)
+            assert json.loads(sender.send_image("bench", IMAGE)) == prediction("bench")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+class TestNetGear:
+    @pytest.fixture(autouse=True)
+    def _quiet(self) -> None:
+        logging.getLogger("NetGear").setLevel(logging.CRITICAL)
+
+    @staticmethod
+    def opened(address: str, **options: Any) -> Any:
+        from vidgear.gears import NetGear
+
+        pattern = options.pop("pattern", 1)
+        return NetGear(address="127.0.0.1", port=address.rpartition(":")[2], protocol="tcp", pattern=pattern,
+                       receive_mode=False, logging=False, **options)
+
+    @pytest.mark.parametrize(("options", "close_to"), [({}, 4), ({"jpeg_compression": False}, 0)])
+    def test_pictures_come_through(self, options: dict[str, Any], close_to: int) -> None:
+        with running() as receiver, worker(receiver) as engine:
+            gear = self.opened(port(receiver), **options)
+            gear.send(IMAGE, message="bench")
+            [guest] = guests(engine)
+            assert (guest.camera, guest.message.protocol) == ("bench", "netgear")
+            assert np.abs(decoded(guest.message, Limits()).astype(int) - IMAGE).mean() <= close_to
+            assert receiver.visitors["bench"].present
+            gear.close()
+            wait(lambda: not receiver.visitors["bench"].present)
+
+    def test_what_the_camera_shows_comes_back_in_bidirectional_mode(self) -> None:
+        with running() as receiver, worker(receiver) as engine:
+            gear = self.opened(port(receiver), bidirectional_mode=True)
+            assert gear.send(IMAGE, message="bench") is None
+            guests(engine)
+            engine.send_multipart([link.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
+            wait(lambda: "bench" in receiver.latest)
+            assert gear.send(IMAGE, message="bench") == prediction("bench")
+            gear.close()
+
+    @pytest.mark.parametrize(("pattern", "kind"), [(0, "pair"), (2, "sub")])
+    def test_other_patterns_have_ports_of_their_own(self, pattern: int, kind: str) -> None:
+        with running(bind=[], **{kind: ["tcp://127.0.0.1:*"]}) as receiver, worker(receiver) as engine:
+            gear = self.opened(port(receiver), pattern=pattern)
+            seen = threading.Event()
+
+            def send() -> None:
+                while not seen.wait(0.02):
+                    gear.send(IMAGE)
+
+            sending = threading.Thread(target=send)
+            sending.start()
+            try:
+                assert guests(engine)[0].camera == "netgear@127.0.0.1"
+            finally:
+                seen.set()
+                sending.join()
+                gear.close()
+
+
+class TestAll:
+    def test_all_kinds_of_senders_share_a_port(self) -> None:
+        with running() as receiver, worker(receiver, credits=20) as engine:
+            gear = TestNetGear.opened(port(receiver))
+            with imagezmq.ImageSender(port(receiver)) as zmq_sender, Sender(port(receiver), "own") as sender:
+                sender.send(IMAGE, time.time())
+                zmq_sender.send_image("image", IMAGE)
+                gear.send(IMAGE, message="gear")
+                seen: set[str] = set()
+                while seen != {"own", "image", "gear"}:
+                    seen |= {guest.camera for guest in guests(engine)}
+            gear.close()
+
+    def test_nobody_stalls_without_an_engine_and_the_newest_picture_waits(self) -> None:
+        with running(staleness_ms=60_000) as receiver, Sender(port(receiver), "own") as sender:
+            for k in range(20):
+                sender.send(np.full((8, 8, 3), 10 * k, np.uint8), captured_at=1000.0 + k)
+            assert sender.unanswered == 0
+            with worker(receiver) as engine:
+                [guest] = guests(engine)
+            assert (guest.captured_at, guest.index, guest.lost) == (1019.0, 19, 19)
+            assert receiver.lobby.accounts["own"].dropped == {"overtaken": 19}
+
+    @pytest.mark.parametrize(("parts", "says"), [
+        ([b"hello"], b"ERROR: a header that is no JSON"), ([b"{}", b"x"], b"ERROR: a header with nothing in it"),
+        ([b"a", b"b", b"c"], b"ERROR: a message of 3 parts"),
+        ([b'{"msg": "x", "dtype": "uint8", "shape": [9, 9]}', b"x"], b"ERROR: 1 bytes of pixels"),
+        ([b'{"terminate_flag": false, "compression": "zlib"}', b"x"], b'{"error": "NetGear compression \'zlib\''),
+    ])
+    def test_bad_messages_are_answered_and_counted(self, parts: list[bytes], says: bytes) -> None:
+        with running() as receiver, receiver.context.socket(zmq.REQ) as sender:
+            sender.linger, sender.rcvtimeo = 0, round(1000 * PATIENCE_S)
+            sender.connect(port(receiver))
+            sender.send_multipart(parts)
+            assert says in sender.recv()
+            assert receiver.refused == {"malformed": 1}
+
+    def test_strangers_crowds_and_the_hasty_are_refused(self) -> None:
+        cameras = [{"name": "known"}, {"name": "elsewhere", "address": "10.9.8.7"}]
+        with running(camera=cameras, unknown=False, max_frames_per_s=5.0) as receiver, \
+                imagezmq.ImageSender(port(receiver)) as sender:
+            assert sender.send_image("known", IMAGE) == b"OK"
+            assert b"a camera called 'stranger'" in sender.send_image("stranger", IMAGE)
+            assert b"'elsewhere' at 127.0.0.1" in sender.send_image("elsewhere", IMAGE)
+            answers = [sender.send_image("known", IMAGE) for _ in range(10)]
+            assert sum(answer == b"OK" for answer in answers) in (4, 5)
+            assert b"faster than its quota" in answers[-1]
+            assert receiver.lobby.accounts["known"].dropped["quota"] >= 5
+        with running(cameras=2) as receiver, imagezmq.ImageSender(port(receiver)) as sender:
+            assert [sender.send_image(name, IMAGE) == b"OK" for name in "abcb"] == [True, True, False, True]
+
+    def test_a_camera_that_has_gone_makes_room(self) -> None:
+        with running(cameras=1) as receiver, worker(receiver) as engine:
+            with Sender(port(receiver), "first") as sender:
+                sender.send(IMAGE, time.time())
+                guests(engine)
+            assert engine.recv_multipart()[0] == link.LEAVE
+            with Sender(port(receiver), "second") as sender:
+                sender.send(IMAGE, time.time())
+                assert guests(engine)[0].camera == "second"
+            assert list(receiver.visitors) == ["second"]
+
+    def test_an_oversized_message_costs_its_sender_the_connection_and_nobody_else(self) -> None:
+        with running(max_message_mb=0.1) as receiver, receiver.context.socket(zmq.DEALER) as huge:
+            huge.linger = 0
+            huge.connect(port(receiver))
+            huge.send_multipart([b"", b'{"msg": "x"}', bytes(1_000_000)])
+            with imagezmq.ImageSender(port(receiver)) as sender:
+                assert sender.send_jpg("bench", JPEG) == b"OK"
+            assert list(receiver.visitors) == ["bench"]
+
+    def test_paced_senders_are_answered_at_their_turn_or_after_a_while(self) -> None:
+        with running(pace_ms=1000.0) as receiver, receiver.context.socket(zmq.REQ) as sender:
+            sender.linger, sender.rcvtimeo = 0, round(1000 * PATIENCE_S)
+            sender.connect(port(receiver))
+            sender.send_multipart([b'{"msg": "bench"}', JPEG])
+            wait(lambda: len(receiver.lobby))
+            assert not sender.poll(50)
+            with worker(receiver) as engine:
+                guests(engine)
+                assert sender.recv() == b"OK"
+        with running(pace_ms=30.0) as receiver, imagezmq.ImageSender(port(receiver)) as zmq_sender:
+            assert zmq_sender.send_jpg("bench", JPEG) == b"OK"  # though there is no engine
+
+    def test_a_lost_engine_is_a_gap_for_every_camera_that_is_here(self) -> None:
+        with running() as receiver, worker(receiver) as engine, Sender(port(receiver), "own") as sender:
+            sender.send(IMAGE, time.time())
+            guests(engine)
+            receiver.call(receiver.worker_lost)
+            wait(lambda: receiver.records)  # type: ignore[attr-defined]
+            [gap] = receiver.records  # type: ignore[attr-defined]
+            assert (gap["type"], gap["camera"], gap["action"]) == ("gap", "own", "engine restarted")
+            sender.send(IMAGE, time.time())
+            with worker(receiver) as another:
+                assert guests(another)[0].camera == "own"
+
+    def test_records_go_on_and_refused_pictures_are_counted(self) -> None:
+        with running() as receiver, worker(receiver) as engine, Sender(port(receiver), "own") as sender:
+            sender.send(IMAGE, time.time())
+            guests(engine)
+            done = {"records": [prediction("own")], "errors": [["own", "FrameError", "no picture"]]}
+            engine.send_multipart([link.DONE, json.dumps(done).encode()])
+            wait(lambda: receiver.records)  # type: ignore[attr-defined]
+            assert receiver.records == [prediction("own")]  # type: ignore[attr-defined]
+            assert receiver.lobby.accounts["own"].dropped == {"FrameError": 1}
+
+    def test_a_taken_address_is_told(self) -> None:
+        from engines.errors import SourceError
+
+        with running() as receiver, pytest.raises(SourceError, match="that is free"), running(bind=[port(receiver)]):
+            pass
+
+
+def test_random_messages_do_no_harm() -> None:
+    rng = np.random.default_rng(0)
+    good = [[b'{"msg": "evil"}', JPEG], [b'{"terminate_flag": false, "compression": {}}', JPEG],
+            [b'{"gatestream": 1, "camera": "evil", "encoding": "jpeg"}', JPEG]]
+    with running(max_frames_per_s=1e6) as receiver, receiver.context.socket(zmq.DEALER) as evil, \
+            Sender(port(receiver), "own") as sender:
+        evil.linger, evil.sndhwm, evil.rcvtimeo = 0, 10, 0
+        evil.connect(port(receiver))
+        for k in range(2000):
+            parts = [bytearray(part) for part in good[k % 3]]
+            for part in parts:
+                at = int(rng.integers(len(part)))
+                part[at:at + int(rng.integers(6))] = rng.bytes(int(rng.integers(6)))
+            extra = [b""] * int(rng.integers(3)) + [bytes(part) for part in parts[:int(rng.integers(3))]]
+            evil.send_multipart(extra or [b""])
+            with suppress(zmq.Again):
+                while True:
+                    evil.recv_multipart()
+            if k % 100 == 0:
+                sender.send(IMAGE, time.time())
+        assert sender.unanswered == 0
+        assert receiver.lobby.accounts["own"].received == 20
