@@ -249,8 +249,8 @@ def clips(folder: Path) -> list[Segment]:
 def test_a_training_leaves_examples_of_late_moments_and_of_windows() -> None:
     torch.manual_seed(0)
     network = build("tsn-mobilenetv2", heads={"gesture": 2}, causal=True, input_size_hw=(32, 32)).eval()
-    told = contract(heads={"gesture": ("wave", "nothing")}, background="nothing", input_size_hw=(32, 32), cover_hw=(32, 32),
-                    clip_frames=2, window_clips=2)
+    told = contract(heads={"gesture": ("wave", "nothing")}, background="nothing", input_size_hw=(32, 32),
+                    cover_hw=(32, 32), clip_frames=2, window_clips=2)
     label = torch.tensor([[1] * 4 + [0] * 4 + [1] * 4])
     progress = torch.tensor([[0.0] * 4 + [0.25, 0.5, 0.75, 1.0] + [0.0] * 4])
     weight = torch.tensor([[1.0] * 8 + [0.0] * 2 + [1.0] * 2])
