@@ -87,7 +87,8 @@ def test_the_colour_order_is_the_cameras_where_the_message_is_silent() -> None:
 
 @pytest.mark.parametrize(("told", "name", "captured_at", "sequence"), [
     ("bench", "bench", None, None), (" bench ", "bench", None, None), (1732.5, None, None, None), (7, None, None, None),
-    (None, None, None, None), (["bench", 1], None, None, None), ("a\nb", None, None, None), ("x" * 65, None, None, None),
+    (None, None, None, None), (["bench", 1], None, None, None), ("a\nb", None, None, None),
+    ("x" * 65, None, None, None),
     ({"camera": "bench", "captured_at": 1732.5, "sequence": 3}, "bench", 1732.5, 3),
     ({"captured_at": "soon", "sequence": -1}, None, None, None),
     ({"camera": "bench", "captured_at": 1e300, "sequence": True}, "bench", None, None),

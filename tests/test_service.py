@@ -1,0 +1,230 @@
+"""The live service as a whole: real engine, real senders, crashes. What was announced is in the log, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from engines.synthetic import Simulation
+from stream.frame import Image
+from stream.service.sender import Sender
+from stream.sinks.log import events, runs
+
+PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
+RATE = 15.0
+
+
+def wait(condition: Callable[[], Any], of: subprocess.Popen[bytes] | None = None) -> Any:
+    """What it gives once that is true; fails after PATIENCE_S, or when the process has ended."""
+    until = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < until, "it never came"
+        assert of is None or of.poll() is None, "the service has ended"
+        time.sleep(0.02)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def gestures() -> list[Image]:
+    """Twenty seconds in which a rendered hand draws at least three gestures."""
+    room = Simulation(3, (96, 128), RATE, idle_s=(1.5, 2.5))
+    return [room.frame(k) for k in range(round(20 * RATE))]
+
+
+class Service:
+    """A `gatestream serve` of its own."""
+
+    def __init__(self, folder: Path, **receive: Any) -> None:
+        self.log, self.folder = folder / "events.db", folder
+        self.cameras, self.results, self.health = (free_port() for _ in range(3))
+        told = "".join(f"{key} = {json.dumps(value)}\n" for key, value in receive.items())
+        self.config = folder / "service.toml"
+        self.config.write_text(f"""
+[receive]
+bind = ["tcp://127.0.0.1:{self.cameras}"]
+{told}
+[results]
+log = "{self.log}"
+publish = ["tcp://127.0.0.1:{self.results}"]
+[health]
+bind = "127.0.0.1:{self.health}"
+""")
+        self.start()
+
+    def start(self) -> None:
+        with (self.folder / "errors.txt").open("ab") as errors:
+            self.process = subprocess.Popen([sys.executable, "-m", "stream", "serve", str(self.config)], stderr=errors)
+
+    def ready(self) -> dict[str, Any]:
+        """Its health, once it is well."""
+        return dict(wait(lambda: (told := self.told()) and told["healthy"] and told, self.process))
+
+    def told(self) -> dict[str, Any] | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/health", timeout=2) as answer:
+                return dict(json.load(answer))
+        except OSError:
+            return None
+
+    def sender(self, camera: str) -> Sender:
+        return Sender(f"tcp://127.0.0.1:{self.cameras}", camera)
+
+    @contextmanager
+    def subscriber(self) -> Iterator[zmq.Socket[bytes]]:
+        with zmq.Context() as context, context.socket(zmq.SUB) as sub:
+            sub.linger = 0
+            sub.subscribe(b"")
+            sub.connect(f"tcp://127.0.0.1:{self.results}")
+            yield sub
+
+    def end(self, how: int = signal.SIGTERM) -> float:
+        """Ends it; the seconds that took."""
+        began = time.monotonic()
+        self.process.send_signal(how)
+        self.process.wait(PATIENCE_S)
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path, pace_ms=1000, staleness_ms=60_000)
+    yield made
+    if made.process.poll() is None:
+        made.process.kill()
+        made.process.wait()
+
+
+def play(sender: Sender, images: list[Image], start_at: float) -> None:
+    for k, image in enumerate(images):
+        sender.send(image, start_at + k / RATE)
+
+
+def announced(sub: zmq.Socket[bytes]) -> list[dict[str, Any]]:
+    """Everything that has been published so far."""
+    said = []
+    while sub.poll(300):
+        topic, body = sub.recv_multipart()
+        one = json.loads(body)
+        assert topic.decode() == f"{one['camera']}/{one['type']}"
+        said.append(one)
+    return said
+
+
+def test_cameras_are_recognised_logged_and_announced(service: Service, gestures: list[Image]) -> None:
+    with service.subscriber() as sub, service.sender("desk") as sender:
+        service.ready()
+        time_s = time.time()
+        play(sender, gestures, time_s)
+        assert sender.unanswered == 0
+        answer = sender.send(gestures[-1], time_s + 21)
+        assert answer is not None
+        assert (answer["type"], answer["camera"]) == ("prediction", "desk")
+        said = announced(sub)
+    closed = [one for one in said if one["type"] == "event" and not one["open"]]
+    assert len(closed) >= 2
+    assert len({one["id"] for one in closed}) == len(closed)
+    assert {one["type"] for one in said} == {"prediction", "event"}
+    health = service.told()
+    assert health is not None
+    assert health["cameras"]["desk"]["received"] == len(gestures) + 1
+    assert health["results"]["prediction"] > 100
+    with urllib.request.urlopen(f"http://127.0.0.1:{service.health}/metrics", timeout=2) as page:
+        assert b'gatestream_camera_received_total{camera="desk"}' in page.read()
+    assert service.end() < 5
+    assert service.process.returncode == 0
+    logged = [(event.label, round(event.started_at, 3)) for event in events(service.log)]
+    assert logged[:len(closed)] == [(one["label"], round(one["started_at"], 3)) for one in closed]
+
+
+def test_the_engines_process_may_be_killed(service: Service, gestures: list[Image]) -> None:
+    with service.subscriber() as sub, service.sender("desk") as sender:
+        service.ready()
+        play(sender, gestures[:60], time.time())
+        children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        wait(lambda: (told := service.told()) is None or told["engine_restarts"] == 1)
+        sender.send(gestures[60], time.time())  # answered while there is no engine
+        service.ready()
+        play(sender, gestures, time.time() + 10)
+        assert sender.unanswered == 0
+        said = announced(sub)
+    assert [one["camera"] for one in said if one["type"] == "gap" and one["action"] == "engine restarted"] == ["desk"]
+    after = said[next(i for i, one in enumerate(said) if one["type"] == "gap"):]
+    assert any(one["type"] == "event" and not one["open"] for one in after)
+
+
+def test_nothing_announced_is_lost_when_the_service_is_killed(service: Service, gestures: list[Image]) -> None:
+    rng = np.random.default_rng(0)
+    said: list[dict[str, Any]] = []
+    with service.subscriber() as sub, service.sender("desk") as sender:
+        for k in range(4):
+            service.ready()
+            play(sender, gestures[:int(rng.integers(40, len(gestures)))], time.time() + 100 * k)
+            service.end(signal.SIGKILL)
+            said += announced(sub)
+            began = time.monotonic()
+            service.start()
+            service.ready()
+            assert time.monotonic() - began < 20
+        said += announced(sub)
+    service.end()
+    logged = {(event.label, round(event.started_at, 3), round(event.ended_at, 3)) for event in events(service.log)}
+    closed = [one for one in said if one["type"] == "event" and not one["open"]]
+    assert closed
+    by_id = {one["id"]: (one["label"], round(one["started_at"], 3), round(one["ended_at"], 3)) for one in closed}
+    assert set(by_id.values()) <= logged
+    assert len(set(by_id.values())) == len(by_id)
+    assert len(runs(service.log)) == 5
+
+
+def test_a_wrong_configuration_is_told_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from stream.cli import main
+
+    config = tmp_path / "cameras.toml"
+    config.write_text('model = "gesture"\n\n[receive]\nstaleness_ms = -1\n\n[[camera]]\nname = "a"\ncolor = "RGB"\n')
+    assert main(["serve", str(config), "--check"]) == 2
+    said = capfd.readouterr().err
+    assert "cameras.toml:4: receive.staleness_ms" in said
+    assert "cameras.toml:8: camera.1.color: no such key" in said
+    config.write_text("model = gesture\n")
+    assert main(["serve", str(config), "--check"]) == 2
+    assert "cameras.toml:1: Invalid value" in capfd.readouterr().err
+    config.write_text("")
+    assert main(["serve", str(config), "--check"]) == 0
+
+
+@pytest.mark.parametrize(("text", "line", "says"), [
+    ('[[camera]]\nname = "a"\n[[camera]]\nname = "a"\n', 1, "two cameras called 'a'"),
+    ('[[camera]]\nname = ""\n', 2, "a printable name"), ('[[camera]]\nsource = "0"\n', 1, "camera.1.name: missing"),
+    ('[[camera]]\nname = "a"\ncrop = [0.5, 0, 0.6, 1]\n', 3, "a part of the picture"),
+    ('[receive]\nbind = ["5555"]\n', 2, "receive.bind.1"), ("[results]\nlogs = 1\n", 2, "no such key"),
+    ("[receive]\ncameras = 0\n", 2, "greater than or equal to 1"), ("[health]\nbind = 9000\n", 2, "health.bind"),
+])
+def test_mistakes_in_a_configuration(text: str, line: int, says: str) -> None:
+    from engines.errors import UsageError
+    from stream.service.config import parse
+
+    with pytest.raises(UsageError) as caught:
+        parse(text, "x.toml")
+    assert f"x.toml:{line}: " in str(caught.value)
+    assert says in str(caught.value)
