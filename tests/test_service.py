@@ -107,7 +107,7 @@ bind = "127.0.0.1:{self.health}"
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path, pace_ms=1000, staleness_ms=60_000)
+    made = Service(tmp_path, pace_ms=1000, staleness_ms=60_000, max_frames_per_s=10_000)
     yield made
     if made.process.poll() is None:
         made.process.kill()
