@@ -136,7 +136,7 @@ def test_cameras_are_recognised_logged_and_announced(service: Service, gestures:
         time_s = time.time()
         play(sender, gestures, time_s)
         assert sender.unanswered == 0
-        answer = sender.send(gestures[-1], time_s + 21)
+        answer = sender.send(gestures[-1], time_s + len(gestures) / RATE)
         assert answer is not None
         assert (answer["type"], answer["camera"]) == ("prediction", "desk")
         said = announced(sub)
