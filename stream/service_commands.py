@@ -67,6 +67,9 @@ def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to
            publish: Annotated[bool, typer.Option("--publish", help="Send to whoever listens, wait for nobody.")]
            = False,
            quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
+           key: Annotated[Path | None, typer.Option(metavar="FILE.key_secret", help="The camera's keys.")] = None,
+           server_key: Annotated[Path | None, typer.Option(metavar="FILE.key", help="The service's public key.")]
+           = None,
            max_frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N pictures.")] = None,
            ) -> None:
     """Send any source as a ZeroMQ camera.
@@ -82,7 +85,7 @@ def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to
     from stream.sources import open_source
 
     with open_source(source, policy="newest") as opened, \
-            Sender(to, name or opened.info.camera, form, publish, quality) as sender:
+            Sender(to, name or opened.info.camera, form, publish, quality, key=key, server_key=server_key) as sender:
         offset_s = None if opened.info.live else time.time()
         for sent, frame in enumerate(item for item in opened.frames() if isinstance(item, Frame)):
             if sent == max_frames:
@@ -91,3 +94,46 @@ def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to
                 sender.send(frame.image_bgr, frame.captured_at + (offset_s or 0.0))
             except FrameError as error:
                 log.warning("%s", error)
+
+
+KeyFolder = Annotated[Path | None, typer.Option("--folder", metavar="FOLDER", help="Where keys are kept.")]
+keys = typer.Typer(no_args_is_help=True, help="Keys of cameras that may dial, and of the service (CURVE).")
+commands.add_typer(keys, name="keys")
+
+
+@keys.command("new")
+def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, or a camera's name.")],
+             folder: KeyFolder = None) -> None:
+    """Make the service's keys (server), or those of a camera, which may dial from then on.
+
+    [bold]Examples[/bold]
+
+      gatestream keys new server
+
+      gatestream keys new cell-3
+    """
+    from stream.service.security import SERVER, default_folder, new
+
+    own, other = new(folder or default_folder(), name)
+    if name == SERVER:
+        print(f"{own}: for every camera\n{other}: secret, stays here")
+    else:
+        print(f"{own}: secret, for camera {name} (--key)\n{other}: for it as well (--server-key)")
+
+
+@keys.command("list")
+def list_keys(folder: KeyFolder = None) -> None:
+    """List the cameras that may dial."""
+    from stream.service.security import allowed, default_folder
+
+    for name, public in allowed(folder or default_folder()).items():
+        print(name, public.decode())
+
+
+@keys.command("allow")
+def allow_key(file: Annotated[Path, typer.Argument(metavar="FILE.key", help="A public key.")],
+              folder: KeyFolder = None) -> None:
+    """Let a camera dial whose keys were made elsewhere."""
+    from stream.service.security import allow, default_folder
+
+    print(allow(folder or default_folder(), file))

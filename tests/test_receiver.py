@@ -39,10 +39,11 @@ def wait(condition: Callable[[], object]) -> None:
 def running(**receive: Any) -> Iterator[Receiver]:
     """A receiver at ports of its own choice, unless told; see its `.ports`."""
     cameras = receive.pop("camera", ())
+    secure = receive.pop("secure", lambda socket: None)
     config = Config.model_validate({"receive": {"bind": ["tcp://127.0.0.1:*"], **receive}, "camera": cameras})
     records: list[Any] = []
     with zmq.Context() as context:
-        receiver = Receiver(config, records.extend, context)
+        receiver = Receiver(config, records.extend, context, secure)
         receiver.ports = receiver.open(f"inproc://link-{id(receiver)}")  # type: ignore[attr-defined]
         receiver.records = records  # type: ignore[attr-defined]
         thread = threading.Thread(target=receiver.run)

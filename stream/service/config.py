@@ -39,7 +39,8 @@ class _Table(BaseModel):
 
 class Receive(_Table):
     """Sockets that cameras dial. bind: for imagezmq, NetGear (REQ) and `gatestream camera`, side by side; pair, sub:
-    ports of their own for NetGear's patterns 0 and 2; curve: only senders with an allowed key; addresses: only senders
+    ports of their own for NetGear's patterns 0 and 2; curve: only senders with a key in the folder `keys`, see
+    `gatestream keys`; addresses: only senders
     at these IP addresses, all if empty; unknown: cameras that are not in the file may join, up to `cameras` in all;
     staleness_ms: a message that waited longer is dropped; pace_ms: an answer waits for its frame's turn, so long at
     most, so that senders that wait slow down; tell: answers carry the camera's latest prediction; quotas are each
@@ -49,6 +50,7 @@ class Receive(_Table):
     pair: tuple[Address, ...] = ()
     sub: tuple[Address, ...] = ()
     curve: bool = False
+    keys: Path | None = None
     addresses: tuple[str, ...] = ()
     unknown: bool = True
     cameras: Annotated[int, Field(ge=1, le=10_000)] = 256

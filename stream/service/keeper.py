@@ -33,6 +33,7 @@ from stream.service.config import Config
 from stream.service.health import HealthServer, Metrics
 from stream.service.receiver import FROZEN_AFTER_S, Receiver, Records
 from stream.service.results import Announcer, Lines, Publisher, Teller, Webhook
+from stream.service.security import Doorman, default_folder
 from stream.sinks.log import EventLog
 
 log = logging.getLogger("gatestream.service")
@@ -74,7 +75,7 @@ class Service:
                 tellers.append(Webhook(results.webhook))
             self.announcer = Announcer(event_log, tellers)
             self._stack.callback(self.announcer.close)
-            self.receiver = Receiver(config, self._deliver, context)
+            self.receiver = Receiver(config, self._deliver, context, self._guard(context))
             self.addresses = self.receiver.open(self._link)
             self.metrics = Metrics(self.state)
             if config.health.bind is not None:
@@ -85,6 +86,15 @@ class Service:
         except BaseException:
             self._stack.close()
             raise
+
+    def _guard(self, context: zmq.Context[zmq.Socket[bytes]]) -> Callable[[zmq.Socket[bytes]], None]:
+        """What makes sockets safe before they are bound."""
+        receive = self.config.receive
+        if not receive.curve and not receive.addresses:
+            return lambda socket: None
+        doorman = Doorman(context, receive.keys or default_folder(), receive.curve, receive.addresses)
+        self._stack.callback(doorman.close)
+        return doorman.guard
 
     def __enter__(self) -> Self:
         self.announcer.start()

@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import cv2
 import zmq
 
-from engines.errors import SinkError
+from engines.errors import SinkError, UsageError
 from stream.frame import Image
+from stream.service.security import read
 from stream.service.wire import header_of
 
 Form = Literal["gatestream", "imagezmq", "netgear"]
@@ -24,11 +26,16 @@ PATIENCE_S = 4.0  # for an answer, after which the socket is made anew
 class Sender:
     """Sends JPEGs; waits for the answer to each (REQ) or publishes to whoever listens (PUB, which binds).
 
-    form: whose header; quality: of the JPEGs. Raises SinkError for an address that cannot be.
+    form: whose header; quality: of the JPEGs; key, server_key: files of a camera's pair and of the service's public
+    key, for a service that asks for them. Raises SinkError for an address that cannot be, UsageError for such files.
     """
 
     def __init__(self, address: str, camera: str, form: Form = "gatestream", publish: bool = False,
-                 quality: int = 90, patience_s: float = PATIENCE_S) -> None:
+                 quality: int = 90, patience_s: float = PATIENCE_S, key: Path | None = None,
+                 server_key: Path | None = None) -> None:
+        if (key is None) != (server_key is None):
+            raise UsageError("one key file", "two: the camera's pair and the service's public key", "give both")
+        self._keys = (read(key), read(server_key)) if key is not None and server_key is not None else None
         self._address, self._camera, self._form, self._publish = address, camera, form, publish
         self._quality, self._patience_s = quality, patience_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -98,6 +105,10 @@ class Sender:
     def _opened(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUB if self._publish else zmq.REQ)
         socket.sndhwm = 2
+        if self._keys is not None:
+            own, server = self._keys
+            socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
+            socket.curve_serverkey = server.public
         try:
             # NetGear's receivers bind, whatever the pattern; imagezmq's dial publishers.
             if self._publish and self._form != "netgear":

@@ -1,0 +1,98 @@
+"""Who may dial: allowed keys and addresses get an answer, others none, and secrets stay where they are."""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from test_receiver import running
+
+from engines.errors import UsageError
+from stream.cli import main
+from stream.service.security import Doorman, allow, allowed, new, read
+from stream.service.sender import Sender
+
+IMAGE = np.zeros((8, 8, 3), np.uint8)
+
+
+@contextmanager
+def guarded(folder: Path, curve: bool, addresses: tuple[str, ...] = (), **receive: Any) -> Iterator[Any]:
+    """A receiver behind a doorman."""
+    doormen: list[Doorman] = []
+
+    def guard(socket: zmq.Socket[bytes]) -> None:
+        if not doormen:
+            doormen.append(Doorman(socket.context, folder, curve, addresses))
+        doormen[0].guard(socket)
+
+    with running(secure=guard, **receive) as receiver:
+        try:
+            yield receiver
+        finally:
+            doormen[0].close()
+
+
+def answered(address: str, camera: str, **keys: Any) -> bool:
+    with Sender(address, camera, patience_s=1.0, **keys) as sender:
+        sender.send(IMAGE, time.time())
+        return sender.unanswered == 0
+
+
+def test_only_allowed_keys_are_answered(tmp_path: Path) -> None:
+    new(tmp_path, "server")
+    new(tmp_path, "cell")
+    (tmp_path / "strangers").mkdir()
+    new(tmp_path / "strangers", "evil")
+    server = tmp_path / "server.key"
+    with guarded(tmp_path, curve=True) as receiver:
+        assert answered(receiver.ports[0], "cell", key=tmp_path / "cell.key_secret", server_key=server)
+        evil = tmp_path / "strangers" / "evil.key_secret"
+        assert not answered(receiver.ports[0], "evil", key=evil, server_key=server)
+        assert not answered(receiver.ports[0], "plain")
+        assert list(receiver.visitors) == ["cell"]
+
+
+@pytest.mark.parametrize(("addresses", "comes"), [(("127.0.0.1",), True), (("10.1.2.3",), False)])
+def test_only_listed_addresses_are_answered(addresses: tuple[str, ...], comes: bool, tmp_path: Path) -> None:
+    with guarded(tmp_path, curve=False, addresses=addresses) as receiver:
+        assert answered(receiver.ports[0], "cell") == comes
+
+
+def test_keys_are_made_listed_and_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, elsewhere = tmp_path / "keys", tmp_path / "elsewhere"
+    assert main(["keys", "new", "server", "--folder", str(folder)]) == 0
+    assert main(["keys", "new", "cell-3", "--folder", str(folder)]) == 0
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "cell-3.key_secret").stat().st_mode) == 0o600
+    new(elsewhere, "guest")
+    assert main(["keys", "allow", str(elsewhere / "guest.key_secret"), "--folder", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--folder", str(folder)]) == 0
+    guest = read(elsewhere / "guest.key_secret")
+    assert guest.secret is not None
+    assert capsys.readouterr().out.splitlines() == [
+        f"cell-3 {read(folder / 'cell-3.key_secret').public.decode()}", f"guest {guest.public.decode()}"]
+    for file in (folder / "allowed").iterdir():
+        assert guest.secret not in file.read_bytes()
+        assert read(file).secret is None
+
+
+def test_wrong_keys_are_told(tmp_path: Path) -> None:
+    new(tmp_path, "cell")
+    (tmp_path / "words.key").write_text("hello")
+    for call, says in [(lambda: new(tmp_path, "cell"), "which are there"), (lambda: new(tmp_path, "../x"), "called"),
+                       (lambda: allow(tmp_path, tmp_path / "words.key"), "no key"),
+                       (lambda: allow(tmp_path, tmp_path / "cell.key_secret"), "allowed already"),
+                       (lambda: read(tmp_path / "none.key"), "no key"),
+                       (lambda: Sender("tcp://127.0.0.1:9", "x", key=tmp_path / "cell.key_secret"), "one key file"),
+                       (lambda: Doorman(zmq.Context.instance(), tmp_path, True, ()), "no key")]:
+        with pytest.raises(UsageError, match=says):
+            call()
+    assert list(allowed(tmp_path)) == ["cell"]
