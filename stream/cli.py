@@ -41,7 +41,7 @@ _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 CameraName = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the camera in all results.")]
 SourceName = Annotated[str, typer.Argument(
     metavar="SOURCE", help="0 (a webcam), a video file, a folder or 'glob' of images, rtsp://..., http://..., "
-                           "sim://gestures?seed=1&rate=30.")]
+                           "zmq://host:port (a publisher), sim://gestures?seed=1&rate=30.")]
 JsonTarget = Annotated[str | None, typer.Option(
     metavar="FILE|-", help="Write each result as a line of JSON; -: stdout.")]
 LogTarget = Annotated[Path | None, typer.Option(metavar="FILE.db", help="Add events to a log; see gatestream events.")]

@@ -408,7 +408,9 @@ def missing_folder(folder: Path) -> str:
     (lambda folder: "", ["without a name"]),
     (lambda folder: "-1", ["no such file"]),
     (lambda folder: "ftp://bob:geheim@host/clip", ["ftp://", "rtsp://"]),
-    (lambda folder: "zmq://host:5555", ["ZeroMQ receiver is not in it", "use rtsp://"]),
+    (lambda folder: "zmq://host", ["zmq://host:port"]),
+    (lambda folder: "zmq://host:99999", ["zmq://host:port"]),
+    (lambda folder: "zmq://host:5555?color=red", ["?camera=NAME"]),
     (lambda folder: "rtsp://", ["an address with a host"]),
     (lambda folder: "http://host:99999/x", ["an address with a host"]),
 ])

@@ -14,7 +14,7 @@ from stream.sources.base import Policy, Source, SourceInfo
 
 __all__ = ["Policy", "Source", "SourceInfo", "open_source"]
 
-KNOWN = "a webcam number, a video file, a folder or glob of images, rtsp://, http:// or sim://gestures"
+KNOWN = "a webcam number, a video file, a folder or glob of images, rtsp://, http://, zmq:// or sim://gestures"
 
 
 def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto", fps: float | None = None) -> Source:
@@ -22,6 +22,7 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
 
         0, 1, ...                     webcam
         rtsp://, rtsps://, http(s)://  network camera
+        zmq://host:port               publisher of imagezmq, NetGear or gatestream camera
         sim://gestures?seed=1         simulated camera
         frames/, 'frames/*.jpg'       images, natural order, at `fps` (default 30)
         clip.mp4                      video file
@@ -49,8 +50,8 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
         from stream.sources.simulated import SimulatedSource
         return SimulatedSource(spec, camera=camera, policy=policy)
     if scheme == "zmq":
-        raise UsageError(masked(spec), "a source this version can read: the ZeroMQ receiver is not in it",
-                         "use rtsp://, http:// or a file")
+        from stream.sources.publisher import Publisher
+        return Publisher(spec, camera, policy)
     if scheme is not None:
         raise UsageError(f"{masked(spec)}: no source of kind {scheme}://", KNOWN, "check the spelling")
     return _paced(_open_path(spec, camera, fps), policy)
