@@ -216,6 +216,7 @@ def test_a_wrong_configuration_is_told_with_its_line(tmp_path: Path, capfd: pyte
 @pytest.mark.parametrize(("text", "line", "says"), [
     ('[[camera]]\nname = "a"\n[[camera]]\nname = "a"\n', 1, "two cameras called 'a'"),
     ('[[camera]]\nname = ""\n', 2, "a printable name"), ('[[camera]]\nsource = "0"\n', 1, "camera.1.name: missing"),
+    ('[[camera]]\nname = "a"\nsource = "rtsp://cell"\n', 3, "zmq://host:port; of any other source"),
     ('[[camera]]\nname = "a"\ncrop = [0.5, 0, 0.6, 1]\n', 3, "a part of the picture"),
     ('[receive]\nbind = ["5555"]\n', 2, "receive.bind.1"), ("[results]\nlogs = 1\n", 2, "no such key"),
     ("[receive]\ncameras = 0\n", 2, "greater than or equal to 1"), ("[health]\nbind = 9000\n", 2, "health.bind"),

@@ -7,7 +7,7 @@
 
     [[camera]]
     name = "cell-3"
-    source = "rtsp://10.0.0.3/stream"
+    source = "zmq://10.0.0.3:5555"
 
     [results]
     log = "events.db"
@@ -63,8 +63,8 @@ class Receive(_Table):
 
 
 class Camera(_Table):
-    """A camera. source: what is read or dialled, as in `gatestream run` (zmq://host:port dials a publisher); without
-    one, the camera dials us and sends its name; address: of a sender that sends no name; colour: of raw pixels that do
+    """A camera. source: zmq://host:port of a publisher that is dialled; without one, the camera dials us and sends its
+    name (`gatestream camera SOURCE --to ...` does, for any source); address: of a sender that sends no name; colour: of raw pixels that do
     not say; crop: x, y, width, height as shares of the picture; open_above, min_score: instead of the model's;
     lost_after_s: with no frames for so long a camera counts as lost, and is dialled again."""
 
@@ -85,6 +85,13 @@ class Camera(_Table):
             raise ValueError(f"a printable name of up to {NAME_CHARACTERS} characters, without spaces around it")
         return value
 
+    @field_validator("source")
+    @classmethod
+    def _source(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", value):
+            raise ValueError("zmq://host:port; of any other source make one with `gatestream camera SOURCE --to ...`")
+        return value
+
     @field_validator("crop")
     @classmethod
     def _crop(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -96,13 +103,12 @@ class Camera(_Table):
 
 class Results(_Table):
     """Where results go. log: the event log; publish: a ZeroMQ publisher, one topic for each camera; jsonl: a file of
-    JSON lines; webhook: an HTTP address that gets events; mqtt: a broker, mqtt://host:1883."""
+    JSON lines; webhook: an HTTP address that gets closed events."""
 
     log: Path | None = None
     publish: tuple[Address, ...] = ()
     jsonl: Path | None = None
-    webhook: str | None = None
-    mqtt: str | None = None
+    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
 
 
 class Health(_Table):
@@ -112,7 +118,7 @@ class Health(_Table):
 
 
 class Config(_Table):
-    """The whole file. slots: cameras that the engine holds at a time."""
+    """The whole file. model, engine: as of `gatestream run`; camera: what is special about some of them."""
 
     model: str = "gesture"
     engine: str = "auto"
