@@ -64,9 +64,10 @@ class Receive(_Table):
 
 class Camera(_Table):
     """A camera. source: zmq://host:port of a publisher that is dialled; without one, the camera dials us and sends its
-    name (`gatestream camera SOURCE --to ...` does, for any source); address: of a sender that sends no name; colour: of raw pixels that do
-    not say; crop: x, y, width, height as shares of the picture; open_above, min_score: instead of the model's;
-    lost_after_s: with no frames for so long a camera counts as lost, and is dialled again."""
+    name (`gatestream camera SOURCE --to ...` does, for any source); address: of a sender that sends no name, or the
+    only one that may use this name; colour: of raw pixels that do not say; crop: x, y, width, height as shares of the
+    picture; open_above, min_score: instead of the model's; lost_after_s: with no frames for so long a camera has left,
+    and its events are closed."""
 
     name: str
     source: str | None = None
@@ -75,7 +76,6 @@ class Camera(_Table):
     crop: tuple[Share, Share, Share, Share] | None = None
     open_above: Share | None = None
     min_score: Share | None = None
-    staleness_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
     lost_after_s: Seconds = 20.0
 
     @field_validator("name")
