@@ -14,7 +14,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,11 +145,26 @@ def obtain(model: Model, precision: str | None) -> cache.Entry:
     def build(folder: Path) -> cache.Facts:
         log.warning("building the OpenVINO engine of %s for this machine, once", model.contract.name)
         began = time.perf_counter()
-        facts = build_into(folder, model, precision)
+        with one_thread():
+            facts = build_into(folder, model, precision)
         log.warning("built in %.1f s: %s", time.perf_counter() - began, facts["precision"])
         return facts
 
     return cache.obtain(key_of(model, precision), build)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: its threads wait for one another at every layer, for minutes where others keep the cores
+    busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build_into(folder: Path, model: Model, precision: str | None) -> cache.Facts:

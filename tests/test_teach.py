@@ -226,7 +226,7 @@ def classroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base.safetensors, recordings to teach from in new/, clips of labels it knows in old/."""
     folder = tmp_path_factory.mktemp("classroom")
     six(folder / "base.safetensors")
-    for part, labels in (("new", ("star", "circlecc")), ("old", ("left", "up"))):
+    for part, labels in (("new", ("star", "circlecc")), ("old", ("left", "right", "up", "down", "square", "tick"))):
         for k, label in enumerate(labels):
             (folder / part / label).mkdir(parents=True)
             for i in range(3 if part == "new" else 1):
@@ -274,14 +274,16 @@ def test_a_training_leaves_examples_of_late_moments_and_of_windows() -> None:
 
 
 class TestFile:
-    def test_it_recognises_what_it_was_shown_and_says_the_same_of_what_it_knew(self, classroom: Path,
+    def test_it_recognises_what_it_was_shown_and_says_the_same_or_better_of_what_it_knew(self, classroom: Path,
                                                                                taught: Path) -> None:
         with Recognizer.open(taught, engine="eager", slots=1) as recognizer:
             assert evaluate_clips(recognizer, clips(classroom / "new")).accuracy() == 1
             after = evaluate_clips(recognizer, clips(classroom / "old"))
         with Recognizer.open(classroom / "base.safetensors", engine="eager", slots=1) as recognizer:
             before = evaluate_clips(recognizer, clips(classroom / "old"))
-        assert after.first.answers_N.tolist() == before.first.answers_N.tolist()
+        now_N, then_N, truth_N = (np.array(part) for part in (
+            after.first.answers_N, before.first.answers_N, after.first.truth_N))
+        assert ((now_N == then_N) | (now_N == truth_N)).all()
 
     def test_every_engine_says_the_same(self, taught: Path) -> None:
         model = engines.load(taught)

@@ -43,7 +43,7 @@ log = logging.getLogger("gatestream.training")
 NOT_RECORDED = {"provenance", "out", "dataset", "init", "idle", "workers", "checkpoint_every"}
 # Chosen on the cross-validation folds: event F1 against false events in household footage and rendered idle time.
 # Never split: a square begins as a swipe to the right.
-EVENTS = EventRule(open_above=0.99, close_below=0.75, close_after_s=0.35, min_duration_s=0.55, min_score=0.65,
+EVENTS = EventRule(open_above=0.995, close_below=0.6, close_after_s=0.25, min_duration_s=0.55, min_score=0.75,
                    split_after_s=60.0)
 HELD_OUT_CLIPS = 200  # of a dataset's validation split are looked at, at most
 REMEMBERED_CHUNKS = 40  # of each row's stream, from which examples of the labels are kept in the model file
@@ -59,8 +59,8 @@ class Recipe:
     of the weights that is saved; validate_every: iterations from one look at what is left out to the next, 0 for none:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
     rule: how a bidirectional start becomes causal (see `engines.causal`); ahead, transparent: how modules that the
-    start lacks begin (see `started`); rendered_only: learn no label from recordings, only what places look like from
-    them. A network that is not causal is trained and used on clips of `chunk` frames.
+    start lacks begin (see `started`); rendered_only: learn no label from recordings, background included, only what
+    places look like from them. A network that is not causal is trained and used on clips of `chunk` frames.
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -133,7 +133,7 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
              if clip.fold != recipe.without_fold and clip.label not in recipe.without_labels]
     report(f"decoding {len(clips)} clips")
     footage = [decode(clip.path, clip.label, MARGIN_HW) for clip in clips]
-    idle = [] if recipe.rendered_only else idle_of(footage)
+    idle = idle_of(footage)
     backgrounds = [one.median for one in footage]
     if recipe.idle:
         work = [decode(path, BACKGROUND, MARGIN_HW) for path in videos(recipe.idle)
@@ -142,8 +142,8 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
         idle = work * max(1, len(idle) // len(work)) + idle
     rng = np.random.default_rng(recipe.seed + 1)
     backgrounds += [Scene(rng, MARGIN_HW).draw(Pose(None), 0.0) for _ in range(60)]
-    if recipe.rendered_only:
-        return Material([], idle, {}, backgrounds)
+    if recipe.rendered_only:  # recorded hands that never draw would teach that recorded hands never do
+        return Material([], [], {}, backgrounds)
     gestures = [one for one in footage if one.label in LABELS]
     return Material(gestures, idle, egogestar.human_strokes(recipe.dataset), backgrounds)
 
