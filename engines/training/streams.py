@@ -85,7 +85,7 @@ class Stream:
             kind = self._rng.random()
             if kind < 0.13 and self._material.idle:
                 yield from self._idle(self._rng.uniform(1.5, 6.0))
-            elif kind < 0.25:
+            elif 0.13 <= kind < 0.25:
                 yield from self._rendered(self._rng.uniform(4.0, 12.0), NEVER_S, BUSY)
             elif self._rng.random() < self._rendered_share or not self._by_label:
                 yield from self._rendered(self._rng.uniform(4.0, 16.0))
