@@ -259,6 +259,17 @@ class TestAll:
                 assert guests(engine)[0].camera == "second"
             assert list(receiver.visitors) == ["second"]
 
+    def test_a_camera_that_comes_back_is_told_of(self) -> None:
+        with running() as receiver, worker(receiver, credits=9) as engine:
+            for _ in range(2):
+                with Sender(port(receiver), "own") as sender:
+                    sender.send(IMAGE, time.time())
+                    guests(engine)
+                assert engine.recv_multipart()[0] == link.LEAVE
+            [gap] = receiver.records  # type: ignore[attr-defined]
+            assert (gap["type"], gap["action"]) == ("gap", "reconnected")
+            assert receiver.visitors["own"].reconnects == 1
+
     def test_an_oversized_message_costs_its_sender_the_connection_and_nobody_else(self) -> None:
         with running(max_message_mb=0.1) as receiver, receiver.context.socket(zmq.DEALER) as huge:
             huge.linger = 0

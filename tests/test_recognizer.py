@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from engines.errors import EngineError, FrameError, UsageError
 from stream.frame import Event, Gap, Item, Prediction
-from stream.recognizer import Recognizer
+from stream.recognizer import Arrival, Recognizer
 
 COLOURS = {"L": (255, 0, 0), "R": (0, 0, 255), ".": (0, 0, 0)}
 TICK_S = 0.1
@@ -218,3 +219,37 @@ def test_closing_closes_the_engine() -> None:
         engine = target.engine
     assert isinstance(engine, FakeEngine)
     assert engine.closed
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_several_cameras_at_once_are_as_one_after_the_other(threads: int | None) -> None:
+    films = {"a": "..LLLL....", "b": "RRRR.LLLL.", "c": "L.R.L.R.L."}
+    one, model = recognizer(), FakeModel()
+    with ThreadPoolExecutor(threads or 1) as pool:
+        many = Recognizer(model, FakeEngine(model), threads=pool if threads else None)
+        for k in range(10):
+            at = {"a": 0.1 * k, "b": 0.1 * k, "c": 2.0 * k}  # c has a gap before every image
+            apart = [one.push(picture(films[camera][k]), at[camera], camera) for camera in films]
+            together = many.push_many([Arrival(picture(films[camera][k]), at[camera], camera) for camera in films])
+            assert [still(items) for items in together if isinstance(items, list)] == [still(items) for items in apart]
+
+
+def test_an_image_is_decoded_only_if_the_clock_wants_it() -> None:
+    target, decoded = recognizer(), []
+    for k in range(30):
+        target.push(lambda k=k: decoded.append(k) or picture("L"), k / 30)  # type: ignore[misc]
+    assert decoded == list(range(0, 30, 3))
+    assert target.counts().frames == 30
+
+
+def test_one_cameras_bad_image_is_no_others() -> None:
+    def broken() -> np.ndarray:
+        raise FrameError("a broken picture", "a whole one", "check the sender")
+
+    target = recognizer()
+    outcomes = target.push_many([Arrival(broken, 0.0, "a"), Arrival(picture("L"), 0.0, "b"),
+                                 Arrival(picture("L"), float("nan"), "c")])
+    assert [type(outcome) for outcome in outcomes] == [FrameError, list, FrameError]
+    assert (target.counts("a").dropped, target.counts("b").dropped) == (1, 0)
+    with pytest.raises(UsageError, match="two images of camera 'a' at once"):
+        target.push_many([Arrival(picture("L"), 1.0, "a")] * 2)

@@ -31,7 +31,7 @@ import engines
 from engines.errors import EngineError
 from stream.service.config import Config
 from stream.service.health import HealthServer, Metrics
-from stream.service.receiver import FROZEN_AFTER_S, Receiver, Records
+from stream.service.receiver import Receiver, Records
 from stream.service.results import Announcer, Lines, Publisher, Teller, Webhook
 from stream.service.security import Doorman, default_folder
 from stream.sinks.log import EventLog
@@ -172,7 +172,7 @@ class Service:
             cameras[name] = {
                 "present": visitor.present, "protocol": visitor.protocol, "peer": visitor.peer,
                 "staleness_seconds": round(now - visitor.last_at, 3) if visitor.last_at else 0.0,
-                "frozen": visitor.present and now - visitor.changed_at > FROZEN_AFTER_S,
+                "frozen": visitor.frozen(now),
                 "reconnects": visitor.reconnects, "received": account.received if account else 0,
                 "taken": account.taken if account else 0, "bytes": account.bytes if account else 0,
                 "dropped": dict(account.dropped) if account else {}}

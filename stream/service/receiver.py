@@ -23,6 +23,7 @@ import zmq
 from engines.errors import FrameError, SourceError
 from stream.frame import Gap
 from stream.service import link
+from stream.service.admission import Admission, Refused
 from stream.service.config import Camera, Config
 from stream.service.lobby import Lobby
 from stream.service.wire import HEADER_BYTES, Limits, Message, answer, parse
@@ -34,36 +35,8 @@ BATCH = 8  # cameras handed to the engine at a time, at most
 TICK_S = 0.05  # the longest wait, after which clocks are looked at
 CONNECTIONS = 4096  # of one socket, whose cameras are remembered
 LAST_WORDS_S = 0.8  # in which a worker that stops may close its events
-FROZEN_AFTER_S = 20.0  # of the very same payload
 Kind = Literal["router", "pair", "sub"]
 Records = list[dict[str, Any]]
-
-
-@dataclass(slots=True)
-class Visitor:
-    """What is known of a camera that has shown itself. Times are steady seconds.
-
-    peer: address of its sender; frames, bytes: what its quotas have left; changed_at: when its payload last changed.
-    """
-
-    name: str
-    said: Camera
-    configured: bool
-    protocol: str = ""
-    peer: str = ""
-    last_at: float = 0.0
-    present: bool = False
-    frames: float = 0.0
-    bytes: float = 0.0
-    payload: int = 0
-    changed_at: float = 0.0
-    reconnects: int = 0
-
-
-class _Refused(Exception):  # noqa: N818 - not a fault of ours
-    def __init__(self, cause: str, error: FrameError) -> None:
-        self.cause, self.error = cause, error
-        super().__init__(cause)
 
 
 @dataclass(slots=True)
@@ -99,11 +72,12 @@ class Receiver:
     wall: Callable[[], float] = time.time
     steady: Callable[[], float] = time.monotonic
     lobby: Lobby = field(default_factory=Lobby)
-    visitors: dict[str, Visitor] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.admission = Admission(self.config, self.lobby)
+        self.visitors = self.admission.visitors
         self._doors: dict[zmq.Socket[bytes], _Door] = {}
         self._held: dict[str, _Held] = {}
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -143,7 +117,7 @@ class Receiver:
         kinds: dict[Kind, tuple[str, ...]] = {"router": receive.bind, "pair": receive.pair, "sub": receive.sub}
         bound = [self._listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
         for camera in self.config.camera:
-            self._visitor(camera.name)
+            self.admission.visitor(camera.name)
             if camera.source is not None and camera.source.startswith("zmq://"):
                 self._dial(camera)
         return bound
@@ -236,11 +210,11 @@ class Receiver:
             except FrameError as error:
                 if parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:  # NetGear would choke on anything but JSON
                     message = Message("netgear", None, b"")
-                raise _Refused("malformed", error) from error
+                raise Refused("malformed", error) from error
             if message.end:
                 self._ends(message, door, envelope)
             elif not message.is_text:
-                camera = self._admitted(message, door, peer, now)
+                camera = self._admitted(message, door.camera, peer, now)
                 door.senders[_connection(envelope)] = camera
                 if len(door.senders) > CONNECTIONS:
                     door.senders.popitem(last=False)
@@ -251,7 +225,7 @@ class Receiver:
                     self._release(camera)
                     self._held[camera] = _Held(now + self.config.receive.pace_ms / 1000, door, envelope, message)
                     return
-        except _Refused as refusal:
+        except Refused as refusal:
             self.refused[refusal.cause] += 1
             fault = str(refusal.error)
         if message is not None and message.protocol == "imagezmq" and not self.config.receive.tell:
@@ -278,56 +252,16 @@ class Receiver:
             told = held.message.protocol != "imagezmq" or self.config.receive.tell
             self._answer(held.door, held.envelope, answer(held.message, self.latest.get(camera) if told else None))
 
-    def _admitted(self, message: Message, door: _Door, peer: str, now: float) -> str:
-        """The camera that a message is of. Raises _Refused."""
-        receive = self.config.receive
-        by_address = next((c.name for c in self.config.camera if c.address == peer), None) if peer else None
-        name = door.camera or message.name or by_address or f"{message.protocol}@{peer or 'local'}"
-        known = self.visitors.get(name)
-        if known is None or not known.configured:
-            if not receive.unknown:
-                raise _refused("unknown camera", f"a camera called {name!r}", "one of the configuration")
-            if known is None and len(self.visitors) >= receive.cameras and not self._made_room():
-                raise _refused("too many cameras", f"one camera more than {receive.cameras}", "fewer, or another limit")
-        visitor = self._visitor(name)
-        if visitor.said.address is not None and peer and visitor.said.address != peer:
-            raise _refused("wrong address", f"camera {name!r} at {peer}", f"it at {visitor.said.address}")
-        since = now - visitor.last_at if visitor.last_at else 1.0
-        visitor.frames = min(visitor.frames + since * receive.max_frames_per_s, receive.max_frames_per_s)
-        visitor.bytes = min(visitor.bytes + since * receive.max_mb_per_s * 1e6, receive.max_mb_per_s * 1e6)
-        visitor.last_at = now
-        if visitor.frames < 1 or visitor.bytes < len(message.payload):
-            self.lobby.open(name)
-            self.lobby.refuse(name, "quota")
-            raise _refused("quota", f"camera {name!r} faster than its quota",
-                           f"{receive.max_frames_per_s:g} frames/s and {receive.max_mb_per_s:g} MB/s at most")
-        visitor.frames -= 1
-        visitor.bytes -= len(message.payload)
+    def _admitted(self, message: Message, dialled: str | None, peer: str, now: float) -> str:
+        """The camera that a message is of; tells of one that comes, or is back. Raises Refused."""
+        visitor = self.admission.admit(message, dialled, peer, now)
         if not visitor.present:
-            self.lobby.open(name)
-            visitor.present, visitor.changed_at = True, now
-            visitor.protocol, visitor.peer = message.protocol, peer
-            log.info("camera %s is here (%s, %s)", name, message.protocol, peer or "local")
-        payload = hash(message.payload)
-        if payload != visitor.payload:
-            visitor.payload, visitor.changed_at = payload, now
-        return name
-
-    def _visitor(self, name: str) -> Visitor:
-        if name not in self.visitors:
-            said = next((camera for camera in self.config.camera if camera.name == name), None)
-            self.visitors[name] = Visitor(name, said or Camera.model_construct(name=name), said is not None)
-        return self.visitors[name]
-
-    def _made_room(self) -> bool:
-        """Whether a camera that is not of the configuration and has gone could be forgotten."""
-        gone = [visitor for visitor in self.visitors.values() if not visitor.configured and not visitor.present]
-        if not gone:
-            return False
-        oldest = min(gone, key=lambda visitor: visitor.last_at)
-        del self.visitors[oldest.name]
-        self.lobby.close(oldest.name)
-        return True
+            visitor.present = True
+            log.info("camera %s is here (%s, %s)", visitor.name, message.protocol, peer or "local")
+            if visitor.left_at is not None:
+                visitor.reconnects += 1
+                self.deliver([Gap(visitor.name, self.wall(), now - visitor.left_at, "reconnected").as_json()])
+        return visitor.name
 
     def _watch(self, now: float) -> None:
         for visitor in self.visitors.values():
@@ -340,7 +274,7 @@ class Receiver:
     def _leaves(self, camera: str, why: str) -> None:
         visitor = self.visitors[camera]
         if visitor.present:
-            visitor.present = False
+            visitor.present, visitor.left_at = False, visitor.last_at
             self.lobby.discard(camera)  # it would come to the worker after its end
             log.info("camera %s has left: %s", camera, why)
             self._tell_worker(link.LEAVE, {"camera": camera})
@@ -404,10 +338,6 @@ class Receiver:
 
 def _connection(envelope: Sequence[bytes]) -> bytes:
     return envelope[0] if envelope else b""
-
-
-def _refused(cause: str, got: str, wanted: str) -> _Refused:
-    return _Refused(cause, FrameError(got, wanted, "ask whoever runs the service"))
 
 
 def _bind(socket: zmq.Socket[bytes], address: str) -> None:
