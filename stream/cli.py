@@ -5,7 +5,6 @@ Imports wait until a command needs them, so that help is instant and `run` never
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from stream import (
     teach_commands,
     train_commands,
 )
+from stream.notices import notices_on_stderr
 from stream.options import EngineName, Hop, ModelName
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments  # wherever it stands: it is often added to the end of a line that failed
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
-        with _terminated_like_interrupted(), _notices_on_stderr():
+        with _terminated_like_interrupted(), notices_on_stderr():
             return app(arguments, prog_name="gatestream", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -195,19 +195,6 @@ def _as_fault(error: Exception) -> GatestreamError:
                           f"see '{command} --help'")
     return GatestreamError(f"an unexpected {type(error).__name__}: {error}", "no such thing",
                            "this is a bug in gatestream: run it again with --debug and report what it prints")
-
-
-@contextmanager
-def _notices_on_stderr() -> Iterator[None]:
-    """Shows what the library logs, such as an engine that has to be built first."""
-    logger, handler = logging.getLogger("gatestream"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("gatestream: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 @contextmanager

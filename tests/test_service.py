@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import zmq
@@ -22,6 +23,7 @@ import zmq
 from engines.synthetic import Simulation
 from stream.frame import Image
 from stream.service.sender import Sender
+from stream.service.wire import header_of
 from stream.sinks.log import events, runs
 
 PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
@@ -154,6 +156,27 @@ def test_cameras_are_recognised_logged_and_announced(service: Service, gestures:
     assert service.process.returncode == 0
     logged = [(event.label, round(event.started_at, 3)) for event in events(service.log)]
     assert logged[:len(closed)] == [(one["label"], round(one["started_at"], 3)) for one in closed]
+
+
+def test_broken_pictures_cost_themselves_and_nobody_hears_the_decoder(service: Service, gestures: list[Image]) -> None:
+    jpeg = cv2.imencode(".jpg", gestures[0])[1].tobytes()
+    with service.sender("desk") as sender, zmq.Context() as context, context.socket(zmq.REQ) as bad:
+        service.ready()
+        bad.linger = 0
+        bad.connect(f"tcp://127.0.0.1:{service.cameras}")
+        for k in range(20):
+            at = len(jpeg) - 300 - 10 * k
+            body = jpeg[:at] if k % 2 else jpeg[:at] + b"\xff\xd9" * 20 + jpeg[at + 40:]
+            bad.send_multipart([header_of("bad", captured_at=1000.0 + k), body])
+            assert bad.poll(1000 * PATIENCE_S)
+            bad.recv()
+            sender.send(gestures[k], 1000.0 + k / RATE)
+        told = service.ready()
+    assert told["cameras"]["desk"]["dropped"] == {}
+    assert told["engine_restarts"] == 0
+    service.end()
+    errors = (service.folder / "errors.txt").read_text().splitlines()
+    assert all(line.startswith("gatestream: ") for line in errors), errors
 
 
 def test_the_engines_process_may_be_killed(service: Service, gestures: list[Image]) -> None:

@@ -23,6 +23,7 @@ import engines
 from engines.contract import EventRule
 from engines.errors import FrameError, GatestreamError
 from stream.frame import Image
+from stream.notices import notices_on_stderr
 from stream.recognizer import Arrival, Recognizer
 from stream.service import link
 from stream.service.config import Camera
@@ -128,12 +129,23 @@ def _say(socket: zmq.Socket[bytes], kind: bytes, said: dict[str, Any]) -> None:
     socket.send_multipart([kind, json.dumps(said).encode()])
 
 
+def quiet_decoders() -> None:
+    """libjpeg and libpng write to file descriptor 2 about every broken picture, and know no switch: from now on it
+    leads nowhere, and Python's own errors go where it led."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
 def main() -> int:
     """The process. Ctrl-C at a terminal reaches it, too, and is the keeper's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    quiet_decoders()
     said = json.loads(sys.argv[1])
     try:
-        serve(said["link"], said["model"], said["engine"], said["slots"])
+        with notices_on_stderr():
+            serve(said["link"], said["model"], said["engine"], said["slots"])
     except GatestreamError as error:
         print("gatestream: error:", " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
