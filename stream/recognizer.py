@@ -236,10 +236,13 @@ class Recognizer:
         stream = self._streams.get(arrival.camera)
         try:
             wanted = stream is None or stream.clock.wants(arrival.captured_at)
-            if callable(arrival.image_bgr):
-                return prepare(as_bgr(arrival.image_bgr()), self.contract) if wanted else None
-            image = as_bgr(arrival.image_bgr)
-            return prepare(image, self.contract) if wanted else None
+            image = arrival.image_bgr
+            if callable(image):
+                if not wanted:
+                    return None
+                image = image()
+            checked = as_bgr(image)
+            return prepare(checked, self.contract) if wanted else None
         except FrameError as error:
             return error
 

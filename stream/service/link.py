@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from stream.frame import Event, Gap, HeadScores, Prediction, Record, Summary
+from stream.frame import Event, Gap
 from stream.service.lobby import Guest
 from stream.service.wire import Message
 
@@ -43,12 +43,7 @@ def unpacked(parts: Sequence[bytes]) -> list[Guest]:
     return guests
 
 
-def record_of(said: dict[str, Any]) -> Record:
-    """The record that a JSON object of `as_json` stands for."""
+def record_of(said: dict[str, Any]) -> Event | Gap:
+    """The event or gap that a JSON object of `as_json` stands for."""
     fields = {key: value for key, value in said.items() if key != "type"}
-    if said["type"] == "prediction":
-        heads = {head: HeadScores(*(tuple((label, score) for label, score in scores[part])
-                                    for part in ("now", "window"))) for head, scores in fields["heads"].items()}
-        return Prediction(**{**fields, "heads": heads, "clips": tuple(fields["clips"])})
-    kinds: dict[str, type[Event | Gap | Summary]] = {"event": Event, "gap": Gap, "summary": Summary}
-    return kinds[said["type"]](**fields)
+    return Event(**fields) if said["type"] == "event" else Gap(**fields)

@@ -34,11 +34,10 @@ class Guest:
 
 @dataclass(slots=True)
 class Account:
-    """What became of one camera's messages. last_at: steady seconds of the last one; dropped: by cause."""
+    """What became of one camera's messages. dropped: by cause."""
 
     received: int = 0
     taken: int = 0
-    last_at: float = 0.0
     bytes: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -77,7 +76,6 @@ class Lobby:
             self._turns[camera] = max(self._turns[camera], self._turn)
         self._waiting[camera] = Guest(camera, message, account.received, 0, captured_at, arrived_at)
         account.received += 1
-        account.last_at = arrived_at
         account.bytes += len(message.payload)
 
     def refuse(self, camera: str, cause: str) -> None:

@@ -52,7 +52,6 @@ class _Held:
 @dataclass(eq=False, slots=True)
 class _Door:
     kind: Kind
-    address: str
     socket: zmq.Socket[bytes]
     camera: str | None = None  # of a publisher that we dial
     senders: OrderedDict[bytes, str] = field(default_factory=OrderedDict)  # the camera that each connection is
@@ -118,7 +117,7 @@ class Receiver:
         bound = [self._listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
         for camera in self.config.camera:
             self.admission.visitor(camera.name)
-            if camera.source is not None and camera.source.startswith("zmq://"):
+            if camera.source is not None:
                 self._dial(camera)
         return bound
 
@@ -161,7 +160,7 @@ class Receiver:
         self.secure(socket)
         if kind == "sub":
             socket.subscribe(b"")
-        self._add(_Door(kind, address, socket))
+        self._add(_Door(kind, socket))
         _bind(socket, address)
         return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
@@ -171,7 +170,7 @@ class Receiver:
         self._prepare(socket)
         socket.subscribe(b"")
         address = "tcp://" + camera.source.removeprefix("zmq://")
-        self._add(_Door("sub", address, socket, camera.name))
+        self._add(_Door("sub", socket, camera.name))
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
@@ -203,7 +202,7 @@ class Receiver:
 
     def _hear(self, door: _Door, envelope: list[bytes], parts: Sequence[bytes], peer: str) -> None:
         message: Message | None = None
-        now, prediction, fault = self.steady(), None, None
+        now, camera, fault = self.steady(), None, None
         try:
             try:
                 message = parse(parts, self.limits)
@@ -218,7 +217,6 @@ class Receiver:
                 door.senders[_connection(envelope)] = camera
                 if len(door.senders) > CONNECTIONS:
                     door.senders.popitem(last=False)
-                prediction = self.latest.get(camera)
                 at = self.wall() if message.captured_at is None else message.captured_at
                 self.lobby.put(camera, message, at, now)
                 if self.config.receive.pace_ms and door.kind == "router":
@@ -228,9 +226,12 @@ class Receiver:
         except Refused as refusal:
             self.refused[refusal.cause] += 1
             fault = str(refusal.error)
-        if message is not None and message.protocol == "imagezmq" and not self.config.receive.tell:
-            prediction = None
-        self._answer(door, envelope, answer(message, prediction, fault))
+        self._answer(door, envelope, answer(message, self._news(message, camera), fault))
+
+    def _news(self, message: Message | None, camera: str | None) -> dict[str, Any] | None:
+        """What an answer tells of the camera: its latest prediction, if there is one and the sender may expect it."""
+        told = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
+        return self.latest.get(camera) if told and camera is not None else None
 
     def _ends(self, message: Message, door: _Door, envelope: list[bytes]) -> None:
         """The camera of this connection says that its stream is over; NetGear's do not say which they are."""
@@ -249,8 +250,7 @@ class Receiver:
     def _release(self, camera: str) -> None:
         held = self._held.pop(camera, None)
         if held is not None:
-            told = held.message.protocol != "imagezmq" or self.config.receive.tell
-            self._answer(held.door, held.envelope, answer(held.message, self.latest.get(camera) if told else None))
+            self._answer(held.door, held.envelope, answer(held.message, self._news(held.message, camera)))
 
     def _admitted(self, message: Message, dialled: str | None, peer: str, now: float) -> str:
         """The camera that a message is of; tells of one that comes, or is back. Raises Refused."""

@@ -80,11 +80,14 @@ class EventLog(Sink):
                 _prepare(self._db, self.path)
                 cursor = self._db.execute("INSERT INTO runs (started, model, source) VALUES (?, ?, ?)",
                                           (time.time(), model, source))
+                [first] = self._db.execute("SELECT started FROM runs ORDER BY id LIMIT 1").fetchone()
         except SinkError:
             self.close()
             raise
         assert cursor.lastrowid is not None
         self.run = cursor.lastrowid
+        self.identity = f"{round(1000 * first):x}"
+        """Of this file: no other log has it, and it stays."""
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         if self._db is None:
@@ -118,13 +121,6 @@ class EventLog(Sink):
                     self._db.execute("ROLLBACK")
                 raise
         return [number for number in numbers if number is not None]
-
-    @property
-    def identity(self) -> str:
-        """Of this file: no other log has it, and it stays."""
-        assert self._db is not None
-        with sink_errors("reading", self.path):
-            return f"{round(1000 * self._db.execute('SELECT started FROM runs ORDER BY id LIMIT 1').fetchone()[0]):x}"
 
     def unannounced(self) -> list[tuple[int, Event]]:
         """Events, with their numbers, that were kept and perhaps never announced: the service ended in between."""

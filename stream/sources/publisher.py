@@ -15,7 +15,7 @@ from stream.sources.base import Policy, Source, SourceInfo
 
 SLICE_MS = 100  # `close` is noticed so soon
 GIVE_UP_S = 120.0  # without a picture: as other network cameras
-BACKLOG = {"newest": 2, "every": 1000}  # messages that may wait
+NEWEST, EVERY = 2, 1000  # messages that may wait
 
 
 class Publisher(Source):
@@ -42,7 +42,7 @@ class Publisher(Source):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
-        self._socket.rcvhwm = BACKLOG["newest" if self._newest else "every"]
+        self._socket.rcvhwm = NEWEST if self._newest else EVERY
         self._socket.maxmsgsize = Limits().payload_bytes
         self._socket.subscribe(b"")
         self._socket.connect(f"tcp://{parts.netloc.rpartition('@')[2]}")
