@@ -69,7 +69,9 @@ class EventTracker:
     """Follows one head of one camera. Pure bookkeeping: times come from the arguments only."""
 
     def __init__(self, camera: str, head: str, labels: Sequence[str], background: str | None, rule: EventRule) -> None:
-        self._camera, self._head, self._labels, self._rule = camera, head, tuple(labels), rule
+        self._camera, self._head, self._labels = camera, head, tuple(labels)
+        self.rule = rule
+        """May be changed between two updates."""
         self._background = self._labels.index(background) if background in self._labels else None
         self.reset()
 
@@ -84,9 +86,9 @@ class EventTracker:
     def update(self, captured_at: float, now_probs_K: Probs, window_probs_K: Probs) -> list[Event]:
         """Takes the scores of one tick; returns events that opened, changed their label, or closed."""
         activity, probs_K = self._activity(now_probs_K, window_probs_K)
-        if activity < self._rule.close_below:
+        if activity < self.rule.close_below:
             return self._quiet(captured_at)
-        self._opened = self._opened or activity >= self._rule.open_above
+        self._opened = self._opened or activity >= self.rule.open_above
         if self._whole is None:
             self._whole = _Evidence(captured_at)
         else:
@@ -101,10 +103,10 @@ class EventTracker:
         if whole is None:
             return []
         event = self._event(whole, opened=False)
-        if announced is not None and whole.score >= self._rule.min_score:
+        if announced is not None and whole.score >= self.rule.min_score:
             return [event]
-        lasted = opened and whole.stands(self._rule.min_duration_s, 0.0)
-        if announced is not None or (self._rule.report_unknown and lasted):
+        lasted = opened and whole.stands(self.rule.min_duration_s, 0.0)
+        if announced is not None or (self.rule.report_unknown and lasted):
             return [replace(event, label=UNKNOWN)]
         return []
 
@@ -118,7 +120,7 @@ class EventTracker:
     def _quiet(self, at: float) -> list[Event]:
         if self._whole is None:
             return []
-        over = at - self._whole.ended_at >= self._rule.close_after_s - TIME_NOISE_S
+        over = at - self._whole.ended_at >= self.rule.close_after_s - TIME_NOISE_S
         return self.flush() if over or not self._opened else []
 
     def _follow_lead(self, whole: _Evidence, at: float, probs_K: Probs) -> None:
@@ -141,13 +143,13 @@ class EventTracker:
         return [closed]
 
     def _stands_alone(self, part: _Evidence) -> bool:
-        return part.stands(max(self._rule.split_after_s, self._rule.min_duration_s), self._rule.min_score)
+        return part.stands(max(self.rule.split_after_s, self.rule.min_duration_s), self.rule.min_score)
 
     def _announce(self) -> list[Event]:
         whole = self._whole
         if whole is None or not self._opened or whole.label == self._announced:
             return []
-        if self._announced is None and not whole.stands(self._rule.min_duration_s, self._rule.min_score):
+        if self._announced is None and not whole.stands(self.rule.min_duration_s, self.rule.min_score):
             return []
         if self._announced is not None and self._before and self._stands_alone(self._before):
             return []  # either a split or a return to the old label will settle it

@@ -7,6 +7,7 @@ Times are in seconds: stream time (0 at the start) for files, Unix time for live
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # BGR, [H, W, 3]
+ENGINE_RESTARTED = "engine restarted"
 Ranked = tuple[tuple[str, float], ...]  # (label, calibrated probability), best first
 
 
@@ -90,12 +92,17 @@ class Event:
                 "score": round(self.score, 4), "open": self.open}
 
 
+def event_of(said: Mapping[str, Any]) -> Event:
+    """The event that a JSON object of `Event.as_json` stands for."""
+    return Event(**{name: said[name] for name in Event.__slots__})
+
+
 @dataclass(frozen=True, slots=True)
 class Gap:
     """A hole in a stream: `seconds` without a usable frame before `at`.
 
     action: "reset" (longer than the model's limit), "new stream" (time ran backwards),
-    "reconnected" (the camera was lost and came back).
+    "reconnected" (the camera was lost and came back), ENGINE_RESTARTED (what the engine knew of the camera was lost).
     """
 
     camera: str
@@ -106,6 +113,11 @@ class Gap:
     def as_json(self) -> dict[str, Any]:
         return {"type": "gap", "camera": self.camera, "at": round(self.at, 4),
                 "seconds": round(self.seconds, 4), "action": self.action}
+
+
+def gap_of(said: Mapping[str, Any]) -> Gap:
+    """The gap that a JSON object of `Gap.as_json` stands for."""
+    return Gap(**{name: said[name] for name in Gap.__slots__})
 
 
 @dataclass(frozen=True, slots=True)

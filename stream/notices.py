@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 
 @contextmanager
@@ -19,3 +22,31 @@ def notices_on_stderr() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+def stderr() -> TextIO | None:
+    """Where a process that is started should say what is wrong; None for where ours does by itself."""
+    try:
+        sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+    return sys.stderr
+
+
+def unmoved_by_the_terminal() -> None:
+    """What a terminal sends to all its processes is the service's to answer, not that of those it has started."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def quiet_decoders() -> None:
+    """libjpeg and libpng write to file descriptor 2 about every broken picture, and know no switch: from now on it
+    leads nowhere, and Python's own errors go where it led."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    for handler in logging.getLogger("gatestream").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)

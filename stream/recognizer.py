@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -121,8 +121,7 @@ class Recognizer:
         self.watcher: Watcher | None = None
         """Called with (camera, time, steps since its last reset, scores) at every tick, held ones too: the full scores,
         of which a Prediction tells the best."""
-        self.rules: dict[str, EventRule] = {}
-        """How scores of some cameras become events, instead of the contract's way; read when a camera joins."""
+        self._rules: Mapping[str, EventRule] = {}
         self._model, self._timer = model, timer
         self._map = map if threads is None else threads.map
         self._slots = SlotTable(engine.slots)
@@ -209,6 +208,18 @@ class Recognizer:
         self.reset(camera)
         return closed
 
+    def cut(self, camera: str = "0") -> list[Event]:
+        """Closes a camera's open events and returns them; its stream goes on."""
+        stream = self._streams.get(camera)
+        return stream.close_events() if stream else []
+
+    def set_rules(self, rules: Mapping[str, EventRule]) -> None:
+        """How scores of some cameras become events, from now on; those of all others do as the contract says."""
+        self._rules = dict(rules)
+        for stream in self._streams.values():
+            for tracker in stream.trackers.values():
+                tracker.rule = self._rules.get(stream.camera, self.contract.events)
+
     def reset(self, camera: str = "0") -> None:
         """Forgets a camera, open events included: its next image starts a new stream."""
         stream = self._streams.pop(camera, None)
@@ -227,7 +238,7 @@ class Recognizer:
 
     def _join(self, camera: str) -> _Stream:
         stream = self._streams[camera] = _Stream(camera, self._slots.take(camera), self._model,
-                                                 self.rules.get(camera))
+                                                 self._rules.get(camera))
         self.engine.reset([stream.slot])
         return stream
 

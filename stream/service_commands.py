@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from engines.errors import FrameError
+from engines.errors import UsageError
 
 commands = typer.Typer()
 log = logging.getLogger("gatestream.service")
@@ -21,8 +20,12 @@ log = logging.getLogger("gatestream.service")
 def serve(config: Annotated[Path | None, typer.Argument(
             metavar="[CONFIG.toml]", help="What to serve; without one, any camera of this machine may dial.")] = None,
           check: Annotated[bool, typer.Option("--check", help="Check the configuration, and end.")] = False,
+          gate: Annotated[Path | None, typer.Option(exists=True, metavar="FILE", help=(
+              "A recording in which a changed model has to find the events that the one before it finds."))] = None,
           ) -> None:
-    """Recognise many cameras: ZeroMQ senders dial in, results go out.
+    """Recognise many cameras: ZeroMQ senders dial in, webcams, streams and files are opened, results go out.
+
+    After SIGHUP the configuration is read again; a changed model takes over when it is ready.
 
     [bold]Examples[/bold]
 
@@ -32,16 +35,37 @@ def serve(config: Annotated[Path | None, typer.Argument(
 
       gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk
     """
-    from stream.service.config import Config, read
+    from stream.service.config import Config, Gate, read
 
-    wanted = Config() if config is None else read(config)
+    def configured() -> Config:
+        told = Config() if config is None else read(config)
+        return told if gate is None else told.model_copy(update={"gate": Gate(recording=gate)})
+
+    wanted = configured()
     if check:
         print(f"{config or 'the defaults'}: fine, {len(wanted.camera)} cameras configured")
         return
+    from stream.notices import quiet_decoders
     from stream.service.keeper import Service
 
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop, hung_up = threading.Event(), threading.Event()
+
+    def changed() -> Config | None:
+        """The configuration, if it is to be read again; a faulty one is told of and not taken."""
+        if not hung_up.is_set():
+            return None
+        hung_up.clear()
+        try:
+            return configured()
+        except UsageError as error:
+            log.error("the configuration stays as it is: %s", error)
+            return None
+
+    signals = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGHUP"):
+        signals[signal.SIGHUP] = hung_up
+    before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in signals.items()}
+    quiet_decoders()
     try:
         with Service(wanted) as service:
             for address in service.addresses:
@@ -50,7 +74,7 @@ def serve(config: Annotated[Path | None, typer.Argument(
                 log.info("results are published at %s", address)
             if service.health_address:
                 log.info("http://%s/health and /metrics tell how it goes", service.health_address)
-            service.run(stop)
+            service.run(stop, changed)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -80,20 +104,13 @@ def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to
 
       gatestream camera sim://gestures --to 'tcp://*:5556' --publish
     """
-    from stream.frame import Frame
+    from stream.service.feeder import feed
     from stream.service.sender import Sender
     from stream.sources import open_source
 
     with open_source(source, policy="newest") as opened, \
             Sender(to, name or opened.info.camera, form, publish, quality, key=key, server_key=server_key) as sender:
-        offset_s = None if opened.info.live else time.time()
-        for sent, frame in enumerate(item for item in opened.frames() if isinstance(item, Frame)):
-            if sent == max_frames:
-                break
-            try:
-                sender.send(frame.image_bgr, frame.captured_at + (offset_s or 0.0))
-            except FrameError as error:
-                log.warning("%s", error)
+        feed(opened, sender, max_frames)
 
 
 KeyFolder = Annotated[Path | None, typer.Option("--folder", metavar="FOLDER", help="Where keys are kept.")]

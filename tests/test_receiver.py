@@ -69,9 +69,11 @@ def worker(receiver: Receiver, credits: int = 2) -> Iterator[zmq.Socket[bytes]]:
 
 
 def guests(socket: zmq.Socket[bytes]) -> list[Any]:
-    kind, *rest = socket.recv_multipart()
-    assert kind == link.FRAMES
-    return link.unpacked(rest)
+    while True:
+        kind, *rest = socket.recv_multipart()
+        if kind != link.WARM:  # what came before it was there
+            assert kind == link.FRAMES
+            return link.unpacked(rest)
 
 
 def port(receiver: Receiver, which: int = 0) -> str:

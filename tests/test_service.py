@@ -54,14 +54,14 @@ def gestures() -> list[Image]:
 
 
 class Service:
-    """A `gatestream serve` of its own."""
+    """A `gatestream serve` of its own. before, after: lines of its configuration at the top, at the end."""
 
-    def __init__(self, folder: Path, **receive: Any) -> None:
+    def __init__(self, folder: Path, before: str = "", after: str = "", **receive: Any) -> None:
         self.log, self.folder = folder / "events.db", folder
         self.cameras, self.results, self.health = (free_port() for _ in range(3))
         told = "".join(f"{key} = {json.dumps(value)}\n" for key, value in receive.items())
         self.config = folder / "service.toml"
-        self.config.write_text(f"""
+        self.config.write_text(f"""{before}
 [receive]
 bind = ["tcp://127.0.0.1:{self.cameras}"]
 {told}
@@ -70,7 +70,7 @@ log = "{self.log}"
 publish = ["tcp://127.0.0.1:{self.results}"]
 [health]
 bind = "127.0.0.1:{self.health}"
-""")
+{after}""")
         self.start()
 
     def start(self) -> None:
@@ -87,6 +87,15 @@ bind = "127.0.0.1:{self.health}"
                 return dict(json.load(answer))
         except OSError:
             return None
+
+    def says(self, text: str) -> bool:
+        """Whether its notices hold this."""
+        return text in (self.folder / "errors.txt").read_text()
+
+    def reload(self, change: Callable[[str], str]) -> None:
+        """Changes its configuration while it runs."""
+        self.config.write_text(change(self.config.read_text()))
+        self.process.send_signal(signal.SIGHUP)
 
     def sender(self, camera: str) -> Sender:
         return Sender(f"tcp://127.0.0.1:{self.cameras}", camera)
@@ -220,6 +229,82 @@ def test_nothing_announced_is_lost_when_the_service_is_killed(service: Service, 
     assert len(runs(service.log)) == 5
 
 
+def test_cameras_that_are_opened_and_videos_of_their_events(tmp_path: Path) -> None:
+    after = f"""
+[[camera]]
+name = "room"
+source = "sim://gestures?seed=3&seconds=8"
+[[camera]]
+name = "none"
+source = "97"
+[clips]
+folder = "{tmp_path / 'clips'}"
+"""
+    service = Service(tmp_path, after=after, staleness_ms=60_000)
+    try:
+        told = wait(lambda: (told := service.told()) and told["clips"].get("written") and told, service.process)
+        assert told["cameras"]["room"]["received"] > 30
+        wait(lambda: service.says("camera room: its recording is at its end"))
+        assert service.says("camera none: webcam 97: cannot be opened")
+        with service.sender("room") as stranger:  # its name is taken
+            stranger.send(np.zeros((8, 8, 3), np.uint8), time.time())
+        assert wait(service.told)["refused"]["not its source"] >= 1
+    finally:
+        service.end()
+    first = events(service.log)[0]
+    [video] = [path for path in (tmp_path / "clips" / "room").glob("*.mp4") if f"-1_{first.label}" in path.name]
+    opened = cv2.VideoCapture(str(video))
+    assert opened.get(cv2.CAP_PROP_FRAME_COUNT) >= 10
+
+
+def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path: Path, gestures: list[Image]) -> None:
+    import engines
+    from engines.model import save
+    from engines.synthetic import Simulation
+
+    room, recording = Simulation(5, (96, 128), RATE, idle_s=(1.5, 2.5)), tmp_path / "recording"
+    recording.mkdir()
+    for k in range(round(12 * RATE)):
+        cv2.imwrite(str(recording / f"{k:04d}.jpg"), room.frame(k))
+    bundled = engines.load("gesture")
+    weights = {name: value.numpy() for name, value in bundled.network.state_dict().items()}
+    models = tmp_path / "models"
+    models.mkdir()
+    save(models / "same.safetensors", bundled.contract, weights)
+    save(models / "worse.safetensors", bundled.contract,
+         {name: value * 0 if name.startswith("heads") else value for name, value in weights.items()})
+    save(tmp_path / "elsewhere.safetensors", bundled.contract, weights)
+    service = Service(tmp_path, before=f'models = ["{models}"]', after=f'[gate]\nrecording = "{recording}"\n',
+                      pace_ms=1000, staleness_ms=60_000, max_frames_per_s=10_000)
+    try:
+        with service.subscriber() as sub, service.sender("desk") as sender:
+            service.ready()
+            service.reload(lambda text: "model = 3\n" + text)
+            wait(lambda: service.says("service.toml:1: model: "))
+            service.reload(lambda text: text.replace("model = 3", f'model = "{tmp_path / "elsewhere.safetensors"}"'))
+            wait(lambda: service.says("in the folders that `models` named at the start"))
+            service.reload(lambda text: text.replace(str(tmp_path / "elsewhere"), str(models / "worse"), 1))
+            time_s = time.time()
+            wait(lambda: service.says("the new one's process has ended with"), service.process)
+            assert service.says("a model that finds 0 of")
+            service.reload(lambda text: text.replace("worse", "same", 1))
+            play(sender, gestures, time_s)
+            wait(lambda: service.says("model gesture is live"), service.process)
+            sender.send(gestures[-1], time_s + len(gestures) / RATE)
+            assert sender.unanswered == 0
+            said = announced(sub)
+        assert [one for one in said if one["type"] == "gap"] == []  # nobody noticed
+        assert len([one for one in said if one["type"] == "event" and not one["open"]]) >= 2
+        health = service.told()
+        assert health is not None
+        assert health["engine_restarts"] == 0
+        service.reload(lambda text: text + '[[camera]]\nname = "late"\nsource = "sim://gestures?seconds=2"\n')
+        wait(lambda: (told := service.told()) and told["cameras"].get("late", {}).get("received"), service.process)
+    finally:
+        assert service.end() < 10
+    assert service.process.returncode == 0
+
+
 def test_a_wrong_configuration_is_told_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from stream.cli import main
 
@@ -239,7 +324,11 @@ def test_a_wrong_configuration_is_told_with_its_line(tmp_path: Path, capfd: pyte
 @pytest.mark.parametrize(("text", "line", "says"), [
     ('[[camera]]\nname = "a"\n[[camera]]\nname = "a"\n', 1, "two cameras called 'a'"),
     ('[[camera]]\nname = ""\n', 2, "a printable name"), ('[[camera]]\nsource = "0"\n', 1, "camera.1.name: missing"),
-    ('[[camera]]\nname = "a"\nsource = "rtsp://cell"\n', 3, "zmq://host:port; of any other source"),
+    ('[[camera]]\nname = "a"\nsource = "rtsp://"\n', 3, "an address with a host"),
+    ('[[camera]]\nname = "a"\nsource = "nothing.mp4"\n', 3, "no such file"),
+    ('[[camera]]\nname = "a"\nsource = "zmq://cell"\n', 3, "zmq://host:port"),
+    ('[clips]\nfolder = "x"\n', 1, "clips without results.log"),
+    ('[gate]\nrecording = "nothing.mp4"\n', 2, "a recording that is there"),
     ('[[camera]]\nname = "a"\ncrop = [0.5, 0, 0.6, 1]\n', 3, "a part of the picture"),
     ('[receive]\nbind = ["5555"]\n', 2, "receive.bind.1"), ("[results]\nlogs = 1\n", 2, "no such key"),
     ("[receive]\ncameras = 0\n", 2, "greater than or equal to 1"), ("[health]\nbind = 9000\n", 2, "health.bind"),

@@ -57,20 +57,32 @@ class Admission:
         self._config, self._lobby = config, lobby
         self.visitors: dict[str, Visitor] = {}
 
+    def configure(self, config: Config) -> None:
+        """Takes another configuration; cameras that are no longer in it become unknown ones."""
+        self._config = config
+        for name in {camera.name for camera in config.camera} | set(self.visitors):
+            visitor, fresh = self.visitor(name), self._fresh(name)
+            visitor.said, visitor.configured = fresh.said, fresh.configured
+
     def visitor(self, name: str) -> Visitor:
         """What is known of a camera; a new entry for a new one."""
         if name not in self.visitors:
-            said = next((camera for camera in self._config.camera if camera.name == name), None)
-            self.visitors[name] = Visitor(name, said or Camera.model_construct(name=name), said is not None)
+            self.visitors[name] = self._fresh(name)
         return self.visitors[name]
+
+    def _fresh(self, name: str) -> Visitor:
+        said = next((camera for camera in self._config.camera if camera.name == name), None)
+        return Visitor(name, said or Camera.model_construct(name=name), said is not None)
 
     def admit(self, message: Message, dialled: str | None, peer: str, now: float) -> Visitor:
         """The camera that a message is of, which then has a place in the lobby. Raises Refused.
 
-        dialled: the camera's name where we dialled its publisher; peer: the sender's IP address, "" if it has none.
+        dialled: the camera's name where we dialled or opened it; peer: the sender's IP address, "" if it has none.
         """
         name = dialled or message.name or self._at(peer) or f"{message.protocol}@{peer or 'local'}"
         visitor = self._known(name)
+        if dialled is None and visitor.said.source is not None:
+            raise _refused("not its source", f"camera {name!r} by itself", "the source it is configured with")
         if visitor.said.address is not None and peer and visitor.said.address != peer:
             raise _refused("wrong address", f"camera {name!r} at {peer}", f"it at {visitor.said.address}")
         self._lobby.open(name)

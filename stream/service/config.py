@@ -27,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from engines.errors import UsageError
 from stream.service.wire import NAME_CHARACTERS, name_of
+from stream.sources import check
+from stream.sources.address import scheme_of
 
 Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -63,8 +65,8 @@ class Receive(_Table):
 
 
 class Camera(_Table):
-    """A camera. source: zmq://host:port of a publisher that is dialled; without one, the camera dials us and sends its
-    name (`gatestream camera SOURCE --to ...` does, for any source); address: of a sender that sends no name, or the
+    """A camera. source: as of `gatestream run`: a webcam's number, rtsp://, zmq://host:port of a publisher, a file;
+    without one, the camera dials us and sends its name; address: of a sender that sends no name, or the
     only one that may use this name; colour: of raw pixels that do not say; crop: x, y, width, height as shares of the
     picture; open_above, min_score: instead of the model's; lost_after_s: with no frames for so long a camera has left,
     and its events are closed."""
@@ -88,8 +90,13 @@ class Camera(_Table):
     @field_validator("source")
     @classmethod
     def _source(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", value):
-            raise ValueError("zmq://host:port; of any other source make one with `gatestream camera SOURCE --to ...`")
+        if value is not None and scheme_of(value) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", value):
+            raise ValueError("zmq://host:port of a publisher")
+        if value is not None:
+            try:
+                check(value)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
         return value
 
     @field_validator("crop")
@@ -111,6 +118,33 @@ class Results(_Table):
     webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
 
 
+class Clips(_Table):
+    """A video of every event, made from the pictures as they came. before_s, after_s: around the event; most_s: the
+    longest; keep_days, keep_mb: older ones and the oldest ones beyond that are deleted."""
+
+    folder: Path
+    before_s: Annotated[float, Field(ge=0, le=60)] = 2.0
+    after_s: Annotated[float, Field(ge=0, le=60)] = 2.0
+    most_s: Annotated[float, Field(gt=0, le=600)] = 60.0
+    keep_days: Annotated[float, Field(gt=0)] = 30.0
+    keep_mb: Annotated[float, Field(gt=0)] = 10_000.0
+
+
+class Gate(_Table):
+    """What a changed model has to do before it goes live: find the events in a recording (a file that `gatestream run`
+    takes) that the one before it finds, with this F1 at least."""
+
+    recording: Path
+    f1: Share = 0.9
+
+    @field_validator("recording")
+    @classmethod
+    def _recording(cls, value: Path) -> Path:
+        if not value.exists():
+            raise ValueError("a recording that is there")
+        return value
+
+
 class Health(_Table):
     """bind: where /metrics and /health are served, None for nowhere."""
 
@@ -118,13 +152,17 @@ class Health(_Table):
 
 
 class Config(_Table):
-    """The whole file. model, engine: as of `gatestream run`; camera: what is special about some of them."""
+    """The whole file. model, engine: as of `gatestream run`; models: folders from which a running service takes another
+    model; camera: what is special about some of them."""
 
     model: str = "gesture"
     engine: str = "auto"
+    models: tuple[Path, ...] = ()
+    gate: Gate | None = None
     receive: Receive = Receive()
     camera: tuple[Camera, ...] = ()
     results: Results = Results()
+    clips: Clips | None = None
     health: Health = Health()
 
     @model_validator(mode="after")
@@ -135,6 +173,8 @@ class Config(_Table):
                 raise ValueError(f"two cameras called {name!r}")
         if len(names) > self.receive.cameras:
             raise ValueError(f"{len(names)} cameras, where receive.cameras is {self.receive.cameras}")
+        if self.clips is not None and self.results.log is None:
+            raise ValueError("clips without results.log, from which they have their names")
         return self
 
 

@@ -64,6 +64,10 @@ class Metrics(Collector):
         for kind_name, count in state["results"].items():
             results.add_metric([kind_name], count)
         yield results
+        clips = CounterMetricFamily("gatestream_clips", "Videos of events", labels=["outcome"])
+        for outcome, count in state["clips"].items():
+            clips.add_metric([outcome], count)
+        yield clips
         for key, text in SERVICE.items():
             yield GaugeMetricFamily(f"gatestream_{key}", text, state[key])
 

@@ -4,9 +4,10 @@
         service.run(stop)                 # until `stop` is set
 
     cameras ◄──► Receiver (thread) ◄──► worker process
-                     └──► Announcer (thread) ──► log, publisher, webhook, ...
+    feeders ──►      └──► Announcer (thread) ──► log, publisher, webhook, videos, ...
 
-The engine's process may crash or hang: it is started again, a gap is told for each camera, and no sender notices.
+The engine's process may crash or hang: it is started again, a gap is told for each camera, and no sender notices. With
+another model a second process is started beside it, and takes over once it is ready and has passed the gate.
 """
 
 from __future__ import annotations
@@ -28,10 +29,15 @@ from typing import Any, Self
 import zmq
 
 import engines
-from engines.errors import EngineError
+from engines.errors import EngineError, GatestreamError, UsageError
+from engines.model import Model, bundled
+from stream.notices import stderr
+from stream.service.clips import Recorder
 from stream.service.config import Config
+from stream.service.feeders import Feeders, Seen
 from stream.service.health import HealthServer, Metrics
 from stream.service.receiver import Receiver, Records
+from stream.service.recent import Recent
 from stream.service.results import Announcer, Lines, Publisher, Teller, Webhook
 from stream.service.security import Doorman, default_folder
 from stream.sinks.log import EventLog
@@ -44,6 +50,8 @@ LASTING_S = 30.0  # a process that lived so long starts the row anew
 HANGS_AFTER_S = 10.0  # with work at hand and none done
 BUILDS_FOR_S = 300.0  # a process that does not get ready for so long hangs, too
 STOPS_WITHIN_S = 1.2
+DECIDED_S = 2.0  # from the beginning of an action to the event that tells of it, at most
+SPARE_S = 0.5
 
 
 class Service:
@@ -52,11 +60,15 @@ class Service:
     def __init__(self, config: Config, steady: Callable[[], float] = time.monotonic) -> None:
         self.config, self._steady = config, steady
         loaded = engines.load(config.model)  # so that a wrong name is told here, and at once
-        self._model = loaded.contract.name
+        self._model, self._version = loaded.contract.name, _version(loaded)
         self._stack = ExitStack()
         self._worker: subprocess.Popen[bytes] | None = None
+        self._candidate: subprocess.Popen[bytes] | None = None  # with another model
+        self._candidates: Model | None = None
+        self._live = 0  # process id of the one that cameras are served by
         self._started_at, self._deaths, self.restarts = 0.0, 0, 0
         self._fault: BaseException | None = None
+        self._doorman: Doorman | None = None
         self.health_address: str | None = None
         try:
             self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
@@ -66,17 +78,28 @@ class Service:
             event_log = None
             if results.log is not None:
                 event_log = self._stack.enter_context(EventLog(results.log, self._model, "service"))
+            recent = Recent(self._recent_s(loaded))
+            self.receiver = Receiver(config, self._deliver, context, self._guard(context), recent=recent)
             tellers: list[Teller] = []
+            recorder: Recorder | None = None
+            if config.clips is not None:
+                recorder = Recorder(config.clips, self.receiver.call, recent, self.receiver.limits)
+                self.receiver.watch, self.receiver.rounds = recorder.see, recorder.watch
+                tellers.append(recorder)
             if results.publish:
                 tellers.append(Publisher(context.socket(zmq.PUB), results.publish))
             if results.jsonl is not None:
                 tellers.append(Lines(results.jsonl))
             if results.webhook is not None:
                 tellers.append(Webhook(results.webhook))
-            self.announcer = Announcer(event_log, tellers)
+            self._clips = recorder.counts if recorder is not None else {}
+            self.announcer = Announcer(event_log, tellers, None if recorder is None else recorder.name_of)
             self._stack.callback(self.announcer.close)
-            self.receiver = Receiver(config, self._deliver, context, self._guard(context))
-            self.addresses = self.receiver.open(self._link)
+            feeders = f"ipc://{self._folder}/feeders"
+            self.addresses = self.receiver.open(self._link, feeders)
+            self._feeders = Feeders(feeders)
+            self._stack.callback(self._feeders.close)
+            self._feeders.configure(config.camera)
             self.metrics = Metrics(self.state)
             if config.health.bind is not None:
                 server = HealthServer(config.health.bind, self.state, self.metrics)
@@ -92,9 +115,15 @@ class Service:
         receive = self.config.receive
         if not receive.curve and not receive.addresses:
             return lambda socket: None
-        doorman = Doorman(context, receive.keys or default_folder(), receive.curve, receive.addresses)
-        self._stack.callback(doorman.close)
-        return doorman.guard
+        self._doorman = Doorman(context, receive.keys or default_folder(), receive.curve, receive.addresses)
+        self._stack.callback(self._doorman.close)
+        return self._doorman.guard
+
+    def _recent_s(self, model: Model) -> float:
+        """How long messages are kept: for an engine that comes late, and for what came before an event."""
+        contract, clips = model.contract, self.config.clips
+        warm_s = max(contract.warmup_frames, contract.receptive_frames) / contract.frame_rate + SPARE_S
+        return max(warm_s, clips.before_s + DECIDED_S if clips else 0.0)
 
     def __enter__(self) -> Self:
         self.announcer.start()
@@ -106,17 +135,84 @@ class Service:
                  trace: TracebackType | None) -> None:
         self.close()
 
-    def run(self, stop: threading.Event) -> None:
-        """Keeps the engine's process alive until `stop` is set. Raises EngineError when it cannot start at all, and
-        what the receiver died of."""
+    def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
+        """Keeps the engine's process alive until `stop` is set, and takes what configurations `changed` gives.
+
+        Raises EngineError when the engine cannot start at all, and what the receiver died of."""
         while not stop.wait(ROUND_S):
+            if (config := changed()) is not None:
+                self.reload(config)
             self.supervise()
+
+    def reload(self, config: Config) -> None:
+        """Takes another configuration: cameras, quotas, allowed keys, and the model once it is ready. Says what is only
+        taken at the next start."""
+        own = self.config
+        fixed = {key: getattr(own.receive, key) for key in ("bind", "pair", "sub", "curve", "keys", "addresses",
+                                                            "cameras")}
+        taken = config.model_copy(update={
+            "engine": own.engine, "models": own.models, "gate": own.gate, "results": own.results, "clips": own.clips,
+            "health": own.health, "model": own.model, "receive": config.receive.model_copy(update=fixed)})
+        rest = [key for key in Config.model_fields if key != "model" and getattr(config, key) != getattr(taken, key)]
+        if rest:
+            log.warning("what has changed under %s is taken at the next start", ", ".join(rest))
+        self.config = taken
+        self.receiver.call(lambda: self.receiver.configure(taken))
+        self._feeders.configure(taken.camera)
+        if self._doorman is not None:
+            self._doorman.read_again()
+        try:
+            self._try(config.model)
+        except GatestreamError as error:
+            log.error("the model stays as it is: %s", error)
+        log.info("the configuration was read again: %d cameras in it", len(taken.camera))
+
+    def _try(self, name: str) -> None:
+        """Starts a process with another model, if it is another one. Raises UsageError, ModelError."""
+        model = engines.load(name)
+        if _version(model) == self._version:
+            return
+        path = model.path.resolve() if model.path else None
+        folders = [folder.resolve() for folder in self.config.models]
+        if name not in bundled() and not (path and any(path.is_relative_to(folder) for folder in folders)):
+            raise UsageError(f"model {name}", "a bundled one, or one in the folders that `models` named at the start",
+                             "move it there, or start the service again")
+        if self._candidate is not None:
+            self._candidate.kill()
+            self._candidate.wait()
+        self._candidate = self._started(name, self.receiver.events)
+        self._candidates = model
+        log.info("model %s is made ready", name)
+
+    def _watch_candidate(self) -> None:
+        """Lets a process with another model replace the one before it; tells of one that failed."""
+        candidate, model = self._candidate, self._candidates
+        if candidate is None or model is None:
+            return
+        if self.receiver.worker_pid == candidate.pid:
+            before, self._worker, self._candidate = self._worker, candidate, None
+            self._model, self._version = model.contract.name, _version(model)
+            self.config = self.config.model_copy(update={"model": str(model.path) if model.path else self.config.model})
+            self.receiver.recent.seconds = self._recent_s(model)
+            self._started_at = min(self._started_at, self.receiver.worker_heard_at - SPARE_S)
+            log.info("model %s is live", self._model)
+            if before is not None and before.pid != self._live:
+                before.kill()  # one that is still being built would take over in its turn
+            if before is not None:
+                threading.Thread(target=_ended, args=(before,), daemon=True).start()
+        elif (code := candidate.poll()) is not None:
+            self._candidate = None
+            log.error("the model stays as it is: the new one's process has ended with %s", code)
 
     def supervise(self) -> None:
         """One look at the engine's process and the receiver."""
         if self._fault is not None:
             raise self._fault
+        self._feeders.supervise({name: Seen(visitor.last_at, visitor.changed_at)
+                                 for name, visitor in dict(self.receiver.visitors).items()})
+        self._watch_candidate()
         worker, now = self._worker, self._steady()
+        self._live = self.receiver.worker_pid
         if worker is None:
             if now >= self._started_at:
                 self._start_worker()
@@ -143,11 +239,20 @@ class Service:
         return now - heard > (HANGS_AFTER_S if ready and len(self.receiver.lobby) else BUILDS_FOR_S)
 
     def _start_worker(self) -> None:
-        said = {"link": self._link, "model": self.config.model, "engine": self.config.engine,
-                "slots": self.config.receive.cameras}
         self._started_at = self._steady()
-        self._worker = subprocess.Popen([sys.executable, "-m", "stream.service.worker", json.dumps(said)],
-                                        stdin=subprocess.DEVNULL)
+        self._worker = self._started(self.config.model, None)
+
+    def _started(self, model: str, events: Records | None) -> subprocess.Popen[bytes]:
+        """A process of the engine. events: that the model before it found in the gate's recording."""
+        gate = self.config.gate
+        said = {"link": self._link, "model": model, "engine": self.config.engine, "slots": self.config.receive.cameras,
+                "gate": gate and gate.model_dump(mode="json"), "wanted": events}
+        process = subprocess.Popen([sys.executable, "-m", "stream.service.worker"], stdin=subprocess.PIPE,
+                                   stderr=stderr())
+        assert process.stdin is not None
+        with process.stdin as told:
+            told.write(json.dumps(said).encode())
+        return process
 
     def _receive(self) -> None:
         try:
@@ -179,12 +284,17 @@ class Service:
         ready = self._worker is not None and self.receiver.worker_heard_at > self._started_at
         return {"healthy": ready and self._fault is None, "model": self._model, "engine": self.receiver.engine,
                 "cameras": cameras, "refused": dict(self.receiver.refused), "results": dict(self.announcer.counts),
+                "clips": dict(self._clips),
                 "waiting": len(self.receiver.lobby), "engine_restarts": self.restarts,
                 "memory_bytes": sum(_resident(pid) for pid in (os.getpid(), self._worker and self._worker.pid) if pid)}
 
     def close(self) -> None:
         """Answers what has come, closes open events, announces everything, and ends: within two seconds."""
         until = self._steady() + STOPS_WITHIN_S
+        self._feeders.close()
+        if self._candidate is not None:
+            self._candidate.kill()
+            self._candidate.wait()
         self.receiver.stop()
         if self._thread.is_alive():
             self._thread.join(STOPS_WITHIN_S)
@@ -197,11 +307,26 @@ class Service:
         self._stack.close()
 
 
+def _version(model: Model) -> tuple[object, ...]:
+    """Changes when the model's file does."""
+    if model.path is None:
+        return (model.contract.name,)
+    facts = model.path.stat()
+    return (str(model.path.resolve()), facts.st_mtime_ns, facts.st_size)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Waits for a process that was told to end."""
+    try:
+        process.wait(STOPS_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def _resident(pid: int) -> int:
     """Resident bytes of a process, 0 where the system does not tell."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-
-

@@ -65,8 +65,8 @@ class Lobby:
         for table in (self._waiting, self._lost, self._turns, self.accounts):
             table.pop(camera, None)
 
-    def put(self, camera: str, message: Message, captured_at: float, arrived_at: float) -> None:
-        """Leaves a message; one of the same camera that still waits is overtaken."""
+    def put(self, camera: str, message: Message, captured_at: float, arrived_at: float) -> Guest:
+        """Leaves a message; one of the same camera that still waits is overtaken. Returns it with its number."""
         if camera not in self._turns:
             raise UsageError(f"a message of {camera!r}, which has no place", "a camera that was opened", "open it")
         account = self.accounts[camera]
@@ -74,9 +74,14 @@ class Lobby:
             self._drop(camera, OVERTAKEN)
         else:
             self._turns[camera] = max(self._turns[camera], self._turn)
-        self._waiting[camera] = Guest(camera, message, account.received, 0, captured_at, arrived_at)
+        guest = self._waiting[camera] = Guest(camera, message, account.received, 0, captured_at, arrived_at)
         account.received += 1
         account.bytes += len(message.payload)
+        return guest
+
+    def waits(self, camera: str) -> Guest | None:
+        """What waits of a camera."""
+        return self._waiting.get(camera)
 
     def refuse(self, camera: str, cause: str) -> None:
         """Counts a message that is not even let in."""

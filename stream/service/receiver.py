@@ -12,20 +12,25 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 import zmq
 
 from engines.errors import FrameError, SourceError
-from stream.frame import Gap
+from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service import link
-from stream.service.admission import Admission, Refused
+from stream.service.admission import Admission, Refused, Visitor
 from stream.service.config import Camera, Config
-from stream.service.lobby import Lobby
+from stream.service.feeders import is_fed
+from stream.service.lobby import Guest, Lobby
+from stream.service.recent import Recent
 from stream.service.wire import HEADER_BYTES, Limits, Message, answer, parse
 
 log = logging.getLogger("gatestream.service")
@@ -33,6 +38,7 @@ log = logging.getLogger("gatestream.service")
 AT_ONCE = 64  # messages taken from one socket before the others have their turn
 BATCH = 8  # cameras handed to the engine at a time, at most
 TICK_S = 0.05  # the longest wait, after which clocks are looked at
+SILENT_AFTER_S, LONGEST_SILENCE_S = 20.0, 320.0  # after which a publisher is dialled anew, doubled each time
 CONNECTIONS = 4096  # of one socket, whose cameras are remembered
 LAST_WORDS_S = 0.8  # in which a worker that stops may close its events
 Kind = Literal["router", "pair", "sub"]
@@ -54,6 +60,9 @@ class _Door:
     kind: Kind
     socket: zmq.Socket[bytes]
     camera: str | None = None  # of a publisher that we dial
+    own: bool = False  # our own processes, which say which cameras they are, dial it
+    dialled_at: float = 0.0
+    tries: int = 0
     senders: OrderedDict[bytes, str] = field(default_factory=OrderedDict)  # the camera that each connection is
 
 
@@ -61,7 +70,9 @@ class _Door:
 class Receiver:
     """See the file's top. `run` is the thread's; `call` may come from others.
 
-    deliver: takes the worker's records, and our own gaps; wall, steady: clocks, in seconds.
+    deliver: takes the worker's records, and our own gaps; wall, steady: clocks, in seconds; chance: 0 to 1, so that
+    many cameras are not dialled at once; recent: what an engine's process that comes late is warmed up with;
+    watch: is shown every message that is let in; rounds: is called every TICK_S or sooner.
     """
 
     config: Config
@@ -70,6 +81,10 @@ class Receiver:
     secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None
     wall: Callable[[], float] = time.time
     steady: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+    recent: Recent = field(default_factory=lambda: Recent(2.0))
+    watch: Callable[[Guest], None] = lambda guest: None
+    rounds: Callable[[], None] = lambda: None
     lobby: Lobby = field(default_factory=Lobby)
     refused: Counter[str] = field(default_factory=Counter)
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -86,10 +101,12 @@ class Receiver:
         self.worker_heard_at = 0.0  # steady seconds of its last word
         self.engine = ""  # what it runs
         self.served = False  # whether any worker ever got ready
+        self.worker_pid = 0  # of the one that gets frames
+        self.events: Records = []  # that it found in the gate's recording
         self._poller = zmq.Poller()
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
         self._link = self.context.socket(zmq.ROUTER)
-        self._link.linger = 0
+        self._link.linger, self._link.sndhwm = 0, 0
         self._poller.register(self._link, zmq.POLLIN)
 
     # ---- what others may call ----
@@ -102,9 +119,13 @@ class Receiver:
         """Ends `run` soon, once what was received is answered."""
         self.call(self._stop)
 
-    def open(self, link_address: str) -> list[str]:
-        """Binds and dials everything, before `run`; the addresses bound, with their ports. Raises SourceError."""
+    def open(self, link_address: str, feeders_address: str | None = None) -> list[str]:
+        """Binds and dials everything, before `run`; the addresses bound, with their ports. Raises SourceError.
+
+        feeders_address: where our own processes send cameras' pictures, which need no key."""
         try:
+            if feeders_address is not None:
+                self._listen("router", feeders_address, own=True)
             return self._opened(link_address)
         except SourceError:
             self._close(0)
@@ -117,9 +138,26 @@ class Receiver:
         bound = [self._listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
         for camera in self.config.camera:
             self.admission.visitor(camera.name)
-            if camera.source is not None:
-                self._dial(camera)
+            self._dial(camera)
         return bound
+
+    def configure(self, config: Config) -> None:
+        """Takes another configuration's cameras and limits, on the receiver's thread; sockets that are bound stay."""
+        before = {camera.name: camera.source for camera in self.config.camera}
+        after = {camera.name: camera.source for camera in config.camera}
+        self.config = config
+        self.limits = Limits(int(config.receive.max_message_mb * 1024 * 1024))
+        self.admission.configure(config)
+        for name in [name for name, source in before.items() if source is not None and after.get(name) != source]:
+            self._leaves(name, "its source is another one now")
+            for door in [door for door in self._doors.values() if door.camera == name]:
+                self._poller.unregister(door.socket)
+                del self._doors[door.socket]
+                door.socket.close(linger=0)
+        for camera in config.camera:
+            if before.get(camera.name) != camera.source:
+                self._dial(camera)
+        self._tell_worker(link.CAMERAS, self._told_of_cameras())
 
     # ---- the thread ----
 
@@ -150,29 +188,32 @@ class Receiver:
         now = self.steady()
         self._watch(now)
         self._hand_on(now)
+        self.rounds()
 
     # ---- cameras ----
 
-    def _listen(self, kind: Kind, address: str) -> str:
+    def _listen(self, kind: Kind, address: str, own: bool = False) -> str:
         socket = self.context.socket({"router": zmq.ROUTER, "pair": zmq.PAIR, "sub": zmq.SUB}[kind])
         self._prepare(socket)
         socket.ipv6 = "[" in address  # else senders' addresses would come as IPv6 ones
-        self.secure(socket)
+        if not own:
+            self.secure(socket)
         if kind == "sub":
             socket.subscribe(b"")
-        self._add(_Door(kind, socket))
+        self._add(_Door(kind, socket, own=own))
         _bind(socket, address)
         return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def _dial(self, camera: Camera) -> None:
-        assert camera.source is not None
+        """Dials the publisher that is a camera's source, if that is what its source is."""
+        if camera.source is None or is_fed(camera):
+            return
         socket = self.context.socket(zmq.SUB)
         self._prepare(socket)
         socket.subscribe(b"")
-        address = "tcp://" + camera.source.removeprefix("zmq://")
-        self._add(_Door("sub", socket, camera.name))
+        self._add(_Door("sub", socket, camera.name, dialled_at=self.steady()))
         try:
-            socket.connect(address)
+            socket.connect(_publisher(camera))
         except zmq.ZMQError as error:
             raise SourceError(f"camera {camera.name}: {camera.source} ({error.strerror})", "zmq://host:port",
                               "correct its source") from error
@@ -198,7 +239,7 @@ class Receiver:
             if door.kind == "router":
                 cut = next((i for i, part in enumerate(parts) if i and not part), 0)  # parts[0] is its identity
                 envelope, parts = parts[:cut + 1], parts[cut + 1:]
-            self._hear(door, envelope, parts, _peer(frames[-1]))
+            self._hear(door, envelope, parts, "" if door.own else _peer(frames[-1]))
 
     def _hear(self, door: _Door, envelope: list[bytes], parts: Sequence[bytes], peer: str) -> None:
         message: Message | None = None
@@ -213,12 +254,15 @@ class Receiver:
             if message.end:
                 self._ends(message, door, envelope)
             elif not message.is_text:
-                camera = self._admitted(message, door.camera, peer, now)
+                camera = self._admitted(message, message.name if door.own else door.camera, peer, now)
+                door.tries = 0
                 door.senders[_connection(envelope)] = camera
                 if len(door.senders) > CONNECTIONS:
                     door.senders.popitem(last=False)
                 at = self.wall() if message.captured_at is None else message.captured_at
-                self.lobby.put(camera, message, at, now)
+                guest = self.lobby.put(camera, message, at, now)
+                self.recent.add(guest)
+                self.watch(guest)
                 if self.config.receive.pace_ms and door.kind == "router":
                     self._release(camera)
                     self._held[camera] = _Held(now + self.config.receive.pace_ms / 1000, door, envelope, message)
@@ -270,6 +314,20 @@ class Receiver:
         for camera, held in list(self._held.items()):
             if now >= held.until:
                 self._release(camera)
+        for door in self._doors.values():
+            if door.camera is not None:
+                self._dial_again(door, self.visitors[door.camera], now)
+
+    def _dial_again(self, door: _Door, visitor: Visitor, now: float) -> None:
+        """A publisher that has fallen silent: ZeroMQ itself dials anew only where it sees that a connection is lost."""
+        silence_s = min(SILENT_AFTER_S * 2**door.tries, LONGEST_SILENCE_S) * (1 + 0.5 * self.chance())
+        if now - max(visitor.last_at, door.dialled_at) <= silence_s:
+            return
+        door.dialled_at, door.tries = now, door.tries + 1
+        log.warning("camera %s: no picture for %.0f s: it is dialled anew", visitor.name, silence_s)
+        with suppress(zmq.ZMQError):
+            door.socket.disconnect(_publisher(visitor.said))
+            door.socket.connect(_publisher(visitor.said))
 
     def _leaves(self, camera: str, why: str) -> None:
         visitor = self.visitors[camera]
@@ -279,6 +337,7 @@ class Receiver:
             log.info("camera %s has left: %s", camera, why)
             self._tell_worker(link.LEAVE, {"camera": camera})
             self.latest.pop(camera, None)
+            self.recent.forget(camera)
 
     # ---- the worker ----
 
@@ -290,9 +349,12 @@ class Receiver:
                 return
             said = json.loads(rest[0])
             self.worker_heard_at = self.steady()
-            if kind == link.READY:
+            if kind == link.READY and self._stopping_at is None:
+                self._tell_worker(link.STOP, {})  # one that this one replaces; what it has is still done
                 self._worker, self.engine, self.served = identity, said["engine"], True
-                self._tell_worker(link.CAMERAS, [camera.model_dump() for camera in self.config.camera])
+                self.worker_pid, self.events = said.get("pid", 0), said.get("events", [])
+                self._tell_worker(link.CAMERAS, self._told_of_cameras())
+                self._warm()
                 log.info("the engine is ready: %s", said["engine"])
             self._credits[identity] += said.get("credits", 1)
             for record in said.get("records", ()):
@@ -304,15 +366,30 @@ class Receiver:
                         self.lobby.accounts[camera].dropped[cause] += 1
                     log.debug("camera %s: %s", camera, error)
                 self.deliver(said["records"])
-            if said.get("last"):
+            if said.get("last") and identity == self._worker:
                 self._worker = None
+
+    def _told_of_cameras(self) -> list[dict[str, Any]]:
+        return [camera.model_dump() for camera in self.config.camera]
+
+    def _warm(self) -> None:
+        """Shows a new worker what cameras sent last, one message of each camera at a time."""
+        rows = []
+        for camera, visitor in self.visitors.items():
+            waits = self.lobby.waits(camera)
+            if visitor.present:
+                rows.append([guest for guest in self.recent.of(camera) if waits is None or guest.index < waits.index])
+        for guests in zip_longest(*rows):
+            some = [replace(guest, lost=0) for guest in guests if guest is not None]
+            for first in range(0, len(some), BATCH):
+                self._tell(link.packed(some[first:first + BATCH], link.WARM))
 
     def worker_lost(self) -> None:
         """The worker's process has ended: its cameras' state is gone. Tells of a gap for each."""
         self._worker = None
         self._credits.clear()
         now, at = self.steady(), self.wall()
-        self.deliver([Gap(name, at, now - visitor.last_at, "engine restarted").as_json()
+        self.deliver([Gap(name, at, now - visitor.last_at, ENGINE_RESTARTED).as_json()
                       for name, visitor in self.visitors.items() if visitor.present])
 
     def _hand_on(self, now: float) -> None:
@@ -323,17 +400,24 @@ class Receiver:
                 self._release(guest.camera)
             if guests:
                 self._credits[self._worker] -= 1
-                self._link.send_multipart([self._worker, *link.packed(guests)], zmq.NOBLOCK)
+                self._tell(link.packed(guests))
 
     def _tell_worker(self, kind: bytes, said: Any) -> None:
+        self._tell([kind, json.dumps(said).encode()])
+
+    def _tell(self, parts: Sequence[bytes]) -> None:
         if self._worker is not None:
-            self._link.send_multipart([self._worker, kind, json.dumps(said).encode()], zmq.NOBLOCK)
+            self._link.send_multipart([self._worker, *parts], zmq.NOBLOCK)
 
     def _stop(self) -> None:
         for camera in list(self._held):
             self._release(camera)
         self._tell_worker(link.STOP, {})
         self._stopping_at = self.steady() + LAST_WORDS_S
+
+
+def _publisher(camera: Camera) -> str:
+    return f"tcp://{(camera.source or '').removeprefix('zmq://')}"
 
 
 def _connection(envelope: Sequence[bytes]) -> bytes:

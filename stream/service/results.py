@@ -13,7 +13,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,8 +22,7 @@ import httpx
 import zmq
 
 from engines.errors import GatestreamError, SinkError
-from stream.frame import Event, Gap
-from stream.service.link import record_of
+from stream.frame import event_of, gap_of
 from stream.sinks.base import output_path, sink_errors
 from stream.sinks.log import EventLog
 
@@ -142,8 +141,10 @@ class Webhook(Teller):
 class Announcer:
     """See the file's top. `deliver` may come from any thread; the rest is the announcer's own thread."""
 
-    def __init__(self, event_log: EventLog | None, tellers: Sequence[Teller]) -> None:
-        self._log, self._tellers = event_log, tellers
+    def __init__(self, event_log: EventLog | None, tellers: Sequence[Teller],
+                 clip_of: Callable[[Said], str] | None = None) -> None:
+        """clip_of: names the video of an event with an id."""
+        self._log, self._tellers, self._clip_of = event_log, tellers, clip_of
         self._records: deque[Said] = deque()
         self._told: list[int] = []
         self._changed, self._closed = threading.Condition(), False
@@ -154,7 +155,7 @@ class Announcer:
         """Announces what an earlier run of the service had kept and perhaps not announced; then goes on."""
         if self._log is not None:
             for number, event in self._log.unannounced():
-                self._tell([{**event.as_json(), "id": self._id(number)}])
+                self._tell([self._named(event.as_json(), number)])
                 self._told.append(number)
         self._thread.start()
 
@@ -208,16 +209,14 @@ class Announcer:
     def _kept(self, records: Sequence[Said]) -> list[Said]:
         """The records, once all that is to be durable is."""
         closed = [i for i, one in enumerate(records) if one["type"] == "event" and not one["open"]]
-        gaps = [record for record in map(record_of, (one for one in records if one["type"] == "gap"))
-                if isinstance(record, Gap)]
+        gaps = [gap_of(one) for one in records if one["type"] == "gap"]
         said = list(records)
         if self._log is None or not (closed or gaps):
             return said
-        events = [event for event in (record_of(records[i]) for i in closed) if isinstance(event, Event)]
-        numbers = self._log.keep(events, gaps, self._told)
+        numbers = self._log.keep([event_of(records[i]) for i in closed], gaps, self._told)
         self._told = numbers  # once they have been told, the next commit says so
         for i, number in zip(closed, numbers, strict=True):
-            said[i] = {**records[i], "id": self._id(number)}
+            said[i] = self._named(records[i], number)
         return said
 
     def _tell(self, said: Sequence[Said]) -> None:
@@ -230,9 +229,10 @@ class Announcer:
                 self.counts["failures"] += 1
                 log.error("%s failed: %s", type(teller).__name__, error)
 
-    def _id(self, number: int) -> str:
+    def _named(self, event: Said, number: int) -> Said:
         assert self._log is not None
-        return f"{self._log.identity}-{number}"
+        named = {**event, "id": f"{self._log.identity}-{number}"}
+        return named if self._clip_of is None else {**named, "clip": self._clip_of(named)}
 
 
 def _line(said: Said) -> bytes:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -71,9 +72,10 @@ class Sender:
             end = (json.dumps({"terminate_flag": True}).encode() if self._form == "netgear" else
                    header_of(self._camera, end=True))
             if self._form != "imagezmq":
-                self._socket.send_multipart([end] if self._form == "netgear" else [end, b""])
-                self._patience_s = min(self._patience_s, 0.5)
-                self._answer()
+                with suppress(zmq.ZMQError):  # interrupted while it waits for an answer, it may not send
+                    self._socket.send_multipart([end] if self._form == "netgear" else [end, b""])
+                    self._patience_s = min(self._patience_s, 0.5)
+                    self._answer()
             self._context.destroy(linger=200)
 
     def _header(self, captured_at: float) -> bytes:

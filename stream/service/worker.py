@@ -1,6 +1,6 @@
 """The engine's process: takes cameras' newest messages from the keeper of the sockets, gives back what they caused.
 
-    python -m stream.service.worker '{"link": "ipc://...", "model": "gesture", "engine": "auto", "slots": 256}'
+    echo '{"link": "ipc://...", "model": "gesture", ...}' | python -m stream.service.worker      # see Service
 
 It may crash or be killed at any time: another one goes on where it was, without the cameras' state.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +21,12 @@ import zmq
 import engines
 from engines.contract import EventRule
 from engines.errors import FrameError, GatestreamError
-from stream.frame import Image
-from stream.notices import notices_on_stderr
+from stream.frame import Event, Image, Item, event_of
+from stream.notices import notices_on_stderr, quiet_decoders, unmoved_by_the_terminal
 from stream.recognizer import Arrival, Recognizer
 from stream.service import link
-from stream.service.config import Camera
+from stream.service.config import Camera, Gate
+from stream.service.gate import check, events_of
 from stream.service.lobby import Guest
 from stream.service.wire import Limits, decoded
 
@@ -43,24 +43,27 @@ class Worker:
         self._cameras: dict[str, Camera] = {}
 
     def configure(self, cameras: Sequence[Camera]) -> None:
-        """Takes the settings of cameras; thresholds count from when a camera's stream begins."""
+        """Takes the settings of cameras."""
         self._cameras = {camera.name: camera for camera in cameras}
         own = self._recognizer.contract.events
-        self._recognizer.rules = {camera.name: _rule(own, camera) for camera in cameras}
+        self._recognizer.set_rules({camera.name: _rule(own, camera) for camera in cameras})
 
     def frames(self, guests: Sequence[Guest]) -> dict[str, Any]:
         """What these messages caused, and the pictures among them that were refused."""
-        now = self._steady()
-        outcomes = self._recognizer.push_many([
-            Arrival(partial(self._decoded, guest), guest.captured_at, guest.camera, guest.index, guest.lost,
-                    max(0.0, now - guest.arrived_at)) for guest in guests])
         records, errors = [], []
-        for guest, outcome in zip(guests, outcomes, strict=True):
+        for guest, outcome in zip(guests, self._push(guests), strict=True):
             if isinstance(outcome, GatestreamError):
                 errors.append([guest.camera, type(outcome).__name__, str(outcome)])
             else:
                 records += [item.as_json() for item in outcome]
         return {"records": records, "errors": errors}
+
+    def warm(self, guests: Sequence[Guest]) -> dict[str, Any]:
+        """Takes messages that had their results before: the network's state comes up to date, nothing is told."""
+        self._push(guests)
+        for guest in guests:
+            self._recognizer.cut(guest.camera)
+        return {"records": [], "credits": 0}
 
     def leave(self, camera: str) -> dict[str, Any]:
         """Ends a camera's stream; the events that were still open."""
@@ -70,6 +73,12 @@ class Worker:
         """Ends all streams."""
         closed = [event.as_json() for camera in self._recognizer.cameras for event in self._recognizer.flush(camera)]
         return {"records": closed, "credits": 0, "last": True}
+
+    def _push(self, guests: Sequence[Guest]) -> list[list[Item] | GatestreamError]:
+        now = self._steady()
+        return self._recognizer.push_many([
+            Arrival(partial(self._decoded, guest), guest.captured_at, guest.camera, guest.index, guest.lost,
+                    max(0.0, now - guest.arrived_at)) for guest in guests])
 
     def _decoded(self, guest: Guest) -> Image:
         camera = self._cameras.get(guest.camera)
@@ -95,8 +104,13 @@ def _rule(own: EventRule, camera: Camera) -> EventRule:
     return own.model_copy(update=changes)
 
 
-def serve(address: str, model: str, engine: str, slots: int) -> None:
-    """Works for the keeper at a link's address until it says stop, or is no more."""
+def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None = None,
+          wanted: list[Event] | None = None) -> None:
+    """Works for the keeper at a link's address until it says stop, or is no more.
+
+    gate, wanted: a recording, and the events that the model before this one found there, None for the first: raises
+    ModelError before it says that it is ready when this one finds others.
+    """
     keeper = os.getppid()
     loaded = engines.load(model)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
@@ -105,8 +119,12 @@ def serve(address: str, model: str, engine: str, slots: int) -> None:
         compiled = engines.compile(loaded, engine=engine, slots=slots)
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
+            found = [] if gate is None else events_of(recognizer, gate.recording)
+            if gate is not None and wanted is not None:
+                check(wanted, found, gate.f1, gate.recording)
             worker = Worker(recognizer)
-            said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}", "credits": CREDITS}
+            said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}", "credits": CREDITS,
+                    "pid": os.getpid(), "events": [event.as_json() for event in found]}
             _say(socket, link.READY, said)
             while True:
                 if not socket.poll(PATIENCE_MS):
@@ -118,6 +136,8 @@ def serve(address: str, model: str, engine: str, slots: int) -> None:
                     _say(socket, link.DONE, worker.frames(link.unpacked(rest)))
                 elif kind == link.CAMERAS:
                     worker.configure([Camera.model_validate(camera) for camera in json.loads(rest[0])])
+                elif kind == link.WARM:
+                    _say(socket, link.DONE, worker.warm(link.unpacked(rest)))
                 elif kind == link.LEAVE:
                     _say(socket, link.DONE, worker.leave(json.loads(rest[0])["camera"]))
                 elif kind == link.STOP:
@@ -129,23 +149,16 @@ def _say(socket: zmq.Socket[bytes], kind: bytes, said: dict[str, Any]) -> None:
     socket.send_multipart([kind, json.dumps(said).encode()])
 
 
-def quiet_decoders() -> None:
-    """libjpeg and libpng write to file descriptor 2 about every broken picture, and know no switch: from now on it
-    leads nowhere, and Python's own errors go where it led."""
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-
-
 def main() -> int:
-    """The process. Ctrl-C at a terminal reaches it, too, and is the keeper's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The process."""
+    unmoved_by_the_terminal()
     quiet_decoders()
-    said = json.loads(sys.argv[1])
+    said = json.load(sys.stdin)
     try:
         with notices_on_stderr():
-            serve(said["link"], said["model"], said["engine"], said["slots"])
+            gate = Gate.model_validate(said["gate"]) if said["gate"] else None
+            wanted = None if said["wanted"] is None else [event_of(one) for one in said["wanted"]]
+            serve(said["link"], said["model"], said["engine"], said["slots"], gate, wanted)
     except GatestreamError as error:
         print("gatestream: error:", " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import get_args
 
 from engines.errors import SourceError, UsageError
-from stream.sources.address import masked, scheme_of
+from stream.sources.address import is_complete, masked, scheme_of
 from stream.sources.base import Policy, Source, SourceInfo
 
-__all__ = ["Policy", "Source", "SourceInfo", "open_source"]
+__all__ = ["Policy", "Source", "SourceInfo", "check", "open_source"]
 
 KNOWN = "a webcam number, a video file, a folder or glob of images, rtsp://, http://, zmq:// or sim://gestures"
+SCHEMES = ("rtsp", "rtsps", "http", "https", "zmq", "sim")
 
 
 def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto", fps: float | None = None) -> Source:
@@ -36,6 +37,7 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
         raise UsageError(f"policy {policy!r}", "auto, every or newest", "choose one of them")
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
         raise UsageError(f"fps {fps}", "more than 0 and at most 1000 frames per second", "give the rate of the images")
+    check(spec)
     scheme = scheme_of(spec)
     if fps is not None and (spec.isdecimal() or scheme is not None):
         raise UsageError(f"fps {fps:g} with {masked(spec) if scheme else 'a webcam'}",
@@ -52,9 +54,21 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
     if scheme == "zmq":
         from stream.sources.publisher import Publisher
         return Publisher(spec, camera, policy)
-    if scheme is not None:
-        raise UsageError(f"{masked(spec)}: no source of kind {scheme}://", KNOWN, "check the spelling")
     return _paced(_open_path(spec, camera, fps), policy)
+
+
+def check(spec: str) -> None:
+    """Raises UsageError for what `open_source` cannot take, without opening it."""
+    if not spec.strip():
+        raise UsageError("a source without a name", KNOWN, "name one, or leave it out for sim://gestures")
+    scheme = scheme_of(spec)
+    if scheme not in (None, *SCHEMES):
+        raise UsageError(f"{masked(spec)}: no source of kind {scheme}://", KNOWN, "check the spelling")
+    if scheme not in (None, "sim") and not is_complete(spec):
+        raise UsageError(masked(spec), f"an address with a host, such as {scheme}://host:554/path", "check the address")
+    path = Path(spec).expanduser()
+    if scheme is None and not spec.isdecimal() and not path.exists() and not glob.has_magic(spec):
+        raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))
 
 
 def _paced(source: Source, policy: Policy) -> Source:
@@ -66,8 +80,6 @@ def _paced(source: Source, policy: Policy) -> Source:
 
 def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
     from stream.sources.images import ImageFiles, is_image
-    if not spec.strip():
-        raise UsageError("a source without a name", KNOWN, "name one, or leave it out for sim://gestures")
     path = Path(spec).expanduser()
     if path.is_dir():
         try:
@@ -92,7 +104,7 @@ def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
             raise UsageError(f"{spec}: no image has such a name", "a pattern such as 'frames/*.jpg'",
                              "check the folder and the ending")
         return ImageFiles(paths, camera or paths[0].resolve().parent.name, fps)
-    raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))
+    raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))  # it has gone since it was checked
 
 
 def _near(path: Path) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import cv2
 
-from engines.errors import UsageError
-from stream.sources.address import is_complete, masked, scheme_of
+from stream.sources.address import masked, scheme_of
 from stream.sources.base import Policy, Source
 from stream.sources.capture import Capture, OpenCvCapture
 from stream.sources.reader import LiveSource, Patience, Timing, open_within
@@ -21,11 +20,8 @@ def open_network(url: str, camera: str | None = None, policy: Policy = "auto",
     """A network camera; or, when http answers with a video of stated length, that video as a file.
 
     The first connection is given PATIENCE.open_s; a camera lost later is reconnected, and given up after
-    PATIENCE.give_up_s without a frame. Raises SourceError, and UsageError for a URL without a host.
+    PATIENCE.give_up_s without a frame. Raises SourceError.
     """
-    if not is_complete(url):
-        raise UsageError(masked(url), "an address with a host, e.g. rtsp://host:554/path", "check the address")
-
     def connect() -> Capture | None:
         capture = OpenCvCapture(url, cv2.CAP_FFMPEG, [
             (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(OPEN_TIMEOUT_S * 1000)),
