@@ -75,7 +75,7 @@ def test_what_came_before_and_after_is_in_it_at_its_time(tmp_path: Path) -> None
     assert not bench.folder.joinpath(name).exists()
     bench.send(13.0)
     assert bench.finished() == {"written": 1}
-    assert name == "cell_3/abc-1_left.mp4"
+    assert name == "abc-1_cell-3_left.mp4"
     seen = pictures(bench.folder / name)
     np.testing.assert_allclose([at for at, _ in seen], np.arange(len(seen)) / RATE, atol=0.002)
     assert len(seen) == round((12.3 - 2.0) * RATE) + 1
@@ -102,7 +102,7 @@ def test_pictures_that_are_broken_or_absent_cost_no_more(tmp_path: Path) -> None
     bench.now += 9
     bench.recorder.watch()
     bench.finished()
-    assert [path.name for path in bench.folder.glob("*/*")] == [Path(name).name]
+    assert [path.name for path in bench.folder.glob("*")] == [Path(name).name]
     assert len(pictures(bench.folder / name)) == 10
 
 
@@ -117,24 +117,20 @@ def test_the_longest_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("keep_days", "keep_mb", "left"), [
-    (30, 1000, ["c/abc-3_x.mp4", "cell_3/abc-1_left.mp4", "c/abc-2_x.mp4"]),
-    (1, 1000, ["c/abc-3_x.mp4", "cell_3/abc-1_left.mp4"]), (30, 0.02, ["cell_3/abc-1_left.mp4"]),
+    (30, 1000, ["abc-3_x.mp4", "abc-1_cell-3_left.mp4", "abc-2_x.mp4"]),
+    (1, 1000, ["abc-3_x.mp4", "abc-1_cell-3_left.mp4"]), (30, 0.02, ["abc-1_cell-3_left.mp4"]),
 ])
 def test_old_ones_go_and_nothing_else(keep_days: float, keep_mb: float, left: list[str], tmp_path: Path) -> None:
     bench = Bench(tmp_path, before_s=0.0, after_s=0.0, keep_days=keep_days, keep_mb=keep_mb)
-    others = bench.folder / "c"
-    others.mkdir()
     for name, days in (("abc-2_x.mp4", 2), ("abc-3_x.mp4", 0.5), ("holiday.mp4", 500)):
-        (others / name).write_bytes(bytes(19_000))
-        os.utime(others / name, (1e9 - 86_400 * days,) * 2)
+        (bench.folder / name).write_bytes(bytes(19_000))
+        os.utime(bench.folder / name, (1e9 - 86_400 * days,) * 2)
     bench.send(1.0)
     bench.event(0.0, 0.9)
     bench.send(5.0)
-    written = bench.folder / "cell_3/abc-1_left.mp4"
     bench.finished()
-    assert written.exists()
-    assert (others / "holiday.mp4").exists()
-    ours = {str(path.relative_to(bench.folder)) for path in bench.folder.glob("*/abc*.mp4")}
+    assert (bench.folder / "holiday.mp4").exists()
+    ours = {path.name for path in bench.folder.glob("abc*.mp4")}
     assert ours == set(left)
 
 

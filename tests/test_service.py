@@ -252,7 +252,7 @@ folder = "{tmp_path / 'clips'}"
     finally:
         service.end()
     first = events(service.log)[0]
-    [video] = [path for path in (tmp_path / "clips" / "room").glob("*.mp4") if f"-1_{first.label}" in path.name]
+    [video] = [path for path in (tmp_path / "clips").glob("*.mp4") if path.stem.endswith(f"-1_room_{first.label}")]
     opened = cv2.VideoCapture(str(video))
     assert opened.get(cv2.CAP_PROP_FRAME_COUNT) >= 10
 

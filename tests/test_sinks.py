@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -22,12 +24,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from engines.errors import SinkError, UsageError
+from engines.training import datasets
+from stream.cli import _moment, main
 from stream.frame import Event, Frame, Gap, HeadScores, Prediction, Record, Summary
 from stream.overlay import OverlayState, draw, label_colour
 from stream.sinks.base import OutputClosed, Sink
-from stream.sinks.export import WRITERS, export, write_vtt
+from stream.sinks.datasets import write_epic
+from stream.sinks.export import WRITERS, export, write_elan, write_vtt
 from stream.sinks.jsonl import JsonLines
-from stream.sinks.log import EventLog, events, runs
+from stream.sinks.log import EventLog, Logged, Run, events, runs
 from stream.sinks.terminal import REDRAW_S, TerminalView
 from stream.sinks.video import MAX_HOLD_S, MAX_SIDE, RESERVE_BYTES, AnnotatedVideo
 
@@ -37,8 +42,9 @@ GAP = Gap("0", 7.5, 3.2, "reset")
 SUMMARY = Summary("0", 350, 120, 4, 0, 101.2, {"p50": 6.9, "p95": 8.1, "p99": 9.0})
 
 
-def event(label: str = "left", start: float = 1.2, end: float = 2.1, *, camera: str = "0", open: bool = False) -> Event:
-    return Event(camera, "gesture", label, start, end, 0.93, open)
+def event(label: str = "left", start: float = 1.2, end: float = 2.1, *, camera: str = "0", head: str = "gesture",
+          open: bool = False) -> Event:
+    return Event(camera, head, label, start, end, 0.93, open)
 
 
 @contextmanager
@@ -253,7 +259,8 @@ LOGGED = [event("left", 1, 2), event("up", 3, 4, camera="b"), event("left", 5, 6
 @pytest.mark.parametrize(("chosen", "wanted"), [
     ({}, [0, 1, 2]), ({"label": "left"}, [0, 2]), ({"camera": "b"}, [1]), ({"since": 3.5}, [1, 2]),
     ({"until": 3.5}, [0, 1]), ({"since": 2.5, "until": 2.9}, []), ({"run": 1}, [0, 1]), ({"run": -1}, [2]),
-    ({"label": "left", "run": 1}, [0])])
+    ({"label": "left", "run": 1}, [0]), ({"head": "gesture"}, [0, 1, 2]), ({"head": "verb"}, []),
+    ({"min_score": 0.93}, [0, 1, 2]), ({"min_score": 0.94}, [])])
 def test_events_are_chosen(tmp_path: Path, chosen: dict[str, Any], wanted: list[int]) -> None:
     path = tmp_path / "log.db"
     with open_log(path) as log:
@@ -278,29 +285,75 @@ def test_asking_for_what_is_not_there_is_wrong_use(tmp_path: Path) -> None:
 # ---- exports ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("form", "wanted"), [
-    ("csv", 'camera,head,label,started_at,ended_at,score\n0,gesture,"a, b",1.2,2.1,0.93\n'),
-    ("jsonl", json.dumps(event("a, b").as_json(), separators=(",", ":")) + "\n"),
+    ("csv", 'camera,head,label,started_at,ended_at,score,id\n0,gesture,"a, b",1.2,2.1,0.93,{id}-1\n'),
+    ("jsonl", json.dumps({**event("a, b").as_json(), "id": "{id}-1"}, separators=(",", ":")) + "\n"),
     ("vtt", "WEBVTT\n\n00:00:01.200 --> 00:00:02.100\na, b\n")])
 def test_export_formats(tmp_path: Path, form: str, wanted: str) -> None:
     path = tmp_path / "log.db"
     with open_log(path) as log:
-        log.write(None, [event("a, b")])
+        log.write(Frame(grey(), 0.0, 0, "0"), [event("a, b")])
     out = io.StringIO()
     export(path, out, form)
-    assert out.getvalue() == wanted
+    assert out.getvalue() == wanted.replace("{id}", log.identity)
 
 
 def test_the_table_shows_every_event_as_it_is() -> None:
     out = io.StringIO()
-    WRITERS["table"]([event("[red]left"), event("up", 3661, 3662.5)], out)
+    WRITERS["table"]([Logged("a-1", 1, event("[red]left")), Logged("a-2", 1, event("up", 3661, 3662.5))], out)
     assert "[red]left" in out.getvalue()
     assert "3661.00" in out.getvalue()
 
 
 def test_subtitles_count_from_the_first_frame_and_are_escaped() -> None:
     out = io.StringIO()
-    write_vtt([event("a <b> & c", 1_700_003_661.5, 1_700_003_662)], out, origin_s=1_700_000_000)
+    write_vtt([Logged("a-1", 1, event("a <b> & c", 1_700_003_661.5, 1_700_003_662))], out, origin_s=1_700_000_000)
     assert out.getvalue() == "WEBVTT\n\n01:01:01.500 --> 01:01:02.000\na &lt;b&gt; &amp; c\n"
+
+
+def test_elan_has_a_tier_for_each_camera_and_its_times_in_the_video() -> None:
+    out = io.StringIO()
+    write_elan([Logged("a-1", 1, event("left & up", 101.5, 102)), Logged("a-2", 1, event("up", 103, 104, camera="b")),
+                Logged("a-3", 1, event("up", 105, 106))], out, origin_s=100)
+    document = ElementTree.fromstring(out.getvalue())
+    slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in document.iter("TIME_SLOT")}
+    said = {tier.get("TIER_ID"): [(slots[one.get("TIME_SLOT_REF1")], slots[one.get("TIME_SLOT_REF2")],
+                                   one.findtext("ANNOTATION_VALUE")) for one in tier.iter("ALIGNABLE_ANNOTATION")]
+            for tier in document.iter("TIER")}
+    assert said == {"0 gesture": [("1500", "2000", "left & up"), ("5000", "6000", "up")],
+                    "b gesture": [("3000", "4000", "up")]}
+
+
+@pytest.mark.parametrize("form", ["epic", "ssv2"])
+def test_events_become_a_dataset_that_can_be_read(form: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "log.db", tmp_path / "set"
+    with open_log(path) as log:
+        log.write(Frame(grey(), 100.0, 0, "0"), [event("left", 101, 102, camera="cell 3"), event("up", 103.25, 104)])
+    assert main(["events", str(path), "--format", form]) == 2
+    assert main(["events", str(path), "--format", form, "--out", str(out)]) == 0
+    data = datasets.open_dataset(out)
+    segments = data.splits["train"]
+    if form == "epic":
+        assert [(one.labels["verb"], one.labels["noun"], one.start_s, one.stop_s) for one in segments] == [
+            ("left", "gesture", 1.0, 2.0), ("up", "gesture", 3.25, 4.0)]
+        assert [one.media.path.stem for one in segments] == ["cell-3_01", "0_01"]
+    else:
+        assert [one.labels["action"] for one in segments] == ["left", "up"]
+        assert [one.media.path.stem for one in segments] == [f"{log.identity}-1_cell-3_left", f"{log.identity}-2_0_up"]
+
+
+def test_verbs_find_their_nouns(tmp_path: Path) -> None:
+    said = [("verb", "cut", 1, 3, "a"), ("noun", "bread", 0, 1.5, "a"), ("noun", "knife", 1, 3, "a"),
+            ("noun", "cup", 1, 3, "b"), ("verb", "wash", 5, 6, "a")]
+    found = [Logged(f"a-{k}", 1, event(label, start, end, camera=camera, head=head))
+             for k, (head, label, start, end, camera) in enumerate(said)]
+    write_epic(tmp_path, found, [Run(1, 0.0, "m", "s", None, 5)])
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "EPIC_100_train.csv").read_text())))
+    assert [(row["verb"], row["noun"]) for row in rows] == [("cut", "knife"), ("wash", "unknown")]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("12.5", 12.5), ("2026-01-31T14:05:00+00:00", 1769868300.0)])
+def test_a_moment_is_seconds_or_a_time(text: str, seconds: float) -> None:
+    assert _moment(text) == seconds
 
 
 def test_an_export_whose_reader_left_ends_quietly(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from stream.service.recent import Recent
 from stream.service.results import Said, Teller
 from stream.service.wire import Limits, decoded
 from stream.sinks.base import sink_errors
+from stream.sinks.log import clip_name
 
 log = logging.getLogger("gatestream.service")
 
@@ -77,9 +78,8 @@ class Recorder(Teller):
         self._thread.start()
 
     def name_of(self, event: Said) -> str:
-        """Where the video of an event with an id goes, below the folder."""
-        camera, label = (re.sub(r"[^\w.-]", "_", event[key]).lstrip(".") or "_" for key in ("camera", "label"))
-        return f"{camera}/{event['id']}_{label}.mp4"
+        """Where the video of an event with an id goes, in the folder."""
+        return clip_name(event["id"], event["camera"], event["label"])
 
     # ---- from the announcer ----
 
@@ -157,7 +157,6 @@ class Recorder(Teller):
         path = self._settings.folder / take.name
         part = path.with_suffix(".part")
         with sink_errors("writing", path):
-            path.parent.mkdir(exist_ok=True)
             write_video(part, chain([first], images), first[1].shape[:2])
             part.replace(path)
         return True
@@ -172,7 +171,7 @@ class Recorder(Teller):
         """Deletes videos of ours that are too old, then the oldest ones beyond the limit."""
         with sink_errors("tidying", self._settings.folder):
             found = [(path.stat().st_mtime, path.stat().st_size, path)
-                     for path in self._settings.folder.glob("*/*.mp4") if NAME.fullmatch(path.name)]
+                     for path in self._settings.folder.glob("*.mp4") if NAME.fullmatch(path.name)]
             left, oldest = self._settings.keep_mb * 1e6, self._wall() - 86_400 * self._settings.keep_days
             for changed_at, size, path in sorted(found, reverse=True):
                 left -= size

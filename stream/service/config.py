@@ -119,8 +119,8 @@ class Results(_Table):
 
 
 class Clips(_Table):
-    """A video of every event, made from the pictures as they came. before_s, after_s: around the event; most_s: the
-    longest; keep_days, keep_mb: older ones and the oldest ones beyond that are deleted."""
+    """A video of every event, made from the pictures as they came, all in one folder. before_s, after_s: around the
+    event; most_s: the longest; keep_days, keep_mb: older ones and the oldest ones beyond that are deleted."""
 
     folder: Path
     before_s: Annotated[float, Field(ge=0, le=60)] = 2.0

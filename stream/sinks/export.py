@@ -1,83 +1,110 @@
-"""Writes logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT."""
+"""Writes logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT, ELAN."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+from xml.etree import ElementTree as Xml
 
 from rich.console import Console
 from rich.table import Table
 
 from engines.errors import UsageError
-from stream.frame import Event
 from stream.sinks.base import write_text
-from stream.sinks.log import events, find_run
+from stream.sinks.log import Logged, find_run, logged
 
-Writer = Callable[[Iterable[Event], TextIO], object]
+Writer = Callable[[Sequence[Logged], TextIO], object]
+ELAN_SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
 
 
-def write_table(found: Iterable[Event], out: TextIO) -> None:
+def write_table(found: Sequence[Logged], out: TextIO) -> None:
     """A table for people."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("camera", "head", "label"):
         table.add_column(name, overflow="fold")
     for name in ("start s", "end s", "length s", "score"):
         table.add_column(name, justify="right", no_wrap=True)
-    for event in found:
+    for _, _, event in found:
         table.add_row(event.camera, event.head, event.label, f"{event.started_at:.2f}", f"{event.ended_at:.2f}",
                       f"{event.ended_at - event.started_at:.2f}", f"{event.score:.2f}")
     Console(file=out, markup=False, highlight=False).print(table)
 
 
-def write_csv(found: Iterable[Event], out: TextIO) -> None:
+def write_csv(found: Sequence[Logged], out: TextIO) -> None:
     """Comma-separated values with a header line."""
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(("camera", "head", "label", "started_at", "ended_at", "score"))
+    rows.writerow(("camera", "head", "label", "started_at", "ended_at", "score", "id"))
     rows.writerows((event.camera, event.head, event.label, round(event.started_at, 4), round(event.ended_at, 4),
-                    round(event.score, 4)) for event in found)
+                    round(event.score, 4), id) for id, _, event in found)
 
 
-def write_jsonl(found: Iterable[Event], out: TextIO) -> None:
-    """The lines `--json` gave for these events."""
-    out.writelines(json.dumps(event.as_json(), separators=(",", ":"), allow_nan=False) + "\n" for event in found)
+def write_jsonl(found: Sequence[Logged], out: TextIO) -> None:
+    """The lines `--json` gave for these events, with their ids."""
+    out.writelines(json.dumps({**event.as_json(), "id": id}, separators=(",", ":"), allow_nan=False) + "\n"
+                   for id, _, event in found)
 
 
-def write_vtt(found: Iterable[Event], out: TextIO, origin_s: float = 0.0) -> None:
+def write_vtt(found: Sequence[Logged], out: TextIO, origin_s: float = 0.0) -> None:
     """WebVTT subtitles for the video of one run; `origin_s` is the capture time of its first frame."""
     out.write("WEBVTT\n")
-    for event in found:
+    for _, _, event in found:
         text = " ".join(event.label.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         out.write(f"\n{_vtt_time(event.started_at - origin_s)} --> {_vtt_time(event.ended_at - origin_s)}\n{text}\n")
 
 
-WRITERS: dict[str, Writer] = {"table": write_table, "csv": write_csv, "jsonl": write_jsonl, "vtt": write_vtt}
+def write_elan(found: Sequence[Logged], out: TextIO, origin_s: float = 0.0) -> None:
+    """An annotation document of ELAN (EAF 3.0) for the video of one run, a tier for each camera and head."""
+    document = Xml.Element("ANNOTATION_DOCUMENT", {
+        "AUTHOR": "gatestream", "DATE": datetime.now(UTC).isoformat(timespec="seconds"), "FORMAT": "3.0",
+        "VERSION": "3.0", "xmlns:xsi": "http://www.w3.org/2001/XMLSchema-instance",
+        "xsi:noNamespaceSchemaLocation": ELAN_SCHEMA})
+    Xml.SubElement(document, "HEADER", {"MEDIA_FILE": "", "TIME_UNITS": "milliseconds"})
+    order = Xml.SubElement(document, "TIME_ORDER")
+    tiers: dict[str, Xml.Element] = {}
+    for number, (_, _, event) in enumerate(found):
+        name = f"{event.camera} {event.head}"
+        if name not in tiers:
+            tiers[name] = Xml.SubElement(document, "TIER", {"TIER_ID": name, "LINGUISTIC_TYPE_REF": "action"})
+        times = {}
+        for key, at, slot in (("TIME_SLOT_REF1", event.started_at, 2 * number + 1),
+                              ("TIME_SLOT_REF2", event.ended_at, 2 * number + 2)):
+            times[key] = f"ts{slot}"
+            Xml.SubElement(order, "TIME_SLOT", {"TIME_SLOT_ID": times[key],
+                                                "TIME_VALUE": str(max(0, round(1000 * (at - origin_s))))})
+        annotation = Xml.SubElement(tiers[name], "ANNOTATION")
+        aligned = Xml.SubElement(annotation, "ALIGNABLE_ANNOTATION", {"ANNOTATION_ID": f"a{number + 1}", **times})
+        Xml.SubElement(aligned, "ANNOTATION_VALUE").text = event.label
+    Xml.SubElement(document, "LINGUISTIC_TYPE", {"LINGUISTIC_TYPE_ID": "action", "TIME_ALIGNABLE": "true",
+                                                 "GRAPHIC_REFERENCES": "false"})
+    Xml.indent(document)
+    out.write('<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(document, encoding="unicode") + "\n")
 
 
-def export(path: str | Path, out: TextIO, form: str = "table", *, label: str | None = None,
-           camera: str | None = None, since: float | None = None, until: float | None = None,
-           run: int | None = None) -> None:
+WRITERS: dict[str, Writer] = {"table": write_table, "csv": write_csv, "jsonl": write_jsonl}
+OF_ONE_RUN = {"vtt": write_vtt, "elan": write_elan}  # times count from the first frame of its video
+
+
+def export(path: str | Path, out: TextIO, form: str = "table", run: int | None = None, **chosen: Any) -> None:
     """Writes the events of a log to `out`: what `gatestream events FILE.db` does.
 
-    form: "table", "csv", "jsonl" or "vtt"; the rest chooses events as in `stream.sinks.log.events`. Subtitles
-    belong to one video, so "vtt" takes the latest run unless one is given, and counts from its first frame.
-    Raises UsageError, and SinkError when the log cannot be read or `out` not written.
+    form: "table", "csv", "jsonl", "vtt" or "elan"; the rest chooses events as in `stream.sinks.log.logged`. Subtitles
+    and annotations belong to one video, so "vtt" and "elan" take the latest run unless one is given, and count from its
+    first frame. Raises UsageError, and SinkError when the log cannot be read or `out` not written.
     """
-    if form not in WRITERS:
-        raise UsageError(f"format {form!r}", f"one of {', '.join(WRITERS)}", "choose one with --format")
-    origin_s: float | None = 0.0
-    if form == "vtt":
-        chosen = find_run(path, -1 if run is None else run)
-        run, origin_s = chosen.id, chosen.origin
-    found = events(path, label=label, camera=camera, since=since, until=until, run=run)
     text = io.StringIO()
-    if form == "vtt":
-        write_vtt(found, text, origin_s or 0.0)
+    if form in OF_ONE_RUN:
+        one = find_run(path, -1 if run is None else run)
+        origin_s = one.started if one.origin is None else one.origin
+        OF_ONE_RUN[form](logged(path, run=one.id, **chosen), text, origin_s)
+    elif form in WRITERS:
+        WRITERS[form](logged(path, run=run, **chosen), text)
     else:
-        WRITERS[form](found, text)
+        raise UsageError(f"format {form!r}", f"one of {', '.join((*WRITERS, *OF_ONE_RUN))}", "choose one with --format")
     write_text(out, text.getvalue(), getattr(out, "name", "the output"))
 
 

@@ -11,12 +11,14 @@ event is in here.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from engines.errors import SinkError, UsageError
 from stream.frame import Event, Frame, Gap, Record
@@ -62,6 +64,14 @@ class Run:
     events: int
 
 
+class Logged(NamedTuple):
+    """An event of a log. id: stays the same, and no other event of any log has it; run: the number of its run."""
+
+    id: str
+    run: int
+    event: Event
+
+
 class EventLog(Sink):
     """Logs closed events and gaps, each committed to disk before `write` returns.
 
@@ -80,14 +90,14 @@ class EventLog(Sink):
                 _prepare(self._db, self.path)
                 cursor = self._db.execute("INSERT INTO runs (started, model, source) VALUES (?, ?, ?)",
                                           (time.time(), model, source))
-                [first] = self._db.execute("SELECT started FROM runs ORDER BY id LIMIT 1").fetchone()
+                identity = _identity(self._db)
         except SinkError:
             self.close()
             raise
         assert cursor.lastrowid is not None
         self.run = cursor.lastrowid
-        self.identity = f"{round(1000 * first):x}"
-        """Of this file: no other log has it, and it stays."""
+        self.identity = identity
+        """Of this file: no other log has it, and it stays. `identity`-`number` is an event's id."""
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         if self._db is None:
@@ -143,24 +153,37 @@ class EventLog(Sink):
                 db.close()
 
 
-def events(path: str | Path, *, label: str | None = None, camera: str | None = None, since: float | None = None,
-           until: float | None = None, run: int | None = None) -> list[Event]:
-    """The events of a log, by run, then by start; the log may be in use.
+def events(path: str | Path, **chosen: Any) -> list[Event]:
+    """The events of a log, chosen and in the order of `logged`."""
+    return [each.event for each in logged(path, **chosen)]
 
-    label, camera: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
-    run: the number of one run, -1 the latest. Raises UsageError for a missing file or run, SinkError for
-    a file that is no event log.
+
+def logged(path: str | Path, *, label: str | None = None, camera: str | None = None, head: str | None = None,
+           since: float | None = None, until: float | None = None, min_score: float | None = None,
+           run: int | None = None) -> list[Logged]:
+    """The events of a log with their ids, by run, then by start; the log may be in use.
+
+    label, camera, head: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
+    min_score: at least this sure; run: the number of one run, -1 the latest. Raises UsageError for a missing file or
+    run, SinkError for a file that is no event log.
     """
-    rules = [("label = ?", label), ("camera = ?", camera), ("ended_at >= ?", since), ("started_at <= ?", until)]
+    rules = [("label = ?", label), ("camera = ?", camera), ("head = ?", head), ("ended_at >= ?", since),
+             ("started_at <= ?", until), ("score >= ?", min_score)]
     if run is not None:
         rules.append(("run = ?", find_run(path, run).id))
     used = [(rule, value) for rule, value in rules if value is not None]
     where = " AND ".join(rule for rule, _ in used) or "1"
     with closing(_open_to_read(path)) as db, sink_errors("reading", path):
-        rows = db.execute("SELECT camera, head, label, started_at, ended_at, score FROM events"
+        identity = _identity(db)
+        rows = db.execute("SELECT id, run, camera, head, label, started_at, ended_at, score FROM events"
                           f" WHERE {where} ORDER BY run, started_at, id", [value for _, value in used])
-        return [Event(camera, head, label, started_at, ended_at, score, open=False)
-                for camera, head, label, started_at, ended_at, score in rows]
+        return [Logged(f"{identity}-{number}", in_run, Event(camera, head, label, started_at, ended_at, score, open=False))
+                for number, in_run, camera, head, label, started_at, ended_at, score in rows]
+
+
+def clip_name(id: str, camera: str, label: str) -> str:
+    """What the video of an event is called: its id, and what a person looks for."""
+    return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in (id, camera, label)) + ".mp4"
 
 
 def runs(path: str | Path) -> list[Run]:
@@ -178,6 +201,11 @@ def find_run(path: str | Path, run: int) -> Run:
         if run in (-1, candidate.id):
             return candidate
     raise UsageError(f"run {run} of {path}", f"one of {[each.id for each in known]}", "leave --run out to see all")
+
+
+def _identity(db: sqlite3.Connection) -> str:
+    first = db.execute("SELECT started FROM runs ORDER BY id LIMIT 1").fetchone()
+    return f"{round(1000 * first[0]):x}" if first else ""
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:

@@ -11,7 +11,6 @@ The verb is the gesture drawn, the noun the place behind the hand. Idle hands an
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from engines.synthetic import Simulation, Span
 from engines.synthetic.backgrounds import PLACES, random_background
 from engines.training.datasets.base import Media
 from engines.training.datasets.check import look
-from engines.training.datasets.epic import frame_number
+from engines.training.datasets.epic_files import Narration, Video, write_annotations
 
 # Names say which way, so that a flip knows: a mirrored circle or square is not the gesture that is meant.
 VERBS = {"left": "swipe-left", "right": "swipe-right", "up": "swipe-up", "down": "swipe-down",
@@ -35,9 +34,6 @@ VERBS = {"left": "swipe-left", "right": "swipe-right", "up": "swipe-up", "down":
          "carret": "draw-caret", "tick": "draw-tick"}
 NOUNS = tuple(PLACES)
 VALIDATION_EVERY = 5
-_COLUMNS = ("narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp", "stop_timestamp",
-            "start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class", "all_nouns",
-            "all_noun_classes")
 _SLACK = 1.3  # how much larger than the frame a place is painted, for the camera to sway in
 
 
@@ -74,24 +70,19 @@ def render(out: str | os.PathLike[str], hours: float | None = None, clips: int |
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}, which holds something already", "a new or empty folder", "choose another one")
     wanted = hours * 3600 if hours is not None else float(clips or 0)
-    rows: dict[str, list[list[object]]] = {"train": [], "validation": []}
-    info: list[list[object]] = []
+    rows: dict[str, list[Narration]] = {"train": [], "validation": []}
+    info: list[Video] = []
     seconds = 0.0
     while len(info) < 2 or (seconds if hours is not None else sum(map(len, rows.values()))) < wanted:
         take = _take(seed, len(info), size_hw, rate, video_s)
         _film(take, folder, size_hw, rate)
         split = "validation" if len(info) % VALIDATION_EVERY == 1 else "train"
         rows[split] += _rows(take)
-        info.append([take.video_id, take.seconds, rate, f"{size_hw[1]}x{size_hw[0]}"])
+        info.append(Video(take.video_id, take.seconds, rate, size_hw))
         seconds += take.seconds
         if progress is not None:
             progress(min((seconds if hours is not None else sum(map(len, rows.values()))) / max(wanted, 1e-9), 1.0))
-    for split, found in rows.items():
-        _table(folder / f"EPIC_100_{split}.csv", _COLUMNS, found)
-    for head, labels, category in (("verb", tuple(VERBS.values()), "gesture"), ("noun", NOUNS, "place")):
-        _table(folder / f"EPIC_100_{head}_classes.csv", ("id", "key", "instances", "category"),
-               [[number, label, [label], category] for number, label in enumerate(labels)])
-    _table(folder / "EPIC_100_video_info.csv", ("video_id", "duration", "fps", "resolution"), info)
+    write_annotations(folder, rows, tuple(VERBS.values()), NOUNS, ("gesture", "place"), info)
     return Rendered(len(info), sum(map(len, rows.values())), seconds)
 
 
@@ -130,32 +121,10 @@ def _film(take: _Take, folder: Path, size_hw: tuple[int, int], rate: float) -> N
         raise _unwritable(path, fault)
 
 
-def _rows(take: _Take) -> list[list[object]]:
-    verbs, noun = list(VERBS.values()), NOUNS.index(take.place)
-    rows: list[list[object]] = []
-    for number, span in enumerate(take.spans):
-        start_s, stop_s = round(span.started_at, 2), round(span.ended_at, 2)
-        verb = VERBS[span.label]
-        rows.append([f"{take.video_id}_{number}", take.person, take.video_id, f"{_stamp(start_s)}0", _stamp(start_s),
-                     _stamp(stop_s), frame_number(start_s, take.video_id), frame_number(stop_s, take.video_id),
-                     f"{verb.replace('-', ' ')} before {take.place}", verb, verbs.index(verb), take.place, noun,
-                     [take.place], [noun]])
-    return rows
-
-
-def _stamp(time_s: float) -> str:
-    minutes, hundredths = divmod(round(time_s * 100), 6000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{hundredths // 100:02d}.{hundredths % 100:02d}"
-
-
-def _table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(rows)
-    except OSError as error:
-        raise _unwritable(path, str(error.strerror)) from error
+def _rows(take: _Take) -> list[Narration]:
+    return [Narration(f"{take.video_id}_{number}", take.person, take.video_id, span.started_at, span.ended_at,
+                      VERBS[span.label], take.place, f"{VERBS[span.label].replace('-', ' ')} before {take.place}")
+            for number, span in enumerate(take.spans)]
 
 
 def _unwritable(path: Path, why: str) -> SinkError:
