@@ -119,6 +119,28 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
         run_stream(opened, recognizer, sinks, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
 
 
+@app.command()
+def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE", help="The recording, a new file.")],
+           max_seconds: MaxSeconds = None, max_frames: MaxFrames = None, policy: Policy = "auto", fps: Fps = None,
+           camera: CameraName = None) -> None:
+    """Record a source's frames with their times, losing nothing: replayed, they give the same events.
+
+    [bold]Examples[/bold]
+
+      gatestream record 0 --out desk.frames --max-seconds 60
+
+      gatestream run desk.frames
+    """
+    from stream.recording import record as record_source
+    from stream.runner import ended_by_signals
+    from stream.sources import open_source
+
+    stop = threading.Event()
+    with open_source(source, camera=camera, policy=policy, fps=fps) as opened, ended_by_signals(opened, stop):
+        frames = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
+    print(f"{out}: {frames} frames")
+
+
 def _console(json: str | None) -> Console | None:
     """Where the view goes: stdout, or stderr when results take stdout; not at all where nobody would look."""
     from rich.console import Console

@@ -177,8 +177,9 @@ def logged(path: str | Path, *, label: str | None = None, camera: str | None = N
         identity = _identity(db)
         rows = db.execute("SELECT id, run, camera, head, label, started_at, ended_at, score FROM events"
                           f" WHERE {where} ORDER BY run, started_at, id", [value for _, value in used])
-        return [Logged(f"{identity}-{number}", in_run, Event(camera, head, label, started_at, ended_at, score, open=False))
-                for number, in_run, camera, head, label, started_at, ended_at, score in rows]
+        return [Logged(f"{identity}-{number}", in_run,
+                       Event(of_camera, of_head, name, started_at, ended_at, score, open=False))
+                for number, in_run, of_camera, of_head, name, started_at, ended_at, score in rows]
 
 
 def clip_name(id: str, camera: str, label: str) -> str:

@@ -27,6 +27,7 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
         sim://gestures?seed=1         simulated camera
         frames/, 'frames/*.jpg'       images, natural order, at `fps` (default 30)
         clip.mp4                      video file
+        desk.frames                   what gatestream record wrote
 
     camera: the name its frames carry, by default the source's own (never with a password in it);
     policy: "newest" drops frames to stay up to date, "every" gives all; "auto" is newest for live cameras and every
@@ -65,7 +66,7 @@ def check(spec: str) -> None:
     if scheme not in (None, *SCHEMES):
         raise UsageError(f"{masked(spec)}: no source of kind {scheme}://", KNOWN, "check the spelling")
     if scheme not in (None, "sim") and not is_complete(spec):
-        raise UsageError(masked(spec), f"an address with a host, such as {scheme}://host:554/path", "check the address")
+        raise UsageError(masked(spec), f"an address with a host, such as {scheme}://host:port", "check the address")
     path = Path(spec).expanduser()
     if scheme is None and not spec.isdecimal() and not path.exists() and not glob.has_magic(spec):
         raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))
@@ -94,6 +95,9 @@ def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
     if path.is_file():
         if is_image(path):
             return ImageFiles([path], camera or path.name, fps)
+        from stream.recording import Recording, is_recording
+        if fps is None and is_recording(path):
+            return Recording(path, camera)
         from stream.sources.video import VideoFile
         return VideoFile(path, camera, fps)
     if path.exists():

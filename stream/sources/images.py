@@ -43,12 +43,18 @@ def read_image(path: Path) -> Image:
         data = path.read_bytes()
     except OSError as error:
         raise FrameError(f"{path}: {error.strerror or error}", "a readable image file", do) from error
+    return image_of(data, str(path))
+
+
+def image_of(data: bytes, name: str) -> Image:
+    """The image that these bytes of a file are. Raises FrameError, which names it."""
     size_hw = stated_size_hw(data)
     if size_hw is not None:
         check_size(size_hw)
     pixels = _decode(data) if data else None
     if pixels is None:
-        raise FrameError(f"{path}: cannot be decoded", "an image file (jpg, png, bmp, tiff, webp)", do)
+        raise FrameError(f"{name}: cannot be decoded", "an image file (jpg, png, bmp, tiff, webp)",
+                         "check the file, or save it again as jpg or png")
     return as_bgr(pixels)
 
 
