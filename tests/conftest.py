@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,6 +28,14 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("needs the reference data in ../shared, which is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A TCP port of this machine that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)

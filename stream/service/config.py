@@ -108,12 +108,26 @@ class Camera(_Table):
         return value
 
 
+class Mqtt(_Table):
+    """An MQTT broker. password_file: holds the password, which has no place here; topic: what ours begin with;
+    discovery: Home Assistant's prefix, "" for none."""
+
+    host: str = "localhost"
+    port: Annotated[int, Field(ge=1, le=65_535)] = 1883
+    tls: bool = False
+    username: str | None = None
+    password_file: Path | None = None
+    topic: Annotated[str, Field(pattern=r"^[^+#\s/][^+#\s]*$")] = "gatestream"
+    discovery: str = "homeassistant"
+
+
 class Results(_Table):
-    """Where results go. log: the event log; publish: a ZeroMQ publisher, one topic for each camera; jsonl: a file of
-    JSON lines; webhook: an HTTP address that gets closed events."""
+    """Where results go. log: the event log; publish: a ZeroMQ publisher, one topic for each camera; mqtt: a broker;
+    jsonl: a file of JSON lines; webhook: an HTTP address that gets closed events."""
 
     log: Path | None = None
     publish: tuple[Address, ...] = ()
+    mqtt: Mqtt | None = None
     jsonl: Path | None = None
     webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
 

@@ -36,6 +36,7 @@ from stream.service.clips import Recorder
 from stream.service.config import Config
 from stream.service.feeders import Feeders, Seen
 from stream.service.health import HealthServer, Metrics
+from stream.service.mqtt import Broker
 from stream.service.receiver import Receiver, Records
 from stream.service.recent import Recent
 from stream.service.results import Announcer, Lines, Publisher, Teller, Webhook
@@ -88,6 +89,8 @@ class Service:
                 tellers.append(recorder)
             if results.publish:
                 tellers.append(Publisher(context.socket(zmq.PUB), results.publish))
+            if results.mqtt is not None:
+                tellers.append(Broker(results.mqtt))
             if results.jsonl is not None:
                 tellers.append(Lines(results.jsonl))
             if results.webhook is not None:
