@@ -1,7 +1,8 @@
-"""What a program says beside its results."""
+"""What a program says beside its results: lines of text, or of JSON where GATESTREAM_LOG=json is set."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -10,12 +11,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+FORMAT = "GATESTREAM_LOG"  # environment variable, so that the processes of a service agree
+
+
+class _Structured(logging.Formatter):
+    """A JSON object a line, for programs that collect logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {"time": round(record.created, 3), "level": record.levelname.lower(), "logger": record.name,
+                "message": record.getMessage()}
+        if record.exc_info:
+            said["trace"] = self.formatException(record.exc_info)
+        return json.dumps(said)
+
 
 @contextmanager
 def notices_on_stderr() -> Iterator[None]:
     """Shows what the library logs, such as an engine that has to be built first."""
     logger, handler = logging.getLogger("gatestream"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("gatestream: %(message)s"))
+    handler.setFormatter(_Structured() if os.environ.get(FORMAT) == "json" else
+                         logging.Formatter("gatestream: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

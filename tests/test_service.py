@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -160,7 +161,12 @@ def test_cameras_are_recognised_logged_and_announced(service: Service, gestures:
     assert health["cameras"]["desk"]["received"] == len(gestures) + 1
     assert health["results"]["prediction"] > 100
     with urllib.request.urlopen(f"http://127.0.0.1:{service.health}/metrics", timeout=2) as page:
-        assert b'gatestream_camera_received_total{camera="desk"}' in page.read()
+        metrics = page.read().decode()
+    for line in ('gatestream_camera_received_total{camera="desk"}',
+                 'gatestream_latency_seconds_bucket{le="0.1",part="total"}',
+                 'gatestream_engine_info{engine="gesture, openvino f32",model="gesture"} 1.0',
+                 'gatestream_results_total{type="prediction"}'):
+        assert line in metrics
     assert service.end() < 5
     assert service.process.returncode == 0
     logged = [(event.label, round(event.started_at, 3)) for event in events(service.log)]
@@ -303,6 +309,17 @@ def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path
     finally:
         assert service.end() < 10
     assert service.process.returncode == 0
+
+
+def test_notices_may_be_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from stream.notices import FORMAT, notices_on_stderr
+
+    monkeypatch.setenv(FORMAT, "json")
+    with notices_on_stderr():
+        logging.getLogger("gatestream.service").warning("camera %s: %s", "a", 'it said "no"\nand left')
+    said = json.loads(capsys.readouterr().err)
+    assert {key: said[key] for key in ("level", "logger", "message")} == {
+        "level": "warning", "logger": "gatestream.service", "message": 'camera a: it said "no"\nand left'}
 
 
 def test_a_wrong_configuration_is_told_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ Plain bookkeeping with times given by the caller; nothing here knows a socket.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from engines.errors import FrameError
 from stream.service.config import Camera, Config
@@ -20,7 +21,7 @@ class Visitor:
     """What is known of a camera that has shown itself, or is configured. Times are steady seconds.
 
     present: sends; peer: address of its sender; frames, bytes: what its quotas have left; changed_at: when its payload
-    last changed; left_at: when it last sent before it left, None if it never did.
+    last changed; left_at: when it last sent before it left, None if it never did; gaps: in its stream, by action.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Visitor:
     changed_at: float = 0.0
     left_at: float | None = None
     reconnects: int = 0
+    gaps: Counter[str] = field(default_factory=Counter)
 
     def frozen(self, now: float) -> bool:
         """Whether it sends the same picture again and again."""

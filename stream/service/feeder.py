@@ -45,15 +45,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     said = json.load(sys.stdin)
     service = os.getppid()
-    try:
-        with (notices_on_stderr(), open_source(said["source"], camera=said["name"], policy="newest") as source,
-              Sender(said["to"], said["name"]) as sender):
-            feed(source, sender, goes_on=lambda: os.getppid() == service)
-    except KeyboardInterrupt:
-        return 0
-    except GatestreamError as error:
-        print(f"gatestream: camera {said['name']}:", " ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code
+    with notices_on_stderr():
+        try:
+            with (open_source(said["source"], camera=said["name"], policy="newest") as source,
+                  Sender(said["to"], said["name"]) as sender):
+                feed(source, sender, goes_on=lambda: os.getppid() == service)
+        except KeyboardInterrupt:
+            return 0
+        except GatestreamError as error:
+            log.error("camera %s: %s", said["name"], " ".join(str(error).split()))
+            return error.exit_code
     return 0
 
 

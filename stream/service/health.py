@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
@@ -22,6 +22,10 @@ COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine
             "reconnects": "Times the camera came back"}
 GAUGES = {"present": "Whether the camera sends", "staleness_seconds": "Seconds since its last message",
           "frozen": "Whether it sends the same picture again and again"}
+BY_CAUSE = (("dropped", "cause", "Messages dropped here, by cause"),
+            ("gaps", "action", "Holes in the camera's stream, by what was done about them"))
+TOTALS = (("refused", "cause", "Messages refused, by cause"), ("results", "type", "Results announced"),
+          ("clips", "outcome", "Videos of events"))
 SERVICE = {"waiting": "Messages that wait for the engine", "engine_restarts": "Engine processes lost",
            "memory_bytes": "Resident memory of keeper and engine"}
 
@@ -50,24 +54,20 @@ class Metrics(Collector):
                 for camera, account in state["cameras"].items():
                     metric.add_metric([camera], float(account[key]))
                 yield metric
-        dropped = CounterMetricFamily("gatestream_camera_dropped", "Messages dropped here, by cause",
-                                      labels=["camera", "cause"])
-        for camera, account in state["cameras"].items():
-            for cause, count in account["dropped"].items():
-                dropped.add_metric([camera, cause], count)
-        yield dropped
-        refused = CounterMetricFamily("gatestream_refused", "Messages refused, by cause", labels=["cause"])
-        for cause, count in state["refused"].items():
-            refused.add_metric([cause], count)
-        yield refused
-        results = CounterMetricFamily("gatestream_results", "Results announced", labels=["type"])
-        for kind_name, count in state["results"].items():
-            results.add_metric([kind_name], count)
-        yield results
-        clips = CounterMetricFamily("gatestream_clips", "Videos of events", labels=["outcome"])
-        for outcome, count in state["clips"].items():
-            clips.add_metric([outcome], count)
-        yield clips
+        for key, label, text in BY_CAUSE:
+            metric = CounterMetricFamily(f"gatestream_camera_{key}", text, labels=["camera", label])
+            for camera, account in state["cameras"].items():
+                for cause, count in account[key].items():
+                    metric.add_metric([camera, cause], count)
+            yield metric
+        for key, label, text in TOTALS:
+            metric = CounterMetricFamily(f"gatestream_{key}", text, labels=[label])
+            for cause, count in state[key].items():
+                metric.add_metric([cause], count)
+            yield metric
+        engine = InfoMetricFamily("gatestream_engine", "What runs", labels=[])
+        engine.add_metric([], {"model": state["model"], "engine": state["engine"]})
+        yield engine
         for key, text in SERVICE.items():
             yield GaugeMetricFamily(f"gatestream_{key}", text, state[key])
 

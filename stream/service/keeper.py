@@ -283,7 +283,7 @@ class Service:
                 "frozen": visitor.frozen(now),
                 "reconnects": visitor.reconnects, "received": account.received if account else 0,
                 "taken": account.taken if account else 0, "bytes": account.bytes if account else 0,
-                "dropped": dict(account.dropped) if account else {}}
+                "dropped": dict(account.dropped) if account else {}, "gaps": dict(visitor.gaps)}
         ready = self._worker is not None and self.receiver.worker_heard_at > self._started_at
         return {"healthy": ready and self._fault is None, "model": self._model, "engine": self.receiver.engine,
                 "cameras": cameras, "refused": dict(self.receiver.refused), "results": dict(self.announcer.counts),

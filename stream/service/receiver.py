@@ -304,7 +304,7 @@ class Receiver:
             log.info("camera %s is here (%s, %s)", visitor.name, message.protocol, peer or "local")
             if visitor.left_at is not None:
                 visitor.reconnects += 1
-                self.deliver([Gap(visitor.name, self.wall(), now - visitor.left_at, "reconnected").as_json()])
+                self._pass_on([Gap(visitor.name, self.wall(), now - visitor.left_at, "reconnected").as_json()])
         return visitor.name
 
     def _watch(self, now: float) -> None:
@@ -365,9 +365,15 @@ class Receiver:
                     if camera in self.lobby.accounts:
                         self.lobby.accounts[camera].dropped[cause] += 1
                     log.debug("camera %s: %s", camera, error)
-                self.deliver(said["records"])
+                self._pass_on(said["records"])
             if said.get("last") and identity == self._worker:
                 self._worker = None
+
+    def _pass_on(self, records: Records) -> None:
+        for record in records:
+            if record["type"] == "gap" and record["camera"] in self.visitors:
+                self.visitors[record["camera"]].gaps[record["action"]] += 1
+        self.deliver(records)
 
     def _told_of_cameras(self) -> list[dict[str, Any]]:
         return [camera.model_dump() for camera in self.config.camera]
@@ -389,7 +395,7 @@ class Receiver:
         self._worker = None
         self._credits.clear()
         now, at = self.steady(), self.wall()
-        self.deliver([Gap(name, at, now - visitor.last_at, ENGINE_RESTARTED).as_json()
+        self._pass_on([Gap(name, at, now - visitor.last_at, ENGINE_RESTARTED).as_json()
                       for name, visitor in self.visitors.items() if visitor.present])
 
     def _hand_on(self, now: float) -> None:

@@ -8,6 +8,7 @@ It may crash or be killed at any time: another one goes on where it was, without
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -29,6 +30,8 @@ from stream.service.config import Camera, Gate
 from stream.service.gate import check, events_of
 from stream.service.lobby import Guest
 from stream.service.wire import Limits, decoded
+
+log = logging.getLogger("gatestream.service")
 
 CREDITS = 2  # batches the keeper may send ahead, so that the next is at hand when one is done
 PATIENCE_MS = 1000  # after which it is asked whether the keeper still lives
@@ -154,14 +157,14 @@ def main() -> int:
     unmoved_by_the_terminal()
     quiet_decoders()
     said = json.load(sys.stdin)
-    try:
-        with notices_on_stderr():
+    with notices_on_stderr():
+        try:
             gate = Gate.model_validate(said["gate"]) if said["gate"] else None
             wanted = None if said["wanted"] is None else [event_of(one) for one in said["wanted"]]
             serve(said["link"], said["model"], said["engine"], said["slots"], gate, wanted)
-    except GatestreamError as error:
-        print("gatestream: error:", " ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code
+        except GatestreamError as error:
+            log.error("the engine: %s", " ".join(str(error).split()))
+            return error.exit_code
     return 0
 
 
