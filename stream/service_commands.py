@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from engines.errors import UsageError
+from stream.options import EngineName, ModelName
 
 commands = typer.Typer()
 log = logging.getLogger("gatestream.service")
@@ -20,6 +21,7 @@ log = logging.getLogger("gatestream.service")
 def serve(config: Annotated[Path | None, typer.Argument(
             metavar="[CONFIG.toml]", help="What to serve; without one, any camera of this machine may dial.")] = None,
           check: Annotated[bool, typer.Option("--check", help="Check the configuration, and end.")] = False,
+          cluster: Annotated[bool, typer.Option("--cluster", help="On several machines or GPUs, with Ray.")] = False,
           gate: Annotated[Path | None, typer.Option(exists=True, metavar="FILE", help=(
               "A recording in which a changed model has to find the events that the one before it finds."))] = None,
           ) -> None:
@@ -46,7 +48,6 @@ def serve(config: Annotated[Path | None, typer.Argument(
         print(f"{config or 'the defaults'}: fine, {len(wanted.camera)} cameras configured")
         return
     from stream.notices import quiet_decoders
-    from stream.service.keeper import Service
 
     stop, hung_up = threading.Event(), threading.Event()
 
@@ -67,6 +68,14 @@ def serve(config: Annotated[Path | None, typer.Argument(
     before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in signals.items()}
     quiet_decoders()
     try:
+        if cluster:
+            from stream.service.cluster import Cluster
+            with Cluster(wanted) as workers:
+                if workers.health_address:
+                    log.info("http://%s/health and /metrics tell how it goes", workers.health_address)
+                workers.run(stop, changed)
+            return
+        from stream.service.keeper import Service
         with Service(wanted) as service:
             for address in service.addresses:
                 log.info("cameras may dial %s", address)
@@ -111,6 +120,28 @@ def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to
     with open_source(source, policy="newest") as opened, \
             Sender(to, name or opened.info.camera, form, publish, quality, key=key, server_key=server_key) as sender:
         feed(opened, sender, max_frames)
+
+
+@commands.command()
+def label(folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False,
+                                                 help="Videos and recordings, in folders of any depth.")],
+          out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="A row for each event.")],
+          model: ModelName = "gesture", engine: EngineName = "auto",
+          workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Videos at a time.")] = None,
+          address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster; default: "
+                                                                               "this machine alone.")] = None) -> None:
+    """Label an archive of videos with Ray Data, on one machine or many.
+
+    [bold]Example[/bold]
+
+      gatestream label archive --out events.parquet
+    """
+    from stream.labelling import label as label_folder
+
+    done = label_folder(folder, out, model, engine, workers, address)
+    for path, why in done.failed.items():
+        log.warning("%s: %s", path, why)
+    print(f"{out}: {done.events} events in {done.recordings} recordings, {len(done.failed)} of them unreadable")
 
 
 KeyFolder = Annotated[Path | None, typer.Option("--folder", metavar="FOLDER", help="Where keys are kept.")]

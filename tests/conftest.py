@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,11 +31,19 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def unused_port() -> int:
-    """A TCP port of this machine that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def unused_ports() -> list[int]:
+    """Four TCP ports of this machine that nobody uses."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(4)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@pytest.fixture
+def unused_port(unused_ports: list[int]) -> int:
+    """One of them."""
+    return unused_ports[0]
 
 
 @pytest.fixture(autouse=True)

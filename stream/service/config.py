@@ -165,6 +165,15 @@ class Health(_Table):
     bind: Annotated[str, Field(pattern=r"^[^\s/]+:\d{1,5}$")] | None = "127.0.0.1:9155"
 
 
+class ClusterOf(_Table):
+    """Workers of `serve --cluster`. address: of a running Ray cluster, None for one of this machine alone; workers: how
+    many, by default one for each GPU, else as many as there are groups of cores; cores: of each."""
+
+    address: str | None = None
+    workers: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    cores: Annotated[int, Field(ge=1, le=1024)] = 2
+
+
 class Config(_Table):
     """The whole file. model, engine: as of `gatestream run`; models: folders from which a running service takes another
     model; camera: what is special about some of them."""
@@ -178,6 +187,7 @@ class Config(_Table):
     results: Results = Results()
     clips: Clips | None = None
     health: Health = Health()
+    cluster: ClusterOf = ClusterOf()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

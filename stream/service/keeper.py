@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -36,12 +36,11 @@ from stream.service.clips import Recorder
 from stream.service.config import Config
 from stream.service.feeders import Feeders, Seen
 from stream.service.health import HealthServer, Metrics
-from stream.service.mqtt import Broker
+from stream.service.outlets import opened
 from stream.service.receiver import Receiver, Records
 from stream.service.recent import Recent
-from stream.service.results import Announcer, Lines, Publisher, Teller, Webhook
+from stream.service.results import Teller
 from stream.service.security import Doorman, default_folder
-from stream.sinks.log import EventLog
 
 log = logging.getLogger("gatestream.service")
 
@@ -58,7 +57,9 @@ SPARE_S = 0.5
 class Service:
     """See the file's top. Raises UsageError, ModelError, SourceError, SinkError when it cannot start."""
 
-    def __init__(self, config: Config, steady: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: Config, steady: Callable[[], float] = time.monotonic,
+                 tellers: Sequence[Teller] = ()) -> None:
+        """tellers: are told of results beside those of the configuration."""
         self.config, self._steady = config, steady
         loaded = engines.load(config.model)  # so that a wrong name is told here, and at once
         self._model, self._version = loaded.contract.name, _version(loaded)
@@ -75,29 +76,14 @@ class Service:
             self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
             self._link = f"ipc://{self._folder}/link"
             context = self._stack.enter_context(zmq.Context())
-            results = config.results
-            event_log = None
-            if results.log is not None:
-                event_log = self._stack.enter_context(EventLog(results.log, self._model, "service"))
             recent = Recent(self._recent_s(loaded))
             self.receiver = Receiver(config, self._deliver, context, self._guard(context), recent=recent)
-            tellers: list[Teller] = []
             recorder: Recorder | None = None
             if config.clips is not None:
                 recorder = Recorder(config.clips, self.receiver.call, recent, self.receiver.limits)
                 self.receiver.watch, self.receiver.rounds = recorder.see, recorder.watch
-                tellers.append(recorder)
-            if results.publish:
-                tellers.append(Publisher(context.socket(zmq.PUB), results.publish))
-            if results.mqtt is not None:
-                tellers.append(Broker(results.mqtt))
-            if results.jsonl is not None:
-                tellers.append(Lines(results.jsonl))
-            if results.webhook is not None:
-                tellers.append(Webhook(results.webhook))
             self._clips = recorder.counts if recorder is not None else {}
-            self.announcer = Announcer(event_log, tellers, None if recorder is None else recorder.name_of)
-            self._stack.callback(self.announcer.close)
+            self.announcer = opened(config.results, self._model, context, self._stack, recorder, tellers)
             feeders = f"ipc://{self._folder}/feeders"
             self.addresses = self.receiver.open(self._link, feeders)
             self._feeders = Feeders(feeders)

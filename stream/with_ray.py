@@ -1,0 +1,33 @@
+"""Ray, started or joined. It reports to nobody, and listens on loopback where it is started for this machine alone."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engines.errors import UsageError
+
+
+@contextmanager
+def ray_of(address: str | None) -> Iterator[Any]:
+    """The module, connected to the cluster at an address, or to a new one of this machine if None.
+
+    It is left as it was found. Raises UsageError without Ray.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise UsageError("a cluster without Ray", "it", "pip install 'gatestream[cluster]'") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    alone = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ray.init(address=address, configure_logging=False, log_to_driver=True, **alone)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
