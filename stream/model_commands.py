@@ -125,7 +125,10 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
           workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that decode the dataset.")] = 1,
           json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
           soak: Annotated[float | None, typer.Option(min=0.1, metavar="MINUTES", help=(
-              "Watch memory over so many minutes of simulated stream instead."))] = None) -> None:
+              "Watch memory over so many minutes of simulated stream instead."))] = None,
+          cameras: Annotated[int | None, typer.Option(min=1, max=10_000, metavar="N", help=(
+              "Instead: serve so many simulated cameras over ZeroMQ; with --soak, they come and go."))] = None,
+          rate: Annotated[float, typer.Option(min=0.1, metavar="R", help="Their frames a second.")] = 15.0) -> None:
     """Measure each stage on this machine, against the bare backbone and the last run.
 
     Several models: a table of their steps and their bare backbones', all in f32, each pair timed in turns.
@@ -141,12 +144,19 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
       gatestream bench gesture --data data/egogestar --workers 2
 
       gatestream bench --soak 10
+
+      gatestream bench --cameras 64
     """
     names = models or ["gesture"]
-    single = [name for name, value in (("soak", soak), ("fusion", fusion), ("data", data), ("hop", hop))
-              if value is not None]
+    single = [name for name, value in (("soak", soak), ("cameras", cameras), ("fusion", fusion), ("data", data),
+                                       ("hop", hop)) if value is not None]
     if len(names) > 1 and single:
         raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
+    if cameras is not None:
+        from stream.service.load import measure as serve
+        load = serve(cameras, rate, 60 * soak if soak else 30.0, names[0], engine, churn=soak is not None)
+        _print_report(load.as_json(), load.text(), json)
+        return
     if soak is not None:
         from stream.soak import soak as watch
         seen = watch(names[0], soak, engine)

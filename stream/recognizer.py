@@ -191,7 +191,7 @@ class Recognizer:
         ready = self._timer()
         for turn in turns:
             turn.latency["preprocess"] = ready - began
-            turn.events += self._hold(turn.stream, turn.arrival.captured_at, turn.held, turn.latency)
+        self._hold(turns)
         stepped = self._step([turn.stream for turn in turns], [turn.image for turn in turns],
                              [turn.latency for turn in turns])
         for turn, scores in zip(turns, stepped, strict=True):
@@ -279,17 +279,17 @@ class Recognizer:
         latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
         return items, _Turn(stream, arrival, number, tick.held, prepared, latency, items)
 
-    def _hold(self, stream: _Stream, until: float, ticks: int, latency: dict[str, float]) -> list[Event]:
-        """Fills ticks without an image with the previous one; they count for state and events alone."""
-        events: list[Event] = []
-        if stream.previous is None:
-            return events
-        since = stream.previous_at
-        for tick in range(1, ticks + 1):
-            [scores] = self._step([stream], [stream.previous], [latency])
-            events += self._track(stream, since + (until - since) * tick / (ticks + 1), scores)
-            stream.counts.held += 1
-        return events
+    def _hold(self, turns: Sequence[_Turn]) -> None:
+        """Fills ticks without an image with the one before; they count for state and events alone."""
+        waiting = [(turn, turn.stream.previous, turn.stream.previous_at) for turn in turns]
+        for tick in range(1, max((turn.held for turn in turns), default=0) + 1):
+            held = [(turn, image, since) for turn, image, since in waiting if image is not None and turn.held >= tick]
+            stepped = self._step([turn.stream for turn, _, _ in held], [image for _, image, _ in held],
+                                 [turn.latency for turn, _, _ in held])
+            for (turn, _, since), scores in zip(held, stepped, strict=True):
+                at = since + (turn.arrival.captured_at - since) * tick / (turn.held + 1)
+                turn.events += self._track(turn.stream, at, scores)
+                turn.stream.counts.held += 1
 
     def _step(self, streams: Sequence[_Stream], images: Sequence[Image],
               latencies: Sequence[dict[str, float]]) -> list[Scores]:
