@@ -20,7 +20,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,9 @@ def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str 
         watch.until(lambda: False, WARM_UP_S)
         watch.begin()
         watch.until(lambda: False, seconds)
+        load = watch.report(cameras, rate, contract.frame_rate)
         senders.terminate()
-        late = int(senders.communicate()[0] or 0)
-        return watch.report(cameras, rate, contract.frame_rate, late)
+        return replace(load, late=int(senders.communicate()[0] or 0))
 
 
 class _Watch:
@@ -160,7 +160,7 @@ class _Watch:
         with urllib.request.urlopen(f"http://{self._health}/health", timeout=10) as answer:
             return dict(json.load(answer))
 
-    def report(self, cameras: int, rate: float, model_rate: float, late: int) -> Load:
+    def report(self, cameras: int, rate: float, model_rate: float) -> Load:
         seconds = time.monotonic() - self._began_at
         before, after = self._state["cameras"], self._told()["cameras"]
         dropped: dict[str, int] = defaultdict(int)
@@ -172,7 +172,7 @@ class _Watch:
         counts = sorted(self._counted.values())
         return Load(cameras, rate, seconds, int(seconds * min(rate, model_rate)), counts[0], counts[-1],
                     sum(last - first for first, last in self._held.values()), self._latency.summary(),
-                    {cause: count for cause, count in dropped.items() if count}, late, self._resident[-1], slope,
+                    {cause: count for cause, count in dropped.items() if count}, 0, self._resident[-1], slope,
                     (self._files, _files(self._pid)), (_busy_s(self._pid) - self._busy) / seconds)
 
 
