@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from test_receiver import running
+from test_receiver import running, wait
 
 from engines.errors import UsageError
 from stream.cli import main
@@ -33,6 +33,7 @@ def guarded(folder: Path, curve: bool, addresses: tuple[str, ...] = (), **receiv
         doormen[0].guard(socket)
 
     with running(secure=guard, **receive) as receiver:
+        receiver.doormen = doormen  # type: ignore[attr-defined]
         try:
             yield receiver
         finally:
@@ -57,6 +58,27 @@ def test_only_allowed_keys_are_answered(tmp_path: Path) -> None:
         assert not answered(receiver.ports[0], "evil", key=evil, server_key=server)
         assert not answered(receiver.ports[0], "plain")
         assert list(receiver.visitors) == ["cell"]
+
+
+@pytest.mark.parametrize("mode", [1, 2])  # "StoneHouse", "IronHouse"
+def test_netgears_secure_modes_are_let_in_with_its_own_key(mode: int, tmp_path: Path) -> None:
+    from vidgear.gears import NetGear
+    from vidgear.gears.helper import generate_auth_certificates
+
+    new(tmp_path, "server")
+    _, _, public = generate_auth_certificates(str(tmp_path / "vidgear"), overwrite=False, logging=False)
+    (Path(public) / "server.key").write_text((tmp_path / "server.key").read_text())
+    with guarded(tmp_path, curve=True) as receiver:
+        allow(tmp_path, Path(public) / "client.key")
+        receiver.doormen[0].read_again()
+        sender = NetGear(address="127.0.0.1", port=receiver.ports[0].rpartition(":")[2], protocol="tcp", pattern=1,
+                         receive_mode=False, logging=False, secure_mode=mode, request_timeout=4, max_retries=1,
+                         custom_cert_location=str(tmp_path / "vidgear"), jpeg_compression=False)
+        try:
+            sender.send(IMAGE, message="cell")
+            wait(lambda: list(receiver.visitors) == ["cell"])
+        finally:
+            sender.close(kill=True)
 
 
 @pytest.mark.parametrize(("addresses", "comes"), [(("127.0.0.1",), True), (("10.1.2.3",), False)])
