@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,6 +56,15 @@ DECIDED_S = 2.0  # from the beginning of an action to the event that tells of it
 SPARE_S = 0.5
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """Another model that is made ready, in a process of its own."""
+
+    model: Model
+    process: subprocess.Popen[bytes]
+    started_at: float
+
+
 class Service:
     """See the file's top. Raises UsageError, ModelError, SourceError, SinkError when it cannot start."""
 
@@ -62,11 +73,9 @@ class Service:
         """tellers: are told of results beside those of the configuration."""
         self.config, self._steady = config, steady
         loaded = engines.load(config.model)  # so that a wrong name is told here, and at once
-        self._model, self._version = loaded.contract.name, _version(loaded)
         self._stack = ExitStack()
         self._worker: subprocess.Popen[bytes] | None = None
-        self._candidate: subprocess.Popen[bytes] | None = None  # with another model
-        self._candidates: Model | None = None
+        self._candidate: _Candidate | None = None
         self._live = 0  # process id of the one that cameras are served by
         self._started_at, self._deaths, self.restarts = 0.0, 0, 0
         self._fault: BaseException | None = None
@@ -75,6 +84,7 @@ class Service:
         try:
             self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
             self._link = f"ipc://{self._folder}/link"
+            self._model = self._kept(loaded)
             context = self._stack.enter_context(zmq.Context())
             recent = Recent(self._recent_s(loaded))
             self.receiver = Receiver(config, self._deliver, context, self._guard(context), recent=recent)
@@ -83,7 +93,7 @@ class Service:
                 recorder = Recorder(config.clips, self.receiver.call, recent, self.receiver.limits)
                 self.receiver.watch, self.receiver.rounds = recorder.see, recorder.watch
             self._clips = recorder.counts if recorder is not None else {}
-            self.announcer = opened(config.results, self._model, context, self._stack, recorder, tellers)
+            self.announcer = opened(config.results, loaded.contract.name, context, self._stack, recorder, tellers)
             feeders = f"ipc://{self._folder}/feeders"
             self.addresses = self.receiver.open(self._link, feeders)
             self._feeders = Feeders(feeders)
@@ -156,42 +166,54 @@ class Service:
             log.error("the model stays as it is: %s", error)
         log.info("the configuration was read again: %d cameras in it", len(taken.camera))
 
+    def _kept(self, model: Model) -> Model:
+        """A model from a copy of its file that is ours: whatever becomes of the file, a crashed engine's process is
+        replaced by the same."""
+        assert model.path is not None
+        copy = Path(self._folder) / f"{model.digest}.safetensors"
+        shutil.copyfile(model.path, copy)
+        return engines.load(copy)
+
     def _try(self, name: str) -> None:
         """Starts a process with another model, if it is another one. Raises UsageError, ModelError."""
         model = engines.load(name)
-        if _version(model) == self._version:
+        if model.digest == self._model.digest:
             return
         path = model.path.resolve() if model.path else None
         folders = [folder.resolve() for folder in self.config.models]
         if name not in bundled() and not (path and any(path.is_relative_to(folder) for folder in folders)):
             raise UsageError(f"model {name}", "a bundled one, or one in the folders that `models` named at the start",
                              "move it there, or start the service again")
-        if self._candidate is not None:
-            self._candidate.kill()
-            self._candidate.wait()
-        self._candidate = self._started(name, self.receiver.events)
-        self._candidates = model
+        self._end_candidate()
+        kept = self._kept(model)
+        self._candidate = _Candidate(kept, self._started(kept, self.receiver.events), self._steady())
         log.info("model %s is made ready", name)
 
     def _watch_candidate(self) -> None:
         """Lets a process with another model replace the one before it; tells of one that failed."""
-        candidate, model = self._candidate, self._candidates
-        if candidate is None or model is None:
+        candidate = self._candidate
+        if candidate is None:
             return
-        if self.receiver.worker_pid == candidate.pid:
-            before, self._worker, self._candidate = self._worker, candidate, None
-            self._model, self._version = model.contract.name, _version(model)
-            self.config = self.config.model_copy(update={"model": str(model.path) if model.path else self.config.model})
-            self.receiver.recent.seconds = self._recent_s(model)
+        if self.receiver.worker_pid == candidate.process.pid:
+            before, self._worker, self._model = self._worker, candidate.process, candidate.model
+            self._candidate = None
+            self.receiver.recent.seconds = self._recent_s(self._model)
             self._started_at = min(self._started_at, self.receiver.worker_heard_at - SPARE_S)
-            log.info("model %s is live", self._model)
+            log.info("model %s is live", self._model.contract.name)
             if before is not None and before.pid != self._live:
                 before.kill()  # one that is still being built would take over in its turn
             if before is not None:
                 threading.Thread(target=_ended, args=(before,), daemon=True).start()
-        elif (code := candidate.poll()) is not None:
-            self._candidate = None
-            log.error("the model stays as it is: the new one's process has ended with %s", code)
+        elif (code := candidate.process.poll()) is not None or self._steady() - candidate.started_at > BUILDS_FOR_S:
+            self._end_candidate()
+            log.error("the model stays as it is: the new one's process has %s",
+                      "not got ready" if code is None else f"ended with {code}")
+
+    def _end_candidate(self) -> None:
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            candidate.process.kill()
+            candidate.process.wait()
 
     def supervise(self) -> None:
         """One look at the engine's process and the receiver."""
@@ -229,13 +251,14 @@ class Service:
 
     def _start_worker(self) -> None:
         self._started_at = self._steady()
-        self._worker = self._started(self.config.model, None)
+        self._worker = self._started(self._model, None)
 
-    def _started(self, model: str, events: Records | None) -> subprocess.Popen[bytes]:
+    def _started(self, model: Model, events: Records | None) -> subprocess.Popen[bytes]:
         """A process of the engine. events: that the model before it found in the gate's recording."""
         gate = self.config.gate
-        said = {"link": self._link, "model": model, "engine": self.config.engine, "slots": self.config.receive.cameras,
-                "gate": gate and gate.model_dump(mode="json"), "wanted": events}
+        said = {"link": self._link, "model": str(model.path), "engine": self.config.engine,
+                "slots": self.config.receive.cameras, "gate": gate and gate.model_dump(mode="json"),
+                "wanted": events}
         process = subprocess.Popen([sys.executable, "-m", "stream.service.worker"], stdin=subprocess.PIPE,
                                    stderr=stderr())
         assert process.stdin is not None
@@ -271,19 +294,16 @@ class Service:
                 "taken": account.taken if account else 0, "bytes": account.bytes if account else 0,
                 "dropped": dict(account.dropped) if account else {}, "gaps": dict(visitor.gaps)}
         ready = self._worker is not None and self.receiver.worker_heard_at > self._started_at
-        return {"healthy": ready and self._fault is None, "model": self._model, "engine": self.receiver.engine,
-                "cameras": cameras, "refused": dict(self.receiver.refused), "results": dict(self.announcer.counts),
-                "clips": dict(self._clips),
-                "waiting": len(self.receiver.lobby), "engine_restarts": self.restarts,
+        return {"healthy": ready and self._fault is None, "model": self._model.contract.name,
+                "engine": self.receiver.engine, "cameras": cameras, "refused": dict(self.receiver.refused),
+                "results": dict(self.announcer.counts), "clips": dict(self._clips), "waiting": len(self.receiver.lobby), "engine_restarts": self.restarts,
                 "memory_bytes": sum(_resident(pid) for pid in (os.getpid(), self._worker and self._worker.pid) if pid)}
 
     def close(self) -> None:
         """Answers what has come, closes open events, announces everything, and ends: within two seconds."""
         until = self._steady() + STOPS_WITHIN_S
         self._feeders.close()
-        if self._candidate is not None:
-            self._candidate.kill()
-            self._candidate.wait()
+        self._end_candidate()
         self.receiver.stop()
         if self._thread.is_alive():
             self._thread.join(STOPS_WITHIN_S)
@@ -294,14 +314,6 @@ class Service:
                 self._worker.kill()
                 self._worker.wait()
         self._stack.close()
-
-
-def _version(model: Model) -> tuple[object, ...]:
-    """Changes when the model's file does."""
-    if model.path is None:
-        return (model.contract.name,)
-    facts = model.path.stat()
-    return (str(model.path.resolve()), facts.st_mtime_ns, facts.st_size)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> None:
