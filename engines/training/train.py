@@ -60,7 +60,7 @@ class Recipe:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
     rule: how a bidirectional start becomes causal (see `engines.causal`); ahead, transparent: how modules that the
     start lacks begin (see `started`); rendered_only: learn no label from recordings, background included, only what
-    places look like from them. A network that is not causal is trained and used on clips of `chunk` frames.
+    places look like from them; strokes that were drawn on a screen are no recordings. A network that is not causal is trained and used on clips of `chunk` frames.
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -143,7 +143,7 @@ def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
     rng = np.random.default_rng(recipe.seed + 1)
     backgrounds += [Scene(rng, MARGIN_HW).draw(Pose(None), 0.0) for _ in range(60)]
     if recipe.rendered_only:  # recorded hands that never draw would teach that recorded hands never do
-        return Material([], [], {}, backgrounds)
+        return Material([], [], egogestar.human_strokes(recipe.dataset), backgrounds)
     gestures = [one for one in footage if one.label in LABELS]
     return Material(gestures, idle, egogestar.human_strokes(recipe.dataset), backgrounds)
 

@@ -296,7 +296,8 @@ class Service:
         ready = self._worker is not None and self.receiver.worker_heard_at > self._started_at
         return {"healthy": ready and self._fault is None, "model": self._model.contract.name,
                 "engine": self.receiver.engine, "cameras": cameras, "refused": dict(self.receiver.refused),
-                "results": dict(self.announcer.counts), "clips": dict(self._clips), "waiting": len(self.receiver.lobby), "engine_restarts": self.restarts,
+                "results": dict(self.announcer.counts), "clips": dict(self._clips),
+                "waiting": len(self.receiver.lobby), "engine_restarts": self.restarts,
                 "memory_bytes": sum(_resident(pid) for pid in (os.getpid(), self._worker and self._worker.pid) if pid)}
 
     def close(self) -> None:
