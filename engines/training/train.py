@@ -60,7 +60,8 @@ class Recipe:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
     rule: how a bidirectional start becomes causal (see `engines.causal`); ahead, transparent: how modules that the
     start lacks begin (see `started`); rendered_only: learn no label from recordings, background included, only what
-    places look like from them; strokes that were drawn on a screen are no recordings. A network that is not causal is trained and used on clips of `chunk` frames.
+    places look like from them; strokes that were drawn on a screen are no recordings. A network that is not causal is
+    trained and used on clips of `chunk` frames.
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
