@@ -56,7 +56,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           without_label: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
               "Never see this gesture, and have no label for it. Likewise."))] = None,
           rendered_only: Annotated[bool, typer.Option("--rendered-only", help=(
-              "Learn gestures from rendered hands only: of the recordings, places are used and no label (EgoGestAR)."))]
+              "Learn gestures from rendered hands only, which follow strokes drawn on a screen: of the recordings, "
+              "places are used and no label (EgoGestAR)."))]
           = False,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 2400,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(

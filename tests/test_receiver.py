@@ -323,6 +323,67 @@ class TestAll:
             pass
 
 
+def test_a_publisher_that_falls_silent_is_dialled_anew(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
+    monkeypatch.setattr("stream.service.receiver.SILENT_AFTER_S", 0.05)
+    camera = {"name": "cell", "source": f"zmq://127.0.0.1:{unused_port}"}
+    with running(camera=[camera]) as receiver:
+        [door] = [door for door in receiver._doors.values() if door.camera == "cell"]
+        wait(lambda: door.tries >= 2)
+        with Sender(f"tcp://127.0.0.1:{unused_port}", "cell", publish=True) as sender:
+            def heard() -> bool:
+                sender.send(IMAGE, time.time())
+                return receiver.visitors["cell"].present and door.tries == 0
+            wait(heard)
+
+
+def test_another_configuration_is_taken_while_cameras_send(unused_ports: list[int]) -> None:
+    publishers = {"a": unused_ports[0], "b": unused_ports[1]}
+    cameras = {name: {"name": name, "source": f"zmq://127.0.0.1:{port_}"} for name, port_ in publishers.items()}
+    with running(camera=[cameras["a"]]) as receiver, worker(receiver, credits=1000) as engine, \
+            Sender(f"tcp://127.0.0.1:{publishers['a']}", "a", publish=True) as one, \
+            Sender(f"tcp://127.0.0.1:{publishers['b']}", "b", publish=True) as other:
+        def here(name: str) -> bool:
+            for sender in (one, other):
+                sender.send(IMAGE, time.time())
+            return name in receiver.visitors and receiver.visitors[name].present
+
+        wait(lambda: here("a"))
+        config = Config.model_validate({"receive": {"unknown": False}, "camera": [cameras["b"], {"name": "c"}]})
+        receiver.call(lambda: receiver.configure(config))
+        wait(lambda: here("b"))
+        wait(lambda: not receiver.visitors["a"].present)
+        assert not here("a")
+        kinds = []
+        while engine.poll(100):
+            kinds.append(engine.recv_multipart()[:2])
+        assert [link.LEAVE, json.dumps({"camera": "a"}).encode()] in kinds
+        assert [json.loads(said)[0]["name"] for kind, said in kinds if kind == link.CAMERAS] == ["b"]
+        with imagezmq.ImageSender(port(receiver)) as sender:
+            assert b"a camera called 'a'" in sender.send_jpg("a", JPEG)
+            assert sender.send_jpg("c", JPEG) == b"OK"
+
+
+def test_an_engine_that_comes_late_is_warmed_up_with_what_was_sent_last() -> None:
+    with running(max_frames_per_s=1e4) as receiver, Sender(port(receiver), "own") as sender, \
+            Sender(port(receiver), "other") as other:
+        for k in range(5):
+            sender.send(np.full((8, 8, 3), 10 * k, np.uint8), captured_at=1000.0 + k)
+        other.send(IMAGE, 7.0)
+        with receiver.context.socket(zmq.DEALER) as engine:
+            engine.linger, engine.rcvtimeo = 0, round(1000 * PATIENCE_S)
+            engine.connect(f"inproc://link-{id(receiver)}")
+            engine.send_multipart([link.READY, json.dumps({"engine": "none", "credits": 1}).encode()])
+            said = []
+            while not said or said[-1][0] != link.FRAMES:
+                said.append(engine.recv_multipart())
+        assert said[0][0] == link.CAMERAS
+        warm = [[(guest.camera, guest.captured_at) for guest in link.unpacked(parts[1:])]
+                for parts in said if parts[0] == link.WARM]
+        assert warm == [[("own", 1000.0 + k)] for k in range(4)]  # the newest one waits for its turn
+        fresh = {guest.camera: guest.captured_at for guest in link.unpacked(said[-1][1:])}
+        assert fresh == {"own": 1004.0, "other": 7.0}
+
+
 def test_random_messages_do_no_harm() -> None:
     rng = np.random.default_rng(0)
     good = [[b'{"msg": "evil"}', JPEG], [b'{"terminate_flag": false, "compression": {}}', JPEG],
