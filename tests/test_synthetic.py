@@ -82,12 +82,13 @@ def test_strays_that_are_to_be_clear_are_like_no_gesture_nor_is_a_half_of_them()
         assert not any(like_a_gesture(part) for part in (points, *halves)), seed
 
 
-def test_a_finger_that_points_on_its_way_somewhere_does_not_swipe() -> None:
-    script = Script(np.random.default_rng(4), idle_s=(300.0, 300.0), idle={"roam": 1.0})
+@pytest.mark.parametrize("idle", ["roam", "stray"])
+def test_a_finger_that_points_on_its_way_somewhere_does_not_swipe(idle: str) -> None:
+    script = Script(np.random.default_rng(4), idle_s=(300.0, 300.0), idle={idle: 1.0}, strays=unlike_gestures)
     script.spans(1.0)  # plans all of the idle time
     moving = [(part.path, part.posture) for part in script._parts if part.path is not None]
-    _, *roams = moving[:-4]  # the way in; at the end waits, approach and gesture
-    ways = [path * (4 / 3, 1.0) for path, posture in roams if posture == "pointing"]
+    _, *between = moving[:-4]  # the way in; at the end waits, approach and gesture
+    ways = [path * (4 / 3, 1.0) for path, posture in between if posture == "pointing"]
     assert len(ways) > 20
     assert not any(like_a_gesture(way) for way in ways)
 

@@ -155,19 +155,24 @@ class Script:
             self._hover(min(rng.uniform(0.3, 2.0), left_s / 2))
         elif action == "roam":
             path = self._way(self._anywhere())
-            swipe = like_a_gesture(path * (self._aspect, 1.0))  # were it a pointing finger's
-            self._posture = POSTURES[rng.choice(3, p=[0.0, 0.6, 0.4] if swipe else [0.4, 0.35, 0.25])]
+            self._posture = POSTURES[rng.choice(3, p=[0.0, 0.6, 0.4] if self._swipes(path) else [0.4, 0.35, 0.25])]
             self._add(min(rng.uniform(0.3, 1.4), left_s), path, 0.3 * rng.standard_normal())
         elif action == "stray":
             points, duration_s = self._strays(rng)
             path = self._place(points)
             reach_s = rng.uniform(0.2, 0.6)
             if reach_s + duration_s < left_s:
-                self._posture = POSTURES[rng.choice(3, p=[0.8, 0.1, 0.1])]
-                self._move(path[0], reach_s)
+                posture, way = POSTURES[rng.choice(3, p=[0.8, 0.1, 0.1])], self._way(path[0])
+                self._posture = "open" if self._tip is not None and self._swipes(way) else posture
+                self._add(reach_s, way)
+                self._posture = posture
                 self._add(duration_s, path)
         else:
             self._hover(min(rng.uniform(0.1, 1.2), left_s))
+
+    def _swipes(self, way: Points) -> bool:
+        """Whether a pointing finger that goes this way makes a gesture: hands between gestures do not."""
+        return like_a_gesture(way * (self._aspect, 1.0))
 
     def _place(self, points: Points) -> Points:
         """Scales a stroke to the frame and puts it where the whole of it is in view."""
