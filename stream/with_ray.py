@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +28,10 @@ def ray_of(address: str | None) -> Iterator[Any]:
         yield ray
         return
     alone = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    terminated = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, configure_logging=False, log_to_driver=True, **alone)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray puts its own there
     try:
         yield ray
     finally:
