@@ -324,10 +324,10 @@ class TestAll:
 
 
 def test_a_publisher_that_falls_silent_is_dialled_anew(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
-    monkeypatch.setattr("stream.service.receiver.SILENT_AFTER_S", 0.05)
+    monkeypatch.setattr("stream.service.doors.SILENT_AFTER_S", 0.05)
     camera = {"name": "cell", "source": f"zmq://127.0.0.1:{unused_port}"}
     with running(camera=[camera]) as receiver:
-        [door] = [door for door in receiver._doors.values() if door.camera == "cell"]
+        [door] = [door for door in receiver.doors if door.camera is not None]
         wait(lambda: door.tries >= 2)
         with Sender(f"tcp://127.0.0.1:{unused_port}", "cell", publish=True) as sender:
             def heard() -> bool:
@@ -357,7 +357,8 @@ def test_another_configuration_is_taken_while_cameras_send(unused_ports: list[in
         while engine.poll(100):
             kinds.append(engine.recv_multipart()[:2])
         assert [link.LEAVE, json.dumps({"camera": "a"}).encode()] in kinds
-        assert [json.loads(said)[0]["name"] for kind, said in kinds if kind == link.CAMERAS] == ["b"]
+        assert [[one["name"] for one in json.loads(said)] for kind, said in kinds
+                if kind == link.CAMERAS] == [["b", "c"]]
         with imagezmq.ImageSender(port(receiver)) as sender:
             assert b"a camera called 'a'" in sender.send_jpg("a", JPEG)
             assert sender.send_jpg("c", JPEG) == b"OK"
