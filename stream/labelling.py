@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.errors import FrameError, GatestreamError, UsageError
+from engines.errors import GatestreamError, UsageError
 from engines.training.datasets.media import is_video
-from stream.frame import Event, Frame
 from stream.recognizer import Recognizer
 from stream.recording import is_recording
+from stream.runner import events_in
 from stream.sinks.base import output_path, sink_errors
-from stream.sources import open_source
 from stream.with_ray import ray_of
 
 NO_EVENT = {"head": None, "label": None, "started_at": None, "ended_at": None, "score": None}
@@ -44,25 +43,13 @@ class Labeller:
         """The rows of a recording: {"path": ...} -> path, head, label, started_at, ended_at, score, error."""
         path = str(row["path"])
         try:
-            found = list(self._events(path))
+            found = events_in(self._recognizer, path, path)
         except GatestreamError as error:
             self._recognizer.reset(path)
             return [{"path": path, **NO_EVENT, "error": str(error)}]
         return [{"path": path, "head": event.head, "label": event.label, "started_at": round(event.started_at, 4),
                  "ended_at": round(event.ended_at, 4), "score": round(event.score, 4), "error": None}
                 for event in found] or [{"path": path, **NO_EVENT, "error": None}]
-
-    def _events(self, path: str) -> Iterator[Event]:
-        with open_source(path, camera=path, policy="every") as source:
-            for frame in source.frames():
-                if not isinstance(frame, Frame):
-                    continue
-                try:
-                    items = self._recognizer.push(frame.image_bgr, frame.captured_at, path, frame.index, frame.lost)
-                except FrameError:  # costs that frame, as live
-                    continue
-                yield from (item for item in items if isinstance(item, Event) and not item.open)
-        yield from self._recognizer.flush(path)
 
 
 def recordings(folder: Path) -> list[Path]:

@@ -20,9 +20,10 @@ from types import FrameType
 import numpy as np
 
 from engines.errors import FrameError, SinkError
-from stream.frame import Frame, Gap, Prediction, Record, Summary
+from stream.frame import Event, Frame, Gap, Prediction, Record, Summary
 from stream.recognizer import Recognizer
 from stream.sinks.base import Sink
+from stream.sources import open_source
 from stream.sources.base import Source
 
 
@@ -68,6 +69,25 @@ class _Outputs:
             except SinkError as error:
                 self._sinks.remove(sink)
                 self.failure = self.failure or error
+
+
+def events_in(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
+    """The closed events of a recording, as the recogniser's camera of this name.
+
+    An image that cannot be used costs that image. Raises UsageError or SourceError where the recording cannot be read;
+    then `reset` the camera.
+    """
+    closed: list[Event] = []
+    with open_source(recording, camera=camera, policy="every") as source:
+        for frame in source.frames():
+            if not isinstance(frame, Frame):
+                continue
+            try:
+                items = recognizer.push(frame.image_bgr, frame.captured_at, camera, frame.index, frame.lost)
+            except FrameError:
+                continue
+            closed += [item for item in items if isinstance(item, Event) and not item.open]
+    return closed + recognizer.flush(camera)
 
 
 def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, max_seconds: float | None = None,

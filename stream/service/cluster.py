@@ -67,7 +67,6 @@ class Cluster:
         self._stack, self._placement = ExitStack(), Placement()
         self._workers: dict[str, _Worker] = {}
         self._started, self._lost, self._served = 0, 0, False
-        self._gaps: Counter[tuple[str, str]] = Counter()
         self.health_address: str | None = None
         try:
             self._ray = self._stack.enter_context(ray_of(config.cluster.address))

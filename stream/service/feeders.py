@@ -7,18 +7,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from stream.notices import stderr
 from stream.service.config import Camera
+from stream.service.processes import started
 from stream.sources.address import scheme_of
 
 log = logging.getLogger("gatestream.service")
@@ -37,15 +36,6 @@ class Seen(NamedTuple):
 
 
 Start = Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
-
-
-def started(said: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A process of `feeder.py`, told what to do."""
-    process = subprocess.Popen([sys.executable, "-m", "stream.service.feeder"], stdin=subprocess.PIPE, stderr=stderr())
-    assert process.stdin is not None
-    with process.stdin as told:
-        told.write(json.dumps(said).encode())
-    return process
 
 
 def is_fed(camera: Camera) -> bool:
@@ -70,7 +60,8 @@ class Feeders:
                  chance: Callable[[], float] = random.random, start: Start | None = None) -> None:
         """link: address that the processes send to; chance: 0 to 1, so that many cameras do not come back at once;
         start: starts a process that is told this."""
-        self._link, self._steady, self._chance, self._start = link, steady, chance, start or started
+        self._link, self._steady, self._chance = link, steady, chance
+        self._start = start or partial(started, "stream.service.feeder")
         self._feeders: dict[str, _Feeder] = {}
 
     def configure(self, cameras: Iterable[Camera]) -> None:

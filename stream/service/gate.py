@@ -4,29 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.errors import FrameError, ModelError
+from engines.errors import ModelError
 from engines.training.metrics import event_f1, matched
-from stream.frame import Event, Frame
-from stream.recognizer import Recognizer
-from stream.sources import open_source
+from stream.frame import Event
 
-CAMERA = "gate"
 OVERLAP = 0.5  # of two events, intersection over union, that are the same one
-
-
-def events_of(recognizer: Recognizer, recording: Path) -> list[Event]:
-    """The events in a recording. Raises UsageError or SourceError where it cannot be read."""
-    closed: list[Event] = []
-    with open_source(str(recording), camera=CAMERA, policy="every") as source:
-        for frame in source.frames():
-            if not isinstance(frame, Frame):
-                continue
-            try:
-                caused = recognizer.push(frame.image_bgr, frame.captured_at, CAMERA, frame.index, frame.lost)
-            except FrameError:
-                continue
-            closed += [item for item in caused if isinstance(item, Event) and not item.open]
-    return closed + recognizer.flush(CAMERA)
 
 
 def check(wanted: list[Event], found: list[Event], least_f1: float, recording: Path) -> None:

@@ -12,12 +12,10 @@ another model a second process is started beside it, and takes over once it is r
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -33,12 +31,12 @@ import zmq
 import engines
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model import Model, bundled
-from stream.notices import stderr
 from stream.service.clips import Recorder
 from stream.service.config import Config
 from stream.service.feeders import Feeders, Seen
 from stream.service.health import HealthServer, Metrics
 from stream.service.outlets import opened
+from stream.service.processes import started
 from stream.service.receiver import Receiver, Records
 from stream.service.recent import Recent
 from stream.service.results import Teller
@@ -259,12 +257,7 @@ class Service:
         said = {"link": self._link, "model": str(model.path), "engine": self.config.engine,
                 "slots": self.config.receive.cameras, "gate": gate and gate.model_dump(mode="json"),
                 "wanted": events}
-        process = subprocess.Popen([sys.executable, "-m", "stream.service.worker"], stdin=subprocess.PIPE,
-                                   stderr=stderr())
-        assert process.stdin is not None
-        with process.stdin as told:
-            told.write(json.dumps(said).encode())
-        return process
+        return started("stream.service.worker", said)
 
     def _receive(self) -> None:
         try:

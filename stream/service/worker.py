@@ -25,9 +25,10 @@ from engines.errors import FrameError, GatestreamError
 from stream.frame import Event, Image, Item, event_of
 from stream.notices import notices_on_stderr, quiet_decoders, unmoved_by_the_terminal
 from stream.recognizer import Arrival, Recognizer
+from stream.runner import events_in
 from stream.service import link
 from stream.service.config import Camera, Gate
-from stream.service.gate import check, events_of
+from stream.service.gate import check
 from stream.service.lobby import Guest
 from stream.service.wire import Limits, decoded
 
@@ -122,7 +123,7 @@ def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None =
         compiled = engines.compile(loaded, engine=engine, slots=slots)
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
-            found = [] if gate is None else events_of(recognizer, gate.recording)
+            found = [] if gate is None else events_in(recognizer, str(gate.recording), "gate")
             if gate is not None and wanted is not None:
                 check(wanted, found, gate.f1, gate.recording)
             worker = Worker(recognizer)
