@@ -87,6 +87,15 @@ def test_only_listed_addresses_are_answered(addresses: tuple[str, ...], comes: b
         assert answered(receiver.ports[0], "cell") == comes
 
 
+def test_a_sender_that_was_turned_away_does_not_wait_for_ever(tmp_path: Path) -> None:
+    with (guarded(tmp_path, curve=False, addresses=("10.1.2.3",)) as receiver,
+          Sender(receiver.ports[0], "cell", patience_s=0.1) as sender):
+        wait(lambda: not sender._socket.poll(0, zmq.POLLOUT))  # ZeroMQ gave up: it would wait for another receiver
+        for k in range(3):
+            sender.send(IMAGE, float(k))
+        assert sender.unanswered == 3
+
+
 def test_keys_are_made_listed_and_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, elsewhere = tmp_path / "keys", tmp_path / "elsewhere"
     assert main(["keys", "new", "server", "--folder", str(folder)]) == 0

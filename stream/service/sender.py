@@ -62,9 +62,9 @@ class Sender:
         """
         taken, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         assert taken
-        self._socket.send_multipart([self._header(captured_at), jpeg.tobytes()])
+        parts = [self._header(captured_at), jpeg.tobytes()]
         self._sequence += 1
-        return self._answer()
+        return self._asked(parts)
 
     def close(self) -> None:
         """Tells the receiver that the stream is over, and closes."""
@@ -72,10 +72,9 @@ class Sender:
             end = (json.dumps({"terminate_flag": True}).encode() if self._form == "netgear" else
                    header_of(self._camera, end=True))
             if self._form != "imagezmq":
+                self._patience_s = min(self._patience_s, 0.5)
                 with suppress(zmq.ZMQError):  # interrupted while it waits for an answer, it may not send
-                    self._socket.send_multipart([end] if self._form == "netgear" else [end, b""])
-                    self._patience_s = min(self._patience_s, 0.5)
-                    self._answer()
+                    self._asked([end] if self._form == "netgear" else [end, b""])
             self._context.destroy(linger=200)
 
     def _header(self, captured_at: float) -> bytes:
@@ -88,15 +87,20 @@ class Sender:
                                "shape": ""}).encode()
         return header_of(self._camera, captured_at=captured_at, sequence=self._sequence)
 
-    def _answer(self) -> dict[str, Any] | None:
+    def _asked(self, parts: list[bytes]) -> dict[str, Any] | None:
+        """Sends a message; what is answered."""
         if self._publish:
+            self._socket.send_multipart(parts)
             return None
-        if not self._socket.poll(round(1000 * self._patience_s)):
+        self._socket.sndtimeo = self._socket.rcvtimeo = round(1000 * self._patience_s)
+        try:
+            self._socket.send_multipart(parts)  # to a receiver that turned us away: it would wait for ever
+            said = self._socket.recv()
+        except zmq.Again:
             self.unanswered += 1
             self._socket.close(linger=0)
             self._socket = self._opened()
             return None
-        said = self._socket.recv()
         try:
             found = json.loads(said)
         except ValueError:
