@@ -38,25 +38,42 @@ def fit(image_bgr: NDArray[np.uint8], cover_hw: tuple[int, int], size_hw: tuple[
         covered_hw = _covering((height, width), cover_hw)
         middle = tuple(round((all_ - kept) / 2) for all_, kept in zip(covered_hw, size_hw, strict=True))
         return _triangle(image_bgr, covered_hw, (middle[0], middle[1]), size_hw)
-    scale = max(cover_hw[0] / height, cover_hw[1] / width)
-    crop_h = min(height, max(1, round(size_hw[0] / scale)))
-    crop_w = min(width, max(1, round(size_hw[1] / scale)))
+    crop_h, crop_w = _kept((height, width), cover_hw, size_hw)
     top, left = (height - crop_h) // 2, (width - crop_w) // 2
     crop = image_bgr[top:top + crop_h, left:left + crop_w]
     if resize_filter == "area":
         crop = _halved(crop, size_hw)
-    shrink = cv2.INTER_AREA if resize_filter == "area" and scale < 1 else cv2.INTER_LINEAR
+    smaller = height > cover_hw[0] and width > cover_hw[1]
+    shrink = cv2.INTER_AREA if resize_filter == "area" and smaller else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(crop, (size_hw[1], size_hw[0]), interpolation=shrink), dtype=np.uint8)
+
+
+def shrinkable(image_hw: tuple[int, int], contract: Contract) -> int:
+    """By how much, a power of two, a decoder may shrink a picture on its own: `prepare` would average such blocks."""
+    if contract.resize_filter != "area":
+        return 1
+    return 1 << _halvings(_kept(image_hw, contract.cover_hw, contract.input_size_hw), contract.input_size_hw)
+
+
+def _kept(image_hw: tuple[int, int], cover_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of what `fit` keeps of an image, in its own pixels."""
+    scale = max(cover_hw[0] / image_hw[0], cover_hw[1] / image_hw[1])
+    height, width = (min(all_, max(1, round(wanted / scale))) for all_, wanted in zip(image_hw, size_hw, strict=True))
+    return height, width
+
+
+def _halvings(image_hw: tuple[int, int], size_hw: tuple[int, int]) -> int:
+    """How often an image can be halved and still be twice as large as wanted."""
+    return max(0, min(all_ // (2 * wanted) for all_, wanted in zip(image_hw, size_hw, strict=True)).bit_length() - 1)
 
 
 def _halved(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Averages 2x2 blocks while the image is four times too large or more: area averaging at a third of the cost."""
-    while True:
+    for _ in range(_halvings((image_bgr.shape[0], image_bgr.shape[1]), size_hw)):
         height, width = image_bgr.shape[0] // 2, image_bgr.shape[1] // 2
-        if height < 2 * size_hw[0] or width < 2 * size_hw[1]:
-            return image_bgr
         even = image_bgr[:2 * height, :2 * width]
         image_bgr = np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return image_bgr
 
 
 def views(image_bgr: NDArray[np.uint8], contract: Contract, crops: int) -> NDArray[np.uint8]:

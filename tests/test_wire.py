@@ -8,10 +8,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fakes import contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import FrameError
+from engines.preprocess import prepare, shrinkable
 from stream.service.wire import HEADER_BYTES, Limits, Message, answer, decoded, header_of, parse
 
 LIMITS = Limits(payload_bytes=1_000_000, pixels=100_000)
@@ -178,3 +180,23 @@ def test_answers_suit_whoever_asked() -> None:
     assert json.loads(answer(net, said)) == {"port": "5566", "return_type": "dict", "data": said}
     assert answer(None, error="a header that is no JSON").startswith(b"ERROR: a header")
     assert json.loads(answer(net, said, "too fast"))["data"] == {"error": "too fast"}
+
+
+@pytest.mark.parametrize(("size_hw", "by", "taken"), [
+    ((480, 640), 2, 2), ((640, 480), 2, 2), ((1080, 1920), 4, 4), ((1280, 1600), 8, 8),
+    ((750, 1000), 4, 2), ((751, 1000), 4, 1), ((286, 400), 1, 1), ((72, 96), 1, 1)])
+def test_a_jpeg_is_decoded_no_larger_than_the_network_can_tell(size_hw: tuple[int, int], by: int, taken: int) -> None:
+    to = contract(cover_hw=(72, 96), input_size_hw=(72, 96))
+    assert shrinkable(size_hw, to) == by
+    assert shrinkable(size_hw, to.model_copy(update={"resize_filter": "bilinear"})) == 1  # it would not have averaged
+    noise = np.random.default_rng(1).integers(0, 256, (size_hw[0] // 8, size_hw[1] // 8, 3), np.uint8)
+    picture = cv2.GaussianBlur(cv2.resize(noise, size_hw[::-1]), (0, 0), 8)
+    limits = Limits(32_000_000, 40_000_000)
+    for form in (".jpg", ".png"):
+        message = Message("gatestream", "bench", cv2.imencode(form, picture)[1].tobytes())
+        whole, small = decoded(message, limits), decoded(message, limits, shrinkable=lambda hw: shrinkable(hw, to))
+        assert whole.shape[:2] == size_hw
+        assert small.shape[0] == size_hw[0] // (taken if form == ".jpg" else 1)
+        off = np.abs(prepare(whole, to).astype(int) - prepare(small, to))
+        assert off.mean() < 0.5
+        assert off.max() <= 3

@@ -22,6 +22,7 @@ import zmq
 import engines
 from engines.contract import EventRule
 from engines.errors import FrameError, GatestreamError
+from engines.preprocess import shrinkable
 from stream.frame import Event, Image, Item, event_of
 from stream.notices import notices_on_stderr, quiet_decoders, unmoved_by_the_terminal
 from stream.recognizer import Arrival, Recognizer
@@ -35,6 +36,7 @@ from stream.service.wire import Limits, decoded
 log = logging.getLogger("gatestream.service")
 
 CREDITS = 2  # batches the keeper may send ahead, so that the next is at hand when one is done
+UNCONFIGURED = Camera(name="any")
 PATIENCE_MS = 1000  # after which it is asked whether the keeper still lives
 
 
@@ -85,12 +87,12 @@ class Worker:
                     max(0.0, now - guest.arrived_at)) for guest in guests])
 
     def _decoded(self, guest: Guest) -> Image:
-        camera = self._cameras.get(guest.camera)
-        image = decoded(guest.message, self._limits, camera.colour if camera else "BGR")
-        if camera is None or camera.crop is None:
-            return image
+        camera = self._cameras.get(guest.camera, UNCONFIGURED)
+        x, y, w, h = camera.crop or (0.0, 0.0, 1.0, 1.0)
+        contract = self._recognizer.contract
+        image = decoded(guest.message, self._limits, camera.colour,
+                        lambda size: shrinkable((max(1, round(h * size[0])), max(1, round(w * size[1]))), contract))
         height, width = image.shape[:2]
-        x, y, w, h = camera.crop
         left, top = round(x * width), round(y * height)
         part = image[top:max(top + 1, round((y + h) * height)), left:max(left + 1, round((x + w) * width))]
         if not part.size:
