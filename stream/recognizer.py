@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -69,6 +70,7 @@ class _Stream:
 
 
 Decoder = Callable[[], NDArray[Any]]
+Begun = Callable[[], Image | FrameError | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,8 @@ class Recognizer:
         of which a Prediction tells the best."""
         self._rules: Mapping[str, EventRule] = {}
         self._model, self._timer = model, timer
-        self._map = map if threads is None else threads.map
+        self._threads = threads
+        self._begun: Counter[str] = Counter()  # images of each camera that were begun and not pushed
         self._slots = SlotTable(engine.slots)
         self._streams: dict[str, _Stream] = {}
 
@@ -166,22 +169,39 @@ class Recognizer:
             raise outcome
         return outcome
 
-    def push_many(self, arrivals: Sequence[Arrival]) -> list[list[Item] | GatestreamError]:
+    def begin(self, arrivals: Sequence[Arrival]) -> list[Begun]:
+        """Has the threads prepare images while the engine is busy with others; `push_many` has to be given them next.
+
+        Of a camera that was begun and not pushed it is not known yet which image its clock wants: that one waits."""
+        begun: list[Begun] = []
+        for arrival in arrivals:
+            prepare = partial(self._prepared, arrival)
+            known = arrival.camera not in self._begun
+            self._begun[arrival.camera] += 1
+            begun.append(self._threads.submit(prepare).result if self._threads is not None and known else prepare)
+        return begun
+
+    def push_many(self, arrivals: Sequence[Arrival], begun: Sequence[Begun] | None = None) \
+            -> list[list[Item] | GatestreamError]:
         """Takes the next image of several cameras, which the engine then advances side by side.
 
-        Returns for each what `push` would: what the image caused, or the error that it would raise; one camera's error
-        is no other's. Raises UsageError for a camera that is there twice, EngineError.
+        begun: what `begin` gave for them, if they were begun before. Returns for each what `push` would: what the image
+        caused, or the error that it would raise; one camera's error is no other's. Raises UsageError for a camera that
+        is there twice, EngineError.
         """
-        twice = [name for name, count in Counter(arrival.camera for arrival in arrivals).items() if count > 1]
+        begun = self.begin(arrivals) if begun is None else begun
+        there = Counter(arrival.camera for arrival in arrivals)
+        self._begun -= there
+        twice = [name for name, count in there.items() if count > 1]
         if twice:
             raise UsageError(f"two images of camera {twice[0]!r} at once", "one of each camera",
                              "push them one after the other")
         began = self._timer()
         outcomes: list[list[Item] | GatestreamError] = []
         turns: list[_Turn] = []
-        for arrival, prepared in zip(arrivals, self._map(self._prepared, arrivals), strict=True):
+        for arrival, prepared in zip(arrivals, begun, strict=True):
             try:
-                items, turn = self._admitted(arrival, prepared)
+                items, turn = self._admitted(arrival, prepared())
             except (FrameError, UsageError) as error:
                 outcomes.append(error)
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -232,6 +233,33 @@ def test_several_cameras_at_once_are_as_one_after_the_other(threads: int | None)
             apart = [one.push(picture(films[camera][k]), at[camera], camera) for camera in films]
             together = many.push_many([Arrival(picture(films[camera][k]), at[camera], camera) for camera in films])
             assert [still(items) for items in together if isinstance(items, list)] == [still(items) for items in apart]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_what_is_begun_ahead_changes_nothing(ahead: int) -> None:
+    rng = np.random.default_rng(ahead)
+    times = {camera: np.cumsum(rng.choice([0.03, 0.06, 0.3, 2.0, -1.0], 60, p=[0.4, 0.4, 0.1, 0.05, 0.05]))
+             for camera in "ab"}
+
+    def decode(camera: str, k: int) -> np.ndarray:
+        if k % 7 == 3:
+            raise FrameError("a broken picture", "a whole one", "check the sender")
+        return picture("LR."[k // 8 % 3])
+
+    def told(outcome: Any) -> Any:
+        return type(outcome) if isinstance(outcome, FrameError) else still(outcome)
+
+    batches = [[Arrival(partial(decode, camera, k), float(times[camera][k]), camera)
+                for camera in "ab"[:1 + (k % 3 > 0)]] for k in range(60)]
+    plain, model = recognizer(), FakeModel()
+    wanted = [[told(outcome) for outcome in plain.push_many(batch)] for batch in batches]
+    with ThreadPoolExecutor(2) as pool:
+        early = Recognizer(model, FakeEngine(model), threads=pool)
+        begun = [early.begin(batch) for batch in batches[:ahead]]
+        for k, batch in enumerate(batches):
+            assert [told(outcome) for outcome in early.push_many(batch, begun[k])] == wanted[k]
+            begun += [early.begin(later) for later in batches[k + ahead:k + ahead + 1]]
+    assert [early.counts(camera) for camera in "ab"] == [plain.counts(camera) for camera in "ab"]
 
 
 def test_an_image_is_decoded_only_if_the_clock_wants_it() -> None:

@@ -12,10 +12,11 @@ import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -23,9 +24,9 @@ import engines
 from engines.contract import EventRule
 from engines.errors import FrameError, GatestreamError
 from engines.preprocess import shrinkable
-from stream.frame import Event, Image, Item, event_of
+from stream.frame import Event, Image, event_of
 from stream.notices import notices_on_stderr, quiet_decoders, unmoved_by_the_terminal
-from stream.recognizer import Arrival, Recognizer
+from stream.recognizer import Arrival, Begun, Recognizer
 from stream.runner import events_in
 from stream.service import link
 from stream.service.config import Camera, Gate
@@ -35,7 +36,7 @@ from stream.service.wire import Limits, decoded
 
 log = logging.getLogger("gatestream.service")
 
-CREDITS = 2  # batches the keeper may send ahead, so that the next is at hand when one is done
+CREDITS = 3  # batches the keeper may send ahead: one in the engine, one being decoded, one at hand
 UNCONFIGURED = Camera(name="any")
 PATIENCE_MS = 1000  # after which it is asked whether the keeper still lives
 
@@ -54,10 +55,14 @@ class Worker:
         own = self._recognizer.contract.events
         self._recognizer.set_rules({camera.name: _rule(own, camera) for camera in cameras})
 
-    def frames(self, guests: Sequence[Guest]) -> dict[str, Any]:
+    def begin(self, guests: Sequence[Guest]) -> list[Begun]:
+        """Begins to decode what `frames` is given soon."""
+        return self._recognizer.begin(self._arrivals(guests))
+
+    def frames(self, guests: Sequence[Guest], begun: Sequence[Begun] | None = None) -> dict[str, Any]:
         """What these messages caused, and the pictures among them that were refused."""
         records, errors = [], []
-        for guest, outcome in zip(guests, self._push(guests), strict=True):
+        for guest, outcome in zip(guests, self._recognizer.push_many(self._arrivals(guests), begun), strict=True):
             if isinstance(outcome, GatestreamError):
                 errors.append([guest.camera, type(outcome).__name__, str(outcome)])
             else:
@@ -66,7 +71,7 @@ class Worker:
 
     def warm(self, guests: Sequence[Guest]) -> dict[str, Any]:
         """Takes messages that had their results before: the network's state comes up to date, nothing is told."""
-        self._push(guests)
+        self._recognizer.push_many(self._arrivals(guests))
         for guest in guests:
             self._recognizer.cut(guest.camera)
         return {"records": [], "credits": 0}
@@ -80,11 +85,10 @@ class Worker:
         closed = [event.as_json() for camera in self._recognizer.cameras for event in self._recognizer.flush(camera)]
         return {"records": closed, "credits": 0, "last": True}
 
-    def _push(self, guests: Sequence[Guest]) -> list[list[Item] | GatestreamError]:
+    def _arrivals(self, guests: Sequence[Guest]) -> list[Arrival]:
         now = self._steady()
-        return self._recognizer.push_many([
-            Arrival(partial(self._decoded, guest), guest.captured_at, guest.camera, guest.index, guest.lost,
-                    max(0.0, now - guest.arrived_at)) for guest in guests])
+        return [Arrival(partial(self._decoded, guest), guest.captured_at, guest.camera, guest.index, guest.lost,
+                        max(0.0, now - guest.arrived_at)) for guest in guests]
 
     def _decoded(self, guest: Guest) -> Image:
         camera = self._cameras.get(guest.camera, UNCONFIGURED)
@@ -110,6 +114,15 @@ def _rule(own: EventRule, camera: Camera) -> EventRule:
     return own.model_copy(update=changes)
 
 
+class _Work(NamedTuple):
+    """A message of the keeper, and of `frames` what is decoded by now."""
+
+    kind: bytes
+    rest: list[bytes]
+    guests: list[Guest]
+    begun: list[Begun]
+
+
 def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None = None,
           wanted: list[Event] | None = None) -> None:
     """Works for the keeper at a link's address until it says stop, or is no more.
@@ -132,18 +145,25 @@ def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None =
             said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}", "credits": CREDITS,
                     "pid": os.getpid(), "events": [event.as_json() for event in found]}
             _say(socket, link.READY, said)
+            queue: deque[_Work] = deque()
             while True:
-                if not socket.poll(PATIENCE_MS):
+                # Pictures of the next batches are decoded while the engine has this one.
+                while (len(queue) < CREDITS and (not queue or queue[-1].kind == link.FRAMES)
+                       and socket.poll(0 if queue else PATIENCE_MS)):
+                    kind, *rest = socket.recv_multipart()
+                    guests = link.unpacked(rest) if kind in (link.FRAMES, link.WARM) else []
+                    queue.append(_Work(kind, rest, guests, worker.begin(guests) if kind == link.FRAMES else []))
+                if not queue:
                     if os.getppid() != keeper:
                         return
                     continue
-                kind, *rest = socket.recv_multipart()
+                kind, rest, guests, begun = queue.popleft()
                 if kind == link.FRAMES:
-                    _say(socket, link.DONE, worker.frames(link.unpacked(rest)))
+                    _say(socket, link.DONE, worker.frames(guests, begun))
                 elif kind == link.CAMERAS:
                     worker.configure([Camera.model_validate(camera) for camera in json.loads(rest[0])])
                 elif kind == link.WARM:
-                    _say(socket, link.DONE, worker.warm(link.unpacked(rest)))
+                    _say(socket, link.DONE, worker.warm(guests))
                 elif kind == link.LEAVE:
                     _say(socket, link.DONE, worker.leave(json.loads(rest[0])["camera"]))
                 elif kind == link.STOP:
