@@ -22,13 +22,13 @@ def test_the_newest_message_wins_and_the_lost_are_told_of() -> None:
     target = lobby("a")
     for k in range(3):
         target.put("a", MESSAGE, captured_at=float(k), arrived_at=float(k))
-    [guest] = target.take(8, now=2.1, budget_s=1.0)
+    [guest] = target.take(8, 2.1, lambda _: 1.0)
     assert (guest.captured_at, guest.index, guest.lost) == (2.0, 2, 2)
-    assert target.take(8, now=2.1, budget_s=1.0) == []
+    assert target.take(8, 2.1, lambda _: 1.0) == []
     account = target.accounts["a"]
     assert (account.received, account.taken, account.bytes, account.dropped[OVERTAKEN]) == (3, 1, 15, 2)
     target.put("a", MESSAGE, 3.0, 3.0)
-    assert target.take(8, 3.0, 1.0)[0].lost == 0
+    assert target.take(8, 3.0, lambda _: 1.0)[0].lost == 0
 
 
 def test_what_waited_too_long_is_dropped_and_refusals_count_as_lost() -> None:
@@ -36,12 +36,20 @@ def test_what_waited_too_long_is_dropped_and_refusals_count_as_lost() -> None:
     target.put("a", MESSAGE, 0.0, 0.0)
     target.put("b", MESSAGE, 0.9, 0.9)
     target.refuse("b", "quota")
-    assert [(guest.camera, guest.lost) for guest in target.take(8, now=1.0, budget_s=0.5)] == [("b", 1)]
+    assert [(guest.camera, guest.lost) for guest in target.take(8, 1.0, lambda _: 0.5)] == [("b", 1)]
     assert target.accounts["a"].dropped == {STALE: 1}
     assert target.accounts["b"].dropped == {"quota": 1}
     assert target.accounts["b"].received == 2
     target.put("a", MESSAGE, 1.0, 1.0)
-    assert target.take(8, 1.0, 0.5)[0].lost == 1
+    assert target.take(8, 1.0, lambda _: 0.5)[0].lost == 1
+
+
+def test_each_camera_has_its_own_patience() -> None:
+    target = lobby("a", "b")
+    for camera in "ab":
+        target.put(camera, MESSAGE, 0.0, 0.0)
+    assert [guest.camera for guest in target.take(8, 1.0, {"a": 2.0, "b": 0.5}.__getitem__)] == ["a"]
+    assert target.accounts["b"].dropped == {STALE: 1}
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
@@ -52,7 +60,7 @@ def test_under_overload_everyone_gets_the_same_share(most: int) -> None:
         for i, camera in enumerate(cameras):
             if k % (1 + i % 2) == 0:  # every other camera is half as fast, and still faster than what is left for it
                 target.put(camera, MESSAGE, float(k), float(k))
-        assert len(target.take(most, float(k), 10.0)) == most
+        assert len(target.take(most, float(k), lambda _: 10.0)) == most
     shares = [target.accounts[camera].taken for camera in cameras]
     if most <= 3:
         assert max(shares) - min(shares) <= 1
@@ -63,7 +71,7 @@ def test_a_camera_that_left_leaves_nothing() -> None:
     target = lobby("a")
     target.put("a", MESSAGE, 0.0, 0.0)
     target.close("a")
-    assert target.take(8, 0.0, 1.0) == []
+    assert target.take(8, 0.0, lambda _: 1.0) == []
     assert not target.accounts
     with pytest.raises(UsageError, match="no place"):
         target.put("a", MESSAGE, 0.0, 0.0)

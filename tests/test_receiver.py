@@ -212,8 +212,10 @@ class TestAll:
                     seen |= {guest.camera for guest in guests(engine)}
             gear.close()
 
-    def test_nobody_stalls_without_an_engine_and_the_newest_picture_waits(self) -> None:
-        with running(staleness_ms=60_000) as receiver, Sender(port(receiver), "own") as sender:
+    @pytest.mark.parametrize("patience", [
+        {"staleness_ms": 60_000}, {"staleness_ms": 0.001, "camera": [{"name": "own", "staleness_ms": 60_000}]}])
+    def test_nobody_stalls_without_an_engine_and_the_newest_picture_waits(self, patience: dict[str, Any]) -> None:
+        with running(**patience) as receiver, Sender(port(receiver), "own") as sender:
             for k in range(20):
                 sender.send(np.full((8, 8, 3), 10 * k, np.uint8), captured_at=1000.0 + k)
             assert sender.unanswered == 0

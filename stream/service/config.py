@@ -32,6 +32,7 @@ from stream.sources.address import scheme_of
 
 Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Staleness = Annotated[float, Field(gt=0, le=60_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -56,7 +57,7 @@ class Receive(_Table):
     addresses: tuple[str, ...] = ()
     unknown: bool = True
     cameras: Annotated[int, Field(ge=1, le=10_000)] = 256
-    staleness_ms: Annotated[float, Field(gt=0, le=60_000)] = 200.0
+    staleness_ms: Staleness = 200.0
     pace_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
     tell: bool = True
     max_message_mb: Annotated[float, Field(gt=0, le=1024)] = 32.0
@@ -68,8 +69,8 @@ class Camera(_Table):
     """A camera. source: as of `gatestream run`: a webcam's number, rtsp://, zmq://host:port of a publisher, a file;
     without one, the camera dials us and sends its name; address: of a sender that sends no name, or the
     only one that may use this name; colour: of raw pixels that do not say; crop: x, y, width, height as shares of the
-    picture; open_above, min_score: instead of the model's; lost_after_s: with no frames for so long a camera has left,
-    and its events are closed."""
+    picture; open_above, min_score: instead of the model's; staleness_ms: instead of all cameras'; lost_after_s: with
+    no frames for so long a camera has left, and its events are closed."""
 
     name: str
     source: str | None = None
@@ -78,6 +79,7 @@ class Camera(_Table):
     crop: tuple[Share, Share, Share, Share] | None = None
     open_above: Share | None = None
     min_score: Share | None = None
+    staleness_ms: Staleness | None = None
     lost_after_s: Seconds = 20.0
 
     @field_validator("name")

@@ -10,7 +10,7 @@ Plain bookkeeping with times given by the caller. Every message that is not take
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from engines.errors import UsageError
@@ -93,10 +93,10 @@ class Lobby:
         if self._waiting.pop(camera, None) is not None:
             self._drop(camera, LEFT)
 
-    def take(self, most: int, now: float, budget_s: float) -> Sequence[Guest]:
-        """Up to `most` messages, of the cameras whose turn it is; those older than `budget_s` are dropped."""
+    def take(self, most: int, now: float, budget_s: Callable[[str], float]) -> Sequence[Guest]:
+        """Up to `most` messages, of the cameras whose turn it is; those older than a camera's budget are dropped."""
         for camera, guest in list(self._waiting.items()):
-            if now - guest.arrived_at > budget_s:
+            if now - guest.arrived_at > budget_s(camera):
                 del self._waiting[camera]
                 self._drop(camera, STALE)
         next_first = sorted(self._waiting, key=lambda camera: (self._turns[camera], self._waiting[camera].arrived_at))

@@ -319,13 +319,16 @@ class Receiver:
 
     def _hand_on(self, now: float) -> None:
         while self._worker is not None and self._credits[self._worker] and len(self.lobby):
-            budget_s = self.config.receive.staleness_ms / 1000
-            guests = self.lobby.take(BATCH, now, budget_s)
+            guests = self.lobby.take(BATCH, now, self._budget_s)
             for guest in guests:
                 self._release(guest.camera)
             if guests:
                 self._credits[self._worker] -= 1
                 self._tell(link.packed(guests))
+
+    def _budget_s(self, camera: str) -> float:
+        """How long a message of a camera may wait."""
+        return (self.visitors[camera].said.staleness_ms or self.config.receive.staleness_ms) / 1000
 
     def _tell_worker(self, kind: bytes, said: Any) -> None:
         self._tell([kind, json.dumps(said).encode()])
