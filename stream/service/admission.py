@@ -37,6 +37,7 @@ class Visitor:
     changed_at: float = 0.0
     left_at: float | None = None
     reconnects: int = 0
+    predictions: int = 0
     gaps: Counter[str] = field(default_factory=Counter)
 
     def frozen(self, now: float) -> bool:

@@ -15,11 +15,12 @@ from prometheus_client.registry import Collector
 
 from engines.errors import SourceError
 
+STOPS_WITHIN_S = 0.1
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 State = Callable[[], dict[str, Any]]
 
 COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine took", "bytes": "Bytes of payload",
-            "reconnects": "Times the camera came back"}
+            "predictions": "Predictions made", "reconnects": "Times the camera came back"}
 GAUGES = {"present": "Whether the camera sends", "staleness_seconds": "Seconds since its last message",
           "frozen": "Whether it sends the same picture again and again"}
 BY_CAUSE = (("dropped", "cause", "Messages dropped here, by cause"),
@@ -85,7 +86,7 @@ class HealthServer:
                               "stop what uses it, or choose another one") from error
         self._server.daemon_threads = True
         self.address = "{}:{}".format(*self._server.server_address[:2])
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(STOPS_WITHIN_S,), name="health", daemon=True).start()
 
     def close(self) -> None:
         """Stops serving."""

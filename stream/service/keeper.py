@@ -282,7 +282,7 @@ class Service:
             cameras[name] = {
                 "present": visitor.present, "protocol": visitor.protocol, "peer": visitor.peer,
                 "staleness_seconds": round(now - visitor.last_at, 3) if visitor.last_at else 0.0,
-                "frozen": visitor.frozen(now),
+                "frozen": visitor.frozen(now), "predictions": visitor.predictions,
                 "reconnects": visitor.reconnects, "received": account.received if account else 0,
                 "taken": account.taken if account else 0, "bytes": account.bytes if account else 0,
                 "dropped": dict(account.dropped) if account else {}, "gaps": dict(visitor.gaps)}

@@ -279,6 +279,8 @@ class Receiver:
             for record in said.get("records", ()):
                 if record["type"] == "prediction":
                     self.latest[record["camera"]] = record
+                    if record["camera"] in self.visitors:
+                        self.visitors[record["camera"]].predictions += 1
             if kind == link.DONE:
                 for camera, cause, error in said.get("errors", ()):
                     if camera in self.lobby.accounts:
