@@ -59,7 +59,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Learn gestures from rendered hands only, which follow strokes drawn on a screen: of the recordings, "
               "places are used and no label (EgoGestAR)."))]
           = False,
-          iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 2400,
+          iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 4800,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
           windows: Annotated[int, typer.Option(min=30, metavar="N", help=(

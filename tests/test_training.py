@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fakes import contract
 from safetensors.torch import save_file
 
 import engines
@@ -25,7 +26,7 @@ from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_l
 from engines.training.pretrained import folded, start_from
 from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
-from engines.training.train import Recipe, gather, train
+from engines.training.train import QUIET_WEIGHT, Recipe, _gestures, gather, train
 
 
 @pytest.fixture(scope="module")
@@ -348,3 +349,9 @@ def test_rendered_only_takes_no_label_from_recordings(dataset: Path, tmp_path: P
     material = gather(how, lambda _: None)
     assert (len(material.gestures), len(material.idle)) == (0, 0)
     assert len(material.backgrounds) > len(gather(replace(how, idle=()), lambda _: None).backgrounds) > len(LABELS)
+    said = contract(heads={"gesture": how.labels}, background=how.labels[-1], input_size_hw=how.input_size_hw,
+                    cover_hw=how.input_size_hw)
+    for recipe_, quiet in ((how, QUIET_WEIGHT), (replace(how, rendered_only=False), 1.0)):
+        frames = islice(_gestures(recipe_, said, material)(0, 0, np.random.default_rng(0)), 300)
+        weights = {(frame.label == len(how.labels) - 1, frame.weight) for frame in frames}
+        assert weights == {(False, 1.0), (True, 0.0), (True, quiet)}

@@ -25,7 +25,7 @@ from stream.events import UNKNOWN, events_of
 from stream.frame import Event
 
 VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
-    "open_above": (0.6, 0.8, 0.9, 0.97, 0.995, 0.999),
+    "open_above": (0.6, 0.8, 0.9, 0.97, 0.995, 0.999, 0.9995),
     "close_below": (0.3, 0.5, 0.75, 0.85, 0.95),
     "min_score": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98),
     "min_duration_s": (0.3, 0.55, 0.8, 1.2, 1.6, 2.0),
