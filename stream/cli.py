@@ -141,6 +141,30 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
     print(f"{out}: {frames} frames")
 
 
+@app.command()
+def ui(model: ModelName = "gesture", engine: EngineName = "auto",
+       host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where the page is served; cameras of browsers need "
+                                         "https, or this machine itself.")] = "127.0.0.1",
+       port: Annotated[int, typer.Option(min=0, max=65_535, metavar="N", help="Its port; 0: any.")] = 7860,
+       browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+       ) -> None:
+    """Open the page in a browser: look at a camera and at what is recognised.
+
+    [bold]Examples[/bold]
+
+      gatestream ui
+
+      gatestream ui --model mine.safetensors --port 8000
+    """
+    from importlib import import_module
+
+    try:
+        page = import_module("demo.ui")  # the only look upwards: what a person looks at is the floor above
+    except ImportError as error:
+        raise UsageError(f"the page without {error.name}", "it", "pip install 'gatestream[ui]'") from error
+    page.serve(model, engine, host, port, browser)
+
+
 def _console(json: str | None) -> Console | None:
     """Where the view goes: stdout, or stderr when results take stdout; not at all where nobody would look."""
     from rich.console import Console

@@ -1,0 +1,269 @@
+// The Live page: shows a camera, sends small pictures with their times, draws what comes back. See demo/server.py.
+
+const $ = id => document.getElementById(id);
+const OUTSTANDING = 2;      // pictures under way; further ones are not sent, so the newest wins
+const STRIP_S = 20;
+const RETRY_MS = [500, 1000, 2000, 4000];
+const now = () => (performance.timeOrigin + performance.now()) / 1000;
+
+let socket, hello, source = null, stream = null, frozen = false, tries = 0;
+let underWay = 0, lastSeen = 0, shared = null;
+let prediction = null, open = new Map(), closed = [], gap = null;
+const sent = [], answered = [], delays = [];
+
+const small = document.createElement("canvas"), pen = small.getContext("2d", { willReadFrequently: true });
+
+function colour(label) {                                   // a label's own, readable on light and dark
+  let number = 0;
+  for (const letter of label) number = (number * 31 + letter.codePointAt(0)) % 359;
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  return `hsl(${number} ${dark ? "75% 68%" : "70% 36%"})`;
+}
+
+const trouble = text => { $("trouble").textContent = text; };
+
+// ---- the server ----
+
+function connect() {
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live/feed`);
+  socket.binaryType = "arraybuffer";
+  socket.onopen = () => { if (tries) trouble(""); tries = 0; underWay = 0; };
+  socket.onmessage = message => typeof message.data === "string" ? hear(JSON.parse(message.data)) : show(message.data);
+  socket.onclose = () => {
+    trouble("The server does not answer. This page goes on by itself as soon as it does.");
+    setTimeout(connect, RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)]);
+  };
+}
+
+const tell = said => { if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(said)); };
+
+function hear(said) {
+  if (said.hello) {
+    hello = said.hello;
+    small.width = hello.width;
+    small.height = hello.height;
+    $("threshold").value = hello.threshold;
+    showThreshold();
+    open.clear();
+    if (source !== null) tell({ source });                  // the server was started anew: go on
+  }
+  if (said.trouble) trouble(said.trouble);
+  if (said.records) {
+    if (source === null && said.at) { answered.push(now()); delays.push([now(), 1000 * (now() - said.at)]); }
+    if (source === null) underWay = Math.max(0, underWay - 1);
+    for (const record of said.records) take(record);
+    if (said.records.length && !frozen) draw();
+  }
+}
+
+function take(record) {
+  if (record.type === "prediction") {
+    prediction = record;
+  } else if (record.type === "gap") {
+    gap = record;
+  } else if (record.open) {
+    open.set(record.head, record);
+  } else {
+    open.delete(record.head);
+    closed.push(record);
+    closed = closed.slice(-200);
+  }
+}
+
+// ---- cameras ----
+
+async function start() {
+  trouble("");
+  stop();
+  const chosen = $("camera").value;
+  source = chosen === "other" ? $("address").value.trim() : chosen === "browser" || chosen.startsWith("device:") ? null : chosen;
+  if (source !== null) {
+    $("video").hidden = true;
+    $("picture").hidden = false;
+    tell({ source });
+  } else {
+    tell({ source: null });
+    await openOwn(chosen.startsWith("device:") ? chosen.slice(7) : null);
+  }
+  $("freeze").disabled = false;
+}
+
+function stop() {
+  stream?.getTracks().forEach(track => track.stop());
+  stream = null;
+  prediction = gap = null;
+  open.clear();
+  closed = [];
+  underWay = 0;
+}
+
+const WHY = {
+  NotAllowedError: "This page may not use the camera. Allow it in the browser's address bar, then press Start.",
+  NotFoundError: "There is no camera in this browser. Plug one in, or choose the simulated camera.",
+  NotReadableError: "The camera is in use by another program. Close that one, then press Start.",
+};
+
+async function openOwn(device) {
+  if (!navigator.mediaDevices) {
+    trouble("Browsers give a page their camera only over https or from localhost. Open it as http://localhost.");
+    return;
+  }
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ audio: false, video: {
+      width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 },
+      ...(device ? { deviceId: { exact: device } } : {}) } });
+  } catch (error) {
+    trouble(WHY[error.name] ?? `The camera does not start (${error.name}). Choose another one.`);
+    return;
+  }
+  stream.getVideoTracks()[0].onended = () => trouble("The camera is gone. Plug it in again, then press Start.");
+  const video = $("video");
+  video.srcObject = stream;
+  video.hidden = false;
+  $("picture").hidden = true;
+  await video.play();
+  listCameras();
+  video.requestVideoFrameCallback(grab);
+}
+
+async function listCameras() {                             // their names are known once one may be used
+  const known = new Set([...$("camera").options].map(option => option.value));
+  for (const device of await navigator.mediaDevices.enumerateDevices())
+    if (device.kind === "videoinput" && device.deviceId && !known.has(`device:${device.deviceId}`))
+      $("camera").add(new Option(device.label || "A camera of this browser", `device:${device.deviceId}`), 1);
+}
+
+function grab(_, facts) {
+  if (!stream || source !== null) return;
+  const video = $("video");
+  video.requestVideoFrameCallback(grab);
+  if (!hello || underWay >= OUTSTANDING || socket.readyState !== WebSocket.OPEN) return;
+  const at = (performance.timeOrigin + (facts.captureTime ?? facts.expectedDisplayTime ?? performance.now())) / 1000;
+  const scale = Math.max(small.width / video.videoWidth, small.height / video.videoHeight);
+  const width = video.videoWidth * scale, height = video.videoHeight * scale;
+  pen.drawImage(video, (small.width - width) / 2, (small.height - height) / 2, width, height);
+  underWay++;
+  small.toBlob(async blob => {
+    const jpeg = new Uint8Array(await blob.arrayBuffer()), message = new Uint8Array(8 + jpeg.length);
+    new DataView(message.buffer).setFloat64(0, at, true);
+    message.set(jpeg, 8);
+    if (socket.readyState === WebSocket.OPEN) { socket.send(message); sent.push(now()); }
+  }, "image/jpeg", 0.85);
+}
+
+async function show(message) {                             // a picture of a camera that the server opened
+  if (frozen || source === null) return;
+  const picture = await createImageBitmap(new Blob([new Uint8Array(message, 8)]));
+  const canvas = $("picture");
+  if (canvas.width !== picture.width || canvas.height !== picture.height) {
+    canvas.width = picture.width;
+    canvas.height = picture.height;
+  }
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+  answered.push(now());
+  delays.push([now(), 1000 * (now() - new DataView(message).getFloat64(0, true))]);
+}
+
+// ---- what is shown ----
+
+function draw() {
+  if (!prediction) return;
+  const several = Object.keys(prediction.heads).length > 1, rows = [];
+  for (const [head, scores] of Object.entries(prediction.heads)) {
+    const moment = new Map(scores.now);
+    for (const [label, score] of scores.window) rows.push([several ? `${head}: ${label}` : label, label, score, moment.get(label) ?? 0]);
+  }
+  const bars = $("bars");
+  while (bars.children.length > rows.length) bars.lastChild.remove();
+  while (bars.children.length < rows.length) {
+    const bar = document.createElement("div");
+    bar.className = "bar";
+    bar.innerHTML = '<span></span><div class="track"><i></i><i></i></div><span></span>';
+    bars.append(bar);
+  }
+  rows.forEach(([name, label, window, moment], i) => {
+    const [text, track, number] = bars.children[i].children;
+    text.textContent = name;
+    text.className = label === hello.background ? "quiet" : "";
+    track.style.setProperty("--label", label === hello.background ? "var(--soft)" : colour(label));
+    track.children[0].style.width = `${100 * window}%`;
+    track.children[1].style.width = `${100 * moment}%`;
+    number.textContent = `${Math.round(100 * window)} %`;
+  });
+  $("banner").textContent = !prediction.warm ? "Warming up …" : [...open.values()].map(event => event.label).join(", ");
+  drawStrip();
+  listEvents();
+}
+
+function drawStrip() {                                     // time runs to the left; below: the gates of the window's clips
+  const canvas = $("strip"), pen = canvas.getContext("2d"), ratio = devicePixelRatio;
+  const width = canvas.clientWidth, height = canvas.clientHeight;
+  canvas.width = width * ratio;
+  canvas.height = height * ratio;
+  pen.scale(ratio, ratio);
+  pen.font = "14px system-ui, sans-serif";
+  const end = prediction.captured_at, x = at => width * (1 - (end - at) / STRIP_S);
+  let free = 0;                                            // names do not cover one another
+  for (const event of [...closed, ...open.values()]) {
+    const from = x(event.started_at), to = event.open ? width : x(event.ended_at);
+    if (to < 0) continue;
+    pen.fillStyle = colour(event.label);
+    pen.globalAlpha = event.label === "unknown" ? 0.35 : event.open ? 0.75 : 1;
+    pen.fillRect(from, 6, Math.max(3, to - from), 22);
+    pen.globalAlpha = 1;
+    const text = event.open ? event.label : `${event.label} ${event.score.toFixed(2)}`, at = Math.max(2, free, from);
+    pen.fillText(text, at, 46);
+    free = at + pen.measureText(text).width + 8;
+  }
+  pen.fillStyle = getComputedStyle(document.body).getPropertyValue("--accent");
+  prediction.clips.forEach((gate, i) => {
+    const from = x(end - (prediction.clips.length - i) * hello.clip_s), to = x(end - (prediction.clips.length - i - 1) * hello.clip_s);
+    pen.globalAlpha = 0.2;
+    pen.fillRect(from, 60, to - from - 2, 30);
+    pen.globalAlpha = 1;
+    pen.fillRect(from, 60 + 30 * (1 - gate), to - from - 2, 30 * gate);
+  });
+}
+
+function listEvents() {
+  const latest = closed.slice(-5).reverse(), list = $("events"), key = latest.map(event => event.ended_at + event.label).join();
+  if (list.dataset.key === key) return;
+  list.dataset.key = key;
+  list.replaceChildren(...latest.map(event => {
+    const item = document.createElement("li"), name = document.createElement("b");
+    name.textContent = event.label;
+    name.style.setProperty("--label", colour(event.label));
+    const when = new Date(1000 * event.started_at).toLocaleTimeString();
+    item.append(name, ` ${when}, ${(event.ended_at - event.started_at).toFixed(1)} s, score ${event.score.toFixed(2)}`);
+    return item;
+  }));
+}
+
+const rate = times => {
+  while (times.length && times[0] < now() - 2) times.shift();
+  return times.length / 2;
+};
+
+setInterval(() => {
+  while (delays.length && delays[0][0] < now() - 5) delays.shift();
+  const sorted = delays.map(([, ms]) => ms).sort((a, b) => a - b), p95 = sorted[Math.floor(0.95 * sorted.length)];
+  const parts = prediction ? Object.entries(prediction.latency_ms).map(([part, ms]) => `${part} ${ms.toFixed(1)}`).join(", ") : "";
+  $("facts").textContent = [`${rate(answered).toFixed(0)} frames/s`,
+    p95 === undefined ? "" : `camera to result ${sorted[Math.floor(sorted.length / 2)].toFixed(0)} ms, p95 ${p95.toFixed(0)} ms`,
+    parts && `in the server, ms: ${parts}`, prediction ? `${prediction.dropped} dropped, ${prediction.held} held` : "",
+    gap ? `last gap: ${gap.seconds.toFixed(1)} s (${gap.action})` : ""].filter(Boolean).join(" · ");
+  document.body.dataset.facts = JSON.stringify({ rate: rate(answered), p95, shown: $("banner").textContent });
+}, 500);
+
+function showThreshold() { $("above").textContent = Number($("threshold").value).toFixed(3); }
+
+$("camera").onchange = () => { $("address-label").hidden = $("camera").value !== "other"; };
+$("start").onclick = start;
+$("threshold").oninput = showThreshold;
+$("threshold").onchange = () => tell({ threshold: Number($("threshold").value) });
+$("freeze").onclick = () => {
+  frozen = !frozen;
+  $("freeze").setAttribute("aria-pressed", String(frozen));
+  if (frozen) $("video").pause(); else $("video").play();
+};
+connect();

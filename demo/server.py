@@ -1,0 +1,114 @@
+"""The server behind the page: a WebSocket for each viewer of Live, and the page's files.
+
+    browser ──► server   binary: time (float64, little-endian, Unix seconds) + JPEG; text: {"source": "sim://gestures"},
+                         null for the browser's own camera; {"threshold": 0.9}, null for the model's
+    server ──► browser   text: {"hello": {...}}, {"at": time, "records": [...]}, {"trouble": "a sentence"}
+                         binary: time + JPEG, a picture of a camera that the server opened
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from demo.viewers import Outbox, Viewer, Viewers
+from engines.errors import GatestreamError
+
+log = logging.getLogger("gatestream.ui")
+
+PAGE = Path(__file__).parent / "page"
+OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+def app_of(viewers: Viewers, hosts: tuple[str, ...] = ()) -> FastAPI:
+    """The application. hosts: names it may be asked for by, besides this machine's own."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # A page of another site that the same browser shows could else reach us under a name of its own.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*OWN_NAMES, *hosts])
+    app.mount("/page", StaticFiles(directory=PAGE))
+
+    @app.get("/live")
+    async def live() -> FileResponse:
+        return FileResponse(PAGE / "live.html")
+
+    @app.websocket("/live/feed")
+    async def feed(socket: WebSocket) -> None:
+        origin = urlsplit(socket.headers.get("origin", "")).netloc
+        if origin != socket.headers.get("host"):  # any site's page may open a WebSocket to us
+            await socket.close(1008)
+            return
+        await socket.accept()
+        viewer, outbox = viewers.join(), Outbox()
+        outbox.put({"hello": hello(viewers)})
+        sending = asyncio.create_task(_send(socket, outbox))
+        try:
+            with suppress(WebSocketDisconnect, RuntimeError):
+                while True:
+                    await _hear(await socket.receive(), viewer, outbox)
+        finally:
+            sending.cancel()
+            await asyncio.to_thread(viewer.leave)
+
+    return app
+
+
+def hello(viewers: Viewers) -> dict[str, Any]:
+    """What a page has to know."""
+    contract = viewers.recognizer.contract
+    height, width = contract.cover_hw
+    return {"model": contract.name, "background": contract.background, "width": 2 * width, "height": 2 * height,
+            "heads": {head: list(labels) for head, labels in contract.heads.items()},
+            "threshold": contract.events.open_above, "clip_s": contract.clip_frames / contract.frame_rate}
+
+
+async def _send(socket: WebSocket, outbox: Outbox) -> None:
+    with suppress(WebSocketDisconnect, RuntimeError):
+        while True:
+            said, picture = await outbox.take()
+            for one in said:
+                await socket.send_text(json.dumps(one))
+            if picture is not None:
+                await socket.send_bytes(struct.pack("<d", picture[1]) + picture[0])
+
+
+async def _hear(heard: dict[str, Any] | Any, viewer: Viewer, outbox: Outbox) -> None:
+    """One message of a page. Raises WebSocketDisconnect."""
+    if heard["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(heard.get("code", 1000))
+
+    def told(records: list[dict[str, Any]], picture: bytes, at: float) -> None:
+        outbox.put({"at": at, "records": records}, picture, at)
+
+    def failed(trouble: str) -> None:
+        outbox.put({"trouble": trouble})
+
+    try:
+        if (picture := heard.get("bytes")) is not None:
+            [captured_at] = struct.unpack("<d", picture[:8])
+            told(await asyncio.to_thread(viewer.see, picture[8:], captured_at), b"", captured_at)
+        else:
+            said = dict(json.loads(heard["text"]).items())
+            if "threshold" in said:
+                await asyncio.to_thread(viewer.tune, None if said["threshold"] is None else float(said["threshold"]))
+            if "source" in said:
+                closed = await asyncio.to_thread(viewer.stop)
+                outbox.put({"at": 0.0, "records": closed})
+                if said["source"] is not None:
+                    await asyncio.to_thread(viewer.watch, str(said["source"]), told, failed)
+    except GatestreamError as error:
+        if heard.get("bytes") is not None:  # the page waits for an answer to each picture
+            outbox.put({"at": 0.0, "records": []})
+        failed(str(error))
+    except (ValueError, TypeError, AttributeError, struct.error):
+        failed("The page and its server do not understand one another: reload the page.")

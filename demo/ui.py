@@ -1,0 +1,38 @@
+"""`gatestream ui`: the page in a browser."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import webbrowser
+
+import uvicorn
+
+from demo.server import app_of
+from demo.viewers import Viewers
+from engines.errors import UsageError
+from stream.recognizer import Recognizer
+
+log = logging.getLogger("gatestream.ui")
+
+SLOTS = 32  # viewers at a time, at most
+PINGS_S = 2.0  # a page that is gone without a word gives its place back after two of these
+
+
+def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1", port: int = 7860,
+          open_browser: bool = True) -> None:
+    """Serves the page until interrupted. Raises UsageError for a port that is taken."""
+    with Recognizer.open(model, engine, slots=SLOTS) as recognizer, Viewers(recognizer) as viewers:
+        config = uvicorn.Config(app_of(viewers, (host,)), host=host, port=port, log_level="warning",
+                                ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        try:
+            socket = config.bind_socket()
+        except SystemExit as error:  # uvicorn's way to say that it cannot
+            raise UsageError(f"port {port} of {host}, which cannot be used", "a free port",
+                             "choose another one with --port") from error
+        address = f"http://{'[' + host + ']' if ':' in host else host}:{socket.getsockname()[1]}/live"
+        log.info("the page is at %s; Ctrl-C ends it", address)
+        if open_browser:
+            threading.Timer(0.5, webbrowser.open, (address,)).start()
+        server.run([socket])

@@ -1,0 +1,171 @@
+"""Everybody who looks at the Live page, on one recogniser that one thread owns.
+
+    a browser's camera    see(jpeg, captured_at) ──► records
+    a camera of ours      watch(source) ──► told(records, picture) again and again, until another is chosen
+
+Each viewer is a camera of its own: its state, its events, its threshold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import cv2
+
+from engines.contract import EventRule
+from engines.errors import GatestreamError
+from stream.frame import Frame, Image
+from stream.recognizer import Recognizer
+from stream.service.wire import Limits, Message, decoded
+from stream.sources import Source, open_source
+
+log = logging.getLogger("gatestream.ui")
+
+LIMITS = Limits(payload_bytes=4 * 1024 * 1024, pixels=8_000_000)  # of a picture from a browser
+SHOWN_WIDTH = 640  # of pictures that go to a browser
+Records = list[dict[str, Any]]
+Told = Callable[[Records, bytes, float], None]
+
+
+class Viewers:
+    """See the file's top.
+
+        with Viewers(recognizer) as viewers:
+            viewer = viewers.join()
+    """
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        self.recognizer = recognizer
+        self._thread = ThreadPoolExecutor(1, "recogniser")
+        self._numbers = itertools.count(1)
+        self._rules: dict[str, EventRule] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def join(self) -> Viewer:
+        """A new viewer."""
+        return Viewer(self, f"viewer {next(self._numbers)}")
+
+    def push(self, image_bgr: Image | Callable[[], Image], captured_at: float, camera: str, lost: int = 0) -> Records:
+        """What an image causes. Waits for its turn. Raises GatestreamError."""
+        items = self._thread.submit(self.recognizer.push, image_bgr, captured_at, camera, lost=lost).result()
+        return [item.as_json() for item in items]
+
+    def leave(self, camera: str) -> Records:
+        """Ends a camera's stream and gives its slot back; the events that were open."""
+        return [event.as_json() for event in self._thread.submit(self.recognizer.flush, camera).result()]
+
+    def tune(self, camera: str, open_above: float | None) -> None:
+        """From which score on events of a camera open; None for the model's own."""
+        own = self.recognizer.contract.events
+        if open_above is None:
+            self._rules.pop(camera, None)
+        else:
+            self._rules[camera] = own.model_copy(update={"open_above": open_above,
+                                                         "close_below": min(own.close_below, open_above)})
+        self._thread.submit(self.recognizer.set_rules, dict(self._rules)).result()
+
+
+class Viewer:
+    """One who looks. Its methods are called from one thread at a time; `leave` ends everything."""
+
+    def __init__(self, viewers: Viewers, camera: str) -> None:
+        self._viewers, self.camera = viewers, camera
+        self._source: Source | None = None
+        self._watching: threading.Thread | None = None
+
+    def see(self, jpeg: bytes, captured_at: float) -> Records:
+        """What a browser's picture causes; it is decoded only if the model's clock wants it. Raises GatestreamError."""
+        message = Message("gatestream", self.camera, jpeg)
+        return self._viewers.push(lambda: decoded(message, LIMITS), captured_at, self.camera)
+
+    def watch(self, spec: str, told: Told, failed: Callable[[str], None]) -> None:
+        """Shows a camera of this machine or network from now on. told, failed: are called from another thread.
+
+        Raises UsageError, SourceError when it does not open."""
+        self.stop()
+        source = self._source = open_source(spec, camera=self.camera, policy="newest")
+        self._watching = threading.Thread(target=self._watch, args=(source, told, failed), daemon=True)
+        self._watching.start()
+
+    def stop(self) -> Records:
+        """Ends what is watched, and the stream so far; the events that were open."""
+        if self._source is not None:
+            self._source.close()
+        if self._watching is not None:
+            self._watching.join()
+        self._source = self._watching = None
+        return self._viewers.leave(self.camera)
+
+    def tune(self, open_above: float | None) -> None:
+        """See `Viewers.tune`."""
+        self._viewers.tune(self.camera, open_above)
+
+    def leave(self) -> None:
+        """The viewer is gone."""
+        self.stop()
+        self.tune(None)
+
+    def _watch(self, source: Source, told: Told, failed: Callable[[str], None]) -> None:
+        try:
+            for item in source.frames():
+                if isinstance(item, Frame):
+                    records = self._viewers.push(item.image_bgr, item.captured_at, self.camera, item.lost)
+                    told(records, _picture(item.image_bgr), item.captured_at)
+                else:
+                    told([item.as_json()], b"", item.at)
+            failed("This camera has ended.")
+        except GatestreamError as error:
+            failed(str(error))
+        except RuntimeError:  # the page's server has ended
+            log.debug("%s is no more", self.camera)
+
+
+def _picture(image_bgr: Image) -> bytes:
+    """As a JPEG for a browser."""
+    height, width = image_bgr.shape[:2]
+    if width > SHOWN_WIDTH:
+        size = SHOWN_WIDTH, max(1, round(height * SHOWN_WIDTH / width))
+        image_bgr = cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA)
+    return bytes(cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
+
+
+class Outbox:
+    """What waits to be sent to one page: all records, and the newest picture. `put` may come from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()
+        self._lock = threading.Lock()
+        self._said: list[dict[str, Any]] = []
+        self._picture: tuple[bytes, float] | None = None
+
+    def put(self, said: dict[str, Any] | None, picture: bytes = b"", captured_at: float = 0.0) -> None:
+        """Leaves a message, a picture, or both."""
+        with self._lock:
+            if said is not None:
+                self._said.append(said)
+            if picture:
+                self._picture = picture, captured_at
+        self._loop.call_soon_threadsafe(self._ready.set)
+
+    async def take(self) -> tuple[list[dict[str, Any]], tuple[bytes, float] | None]:
+        """All that waits; waits for something."""
+        await self._ready.wait()
+        with self._lock:
+            self._ready.clear()
+            said, self._said = self._said, []
+            picture, self._picture = self._picture, None
+        return said, picture
