@@ -8,6 +8,7 @@ import webbrowser
 
 import uvicorn
 
+from demo.pages import mounted
 from demo.server import app_of
 from demo.viewers import Viewers
 from engines.errors import UsageError
@@ -23,7 +24,8 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
           open_browser: bool = True) -> None:
     """Serves the page until interrupted. Raises UsageError for a port that is taken."""
     with Recognizer.open(model, engine, slots=SLOTS) as recognizer, Viewers(recognizer) as viewers:
-        config = uvicorn.Config(app_of(viewers, (host,)), host=host, port=port, log_level="warning",
+        app = mounted(app_of(viewers, (host,)), model, engine)
+        config = uvicorn.Config(app, host=host, port=port, log_level="warning",
                                 ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         try:
@@ -31,7 +33,7 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
         except SystemExit as error:  # uvicorn's way to say that it cannot
             raise UsageError(f"port {port} of {host}, which cannot be used", "a free port",
                              "choose another one with --port") from error
-        address = f"http://{'[' + host + ']' if ':' in host else host}:{socket.getsockname()[1]}/live"
+        address = f"http://{'[' + host + ']' if ':' in host else host}:{socket.getsockname()[1]}"
         log.info("the page is at %s; Ctrl-C ends it", address)
         if open_browser:
             threading.Timer(0.5, webbrowser.open, (address,)).start()

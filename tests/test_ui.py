@@ -8,23 +8,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import httpx
+import numpy as np
 import pytest
 
-pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
+pytest.importorskip("gradio", reason="needs the page's server (gatestream[ui])")
 uvicorn = pytest.importorskip("uvicorn", reason="needs the page's server (gatestream[ui])")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright, which drives the browser")
 
 from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
+from demo.pages import mounted  # noqa: E402
 from demo.server import app_of  # noqa: E402
+from demo.videos import POINTS, Recognised, _Curves, recognise, track  # noqa: E402
 from demo.viewers import Viewers  # noqa: E402
 from engines.synthetic import Simulation  # noqa: E402
+from stream.cli import main  # noqa: E402
+from stream.frame import Event, Frame, HeadScores, Prediction  # noqa: E402
 from stream.recognizer import Recognizer  # noqa: E402
+from stream.service.clips import write_video  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 PATIENCE_S = 60.0
@@ -50,7 +58,8 @@ def viewers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewers]:
 
 @contextmanager
 def served(viewers: Viewers, port: int) -> Iterator[str]:
-    config = uvicorn.Config(app_of(viewers), port=port, log_level="error", timeout_graceful_shutdown=1)
+    app = mounted(app_of(viewers), "gesture", "auto")
+    config = uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -172,6 +181,84 @@ class TestLive:
             with served(viewers, unused_port):
                 wait(lambda: viewers.recognizer.cameras)
                 playwright.expect(page.locator("#trouble")).to_have_text("", timeout=1000 * PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten seconds, as browsers can play them."""
+    path = tmp_path_factory.mktemp("film") / "hand.mp4"
+    room = Simulation(3, (120, 160), RATE, idle_s=(1.5, 2.5))
+    write_video(path, ((k / RATE, room.frame(k)) for k in range(round(10 * RATE))), (120, 160))
+    return path
+
+
+def test_a_video_gives_the_events_of_a_run(viewers: Viewers, film: Path, tmp_path: Path) -> None:
+    assert main(["run", str(film), "--json", str(tmp_path / "said.jsonl")]) == 0
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    shares: list[float] = []
+    with Recognizer.open("gesture", slots=1) as recognizer:
+        found = recognise(recognizer, film, tmp_path, shares.append)
+    assert [event.as_json() for event in found.events] == [
+        one for one in said if one["type"] == "event" and not one["open"]]
+    assert [event.label for event in found.events] == ["left", "carret"]
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert {label for _, label, score in found.curves if score > 0.9} == {"left", "carret"}
+    assert [file.name for file in found.files] == ["hand.csv", "hand.jsonl", "hand.vtt"]
+    assert "carret" in found.files[2].read_text()
+    assert abs(cv2.VideoCapture(str(found.annotated)).get(cv2.CAP_PROP_FRAME_COUNT) - 10 * RATE) <= 1
+
+
+def test_curves_of_hours_are_as_long_as_those_of_seconds() -> None:
+    curves, image = _Curves("none"), np.zeros((1, 1, 3), np.uint8)
+    for k in range(20_000):
+        label = "late" if k == 19_000 else "none"
+        said = Prediction("a", k, k / 2, True, {"x": HeadScores((), ((label, 0.9),))}, (), {}, 0, 0)
+        curves.write(Frame(image, k / 2, k, "a"), [said])
+    rows = curves.rows()
+    assert POINTS / 2 <= len(rows) <= POINTS
+    [[at, _, score]] = [row for row in rows if row[2] > 0]
+    assert (at, score) == (pytest.approx(9500, abs=40), 0.9)
+
+
+def test_labels_in_the_track_are_text() -> None:
+    event = Event("a", "x", '<b onclick="1">', 1.0, 2.0, 0.9, False)
+    html = track(Recognised([event], 10.0, [], Path("a"), []), "#p")
+    assert "<b " not in html
+    assert "left:10.00%;width:max(6px,10.00%)" in html
+
+
+@needs_browser
+class TestVideo:
+    def test_an_event_that_is_pressed_is_jumped_to(self, browser: Any, address: str, film: Path) -> None:
+        with browser.new_context() as context:
+            page, hosts = context.new_page(), set()
+            page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+            page.goto(address)
+            page.get_by_role("tab", name="Video").click()
+            page.set_input_files("input[type=file]", film)
+            page.locator(".event-track button", has_text="carret").click(timeout=1000 * PATIENCE_S)
+            wait(lambda: 5 < page.evaluate("document.querySelector('#player video').currentTime") < 8)
+            assert hosts - {""} == {urlsplit(address).netloc}
+
+    def test_what_is_no_video_is_a_sentence(self, browser: Any, address: str, tmp_path: Path) -> None:
+        wrong = tmp_path / "wrong.mp4"
+        wrong.write_bytes(b"no video at all")
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.goto(address)
+            page.get_by_role("tab", name="Video").click()
+            page.set_input_files("input[type=file]", wrong)
+            trouble = page.get_by_text("This video cannot be recognised")
+            playwright.expect(trouble).to_be_visible(timeout=1000 * PATIENCE_S)
+            playwright.expect(page.get_by_text("wrong.mp4: the file is no video")).to_be_visible()
+            assert "Traceback" not in page.content()
+
+    def test_the_models_card_and_contract_are_shown(self, browser: Any, address: str) -> None:
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.goto(address)
+            page.get_by_role("tab", name="Model").click()
+            playwright.expect(page.get_by_text("Ten pointing gestures")).to_be_visible(timeout=1000 * PATIENCE_S)
 
 
 def test_other_sites_pages_are_not_answered(address: str) -> None:

@@ -1,0 +1,123 @@
+"""The pages around Live: Video and Model, made with Gradio. Nothing is fetched from anywhere else."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before it is imported
+
+import gradio as gr
+import pandas as pd
+from fastapi import FastAPI
+
+import engines
+from demo.videos import Recognised, recognise, track
+from engines.contract import Contract
+from engines.doctor import doctor
+from engines.errors import GatestreamError
+from stream.recognizer import Recognizer
+
+LARGEST = "4gb"  # of a video
+CSS = """
+#live iframe { width: 100%; height: 1100px; border: 0; }
+.event-track { position: relative; height: 34px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+.event-track button { position: absolute; top: 4px; height: 24px; border-radius: 4px; cursor: pointer; color: #111;
+  font-size: 13px; overflow: hidden; white-space: nowrap; padding: 0 4px; text-align: left; }
+#player video { max-height: 60vh; }
+footer { display: none !important; }
+"""
+# Fonts of this machine: Gradio's usual ones would be fetched from the network.
+THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def mounted(app: FastAPI, model: str, engine: str) -> FastAPI:
+    """The application with the pages in it."""
+    return gr.mount_gradio_app(app, pages(model, engine), path="/", theme=THEME, css=CSS, footer_links=[],
+                               max_file_size=LARGEST, ssr_mode=False, show_error=True)
+
+
+def pages(model: str, engine: str) -> gr.Blocks:
+    """All pages, a tab each."""
+    with gr.Blocks(title="gatestream", analytics_enabled=False) as blocks:
+        with gr.Tab("Live"):
+            gr.HTML('<iframe src="/live" title="Live" allow="camera"></iframe>', elem_id="live")
+        with gr.Tab("Video"):
+            _video(model, engine)
+        with gr.Tab("Model"):
+            _model(model)
+    return blocks
+
+
+def _video(model: str, engine: str) -> None:
+    upload = gr.File(label="A video", file_types=["video"], type="filepath")
+    trouble = gr.Markdown()
+    with gr.Column(visible=False) as results:
+        said = gr.Markdown()
+        player = gr.Video(label="The video", elem_id="player", interactive=False)
+        line = gr.HTML()
+        table = gr.Dataframe(headers=["label", "from s", "to s", "score"], label="Events", interactive=False)
+        curves = gr.LinePlot(x="seconds", y="score", color="label", y_lim=[0, 1], height=320,
+                             label="Scores over the last seconds")
+        files = gr.File(label="To take away: events as CSV, JSON lines and subtitles, and the video with them drawn in",
+                        file_count="multiple", interactive=False)
+
+    def shown(path: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+        if path is None:
+            return {results: gr.update(visible=False), trouble: ""}
+        folder = Path(tempfile.mkdtemp(prefix="gatestream-"))
+        try:
+            with Recognizer.open(model, engine, slots=1) as recognizer:
+                found = recognise(recognizer, Path(path), folder, progress)
+        except GatestreamError as error:
+            why = str(error).replace(path, Path(path).name)
+            return {results: gr.update(visible=False), trouble: f"**This video cannot be recognised:** {why}."}
+        return {results: gr.update(visible=True), trouble: "", said: _said(found), player: path,
+                line: track(found, "#player video"),
+                table: [[event.label, round(event.started_at, 2), round(event.ended_at, 2), round(event.score, 2)]
+                        for event in found.events],
+                curves: pd.DataFrame(found.curves, columns=["seconds", "label", "score"]),
+                files: [str(file) for file in (*found.files, found.annotated)]}
+
+    upload.change(shown, upload, [results, trouble, said, player, line, table, curves, files])
+
+
+def _said(found: Recognised) -> str:
+    events = len(found.events)
+    return f"**{events} {'event' if events == 1 else 'events'}** in {found.seconds:.0f} s. Press one to jump to it."
+
+
+def _model(name: str) -> None:
+    loaded = engines.load(name)
+    card = loaded.path.with_suffix(".md") if loaded.path is not None else None
+    with gr.Row():
+        with gr.Column(scale=3):
+            gr.Markdown(card.read_text(encoding="utf-8") if card is not None and card.is_file()
+                        else f"# {loaded.contract.name}")
+        with gr.Column(scale=2):
+            gr.Dataframe(_facts(loaded.contract), headers=["what", "value"], label="Contract", interactive=False,
+                         wrap=True)
+            prove = gr.Button("Prove it on this machine")
+            checks = gr.Dataframe(headers=["check", "", "what was found"], label="Doctor", interactive=False, wrap=True)
+
+    def proved() -> Any:
+        rows: list[list[str]] = []
+        for check in doctor(name):
+            rows.append([check.name, "ok" if check.ok else "FAIL", check.detail])
+            yield list(rows)
+
+    prove.click(proved, None, checks)
+
+
+def _facts(contract: Contract) -> list[list[str]]:
+    height, width = contract.input_size_hw
+    rule = contract.events
+    return [["architecture", contract.architecture],
+            *([f"labels of {head}", ", ".join(labels)] for head, labels in contract.heads.items()),
+            ["input", f"{width} x {height} pixels, {contract.frame_rate:g} frames/s"],
+            ["window", f"{contract.window_clips} clips of {contract.clip_frames} frames"],
+            ["an event opens above", f"{rule.open_above:g}"], ["and closes below", f"{rule.close_below:g}"],
+            ["it lasts", f"{rule.min_duration_s:g} s or more"], ["its score is", f"{rule.min_score:g} or more"],
+            ["nothing is called", contract.background or "(no label)"]]
