@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import webbrowser
+from pathlib import Path
 
 import uvicorn
 
 from demo.pages import mounted
 from demo.server import app_of
+from demo.users import Guard, read
 from demo.viewers import Viewers
 from engines.errors import UsageError
 from stream.recognizer import Recognizer
@@ -21,11 +23,17 @@ PINGS_S = 2.0  # a page that is gone without a word gives its place back after t
 
 
 def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1", port: int = 7860,
-          open_browser: bool = True) -> None:
-    """Serves the page until interrupted. Raises UsageError for a port that is taken."""
+          open_browser: bool = True, auth: Path | None = None) -> None:
+    """Serves the page until interrupted. auth: a file of users, who alone may see it.
+
+    Raises UsageError for a port that is taken, or a file that is none of users."""
+    users = None if auth is None else read(auth)
+    alone = host in ("localhost", "127.0.0.1", "::1")
+    if users is None and not alone:
+        log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
     with Recognizer.open(model, engine, slots=SLOTS) as recognizer, Viewers(recognizer) as viewers:
-        app = mounted(app_of(viewers, (host,)), model, engine)
-        config = uvicorn.Config(app, host=host, port=port, log_level="warning",
+        app = mounted(app_of(viewers, () if alone else ("*",)), model, engine)
+        config = uvicorn.Config(app if users is None else Guard(app, users), host=host, port=port, log_level="warning",
                                 ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         try:

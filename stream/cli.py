@@ -147,7 +147,9 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
                                          "https, or this machine itself.")] = "127.0.0.1",
        port: Annotated[int, typer.Option(min=0, max=65_535, metavar="N", help="Its port; 0: any.")] = 7860,
        browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
-       ) -> None:
+       auth: Annotated[Path | None, typer.Option(metavar="FILE", help="Let only users in this file see it.")] = None,
+       add_user: Annotated[str | None, typer.Option(metavar="NAME", help=(
+           "Add a user to the file of --auth, with a password that is asked for, and end."))] = None) -> None:
     """Open the page in a browser: look at a camera and at what is recognised.
 
     [bold]Examples[/bold]
@@ -155,14 +157,23 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
       gatestream ui
 
       gatestream ui --model mine.safetensors --port 8000
+
+      gatestream ui --auth users --add-user ada, then gatestream ui --auth users --host 0.0.0.0
     """
     from importlib import import_module
 
+    if add_user is not None:
+        if auth is None:
+            raise UsageError("--add-user without --auth", "the file of users", "add --auth FILE")
+        import_module("demo.users").add(auth, add_user, typer.prompt("Password", hide_input=True,
+                                                                     confirmation_prompt=True))
+        print(f"{auth}: {add_user} may see the page")
+        return
     try:
         page = import_module("demo.ui")  # the only look upwards: what a person looks at is the floor above
     except ImportError as error:
         raise UsageError(f"the page without {error.name}", "it", "pip install 'gatestream[ui]'") from error
-    page.serve(model, engine, host, port, browser)
+    page.serve(model, engine, host, port, browser, auth)
 
 
 def _console(json: str | None) -> Console | None:
