@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import cv2
 import numpy as np
+from av.container import OutputContainer
 
 from engines.errors import SinkError
 from stream.frame import Frame, Image, Record
 from stream.overlay import OverlayState, draw
 from stream.sinks.base import Sink, output_path, sink_errors
 
-CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+H264 = ("libx264", "yuv420p", {"preset": "ultrafast", "crf": "21"})  # plays everywhere, browsers too
+MJPEG = ("mjpeg", "yuvj420p", {"qscale": "3", "flags": "+qscale"})
+KINDS = {".mp4": ("mp4", H264), ".m4v": ("mp4", H264), ".mov": ("mov", H264), ".mkv": ("matroska", H264),
+         ".avi": ("avi", MJPEG)}
 RATES = (1.0, 240.0)  # frames per second a header may claim and be believed
 USUAL_RATE = 30.0
 MAX_SIDE = 1920
@@ -33,21 +40,22 @@ class AnnotatedVideo(Sink):
     when time runs backwards the video simply goes on. The first frame sets the size (longer side at most
     MAX_SIDE, even); later frames of another shape are fitted into it with black borders.
 
-    path: .mp4, .m4v, .mov, .mkv (MPEG-4) or .avi (Motion JPEG); it appears when the video is finished,
+    path: .mp4, .m4v, .mov, .mkv (H.264) or .avi (Motion JPEG); it appears when the video is finished,
     until then it is NAME.part.EXT beside it. frame_rate: of the source; USUAL_RATE where unknown or absurd.
     """
 
     def __init__(self, path: str | Path, frame_rate: float | None = None, background: str | None = None) -> None:
         self.path = output_path(path)
-        if self.path.suffix.lower() not in CODECS:
-            raise SinkError(f"video {self.path}", f"a name ending in {', '.join(CODECS)}", "rename the output")
+        if self.path.suffix.lower() not in KINDS:
+            raise SinkError(f"video {self.path}", f"a name ending in {', '.join(KINDS)}", "rename the output")
         known = frame_rate is not None and RATES[0] <= frame_rate <= RATES[1]
         self.frame_rate = round(frame_rate, 3) if frame_rate and known else USUAL_RATE  # as files can state it
         self.part = self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
         with sink_errors("opening", self.part):
             self.part.write_bytes(b"")
         self._state = OverlayState(background=background)
-        self._writer: cv2.VideoWriter | None = None
+        self._video: OutputContainer | None = None
+        self._stream: Any = None
         self._size_hw = (0, 0)
         self._shown: Image | None = None  # the image written last
         self._written = 0
@@ -59,7 +67,7 @@ class AnnotatedVideo(Sink):
         self._state.update(records, frame)
         if frame is None or self._closed:
             return
-        if self._writer is None:
+        if self._video is None:
             self._open(frame.image_bgr)
         else:
             step = frame.captured_at - self._last_time
@@ -79,13 +87,16 @@ class AnnotatedVideo(Sink):
         if self._closed:
             return
         self._closed = True
-        if self._writer is None:
+        if self._video is None:
             with suppress(OSError):
                 self.part.unlink()
             return
-        with sink_errors("finishing", self.part):
-            self._writer.release()
-        self._check_readable()
+        try:
+            with _faults("finishing", self.part):
+                self._video.mux(self._stream.encode())
+        finally:
+            with _faults("finishing", self.part):
+                self._video.close()
         with sink_errors("renaming", self.part):
             os.replace(self.part, self.path)
 
@@ -93,18 +104,20 @@ class AnnotatedVideo(Sink):
         height, width = image.shape[:2]
         scale = min(1.0, MAX_SIDE / max(height, width))
         self._size_hw = (_even(height * scale), _even(width * scale))
-        with sink_errors("opening", self.part):
-            self._writer = cv2.VideoWriter(
-                str(self.part), cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()]), self.frame_rate,
-                (self._size_hw[1], self._size_hw[0]))
-        if not self._writer.isOpened():
-            raise SinkError(f"no {self.path.suffix} video of {self._size_hw[1]}x{self._size_hw[0]} at {self.frame_rate}"
-                            " frames/s", "a kind of video this OpenCV can write", "try .avi")
+        form, (codec, pixels, options) = KINDS[self.path.suffix.lower()]
+        with _faults("opening", self.part):
+            self._video = av.open(self.part, "w", format=form)
+            self._stream = self._video.add_stream(codec, Fraction(self.frame_rate).limit_denominator(1001),
+                                                  options=options)
+        self._stream.height, self._stream.width = self._size_hw
+        self._stream.pix_fmt = pixels
 
     def _put(self, image: Image) -> None:
-        assert self._writer is not None
-        with sink_errors("writing", self.part):
-            self._writer.write(image)
+        assert self._video is not None
+        picture = av.VideoFrame.from_ndarray(image, format="bgr24")
+        picture.pts = self._written
+        with _faults("writing", self.part):
+            self._video.mux(self._stream.encode(picture))
         self._written += 1
 
     def _check_space(self) -> None:
@@ -115,14 +128,15 @@ class AnnotatedVideo(Sink):
             raise SinkError(f"{free / 1e6:.0f} MB free for {self.path}", f"{RESERVE_BYTES / 1e6:.0f} MB to go on",
                             "free space on the disk; the video up to here is kept")
 
-    def _check_readable(self) -> None:
-        """OpenCV says nothing when writing fails, so the finished file is opened once."""
-        reader = cv2.VideoCapture(str(self.part))
-        frames = max(0, int(reader.get(cv2.CAP_PROP_FRAME_COUNT))) if reader.isOpened() else 0
-        reader.release()
-        if frames < self._written:
-            raise SinkError(f"{self.part} holds {frames} of {self._written} frames", "room for the whole video",
-                            "free space on the disk; what could be saved is in that file")
+
+@contextmanager
+def _faults(what: str, path: Path) -> Iterator[None]:
+    """FFmpeg's exceptions as SinkError."""
+    with sink_errors(what, path):
+        try:
+            yield
+        except av.FFmpegError as error:
+            raise OSError(error.errno, error.strerror) from error
 
 
 def _even(side: float) -> int:
