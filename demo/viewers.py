@@ -69,13 +69,15 @@ class Viewers:
 
     def tune(self, camera: str, open_above: float | None) -> None:
         """From which score on events of a camera open; None for the model's own."""
+        self._thread.submit(self._tune, camera, open_above).result()
+
+    def _tune(self, camera: str, open_above: float | None) -> None:
         own = self.recognizer.contract.events
-        if open_above is None:
-            self._rules.pop(camera, None)
-        else:
+        self._rules.pop(camera, None)
+        if open_above is not None:
             self._rules[camera] = own.model_copy(update={"open_above": open_above,
                                                          "close_below": min(own.close_below, open_above)})
-        self._thread.submit(self.recognizer.set_rules, dict(self._rules)).result()
+        self.recognizer.set_rules(self._rules)
 
 
 class Viewer:

@@ -42,6 +42,7 @@ function hear(said) {
     hello = said.hello;
     small.width = hello.width;
     small.height = hello.height;
+    pen.imageSmoothingQuality = "high";                     // setting a size forgets it
     $("threshold").value = hello.threshold;
     showThreshold();
     open.clear();
