@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,8 +58,7 @@ def viewers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewers]:
 
 
 @contextmanager
-def served(viewers: Viewers, port: int) -> Iterator[str]:
-    app = mounted(app_of(viewers), "gesture", "auto")
+def served(app: Any, port: int) -> Iterator[str]:
     config = uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -74,11 +74,11 @@ def served(viewers: Viewers, port: int) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium, whose camera shows twenty seconds of a hand that draws gestures, again and again."""
+    """Chromium, whose camera shows fourteen seconds of a hand that draws gestures, again and again."""
     film = tmp_path_factory.mktemp("camera") / "hand.mjpeg"
-    room = Simulation(3, (240, 320), RATE, idle_s=(1.5, 2.5))
+    room = Simulation(3, (120, 160), RATE, idle_s=(1.5, 2.5))
     with film.open("wb") as file:
-        for k in range(round(20 * RATE)):
+        for k in range(round(14 * RATE)):
             jpeg = cv2.imencode(".jpg", room.frame(k))[1].tobytes()
             file.write(jpeg + jpeg)  # Chromium plays 30 frames a second
     with playwright.sync_playwright() as driver:
@@ -89,9 +89,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture
-def address(viewers: Viewers, unused_port: int) -> Iterator[str]:
-    with served(viewers, unused_port) as found:
+@pytest.fixture(scope="module")
+def address(viewers: Viewers) -> Iterator[str]:
+    """Of a server with all pages."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with served(mounted(app_of(viewers), "gesture", "auto"), port) as found:
         yield found
 
 
@@ -173,12 +177,12 @@ class TestLive:
     def test_a_server_that_comes_back_is_found(self, browser: Any, viewers: Viewers, unused_port: int) -> None:
         with browser.new_context() as context:
             page = context.new_page()
-            with served(viewers, unused_port) as address:
+            with served(app_of(viewers), unused_port) as address:
                 page.goto(f"{address}/live")
                 page.click("#start")
                 wait(lambda: viewers.recognizer.cameras)
             says(page, "The server does not answer")
-            with served(viewers, unused_port):
+            with served(app_of(viewers), unused_port):
                 wait(lambda: viewers.recognizer.cameras)
                 playwright.expect(page.locator("#trouble")).to_have_text("", timeout=1000 * PATIENCE_S)
 
@@ -271,10 +275,10 @@ def test_other_sites_pages_are_not_answered(address: str) -> None:
 
 @pytest.mark.parametrize("said", ["{", "[]", '{"threshold": "x"}', '{"source": 5}', b"short", b"12345678no jpeg"])
 def test_nonsense_is_answered_with_a_sentence(said: str | bytes, viewers: Viewers, address: str) -> None:
-    with connect(f"ws{address[4:]}/live/feed", origin=address) as socket:
-        assert json.loads(socket.recv())["hello"]["model"] == "gesture"
-        socket.send(said)
-        while "trouble" not in (heard := json.loads(socket.recv(PATIENCE_S))):
+    with connect(f"ws{address[4:]}/live/feed", origin=address) as feed:
+        assert json.loads(feed.recv())["hello"]["model"] == "gesture"
+        feed.send(said)
+        while "trouble" not in (heard := json.loads(feed.recv(PATIENCE_S))):
             pass
         assert "Traceback" not in heard["trouble"]
     wait(lambda: viewers.recognizer.cameras == ())
