@@ -68,7 +68,6 @@ def hello(viewers: Viewers) -> dict[str, Any]:
     contract = viewers.recognizer.contract
     height, width = contract.cover_hw
     return {"model": contract.name, "background": contract.background, "width": 2 * width, "height": 2 * height,
-            "heads": {head: list(labels) for head, labels in contract.heads.items()},
             "threshold": contract.events.open_above, "clip_s": contract.clip_frames / contract.frame_rate}
 
 

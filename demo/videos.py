@@ -14,7 +14,7 @@ from stream.recognizer import Recognizer
 from stream.runner import run
 from stream.sinks.base import Sink
 from stream.sinks.export import export
-from stream.sinks.log import EventLog
+from stream.sinks.log import EventLog, events
 from stream.sinks.video import AnnotatedVideo
 from stream.sources import open_source
 
@@ -44,17 +44,17 @@ def recognise(recognizer: Recognizer, video: Path, folder: Path, progress: Calla
     log, annotated = folder / "events.db", folder / f"{video.stem}-annotated.mp4"
     with ExitStack() as stack:
         source = stack.enter_context(open_source(str(video), camera=video.name, policy="every"))
-        events, curves = _Events(), _Curves(contract.background)
+        curves = _Curves(contract.background)
         sinks = [stack.enter_context(sink) for sink in (
             EventLog(log, contract.name, video.name), AnnotatedVideo(annotated, source.info.fps, contract.background),
-            events, curves, _Progress(source.info.frames, progress))]
+            curves, _Progress(source.info.frames, progress))]
         run(source, recognizer, sinks)
     files = []
     for form in FORMS:
         files.append(folder / f"{video.stem}.{form}")
         with files[-1].open("w", encoding="utf-8", newline="") as out:
             export(log, out, form)
-    return Recognised(events.found, curves.seconds, curves.rows(), annotated, files)
+    return Recognised(events(log), curves.seconds, curves.rows(), annotated, files)
 
 
 def track(found: Recognised, player: str) -> str:
@@ -69,19 +69,6 @@ def track(found: Recognised, player: str) -> str:
         parts.append(f'<button type="button" title="{label}" aria-label="{label}" onclick="{escape(jump)}" '
                      f'style="left:{left:.2f}%;width:max(6px,{width:.2f}%);background:{colour}">{escape(event.label)}</button>')
     return f'<div class="event-track">{"".join(parts)}</div>'
-
-
-class _Events(Sink):
-    """The closed events."""
-
-    def __init__(self) -> None:
-        self.found: list[Event] = []
-
-    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
-        self.found += [record for record in records if isinstance(record, Event) and not record.open]
-
-    def close(self) -> None:
-        pass
 
 
 class _Curves(Sink):

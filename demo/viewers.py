@@ -72,11 +72,9 @@ class Viewers:
         self._thread.submit(self._tune, camera, open_above).result()
 
     def _tune(self, camera: str, open_above: float | None) -> None:
-        own = self.recognizer.contract.events
         self._rules.pop(camera, None)
         if open_above is not None:
-            self._rules[camera] = own.model_copy(update={"open_above": open_above,
-                                                         "close_below": min(own.close_below, open_above)})
+            self._rules[camera] = self.recognizer.contract.events.opening_above(open_above)
         self.recognizer.set_rules(self._rules)
 
 
@@ -94,10 +92,8 @@ class Viewer:
         return self._viewers.push(lambda: decoded(message, LIMITS), captured_at, self.camera)
 
     def watch(self, spec: str, told: Told, failed: Callable[[str], None]) -> None:
-        """Shows a camera of this machine or network from now on. told, failed: are called from another thread.
-
-        Raises UsageError, SourceError when it does not open."""
-        self.stop()
+        """Shows a camera of this machine or network from now on, after `stop`. told, failed: are called from another
+        thread. Raises UsageError, SourceError when it does not open."""
         source = self._source = open_source(spec, camera=self.camera, policy="newest")
         self._watching = threading.Thread(target=self._watch, args=(source, told, failed), daemon=True)
         self._watching.start()
@@ -154,11 +150,10 @@ class Outbox:
         self._said: list[dict[str, Any]] = []
         self._picture: tuple[bytes, float] | None = None
 
-    def put(self, said: dict[str, Any] | None, picture: bytes = b"", captured_at: float = 0.0) -> None:
-        """Leaves a message, a picture, or both."""
+    def put(self, said: dict[str, Any], picture: bytes = b"", captured_at: float = 0.0) -> None:
+        """Leaves a message, and a picture if there is one."""
         with self._lock:
-            if said is not None:
-                self._said.append(said)
+            self._said.append(said)
             if picture:
                 self._picture = picture, captured_at
         self._loop.call_soon_threadsafe(self._ready.set)

@@ -25,6 +25,10 @@ class EventRule(BaseModel):
     split_after_s: Annotated[float, Field(ge=0, le=600)] = 1.0
     report_unknown: bool = False
 
+    def opening_above(self, probability: float) -> EventRule:
+        """The same rule with another threshold; events never close above the one that they open at."""
+        return self.model_copy(update={"open_above": probability, "close_below": min(self.close_below, probability)})
+
 
 INNER_MOST = 64  # wider would cost more than 3 % of a small network's step
 

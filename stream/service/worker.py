@@ -106,12 +106,8 @@ class Worker:
 
 
 def _rule(own: EventRule, camera: Camera) -> EventRule:
-    changes: dict[str, float] = {}
-    if camera.open_above is not None:
-        changes |= {"open_above": camera.open_above, "close_below": min(own.close_below, camera.open_above)}
-    if camera.min_score is not None:
-        changes["min_score"] = camera.min_score
-    return own.model_copy(update=changes)
+    rule = own if camera.open_above is None else own.opening_above(camera.open_above)
+    return rule if camera.min_score is None else rule.model_copy(update={"min_score": camera.min_score})
 
 
 class _Work(NamedTuple):
