@@ -96,7 +96,10 @@ class Sender:
         try:
             self._socket.send_multipart(parts)  # to a receiver that turned us away: it would wait for ever
             said = self._socket.recv()
-        except zmq.Again:
+        except zmq.ZMQError as fault:
+            # EFSM: the connection went while the message was on its way; ZeroMQ drops it and says nothing until then.
+            if fault.errno not in (zmq.EAGAIN, zmq.EFSM):
+                raise
             self.unanswered += 1
             self._socket.close(linger=0)
             self._socket = self._opened()
