@@ -14,6 +14,7 @@ import pandas as pd
 from fastapi import FastAPI
 
 import engines
+from demo.lessons import Teacher
 from demo.videos import Recognised, recognise, track
 from engines.contract import Contract
 from engines.doctor import doctor
@@ -22,7 +23,7 @@ from stream.recognizer import Recognizer
 
 LARGEST = "4gb"  # of a video
 CSS = """
-#live iframe { width: 100%; height: 1100px; border: 0; }
+iframe.page { width: 100%; height: 1100px; border: 0; }
 .event-track { position: relative; height: 34px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .event-track button { position: absolute; top: 4px; height: 24px; border-radius: 4px; cursor: pointer; color: #111;
   font-size: 13px; overflow: hidden; white-space: nowrap; padding: 0 4px; text-align: left; }
@@ -33,25 +34,29 @@ footer { display: none !important; }
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def mounted(app: FastAPI, model: str, engine: str) -> FastAPI:
+def mounted(app: FastAPI, engine: str, teacher: Teacher) -> FastAPI:
     """The application with the pages in it."""
-    return gr.mount_gradio_app(app, pages(model, engine), path="/", theme=THEME, css=CSS, footer_links=[],
+    return gr.mount_gradio_app(app, pages(engine, teacher), path="/", theme=THEME, css=CSS, footer_links=[],
                                max_file_size=LARGEST, ssr_mode=False, show_error=True)
 
 
-def pages(model: str, engine: str) -> gr.Blocks:
+def pages(engine: str, teacher: Teacher) -> gr.Blocks:
     """All pages, a tab each."""
     with gr.Blocks(title="gatestream", analytics_enabled=False) as blocks:
         with gr.Tab("Live"):
-            gr.HTML('<iframe src="/live" title="Live" allow="camera"></iframe>', elem_id="live")
+            gr.HTML('<iframe class="page" src="/live" title="Live" allow="camera"></iframe>')
         with gr.Tab("Video"):
-            _video(model, engine)
+            _video(engine, teacher)
+        with gr.Tab("Cameras"):
+            gr.HTML('<iframe class="page" src="/cameras" title="Cameras"></iframe>')
+        with gr.Tab("Teach"):
+            gr.HTML('<iframe class="page" src="/teach" title="Teach" allow="camera"></iframe>')
         with gr.Tab("Model"):
-            _model(model)
+            _model(teacher.model)
     return blocks
 
 
-def _video(model: str, engine: str) -> None:
+def _video(engine: str, teacher: Teacher) -> None:
     upload = gr.File(label="A video", file_types=["video"], type="filepath")
     trouble = gr.Markdown()
     with gr.Column(visible=False) as results:
@@ -69,7 +74,7 @@ def _video(model: str, engine: str) -> None:
             return {results: gr.update(visible=False), trouble: ""}
         folder = Path(tempfile.mkdtemp(prefix="gatestream-"))
         try:
-            with Recognizer.open(model, engine, slots=1) as recognizer:
+            with Recognizer.open(teacher.model, engine, slots=1) as recognizer:
                 found = recognise(recognizer, Path(path), folder, progress)
         except GatestreamError as error:
             why = str(error).replace(path, Path(path).name)

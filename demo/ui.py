@@ -7,10 +7,13 @@ import threading
 import webbrowser
 from pathlib import Path
 
+import platformdirs
 import uvicorn
 
+from demo.lessons import Lessons, Teacher
 from demo.pages import mounted
 from demo.server import app_of
+from demo.services import Service
 from demo.users import Guard, read
 from demo.viewers import Viewers
 from engines.errors import UsageError
@@ -19,20 +22,27 @@ from stream.recognizer import Recognizer
 log = logging.getLogger("gatestream.ui")
 
 SLOTS = 32  # viewers at a time, at most
+SERVICE = "127.0.0.1:9155"
 PINGS_S = 2.0  # a page that is gone without a word gives its place back after two of these
 
 
 def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1", port: int = 7860,
-          open_browser: bool = True, auth: Path | None = None) -> None:
-    """Serves the page until interrupted. auth: a file of users, who alone may see it.
+          open_browser: bool = True, auth: Path | None = None, lessons: Path | None = None,
+          service: str = SERVICE) -> None:
+    """Serves the page until interrupted. auth: a file of users, who alone may see it; lessons: the folder of what is
+    taught, by default one of the person's own; service: address of the health page of a service to look at.
 
     Raises UsageError for a port that is taken, or a file that is none of users."""
     users = None if auth is None else read(auth)
     alone = host in ("localhost", "127.0.0.1", "::1")
     if users is None and not alone:
         log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
-    with Recognizer.open(model, engine, slots=SLOTS) as recognizer, Viewers(recognizer) as viewers:
-        app = mounted(app_of(viewers, () if alone else ("*",)), model, engine)
+    shown = Lessons(lessons or platformdirs.user_data_path("gatestream", appauthor=False) / "lessons")
+    teacher = Teacher(shown, model, engine, lambda new: viewers.use(Recognizer.open(new, engine, slots=SLOTS)))
+    if teacher.model != model:
+        log.info("in use is what %s was taught: %s", model, teacher.model)
+    with Viewers(Recognizer.open(teacher.model, engine, slots=SLOTS)) as viewers:
+        app = mounted(app_of(viewers, teacher, Service(service), () if alone else ("*",)), engine, teacher)
         config = uvicorn.Config(app if users is None else Guard(app, users), host=host, port=port, log_level="warning",
                                 ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)

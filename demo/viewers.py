@@ -2,8 +2,10 @@
 
     a browser's camera    see(jpeg, captured_at) ──► records
     a camera of ours      watch(source) ──► told(records, picture) again and again, until another is chosen
+    a service's camera    follow(service, camera) ──► the same; it is the service that recognises
 
-Each viewer is a camera of its own: its state, its events, its threshold.
+Each viewer is a camera of its own: its state, its events, its threshold. What it showed last is remembered, so that it
+can be kept as a recording to learn from.
 """
 
 from __future__ import annotations
@@ -12,15 +14,18 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import cv2
 
-from engines.contract import EventRule
-from engines.errors import GatestreamError
+from demo.lessons import Clip, Lessons
+from demo.services import Service
+from engines.errors import FrameError, GatestreamError, UsageError
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
 from stream.service.wire import Limits, Message, decoded
@@ -30,12 +35,13 @@ log = logging.getLogger("gatestream.ui")
 
 LIMITS = Limits(payload_bytes=4 * 1024 * 1024, pixels=8_000_000)  # of a picture from a browser
 SHOWN_WIDTH = 640  # of pictures that go to a browser
+REMEMBERED_S, REMEMBERED_BYTES = 60.0, 32 * 1024 * 1024  # of what a viewer showed last
 Records = list[dict[str, Any]]
 Told = Callable[[Records, bytes, float], None]
 
 
 class Viewers:
-    """See the file's top.
+    """See the file's top. Owns the recogniser.
 
         with Viewers(recognizer) as viewers:
             viewer = viewers.join()
@@ -43,9 +49,11 @@ class Viewers:
 
     def __init__(self, recognizer: Recognizer) -> None:
         self.recognizer = recognizer
+        self.changed: set[Callable[[], None]] = set()
+        """Are called, by another thread, once there is another recogniser."""
         self._thread = ThreadPoolExecutor(1, "recogniser")
         self._numbers = itertools.count(1)
-        self._rules: dict[str, EventRule] = {}
+        self._above: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +61,7 @@ class Viewers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self.recognizer.close()
 
     def join(self) -> Viewer:
         """A new viewer."""
@@ -71,11 +80,26 @@ class Viewers:
         """From which score on events of a camera open; None for the model's own."""
         self._thread.submit(self._tune, camera, open_above).result()
 
+    def use(self, recognizer: Recognizer) -> None:
+        """Goes on with another recogniser; all streams begin anew. The one before is closed."""
+        self._thread.submit(self._use, recognizer).result()
+        for changed in tuple(self.changed):
+            changed()
+
+    def _use(self, recognizer: Recognizer) -> None:
+        before, self.recognizer = self.recognizer, recognizer
+        before.close()
+        self._set_rules()
+
     def _tune(self, camera: str, open_above: float | None) -> None:
-        self._rules.pop(camera, None)
+        self._above.pop(camera, None)
         if open_above is not None:
-            self._rules[camera] = self.recognizer.contract.events.opening_above(open_above)
-        self.recognizer.set_rules(self._rules)
+            self._above[camera] = open_above
+        self._set_rules()
+
+    def _set_rules(self) -> None:
+        events = self.recognizer.contract.events
+        self.recognizer.set_rules({camera: events.opening_above(above) for camera, above in self._above.items()})
 
 
 class Viewer:
@@ -85,9 +109,13 @@ class Viewer:
         self._viewers, self.camera = viewers, camera
         self._source: Source | None = None
         self._watching: threading.Thread | None = None
+        self._following = threading.Event()
+        self._shown: deque[tuple[float, bytes]] = deque()
+        self._bytes = 0
 
     def see(self, jpeg: bytes, captured_at: float) -> Records:
         """What a browser's picture causes; it is decoded only if the model's clock wants it. Raises GatestreamError."""
+        self._remember(jpeg, captured_at)
         message = Message("gatestream", self.camera, jpeg)
         return self._viewers.push(lambda: decoded(message, LIMITS), captured_at, self.camera)
 
@@ -98,14 +126,43 @@ class Viewer:
         self._watching = threading.Thread(target=self._watch, args=(source, told, failed), daemon=True)
         self._watching.start()
 
+    def follow(self, service: Service, camera: str, told: Told, failed: Callable[[str], None]) -> None:
+        """Shows a service's camera from now on, after `stop`. told, failed: are called from another thread."""
+        self._following.set()
+        self._watching = threading.Thread(target=self._follow, args=(service, camera, told, failed), daemon=True)
+        self._watching.start()
+
     def stop(self) -> Records:
         """Ends what is watched, and the stream so far; the events that were open."""
+        self._following.clear()
         if self._source is not None:
             self._source.close()
         if self._watching is not None:
             self._watching.join()
         self._source = self._watching = None
         return self._viewers.leave(self.camera)
+
+    def keep(self, lessons: Lessons, label: str, from_at: float, to_at: float) -> Clip:
+        """Keeps what was shown between two capture times as a recording. Raises UsageError, SinkError."""
+        shown = [(at, jpeg) for at, jpeg in tuple(self._shown) if from_at <= at <= to_at]
+        if not shown:
+            raise UsageError("a moment that is no longer remembered", f"one of the last {REMEMBERED_S:.0f} s",
+                             "record it again")
+        return lessons.add(label, self._images(shown))
+
+    def _images(self, shown: list[tuple[float, bytes]]) -> Iterator[tuple[float, Image]]:
+        for at, jpeg in shown:
+            with suppress(FrameError):
+                yield at, decoded(Message("gatestream", self.camera, jpeg), LIMITS)
+
+    def _remember(self, jpeg: bytes, at: float) -> None:
+        if self._shown and not 0 <= at - self._shown[-1][0] < REMEMBERED_S:  # the clock jumped
+            self._shown.clear()
+            self._bytes = 0
+        self._shown.append((at, jpeg))
+        self._bytes += len(jpeg)
+        while at - self._shown[0][0] > REMEMBERED_S or self._bytes > REMEMBERED_BYTES:
+            self._bytes -= len(self._shown.popleft()[1])
 
     def tune(self, open_above: float | None) -> None:
         """See `Viewers.tune`."""
@@ -121,7 +178,9 @@ class Viewer:
             for item in source.frames():
                 if isinstance(item, Frame):
                     records = self._viewers.push(item.image_bgr, item.captured_at, self.camera, item.lost)
-                    told(records, _picture(item.image_bgr), item.captured_at)
+                    picture = _picture(item.image_bgr)
+                    self._remember(picture, item.captured_at)
+                    told(records, picture, item.captured_at)
                 else:
                     told([item.as_json()], b"", item.at)
             failed("This camera has ended.")
@@ -129,6 +188,22 @@ class Viewer:
             failed(str(error))
         except RuntimeError:  # the page's server has ended
             log.debug("%s is no more", self.camera)
+
+
+    def _follow(self, service: Service, camera: str, told: Told, failed: Callable[[str], None]) -> None:
+        try:
+            for records in service.follow(camera):
+                if not self._following.is_set():
+                    return
+                made = [record for record in records if record["type"] == "prediction"]
+                picture = service.picture(camera) if made else None
+                if picture is not None:
+                    self._remember(picture, made[-1]["captured_at"])
+                told(records, picture or b"", made[-1]["captured_at"] if made else 0.0)
+            failed("The service has ended. Press Start once it runs again.")
+        except GatestreamError as error:
+            if self._following.is_set():
+                failed(str(error))
 
 
 def _picture(image_bgr: Image) -> bytes:

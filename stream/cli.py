@@ -149,8 +149,12 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
        browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
        auth: Annotated[Path | None, typer.Option(metavar="FILE", help="Let only users in this file see it.")] = None,
        add_user: Annotated[str | None, typer.Option(metavar="NAME", help=(
-           "Add a user to the file of --auth, with a password that is asked for, and end."))] = None) -> None:
-    """Open the page in a browser: look at a camera and at what is recognised.
+           "Add a user to the file of --auth, with a password that is asked for, and end."))] = None,
+       lessons: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
+           "Where recordings and models of the page Teach are kept. Default: a folder of your own."))] = None,
+       service: Annotated[str, typer.Option(metavar="HOST:PORT", help=(
+           "The health page of the service that the page Cameras shows."))] = "127.0.0.1:9155") -> None:
+    """Open the page in a browser: look at a camera and at what is recognised, teach it more.
 
     [bold]Examples[/bold]
 
@@ -173,7 +177,7 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
         page = import_module("demo.ui")  # the only look upwards: what a person looks at is the floor above
     except ImportError as error:
         raise UsageError(f"the page without {error.name}", "it", "pip install 'gatestream[ui]'") from error
-    page.serve(model, engine, host, port, browser, auth)
+    page.serve(model, engine, host, port, browser, auth, lessons, service)
 
 
 def _console(json: str | None) -> Console | None:

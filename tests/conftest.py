@@ -46,10 +46,16 @@ def unused_port(unused_ports: list[int]) -> int:
     return unused_ports[0]
 
 
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Engines built by tests never mix with the user's own; one cache serves all processes of a test run."""
+    own = tmp_path_factory.getbasetemp()
+    return str((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "engine-cache")
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines built by tests never mix with the user's own cache; one cache serves the whole test run."""
-    monkeypatch.setenv("GATESTREAM_CACHE", str(tmp_path_factory.getbasetemp() / "engine-cache"))
+def _own_cache(engine_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATESTREAM_CACHE", engine_cache)
 
 
 @pytest.fixture

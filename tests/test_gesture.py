@@ -26,10 +26,10 @@ REAL = ("square_014", "tick_001", "up_018", "star_020", "circlecc_020")
 
 
 @pytest.fixture(scope="module")
-def recognizers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Recognizer]]:
+def recognizers(engine_cache: str) -> Iterator[dict[str, Recognizer]]:
     """One recogniser for each engine that this version has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GATESTREAM_CACHE", str(tmp_path_factory.getbasetemp() / "engine-cache"))
+        patch.setenv("GATESTREAM_CACHE", engine_cache)
         opened = {name: Recognizer.open("gesture", engine=name, slots=2) for name in ("eager", "openvino")}
     yield opened
     for one in opened.values():
@@ -70,7 +70,7 @@ def test_it_is_small_has_a_card_and_knows_its_contract() -> None:
 
 
 def test_it_recognises_the_simulated_camera(recognizers: dict[str, Recognizer]) -> None:
-    source = open_source("sim://gestures?seed=3&realtime=0&seconds=120&width=320&height=240")
+    source = open_source("sim://gestures?seed=3&realtime=0&seconds=120&rate=15&width=160&height=120")
     assert isinstance(source, SimulatedSource)
     with source:
         frames = [item for item in source.frames() if isinstance(item, Frame)]
@@ -98,8 +98,8 @@ def test_it_names_real_clips_and_every_engine_agrees(shared: Path, clip: str,
 
 
 def test_a_replay_gives_what_live_gave_and_neighbours_do_not_matter(recognizers: dict[str, Recognizer]) -> None:
-    frames = frames_of("sim://gestures?seed=5&realtime=0&seconds=12&width=160&height=120")
-    other = frames_of("sim://gestures?seed=6&realtime=0&seconds=12&width=160&height=120")
+    frames = frames_of("sim://gestures?seed=5&realtime=0&seconds=12&rate=15&width=160&height=120")
+    other = frames_of("sim://gestures?seed=6&realtime=0&seconds=12&rate=15&width=160&height=120")
     recognizer = recognizers["openvino"]
     alone = play(recognizer, frames)
     beside: list[Item] = []
@@ -114,13 +114,13 @@ def test_a_replay_gives_what_live_gave_and_neighbours_do_not_matter(recognizers:
 
 def test_the_command_line_recognises_without_torch(tmp_path: Path) -> None:
     """A second run, with the engine built, must neither import torch nor need it."""
-    command = ["run", "sim://gestures?seed=3&realtime=0&seconds=20&width=320&height=240"]
+    command = ["run", "sim://gestures?seed=3&realtime=0&seconds=20&rate=15&width=160&height=120"]
     first = tmp_path / "first.jsonl"
     assert main([*command, "--json", str(first)]) == 0
     records = [json.loads(line) for line in first.read_text().splitlines()]
     assert {record["type"] for record in records} == {"prediction", "event", "summary"}
     assert records[-1]["type"] == "summary"
-    assert records[-1]["frames"] == 600
+    assert records[-1]["frames"] == 300
     again = tmp_path / "again.jsonl"
     code = ("import sys; sys.modules['torch'] = None; from stream.cli import main; "
             f"sys.exit(main({[*command, '--json', str(again)]!r}))")

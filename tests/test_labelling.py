@@ -22,11 +22,13 @@ def test_an_archive_is_labelled_as_each_video_alone(tmp_path: Path, capsys: pyte
     wanted = []
     for name, seed in (("a.frames", 3), ("deep/b.frames", 4)):
         path = archive / name
-        assert main(["record", f"sim://gestures?seed={seed}&seconds=8&realtime=0", "--out", str(path)]) == 0
+        room = f"sim://gestures?seed={seed}&seconds=8&realtime=0&rate=15&width=160&height=120"
+        assert main(["record", room, "--out", str(path)]) == 0
         assert main(["run", str(path), "--json", str(tmp_path / "said")]) == 0
         said = [json.loads(line) for line in (tmp_path / "said").read_text().splitlines()]
         wanted += [(str(path), one["label"], one["started_at"], one["ended_at"], one["score"]) for one in said
                    if one["type"] == "event" and not one["open"]]
+    assert wanted
     (archive / "broken.mp4").write_bytes(b"nothing")
     (archive / "notes.txt").write_text("no video")
     assert main(["label", str(archive), "--out", str(out), "--workers", "1"]) == 0

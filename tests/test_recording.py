@@ -97,7 +97,7 @@ def test_what_is_no_recording_and_what_is_there_already(tmp_path: Path) -> None:
 
 
 def test_replay_gives_the_same_results(tmp_path: Path) -> None:
-    path, source = tmp_path / "a.frames", "sim://gestures?seed=3&seconds=9&realtime=0"
+    path, source = tmp_path / "a.frames", "sim://gestures?seed=3&seconds=9&realtime=0&rate=15&width=160&height=120"
     assert main(["record", source, "--out", str(path)]) == 0
     said = []
     for name in (source, str(path)):

@@ -97,7 +97,8 @@ def test_a_sender_that_was_turned_away_does_not_wait_for_ever(tmp_path: Path) ->
 
 
 def test_a_picture_that_was_lost_while_it_was_sent_is_one_without_an_answer(tmp_path: Path) -> None:
-    with guarded(tmp_path, curve=False, addresses=("127.0.0.1",)) as receiver, Sender(receiver.ports[0], "cell", patience_s=5.0) as sender:
+    with (guarded(tmp_path, curve=False, addresses=("127.0.0.1",)) as receiver,
+          Sender(receiver.ports[0], "cell", patience_s=5.0) as sender):
         sender._socket.send_multipart = lambda parts: None  # as ZeroMQ does when the connection goes meanwhile
         assert sender.send(IMAGE, 0.0) is None
         assert sender.unanswered == 1

@@ -237,7 +237,7 @@ def classroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def taught(classroom: Path) -> Path:
     out = classroom / "taught.safetensors"
-    teach_folder(str(classroom / "base.safetensors"), classroom / "new", out, engine="eager")
+    teach_folder(str(classroom / "base.safetensors"), classroom / "new", out)
     return out
 
 
@@ -299,8 +299,8 @@ class TestFile:
         (folder / "tap").mkdir()
         shutil.copy(classroom / "new" / "circlecc" / "0.avi", folder / "tap" / "one.avi")
         out, report = tmp_path / "my model.safetensors", tmp_path / "report.json"
-        assert main(["teach", str(classroom / "base.safetensors"), str(folder), "--out", str(out), "--engine", "eager",
-                     "--report", str(report)]) == 0
+        assert main(["teach", str(classroom / "base.safetensors"), str(folder), "--out", str(out), "--report",
+                     str(report)]) == 0
         text = capfd.readouterr().out
         assert "broken.mp4" in text
         assert "'tap' has one recording" in text

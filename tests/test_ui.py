@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,11 +24,14 @@ pytest.importorskip("gradio", reason="needs the page's server (gatestream[ui])")
 uvicorn = pytest.importorskip("uvicorn", reason="needs the page's server (gatestream[ui])")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright, which drives the browser")
 
+from test_teach import six  # noqa: E402
 from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
+from demo.lessons import Lessons, Teacher  # noqa: E402
 from demo.pages import mounted  # noqa: E402
 from demo.server import app_of  # noqa: E402
+from demo.services import Service  # noqa: E402
 from demo.videos import POINTS, Recognised, _Curves, recognise, track  # noqa: E402
 from demo.viewers import Viewers  # noqa: E402
 from engines.synthetic import Simulation  # noqa: E402
@@ -38,6 +43,7 @@ from stream.service.clips import write_video  # noqa: E402
 CHROMIUM = shutil.which("chromium")
 PATIENCE_S = 60.0
 RATE = 15.0
+NO_SERVICE = Service("127.0.0.1:9")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser Chromium, which is not installed")
 
 
@@ -50,11 +56,16 @@ def wait(condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
 
 
 @pytest.fixture(scope="module")
-def viewers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewers]:
+def viewers(engine_cache: str) -> Iterator[Viewers]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GATESTREAM_CACHE", str(tmp_path_factory.getbasetemp() / "engine-cache"))
-        with Recognizer.open("gesture", slots=4) as recognizer, Viewers(recognizer) as found:
+        patch.setenv("GATESTREAM_CACHE", engine_cache)
+        with Viewers(Recognizer.open("gesture", slots=4)) as found:
             yield found
+
+
+@pytest.fixture(scope="module")
+def teacher(viewers: Viewers, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return Teacher(Lessons(tmp_path_factory.mktemp("lessons")), "gesture", "auto", lambda model: None)
 
 
 @contextmanager
@@ -70,6 +81,15 @@ def served(app: Any, port: int) -> Iterator[str]:
         server.should_exit = True
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
+
+
+@contextmanager
+def serving(service: Service, port: int) -> Iterator[str]:
+    """The page beside a service, where nobody shows it a camera of its own."""
+    with Viewers(Recognizer.open("gesture", slots=1)) as viewers, TemporaryDirectory() as folder:
+        teacher = Teacher(Lessons(Path(folder)), "gesture", "auto", lambda model: None)
+        with served(app_of(viewers, teacher, service), port) as address:
+            yield address
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +110,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def address(viewers: Viewers) -> Iterator[str]:
+def address(viewers: Viewers, teacher: Teacher) -> Iterator[str]:
     """Of a server with all pages."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    with served(mounted(app_of(viewers), "gesture", "auto"), port) as found:
+    with served(mounted(app_of(viewers, teacher, NO_SERVICE), "auto", teacher), port) as found:
         yield found
 
 
@@ -174,17 +194,81 @@ class TestLive:
         tab.click("#start")
         says(tab, text)
 
-    def test_a_server_that_comes_back_is_found(self, browser: Any, viewers: Viewers, unused_port: int) -> None:
+    def test_a_server_that_comes_back_is_found(self, browser: Any, viewers: Viewers, teacher: Teacher,
+                                               unused_port: int) -> None:
         with browser.new_context() as context:
             page = context.new_page()
-            with served(app_of(viewers), unused_port) as address:
+            with served(app_of(viewers, teacher, NO_SERVICE), unused_port) as address:
                 page.goto(f"{address}/live")
                 page.click("#start")
                 wait(lambda: viewers.recognizer.cameras)
             says(page, "The server does not answer")
-            with served(app_of(viewers), unused_port):
+            with served(app_of(viewers, teacher, NO_SERVICE), unused_port):
                 wait(lambda: viewers.recognizer.cameras)
                 playwright.expect(page.locator("#trouble")).to_have_text("", timeout=1000 * PATIENCE_S)
+
+
+TAKES = 4
+SHOW = """
+async film => {
+    const video = Object.assign(document.createElement("video"), { muted: true, src: "data:video/mp4;base64," + film });
+    await new Promise(ready => video.onloadeddata = ready);
+    window.film?.remove();
+    window.film = video;
+    document.body.append(video);
+    if (!window.pictures) {
+        window.pictures = document.createElement("canvas");
+        Object.assign(window.pictures, { width: video.videoWidth, height: video.videoHeight });
+        const pen = window.pictures.getContext("2d");
+        setInterval(() => pen.drawImage(window.film, 0, 0), 1000 / 30);
+        navigator.mediaDevices.getUserMedia = async () => window.pictures.captureStream(30);
+    }
+}
+"""
+
+
+def performance(path: Path, label: str, seed: int) -> str:
+    """A gesture that a browser can show, as base64; as long as the others, with some idle time around it."""
+    room = Simulation(seed, (144, 192), RATE, labels=(label,), idle_s=(0.4, 0.6))
+    span = room.spans(10.0)[0]
+    first = int((span.started_at - 0.3) * RATE)
+    write_video(path, ((k / RATE, room.frame(first + k)) for k in range(round(2.2 * RATE))), (144, 192))
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+@needs_browser
+def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path, unused_port: int) -> None:
+    base = six(tmp_path / "base.safetensors")
+    teacher = Teacher(Lessons(tmp_path / "lessons"), str(base), "eager",
+                      lambda model: viewers.use(Recognizer.open(model, "eager", slots=2)))
+    with (Viewers(Recognizer.open(base, "eager", slots=2)) as viewers,
+          served(app_of(viewers, teacher, NO_SERVICE), unused_port) as address, browser.new_context() as context):
+        page = context.new_page()
+        page.goto(f"{address}/teach")
+        films = {(label, k): performance(tmp_path / "film.mp4", label, 100 + 10 * ("star", "circlecc").index(label) + k)
+                 for label in ("star", "circlecc") for k in range(TAKES + 1)}
+        page.evaluate(SHOW, films["star", 0])
+        page.click("#start")
+        wait(lambda: viewers.recognizer.cameras)
+        page.fill("#countdown", "0")
+        page.fill("#seconds", "2.2")
+        for n, (label, k) in enumerate((label, k) for label, k in films if k < TAKES):
+            page.evaluate(SHOW, films[label, k])
+            page.fill("#name", label)
+            page.evaluate("window.film.play()")
+            page.click("#record")
+            wait(lambda n=n: page.locator(".clip").count() == n + 1)
+        assert {(clip.label, clip.number) for clip in teacher.lessons.clips()} == {
+            (label, k + 1) for label in ("star", "circlecc") for k in range(TAKES)}
+        page.click("#learn")
+        playwright.expect(page.locator("#report")).to_contain_text("right when left out", timeout=2000 * PATIENCE_S)
+        wait(lambda: "star" in viewers.recognizer.contract.heads["gesture"])
+        for label in ("star", "circlecc"):
+            page.evaluate(SHOW, films[label, TAKES])
+            page.evaluate("window.film.play()")
+            wait(lambda label=label: label in page.inner_text("#bars .bar:first-child"))
+        page.click("#undo")
+        wait(lambda: "star" not in viewers.recognizer.contract.heads["gesture"])
 
 
 @pytest.fixture(scope="module")

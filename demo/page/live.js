@@ -1,14 +1,15 @@
-// The Live page: shows a camera, sends small pictures with their times, draws what comes back. See demo/server.py.
+// A camera, live: shows it, sends small pictures with their times, draws what comes back. See demo/server.py.
 
-const $ = id => document.getElementById(id);
+export const $ = id => document.getElementById(id);
 const OUTSTANDING = 2;      // pictures under way; further ones are not sent, so the newest wins
 const STRIP_S = 20;
+const AROUND_S = 0.5;       // an event, that is kept with it
 const RETRY_MS = [500, 1000, 2000, 4000];
 const now = () => (performance.timeOrigin + performance.now()) / 1000;
 
 let socket, hello, source = null, stream = null, frozen = false, tries = 0;
-let underWay = 0, lastSeen = 0, shared = null;
-let prediction = null, open = new Map(), closed = [], gap = null;
+let underWay = 0, lastAt = null;
+let prediction = null, open = new Map(), closed = [], gap = null, notice = "";
 const sent = [], answered = [], delays = [];
 
 const small = document.createElement("canvas"), pen = small.getContext("2d", { willReadFrequently: true });
@@ -20,7 +21,10 @@ function colour(label) {                                   // a label's own, rea
   return `hsl(${number} ${dark ? "75% 68%" : "70% 36%"})`;
 }
 
-const trouble = text => { $("trouble").textContent = text; };
+export const trouble = (text, fine = false) => {
+  $("trouble").textContent = text;
+  $("trouble").className = fine ? "fine" : "";
+};
 
 // ---- the server ----
 
@@ -35,7 +39,10 @@ function connect() {
   };
 }
 
-const tell = said => { if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(said)); };
+export const seenAt = () => lastAt;                        // capture time of the newest picture that was answered
+export const says = text => { notice = text; banner(); };  // over the picture, instead of what is recognised
+
+export const tell = said => { if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(said)); };
 
 function hear(said) {
   if (said.hello) {
@@ -45,10 +52,14 @@ function hear(said) {
     pen.imageSmoothingQuality = "high";                     // setting a size forgets it
     $("threshold").value = hello.threshold;
     showThreshold();
+    $("labels").replaceChildren(...["nothing", ...hello.labels.filter(label => label !== hello.background)].map(label => new Option(label)));
     open.clear();
-    if (source !== null) tell({ source });                  // the server was started anew: go on
+    prediction = null;
+    if (source !== null) tell(source);                      // the server was started anew: go on
   }
   if (said.trouble) trouble(said.trouble);
+  if (said.kept) dispatchEvent(new CustomEvent("kept", { detail: said.kept }));
+  if (said.at) lastAt = said.at;
   if (said.records) {
     if (source === null && said.at) { answered.push(now()); delays.push([now(), 1000 * (now() - said.at)]); }
     if (source === null) underWay = Math.max(0, underWay - 1);
@@ -77,22 +88,23 @@ async function start() {
   trouble("");
   stop();
   const chosen = $("camera").value;
-  source = chosen === "other" ? $("address").value.trim() : chosen === "browser" || chosen.startsWith("device:") ? null : chosen;
+  source = chosen === "other" ? { source: $("address").value.trim() } : chosen.startsWith("service:") ? { service: chosen.slice(8) }
+    : chosen === "browser" || chosen.startsWith("device:") ? null : { source: chosen };
   if (source !== null) {
     $("video").hidden = true;
     $("picture").hidden = false;
-    tell({ source });
+    tell(source);
   } else {
     tell({ source: null });
     await openOwn(chosen.startsWith("device:") ? chosen.slice(7) : null);
   }
-  $("freeze").disabled = false;
+  $("freeze").disabled = $("record").disabled = false;
 }
 
 function stop() {
   stream?.getTracks().forEach(track => track.stop());
   stream = null;
-  prediction = gap = null;
+  prediction = gap = lastAt = null;
   open.clear();
   closed = [];
   underWay = 0;
@@ -191,9 +203,13 @@ function draw() {
     track.children[1].style.width = `${100 * moment}%`;
     number.textContent = `${Math.round(100 * window)} %`;
   });
-  $("banner").textContent = !prediction.warm ? "Warming up …" : [...open.values()].map(event => event.label).join(", ");
+  banner();
   drawStrip();
   listEvents();
+}
+
+function banner() {
+  $("banner").textContent = notice || (!prediction ? "" : !prediction.warm ? "Warming up …" : [...open.values()].map(event => event.label).join(", "));
 }
 
 function drawStrip() {                                     // time runs to the left; below: the gates of the window's clips
@@ -235,9 +251,25 @@ function listEvents() {
     name.textContent = event.label;
     name.style.setProperty("--label", colour(event.label));
     const when = new Date(1000 * event.started_at).toLocaleTimeString();
-    item.append(name, ` ${when}, ${(event.ended_at - event.started_at).toFixed(1)} s, score ${event.score.toFixed(2)}`);
+    const was = document.createElement("button");
+    was.type = "button";
+    was.textContent = "That was …";
+    was.onclick = () => correct(event);
+    item.append(name, ` ${when}, ${(event.ended_at - event.started_at).toFixed(1)} s, score ${event.score.toFixed(2)} `, was);
     return item;
   }));
+}
+
+function correct(event) {                                  // a wrong recognition becomes a recording of what it was
+  const dialog = $("was");
+  $("was-label").value = "";
+  dialog.onclose = () => {
+    const label = $("was-label").value.trim();
+    if (dialog.returnValue === "keep" && label)
+      tell({ keep: { label, from: event.started_at - AROUND_S, to: event.ended_at + AROUND_S } });
+  };
+  dialog.returnValue = "";
+  dialog.showModal();
 }
 
 const rate = times => {
@@ -267,4 +299,16 @@ $("freeze").onclick = () => {
   $("freeze").setAttribute("aria-pressed", String(frozen));
   if (frozen) $("video").pause(); else $("video").play();
 };
+addEventListener("kept", ({ detail }) => trouble(`Kept: recording ${detail.number} of ${detail.label}.`, true));
 connect();
+
+async function listService() {                             // its cameras can be looked at, too
+  const { health } = await (await fetch("/service/state")).json();
+  for (const name of Object.keys(health?.cameras ?? {})) $("camera").add(new Option(`${name}, of the service`, `service:${name}`));
+  const wanted = new URLSearchParams(location.search).get("service");
+  if (wanted !== null && health?.cameras[wanted]) {
+    $("camera").value = `service:${wanted}`;
+    if (socket.readyState === WebSocket.OPEN) start(); else socket.addEventListener("open", start, { once: true });
+  }
+}
+listService().catch(() => {});

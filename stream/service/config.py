@@ -33,6 +33,7 @@ from stream.sources.address import scheme_of
 Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Staleness = Annotated[float, Field(gt=0, le=60_000)]
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -162,9 +163,17 @@ class Gate(_Table):
 
 
 class Health(_Table):
-    """bind: where /metrics and /health are served, None for nowhere."""
+    """bind: where /metrics and /health are served, None for nowhere; pictures: whether cameras can be looked at there,
+    None for only if nobody but this machine can ask."""
 
     bind: Annotated[str, Field(pattern=r"^[^\s/]+:\d{1,5}$")] | None = "127.0.0.1:9155"
+    pictures: bool | None = None
+
+    @property
+    def shows(self) -> bool:
+        """Whether cameras can be looked at."""
+        host = (self.bind or "").rpartition(":")[0].strip("[]")
+        return host in LOOPBACK if self.pictures is None else self.pictures
 
 
 class ClusterOf(_Table):

@@ -1,12 +1,19 @@
-"""What a service tells of itself: Prometheus metrics at /metrics, a JSON object at /health. Loopback by default."""
+"""What a service tells of itself: Prometheus metrics at /metrics, a JSON object at /health. Loopback by default.
+
+    /cameras/NAME.jpg     a camera's newest picture
+    /cameras/NAME/live    its records as they come, an array of them a line
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -14,9 +21,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from engines.errors import SourceError
+from stream.service.config import LOOPBACK
+from stream.service.showing import Showing
 
 STOPS_WITHIN_S = 0.1
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+CAMERA = re.compile(r"/cameras/([^/]+?)(\.jpg|/live)")
 State = Callable[[], dict[str, Any]]
 
 COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine took", "bytes": "Bytes of payload",
@@ -76,9 +86,11 @@ class Metrics(Collector):
 class HealthServer:
     """Serves both pages in threads of its own. Raises SourceError for an address that is taken."""
 
-    def __init__(self, bind: str, state: State, metrics: Metrics) -> None:
+    def __init__(self, bind: str, state: State, metrics: Metrics, showing: Showing | None = None) -> None:
+        """showing: of cameras, where they may be looked at."""
         host, _, port = bind.rpartition(":")
-        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics})
+        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics, "showing": showing,
+                                                "own": host.strip("[]") in LOOPBACK})
         try:
             self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
         except (OSError, OverflowError) as error:
@@ -97,6 +109,8 @@ class HealthServer:
 class _Handler(BaseHTTPRequestHandler):
     state: State
     metrics: Metrics
+    showing: Showing | None
+    own: bool  # whether only this machine can ask
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
@@ -105,7 +119,26 @@ class _Handler(BaseHTTPRequestHandler):
             state = self.state()
             self._send(200 if state["healthy"] else 503, "application/json", json.dumps(state).encode())
         else:
-            self._send(404, "text/plain", b"/health or /metrics\n")
+            self._send_camera()
+
+    def _send_camera(self) -> None:
+        found = CAMERA.fullmatch(self.path)
+        name = (urlsplit(f"//{self.headers.get('Host', '')}").hostname or "").lower()
+        if found is None:
+            self._send(404, "text/plain", b"/health, /metrics, /cameras/NAME.jpg or /cameras/NAME/live\n")
+        elif self.showing is None or (self.own and name not in LOOPBACK):  # another site's page, by a name of its own
+            self._send(403, "text/plain", b"cameras are not shown here: see health.pictures of the configuration\n")
+        elif found[2] == "/live":
+            self.send_response(200)
+            self.send_header("Content-Type", "application/jsonl")
+            self.end_headers()
+            with suppress(OSError):  # whoever looked has gone
+                for said in self.showing.follow(unquote(found[1])):
+                    self.wfile.write(json.dumps(said).encode() + b"\n")
+        elif (picture := self.showing.picture(unquote(found[1]))) is not None:
+            self._send(200, "image/jpeg", picture)
+        else:
+            self._send(404, "text/plain", b"no picture of this camera\n")
 
     def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)

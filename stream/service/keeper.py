@@ -41,6 +41,7 @@ from stream.service.receiver import Receiver, Records
 from stream.service.recent import Recent
 from stream.service.results import Teller
 from stream.service.security import Doorman, default_folder
+from stream.service.showing import Showing
 
 log = logging.getLogger("gatestream.service")
 
@@ -91,7 +92,9 @@ class Service:
                 recorder = Recorder(config.clips, self.receiver.call, recent, self.receiver.limits)
                 self.receiver.watch, self.receiver.rounds = recorder.see, recorder.watch
             self._clips = recorder.counts if recorder is not None else {}
-            self.announcer = opened(config.results, loaded.contract.name, context, self._stack, recorder, tellers)
+            showing = Showing(lambda: self.receiver.recent, self.receiver.limits) if config.health.shows else None
+            self.announcer = opened(config.results, loaded.contract.name, context, self._stack, recorder,
+                                    [*tellers, *([] if showing is None else [showing])])
             feeders = f"ipc://{self._folder}/feeders"
             self.addresses = self.receiver.open(self._link, feeders)
             self._feeders = Feeders(feeders)
@@ -99,7 +102,7 @@ class Service:
             self._feeders.configure(config.camera)
             self.metrics = Metrics(self.state)
             if config.health.bind is not None:
-                server = HealthServer(config.health.bind, self.state, self.metrics)
+                server = HealthServer(config.health.bind, self.state, self.metrics, showing)
                 self._stack.callback(server.close)
                 self.health_address = server.address
             self._thread = threading.Thread(target=self._receive, name="receiver", daemon=True)
@@ -276,6 +279,7 @@ class Service:
         """The service's state, as /health shows it."""
         now = self._steady()
         visitors, accounts = dict(self.receiver.visitors), dict(self.receiver.lobby.accounts)
+        latest = dict(self.receiver.latest)
         cameras = {}
         for name, visitor in visitors.items():
             account = accounts.get(name)
@@ -283,12 +287,17 @@ class Service:
                 "present": visitor.present, "protocol": visitor.protocol, "peer": visitor.peer,
                 "staleness_seconds": round(now - visitor.last_at, 3) if visitor.last_at else 0.0,
                 "frozen": visitor.frozen(now), "predictions": visitor.predictions,
+                "labels": {head: scores["window"][0] for head, scores in latest[name]["heads"].items()}
+                if name in latest else {},
                 "reconnects": visitor.reconnects, "received": account.received if account else 0,
                 "taken": account.taken if account else 0, "bytes": account.bytes if account else 0,
                 "dropped": dict(account.dropped) if account else {}, "gaps": dict(visitor.gaps)}
         ready = self._worker is not None and self.receiver.worker_heard_at > self._started_at
+        log_path, clips = self.config.results.log, self.config.clips
         return {"healthy": ready and self._fault is None, "model": self._model.contract.name,
-                "engine": self.receiver.engine, "cameras": cameras, "refused": dict(self.receiver.refused),
+                "background": self._model.contract.background, "engine": self.receiver.engine,
+                "log": log_path and str(log_path.resolve()), "clips_folder": clips and str(clips.folder.resolve()),
+                "cameras": cameras, "refused": dict(self.receiver.refused),
                 "results": dict(self.announcer.counts), "clips": dict(self._clips),
                 "waiting": len(self.receiver.lobby), "engine_restarts": self.restarts,
                 "memory_bytes": sum(_resident(pid) for pid in (os.getpid(), self._worker and self._worker.pid) if pid)}

@@ -17,10 +17,13 @@ class Recent:
         self.seconds, self._most_bytes = seconds, most_bytes
         self._all: deque[Guest] = deque()
         self._bytes = 0
+        self.newest: dict[str, Guest] = {}
+        """Of each camera, until its stream is over."""
 
     def add(self, guest: Guest) -> None:
         """Takes the newest message of a camera; those that came too long before it go."""
         self._all.append(guest)
+        self.newest[guest.camera] = guest
         self._bytes += len(guest.message.payload)
         while self._all and (self._bytes > self._most_bytes
                              or guest.arrived_at - self._all[0].arrived_at > self.seconds):
@@ -32,5 +35,6 @@ class Recent:
 
     def forget(self, camera: str) -> None:
         """Drops what a camera sent: its stream is over."""
+        self.newest.pop(camera, None)
         self._all = deque(guest for guest in self._all if guest.camera != camera)
         self._bytes = sum(len(guest.message.payload) for guest in self._all)

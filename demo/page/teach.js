@@ -1,0 +1,142 @@
+// The Teach page: actions are recorded or uploaded, cut, learnt, tried at once. See demo/teaching.py.
+
+import { $, says, seenAt, tell, trouble } from "/page/live.js";
+
+const ROUND_MS = 500;
+const make = (kind, ...inside) => {
+  const made = document.createElement(kind);
+  made.append(...inside);
+  return made;
+};
+const pause = seconds => new Promise(done => setTimeout(done, 1000 * seconds));
+let state = null;
+
+async function ask(path, body) {                            // what the server answers; its state, as a rule
+  const raw = body instanceof Blob;
+  const answer = await fetch(`/teach/${path}`, body === undefined ? {} : {
+    method: "POST", body: raw ? body : JSON.stringify(body), headers: raw ? {} : { "Content-Type": "application/json" } });
+  const said = await answer.json();
+  if (said.trouble) trouble(said.trouble[0].toUpperCase() + said.trouble.slice(1) + ".");
+  if (said.clips) show(said);
+  return !said.trouble;
+}
+
+// ---- recordings ----
+
+async function record() {
+  const label = $("name").value.trim(), seconds = Number($("seconds").value);
+  if (!label) {
+    trouble("Name the action first.");
+    $("name").focus();
+    return;
+  }
+  trouble("");
+  $("record").disabled = true;
+  for (let left = Number($("countdown").value); left > 0; left--) {
+    says(`${label} in ${left} …`);
+    await pause(1);
+  }
+  says(`${label}: now`);
+  const from = seenAt();
+  await pause(seconds);
+  says("");
+  $("record").disabled = false;
+  if (from === null) trouble("No picture came from the camera. Press Start, then record again.");
+  else tell({ keep: { label, from, to: seenAt() } });
+}
+
+async function upload() {
+  const label = $("name").value.trim(), files = [...$("files").files];
+  $("files").value = "";
+  if (!label) {
+    trouble("Name the action first, then choose the videos.");
+    return;
+  }
+  trouble("");
+  for (const [i, file] of files.entries()) {
+    $("learning").textContent = `uploading ${i + 1} of ${files.length}: ${file.name}`;
+    if (!await ask(`clips?label=${encodeURIComponent(label)}`, file)) break;
+  }
+}
+
+function card(clip) {
+  const video = make("video"), which = { label: clip.label, number: clip.number };
+  Object.assign(video, { src: `/teach/clips/${encodeURIComponent(clip.label)}/${clip.number}.mp4`, muted: true, loop: true,
+                         preload: "metadata", controls: true });
+  video.setAttribute("aria-label", `recording ${clip.number} of ${clip.label}`);
+  const ends = ["from", "to"].map((name, i) => {
+    const slider = Object.assign(make("input"), { type: "range", min: 0, max: clip.whole_s, step: 0.05 });
+    slider.value = i ? clip.whole_s : 0;
+    slider.setAttribute("aria-label", `${name}, of recording ${clip.number} of ${clip.label}`);
+    slider.oninput = () => { video.pause(); video.currentTime = Number(slider.value); };
+    return slider;
+  });
+  const cut = Object.assign(make("button", "Cut"), { type: "button" });
+  cut.onclick = () => ask("cut", { ...which, from: Number(ends[0].value), to: Number(ends[1].value) });
+  const remove = Object.assign(make("button", "Delete"), { type: "button" });
+  remove.onclick = () => confirm(`Delete recording ${clip.number} of ${clip.label}?`) && ask("remove", which);
+  const length = clip.seconds < clip.whole_s - 0.1 ? `${clip.seconds.toFixed(1)} of ${clip.whole_s.toFixed(1)} s` : `${clip.whole_s.toFixed(1)} s`;
+  const made = make("div", video, `${clip.number}: ${length} `, ...ends, cut, " ", remove);
+  made.className = "clip";
+  return made;
+}
+
+// ---- what there is ----
+
+function show(said) {
+  const changed = JSON.stringify(state?.clips) !== JSON.stringify(said.clips);
+  const learnt = state && said.learnt !== state.learnt;
+  if (state === null || changed) {
+    const labels = [...new Set(said.clips.map(clip => clip.label))];
+    $("clips").replaceChildren(...labels.map(label => {
+      const own = said.clips.filter(clip => clip.label === label);
+      const cards = make("div", ...own.map(card));
+      cards.className = "clips";
+      return make("section", make("h2", `${label} (${own.length})`), cards);
+    }));
+  }
+  if (state?.report !== said.report) report(said.report === null ? null : JSON.parse(said.report));
+  state = said;
+  $("learn").disabled = said.busy || !said.clips.some(clip => clip.label !== "nothing");
+  $("undo").disabled = said.busy || !said.learnt;
+  $("download").hidden = !said.learnt;
+  $("learning").textContent = said.trouble || (said.busy ? `Learning: ${said.says} …` : learnt ? (said.learnt > state.learnt ? "Done. The camera above is recognised by the new model: try it." : "Undone: the model before it is in use again.") : $("learning").textContent.replace(/^(Learning|uploading).*/, ""));
+  $("learning").className = said.trouble ? "alarm" : "";
+}
+
+function report(found) {
+  const rows = [];
+  for (const label of Object.keys(found?.recordings ?? {})) {
+    const counts = found.confusion.filter(([of]) => of === label), asked = counts.reduce((sum, [, , n]) => sum + n, 0);
+    const right = counts.find(([, answer]) => answer === label)?.[2] ?? 0;
+    const wrong = counts.filter(([, answer]) => answer !== label).map(([, answer, n]) => `${answer} (${n})`).join(", ");
+    rows.push(make("tr", make("td", label), make("td", `${found.recordings[label]}`), make("td", asked ? `${right} of ${asked}` : "–"), make("td", wrong)));
+  }
+  if (!rows.length) {
+    $("report").replaceChildren();
+    return;
+  }
+  const head = make("tr", ...["action", "recordings", "right when left out", "else taken for"].map(text => make("th", text)));
+  const notes = [
+    ...found.mistakes.map(one => `Look at ${one.recording.replace(/\.mp4$/, "")}: it looks like ${one.answer} (${one.probability.toFixed(2)})${one.gain > 0 ? "; the others are learnt better without it" : ""}.`),
+    ...found.alike.map(([a, b, share]) => `Too alike: ${a} and ${b}; ${Math.round(100 * share)} % are taken for one another.`),
+    ...found.skipped.map(([path, why]) => `Left out ${path}: ${why}.`), ...found.warnings.map(text => `Note: ${text}.`)];
+  const table = make("table", make("thead", head), make("tbody", ...rows));
+  $("report").replaceChildren(make("h2", "What was learnt"), table, ...notes.map(text => make("p", text)));
+}
+
+if (location.pathname === "/teach") {
+  $("title").textContent = "Teach";
+  $("teach").hidden = false;
+  $("told").hidden = true;
+  $("record").onclick = record;
+  $("files").onchange = upload;
+  $("learn").onclick = () => { trouble(""); ask("learn", {}); };
+  $("undo").onclick = () => ask("undo", {});
+  addEventListener("kept", () => ask("state"));
+  const round = async () => {
+    if (!document.hidden) await ask("state").catch(() => {});  // the server is away: live.js says so
+    setTimeout(round, ROUND_MS);
+  };
+  round();
+}

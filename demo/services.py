@@ -1,0 +1,147 @@
+"""A running `gatestream serve`, looked at from the page: its cameras, their pictures, its event log.
+
+    GET /service/state                    {"health": as /health says, or null, "address": ..., "trouble": "a sentence"}
+    GET /service/cameras/{name}.jpg       a camera's newest picture
+    GET /service/events?camera=&label=    {"events": [...], "labels": [...], "total": n}, the newest first
+    GET /service/events.csv, .jsonl       to take away
+    GET /service/clips/{name}             the video of an event
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import httpx
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+
+from engines.errors import GatestreamError, SourceError
+from stream.sinks.export import export
+from stream.sinks.log import clip_name, logged
+
+PATIENCE_S = 3.0
+
+
+class Service:
+    """The service whose /health is served at an address, host:port. Methods may be called from any thread."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._client = httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S, trust_env=False)
+
+    def health(self) -> dict[str, Any]:
+        """What it says of itself. Raises SourceError where none answers."""
+        try:
+            return dict(self._client.get("/health").json())
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
+            raise SourceError(f"no service at {self.address}", "a running gatestream serve",
+                              "start it, or name the address of its health page with --service") from error
+
+    def picture(self, camera: str) -> bytes | None:
+        """A camera's newest picture as a JPEG, None where there is none."""
+        try:
+            answer = self._client.get(f"/cameras/{quote(camera, safe='')}.jpg")
+        except httpx.HTTPError:
+            return None
+        return answer.content if answer.status_code == 200 else None
+
+    def follow(self, camera: str) -> Iterator[list[dict[str, Any]]]:
+        """A camera's records as they come; none of them from time to time. Raises SourceError where it is not shown;
+        ends with the service."""
+        path = f"/cameras/{quote(camera, safe='')}/live"
+        try:
+            with self._client.stream("GET", path) as answer:
+                if answer.status_code != 200:
+                    raise SourceError(f"a service that does not show {camera}", "one that does",
+                                      "set health.pictures in its configuration")
+                for line in answer.iter_lines():
+                    yield json.loads(line)
+        except httpx.HTTPError as error:
+            raise SourceError(f"no service at {self.address} any more", "one that goes on",
+                              "press Start once it runs again") from error
+
+    def close(self) -> None:
+        """Ends connections; what follows a camera ends with them."""
+        self._client.close()
+
+
+def looking(service: Service) -> APIRouter:
+    """See the file's top."""
+    router = APIRouter(prefix="/service")
+
+    async def health() -> dict[str, Any]:
+        try:
+            return await asyncio.to_thread(service.health)
+        except GatestreamError as error:
+            raise HTTPException(503, str(error)) from error
+
+    @router.get("/state")
+    async def state() -> JSONResponse:
+        try:
+            said = {"health": await asyncio.to_thread(service.health), "trouble": ""}
+        except GatestreamError as error:
+            said = {"health": None, "trouble": str(error)}
+        return JSONResponse({"address": service.address, **said})
+
+    @router.get("/cameras/{name:path}.jpg")
+    async def picture(name: str) -> Response:
+        found = await asyncio.to_thread(service.picture, name)
+        if found is None:
+            raise HTTPException(404)
+        return Response(found, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+    @router.get("/events")
+    async def events(camera: str = "", label: str = "", last: int = 100) -> JSONResponse:
+        said = await health()
+        try:
+            every = await asyncio.to_thread(logged, _log(said))
+        except GatestreamError as error:
+            return JSONResponse({"trouble": str(error), "events": [], "labels": [], "total": 0})
+        found = sorted((one for one in every if camera in ("", one.event.camera) and label in ("", one.event.label)),
+                       key=lambda one: one.event.started_at, reverse=True)
+        rows = [{**one.event.as_json(), "id": one.id, "clip": _clip(said, one.id, one.event.camera, one.event.label)}
+                for one in found[:last]]
+        return JSONResponse({"trouble": "", "events": rows, "total": len(found),
+                             "labels": sorted({one.event.label for one in every})})
+
+    @router.get("/events.{form}")
+    async def exported(form: Literal["csv", "jsonl"], camera: str = "", label: str = "") -> Response:
+        out, said = io.StringIO(newline=""), await health()
+        try:
+            await asyncio.to_thread(export, _log(said), out, form, camera=camera or None, label=label or None)
+        except GatestreamError as error:
+            return PlainTextResponse(str(error), 400)
+        return Response(out.getvalue(), media_type="text/csv" if form == "csv" else "application/jsonl",
+                        headers={"Content-Disposition": f"attachment; filename=events.{form}"})
+
+    @router.get("/clips/{name}")
+    async def clip(name: str) -> FileResponse:
+        folder = (await health())["clips_folder"]
+        path = Path(folder or "") / Path(name).name
+        if folder is None or path.suffix != ".mp4" or not path.is_file():
+            raise HTTPException(404)
+        return FileResponse(path, media_type="video/mp4")
+
+    return router
+
+
+def _log(health: dict[str, Any]) -> Path:
+    """Raises SourceError where there is none on this machine."""
+    if health["log"] is None:
+        raise SourceError("a service without an event log", "one with a log", "set results.log in its configuration")
+    if not Path(health["log"]).is_file():
+        raise SourceError(f"{health['log']}, which is not on this machine", "the log of the service",
+                          "open this page on the service's machine")
+    return Path(health["log"])
+
+
+def _clip(health: dict[str, Any], id: str, camera: str, label: str) -> str | None:
+    name = clip_name(id, camera, label)
+    folder = health["clips_folder"]
+    return name if folder is not None and (Path(folder) / name).is_file() else None
