@@ -38,10 +38,10 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
     if users is None and not alone:
         log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
     shown = Lessons(lessons or platformdirs.user_data_path("gatestream", appauthor=False) / "lessons")
-    teacher = Teacher(shown, model, engine, lambda new: viewers.use(Recognizer.open(new, engine, slots=SLOTS)))
+    teacher = Teacher(shown, model, engine, lambda new: viewers.use(Recognizer.open(new, engine, slots=SLOTS), new))
     if teacher.model != model:
         log.info("in use is what %s was taught: %s", model, teacher.model)
-    with Viewers(Recognizer.open(teacher.model, engine, slots=SLOTS)) as viewers:
+    with Viewers(Recognizer.open(teacher.model, engine, slots=SLOTS), teacher.model) as viewers:
         app = mounted(app_of(viewers, teacher, Service(service), () if alone else ("*",)), engine, teacher)
         config = uvicorn.Config(app if users is None else Guard(app, users), host=host, port=port, log_level="warning",
                                 ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1)

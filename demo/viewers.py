@@ -11,6 +11,7 @@ can be kept as a recording to learn from.
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import logging
 import threading
@@ -19,17 +20,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import cv2
+import numpy as np
 
+import engines
 from demo.lessons import Clip, Lessons
 from demo.services import Service
 from engines.errors import FrameError, GatestreamError, UsageError
+from engines.preprocess import seen_part
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
 from stream.service.wire import Limits, Message, decoded
 from stream.sources import Source, open_source
+
+if TYPE_CHECKING:
+    from engines.gates import GateView
 
 log = logging.getLogger("gatestream.ui")
 
@@ -47,8 +54,9 @@ class Viewers:
             viewer = viewers.join()
     """
 
-    def __init__(self, recognizer: Recognizer) -> None:
-        self.recognizer = recognizer
+    def __init__(self, recognizer: Recognizer, model: str = "gesture") -> None:
+        """model: what the recogniser was opened with."""
+        self.recognizer, self.model = recognizer, model
         self.changed: set[Callable[[], None]] = set()
         """Are called, by another thread, once there is another recogniser."""
         self._thread = ThreadPoolExecutor(1, "recogniser")
@@ -80,9 +88,10 @@ class Viewers:
         """From which score on events of a camera open; None for the model's own."""
         self._thread.submit(self._tune, camera, open_above).result()
 
-    def use(self, recognizer: Recognizer) -> None:
+    def use(self, recognizer: Recognizer, model: str) -> None:
         """Goes on with another recogniser; all streams begin anew. The one before is closed."""
         self._thread.submit(self._use, recognizer).result()
+        self.model = model
         for changed in tuple(self.changed):
             changed()
 
@@ -110,6 +119,7 @@ class Viewer:
         self._source: Source | None = None
         self._watching: threading.Thread | None = None
         self._following = threading.Event()
+        self._gates: GateView | None = None
         self._shown: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
 
@@ -117,7 +127,8 @@ class Viewer:
         """What a browser's picture causes; it is decoded only if the model's clock wants it. Raises GatestreamError."""
         self._remember(jpeg, captured_at)
         message = Message("gatestream", self.camera, jpeg)
-        return self._viewers.push(lambda: decoded(message, LIMITS), captured_at, self.camera)
+        records = self._viewers.push(lambda: decoded(message, LIMITS), captured_at, self.camera)
+        return records + self._seen_gates(records, lambda: decoded(message, LIMITS))
 
     def watch(self, spec: str, told: Told, failed: Callable[[str], None]) -> None:
         """Shows a camera of this machine or network from now on, after `stop`. told, failed: are called from another
@@ -155,6 +166,26 @@ class Viewer:
             with suppress(FrameError):
                 yield at, decoded(Message("gatestream", self.camera, jpeg), LIMITS)
 
+    def show_gates(self, shown: bool) -> None:
+        """Has records of gates come with predictions from now on, or no more. Raises UsageError, EngineError for a
+        model whose gates cannot be looked at."""
+        if shown:
+            from engines.gates import GateView  # the first use of torch
+
+            self._gates = GateView(engines.load(self._viewers.model))
+        else:
+            self._gates = None
+
+    def _seen_gates(self, records: Records, image_bgr: Callable[[], Image]) -> Records:
+        gates = self._gates
+        if gates is None or not any(record["type"] == "prediction" for record in records):
+            return []
+        image = image_bgr()
+        open_HW = gates.see(image)
+        part_h, part_w = seen_part(image.shape[:2], self._viewers.recognizer.contract)
+        return [{"type": "gates", "size_hw": list(open_HW.shape), "part_hw": [part_h, part_w],
+                 "open": base64.b64encode((255 * open_HW).astype(np.uint8).tobytes()).decode()}]
+
     def _remember(self, jpeg: bytes, at: float) -> None:
         if self._shown and not 0 <= at - self._shown[-1][0] < REMEMBERED_S:  # the clock jumped
             self._shown.clear()
@@ -178,6 +209,7 @@ class Viewer:
             for item in source.frames():
                 if isinstance(item, Frame):
                     records = self._viewers.push(item.image_bgr, item.captured_at, self.camera, item.lost)
+                    records += self._seen_gates(records, lambda image=item.image_bgr: image)
                     picture = _picture(item.image_bgr)
                     self._remember(picture, item.captured_at)
                     told(records, picture, item.captured_at)

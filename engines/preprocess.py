@@ -55,6 +55,12 @@ def shrinkable(image_hw: tuple[int, int], contract: Contract) -> int:
     return 1 << _halvings(_kept(image_hw, contract.cover_hw, contract.input_size_hw), contract.input_size_hw)
 
 
+def seen_part(image_hw: tuple[int, int], contract: Contract) -> tuple[float, float]:
+    """Which part of an image's height and width, around its middle, the network sees; in (0, 1]."""
+    height, width = _kept(image_hw, contract.cover_hw, contract.input_size_hw)
+    return height / image_hw[0], width / image_hw[1]
+
+
 def _kept(image_hw: tuple[int, int], cover_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int]:
     """Height and width of what `fit` keeps of an image, in its own pixels."""
     scale = max(cover_hw[0] / image_hw[0], cover_hw[1] / image_hw[1])

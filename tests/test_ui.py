@@ -162,6 +162,25 @@ class TestLive:
         tab.close()
         wait(lambda: viewers.recognizer.cameras == (), patience_s=5)
 
+    def test_gates_are_drawn_over_the_picture_and_a_mistake_is_kept(self, tab: Any, teacher: Teacher) -> None:
+        tab.select_option("#camera", "sim://gestures")
+        tab.click("#start")
+        tab.click("#gates")
+        playwright.expect(tab.locator("#open")).to_be_visible(timeout=1000 * PATIENCE_S)
+        wait(lambda: tab.evaluate("(open => open.getContext('2d').getImageData(0, 0, open.width, open.height).data.some("
+                                  "value => value))(document.getElementById('open'))"))
+        over, under = (tab.locator(place).bounding_box() for place in ("#open", "#picture"))
+        assert over["width"] == pytest.approx(under["width"], abs=2)  # this model sees the whole of a 4:3 picture
+        tab.click("#gates")
+        playwright.expect(tab.locator("#open")).to_be_hidden()
+        tab.locator("#events button").first.click(timeout=1000 * PATIENCE_S)
+        tab.fill("#was-label", "something else")
+        tab.click("#was button[value=keep]")
+        says(tab, "Kept: recording 1 of something else")
+        [clip] = teacher.lessons.clips()
+        assert clip.seconds > 1
+        teacher.lessons.remove(clip.label, clip.number)
+
     def test_each_tab_has_its_own_state(self, tab: Any, viewers: Viewers, address: str) -> None:
         other = tab.context.new_page()
         other.goto(f"{address}/live")
@@ -240,7 +259,7 @@ def performance(path: Path, label: str, seed: int) -> str:
 def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path, unused_port: int) -> None:
     base = six(tmp_path / "base.safetensors")
     teacher = Teacher(Lessons(tmp_path / "lessons"), str(base), "eager",
-                      lambda model: viewers.use(Recognizer.open(model, "eager", slots=2)))
+                      lambda model: viewers.use(Recognizer.open(model, "eager", slots=2), model))
     with (Viewers(Recognizer.open(base, "eager", slots=2)) as viewers,
           served(app_of(viewers, teacher, NO_SERVICE), unused_port) as address, browser.new_context() as context):
         page = context.new_page()

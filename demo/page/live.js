@@ -71,6 +71,8 @@ function hear(said) {
 function take(record) {
   if (record.type === "prediction") {
     prediction = record;
+  } else if (record.type === "gates") {
+    drawGates(record);
   } else if (record.type === "gap") {
     gap = record;
   } else if (record.open) {
@@ -98,7 +100,8 @@ async function start() {
     tell({ source: null });
     await openOwn(chosen.startsWith("device:") ? chosen.slice(7) : null);
   }
-  $("freeze").disabled = $("record").disabled = false;
+  $("freeze").disabled = $("gates").disabled = $("record").disabled = source !== null && "service" in source;
+  if ("true" === $("gates").getAttribute("aria-pressed")) tell({ gates: true });
 }
 
 function stop() {
@@ -242,6 +245,27 @@ function drawStrip() {                                     // time runs to the l
   });
 }
 
+function drawGates(record) {                               // over the part of the picture that the network sees
+  if (frozen) return;
+  const canvas = $("open"), [height, width] = record.size_hw, shares = [...record.part_hw], video = $("video");
+  if (source === null && video.videoWidth) {               // what is sent is cut from the middle
+    const scale = Math.max(small.width / video.videoWidth, small.height / video.videoHeight);
+    shares[0] *= small.height / (scale * video.videoHeight);
+    shares[1] *= small.width / (scale * video.videoWidth);
+  }
+  canvas.hidden = $("gates").getAttribute("aria-pressed") !== "true";
+  canvas.width = width;
+  canvas.height = height;
+  canvas.style.height = `${100 * shares[0]}%`;
+  canvas.style.width = `${100 * shares[1]}%`;
+  const values = atob(record.open), pen = canvas.getContext("2d"), pixels = pen.createImageData(width, height);
+  for (let i = 0; i < values.length; i++) {
+    const open = values.charCodeAt(i);
+    pixels.data.set([255, 255 - open, 0, Math.min(230, 1.2 * open)], 4 * i);
+  }
+  pen.putImageData(pixels, 0, 0);
+}
+
 function listEvents() {
   const latest = closed.slice(-5).reverse(), list = $("events"), key = latest.map(event => event.ended_at + event.label).join();
   if (list.dataset.key === key) return;
@@ -300,6 +324,12 @@ $("freeze").onclick = () => {
   if (frozen) $("video").pause(); else $("video").play();
 };
 addEventListener("kept", ({ detail }) => trouble(`Kept: recording ${detail.number} of ${detail.label}.`, true));
+$("gates").onclick = () => {
+  const shown = $("gates").getAttribute("aria-pressed") !== "true";
+  $("gates").setAttribute("aria-pressed", String(shown));
+  $("open").hidden = true;
+  tell({ gates: shown });
+};
 connect();
 
 async function listService() {                             // its cameras can be looked at, too
