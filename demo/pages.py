@@ -16,10 +16,13 @@ from fastapi import FastAPI
 import engines
 from demo.lessons import Teacher
 from demo.videos import Recognised, recognise, track
+from engines.bench import bench, lines
 from engines.contract import Contract
 from engines.doctor import doctor
 from engines.errors import GatestreamError
+from engines.model import Model
 from stream.recognizer import Recognizer
+from stream.scoring import Scorer
 
 LARGEST = "4gb"  # of a video
 CSS = """
@@ -27,8 +30,14 @@ iframe.page { width: 100%; height: 1100px; border: 0; }
 .event-track { position: relative; height: 34px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .event-track button { position: absolute; top: 4px; height: 24px; border-radius: 4px; cursor: pointer; color: #111;
   font-size: 13px; overflow: hidden; white-space: nowrap; padding: 0 4px; text-align: left; }
+.wrap .or { color: inherit; }
 #player video { max-height: 60vh; }
+.prose th, .prose td { word-break: normal !important; overflow-wrap: normal !important; padding: 4px 8px !important; }
+.prose { overflow-x: auto; }
 footer { display: none !important; }
+@media (max-width: 720px) {
+  .gradio-container .main, .gradio-container .html-container { padding: 4px !important; }
+}
 """
 # Fonts of this machine: Gradio's usual ones would be fetched from the network.
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -52,7 +61,7 @@ def pages(engine: str, teacher: Teacher) -> gr.Blocks:
         with gr.Tab("Teach"):
             gr.HTML('<iframe class="page" src="/teach" title="Teach" allow="camera"></iframe>')
         with gr.Tab("Model"):
-            _model(teacher.model)
+            _model(engine, teacher)
     return blocks
 
 
@@ -94,26 +103,37 @@ def _said(found: Recognised) -> str:
     return f"**{events} {'event' if events == 1 else 'events'}** in {found.seconds:.0f} s. Press one to jump to it."
 
 
-def _model(name: str) -> None:
-    loaded = engines.load(name)
-    card = loaded.path.with_suffix(".md") if loaded.path is not None else None
-    with gr.Row():
+def _model(engine: str, teacher: Teacher) -> None:
+    with gr.Row():  # a function instead of a value: asked whenever the page is opened
         with gr.Column(scale=3):
-            gr.Markdown(card.read_text(encoding="utf-8") if card is not None and card.is_file()
-                        else f"# {loaded.contract.name}")
+            gr.Markdown(lambda: _card(engines.load(teacher.model)))
         with gr.Column(scale=2):
-            gr.Dataframe(_facts(loaded.contract), headers=["what", "value"], label="Contract", interactive=False,
-                         wrap=True)
+            gr.Dataframe(lambda: _facts(engines.load(teacher.model).contract), headers=["what", "value"],
+                         label="Contract", interactive=False, wrap=True, column_widths=["40%", "60%"])
             prove = gr.Button("Prove it on this machine")
-            checks = gr.Dataframe(headers=["check", "", "what was found"], label="Doctor", interactive=False, wrap=True)
+            checks = gr.Dataframe(headers=["check", "result", "what was found"], label="Doctor", interactive=False,
+                                  wrap=True)
+            measure = gr.Button("Measure its speed on this machine")
+            speed = gr.Code(label="Bench", language=None, interactive=False, visible=False)
 
     def proved() -> Any:
         rows: list[list[str]] = []
-        for check in doctor(name):
+        for check in doctor(teacher.model):
             rows.append([check.name, "ok" if check.ok else "FAIL", check.detail])
             yield list(rows)
 
+    def measured() -> Any:
+        yield gr.update(visible=True, value="measuring for about a minute ...")
+        model = engines.load(teacher.model)
+        yield gr.update(value="\n".join(lines(bench(model, engine, fuse=Scorer(model).score))))
+
     prove.click(proved, None, checks)
+    measure.click(measured, None, speed)
+
+
+def _card(model: Model) -> str:
+    card = model.path.with_suffix(".md") if model.path is not None else None
+    return card.read_text(encoding="utf-8") if card is not None and card.is_file() else f"# {model.contract.name}"
 
 
 def _facts(contract: Contract) -> list[list[str]]:

@@ -212,7 +212,7 @@ class TestPage:
     def test_tiles_events_and_the_live_view_are_shown(self, served: SimpleNamespace, service: Any, showing: Showing,
                                                       tmp_path: Path, unused_port: int) -> None:
         sync = pytest.importorskip("playwright.sync_api", reason="needs Playwright, which drives the browser")
-        from test_ui import PATIENCE_S, serving
+        from test_ui import PATIENCE_S, accessible, serving
 
         path = tmp_path / "events.db"
         with EventLog(path, "gesture", "service") as log:
@@ -226,6 +226,7 @@ class TestPage:
             sync.expect(page.locator(".tile", has_text="cell")).to_contain_text("left 97 %")
             sync.expect(page.locator(".tile", has_text="away")).to_contain_text("not here")
             sync.expect(page.locator("#rows")).to_contain_text("<b>left</b>", timeout=1000 * PATIENCE_S)
+            accessible(page)
             page.locator(".tile", has_text=ODD).click()
             sync.expect(page.locator("#camera")).to_have_value(f"service:{ODD}", timeout=1000 * PATIENCE_S)
             scores = {"gesture": {"now": [["left", 0.5]], "window": [["left", 0.98]]}}

@@ -133,6 +133,13 @@ def tab(browser: Any, address: str) -> Iterator[Any]:
     assert failures == []
 
 
+def accessible(page: Any) -> None:
+    """Nobody is kept out by what the page looks like: axe finds nothing that is serious."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
+
 def events(page: Any) -> list[str]:
     return [text.split()[0] for text in page.locator("#events li").all_inner_texts()]
 
@@ -149,7 +156,10 @@ class TestLive:
         assert set(events(tab)) & {"left", "carret", "del", "up", "down"}
         assert tab.locator("#bars .bar").count() == 5
         assert tab.inner_text("#trouble") == ""
+        accessible(tab)
         assert len(viewers.recognizer.cameras) == 1
+        tab.emulate_media(color_scheme="dark")
+        accessible(tab)
 
     def test_a_camera_of_the_server_is_shown_and_a_closed_tab_leaves_nothing(
             self, tab: Any, viewers: Viewers) -> None:
@@ -167,8 +177,8 @@ class TestLive:
         tab.click("#start")
         tab.click("#gates")
         playwright.expect(tab.locator("#open")).to_be_visible(timeout=1000 * PATIENCE_S)
-        wait(lambda: tab.evaluate("(open => open.getContext('2d').getImageData(0, 0, open.width, open.height).data.some("
-                                  "value => value))(document.getElementById('open'))"))
+        wait(lambda: tab.evaluate("(open => open.getContext('2d').getImageData(0, 0, open.width, open.height).data"
+                                  ".some(value => value))(document.getElementById('open'))"))
         over, under = (tab.locator(place).bounding_box() for place in ("#open", "#picture"))
         assert over["width"] == pytest.approx(under["width"], abs=2)  # this model sees the whole of a 4:3 picture
         tab.click("#gates")
@@ -286,6 +296,7 @@ def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path
             page.evaluate(SHOW, films[label, TAKES])
             page.evaluate("window.film.play()")
             wait(lambda label=label: label in page.inner_text("#bars .bar:first-child"))
+        accessible(page)
         page.click("#undo")
         wait(lambda: "star" not in viewers.recognizer.contract.heads["gesture"])
 
@@ -345,6 +356,7 @@ class TestVideo:
             page.set_input_files("input[type=file]", film)
             page.locator(".event-track button", has_text="left").click(timeout=1000 * PATIENCE_S)
             wait(lambda: 2 < page.evaluate("document.querySelector('#player video').currentTime") < 4)
+            accessible(page)
             assert hosts - {""} == {urlsplit(address).netloc}
 
     def test_what_is_no_video_is_a_sentence(self, browser: Any, address: str, tmp_path: Path) -> None:
@@ -366,6 +378,7 @@ class TestVideo:
             page.goto(address)
             page.get_by_role("tab", name="Model").click()
             playwright.expect(page.get_by_text("Ten pointing gestures")).to_be_visible(timeout=1000 * PATIENCE_S)
+            accessible(page)
 
 
 def test_other_sites_pages_are_not_answered(address: str) -> None:

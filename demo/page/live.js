@@ -9,6 +9,7 @@ const now = () => (performance.timeOrigin + performance.now()) / 1000;
 
 let socket, hello, source = null, stream = null, frozen = false, tries = 0;
 let underWay = 0, lastAt = null;
+let gateRange = null;
 let prediction = null, open = new Map(), closed = [], gap = null, notice = "";
 const sent = [], answered = [], delays = [];
 
@@ -259,10 +260,12 @@ function drawGates(record) {                               // over the part of t
   canvas.style.height = `${100 * shares[0]}%`;
   canvas.style.width = `${100 * shares[1]}%`;
   const values = atob(record.open), pen = canvas.getContext("2d"), pixels = pen.createImageData(width, height);
-  for (let i = 0; i < values.length; i++) {
-    const open = values.charCodeAt(i);
-    pixels.data.set([255, 255 - open, 0, Math.min(230, 1.2 * open)], 4 * i);
-  }
+  const numbers = Array.from(values, value => value.charCodeAt(0)), least = Math.min(...numbers), most = Math.max(...numbers);
+  numbers.forEach((open, i) => {                           // differences are what is of interest
+    const share = (open - least) / Math.max(1, most - least);
+    pixels.data.set([255, 220 - 220 * share, 0, 170 * share], 4 * i);
+  });
+  gateRange = [least / 255, most / 255];
   pen.putImageData(pixels, 0, 0);
 }
 
@@ -308,6 +311,7 @@ setInterval(() => {
   $("facts").textContent = [`${rate(answered).toFixed(0)} frames/s`,
     p95 === undefined ? "" : `camera to result ${sorted[Math.floor(sorted.length / 2)].toFixed(0)} ms, p95 ${p95.toFixed(0)} ms`,
     parts && `in the server, ms: ${parts}`, prediction ? `${prediction.dropped} dropped, ${prediction.held} held` : "",
+    gateRange && !$("open").hidden ? `gates ${gateRange.map(open => open.toFixed(2)).join(" (clear) to ")} (red) open` : "",
     gap ? `last gap: ${gap.seconds.toFixed(1)} s (${gap.action})` : ""].filter(Boolean).join(" · ");
   document.body.dataset.facts = JSON.stringify({ rate: rate(answered), p95, shown: $("banner").textContent });
 }, 500);
