@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from stream.recognizer import Recognizer
 from stream.scoring import Scorer
 
 LARGEST = "4gb"  # of a video
+KEPT_S = 24 * 3600  # what was made of a video, and Gradio's copy of it
 CSS = """
 iframe.page { width: 100%; height: 1100px; border: 0; }
 .event-track { position: relative; height: 34px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
@@ -51,7 +54,7 @@ def mounted(app: FastAPI, engine: str, teacher: Teacher) -> FastAPI:
 
 def pages(engine: str, teacher: Teacher) -> gr.Blocks:
     """All pages, a tab each."""
-    with gr.Blocks(title="gatestream", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="gatestream", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
         with gr.Tab("Live"):
             gr.HTML('<iframe class="page" src="/live" title="Live" allow="camera"></iframe>')
         with gr.Tab("Video"):
@@ -66,6 +69,7 @@ def pages(engine: str, teacher: Teacher) -> gr.Blocks:
 
 
 def _video(engine: str, teacher: Teacher) -> None:
+    results_folder = tempfile.TemporaryDirectory(prefix="gatestream-")  # gone when the page's server is
     upload = gr.File(label="A video", file_types=["video"], type="filepath")
     trouble = gr.Markdown()
     with gr.Column(visible=False) as results:
@@ -81,7 +85,8 @@ def _video(engine: str, teacher: Teacher) -> None:
     def shown(path: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         if path is None:
             return {results: gr.update(visible=False), trouble: ""}
-        folder = Path(tempfile.mkdtemp(prefix="gatestream-"))
+        _tidy(Path(results_folder.name))
+        folder = Path(tempfile.mkdtemp(dir=results_folder.name))
         try:
             with Recognizer.open(teacher.model, engine, slots=1) as recognizer:
                 found = recognise(recognizer, Path(path), folder, progress)
@@ -96,6 +101,13 @@ def _video(engine: str, teacher: Teacher) -> None:
                 files: [str(file) for file in (*found.files, found.annotated)]}
 
     upload.change(shown, upload, [results, trouble, said, player, line, table, curves, files])
+
+
+def _tidy(folder: Path) -> None:
+    """Deletes results that Gradio has copied to its own cache long ago."""
+    for old in folder.iterdir():
+        if time.time() - old.stat().st_mtime > KEPT_S:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _said(found: Recognised) -> str:

@@ -53,7 +53,7 @@ class Bench:
         return self.recorder.name_of(said)
 
     def finished(self) -> dict[str, int]:
-        self.recorder.close()
+        self.recorder.close(10.0)
         assert not self.recorder._thread.is_alive()
         return dict(self.recorder.counts)
 

@@ -95,7 +95,7 @@ def test_events_become_a_sensor_and_wait_for_the_broker(tmp_path: Path, unused_p
         assert sensor["state_topic"] == "gatestream/cell-3/now/gesture"
         assert sensor["availability_topic"] == "gatestream/status"
         assert sensor["device"]["name"] == "cell/3"
-        told.close()
+        told.close(1.0)
         wait(lambda: listener.latest["gatestream/status"] == "offline")
         listener.close()
 

@@ -200,6 +200,22 @@ class TestLive:
         other.close()
         wait(lambda: len(viewers.recognizer.cameras) == 1, patience_s=5)
 
+    def test_a_slow_network_is_told_and_nothing_gets_stuck(self, tab: Any, viewers: Viewers,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+        fast, slow = viewers.push, threading.Event()
+
+        def push(*said: Any) -> Any:
+            slow.wait(0.5)  # a round trip
+            return fast(*said)
+
+        monkeypatch.setattr(viewers, "push", push)
+        tab.click("#start")
+        says(tab, "the network or the server is slow")
+        wait(lambda: viewers.recognizer.cameras)
+        slow.set()
+        playwright.expect(tab.locator("#trouble")).to_have_text("", timeout=1000 * PATIENCE_S)
+        wait(lambda: events(tab))
+
     @pytest.mark.parametrize(("error", "text"), [
         ("NotAllowedError", "may not use the camera"), ("NotFoundError", "no camera in this browser"),
         ("NotReadableError", "in use by another program"), ("OverconstrainedError", "does not start")])

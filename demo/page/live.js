@@ -3,6 +3,7 @@
 export const $ = id => document.getElementById(id);
 const OUTSTANDING = 2;      // pictures under way; further ones are not sent, so the newest wins
 const STRIP_S = 20;
+const SLOW = 0.3;           // of the camera's pictures are answered
 const AROUND_S = 0.5;       // an event, that is kept with it
 const RETRY_MS = [500, 1000, 2000, 4000];
 const now = () => (performance.timeOrigin + performance.now()) / 1000;
@@ -11,7 +12,8 @@ let socket, hello, source = null, stream = null, frozen = false, tries = 0;
 let underWay = 0, lastAt = null;
 let gateRange = null;
 let prediction = null, open = new Map(), closed = [], gap = null, notice = "";
-const sent = [], answered = [], delays = [];
+let slow = false;
+const grabbed = [], answered = [], delays = [];
 
 const small = document.createElement("canvas"), pen = small.getContext("2d", { willReadFrequently: true });
 
@@ -154,6 +156,7 @@ function grab(_, facts) {
   if (!stream || source !== null) return;
   const video = $("video");
   video.requestVideoFrameCallback(grab);
+  grabbed.push(now());
   if (!hello || underWay >= OUTSTANDING || socket.readyState !== WebSocket.OPEN) return;
   const at = (performance.timeOrigin + (facts.captureTime ?? facts.expectedDisplayTime ?? performance.now())) / 1000;
   const scale = Math.max(small.width / video.videoWidth, small.height / video.videoHeight);
@@ -164,7 +167,7 @@ function grab(_, facts) {
     const jpeg = new Uint8Array(await blob.arrayBuffer()), message = new Uint8Array(8 + jpeg.length);
     new DataView(message.buffer).setFloat64(0, at, true);
     message.set(jpeg, 8);
-    if (socket.readyState === WebSocket.OPEN) { socket.send(message); sent.push(now()); }
+    if (socket.readyState === WebSocket.OPEN) socket.send(message);
   }, "image/jpeg", 0.85);
 }
 
@@ -304,7 +307,15 @@ const rate = times => {
   return times.length / 2;
 };
 
+function watchPace() {                                     // newest pictures win; it is told when most of them lose
+  const wanted = rate(grabbed), few = socket.readyState === WebSocket.OPEN && wanted >= 10 && rate(answered) < SLOW * wanted;
+  if (few) trouble(`Only ${rate(answered).toFixed(0)} of ${wanted.toFixed(0)} pictures a second come through: the network or the server is slow.`);
+  else if (slow) trouble("");
+  slow = few;
+}
+
 setInterval(() => {
+  watchPace();
   while (delays.length && delays[0][0] < now() - 5) delays.shift();
   const sorted = delays.map(([, ms]) => ms).sort((a, b) => a - b), p95 = sorted[Math.floor(0.95 * sorted.length)];
   const parts = prediction ? Object.entries(prediction.latency_ms).map(([part, ms]) => `${part} ${ms.toFixed(1)}`).join(", ") : "";

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -90,10 +91,14 @@ class Recorder(Teller):
             elif one["type"] == "gap":
                 self._call(partial(self._gap, one))
 
-    def close(self) -> None:
-        """Writes what waits and may be written soon."""
-        self._queue.put(None)
-        self._thread.join(1.0)
+    def close(self, within_s: float) -> None:
+        """Writes what waits and may be written so soon."""
+        waiting = self._queue.qsize()
+        with suppress(queue.Full):  # so many are not written in time anyway
+            self._queue.put_nowait(None)
+        self._thread.join(within_s)
+        if self._thread.is_alive():
+            log.warning("up to %d videos of events were not finished", waiting + 1)
 
     # ---- on the receiver's thread ----
 

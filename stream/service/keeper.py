@@ -309,7 +309,7 @@ class Service:
         self._end_candidate()
         self.receiver.stop()
         if self._thread.is_alive():
-            self._thread.join(STOPS_WITHIN_S)
+            self._thread.join(max(0.1, until - self._steady()))
         if self._worker is not None:
             try:
                 self._worker.wait(max(0.1, until - self._steady()))

@@ -65,9 +65,9 @@ class Broker(Teller):
                 now = one["label"] if one["open"] else IDLE
                 self._send(f"{camera}/now/{_level(one['head'])}", now, True, keep=True)
 
-    def close(self) -> None:
+    def close(self, within_s: float) -> None:
         if self._client.is_connected():
-            self._client.publish(self._status, "offline", qos=1, retain=True).wait_for_publish(0.5)
+            self._client.publish(self._status, "offline", qos=1, retain=True).wait_for_publish(within_s)
         self._client.disconnect()
         self._client.loop_stop()
 

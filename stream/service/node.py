@@ -42,7 +42,7 @@ class Outbox(Teller):
             self._changed.wait_for(lambda: bool(self._said), wait_s)
             return list(self._said)
 
-    def close(self) -> None:
+    def close(self, within_s: float) -> None:
         with self._changed:
             self._changed.notify_all()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from stream.sinks.log import EventLog
 log = logging.getLogger("gatestream.service")
 
 PREDICTIONS = 20_000  # that may wait; beyond that the oldest are dropped
+LEAST_S = 0.1  # that each teller has to end
 RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # the last again and again
 Said = dict[str, Any]
 
@@ -41,8 +43,8 @@ class Teller(ABC):
         """Passes on JSON objects as interface `--json` has them; events have an `id` if there is a log."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Sends what can be sent soon, and ends."""
+    def close(self, within_s: float) -> None:
+        """Sends what can be sent so soon, and ends."""
 
 
 class Publisher(Teller):
@@ -62,8 +64,8 @@ class Publisher(Teller):
         for one in said:
             self._socket.send_multipart([f"{one['camera']}/{one['type']}".encode(), _line(one)])
 
-    def close(self) -> None:
-        self._socket.close(linger=500)
+    def close(self, within_s: float) -> None:
+        self._socket.close(linger=round(1000 * within_s))
 
 
 class Lines(Teller):
@@ -85,7 +87,7 @@ class Lines(Teller):
                 log.error("%s cannot be written (%s): results go on without it", self._path, error.strerror)
             self._failed = True
 
-    def close(self) -> None:
+    def close(self, within_s: float) -> None:
         with suppress(OSError):
             self._file.close()
 
@@ -130,11 +132,11 @@ class Webhook(Teller):
                 if self._waiting[0] is one:
                     self._waiting.popleft()
 
-    def close(self) -> None:
+    def close(self, within_s: float) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(1.0)
+        self._thread.join(within_s)
         self._client.close()
 
 
@@ -171,8 +173,9 @@ class Announcer:
             self._records.extend(records)
             self._changed.notify()
 
-    def close(self, within_s: float = 1.0) -> None:
+    def close(self, within_s: float = 0.8) -> None:
         """Announces what has been delivered, and ends the tellers; the log is the caller's to close."""
+        until = time.monotonic() + within_s
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -181,7 +184,7 @@ class Announcer:
             with suppress(SinkError):
                 self._log.keep([], told=self._told)
         for teller in self._tellers:
-            teller.close()
+            teller.close(max(LEAST_S, until - time.monotonic()))
 
     def _run(self) -> None:
         tries = 0

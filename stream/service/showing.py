@@ -59,7 +59,7 @@ class Showing(Teller):
             if (own := [one for one in said if one["camera"] == camera]) and not waiting.full():
                 waiting.put_nowait(own)
 
-    def close(self) -> None:
+    def close(self, within_s: float = 0.0) -> None:
         for waiting in tuple(self._queues):
             if not waiting.full():
                 waiting.put_nowait(None)
