@@ -310,7 +310,7 @@ def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path
         wait(lambda: "star" in viewers.recognizer.contract.heads["gesture"])
         for label in ("star", "circlecc"):
             page.evaluate(SHOW, films[label, TAKES])
-            page.evaluate("window.film.play()")
+            page.evaluate("window.film.loop = true; window.film.play()")
             wait(lambda label=label: label in page.inner_text("#bars .bar:first-child"))
         accessible(page)
         page.click("#undo")

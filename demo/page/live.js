@@ -302,6 +302,11 @@ function correct(event) {                                  // a wrong recognitio
   dialog.showModal();
 }
 
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  delete $("events").dataset.key;                           // labels have other colours in the dark
+  draw();
+});
+
 const rate = times => {
   while (times.length && times[0] < now() - 2) times.shift();
   return times.length / 2;
