@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engines.errors import UsageError
+from stream.service import link
 from stream.service.lobby import OVERTAKEN, STALE, Lobby
+from stream.service.receiver import BATCH, LEAST, UNDER_WAY_S, Pace
 from stream.service.wire import Message
 
 MESSAGE = Message("imagezmq", "a", b"12345")
@@ -75,3 +77,24 @@ def test_a_camera_that_left_leaves_nothing() -> None:
     assert not target.accounts
     with pytest.raises(UsageError, match="no place"):
         target.put("a", MESSAGE, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("each_s", "most"), [(0.0005, 8), (0.004, 8), (0.008, 5), (0.016, 2), (0.5, 2)])
+def test_as_much_is_under_way_as_is_soon_done(each_s: float, most: int) -> None:
+    pace, now = Pace(), 0.0
+    assert pace.most == BATCH
+    pace.done(now)  # what nobody handed on
+    for _ in range(40):  # one batch waits while one is worked on
+        pace.sent(now, 4)
+        pace.sent(now, 2)
+        now += 4 * each_s
+        pace.done(now)
+        now += 2 * each_s
+        pace.done(now)
+        now += 1.0  # nothing to do is no work
+    assert pace.most == most
+    assert link.CREDITS * pace.most * each_s <= max(UNDER_WAY_S, link.CREDITS * LEAST * each_s)
+    pace.sent(now, 8)
+    pace.forget()
+    pace.done(now + 60)
+    assert pace.most == most

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from stream.service.lobby import Guest
 from stream.service.wire import Message
 
+CREDITS = 3  # batches the keeper may send ahead: one in the engine, one being decoded, one at hand
 READY, FRAMES, DONE, CAMERAS, WARM, LEAVE, STOP = (b"ready", b"frames", b"done", b"cameras", b"warm", b"leave",
                                                    b"stop")
 

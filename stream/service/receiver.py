@@ -13,7 +13,7 @@ import json
 import logging
 import queue
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -34,9 +34,42 @@ from stream.service.wire import HEADER_BYTES, Limits, Message, answer, parse
 log = logging.getLogger("gatestream.service")
 
 BATCH = 8  # cameras handed to the engine at a time, at most
+LEAST = 2  # where many wait: a core each, at least
+UNDER_WAY_S = 0.12  # that what has been handed on may take
 TICK_S = 0.05  # the longest wait, after which clocks are looked at
 LAST_WORDS_S = 0.8  # in which a worker that stops may close its events
 Records = list[dict[str, Any]]
+
+
+class Pace:
+    """How many messages are handed on at a time, so that all that are under way are done within UNDER_WAY_S: what waits
+    with us instead is overtaken by newer ones. Plain bookkeeping with steady seconds given by the caller."""
+
+    def __init__(self) -> None:
+        self._sent: deque[tuple[float, int]] = deque()
+        self._done_at = self._each_s = 0.0
+
+    def sent(self, now: float, messages: int) -> None:
+        """So many were handed on."""
+        self._sent.append((now, messages))
+
+    def done(self, now: float) -> None:
+        """The oldest of what was handed on is done."""
+        if self._sent:
+            sent_at, messages = self._sent.popleft()
+            each_s = (now - max(sent_at, self._done_at)) / messages
+            self._each_s += (each_s - self._each_s) / 8
+            self._done_at = now
+
+    def forget(self) -> None:
+        """Nothing is under way any more."""
+        self._sent.clear()
+
+    @property
+    def most(self) -> int:
+        """Messages at a time."""
+        fit = BATCH if not self._each_s else int(UNDER_WAY_S / (link.CREDITS * self._each_s))
+        return max(LEAST, min(BATCH, fit))
 
 
 @dataclass(slots=True)
@@ -77,6 +110,7 @@ class Receiver:
         self._held: dict[str, _Held] = {}
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._worker: bytes | None = None  # the one that gets frames
+        self._pace = Pace()
         self._credits: Counter[bytes] = Counter()
         self._stopping_at: float | None = None
         self.worker_heard_at = 0.0  # steady seconds of its last word
@@ -271,11 +305,15 @@ class Receiver:
             if kind == link.READY and self._stopping_at is None:
                 self._tell_worker(link.STOP, {})  # one that this one replaces; what it has is still done
                 self._worker, self.engine, self.served = identity, said["engine"], True
+                self._pace.forget()
                 self.worker_pid, self.events = said.get("pid", 0), said.get("events", [])
                 self._tell_worker(link.CAMERAS, self._told_of_cameras())
                 self._warm()
                 log.info("the engine is ready: %s", said["engine"])
-            self._credits[identity] += said.get("credits", 1)
+            credits = said.get("credits", 1)
+            self._credits[identity] += credits
+            if kind == link.DONE and credits and identity == self._worker:
+                self._pace.done(self.worker_heard_at)
             for record in said.get("records", ()):
                 if record["type"] == "prediction":
                     self.latest[record["camera"]] = record
@@ -315,17 +353,19 @@ class Receiver:
         """The worker's process has ended: its cameras' state is gone. Tells of a gap for each."""
         self._worker = None
         self._credits.clear()
+        self._pace.forget()
         now, at = self.steady(), self.wall()
         self._pass_on([Gap(name, at, now - visitor.last_at, ENGINE_RESTARTED).as_json()
                       for name, visitor in self.visitors.items() if visitor.present])
 
     def _hand_on(self, now: float) -> None:
         while self._worker is not None and self._credits[self._worker] and len(self.lobby):
-            guests = self.lobby.take(BATCH, now, self._budget_s)
+            guests = self.lobby.take(self._pace.most, now, self._budget_s)
             for guest in guests:
                 self._release(guest.camera)
             if guests:
                 self._credits[self._worker] -= 1
+                self._pace.sent(self.steady(), len(guests))
                 self._tell(link.packed(guests))
 
     def _budget_s(self, camera: str) -> float:

@@ -36,7 +36,6 @@ from stream.service.wire import Limits, decoded
 
 log = logging.getLogger("gatestream.service")
 
-CREDITS = 3  # batches the keeper may send ahead: one in the engine, one being decoded, one at hand
 UNCONFIGURED = Camera(name="any")
 PATIENCE_MS = 1000  # after which it is asked whether the keeper still lives
 
@@ -138,13 +137,13 @@ def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None =
             if gate is not None and wanted is not None:
                 check(wanted, found, gate.f1, gate.recording)
             worker = Worker(recognizer)
-            said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}", "credits": CREDITS,
-                    "pid": os.getpid(), "events": [event.as_json() for event in found]}
+            said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}",
+                    "credits": link.CREDITS, "pid": os.getpid(), "events": [event.as_json() for event in found]}
             _say(socket, link.READY, said)
             queue: deque[_Work] = deque()
             while True:
                 # Pictures of the next batches are decoded while the engine has this one.
-                while (len(queue) < CREDITS and (not queue or queue[-1].kind == link.FRAMES)
+                while (len(queue) < link.CREDITS and (not queue or queue[-1].kind == link.FRAMES)
                        and socket.poll(0 if queue else PATIENCE_MS)):
                     kind, *rest = socket.recv_multipart()
                     guests = link.unpacked(rest) if kind in (link.FRAMES, link.WARM) else []
