@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import threading
@@ -28,7 +29,8 @@ from stream.sinks.base import sink_errors
 from stream.sources import open_source
 from stream.teaching import teach_folder, write_report
 
-NOTHING = "nothing"  # the label of recordings without an action
+log = logging.getLogger("gatestream.ui")
+
 NAME = re.compile(r"\w[\w -]{0,38}\w|\w")
 HEIGHT = 240  # of what is kept
 SHORTEST_S, LONGEST_S = 0.5, 600.0
@@ -107,8 +109,8 @@ class Lessons:
         return self.folder / ("whole" if whole else "clips") / label / f"{number}.mp4"
 
     def _clip(self, label: str, number: int) -> Clip:
-        return Clip(label, number, *(round(_seconds(path, path.stat().st_mtime_ns), 2) for path in (
-            self._path(label, number), self._path(label, number, whole=True))))
+        return Clip(label, number, _length_s(self._path(label, number)),
+                    _length_s(self._path(label, number, whole=True)))
 
 
 class Teacher:
@@ -167,6 +169,9 @@ class Teacher:
             work()
         except GatestreamError as error:
             self._trouble = str(error)
+        except Exception:  # nobody sees what ends a thread
+            log.exception("learning has failed")
+            self._trouble = "learning has failed: the server's log says why"
         self._says = ""
 
     def _learn(self) -> None:
@@ -187,6 +192,7 @@ class Teacher:
             self._use(str(out))
         except GatestreamError:
             out.unlink()
+            out.with_suffix(".json").unlink()
             raise
 
     def _undo(self) -> None:
@@ -243,6 +249,14 @@ def _write(path: Path, images: Iterator[tuple[float, Image]]) -> None:
                         "check the free space") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _length_s(video: Path) -> float:
+    """0 for one that is not there."""
+    try:
+        return round(_seconds(video, video.stat().st_mtime_ns), 2)
+    except OSError:
+        return 0.0
 
 
 @lru_cache(4096)

@@ -131,6 +131,9 @@ class TestTeacher:
         teacher.learn()
         wait(teacher)
         assert "no folder of a label" in teacher.state()["trouble"]
+        teacher._begin(lambda: [][0])
+        wait(teacher)
+        assert "the server's log says why" in teacher.state()["trouble"]
         assert teacher.state()["learnt"] == 0
 
 
