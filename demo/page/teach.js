@@ -61,8 +61,7 @@ async function upload() {
 
 function card(clip) {
   const video = make("video"), which = { label: clip.label, number: clip.number };
-  Object.assign(video, { src: `/teach/clips/${encodeURIComponent(clip.label)}/${clip.number}.mp4`, muted: true, loop: true,
-                         preload: "metadata", controls: true });
+  Object.assign(video, { src: `/teach/clips/${encodeURIComponent(clip.label)}/${clip.number}.mp4`, muted: true, preload: "metadata" });
   video.setAttribute("aria-label", `recording ${clip.number} of ${clip.label}`);
   const ends = ["from", "to"].map((name, i) => {
     const slider = Object.assign(make("input"), { type: "range", min: 0, max: clip.whole_s, step: 0.05 });
@@ -71,12 +70,18 @@ function card(clip) {
     slider.oninput = () => { video.pause(); video.currentTime = Number(slider.value); };
     return slider;
   });
+  const play = Object.assign(make("button", "Play"), { type: "button" });
+  play.onclick = () => {                                    // what the sliders leave of it
+    video.currentTime = Number(ends[0].value);
+    video.ontimeupdate = () => video.currentTime >= Number(ends[1].value) && video.pause();
+    video.play();
+  };
   const cut = Object.assign(make("button", "Cut"), { type: "button" });
   cut.onclick = () => ask("cut", { ...which, from: Number(ends[0].value), to: Number(ends[1].value) });
   const remove = Object.assign(make("button", "Delete"), { type: "button" });
   remove.onclick = () => confirm(`Delete recording ${clip.number} of ${clip.label}?`) && ask("remove", which);
   const length = clip.seconds < clip.whole_s - 0.1 ? `${clip.seconds.toFixed(1)} of ${clip.whole_s.toFixed(1)} s` : `${clip.whole_s.toFixed(1)} s`;
-  const made = make("div", video, `${clip.number}: ${length} `, ...ends, cut, " ", remove);
+  const made = make("div", video, `${clip.number}: ${length} `, ...ends, play, " ", cut, " ", remove);
   made.className = "clip";
   return made;
 }
