@@ -28,12 +28,13 @@ from stream.scoring import Scorer
 
 LARGEST = "4gb"  # of a video
 KEPT_S = 24 * 3600  # what was made of a video, and Gradio's copy of it
+# In the page's head: what Gradio is given as css holds inside its middle column alone.
 CSS = """
 iframe.page { width: 100%; height: 1100px; border: 0; }
 .event-track { position: relative; height: 34px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .event-track button { position: absolute; top: 4px; height: 24px; border-radius: 4px; cursor: pointer; color: #111;
   font-size: 13px; overflow: hidden; white-space: nowrap; padding: 0 4px; text-align: left; }
-.wrap .or { color: inherit; }
+.wrap .or { color: inherit !important; }
 #player video { max-height: 60vh; }
 .prose th, .prose td { word-break: normal !important; overflow-wrap: normal !important; padding: 4px 8px !important; }
 .prose { overflow-x: auto; }
@@ -48,8 +49,8 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 
 def mounted(app: FastAPI, engine: str, teacher: Teacher) -> FastAPI:
     """The application with the pages in it."""
-    return gr.mount_gradio_app(app, pages(engine, teacher), path="/", theme=THEME, css=CSS, footer_links=[],
-                               max_file_size=LARGEST, ssr_mode=False, show_error=True)
+    return gr.mount_gradio_app(app, pages(engine, teacher), path="/", theme=THEME, head=f"<style>{CSS}</style>",
+                               footer_links=[], max_file_size=LARGEST, ssr_mode=False, show_error=True)
 
 
 def pages(engine: str, teacher: Teacher) -> gr.Blocks:

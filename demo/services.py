@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +22,22 @@ import httpx
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
-from engines.errors import GatestreamError, SourceError
+from engines.errors import GatestreamError, SourceError, UsageError
 from stream.sinks.export import export
 from stream.sinks.log import clip_name, logged
 
+ADDRESS = re.compile(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", re.ASCII)
 PATIENCE_S = 3.0
 
 
 class Service:
-    """The service whose /health is served at an address, host:port. Methods may be called from any thread."""
+    """The service whose /health is served at an address, host:port. Methods may be called from any thread.
+
+    Raises UsageError for what is no address."""
 
     def __init__(self, address: str) -> None:
+        if not ADDRESS.fullmatch(address):
+            raise UsageError(f"the service {address!r}", "host:port of its health page", "correct --service")
         self.address = address
         self._client = httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S, trust_env=False)
 

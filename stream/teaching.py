@@ -24,9 +24,9 @@ from stream.recordings import Recording, Watcher, find
 from stream.scoring import probabilities
 
 FEW = 3  # recordings of a label; with fewer there is a warning
-OPEN_ABOVE = (0.5, 0.6, 0.7, 0.8, 0.9)
+OPEN_ABOVE = (0.995, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 CLOSE_LOWER = 0.15  # than opening
-MIN_SCORE = (0.4, 0.5, 0.6, 0.7, 0.8)
+MIN_SCORE = (0.8, 0.7, 0.6, 0.5, 0.4)
 DURATION_SHARE = 0.5  # of the shortest action seen, that an event has to last at most
 
 
@@ -96,7 +96,8 @@ def write_report(outcome: Outcome, path: Path) -> None:
 
 
 def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut]) -> EventRule:
-    """The rule with the best event F1 on recordings left out; the model's own, unless another is better."""
+    """The rule with the best event F1 on recordings left out; the model's own, unless another is better, and else the
+    strictest of the best: what nobody recorded may look like an action, too."""
     if not any(one.lesson.ended for one in held_out):
         return contract.events
     own, labels = contract.events, contract.heads[head]

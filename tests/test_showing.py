@@ -181,6 +181,15 @@ class TestPage:
             next(nobody.follow("cell"))
         assert self.asked(nobody, "/service/events").status_code == 503
 
+    @pytest.mark.parametrize("address", ["", "somewhere", "http://a:1", "a b:1", "a:x", "a:1/b", "user@a:1"])
+    def test_what_is_no_address(self, address: str) -> None:
+        pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
+        from demo.services import Service
+        from engines.errors import UsageError
+
+        with pytest.raises(UsageError, match="host:port"):
+            Service(address)
+
     def test_events_are_filtered_exported_and_played(self, service: Any, served: SimpleNamespace,
                                                      tmp_path: Path) -> None:
         assert "set results.log" in self.asked(service, "/service/events").json()["trouble"]
