@@ -18,6 +18,7 @@ from demo.users import Guard, read
 from demo.viewers import Viewers
 from engines.errors import UsageError
 from stream.recognizer import Recognizer
+from stream.service.config import LOOPBACK
 
 log = logging.getLogger("gatestream.ui")
 
@@ -34,7 +35,7 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
 
     Raises UsageError for a port that is taken, or a file that is none of users."""
     users = None if auth is None else read(auth)
-    alone = host in ("localhost", "127.0.0.1", "::1")
+    alone = host in LOOPBACK
     if users is None and not alone:
         log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
     shown = Lessons(lessons or platformdirs.user_data_path("gatestream", appauthor=False) / "lessons")

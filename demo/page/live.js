@@ -58,6 +58,7 @@ function hear(said) {
     $("labels").replaceChildren(...["nothing", ...hello.labels.filter(label => label !== hello.background)].map(label => new Option(label)));
     open.clear();
     prediction = null;
+    if ($("gates").getAttribute("aria-pressed") === "true") tell({ gates: true });
     if (source !== null) tell(source);                      // the server was started anew: go on
   }
   if (said.trouble) trouble(said.trouble);
@@ -104,7 +105,6 @@ async function start() {
     await openOwn(chosen.startsWith("device:") ? chosen.slice(7) : null);
   }
   $("freeze").disabled = $("gates").disabled = $("record").disabled = source !== null && "service" in source;
-  if ("true" === $("gates").getAttribute("aria-pressed")) tell({ gates: true });
 }
 
 function stop() {
