@@ -236,19 +236,17 @@ def _images(video: Path) -> Iterator[tuple[float, Image]]:
 
 def _write(path: Path, images: Iterator[tuple[float, Image]]) -> None:
     """As H.264, no larger than HEIGHT, all or nothing."""
-    part = path.with_suffix(".part")
     try:
         at, first = next(images)
         height, width = first.shape[:2]
         scale = min(1.0, HEIGHT / height)
         with sink_errors("writing", path):
-            write_video(part, chain([(at, first)], images), (round(height * scale), round(width * scale)))
-            part.replace(path)
+            write_video(path, chain([(at, first)], images), (round(height * scale), round(width * scale)))
     except av.FFmpegError as error:
         raise SinkError(f"writing {path} failed: {error}", "an output that can be written",
                         "check the free space") from error
     finally:
-        part.unlink(missing_ok=True)
+        path.with_suffix(".part").unlink(missing_ok=True)
 
 
 def _length_s(video: Path) -> float:

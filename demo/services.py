@@ -106,15 +106,14 @@ def looking(service: Service) -> APIRouter:
     async def events(camera: str = "", label: str = "", last: int = 100) -> JSONResponse:
         said = await health()
         try:
-            every = await asyncio.to_thread(logged, _log(said))
+            found = await asyncio.to_thread(logged, _log(said), camera=camera or None, label=label or None)
         except GatestreamError as error:
             return JSONResponse({"trouble": str(error), "events": [], "labels": [], "total": 0})
-        found = sorted((one for one in every if camera in ("", one.event.camera) and label in ("", one.event.label)),
-                       key=lambda one: one.event.started_at, reverse=True)
+        newest = sorted(found, key=lambda one: one.event.started_at, reverse=True)[:last]
         rows = [{**one.event.as_json(), "id": one.id, "clip": _clip(said, one.id, one.event.camera, one.event.label)}
-                for one in found[:last]]
+                for one in newest]
         return JSONResponse({"trouble": "", "events": rows, "total": len(found),
-                             "labels": sorted({one.event.label for one in every})})
+                             "labels": sorted({one.event.label for one in found})})
 
     @router.get("/events.{form}")
     async def exported(form: Literal["csv", "jsonl"], camera: str = "", label: str = "") -> Response:

@@ -18,20 +18,20 @@ from demo.users import Guard, read
 from demo.viewers import Viewers
 from engines.errors import UsageError
 from stream.recognizer import Recognizer
-from stream.service.config import LOOPBACK
+from stream.service.config import LOOPBACK, Health
 
 log = logging.getLogger("gatestream.ui")
 
 SLOTS = 32  # viewers at a time, at most
-SERVICE = "127.0.0.1:9155"
 PINGS_S = 2.0  # a page that is gone without a word gives its place back after two of these
 
 
 def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1", port: int = 7860,
           open_browser: bool = True, auth: Path | None = None, lessons: Path | None = None,
-          service: str = SERVICE) -> None:
+          service: str | None = None) -> None:
     """Serves the page until interrupted. auth: a file of users, who alone may see it; lessons: the folder of what is
-    taught, by default one of the person's own; service: address of the health page of a service to look at.
+    taught, by default one of the person's own; service: address of the health page of a service to look at,
+    by default where a service without a configuration has it.
 
     Raises UsageError for a port that is taken, or a file that is none of users."""
     users = None if auth is None else read(auth)
@@ -43,7 +43,8 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
     if teacher.model != model:
         log.info("in use is what %s was taught: %s", model, teacher.model)
     with Viewers(Recognizer.open(teacher.model, engine, slots=SLOTS), teacher.model) as viewers:
-        app = mounted(app_of(viewers, teacher, Service(service), () if alone else ("*",)), engine, teacher)
+        looked_at = Service(service or str(Health().bind))
+        app = mounted(app_of(viewers, teacher, looked_at, () if alone else ("*",)), engine, teacher)
         config = uvicorn.Config(app if users is None else Guard(app, users), host=host, port=port, log_level="warning",
                                 ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)

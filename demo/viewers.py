@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -126,9 +127,9 @@ class Viewer:
     def see(self, jpeg: bytes, captured_at: float) -> Records:
         """What a browser's picture causes; it is decoded only if the model's clock wants it. Raises GatestreamError."""
         self._remember(jpeg, captured_at)
-        message = Message("gatestream", self.camera, jpeg)
-        records = self._viewers.push(lambda: decoded(message, LIMITS), captured_at, self.camera)
-        return records + self._seen_gates(records, lambda: decoded(message, LIMITS))
+        image_bgr = cache(partial(decoded, Message("gatestream", self.camera, jpeg), LIMITS))
+        records = self._viewers.push(image_bgr, captured_at, self.camera)
+        return records + self._seen_gates(records, image_bgr)
 
     def watch(self, spec: str, told: Told, failed: Callable[[str], None]) -> None:
         """Shows a camera of this machine or network from now on, after `stop`. told, failed: are called from another

@@ -152,8 +152,9 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
            "Add a user to the file of --auth, with a password that is asked for, and end."))] = None,
        lessons: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
            "Where recordings and models of the page Teach are kept. Default: a folder of your own."))] = None,
-       service: Annotated[str, typer.Option(metavar="HOST:PORT", help=(
-           "The health page of the service that the page Cameras shows."))] = "127.0.0.1:9155") -> None:
+       service: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=(
+           "The health page of the service that the page Cameras shows. Default: that of gatestream serve."))] = None,
+       ) -> None:
     """Open the page in a browser: look at a camera and at what is recognised, teach it more.
 
     [bold]Examples[/bold]

@@ -1,6 +1,7 @@
 // The Cameras page: a service's cameras and its event log. See demo/services.py.
 
-const $ = id => document.getElementById(id);
+import { $, sentence } from "/page/common.js";
+
 const ROUND_MS = 1000, LOG_ROUNDS = 3;
 const tiles = new Map();                                   // camera: its tile, and what was counted when
 let round = 0;
@@ -35,7 +36,7 @@ function show(name, camera, background) {
 
 async function look() {
   const { health, trouble, address } = await (await fetch("/service/state")).json();
-  $("trouble").textContent = trouble && `${trouble[0].toUpperCase()}${trouble.slice(1)}.`;
+  $("trouble").textContent = sentence(trouble);
   if (!health) return;
   const present = Object.values(health.cameras).filter(camera => camera.present).length;
   $("facts").textContent = `${health.engine || `${health.model}, whose engine is being built,`} at ${address}: ${present} of ${Object.keys(health.cameras).length} cameras are here, ${health.waiting} frames wait, the engine was restarted ${health.engine_restarts} times`;
@@ -53,7 +54,7 @@ async function listEvents() {
   for (const form of ["csv", "jsonl"]) $(form).href = `/service/events.${form}?${chosen}`;
   const known = new Set([...$("of-label").options].map(option => option.value));
   for (const label of found.labels) if (!known.has(label)) $("of-label").add(new Option(label));
-  $("total").textContent = found.trouble ? `${found.trouble[0].toUpperCase()}${found.trouble.slice(1)}.` : found.total > found.events.length ? `The latest ${found.events.length} of ${found.total}.` : `${found.total} events.`;
+  $("total").textContent = found.trouble ? sentence(found.trouble) : found.total > found.events.length ? `The latest ${found.events.length} of ${found.total}.` : `${found.total} events.`;
   $("rows").replaceChildren(...found.events.map(event => {
     const row = document.createElement("tr"), video = document.createElement("td");
     for (const text of [new Date(1000 * event.started_at).toLocaleString(), event.camera, event.label,

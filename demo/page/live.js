@@ -1,6 +1,7 @@
 // A camera, live: shows it, sends small pictures with their times, draws what comes back. See demo/server.py.
 
-export const $ = id => document.getElementById(id);
+import { $ } from "/page/common.js";
+
 const OUTSTANDING = 2;      // pictures under way; further ones are not sent, so the newest wins
 const STRIP_S = 20;
 const SLOW = 0.3;           // of the camera's pictures are answered

@@ -1,6 +1,7 @@
 // The Teach page: actions are recorded or uploaded, cut, learnt, tried at once. See demo/teaching.py.
 
-import { $, says, seenAt, tell, trouble } from "/page/live.js";
+import { $, sentence } from "/page/common.js";
+import { says, seenAt, tell, trouble } from "/page/live.js";
 
 const ROUND_MS = 500;
 const make = (kind, ...inside) => {
@@ -16,7 +17,7 @@ async function ask(path, body) {                            // what the server a
   const answer = await fetch(`/teach/${path}`, body === undefined ? {} : {
     method: "POST", body: raw ? body : JSON.stringify(body), headers: raw ? {} : { "Content-Type": "application/json" } });
   const said = await answer.json();
-  if (said.trouble) trouble(said.trouble[0].toUpperCase() + said.trouble.slice(1) + ".");
+  if (said.trouble) trouble(sentence(said.trouble));
   if (said.clips) show(said);
   return !said.trouble;
 }

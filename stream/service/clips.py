@@ -160,10 +160,8 @@ class Recorder(Teller):
         if first is None:
             return False
         path = self._settings.folder / take.name
-        part = path.with_suffix(".part")
         with sink_errors("writing", path):
-            write_video(part, chain([first], images), first[1].shape[:2])
-            part.replace(path)
+            write_video(path, chain([first], images), first[1].shape[:2])
         return True
 
     def _picture(self, guest: Guest) -> Image | None:
@@ -185,9 +183,11 @@ class Recorder(Teller):
 
 
 def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tuple[int, int]) -> None:
-    """H.264 in MP4, each picture at its own time (seconds, in order), scaled to one size."""
+    """H.264 in MP4, each picture at its own time (seconds, in order), scaled to one size. It is
+    NAME.part until it is whole."""
     height, width = (side - side % 2 for side in size_hw)
-    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as video:
+    part = path.with_suffix(".part")
+    with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
         stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = max(2, width), max(2, height), "yuv420p"
         stream.codec_context.time_base = Fraction(1, TICKS)
@@ -199,3 +199,4 @@ def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tupl
             frame.pts, frame.time_base = last, Fraction(1, TICKS)
             video.mux(stream.encode(frame.reformat(stream.width, stream.height)))
         video.mux(stream.encode())
+    part.replace(path)
