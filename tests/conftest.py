@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import imagezmq
 import pytest
+import zmq
 from fakes import FakeTorchTensorRT
 
 # FFmpeg reads its log level once in a process, at the first video; whichever test opens it, the program's own holds.
@@ -63,6 +65,17 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _own_cache(engine_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATESTREAM_CACHE", engine_cache)
+
+
+@pytest.fixture
+def imagezmq_publisher() -> Iterator[tuple[imagezmq.ImageSender, str]]:
+    """The real imagezmq as a publisher, and its address, host:port.
+
+    It binds before it could be told not to wait for ever; only what is bound after that keeps to it."""
+    with imagezmq.ImageSender("tcp://127.0.0.1:*", REQ_REP=False) as sender:
+        sender.zmq_socket.linger = 0
+        sender.zmq_socket.bind("tcp://127.0.0.1:*")
+        yield sender, sender.zmq_socket.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
 
 
 @pytest.fixture

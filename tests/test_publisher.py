@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from stream.frame import Frame
+from stream.service.results import Publisher as Results
 from stream.service.sender import Sender
 from stream.service.wire import header_of
 from stream.sources import open_source
@@ -66,13 +67,23 @@ def test_our_own_publisher_with_its_times() -> None:
     assert all(abs(int(frame.image_bgr.mean()) - 100) <= 2 for frame in seen)
 
 
-def test_imagezmqs_publisher_is_stamped_when_it_comes() -> None:
-    with imagezmq.ImageSender("tcp://127.0.0.1:*", REQ_REP=False) as sender:
-        address = sender.zmq_socket.getsockopt_string(zmq.LAST_ENDPOINT).replace("tcp", "zmq")
-        ticks = iter(range(1000))
-        source = Publisher(address, camera="cell", wall=lambda: float(next(ticks)))
-        with source, sending(lambda k: sender.send_image("what it says", picture(7))):
-            seen = frames(source, 3)
+def test_our_publishers_hold_no_context_up() -> None:
+    """A connection keeps the patience its socket had when it was made: ZeroMQ's own is for ever."""
+    with Sender("tcp://127.0.0.1:*", "desk", publish=True) as sender, zmq.Context() as context:
+        assert 0 <= sender._socket.linger < 1000
+        results = context.socket(zmq.PUB)
+        told = Results(results, ["tcp://127.0.0.1:*"])
+        assert results.linger == 0
+        told.close(0.0)
+
+
+def test_imagezmqs_publisher_is_stamped_when_it_comes(
+        imagezmq_publisher: tuple[imagezmq.ImageSender, str]) -> None:
+    sender, address = imagezmq_publisher
+    ticks = iter(range(1000))
+    source = Publisher(f"zmq://{address}", camera="cell", wall=lambda: float(next(ticks)))
+    with source, sending(lambda k: sender.send_image("what it says", picture(7))):
+        seen = frames(source, 3)
     assert [frame.captured_at for frame in seen] == [0.0, 1.0, 2.0]
     assert {frame.camera for frame in seen} == {"cell"}
     np.testing.assert_array_equal(seen[0].image_bgr, picture(7))

@@ -101,24 +101,23 @@ class TestImagezmq:
             assert sender.send_jpg("heartbeat", b"0") == b"OK"
             assert not len(receiver.lobby)
 
-    def test_a_publisher_is_dialled(self) -> None:
-        with imagezmq.ImageSender("tcp://127.0.0.1:*", REQ_REP=False) as sender:
-            address = sender.zmq_socket.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
-            camera = {"name": "cell", "source": f"zmq://{address}"}
-            with running(camera=[camera]) as receiver, worker(receiver) as engine:
-                until_seen = threading.Event()
+    def test_a_publisher_is_dialled(self, imagezmq_publisher: tuple[imagezmq.ImageSender, str]) -> None:
+        sender, address = imagezmq_publisher
+        camera = {"name": "cell", "source": f"zmq://{address}"}
+        with running(camera=[camera]) as receiver, worker(receiver) as engine:
+            until_seen = threading.Event()
 
-                def publish() -> None:
-                    while not until_seen.wait(0.02):
-                        sender.send_image_pubsub("what it calls itself", IMAGE)
+            def publish() -> None:
+                while not until_seen.wait(0.02):
+                    sender.send_image_pubsub("what it calls itself", IMAGE)
 
-                publisher = threading.Thread(target=publish)
-                publisher.start()
-                try:
-                    assert guests(engine)[0].camera == "cell"
-                finally:
-                    until_seen.set()
-                    publisher.join()
+            publisher = threading.Thread(target=publish)
+            publisher.start()
+            try:
+                assert guests(engine)[0].camera == "cell"
+            finally:
+                until_seen.set()
+                publisher.join()
 
     def test_senders_go_on_when_the_service_starts_again(self) -> None:
         with running() as receiver:

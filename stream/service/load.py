@@ -99,6 +99,7 @@ def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str 
         service, health = stack.enter_context(_service(config))
         context = stack.enter_context(zmq.Context())
         sub = stack.enter_context(context.socket(zmq.SUB))
+        sub.linger = 0
         sub.rcvhwm = 0
         sub.subscribe(b"")
         sub.connect(f"ipc://{folder}/results")

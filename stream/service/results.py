@@ -53,6 +53,7 @@ class Publisher(Teller):
 
     def __init__(self, socket: zmq.Socket[bytes], addresses: Sequence[str]) -> None:
         self._socket = socket
+        socket.linger = 0  # before it binds, or a subscriber that leaves as we close is waited for without end
         for address in addresses:
             try:
                 socket.bind(address)

@@ -75,7 +75,7 @@ class Sender:
                 self._patience_s = min(self._patience_s, 0.5)
                 with suppress(zmq.ZMQError):  # interrupted while it waits for an answer, it may not send
                     self._asked([end] if self._form == "netgear" else [end, b""])
-            self._context.destroy(linger=200)
+            self._context.destroy()
 
     def _header(self, captured_at: float) -> bytes:
         told = {"camera": self._camera, "captured_at": captured_at, "sequence": self._sequence}
@@ -113,6 +113,9 @@ class Sender:
 
     def _opened(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUB if self._publish else zmq.REQ)
+        # Before it binds or dials: a connection keeps the patience it was made with, whose default is for ever, and one
+        # that ends while its socket is closed then holds the context.
+        socket.linger = 200
         socket.sndhwm = 2
         if self._keys is not None:
             own, server = self._keys
