@@ -54,6 +54,19 @@ def test_each_camera_has_its_own_patience() -> None:
     assert target.accounts["b"].dropped == {STALE: 1}
 
 
+def test_of_those_whose_turn_it_is_the_newest_is_first_and_nobody_waits_for_two_turns() -> None:
+    target = lobby(*"abc")
+    for k, camera in enumerate("abc"):
+        target.put(camera, MESSAGE, float(k), float(k))
+    order = []
+    for k in range(3, 9):
+        [guest] = target.take(1, float(k), lambda _: 10.0)
+        order.append(guest.camera)
+        target.put(guest.camera, MESSAGE, float(k), float(k))
+    assert order[:3] == ["c", "b", "a"]
+    assert sorted(order[3:]) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_under_overload_everyone_gets_the_same_share(most: int) -> None:
     cameras = [f"camera {k}" for k in range(10)]

@@ -3,7 +3,8 @@
     put ──► [camera a: newest] [camera b: newest] ... ──take──► those whose turn it is
 
 Turns are start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996) with equal weights: under overload every camera
-that wants more than its share gets the same, and one that was silent has saved nothing up.
+that wants more than its share gets the same, and one that was silent has saved nothing up. Of those with the same turn
+the newest message is first: older ones are about to be overtaken.
 Plain bookkeeping with times given by the caller. Every message that is not taken is counted by its cause.
 """
 
@@ -99,7 +100,7 @@ class Lobby:
             if now - guest.arrived_at > budget_s(camera):
                 del self._waiting[camera]
                 self._drop(camera, STALE)
-        next_first = sorted(self._waiting, key=lambda camera: (self._turns[camera], self._waiting[camera].arrived_at))
+        next_first = sorted(self._waiting, key=lambda camera: (self._turns[camera], -self._waiting[camera].arrived_at))
         taken = []
         for camera in next_first[:most]:
             self._turn = self._turns[camera]
