@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 
@@ -34,6 +34,7 @@ log = logging.getLogger("gatestream.ui")
 NAME = re.compile(r"\w[\w -]{0,38}\w|\w")
 HEIGHT = 240  # of what is kept
 SHORTEST_S, LONGEST_S = 0.5, 600.0
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,18 @@ class Teacher:
         self._folder = lessons.folder / "models" / loaded.digest[:12]
         self._thread = threading.Thread()
         self._says = self._trouble = ""
+        self._unusable: set[Path] = set()
+
+    def opened(self, open_model: Callable[[str], Opened]) -> Opened:
+        """What `open_model` makes of the model in use. One that was learnt and cannot be opened any more is told of and
+        passed over for the one before it. Raises what opening the first of all does."""
+        while self.model != self._start:
+            try:
+                return open_model(self.model)
+            except GatestreamError as error:
+                log.warning("%s; in use is what was there before it", error)
+                self._unusable.add(Path(self.model))
+        return open_model(self._start)
 
     @property
     def model(self) -> str:
@@ -154,8 +167,8 @@ class Teacher:
         self._begin(self._undo)
 
     def _learnt(self) -> list[Path]:
-        return sorted((path for path in self._folder.glob("*.safetensors") if path.stem.isdigit()),
-                      key=lambda path: int(path.stem))
+        return sorted((path for path in self._folder.glob("*.safetensors")
+                       if path.stem.isdigit() and path not in self._unusable), key=lambda path: int(path.stem))
 
     def _begin(self, work: Callable[[], None]) -> None:
         if self._thread.is_alive():
@@ -177,8 +190,8 @@ class Teacher:
     def _learn(self) -> None:
         with sink_errors("making", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        learnt = self._learnt()
-        out = self._folder / f"{int(learnt[-1].stem) + 1 if learnt else 1}.safetensors"
+        taken = [int(path.stem) for path in {*self._learnt(), *self._unusable}]
+        out = self._folder / f"{max(taken, default=0) + 1}.safetensors"
         new = out.with_suffix(".new")  # a model counts once it is in use
         clips = self.lessons.clips_folder
         clips.mkdir(parents=True, exist_ok=True)

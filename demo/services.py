@@ -13,6 +13,7 @@ import asyncio
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 
 from engines.errors import GatestreamError, SourceError, UsageError
 from stream.sinks.export import export
-from stream.sinks.log import clip_name, logged
+from stream.sinks.log import clip_name, logged, numbers
 
 ADDRESS = re.compile(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", re.ASCII)
 PATIENCE_S = 3.0
@@ -106,14 +107,18 @@ def looking(service: Service) -> APIRouter:
     async def events(camera: str = "", label: str = "", last: int = 100) -> JSONResponse:
         said = await health()
         try:
-            found = await asyncio.to_thread(logged, _log(said), camera=camera or None, label=label or None)
+            log = _log(said)
+            found = await asyncio.to_thread(logged, log, camera=camera or None, label=label or None, newest=last)
+            counts = await asyncio.to_thread(numbers, log)
         except GatestreamError as error:
             return JSONResponse({"trouble": str(error), "events": [], "labels": [], "total": 0})
-        newest = sorted(found, key=lambda one: one.event.started_at, reverse=True)[:last]
+        chosen = [counts.get(camera, Counter())] if camera else counts.values()
+        total = sum(of_one[label] if label else of_one.total() for of_one in chosen)
+        newest = sorted(found, key=lambda one: one.event.started_at, reverse=True)
         rows = [{**one.event.as_json(), "id": one.id, "clip": _clip(said, one.id, one.event.camera, one.event.label)}
                 for one in newest]
-        return JSONResponse({"trouble": "", "events": rows, "total": len(found),
-                             "labels": sorted({one.event.label for one in found})})
+        return JSONResponse({"trouble": "", "events": rows, "total": total,
+                             "labels": sorted(set().union(*counts.values()))})
 
     @router.get("/events.{form}")
     async def exported(form: Literal["csv", "jsonl"], camera: str = "", label: str = "") -> Response:

@@ -40,9 +40,10 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
         log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
     shown = Lessons(lessons or platformdirs.user_data_path("gatestream", appauthor=False) / "lessons")
     teacher = Teacher(shown, model, engine, lambda new: viewers.use(Recognizer.open(new, engine, slots=SLOTS), new))
+    recognizer = teacher.opened(lambda newest: Recognizer.open(newest, engine, slots=SLOTS))
     if teacher.model != model:
         log.info("in use is what %s was taught: %s", model, teacher.model)
-    with Viewers(Recognizer.open(teacher.model, engine, slots=SLOTS), teacher.model) as viewers:
+    with Viewers(recognizer, teacher.model) as viewers:
         looked_at = Service(service or str(Health().bind))
         app = mounted(app_of(viewers, teacher, looked_at, () if alone else ("*",)), engine, teacher)
         config = uvicorn.Config(app if users is None else Guard(app, users), host=host, port=port, log_level="warning",

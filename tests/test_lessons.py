@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from fastapi import FastAPI
 from demo import lessons as module
 from demo.lessons import Lessons, Teacher
 from demo.teaching import teaching
-from engines.errors import DatasetError, SourceError, UsageError
+from engines.errors import DatasetError, ModelError, SourceError, UsageError
 from stream.frame import Frame, Image
 from stream.service.clips import write_video
 from stream.sources import open_source
@@ -119,6 +120,33 @@ class TestTeacher:
             "1.safetensors", "2.safetensors", "2.safetensors", "1.safetensors", "gesture"]
         with pytest.raises(UsageError, match="nothing learnt"):
             teacher.undo()
+
+    def test_a_learnt_model_that_does_not_open_is_passed_over(self, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+        def learn(model: str, folder: Path, out: Path, **_: Any) -> SimpleNamespace:
+            out.write_bytes(b"new")
+            return SimpleNamespace(as_json=dict)
+
+        def open_model(model: str) -> str:
+            if model != "gesture" and Path(model).read_bytes() == b"spoilt":
+                raise ModelError(f"{model}, spoilt", "a model", "learn again")
+            return model
+
+        monkeypatch.setattr(module, "teach_folder", learn)
+        teacher = Teacher(Lessons(tmp_path), "gesture", "auto", lambda model: None)
+        folder = teacher._folder
+        folder.mkdir(parents=True)
+        for name, what in (("1", b"good"), ("2", b"spoilt"), ("3", b"spoilt")):
+            (folder / f"{name}.safetensors").write_bytes(what)
+        assert teacher.opened(open_model) == teacher.model == str(folder / "1.safetensors")
+        assert teacher.state()["learnt"] == 1
+        teacher.learn()
+        wait(teacher)
+        assert teacher.model == str(folder / "4.safetensors")
+        assert (folder / "3.safetensors").read_bytes() == b"spoilt"
+        for path in folder.iterdir():
+            path.write_bytes(b"spoilt")
+        assert Teacher(Lessons(tmp_path), "gesture", "auto", lambda model: None).opened(open_model) == "gesture"
 
     def test_one_wish_at_a_time_and_faults_are_told(self, tmp_path: Path) -> None:
         go = threading.Event()

@@ -211,6 +211,9 @@ class TestPage:
         assert [one["clip"] for one in said["events"]] == [None, None, first]
         few = self.asked(service, "/service/events?camera=cell&label=left&last=5").json()
         assert [one["clip"] for one in few["events"]] == [first]
+        for query, total in (("last=1", 3), ("last=1&camera=cell", 2), ("last=1&label=tick", 1), ("camera=none", 0)):
+            few = self.asked(service, f"/service/events?{query}").json()
+            assert (len(few["events"]), few["total"], few["labels"]) == (min(total, 1), total, ["left", "tick"])
         assert len(self.asked(service, "/service/events.csv?camera=cell").text.splitlines()) == 3
         assert json.loads(self.asked(service, "/service/events.jsonl?label=tick").text)["label"] == "tick"
         assert self.asked(service, f"/service/clips/{first}").content == b"video"

@@ -32,7 +32,7 @@ from stream.sinks.base import OutputClosed, Sink
 from stream.sinks.datasets import write_epic
 from stream.sinks.export import WRITERS, export, write_elan, write_vtt
 from stream.sinks.jsonl import JsonLines
-from stream.sinks.log import EventLog, Logged, Run, events, runs
+from stream.sinks.log import EventLog, Logged, Run, events, numbers, runs
 from stream.sinks.terminal import REDRAW_S, TerminalView
 from stream.sinks.video import MAX_HOLD_S, MAX_SIDE, RESERVE_BYTES, AnnotatedVideo
 
@@ -167,6 +167,16 @@ def test_only_closed_events_are_logged_and_each_is_seen_by_others_at_once(tmp_pa
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT camera, at, seconds, action FROM gaps").fetchall() == [("0", 7.5, 3.2, "reset")]
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_newest_are_found_and_all_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    kept = [event("left", 5, 6), event("up", 1, 2), event("left", 7, 8)]
+    with open_log(path) as log:
+        log.write(None, kept)
+    assert [events(path, newest=count) for count in (0, 2, 9)] == [[], kept[1:], [kept[1], kept[0], kept[2]]]
+    assert events(path, newest=1, label="up") == [kept[1]]
+    assert numbers(path) == {"0": {"left": 2, "up": 1}}
 
 
 def test_events_survive_a_killed_process(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -160,12 +161,12 @@ def events(path: str | Path, **chosen: Any) -> list[Event]:
 
 def logged(path: str | Path, *, label: str | None = None, camera: str | None = None, head: str | None = None,
            since: float | None = None, until: float | None = None, min_score: float | None = None,
-           run: int | None = None) -> list[Logged]:
+           run: int | None = None, newest: int | None = None) -> list[Logged]:
     """The events of a log with their ids, by run, then by start; the log may be in use.
 
     label, camera, head: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
-    min_score: at least this sure; run: the number of one run, -1 the latest. Raises UsageError for a missing file or
-    run, SinkError for a file that is no event log.
+    min_score: at least this sure; run: the number of one run, -1 the latest; newest: so many at most, those that
+    were logged last. Raises UsageError for a missing file or run, SinkError for a file that is no event log.
     """
     rules = [("label = ?", label), ("camera = ?", camera), ("head = ?", head), ("ended_at >= ?", since),
              ("started_at <= ?", until), ("score >= ?", min_score)]
@@ -175,11 +176,22 @@ def logged(path: str | Path, *, label: str | None = None, camera: str | None = N
     where = " AND ".join(rule for rule, _ in used) or "1"
     with closing(_open_to_read(path)) as db, sink_errors("reading", path):
         identity = _identity(db)
-        rows = db.execute("SELECT id, run, camera, head, label, started_at, ended_at, score FROM events"
-                          f" WHERE {where} ORDER BY run, started_at, id", [value for _, value in used])
+        rows = db.execute("SELECT id, run, camera, head, label, started_at, ended_at, score FROM"
+                          f" (SELECT * FROM events WHERE {where} ORDER BY id DESC LIMIT ?)"
+                          " ORDER BY run, started_at, id", [*(value for _, value in used),
+                                                            -1 if newest is None else newest])
         return [Logged(f"{identity}-{number}", in_run,
                        Event(of_camera, of_head, name, started_at, ended_at, score, open=False))
                 for number, in_run, of_camera, of_head, name, started_at, ended_at, score in rows]
+
+
+def numbers(path: str | Path) -> dict[str, Counter[str]]:
+    """How many events a log has, by camera and label. Raises as `events` does."""
+    found: dict[str, Counter[str]] = {}
+    with closing(_open_to_read(path)) as db, sink_errors("reading", path):
+        for camera, label, count in db.execute("SELECT camera, label, count(*) FROM events GROUP BY camera, label"):
+            found.setdefault(camera, Counter())[label] = count
+    return found
 
 
 def clip_name(id: str, camera: str, label: str) -> str:
