@@ -100,7 +100,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
     model_to_write(out)
     if stage == "fusion":
-        _train_fusion(dataset, out, init, idle or [], window_clips, windows, seed)
+        _train_fusion(dataset, kind, out, init, idle or [], window_clips, windows, seed)
         return
     from dataclasses import replace
 
@@ -118,8 +118,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     official = recipe == "official" or (recipe is None and teacher is not None)
     if teacher is not None and not official:
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
-    own_reader = not official and kind in ("auto", "egogestar") and (dataset / "manifest.csv").is_file()
-    data = None if own_reader else open_dataset(dataset, kind)
+    data = open_dataset(dataset, kind) if official or not _is_egogestar(dataset, kind) else None
     if data is not None and (idle or idle_without or without_label or rendered_only):
         option = "idle" if idle or idle_without else "without-label" if without_label else "rendered-only"
         raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
@@ -154,15 +153,24 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         print(f"wrote {out}")
 
 
-def _train_fusion(dataset: Path, out: Path, init: str, idle: list[Path], window_clips: int, windows: int,
+def _is_egogestar(dataset: Path, kind: str) -> bool:
+    """Whether the recipe gatestream renders more to a dataset, which it reads itself."""
+    return kind in ("auto", "egogestar") and (dataset / "manifest.csv").is_file()
+
+
+def _train_fusion(dataset: Path, kind: str, out: Path, init: str, idle: list[Path], window_clips: int, windows: int,
                   seed: int) -> None:
+    from engines.training.datasets import open_dataset
     from engines.training.fusion_stage import FusionRecipe
     from engines.training.fusion_stage import train as run_training
 
     if init == "imagenet":
         raise UsageError("--stage fusion from imagenet", "a finished model to start from", "give it with --init FILE")
     recipe = FusionRecipe(dataset, out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed)
-    table = run_training(recipe, lambda text: print(text, flush=True))
+    data = None if _is_egogestar(dataset, kind) else open_dataset(dataset, kind)
+    if data is not None and idle:
+        raise UsageError(f"--idle with {data.name}", "EgoGestAR with it", "leave it out")
+    table = run_training(recipe, lambda text: print(text, flush=True), data)
     for name, share in table.items():
         print(f"{name:14} {share:.3f}")
     print(f"wrote {out}")

@@ -9,16 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from test_training import dataset  # noqa: F401
 
 import engines
 from engines.contract import FusionRule
-from engines.errors import DatasetError
+from engines.errors import DatasetError, UsageError
 from engines.fusion import GatedFusion
 from engines.model import Model, load, save
 from engines.networks.network import build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
-from engines.training.fusion_stage import Windows, _name, cached, compared, fitted
+from engines.training.datasets.base import Dataset, Media, Segment
+from engines.training.fusion_stage import FusionRecipe, Windows, _name, cached, compared, fitted, train
+from engines.training.loss import UNKNOWN
+from engines.training.segments import Pool
 from engines.training.streams import Labelled, Material, Stream
 from engines.training.train import Recipe, contract_of
 from stream.cli import main
@@ -57,6 +61,7 @@ NOTHING = shows(10, 0.0, -1)
     ([shows(3, 0.2, 0), shows(3, 0.6, 0)], None),                       # not enough of it
     ([shows(3, 0.9, 0), NOTHING, shows(4, 0.1, 1)], None),              # the next one has begun
     ([shows(3, 1.0, 0), NOTHING, shows(3, 1.0, 1)], None),              # the same twice
+    ([NOTHING, shows(UNKNOWN, 1.0, 0)], None),                          # it has no label
 ])
 def test_a_window_is_named_by_the_one_gesture_in_it(frames: list[Labelled], name: int | None) -> None:
     assert _name(frames, background=10) == name
@@ -115,6 +120,41 @@ def test_fusion_finds_the_clip_that_matters_where_the_mean_cannot() -> None:
     first, again = (fitted(same, heads, FusionRule(), seed=1) for _ in range(2))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert GatedFusion(FusionRule(), first)
+
+
+def clock(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Pictures that are bright on the side that their segment names."""
+    times_s = np.arange(segment.start_s, segment.stop_s or 0.0, 1 / rate)
+    images = np.full((len(times_s), *size_hw, 3), 60, np.uint8)
+    for here, side in zip(images, np.asarray(times_s // 2).astype(int) % 4, strict=True):
+        here[:, :size_hw[1] // 2] += np.uint8(120 * (side == 1))
+        here[:, size_hw[1] // 2:] += np.uint8(120 * (side == 3))
+    return images, times_s
+
+
+def test_any_dataset_with_time_between_its_actions_teaches_fusion(tmp_path: Path) -> None:
+    def recording(name: str) -> list[Segment]:
+        return [Segment(f"{name}{k}", Media(Path(name)), 2.0 + 4 * k, 4.0 + 4 * k,
+                        {"verb": ("left", "right")[k % 2], "noun": "lamp"}) for k in range(6)]
+
+    data = Dataset("lamps", {"verb": ("left", "right"), "noun": ("lamp",)},
+                   {"train": recording("a"), "validation": recording("b")})
+    heads = Pool(data, "train").heads
+    network = build("gsf-mobilenetv2", heads={name: len(labels) for name, labels in heads.items()}, causal=True,
+                    input_size_hw=(72, 96), memory=16)
+    contract = contract_of(Recipe(Path(), Path(), "", memory=16), network, heads, "background")
+    init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
+    save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()})
+    recipe = FusionRecipe(tmp_path, out, str(init), window_clips=CLIPS, windows=30)
+    table = train(recipe, lambda _: None, data, clock)
+    assert list(table) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
+    assert load(out).contract.fusion == FusionRule()
+    tensors = load(init).tensors
+    for update, error in (({"heads": {**heads, "noun": ("door", "background")}}, "labels are not those"),
+                          ({"background": None}, "no label for time without any")):
+        save(init, contract.model_copy(update=update), tensors)
+        with pytest.raises(UsageError, match=error):
+            train(recipe, lambda _: None, data, clock)
 
 
 def test_the_command_writes_a_model_that_runs_live(

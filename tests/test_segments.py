@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 
 import cv2
@@ -72,6 +72,34 @@ def test_a_frame_shows_what_covers_its_time_and_background_elsewhere() -> None:
         assert labels in (allowed if sure else allowed | {(2, 3)}), time_s
         seen.add(labels)
     assert seen == {(0, 0), (1, UNKNOWN), (1, 1), (2, 3)}
+
+
+def test_time_in_which_nothing_is_done_is_found() -> None:
+    pool = Pool(dataset(KITCHEN), "train")
+    assert [(gap.start_s, gap.stop_s) for gap in pool.gaps] == [(0.0, 3.0), (8.0, 12.0)]
+    assert {pool.truth(gap.labels) for gap in pool.gaps} == {pool.background}
+    idle = [*TRIMMED, Segment("z", Media(Path("z.mp4")), labels={"verb": "nothing"})]
+    named = Pool(dataset(idle, heads={"verb": ("take", "put", "nothing")}, background="nothing"), "train")
+    assert named.gaps == idle[2:]
+    with pytest.raises(DatasetError, match="nothing is done"):
+        next(SegmentStream(Pool(dataset(TRIMMED), "train"), (16, 32), RATE, np.random.default_rng(0), clock).sparse())
+
+
+def test_sparse_streams_show_one_action_after_long_time_without_any() -> None:
+    pool = Pool(dataset(KITCHEN), "train")
+    frames = islice(SegmentStream(pool, (16, 32), RATE, np.random.default_rng(0), clock, 0.0).sparse((2.0, 3.0)), 3000)
+    runs = [(empty, list(run)) for empty, run in groupby(frames, lambda frame: frame.label == pool.background)]
+    for empty, run in runs[:-1]:
+        times_s = [max(frame.image_bgr[8, 4, 0], frame.image_bgr[8, 28, 0]) / 10 for frame in run]
+        if empty:
+            assert 2.0 * RATE <= len(run) <= 3.0 * RATE + 1
+            assert all(time_s <= 3.1 or 7.9 <= time_s <= 12.1 for time_s in times_s)
+        else:
+            [source] = {frame.source for frame in run} - {"b"} or {"b"}  # b goes on where a ends, and covers its end
+            (one,) = (one for one in KITCHEN if one.id == source)
+            assert times_s[0] == pytest.approx(one.start_s, abs=2 * TICK_S)
+            assert run[-1].progress > 0.8 or source == "a"
+    assert {frame.source for empty, run in runs for frame in run if not empty} == {"a", "b", "c"}
 
 
 def test_progress_grows_gestures_are_counted_and_the_frames_after_them_do_not_count() -> None:

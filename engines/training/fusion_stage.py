@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +31,11 @@ from engines.preprocess import normalise
 from engines.synthetic import BACKGROUND
 from engines.training import egogestar
 from engines.training.calibrate import temperature
+from engines.training.datasets.base import Dataset
+from engines.training.frames import frames_of as decoded
 from engines.training.fusion import Floats, Head, fit_fusion
-from engines.training.loss import KNOWABLE_AT
+from engines.training.loss import KNOWABLE_AT, UNKNOWN
+from engines.training.segments import FramesOf, Pool, SegmentStream, without_group
 from engines.training.streams import Labelled, Material, Stream
 from engines.training.train import MARGIN_HW, Recipe, gather, left_out
 
@@ -44,9 +48,9 @@ FORMS = {"dense average": None, "+ fusion": FusionRule(gate=False), "+ gate": Fu
 
 @dataclass(frozen=True)
 class FusionRecipe:
-    """dataset: an EgoGestAR folder; init: the finished model; idle: folders of videos without gestures. What that
-    model's own training left out is left out here, too, and compared on. window_clips: clips in the window from now
-    on; windows: how many are cached."""
+    """dataset: an EgoGestAR folder, or the folder of what `train` is given besides; init: the finished model; idle:
+    folders of videos without gestures. What that model's own training left out is left out here, too, and compared on.
+    window_clips: clips in the window from now on; windows: how many are cached."""
 
     dataset: Path
     out: Path
@@ -70,10 +74,13 @@ class Windows:
         return len(self.labels_N)
 
 
-def train(recipe: FusionRecipe, report: Callable[[str], None] = print) -> dict[str, float]:
+def train(recipe: FusionRecipe, report: Callable[[str], None] = print, data: Dataset | None = None,
+          frames_of: FramesOf = decoded) -> dict[str, float]:
     """Fits clip fusion, writes the model file; returns `compared`, {} where nothing was left out.
 
-    Raises UsageError for a model that is not causal or has clip fusion already.
+    data: what to learn from, its validation split to compare on; None for EgoGestAR in `recipe.dataset`; frames_of: how
+    its segments are decoded. Raises UsageError for a model that is not causal, has clip fusion already or no label for
+    background, and for data with other labels; DatasetError for data in which something is always done.
     """
     model = load(recipe.init)
     contract, heads = model.contract, heads_of(model)
@@ -82,23 +89,18 @@ def train(recipe: FusionRecipe, report: Callable[[str], None] = print) -> dict[s
         raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model without it",
                          "train a model first, then its fusion")
     head, labels = next(iter(contract.heads.items()))
-    own = contract.provenance.get("recipe", {})
-    source = Recipe(recipe.dataset, recipe.out, "", recipe.idle, tuple(own.get("idle_without", ())),
-                    own.get("without_fold", 0), tuple(own.get("without_labels", ())), seed=recipe.seed)
+    if contract.background not in labels:
+        raise UsageError(f"clip fusion for {contract.name}, whose {head} has no label for time without any",
+                         "a model with one", "train it on recordings that are longer than their actions")
+    material = _gestures(recipe, model, report) if data is None else _actions(recipe, model, data, frames_of)
     report(f"looking for {recipe.windows} windows of {recipe.window_clips} clips")
-    windows = cached(model, _streams(contract, labels, gather(source, report), Recipe.rendered_share, recipe.seed),
-                     recipe.windows, recipe.window_clips)
+    windows = cached(model, material.learnt, recipe.windows, recipe.window_clips)
     tensors = fitted(windows, heads, recipe.rule, recipe.seed)
     table: dict[str, float] = {}
     update: dict[str, object] = {"fusion": recipe.rule, "window_clips": recipe.window_clips}
-    held = [one.footage for one in left_out(source, MARGIN_HW)]
-    gestures = [one for one in held if one.label in labels and one.label != BACKGROUND]
-    idle = [one for one in held if one.label in (BACKGROUND, egogestar.UNCLASSIFIED)]
-    if gestures and idle:
-        report(f"comparing on {len(held)} recordings that were left out")
-        unseen = Material(gestures, idle, {}, [])
-        held_out = cached(model, _streams(contract, labels, unseen, 0.0, recipe.seed + 1, strength=0.0),
-                          recipe.windows // 3, recipe.window_clips)
+    if material.held_out:
+        report("comparing on what was left out")
+        held_out = cached(model, material.held_out, recipe.windows // 3, recipe.window_clips)
         table = compared(windows, held_out, heads, recipe.seed)
         scored = zip(logits_of(held_out, heads[head], recipe.rule, tensors), held_out.labels_N.tolist(), strict=True)
         update["window_temperature"] = {**contract.window_temperature, head: temperature(list(scored))}
@@ -108,21 +110,65 @@ def train(recipe: FusionRecipe, report: Callable[[str], None] = print) -> dict[s
     return table
 
 
-def _streams(contract: Contract, labels: tuple[str, ...], material: Material, rendered_share: float, seed: int,
-             strength: float = 1.0) -> list[Iterator[Labelled]]:
-    return [Stream(material, labels, contract.input_size_hw, contract.frame_rate, np.random.default_rng((seed, i)),
-                   rendered_share, strength).sparse() for i in range(STREAMS)]
+class _Streams(NamedTuple):
+    """Streams whose labels are indices into the model's first head; held_out: of what its training left out."""
+
+    learnt: Sequence[Iterator[Labelled]]
+    held_out: Sequence[Iterator[Labelled]]
+
+
+def _gestures(recipe: FusionRecipe, model: Model, report: Callable[[str], None]) -> _Streams:
+    """Of EgoGestAR."""
+    contract = model.contract
+    labels = next(iter(contract.heads.values()))
+    own = contract.provenance.get("recipe", {})
+    source = Recipe(recipe.dataset, recipe.out, "", recipe.idle, tuple(own.get("idle_without", ())),
+                    own.get("without_fold", 0), tuple(own.get("without_labels", ())), seed=recipe.seed)
+
+    def streams(material: Material, rendered_share: float, seed: int, strength: float) -> list[Iterator[Labelled]]:
+        return [Stream(material, labels, contract.input_size_hw, contract.frame_rate, np.random.default_rng((seed, i)),
+                       rendered_share, strength).sparse() for i in range(STREAMS)]
+
+    learnt = streams(gather(source, report), Recipe.rendered_share, recipe.seed, 1.0)
+    held = [one.footage for one in left_out(source, MARGIN_HW)]
+    gestures = [one for one in held if one.label in labels and one.label != BACKGROUND]
+    idle = [one for one in held if one.label in (BACKGROUND, egogestar.UNCLASSIFIED)]
+    unseen = Material(gestures, idle, {}, [])
+    return _Streams(learnt, streams(unseen, 0.0, recipe.seed + 1, 0.0) if gestures and idle else [])
+
+
+def _actions(recipe: FusionRecipe, model: Model, data: Dataset, frames_of: FramesOf) -> _Streams:
+    """Of any dataset."""
+    contract = model.contract
+    data = without_group(data, contract.provenance.get("recipe", {}).get("without_fold", 0))
+
+    def streams(split: str, seed: int, strength: float) -> list[Iterator[Labelled]]:
+        pool = Pool(data, split)
+        if pool.heads != contract.heads:
+            raise UsageError(f"{data.name}, whose labels are not those of {contract.name}",
+                             "the dataset it was trained on", "choose another one, or another model")
+        return [_of_the_first_head(pool, SegmentStream(pool, contract.input_size_hw, contract.frame_rate,
+                                                       np.random.default_rng((seed, i)), frames_of, strength).sparse())
+                for i in range(STREAMS)]
+
+    labelled = any(one.labels for one in data.splits.get("validation", ()))
+    return _Streams(streams("train", recipe.seed, 1.0), streams("validation", recipe.seed + 1, 0.0) if labelled else [])
+
+
+def _of_the_first_head(pool: Pool, frames: Iterator[Labelled]) -> Iterator[Labelled]:
+    for frame in frames:
+        yield replace(frame, label=pool.truths[frame.label][0])
 
 
 def cached(model: Model, streams: Sequence[Iterator[Labelled]], count: int, window_clips: int,
            background_share: float = 0.2) -> Windows:
     """Windows of `window_clips` clips from streams in turn, `count` in all.
 
-    The streams' labels are indices into the model's first head, whose last label is background. background_share: of
-    windows without a gesture, at most. Raises DatasetError when the streams end too early.
+    The streams' labels are indices into the model's first head. background_share: of windows without a gesture, at
+    most. Raises DatasetError when the streams end too early.
     """
     contract = model.contract
-    background = len(next(iter(contract.heads.values()))) - 1
+    background = next(iter(contract.heads.values())).index(contract.background or BACKGROUND)
     examples: list[tuple[list[Floats], list[int], int]] = []
     empty = 0
     watched = [_windows(model.network, contract, stream, window_clips, background) for stream in streams]
@@ -165,13 +211,13 @@ def _windows(network: Network, contract: Contract, stream: Iterator[Labelled], w
 
 
 def _name(frames: Sequence[Labelled], background: int) -> int | None:
-    """The label of a window; None where it shows several gestures, or too little of one."""
+    """The label of a window; None where it shows several gestures, too little of one, or one without a label."""
     gestures = {frame.gesture: frame.label for frame in frames if frame.label != background}
     if not gestures:
         return background
-    if len(gestures) > 1 or max(frame.progress for frame in frames if frame.label != background) < KNOWABLE_AT:
-        return None
-    return next(iter(gestures.values()))
+    seen = max(frame.progress for frame in frames if frame.label != background)
+    (label, *others) = gestures.values()
+    return None if others or label == UNKNOWN or seen < KNOWABLE_AT else label
 
 
 @torch.no_grad()

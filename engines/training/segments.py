@@ -11,9 +11,13 @@ A frame's truth is the segment drawn, else another one that covers it, else back
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +35,8 @@ LONGEST_S = 30.0  # more of a segment than this is not shown at a time
 MARGIN = 4 / 3  # footage is decoded larger than the input, to leave room for augmentation
 FINER = 2  # times the frame rate, at which segments are decoded: room for other speeds
 GIVE_UP = 50  # unreadable segments in a row
+T = TypeVar("T")
+LEAST_GAP_S = 1.0  # a shorter stretch without a label is a pause, and belongs to what is before or after it
 # segment, frames a second, size_hw -> images uint8 [n, H, W, 3], times in the recording [n] in seconds
 FramesOf = Callable[[Segment, float, tuple[int, int]], tuple[NDArray[np.uint8], NDArray[np.float64]]]
 
@@ -83,6 +89,22 @@ class Pool:
     def truths(self) -> list[tuple[int, ...]]:
         return list(self._truths)
 
+    @cached_property
+    def gaps(self) -> list[Segment]:
+        """Stretches that show nothing: before and between the segments of a recording, or labelled as background."""
+        if self.background_label is None or self.background is None:
+            return []
+        nothing = {head: self.background_label for head, labels in self.heads.items()
+                   if self.background_label in labels}
+        found = list(self.by_label.get(self.background, ()))
+        for ones in self.recordings.values():
+            end_s = 0.0
+            for one in sorted(ones, key=lambda one: one.start_s):
+                if one.start_s - end_s >= LEAST_GAP_S:
+                    found.append(Segment(f"before {one.id}", one.media, end_s, one.start_s, nothing, one.group))
+                end_s = max(end_s, math.inf if one.stop_s is None else one.stop_s)
+        return found
+
     def mirror(self, labels: Mapping[str, str]) -> dict[str, str] | None:
         """The labels in a mirror; None for what must not be mirrored."""
         turned = {head: self._mirrored.get(head, {}).get(label, label) for head, label in labels.items()}
@@ -119,39 +141,64 @@ class SegmentStream:
         self._pool, self._size_hw, self._rate, self._rng = pool, size_hw, rate, rng
         self._frames_of, self._strength = frames_of, strength
         self._labels = list(pool.by_label)
-        self._gesture = 0
+        self._gesture = self._unread = 0
 
     def frames(self) -> Iterator[Labelled]:
         """Frames of one section after another, for ever. Raises DatasetError when segment after segment is unreadable;
             single ones are named in the log and skipped."""
-        unread = 0
         while True:
-            ones = self._pool.by_label[self._labels[int(self._rng.integers(len(self._labels)))]]
-            segment = ones[int(self._rng.integers(len(ones)))]
-            try:
-                section = self._section(segment)
-                unread = 0
-            except DatasetError as error:
-                log.warning("skipped: %s", error)
-                unread += 1
-                if unread == GIVE_UP:
-                    raise
-                continue
-            yield from section
+            segment = self._one_of(self._pool.by_label[self._one_of(self._labels)])
+            yield from self._section(segment, *self._around(segment))
 
-    def _section(self, segment: Segment) -> Iterator[Labelled]:
-        """A segment and what is around it, at a random speed."""
-        rng = self._rng
-        start_s, stop_s = segment.start_s, segment.stop_s
+    def sparse(self, idle_s: tuple[float, float] = (4.0, 8.0)) -> Iterator[Labelled]:
+        """Frames of single segments, each after a long time without any, for ever. Raises DatasetError as `frames`
+        does, and for a pool without such time."""
+        pool, rng = self._pool, self._rng
+        actions = [label for label in self._labels if label != pool.background]
+        if not pool.gaps:
+            raise DatasetError("recordings without time in which nothing is done", "some of it, or a background label",
+                               "use recordings that are longer than their segments")
+        while True:
+            left = round(rng.uniform(*idle_s) * self._rate)
+            while left > 0:
+                gap = self._one_of(pool.gaps)
+                stop_s = gap.start_s + left / self._rate if gap.stop_s is None else gap.stop_s
+                start_s = max(gap.start_s, rng.uniform(gap.start_s, stop_s) - left / self._rate)
+                for frame in islice(self._section(gap, start_s, min(stop_s, start_s + left / self._rate)), left):
+                    left -= 1
+                    yield frame
+            segment = self._one_of(pool.by_label[self._one_of(actions)])
+            yield from self._section(segment, segment.start_s, segment.stop_s)
+
+    def _one_of(self, options: Sequence[T]) -> T:
+        return options[int(self._rng.integers(len(options)))]
+
+    def _around(self, segment: Segment) -> tuple[float, float | None]:
+        """From when to when a section shows a segment: with the time around it where recordings are longer, and not
+        all of a very long one."""
+        rng, start_s, stop_s = self._rng, segment.start_s, segment.stop_s
         if self._pool.untrimmed:
             start_s = max(0.0, start_s - rng.uniform(0.3, 3.0))
             stop_s = None if stop_s is None else stop_s + rng.uniform(0.3, 2.5)
         if stop_s is not None and stop_s - start_s > LONGEST_S:
             start_s = rng.uniform(start_s, stop_s - LONGEST_S)
             stop_s = start_s + LONGEST_S
+        return start_s, stop_s
+
+    def _section(self, segment: Segment, start_s: float, stop_s: float | None) -> Iterator[Labelled]:
+        """A part of a segment's recording at a random speed; nothing where it is unreadable."""
+        rng = self._rng
         margin_hw = (round(self._size_hw[0] * MARGIN), round(self._size_hw[1] * MARGIN))
-        images, times_s = self._frames_of(replace(segment, start_s=start_s, stop_s=stop_s), FINER * self._rate,
-                                          margin_hw)
+        try:
+            images, times_s = self._frames_of(replace(segment, start_s=start_s, stop_s=stop_s), FINER * self._rate,
+                                              margin_hw)
+        except DatasetError as error:
+            log.warning("skipped: %s", error)
+            self._unread += 1
+            if self._unread == GIVE_UP:
+                raise
+            return iter(())
+        self._unread = 0
         speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))
         grid_s = np.arange(times_s[0] + rng.uniform(0, 0.5) / self._rate, times_s[-1] + 0.5 / self._rate,
                            speed / self._rate)
