@@ -32,8 +32,8 @@ KEPT_S = 24 * 3600  # what was made of a video, and Gradio's copy of it
 CSS = """
 iframe.page { width: 100%; height: 1100px; border: 0; }
 .event-track { position: relative; height: 34px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
-.event-track button { position: absolute; top: 4px; height: 24px; border-radius: 4px; cursor: pointer; color: #111;
-  font-size: 13px; overflow: hidden; white-space: nowrap; padding: 0 4px; text-align: left; }
+.event-track button { position: absolute; top: 4px; height: 24px; border-radius: 4px; cursor: pointer; font-size: 13px;
+  color: #111 !important; overflow: hidden; white-space: nowrap; padding: 0 4px; text-align: left; }
 .wrap .or { color: inherit !important; }
 #player video { max-height: 60vh; }
 .prose th, .prose td { word-break: normal !important; overflow-wrap: normal !important; padding: 4px 8px !important; }
@@ -44,7 +44,9 @@ footer { display: none !important; }
 }
 """
 # Fonts of this machine: Gradio's usual ones would be fetched from the network.
-THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+# Its links have too little contrast in the dark.
+THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+    link_text_color_dark="*secondary_300", link_text_color_visited_dark="*secondary_300")
 
 
 def mounted(app: FastAPI, engine: str, teacher: Teacher) -> FastAPI:

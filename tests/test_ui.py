@@ -178,9 +178,14 @@ def tab(browser: Any, address: str) -> Iterator[Any]:
 
 
 def accessible(page: Any) -> None:
-    """Nobody is kept out by what the page looks like: axe finds nothing that is serious."""
+    """Nobody is kept out by what the page looks like, in the light or in the dark: axe finds nothing serious."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-    found = axe.Axe().run(page).response["violations"]
+    page.add_style_tag(content="* { transition: none !important; }")
+    found = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        found += axe.Axe().run(page).response["violations"]
     assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
 
 
@@ -202,8 +207,6 @@ class TestLive:
         assert tab.inner_text("#trouble") == ""
         accessible(tab)
         assert len(viewers.recognizer.cameras) == 1
-        tab.emulate_media(color_scheme="dark")
-        accessible(tab)
 
     def test_a_camera_of_the_server_is_shown_and_a_closed_tab_leaves_nothing(
             self, tab: Any, viewers: Viewers) -> None:
