@@ -101,7 +101,8 @@ def looking(service: Service) -> APIRouter:
         found = await asyncio.to_thread(service.picture, name)
         if found is None:
             raise HTTPException(404)
-        return Response(found, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+        return Response(found, media_type="image/jpeg",
+                        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
 
     @router.get("/events")
     async def events(camera: str = "", label: str = "", last: int = 100) -> JSONResponse:

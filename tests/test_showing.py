@@ -109,7 +109,9 @@ def served(showing: Showing, tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 
 def test_cameras_are_served(served: SimpleNamespace, showing: Showing) -> None:
-    assert httpx.get(f"http://{served.address}/cameras/cell.jpg").content == JPEG
+    answer = httpx.get(f"http://{served.address}/cameras/cell.jpg")
+    assert answer.content == JPEG
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert httpx.get(f"http://{served.address}/cameras/gate%207%2Fa%20%22x%22.jpg").content == JPEG
     for path, status in (("/cameras/nobody.jpg", 404), ("/cameras/", 404), ("/cameras/cell/else", 404)):
         assert httpx.get(f"http://{served.address}{path}").status_code == status
@@ -164,7 +166,9 @@ class TestPage:
         assert next(followed) == [prediction("cell")]
         followed.close()
         assert service.picture(ODD) == JPEG
-        assert self.asked(service, "/service/cameras/gate%207%2Fa%20%22x%22.jpg").content == JPEG
+        answer = self.asked(service, "/service/cameras/gate%207%2Fa%20%22x%22.jpg")
+        assert answer.content == JPEG
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert self.asked(service, "/service/cameras/nobody.jpg").status_code == 404
 
     def test_a_service_that_is_not_there(self) -> None:

@@ -4,6 +4,7 @@ import { $, sentence } from "/page/common.js";
 import { says, seenAt, tell, trouble } from "/page/live.js";
 
 const ROUND_MS = 500;
+const LATE_S = 2;                                          // pictures of a recording are waited for, at most
 const make = (kind, ...inside) => {
   const made = document.createElement(kind);
   made.append(...inside);
@@ -38,12 +39,13 @@ async function record() {
     await pause(1);
   }
   says(`${label}: now`);
-  const from = seenAt();
+  const from = seenAt(), to = from + seconds;
   await pause(seconds);
+  for (let late = 0; from !== null && seenAt() < to && late < LATE_S; late += 0.1) await pause(0.1);
   says("");
   $("record").disabled = false;
   if (from === null) trouble("No picture came from the camera. Press Start, then record again.");
-  else tell({ keep: { label, from, to: seenAt() } });
+  else tell({ keep: { label, from, to } });
 }
 
 async function upload() {

@@ -144,6 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")  # a picture is what some sender says is one
         self.end_headers()
         self.wfile.write(body)
 
