@@ -92,15 +92,15 @@ def train(recipe: FusionRecipe, report: Callable[[str], None] = print, data: Dat
     if contract.background not in labels:
         raise UsageError(f"clip fusion for {contract.name}, whose {head} has no label for time without any",
                          "a model with one", "train it on recordings that are longer than their actions")
-    material = _gestures(recipe, model, report) if data is None else _actions(recipe, model, data, frames_of)
+    streams = _gestures(recipe, model, report) if data is None else _actions(recipe, model, data, frames_of)
     report(f"looking for {recipe.windows} windows of {recipe.window_clips} clips")
-    windows = cached(model, material.learnt, recipe.windows, recipe.window_clips)
+    windows = cached(model, streams.learnt, recipe.windows, recipe.window_clips)
     tensors = fitted(windows, heads, recipe.rule, recipe.seed)
     table: dict[str, float] = {}
     update: dict[str, object] = {"fusion": recipe.rule, "window_clips": recipe.window_clips}
-    if material.held_out:
+    if streams.held_out:
         report("comparing on what was left out")
-        held_out = cached(model, material.held_out, recipe.windows // 3, recipe.window_clips)
+        held_out = cached(model, streams.held_out, recipe.windows // 3, recipe.window_clips)
         table = compared(windows, held_out, heads, recipe.seed)
         scored = zip(logits_of(held_out, heads[head], recipe.rule, tensors), held_out.labels_N.tolist(), strict=True)
         update["window_temperature"] = {**contract.window_temperature, head: temperature(list(scored))}

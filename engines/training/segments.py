@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from engines.errors import DatasetError, UsageError
 from engines.training.augment import Augmentation
 from engines.training.datasets.base import Dataset, Segment
 from engines.training.loss import UNKNOWN
-from engines.training.streams import GRACE_FRAMES, Labelled
+from engines.training.streams import GRACE_FRAMES, Labelled, one_of
 
 log = logging.getLogger("gatestream.training")
 
@@ -35,7 +34,6 @@ LONGEST_S = 30.0  # more of a segment than this is not shown at a time
 MARGIN = 4 / 3  # footage is decoded larger than the input, to leave room for augmentation
 FINER = 2  # times the frame rate, at which segments are decoded: room for other speeds
 GIVE_UP = 50  # unreadable segments in a row
-T = TypeVar("T")
 LEAST_GAP_S = 1.0  # a shorter stretch without a label is a pause, and belongs to what is before or after it
 # segment, frames a second, size_hw -> images uint8 [n, H, W, 3], times in the recording [n] in seconds
 FramesOf = Callable[[Segment, float, tuple[int, int]], tuple[NDArray[np.uint8], NDArray[np.float64]]]
@@ -147,7 +145,7 @@ class SegmentStream:
         """Frames of one section after another, for ever. Raises DatasetError when segment after segment is unreadable;
             single ones are named in the log and skipped."""
         while True:
-            segment = self._one_of(self._pool.by_label[self._one_of(self._labels)])
+            segment = one_of(self._pool.by_label[one_of(self._labels, self._rng)], self._rng)
             yield from self._section(segment, *self._around(segment))
 
     def sparse(self, idle_s: tuple[float, float] = (4.0, 8.0)) -> Iterator[Labelled]:
@@ -155,23 +153,21 @@ class SegmentStream:
         does, and for a pool without such time."""
         pool, rng = self._pool, self._rng
         actions = [label for label in self._labels if label != pool.background]
-        if not pool.gaps:
-            raise DatasetError("recordings without time in which nothing is done", "some of it, or a background label",
+        if not pool.gaps or not actions:
+            raise DatasetError("recordings without actions, or without time in which nothing is done",
+                               "both, or a background label",
                                "use recordings that are longer than their segments")
         while True:
             left = round(rng.uniform(*idle_s) * self._rate)
             while left > 0:
-                gap = self._one_of(pool.gaps)
+                gap = one_of(pool.gaps, rng)
                 stop_s = gap.start_s + left / self._rate if gap.stop_s is None else gap.stop_s
                 start_s = max(gap.start_s, rng.uniform(gap.start_s, stop_s) - left / self._rate)
                 for frame in islice(self._section(gap, start_s, min(stop_s, start_s + left / self._rate)), left):
                     left -= 1
                     yield frame
-            segment = self._one_of(pool.by_label[self._one_of(actions)])
+            segment = one_of(pool.by_label[one_of(actions, rng)], rng)
             yield from self._section(segment, segment.start_s, segment.stop_s)
-
-    def _one_of(self, options: Sequence[T]) -> T:
-        return options[int(self._rng.integers(len(options)))]
 
     def _around(self, segment: Segment) -> tuple[float, float | None]:
         """From when to when a section shows a segment: with the time around it where recordings are longer, and not

@@ -106,7 +106,7 @@ class Stream:
         """A recorded gesture in its surroundings."""
         rng = self._rng
         label = str(rng.choice(list(self._by_label)))
-        footage = _one_of(self._by_label[label], rng)
+        footage = one_of(self._by_label[label], rng)
         images, truth, mirror = footage.images, label, False
         if REVERSED.get(truth) in self._index and rng.random() < 0.25:
             images, truth = images[::-1], REVERSED[truth]
@@ -117,7 +117,7 @@ class Stream:
         threshold = rng.uniform(14, 24)
         other = None
         if self._material.backgrounds and rng.random() < 0.3:
-            other = _one_of(self._material.backgrounds, rng)
+            other = one_of(self._material.backgrounds, rng)
 
         def seen(image: Image) -> Image:
             return change(image if other is None else transplant(image, backdrop, other, threshold))
@@ -156,7 +156,7 @@ class Stream:
     def _idle(self, seconds: float) -> Iterator[Labelled]:
         """Footage without gestures: daily work, other hand motion."""
         rng = self._rng
-        footage = _one_of(self._material.idle, rng)
+        footage = one_of(self._material.idle, rng)
         change = self._change(mirror=rng.random() < 0.5)
         picks = self._picks(footage, float(np.exp(rng.uniform(-0.4, 0.4))))
         first = int(rng.integers(max(1, len(picks) - self._count(seconds) + 1)))
@@ -169,7 +169,7 @@ class Stream:
         rng = self._rng
         backdrop = None
         if self._material.backgrounds and rng.random() < 0.6:
-            backdrop = _one_of(self._material.backgrounds, rng)
+            backdrop = one_of(self._material.backgrounds, rng)
             backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
         scene = Scene(rng, self._size_hw, backdrop)
         script = Script(rng, strokes=self._stroke, labels=self._drawn, idle_s=idle_s, idle=idle,
@@ -200,7 +200,7 @@ class Stream:
         recorded = self._material.strokes.get(label, [])
         if not recorded or rng.random() < 0.3:
             return made, duration_s
-        points = _one_of(recorded, rng).astype(np.float64)
+        points = one_of(recorded, rng).astype(np.float64)
         return points / max(float(np.ptp(points, axis=0).max()), 1.0), duration_s
 
     def _visible(self, pose: Pose) -> tuple[float, float] | None:
@@ -210,7 +210,7 @@ class Stream:
 
     def _change(self, mirror: bool) -> Augmentation:
         mixable = self._material.backgrounds
-        mix = _one_of(mixable, self._rng) if mixable else None
+        mix = one_of(mixable, self._rng) if mixable else None
         if mix is not None:
             mix = mix[:: max(1, mix.shape[0] // self._size_hw[0]), :: max(1, mix.shape[1] // self._size_hw[1])]
             mix = np.ascontiguousarray(mix[:self._size_hw[0], :self._size_hw[1]])
@@ -230,7 +230,8 @@ def transplant(image: Image, backdrop: Image, other: Image, threshold: float) ->
     return np.asarray(mixed).astype(np.uint8)
 
 
-def _one_of(options: Sequence[T], rng: np.random.Generator) -> T:
+def one_of(options: Sequence[T], rng: np.random.Generator) -> T:
+    """One of them, each as likely."""
     return options[int(rng.integers(len(options)))]
 
 
