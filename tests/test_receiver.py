@@ -15,6 +15,7 @@ import imagezmq
 import numpy as np
 import pytest
 import zmq
+from test_publisher import sending
 
 from stream.service import link
 from stream.service.config import Config
@@ -104,20 +105,9 @@ class TestImagezmq:
     def test_a_publisher_is_dialled(self, imagezmq_publisher: tuple[imagezmq.ImageSender, str]) -> None:
         sender, address = imagezmq_publisher
         camera = {"name": "cell", "source": f"zmq://{address}"}
-        with running(camera=[camera]) as receiver, worker(receiver) as engine:
-            until_seen = threading.Event()
-
-            def publish() -> None:
-                while not until_seen.wait(0.02):
-                    sender.send_image_pubsub("what it calls itself", IMAGE)
-
-            publisher = threading.Thread(target=publish)
-            publisher.start()
-            try:
-                assert guests(engine)[0].camera == "cell"
-            finally:
-                until_seen.set()
-                publisher.join()
+        with running(camera=[camera]) as receiver, worker(receiver) as engine, \
+                sending(lambda _: sender.send_image_pubsub("what it calls itself", IMAGE)):
+            assert guests(engine)[0].camera == "cell"
 
     def test_senders_go_on_when_the_service_starts_again(self) -> None:
         with running() as receiver:
@@ -125,10 +115,10 @@ class TestImagezmq:
             sender = imagezmq.ImageSender(address)
             assert sender.send_image("bench", IMAGE) == b"OK"
         answers: list[bytes] = []
-        sending = threading.Thread(target=lambda: answers.append(sender.send_image("bench", IMAGE)), daemon=True)
-        sending.start()  # while there is no service
+        asking = threading.Thread(target=lambda: answers.append(sender.send_image("bench", IMAGE)), daemon=True)
+        asking.start()  # while there is no service
         with running(bind=[address]) as receiver:
-            sending.join(PATIENCE_S)
+            asking.join(PATIENCE_S)
             assert answers == [b"OK"]
             assert receiver.lobby.accounts["bench"].received == 1
             sender.close()
@@ -182,19 +172,10 @@ class TestNetGear:
     def test_other_patterns_have_ports_of_their_own(self, pattern: int, kind: str) -> None:
         with running(bind=[], **{kind: ["tcp://127.0.0.1:*"]}) as receiver, worker(receiver) as engine:
             gear = self.opened(port(receiver), pattern=pattern)
-            seen = threading.Event()
-
-            def send() -> None:
-                while not seen.wait(0.02):
-                    gear.send(IMAGE)
-
-            sending = threading.Thread(target=send)
-            sending.start()
             try:
-                assert guests(engine)[0].camera == "netgear@127.0.0.1"
+                with sending(lambda _: gear.send(IMAGE)):
+                    assert guests(engine)[0].camera == "netgear@127.0.0.1"
             finally:
-                seen.set()
-                sending.join()
                 gear.close()
 
 

@@ -104,9 +104,9 @@ def relayed(address: str) -> Iterator[tuple[str, threading.Event]]:
             while True:
                 near = listening.accept()[0]
                 far = socket.create_connection(("127.0.0.1", urlsplit(address).port or 80))
+                opened.extend((near, far))
                 for ends in ((near, far), (far, near)):
                     ends[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    opened.extend(ends)
                     threads.append(threading.Thread(target=pump, args=ends))
                     threads[-1].start()
 
