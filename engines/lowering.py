@@ -22,6 +22,8 @@ Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features,
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -258,6 +260,29 @@ class StepNetwork(nn.Module):
         if self.memory is not None:
             features = advance(self.memory, features)
         return features, *(head(features) for head in self.heads.values()), *kept
+
+
+class FlatStep(nn.Module):
+    """A StepNetwork whose state is one tensor [B, floats], leaf after leaf, or none: engines that pay for each tensor
+    pay for one."""
+
+    def __init__(self, network: Network, reversed_colours: bool = False) -> None:
+        super().__init__()
+        self.network = StepNetwork(network, reversed_colours)
+        self.shapes = list(self.network.state_shapes().values())
+
+    def fresh_state(self) -> list[Tensor]:
+        """State of one camera that has seen nothing."""
+        return self._flat(self.network.fresh_state())
+
+    def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        rows = torch.split(state[0], [math.prod(shape) for shape in self.shapes], 1) if state else ()
+        out = self.network(image, *(row.reshape(-1, *shape) for row, shape in zip(rows, self.shapes, strict=True)))
+        results = len(out) - len(rows)
+        return *out[:results], *self._flat(out[results:])
+
+    def _flat(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([leaf.flatten(1) for leaf in leaves], 1)] if leaves else []
 
 
 class PixelStep(nn.Module):

@@ -1,10 +1,12 @@
-"""The OpenVINO engine: one stateful infer request per camera, batch 1, camera pixels in. Runs without torch.
+"""The OpenVINO engine: a pool of slots around infer requests with camera pixels in. Runs without torch.
 
     engine = open_engine(model, slots=4, precision=None)     # from the cache, or built (seconds) and kept there
 
-Building: the network's step (lowering.py) is traced into an OpenVINO graph, its state becomes variables of the
-request, and layout, colour order and normalisation move into the graph. Precision: bf16 where the processor has it
-and its calibrated scores agree with eager's on the probe clip, else f32; what was measured is kept with the entry.
+Building: the network's step (lowering.py) is traced into an OpenVINO graph with state in and out, and layout, colour
+order and normalisation move into the graph. Precision: bf16 where the processor has it and its calibrated scores agree
+with eager's on the probe clip, else f32. Batch: a small network's weights take longer to come from memory than to be
+multiplied with one frame, so BATCH cameras share them where each gets then, bit for bit, what it would get alone. What
+was measured is kept with the entry.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,75 +37,99 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gatestream.engines")
 
-CODE_VERSION = "6"  # raise when lowering or conversion change: entries of other versions are then not found
+CODE_VERSION = "8"  # raise when lowering or conversion change: entries of other versions are then not found
 PRECISIONS = {"f32": "f32", "bf16": "bf16"}
 DEVICE = "CPU"
 GRAPH = "step.xml"
 # With less work than this per thread (a MobileNetV2 frame at 224x224 is 0.3e9), sharing a frame between threads saves
 # little, costs much on a busy machine, and takes cores from decoding.
 MULTIPLICATIONS_PER_THREAD = 0.5e9
+BATCH = 2  # cameras at a time: more cost as much a frame, and take longer (README, benchmark section)
+BATCH_FRAMES = 16  # that are compared of each of a batch's cameras
 
 
 class OpenVINOEngine(Engine):
-    """Slots cost nothing until used. Cameras of one step run side by side."""
+    """Slots cost no more than their state. Cameras of one step run side by side."""
 
     name = "openvino"
 
-    def __init__(self, contract: Contract, compiled: ov.CompiledModel, slots: int, precision: str) -> None:
+    def __init__(self, contract: Contract, compiled: Mapping[int, ov.CompiledModel], slots: int,
+                 precision: str) -> None:
+        """compiled: the step of so many cameras at a time, of one among them."""
         self.contract, self.slots, self.precision = contract, slots, precision
-        self._compiled: ov.CompiledModel | None = compiled
-        self._requests: dict[int, _Request] = {}
+        self._compiled = {batch: compiled[batch] for batch in sorted(compiled, reverse=True)}
+        self._streams = int(compiled[1].get_property("NUM_STREAMS"))
+        self._idle: dict[int, list[_Request]] = {batch: [] for batch in compiled}
+        self._widths = [port.shape[1] for port in compiled[1].outputs[:1 + len(contract.heads)]]
+        # A row for each camera; no tensor at all of a network without state.
+        self._pool = [np.zeros((slots, port.shape[1]), np.float32) for port in compiled[1].inputs[1:]]
 
     def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
+        if not self._compiled:
+            raise EngineError("a step of an engine that is closed", "an open engine", "compile a new one")
+        results = [np.empty((len(slots), width), np.float32) for width in self._widths]
         try:
-            requests = [self._request(slot) for slot in slots]
-            for request, frame in zip(requests, frames_u8_BHWC, strict=True):
-                request.pixels[0] = frame
-                request.run.start_async()
-            for request in requests:
-                request.run.wait()
-            return StepResult(self._rows(requests, "features"),
-                              {head: self._rows(requests, f"scores.{head}") for head in self.contract.heads})
+            running = []
+            for start, batch in self._batches(len(slots)):
+                here = slice(start, start + batch)
+                request = self._idle[batch].pop() if self._idle[batch] else _Request(self._compiled[batch])
+                request.start(frames_u8_BHWC[here], self._pool, slots[here])
+                running.append((here, request, batch))
+            for here, request, batch in running:
+                outputs = request.finish()
+                for result, output in zip(results, outputs, strict=False):
+                    result[here] = output
+                for pool, output in zip(self._pool, outputs[len(results):], strict=True):
+                    pool[list(slots[here])] = output
+                self._idle[batch].append(request)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failing while it ran ({_first_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
+        features, *scores = results
+        return StepResult(features, dict(zip(self.contract.heads, scores, strict=True)))
 
-    def _request(self, slot: int) -> _Request:
-        if self._compiled is None:
-            raise EngineError("a step of an engine that is closed", "an open engine", "compile a new one")
-        if slot not in self._requests:
-            self._requests[slot] = _Request(self._compiled, ["features", *(f"scores.{h}" for h in self.contract.heads)])
-        return self._requests[slot]
-
-    def _rows(self, requests: Sequence[_Request], output: str) -> Floats:
-        if requests:
-            return np.concatenate([request.outputs[output].data for request in requests])
-        assert self._compiled is not None
-        return np.zeros((0, self._compiled.output(output).shape[1]), np.float32)
+    def _batches(self, cameras: int) -> Iterator[tuple[int, int]]:
+        """(first, how many) of each run that these cameras are served by: large ones, but no core idle for them."""
+        share, start = -(-cameras // self._streams), 0
+        while start < cameras:
+            batch = next(batch for batch in self._compiled if batch <= min(share, cameras - start))
+            yield start, batch
+            start += batch
 
     def _reset(self, slots: Sequence[int]) -> None:
-        for slot in slots:
-            if slot in self._requests:
-                self._requests[slot].run.reset_state()
+        for pool in self._pool:
+            pool[list(slots)] = 0
 
     @property
     def state_bytes(self) -> int:
-        return sum(variable.state.byte_size for variable in self._request(0).run.query_state())
+        return sum(pool[0].nbytes for pool in self._pool)
 
     def close(self) -> None:
-        self._requests.clear()
-        self._compiled = None
+        self._compiled, self._idle, self._pool = {}, {}, []
 
 
 class _Request:
-    """The infer request of one camera, which holds its state, with the memory it reads and writes."""
+    """An infer request for some cameras at a time, with the memory it reads."""
 
-    def __init__(self, compiled: ov.CompiledModel, outputs: Sequence[str]) -> None:
-        self.run = compiled.create_infer_request()
-        self.pixels = np.zeros(tuple(compiled.input("image").shape), np.uint8)
-        self.run.set_tensor("image", ov.Tensor(self.pixels, shared_memory=True))
-        self.outputs = {name: self.run.get_tensor(name) for name in outputs}
-        self.run.reset_state()
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._run = compiled.create_infer_request()
+        types = (np.uint8, np.float32)  # pixels, and state if there is any
+        self._inputs = [np.zeros(tuple(port.shape), kind) for port, kind in zip(compiled.inputs, types, strict=False)]
+        for i, memory in enumerate(self._inputs):
+            self._run.set_input_tensor(i, ov.Tensor(memory, shared_memory=True))
+        self._outputs = [self._run.get_output_tensor(i).data for i in range(len(compiled.outputs))]
+
+    def start(self, frames_u8_BHWC: NDArray[np.uint8], pools: Sequence[Floats], rows: Sequence[int]) -> None:
+        """Begins with the frames of a batch, and its rows of state."""
+        self._inputs[0][:] = frames_u8_BHWC
+        for memory, pool in zip(self._inputs[1:], pools, strict=True):
+            np.take(pool, rows, 0, memory, "clip")  # in other modes by way of a copy
+        self._run.start_async()
+
+    def finish(self) -> list[Floats]:
+        """Waits for what came out, which is good until the next start."""
+        self._run.wait()
+        return self._outputs
 
 
 @functools.cache
@@ -134,7 +160,8 @@ def open_engine(model: Model, slots: int = 1, precision: str | None = None, file
     try:
         chosen = str(entry.facts["precision"])
         graph = core().read_model(entry.folder / GRAPH)
-        return OpenVINOEngine(model.contract, compile_graph(graph, slots, chosen), slots, chosen)
+        batch = int(entry.facts["batch"])
+        return engine_of(graph, model.contract, slots, chosen, batch if batch <= slots else 1)
     except (RuntimeError, KeyError) as error:
         raise EngineError(f"OpenVINO refusing a built engine ({_first_line(error)})", "a graph it can load",
                           f"delete {entry.folder}, or use --engine eager") from error
@@ -168,54 +195,69 @@ def one_thread() -> Iterator[None]:
 
 
 def build_into(folder: Path, model: Model, precision: str | None) -> cache.Facts:
-    """Writes the graph and returns {precision, agreement: {precision: difference from eager}}."""
+    """Writes the graph and returns {precision, agreement: {precision: difference from eager}, batch}. What is measured
+    is what was written."""
     from engines.eager import EagerEngine
 
     frames = probe_clip(model.contract)
     wanted = run_clip(EagerEngine(model.network, model.contract, 1), frames)
-    graph = convert(model.network, model.contract)
+    try:
+        ov.save_model(convert(model.network, model.contract), folder / GRAPH, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise EngineError(f"a built engine that cannot be written ({_first_line(error)})", f"space in {folder}",
+                          "free some space, or set GATESTREAM_CACHE to another folder") from error
+    graph = core().read_model(folder / GRAPH)
     asked = [precision] if precision else ["f32", "bf16"] if has_bf16() else ["f32"]
-    agreement = {}
-    for name in asked:
-        engine = OpenVINOEngine(model.contract, compile_graph(graph, 1, name), 1, name)
-        agreement[name] = difference(model.contract, wanted, run_clip(engine, frames))
+    agreement = {name: difference(model.contract, wanted, run_clip(engine_of(graph, model.contract, 1, name), frames))
+                 for name in asked}
     fit = [name for name in asked if agreement[name] <= TOLERANCE]
     if not fit:
         raise EngineError(f"OpenVINO scores that are off by {agreement} from eager", f"{TOLERANCE} at most",
                           "use --engine eager, and report this with the output of `gatestream doctor`")
+    return {"precision": fit[-1], "agreement": agreement, "batch": fitting_batch(graph, model.contract, fit[-1])}
+
+
+def fitting_batch(graph: ov.Model, contract: Contract, precision: str) -> int:
+    """BATCH, where that saves something and each camera of a batch gets bit for bit what it gets alone; else 1."""
+    if _multiplications(graph) >= MULTIPLICATIONS_PER_THREAD:
+        return 1
     try:
-        ov.save_model(graph, folder / GRAPH, compress_to_fp16=False)
-    except RuntimeError as error:
-        raise EngineError(f"a built engine that cannot be written ({_first_line(error)})", f"space in {folder}",
-                          "free some space, or set GATESTREAM_CACHE to another folder") from error
-    return {"precision": fit[-1], "agreement": agreement}
+        together = engine_of(graph, contract, BATCH, precision, BATCH)
+    except RuntimeError:  # a network that was traced for one camera
+        return 1
+    alone = engine_of(graph, contract, 1, precision)
+    clips = np.split(probe_clip(contract, BATCH * BATCH_FRAMES), BATCH)
+    seen = [together.step(np.stack(frames), range(BATCH)) for frames in zip(*clips, strict=True)]
+    for slot, clip in enumerate(clips):
+        alone.reset([0])
+        for frame, both in zip(clip, seen, strict=True):
+            one = alone.step(frame[None], [0])
+            if not all(np.array_equal(mine[0], theirs[slot]) for mine, theirs in
+                       ((one.features, both.features), *zip(one.scores.values(), both.scores.values(), strict=True))):
+                return 1
+    return BATCH
+
+
+def engine_of(graph: ov.Model, contract: Contract, slots: int, precision: str, batch: int = 1) -> OpenVINOEngine:
+    """The engine of a graph, taking cameras one by one, or `batch` at a time where there are so many."""
+    return OpenVINOEngine(contract, {cameras: compile_graph(graph, slots, precision, cameras)
+                                     for cameras in sorted({1, batch})}, slots, precision)
 
 
 def convert(network: Network, contract: Contract) -> ov.Model:
-    """A causal network as a stateful graph: `image` uint8 BGR [1, H, W, 3] in, `features` and `scores.<head>` out."""
+    """A causal network's step as a graph for one camera: image uint8 BGR [1, H, W, 3] and its state in;
+    features, each head's scores and its new state out, in this order."""
     import torch
-    from openvino.passes import MakeStateful, Manager
 
-    from engines.lowering import StepNetwork
+    from engines.lowering import FlatStep
 
-    step = StepNetwork(network, reversed_colours=contract.colour == "RGB")
-    state = step.fresh_state()
-    image = torch.zeros(1, 3, *contract.input_size_hw)
+    step = FlatStep(network, reversed_colours=contract.colour == "RGB")
+    example = torch.zeros(1, 3, *contract.input_size_hw), *step.fresh_state()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the converter traces with what torch calls deprecated
-            graph = ov.convert_model(step, example_input=(image, *state))
-        graph.reshape({port: list(tensor.shape) for port, tensor in zip(graph.inputs, (image, *state), strict=True)})
-        for i, port in enumerate(graph.inputs):
-            port.get_tensor().set_names({f"state.{i - 1}.in" if i else "image"})
-        results = ["features", *(f"scores.{head}" for head in contract.heads)]
-        results += [f"state.{i}.out" for i in range(len(state))]
-        for name, port in zip(results, graph.outputs, strict=True):
-            port.get_tensor().set_names({name})
-        if state:
-            manager = Manager()
-            manager.register_pass(MakeStateful({f"state.{i}.in": f"state.{i}.out" for i in range(len(state))}))
-            manager.run_passes(graph)
+            graph = ov.convert_model(step, example_input=example)
+        graph.reshape({port: list(tensor.shape) for port, tensor in zip(graph.inputs, example, strict=True)})
         return _with_pixels(graph, contract)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO failing to convert {contract.architecture} ({_first_line(error)})",
@@ -229,7 +271,7 @@ def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
 
     mean, std = (values[::-1] if contract.colour == "RGB" else values for values in (contract.mean, contract.std))
     steps = preprocess.PrePostProcessor(graph)
-    image = steps.input("image")
+    image = steps.input(0)
     image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     image.model().set_layout(ov.Layout("NCHW"))
     chain = image.preprocess().convert_element_type(ov.Type.f32)
@@ -238,13 +280,19 @@ def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
     return steps.build()
 
 
-def compile_graph(graph: ov.Model, slots: int, precision: str) -> ov.CompiledModel:
-    """Compiles for few cameras at low latency: cameras run side by side, a heavy frame is shared between threads."""
+def compile_graph(graph: ov.Model, slots: int, precision: str, batch: int = 1) -> ov.CompiledModel:
+    """Compiles for few cameras at low latency: cameras run side by side, a heavy frame is shared between threads.
+
+    batch: cameras at a time. Raises RuntimeError for a graph that cannot be made to take so many."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     streams = min(slots, cores)
     threads = min(cores, streams * max(1, round(_multiplications(graph) / MULTIPLICATIONS_PER_THREAD)))
+    if batch > 1:
+        graph = graph.clone()
+        graph.reshape({port: [batch, *list(port.shape)[1:]] for port in graph.inputs})
     return core().compile_model(graph, DEVICE, {
         "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # or the graphs for one camera and for several would wait for the same core
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision]})
 
 

@@ -222,10 +222,10 @@ def engine_of(network: Network, contract: Contract, engine: str, precision: str)
             return build_tensorrt(Path(folder), network, contract, 1, precision)
     if engine == "onnx":
         return _onnx_of(network, contract)
-    from engines.openvino import OpenVINOEngine, compile_graph, convert
+    from engines.openvino import convert
+    from engines.openvino import engine_of as openvino_of
 
-    compiled = compile_graph(convert(network, contract), 1, precision)
-    return OpenVINOEngine(contract, compiled, 1, precision)
+    return openvino_of(convert(network, contract), contract, 1, precision)
 
 
 def _onnx_of(network: Network, contract: Contract) -> Engine:

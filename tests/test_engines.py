@@ -187,7 +187,7 @@ def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, o
     model = make_model(tmp_path, architecture, colour=colour, **options)
     eager = engines.compile(model, "eager")
     graph = openvino_engine.convert(model.network, model.contract)
-    compiled = openvino_engine.OpenVINOEngine(model.contract, openvino_engine.compile_graph(graph, 1, "f32"), 1, "f32")
+    compiled = openvino_engine.engine_of(graph, model.contract, 1, "f32")
     frames = probe_clip(model.contract, 16)
     wanted, got = run_clip(eager, frames), run_clip(compiled, frames)
     assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
@@ -357,7 +357,8 @@ def test_precision_is_chosen_by_measured_agreement_and_recorded(
              ({"f32": 0.001}, False, "f32"), ({"f32": 0.3, "bf16": 0.4}, True, None)]
     graph = openvino_engine.convert(model.network, model.contract)
     monkeypatch.setattr(openvino_engine, "convert", lambda *_: graph)
-    monkeypatch.setattr(openvino_engine, "compile_graph", lambda *_: None)
+    monkeypatch.setattr(openvino_engine, "engine_of", lambda *_: None)
+    monkeypatch.setattr(openvino_engine, "fitting_batch", lambda *_: 2)
     monkeypatch.setattr(openvino_engine, "run_clip", lambda *_: {})
     for case, (agreement, bf16, chosen) in enumerate(table):
         answers = iter(agreement.values())
@@ -369,7 +370,35 @@ def test_precision_is_chosen_by_measured_agreement_and_recorded(
             with pytest.raises(EngineError, match="off by"):
                 openvino_engine.build_into(folder, model, None)
         else:
-            assert openvino_engine.build_into(folder, model, None) == {"precision": chosen, "agreement": agreement}
+            assert openvino_engine.build_into(folder, model, None) \
+                == {"precision": chosen, "agreement": agreement, "batch": 2}
+
+
+def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_alone(
+        model: Model, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = openvino_engine.convert(model.network, model.contract)
+    batch = openvino_engine.fitting_batch(graph, model.contract, "f32")
+    assert batch in (1, openvino_engine.BATCH)
+    engine = openvino_engine.engine_of(graph, model.contract, 8, "f32", batch)
+    alone = run_clip(openvino_engine.engine_of(graph, model.contract, 1, "f32"), frames[:6])["gesture"]
+    seen = [0] * 8
+    for company in (range(8), [5], range(7, 2, -1), [0, 1, 2], range(8), [6, 1], range(8)):
+        scores = engine.step(np.stack([frames[seen[slot]] for slot in company]), list(company)).scores["gesture"]
+        for slot, row in zip(company, scores, strict=True):
+            assert np.array_equal(row, alone[seen[slot]])
+            seen[slot] += 1
+
+    def off_by_a_bit(*given: Any) -> Engine:
+        made = engine_of(*given)
+        made._pool = [pool + np.float32(1e-6) for pool in made._pool]
+        return made
+
+    engine_of = openvino_engine.engine_of
+    monkeypatch.setattr(openvino_engine, "engine_of", off_by_a_bit)
+    assert openvino_engine.fitting_batch(graph, model.contract, "f32") == 1
+    monkeypatch.setattr(openvino_engine, "engine_of", engine_of)
+    monkeypatch.setattr(openvino_engine, "MULTIPLICATIONS_PER_THREAD", 1.0)
+    assert openvino_engine.fitting_batch(graph, model.contract, "f32") == 1
 
 
 def test_the_built_engine_agrees_as_its_entry_says(model: Model) -> None:
