@@ -61,8 +61,8 @@ class OpenVINOEngine(Engine):
         self._streams = int(compiled[1].get_property("NUM_STREAMS"))
         self._idle: dict[int, list[_Request]] = {batch: [] for batch in compiled}
         self._widths = [port.shape[1] for port in compiled[1].outputs[:1 + len(contract.heads)]]
-        # A row for each camera; no tensor at all of a network without state.
-        self._pool = [np.zeros((slots, port.shape[1]), np.float32) for port in compiled[1].inputs[1:]]
+        # Two rows of state a camera, the one it has and the one it gets; no pool for a network without state.
+        self._pools = [_Pool(slots, port.shape[1]) for port in compiled[1].inputs[1:]]
 
     def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
         if not self._compiled:
@@ -73,14 +73,11 @@ class OpenVINOEngine(Engine):
             for start, batch in self._batches(len(slots)):
                 here = slice(start, start + batch)
                 request = self._idle[batch].pop() if self._idle[batch] else _Request(self._compiled[batch])
-                request.start(frames_u8_BHWC[here], self._pool, slots[here])
+                request.start(frames_u8_BHWC[here], self._pools, slots[here])
                 running.append((here, request, batch))
             for here, request, batch in running:
-                outputs = request.finish()
-                for result, output in zip(results, outputs, strict=False):
+                for result, output in zip(results, request.finish(self._pools, slots[here]), strict=False):
                     result[here] = output
-                for pool, output in zip(self._pool, outputs[len(results):], strict=True):
-                    pool[list(slots[here])] = output
                 self._idle[batch].append(request)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failing while it ran ({_first_line(error)})", "a step without a fault",
@@ -97,19 +94,42 @@ class OpenVINOEngine(Engine):
             start += batch
 
     def _reset(self, slots: Sequence[int]) -> None:
-        for pool in self._pool:
-            pool[list(slots)] = 0
+        for pool in self._pools:
+            pool.states[pool.rows[list(slots)]] = 0
 
     @property
     def state_bytes(self) -> int:
-        return sum(pool[0].nbytes for pool in self._pool)
+        return sum(pool.states[0].nbytes for pool in self._pools)
 
     def close(self) -> None:
-        self._compiled, self._idle, self._pool = {}, {}, []
+        self._compiled, self._idle, self._pools = {}, {}, []
+
+
+class _Pool:
+    """States of cameras, two rows each: in `rows[slot]` it is what it has, a step writes the other one."""
+
+    def __init__(self, slots: int, floats: int) -> None:
+        self.slots = slots
+        self.states = np.zeros((2 * slots, floats), np.float32)
+        self.rows = np.arange(slots)
+        self._tensors: dict[int, ov.Tensor] = {}
+
+    def tensor(self, row: int) -> ov.Tensor:
+        """One row, as a graph for one camera takes it."""
+        if row not in self._tensors:
+            self._tensors[row] = ov.Tensor(self.states[row:row + 1], shared_memory=True)
+        return self._tensors[row]
+
+    def turn(self, slot: int) -> tuple[ov.Tensor, ov.Tensor]:
+        """What a camera has, and where the step is to leave what it has from then on."""
+        before = int(self.rows[slot])
+        after = self.rows[slot] = (before + self.slots) % (2 * self.slots)
+        return self.tensor(before), self.tensor(int(after))
 
 
 class _Request:
-    """An infer request for some cameras at a time, with the memory it reads."""
+    """An infer request for some cameras at a time, with the memory it reads. That of one camera works on its state in
+    place, as large networks have much of it; that of several has their states copied together."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._run = compiled.create_infer_request()
@@ -117,19 +137,28 @@ class _Request:
         self._inputs = [np.zeros(tuple(port.shape), kind) for port, kind in zip(compiled.inputs, types, strict=False)]
         for i, memory in enumerate(self._inputs):
             self._run.set_input_tensor(i, ov.Tensor(memory, shared_memory=True))
+        self._results = len(compiled.outputs) - len(self._inputs) + 1
         self._outputs = [self._run.get_output_tensor(i).data for i in range(len(compiled.outputs))]
 
-    def start(self, frames_u8_BHWC: NDArray[np.uint8], pools: Sequence[Floats], rows: Sequence[int]) -> None:
+    def start(self, frames_u8_BHWC: NDArray[np.uint8], pools: Sequence[_Pool], slots: Sequence[int]) -> None:
         """Begins with the frames of a batch, and its rows of state."""
         self._inputs[0][:] = frames_u8_BHWC
-        for memory, pool in zip(self._inputs[1:], pools, strict=True):
-            np.take(pool, rows, 0, memory, "clip")  # in other modes by way of a copy
+        for i, pool in enumerate(pools):
+            if len(slots) == 1:
+                before, after = pool.turn(slots[0])
+                self._run.set_input_tensor(1 + i, before)
+                self._run.set_output_tensor(self._results + i, after)
+            else:
+                np.take(pool.states, pool.rows[list(slots)], 0, self._inputs[1 + i], "clip")  # else by way of a copy
         self._run.start_async()
 
-    def finish(self) -> list[Floats]:
+    def finish(self, pools: Sequence[_Pool], slots: Sequence[int]) -> list[Floats]:
         """Waits for what came out, which is good until the next start."""
         self._run.wait()
-        return self._outputs
+        if len(slots) > 1:
+            for pool, output in zip(pools, self._outputs[self._results:], strict=True):
+                pool.states[pool.rows[list(slots)]] = output
+        return self._outputs[:self._results]
 
 
 @functools.cache
