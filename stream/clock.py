@@ -84,13 +84,21 @@ class Clock:
         self._cell = cell
         return Tick(use=True, held=held)
 
-    def wants(self, captured_at: float) -> bool:
-        """Whether `tick` would use a frame taken then. Changes nothing. Raises as `tick` does."""
+    def wants(self, captured_at: float, passed_at: float | None = None) -> bool:
+        """Whether `tick` would use a frame taken then, after `pass_over(passed_at)`. Changes nothing. Raises as `tick`
+        does."""
         before = self._origin_s, self._latest_s, self._cell
         try:
+            if passed_at is not None:
+                self.pass_over(passed_at)
             return self.tick(captured_at).use
         finally:
             self._origin_s, self._latest_s, self._cell = before
+
+    def pass_over(self, captured_at: float) -> None:
+        """Takes note of a frame that is passed over because a clock like this one does not want it."""
+        if self._origin_s is not None:
+            self._latest_s = max(self._latest_s, captured_at)
 
     def _start(self, captured_at: float, tick: Tick) -> Tick:
         self._origin_s = self._latest_s = captured_at

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engines.errors import UsageError
+from stream.clock import Clock
 from stream.service import link
 from stream.service.lobby import OVERTAKEN, STALE, Lobby
 from stream.service.receiver import BATCH, LEAST, UNDER_WAY_S, Pace
@@ -52,6 +55,76 @@ def test_each_camera_has_its_own_patience() -> None:
         target.put(camera, MESSAGE, 0.0, 0.0)
     assert [guest.camera for guest in target.take(8, 1.0, {"a": 2.0, "b": 0.5}.__getitem__)] == ["a"]
     assert target.accounts["b"].dropped == {STALE: 1}
+
+
+RATE, MAX_GAP_S = 7.5, 1.0
+
+
+def taken_after(target: Lobby, camera: str, captured_at: float) -> list[float]:
+    """Capture times of what is taken when one more message has come."""
+    target.put(camera, MESSAGE, captured_at, 0.0)
+    return [guest.captured_at for guest in target.take(8, 0.0, lambda _: 1.0)]
+
+
+def test_what_the_clock_passes_over_does_not_wait_and_is_no_loss() -> None:
+    target = lobby("a")
+    target.keep_time(RATE, MAX_GAP_S)
+    assert [at for k in range(8) for at in taken_after(target, "a", k / 15)] == [k / 15 for k in range(0, 8, 2)]
+    account = target.accounts["a"]
+    assert (account.received, account.taken, account.passed, account.bytes, account.dropped) == (8, 4, 4, 40, {})
+    for k in range(8, 12):  # two ticks while nobody takes: the newest message is good for the second
+        target.put("a", MESSAGE, k / 15, 0.0)
+    [guest] = target.take(8, 0.0, lambda _: 1.0)
+    assert (guest.captured_at, guest.index, guest.lost, guest.passed_at) == (11 / 15, 11, 3, 7 / 15)
+
+
+@given(steps_s=st.lists(st.sampled_from([-3.0, -0.2, -0.1, -0.01, 0.0, 0.01, 0.03, 0.07, 0.1, 0.14, 0.3, 0.93, 1.05])
+                        | st.floats(-1.5, 1.5), max_size=60))
+def test_the_recogniser_s_clock_sees_the_same_ticks_behind_the_lobby(steps_s: list[float]) -> None:
+    target, alone, behind = lobby("a"), Clock(RATE, MAX_GAP_S), Clock(RATE, MAX_GAP_S)
+    target.keep_time(RATE, MAX_GAP_S)
+    at, wanted, found = 100.0, [], []
+    for step_s in steps_s:
+        at += step_s
+        tick = alone.tick(at)
+        wanted += [tick] if tick.use else []
+        target.put("a", MESSAGE, at, 0.0)
+        for guest in target.take(8, 0.0, lambda _: 1.0):
+            assert behind.wants(guest.captured_at, guest.passed_at)
+            if guest.passed_at is not None:
+                behind.pass_over(guest.passed_at)
+            found.append(behind.tick(guest.captured_at))
+    assert found == wanted
+
+
+def test_a_tick_whose_message_was_no_use_is_the_next_one_s() -> None:
+    target = lobby("a")
+    target.keep_time(RATE, MAX_GAP_S)
+    assert taken_after(target, "a", 0.0) == [0.0]
+    assert taken_after(target, "a", 2 / 15) == [2 / 15]
+    target.spoilt("a", 0)  # too late: the next tick has begun
+    assert taken_after(target, "a", 3 / 15) == []
+    target.spoilt("a", 1)
+    assert taken_after(target, "a", 3 / 15 + 0.01) == [3 / 15 + 0.01]
+    target.spoilt("nobody", 0)
+
+
+def test_clocks_start_anew_with_a_camera_s_stream_and_with_a_model() -> None:
+    target = lobby("a", "b")
+    target.keep_time(RATE, MAX_GAP_S)
+    assert taken_after(target, "a", 0.0) == [0.0]
+    assert taken_after(target, "a", 0.05) == []
+    target.discard("a")
+    assert taken_after(target, "a", 0.06) == [0.06]
+    target.keep_time(30.0, MAX_GAP_S)
+    assert [at for k in range(4) for at in taken_after(target, "b", k / 30)] == [k / 30 for k in range(4)]
+    target.keep_time(RATE, MAX_GAP_S)
+    target.put("a", MESSAGE, 9.0, 0.0)
+    shown = target.take(8, 0.0, lambda _: 1.0)
+    target.keep_time(RATE, MAX_GAP_S)
+    target.show(shown)  # to another engine, as what came before
+    assert taken_after(target, "a", 9.05) == []
+    assert taken_after(target, "a", 9.0 + 1 / RATE) == [9.0 + 1 / RATE]
 
 
 def test_of_those_whose_turn_it_is_the_newest_is_first_and_nobody_waits_for_two_turns() -> None:

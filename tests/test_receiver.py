@@ -292,7 +292,7 @@ class TestAll:
         with running() as receiver, worker(receiver) as engine, Sender(port(receiver), "own") as sender:
             sender.send(IMAGE, time.time())
             guests(engine)
-            done = {"records": [prediction("own")], "errors": [["own", "FrameError", "no picture"]]}
+            done = {"records": [prediction("own")], "errors": [["own", 0, "FrameError", "no picture"]]}
             engine.send_multipart([link.DONE, json.dumps(done).encode()])
             wait(lambda: receiver.records)  # type: ignore[attr-defined]
             assert receiver.records == [prediction("own")]  # type: ignore[attr-defined]

@@ -173,6 +173,30 @@ def test_lost_frames_are_counted_and_shown() -> None:
     assert prediction.dropped == 3
 
 
+@pytest.mark.parametrize(("lost", "held"), [(0, 3), (1, 0), (9, 0)])
+def test_ticks_that_a_camera_left_out_are_held_and_those_of_lost_images_are_skipped(lost: int, held: int) -> None:
+    target = recognizer()
+    steps: list[int] = []
+    target.watcher = lambda camera, at, count, scores: steps.append(count)
+    play(target, "LL")
+    prediction, *_ = target.push(picture("R"), 5 * TICK_S, lost=lost)
+    assert isinstance(prediction, Prediction)
+    assert (prediction.held, target.counts().held, steps[-1]) == (held, held, 2 + held + 1)
+
+
+def test_an_image_that_was_passed_over_elsewhere_is_as_if_passed_over_here() -> None:
+    times = [0.0, 0.06, 0.12, 0.17, 1.14, 1.2]  # from 0.12 to 1.14 would be too long a hole
+    here, elsewhere = recognizer(), recognizer()
+    wanted = [item for at in times for item in here.push(picture("L"), at)]
+    items = []
+    for index, passed_at in ((0, None), (2, 0.06), (4, 0.17), (5, None)):
+        [outcome] = elsewhere.push_many([Arrival(picture("L"), times[index], index=index, passed_at=passed_at)])
+        assert isinstance(outcome, list)
+        items += outcome
+    assert still(items) == still(wanted)
+    assert elsewhere.counts().held == here.counts().held > 0
+
+
 def test_each_head_has_its_own_scores_temperature_and_events() -> None:
     labels = ("left", "right", "none")
     target = recognizer(heads={"hand": labels, "sharp": labels}, temperature={"hand": 4.0},

@@ -29,7 +29,8 @@ LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0
 CAMERA = re.compile(r"/cameras/([^/]+?)(\.jpg|/live)")
 State = Callable[[], dict[str, Any]]
 
-COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine took", "bytes": "Bytes of payload",
+COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine took",
+            "passed": "Messages between two ticks of the model's clock", "bytes": "Bytes of payload",
             "predictions": "Predictions made", "reconnects": "Times the camera came back"}
 GAUGES = {"present": "Whether the camera sends", "staleness_seconds": "Seconds since its last message",
           "frozen": "Whether it sends the same picture again and again"}

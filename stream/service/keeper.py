@@ -290,7 +290,8 @@ class Service:
                 "labels": {head: scores["window"][0] for head, scores in latest[name]["heads"].items()}
                 if name in latest else {},
                 "reconnects": visitor.reconnects, "received": account.received if account else 0,
-                "taken": account.taken if account else 0, "bytes": account.bytes if account else 0,
+                "taken": account.taken if account else 0,
+                "passed": account.passed if account else 0, "bytes": account.bytes if account else 0,
                 "dropped": dict(account.dropped) if account else {}, "gaps": dict(visitor.gaps)}
         ready = self._worker is not None and self.receiver.worker_heard_at > self._started_at
         log_path, clips = self.config.results.log, self.config.clips

@@ -1,6 +1,6 @@
 """How the keeper of the sockets and an engine's process talk: ZeroMQ over a socket file that only this user can open.
 
-    worker ──ready──► keeper         {"engine": ..., "pid": ...}: it can take work
+    worker ──ready──► keeper         {"engine": ..., "pid": ..., "clock": [rate, longest gap]}: it can take work
     keeper ──frames─► worker         [{camera, index, ...}, ...], then the payload of each
     worker ──done───► keeper         {"records": [...], "errors": [...]}: and it can take work again
     keeper ──cameras► worker         [{name, colour, crop, ...}, ...]: what is configured of cameras
@@ -27,7 +27,7 @@ READY, FRAMES, DONE, CAMERAS, WARM, LEAVE, STOP = (b"ready", b"frames", b"done",
 def packed(guests: Sequence[Guest], kind: bytes = FRAMES) -> list[bytes]:
     """Parts of a `frames` or `warm` message."""
     headers = [{"camera": guest.camera, "index": guest.index, "lost": guest.lost, "captured_at": guest.captured_at,
-                "arrived_at": guest.arrived_at, "protocol": guest.message.protocol,
+                "arrived_at": guest.arrived_at, "passed_at": guest.passed_at, "protocol": guest.message.protocol,
                 "encoding": guest.message.encoding, "shape": guest.message.shape, "dtype": guest.message.dtype,
                 "pixel_format": guest.message.pixel_format} for guest in guests]
     return [kind, json.dumps(headers).encode(), *(guest.message.payload for guest in guests)]
@@ -40,5 +40,5 @@ def unpacked(parts: Sequence[bytes]) -> list[Guest]:
         message = Message(header["protocol"], header["camera"], payload, header["encoding"], tuple(header["shape"]),
                           header["dtype"], header["pixel_format"])
         guests.append(Guest(header["camera"], message, header["index"], header["lost"], header["captured_at"],
-                            header["arrived_at"]))
+                            header["arrived_at"], header["passed_at"]))
     return guests

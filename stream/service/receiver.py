@@ -226,7 +226,7 @@ class Receiver:
                 guest = self.lobby.put(camera, message, at, now)
                 self.recent.add(guest)
                 self.watch(guest)
-                if self.config.receive.pace_ms and door.kind == "router":
+                if self.config.receive.pace_ms and door.kind == "router" and self.lobby.waits(camera) is guest:
                     self._release(camera)
                     self._held[camera] = _Held(now + self.config.receive.pace_ms / 1000, door, envelope, message)
                     return
@@ -306,6 +306,8 @@ class Receiver:
                 self._tell_worker(link.STOP, {})  # one that this one replaces; what it has is still done
                 self._worker, self.engine, self.served = identity, said["engine"], True
                 self._pace.forget()
+                if "clock" in said:
+                    self.lobby.keep_time(*said["clock"])
                 self.worker_pid, self.events = said.get("pid", 0), said.get("events", [])
                 self._tell_worker(link.CAMERAS, self._told_of_cameras())
                 self._warm()
@@ -320,9 +322,10 @@ class Receiver:
                     if record["camera"] in self.visitors:
                         self.visitors[record["camera"]].predictions += 1
             if kind == link.DONE:
-                for camera, cause, error in said.get("errors", ()):
+                for camera, index, cause, error in said.get("errors", ()):
                     if camera in self.lobby.accounts:
                         self.lobby.accounts[camera].dropped[cause] += 1
+                        self.lobby.spoilt(camera, index)
                     log.debug("camera %s: %s", camera, error)
                 self._pass_on(said["records"])
             if said.get("last") and identity == self._worker:
@@ -348,6 +351,7 @@ class Receiver:
             some = [replace(guest, lost=0) for guest in guests if guest is not None]
             for first in range(0, len(some), BATCH):
                 self._tell(link.packed(some[first:first + BATCH], link.WARM))
+            self.lobby.show(some)
 
     def worker_lost(self) -> None:
         """The worker's process has ended: its cameras' state is gone. Tells of a gap for each."""

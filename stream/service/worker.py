@@ -63,7 +63,7 @@ class Worker:
         records, errors = [], []
         for guest, outcome in zip(guests, self._recognizer.push_many(self._arrivals(guests), begun), strict=True):
             if isinstance(outcome, GatestreamError):
-                errors.append([guest.camera, type(outcome).__name__, str(outcome)])
+                errors.append([guest.camera, guest.index, type(outcome).__name__, str(outcome)])
             else:
                 records += [item.as_json() for item in outcome]
         return {"records": records, "errors": errors}
@@ -87,7 +87,7 @@ class Worker:
     def _arrivals(self, guests: Sequence[Guest]) -> list[Arrival]:
         now = self._steady()
         return [Arrival(partial(self._decoded, guest), guest.captured_at, guest.camera, guest.index, guest.lost,
-                        max(0.0, now - guest.arrived_at)) for guest in guests]
+                        max(0.0, now - guest.arrived_at), guest.passed_at) for guest in guests]
 
     def _decoded(self, guest: Guest) -> Image:
         camera = self._cameras.get(guest.camera, UNCONFIGURED)
@@ -138,6 +138,7 @@ def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None =
                 check(wanted, found, gate.f1, gate.recording)
             worker = Worker(recognizer)
             said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}",
+                    "clock": [loaded.contract.frame_rate, loaded.contract.max_gap_s],
                     "credits": link.CREDITS, "pid": os.getpid(), "events": [event.as_json() for event in found]}
             _say(socket, link.READY, said)
             queue: deque[_Work] = deque()
