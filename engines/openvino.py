@@ -4,9 +4,9 @@
 
 Building: the network's step (lowering.py) is traced into an OpenVINO graph with state in and out, and layout, colour
 order and normalisation move into the graph. Precision: bf16 where the processor has it and its calibrated scores agree
-with eager's on the probe clip, else f32. Batch: a small network's weights take longer to come from memory than to be
-multiplied with one frame, so BATCH cameras share them where each gets then, bit for bit, what it would get alone. What
-was measured is kept with the entry.
+with eager's on the probe clip, else f32. Batches: a small network's weights take longer to come from memory than to be
+multiplied with one frame, so cameras share them where each gets then, bit for bit, what it would get alone. What was
+measured is kept with the entry.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gatestream.engines")
 
-CODE_VERSION = "8"  # raise when lowering or conversion change: entries of other versions are then not found
+CODE_VERSION = "9"  # raise when lowering or conversion change: entries of other versions are then not found
 PRECISIONS = {"f32": "f32", "bf16": "bf16"}
 DEVICE = "CPU"
 GRAPH = "step.xml"
 # With less work than this per thread (a MobileNetV2 frame at 224x224 is 0.3e9), sharing a frame between threads saves
 # little, costs much on a busy machine, and takes cores from decoding.
 MULTIPLICATIONS_PER_THREAD = 0.5e9
-BATCH = 2  # cameras at a time: more cost as much a frame, and take longer (README, benchmark section)
+BATCHES = (2, 4)  # cameras at a time, beside one; eight cost as much a frame as four, and take longer
 BATCH_FRAMES = 16  # that are compared of each of a batch's cameras
 
 
@@ -189,8 +189,7 @@ def open_engine(model: Model, slots: int = 1, precision: str | None = None, file
     try:
         chosen = str(entry.facts["precision"])
         graph = core().read_model(entry.folder / GRAPH)
-        batch = int(entry.facts["batch"])
-        return engine_of(graph, model.contract, slots, chosen, batch if batch <= slots else 1)
+        return engine_of(graph, model.contract, slots, chosen, entry.facts["batches"])
     except (RuntimeError, KeyError) as error:
         raise EngineError(f"OpenVINO refusing a built engine ({_first_line(error)})", "a graph it can load",
                           f"delete {entry.folder}, or use --engine eager") from error
@@ -224,8 +223,8 @@ def one_thread() -> Iterator[None]:
 
 
 def build_into(folder: Path, model: Model, precision: str | None) -> cache.Facts:
-    """Writes the graph and returns {precision, agreement: {precision: difference from eager}, batch}. What is measured
-    is what was written."""
+    """Writes the graph and returns {precision, agreement: {precision: difference from eager}, batches}. What is
+    measured is what was written."""
     from engines.eager import EagerEngine
 
     frames = probe_clip(model.contract)
@@ -243,34 +242,40 @@ def build_into(folder: Path, model: Model, precision: str | None) -> cache.Facts
     if not fit:
         raise EngineError(f"OpenVINO scores that are off by {agreement} from eager", f"{TOLERANCE} at most",
                           "use --engine eager, and report this with the output of `gatestream doctor`")
-    return {"precision": fit[-1], "agreement": agreement, "batch": fitting_batch(graph, model.contract, fit[-1])}
+    return {"precision": fit[-1], "agreement": agreement, "batches": fitting_batches(graph, model.contract, fit[-1])}
 
 
-def fitting_batch(graph: ov.Model, contract: Contract, precision: str) -> int:
-    """BATCH, where that saves something and each camera of a batch gets bit for bit what it gets alone; else 1."""
+def fitting_batches(graph: ov.Model, contract: Contract, precision: str) -> list[int]:
+    """Those of BATCHES whose every camera gets bit for bit what it gets alone; none where they would save nothing."""
     if _multiplications(graph) >= MULTIPLICATIONS_PER_THREAD:
-        return 1
-    try:
-        together = engine_of(graph, contract, BATCH, precision, BATCH)
-    except RuntimeError:  # a network that was traced for one camera
-        return 1
-    alone = engine_of(graph, contract, 1, precision)
-    clips = np.split(probe_clip(contract, BATCH * BATCH_FRAMES), BATCH)
-    seen = [together.step(np.stack(frames), range(BATCH)) for frames in zip(*clips, strict=True)]
-    for slot, clip in enumerate(clips):
-        alone.reset([0])
-        for frame, both in zip(clip, seen, strict=True):
-            one = alone.step(frame[None], [0])
-            if not all(np.array_equal(mine[0], theirs[slot]) for mine, theirs in
-                       ((one.features, both.features), *zip(one.scores.values(), both.scores.values(), strict=True))):
-                return 1
-    return BATCH
+        return []
+    clips = np.split(probe_clip(contract, max(BATCHES) * BATCH_FRAMES), max(BATCHES))
+    single, alone = engine_of(graph, contract, 1, precision), []
+    for clip in clips:
+        single.reset([0])
+        alone.append(_all_of(single, [clip]))
+    fitting = []
+    for batch in BATCHES:
+        try:
+            together = engine_of(graph, contract, batch, precision, [batch])
+        except RuntimeError:  # a network that was traced for one camera
+            continue
+        if np.array_equal(_all_of(together, clips[:batch]), np.concatenate(alone[:batch])):
+            fitting.append(batch)
+    return fitting
 
 
-def engine_of(graph: ov.Model, contract: Contract, slots: int, precision: str, batch: int = 1) -> OpenVINOEngine:
-    """The engine of a graph, taking cameras one by one, or `batch` at a time where there are so many."""
-    return OpenVINOEngine(contract, {cameras: compile_graph(graph, slots, precision, cameras)
-                                     for cameras in sorted({1, batch})}, slots, precision)
+def _all_of(engine: OpenVINOEngine, clips_u8_BTHWC: Sequence[NDArray[np.uint8]]) -> Floats:
+    """All that an engine gives for clips of as many cameras, side by side [B, T, outputs]."""
+    rows = [engine.step(np.stack(frames), range(len(frames))) for frames in zip(*clips_u8_BTHWC, strict=True)]
+    return np.stack([np.concatenate([row.features, *row.scores.values()], 1) for row in rows], 1)
+
+
+def engine_of(graph: ov.Model, contract: Contract, slots: int, precision: str,
+              batches: Sequence[int] = ()) -> OpenVINOEngine:
+    """The engine of a graph, taking cameras one by one, or so many at a time where there are slots for them."""
+    return OpenVINOEngine(contract, {batch: compile_graph(graph, slots, precision, batch)
+                                     for batch in (1, *batches) if batch <= slots}, slots, precision)
 
 
 def convert(network: Network, contract: Contract) -> ov.Model:
