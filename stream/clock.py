@@ -96,9 +96,10 @@ class Clock:
             self._origin_s, self._latest_s, self._cell = before
 
     def pass_over(self, captured_at: float) -> None:
-        """Takes note of a frame that is passed over because a clock like this one does not want it."""
-        if self._origin_s is not None:
-            self._latest_s = max(self._latest_s, captured_at)
+        """Takes note of a frame that a clock like this one passed over. If they have come apart, and this one would use
+        it, it never was."""
+        if not self.wants(captured_at):
+            self.tick(captured_at)
 
     def _start(self, captured_at: float, tick: Tick) -> Tick:
         self._origin_s = self._latest_s = captured_at

@@ -144,3 +144,24 @@ def test_whatever_the_times_the_clock_is_consistent(times_s: list[float]) -> Non
         assert 0 <= tick.held <= RATE * 1.0 + 1
         assert tick.use or tick == Tick(use=False)
         assert tick.action is None or (tick.use and tick.held == 0 and (tick.gap_s or 0) > 0)
+
+
+@given(frames=st.lists(st.tuples(st.floats(-1e6, 1e6) | st.floats(-3, 3), st.booleans()), min_size=1, max_size=100))
+def test_whatever_another_clock_passed_over_the_clock_is_consistent(frames: list[tuple[float, bool]]) -> None:
+    clock = Clock(RATE, 1.0)
+    for time_s, passed in frames:
+        if passed:
+            clock.pass_over(time_s)
+        else:
+            assert clock.wants(time_s, frames[0][0]) in (True, False)
+            assert 0 <= clock.tick(time_s).held <= RATE * 1.0 + 1
+
+
+def test_a_frame_passed_over_elsewhere_bridges_a_hole_only_if_it_would_be_passed_over_here() -> None:
+    for passed_s, wanted in ((0.1, Tick(use=True, held=7)), (0.2, Tick(use=True, gap_s=pytest.approx(1.05),
+                                                                       action="reset"))):
+        clock = Clock(RATE, 1.0)
+        clock.tick(0.0)
+        assert clock.wants(1.05, passed_s)
+        clock.pass_over(passed_s)
+        assert clock.tick(1.05) == wanted
