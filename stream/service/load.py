@@ -29,7 +29,9 @@ import numpy as np
 import zmq
 
 import engines
+from engines.contract import Contract
 from engines.errors import EngineError, UsageError
+from stream.clock import Clock
 from stream.runner import Percentiles
 from stream.service.wire import header_of
 
@@ -44,10 +46,11 @@ STAYS_S, AWAY_S = (20.0, 60.0), (2.0, 10.0)  # with `churn`, a camera
 @dataclass(frozen=True, slots=True)
 class Load:
     """What was seen. seconds: counted; ticks: of the model's clock for each camera in that time; predictions: of the
-    camera that had fewest, and most; held: ticks that were filled with the picture before; latency_ms: percentiles;
-    dropped: messages, by cause; late: pictures that a sender did not send, because it still waited for its answer;
-    slope_mb_per_minute: of the resident memory of the service, its engine's process included; descriptors: open in the
-    service at the beginning and at the end; cores: that the service used."""
+    camera that had fewest, and most; held: ticks that were filled with the picture before; skipped: ticks that had
+    pictures, and nobody had time for them; latency_ms: percentiles; dropped: messages, by cause; late: pictures that a
+    sender did not send, because it still waited for its answer; slope_mb_per_minute: of the resident memory of the
+    service, its engine's process included; descriptors: open in the service at the beginning and at the end; cores:
+    that the service used."""
 
     cameras: int
     rate: float
@@ -56,6 +59,7 @@ class Load:
     fewest: int
     most: int
     held: int
+    skipped: int
     latency_ms: dict[str, float]
     dropped: dict[str, int]
     late: int
@@ -70,8 +74,9 @@ class Load:
         dropped = ", ".join(f"{count} {cause}" for cause, count in self.dropped.items())
         return [f"{self.cameras} cameras at {self.rate:g} frames/s, {self.seconds:.0f} s",
                 f"camera to prediction   p50 {ms['p50']:.0f}, p95 {ms['p95']:.0f}, p99 {ms['p99']:.0f} ms",
-                f"predictions a camera   {self.fewest} to {self.most} of {self.ticks} ticks; {self.held} ticks held "
-                "in all", f"dropped                {dropped or 'none'}", f"not sent in time       {self.late}",
+                f"predictions a camera   {self.fewest} to {self.most} of {self.ticks} ticks; {self.held} held and "
+                f"{self.skipped} skipped in all", f"dropped                {dropped or 'none'}",
+                f"not sent in time       {self.late}",
                 f"service                {self.cores:.2f} cores, {self.resident_mb:.0f} MB, "
                 f"{self.slope_mb_per_minute:+.2f} MB a minute, {self.descriptors[0]} to {self.descriptors[1]} "
                 "open descriptors"]
@@ -105,12 +110,12 @@ def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str 
         sub.connect(f"ipc://{folder}/results")
         said = {"address": f"ipc://{folder}/cameras", "cameras": cameras, "rate": rate, "churn": churn}
         senders = stack.enter_context(_process([sys.executable, "-m", "stream.service.load"], json.dumps(said)))
-        watch = _Watch(sub, health, service.pid)
+        watch = _Watch(sub, health, service.pid, contract)
         watch.until(lambda: len(watch.seen) == cameras, READY_WITHIN_S)
         watch.until(lambda: False, WARM_UP_S)
         watch.begin()
         watch.until(lambda: False, seconds)
-        load = watch.report(cameras, rate, contract.frame_rate)
+        load = watch.report(cameras, rate)
         senders.terminate()
         return replace(load, late=int(senders.communicate()[0] or 0))
 
@@ -118,8 +123,10 @@ def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str 
 class _Watch:
     """Listens to results and looks at the service every LOOK_S."""
 
-    def __init__(self, sub: zmq.Socket[bytes], health: str, pid: int) -> None:
-        self._sub, self._health, self._pid = sub, health, pid
+    def __init__(self, sub: zmq.Socket[bytes], health: str, pid: int, contract: Contract) -> None:
+        self._sub, self._health, self._pid, self._rate = sub, health, pid, contract.frame_rate
+        # As the recogniser's own: what they find missing between predictions was held or skipped.
+        self._clocks = defaultdict[str, Clock](lambda: Clock(contract.frame_rate, contract.max_gap_s))
         self.seen: dict[str, int] = defaultdict(int)
         self._looked_at = 0.0
         self.begin()
@@ -129,6 +136,7 @@ class _Watch:
         self._began_at, self._state = time.monotonic(), self._told()
         self._latency, self._counted = Percentiles(), defaultdict[str, int](int)
         self._held: dict[str, list[int]] = {}
+        self._missing = 0
         self._times: list[float] = []
         self._resident: list[float] = []
         self._busy, self._files = _busy_s(self._pid), _files(self._pid)
@@ -153,6 +161,7 @@ class _Watch:
             camera, held = said["camera"], said["held"]
             self.seen[camera] += 1
             self._counted[camera] += 1
+            self._missing += self._clocks[camera].tick(said["captured_at"]).held
             self._latency.add(1000 * (now - said["captured_at"]))
             first = self._held.setdefault(camera, [held, held])
             first[1] = max(first[1], held)
@@ -161,7 +170,7 @@ class _Watch:
         with urllib.request.urlopen(f"http://{self._health}/health", timeout=10) as answer:
             return dict(json.load(answer))
 
-    def report(self, cameras: int, rate: float, model_rate: float) -> Load:
+    def report(self, cameras: int, rate: float) -> Load:
         seconds = time.monotonic() - self._began_at
         before, after = self._state["cameras"], self._told()["cameras"]
         dropped: dict[str, int] = defaultdict(int)
@@ -171,8 +180,9 @@ class _Watch:
         settled = len(self._times) // 5
         slope = 60 * float(np.polyfit(self._times[settled:], self._resident[settled:], 1)[0])
         counts = sorted(self._counted.values())
-        return Load(cameras, rate, seconds, int(seconds * min(rate, model_rate)), counts[0], counts[-1],
-                    sum(last - first for first, last in self._held.values()), self._latency.summary(),
+        held = sum(last - first for first, last in self._held.values())
+        return Load(cameras, rate, seconds, int(seconds * min(rate, self._rate)), counts[0], counts[-1],
+                    held, max(0, self._missing - held), self._latency.summary(),
                     {cause: count for cause, count in dropped.items() if count}, 0, self._resident[-1], slope,
                     (self._files, _files(self._pid)), (_busy_s(self._pid) - self._busy) / seconds)
 
