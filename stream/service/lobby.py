@@ -111,7 +111,7 @@ class Lobby:
         if camera in self._waiting:
             self._drop(camera, OVERTAKEN)
         elif clock is not None and not clock.wants(captured_at):
-            clock.pass_over(captured_at)
+            clock.tick(captured_at)
             self._passed[camera] = max(captured_at, self._passed.get(camera, captured_at))
             account.passed += 1
             return guest
