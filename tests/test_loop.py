@@ -17,6 +17,7 @@ import torch
 from tiny_training import LABELS, frames, picture, tiny_network, train
 
 from engines.errors import ModelError, UsageError
+from engines.training import loop
 from engines.training.footage import Footage
 from engines.training.ranks import Ranks
 from engines.training.rows import Batch, Chunks, Schedule
@@ -194,6 +195,16 @@ def test_a_checkpoint_that_holds_code_is_not_read(tmp_path: Path) -> None:
 def test_impossible_precision_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="f16"):
         train(tmp_path / "model.safetensors", ALONE, precision="f16")
+
+
+@pytest.mark.parametrize(("able", "expected"), [
+    ({}, torch.float32), ({"avx2": True, "avx512_f": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16),
+    ({"amx_bf16": True}, torch.bfloat16), ({"bf16": True, "sve_bf16": False}, torch.float32)])
+def test_precision_is_low_only_where_the_processor_has_instructions_for_it(
+        able: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert loop._precision("auto", torch.device("cpu")) == expected
+    assert loop._precision("bf16", torch.device("cpu")) == torch.bfloat16  # who asks for it gets it
 
 
 def test_lower_precision_trains_the_same_weights_nearly(tmp_path: Path) -> None:
