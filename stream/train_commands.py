@@ -59,6 +59,9 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Learn gestures from rendered hands only, which follow strokes drawn on a screen: of the recordings, "
               "places are used and no label (EgoGestAR)."))]
           = False,
+          trimmed: Annotated[int, typer.Option(min=0, max=256, metavar="N", help=(
+              "Learn from whole gestures, N frames spread evenly over each, not from streams: to compare networks, not "
+              "for live use (EgoGestAR). 0: streams."))] = 0,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 4800,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
@@ -119,8 +122,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     if teacher is not None and not official:
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
     data = open_dataset(dataset, kind) if official or not _is_egogestar(dataset, kind) else None
-    if data is not None and (idle or idle_without or without_label or rendered_only):
-        option = "idle" if idle or idle_without else "without-label" if without_label else "rendered-only"
+    alone = {"idle": idle or idle_without, "without-label": without_label, "rendered-only": rendered_only,
+             "trimmed": trimmed}
+    if data is not None and any(alone.values()):
+        option = next(name for name, value in alone.items() if value)
         raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
     size_hw = _size_hw(size)
     arch = arch or architecture_of_start(init)
@@ -142,8 +147,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             without_fold=without_fold, idle_without=tuple(idle_without or ()),
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
                             memory=(Recipe.memory if live else 0) if memory is None else memory, ahead=ahead,
-                            transparent=not keep_interleave, rendered_only=rendered_only, temperature=now,
-                            window_temperature=window, architecture=arch or Recipe.architecture,
+                            transparent=not keep_interleave, rendered_only=rendered_only, trimmed=trimmed,
+                            temperature=now, window_temperature=window, architecture=arch or Recipe.architecture,
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
                             patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,
                             input_size_hw=size_hw or Recipe.input_size_hw, rule=rule or Recipe.rule)

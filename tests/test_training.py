@@ -15,15 +15,17 @@ from fakes import contract
 from safetensors.torch import save_file
 
 import engines
-from engines.errors import DatasetError, ModelError
+from engines.errors import DatasetError, ModelError, UsageError
 from engines.networks.mobilenetv2 import STAGES
 from engines.networks.network import Network, build
+from engines.preprocess import normalise
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import egogestar, streaming
 from engines.training.calibrate import temperature
-from engines.training.footage import decode
+from engines.training.footage import Footage, decode
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
+from engines.training.sampling import middles
 from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
 from engines.training.train import QUIET_WEIGHT, Recipe, _gestures, gather, train
@@ -159,6 +161,50 @@ def test_streams_tell_the_truth_about_every_frame(dataset: Path, rendered_share:
     tips = [frame.tip_xy is not None for frame in frames if frame.gesture >= 0]  # known of rendered hands only
     assert any(tips) == (rendered_share == 1.0)
     assert {frame.weight for frame in frames} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("rendered_share", [0.0, 1.0])
+def test_trimmed_gestures_are_seen_whole_and_evenly(rendered_share: float) -> None:
+    steps = np.arange(60, dtype=np.uint8)  # every image tells which one it is
+    footage = Footage("star", np.broadcast_to(4 * steps[:, None, None, None], (60, 48, 64, 3)).copy(), steps / 30.0)
+    stream = Stream(Material([footage], [], {}, []), (*LABELS, BACKGROUND), (36, 48), 7.5, np.random.default_rng(3),
+                    rendered_share, strength=0.0)
+    frames = list(islice(stream.trimmed(5), 50))
+    for gesture in range(10):
+        seen = frames[5 * gesture:5 * gesture + 5]
+        assert [(frame.gesture, round(5 * frame.progress)) for frame in seen] == [(gesture, k + 1) for k in range(5)]
+        assert len({frame.label for frame in seen}) == 1
+        assert LABELS.index("star") == seen[0].label or rendered_share
+        assert rendered_share or all(frame.tip_xy is None for frame in seen)
+        if not rendered_share:
+            assert [int(frame.image_bgr.mean() / 4 + 0.5) // 12 for frame in seen] == list(range(5))
+    assert (len({frame.label for frame in frames}) > 4) == bool(rendered_share)
+    assert np.mean([frame.tip_xy is not None for frame in frames]) >= 0.9 * rendered_share
+    assert len({frame.image_bgr.mean() for frame in frames}) > 20  # not the same moments each time
+
+
+def test_networks_are_compared_on_trimmed_gestures(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trimmed.safetensors"
+    how = recipe(dataset, out, trimmed=4, memory=0, causal=False, without_fold=2, validate_every=4, precision="f32")
+    network = train(how, lambda _: None)
+    assert network.segments == 4
+    with (out.with_suffix(".run") / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    kept = engines.load(out).contract
+    right, losses = [], []
+    for clip in egogestar.clips(dataset):
+        if clip.fold == 2 and clip.label in LABELS:
+            images = decode(clip.path, clip.label, how.input_size_hw).images
+            pixels = normalise(images[middles(len(images), 4)], kept)
+            with torch.no_grad():
+                logits = engines.clip_scores(network, torch.from_numpy(pixels)[None])["gesture"][0]
+            right.append(int(logits.argmax()) == LABELS.index(clip.label))
+            losses.append(-float(logits.log_softmax(0)[LABELS.index(clip.label)]))
+    assert float(row["validation accuracy"]) == pytest.approx(np.mean(right))
+    assert float(row["validation loss"]) == pytest.approx(np.mean(losses), abs=1e-3)
+    assert (kept.clip_frames, kept.window_clips, kept.provenance["recipe"]["trimmed"]) == (4, 1, 4)
+    with pytest.raises(UsageError, match="a validation without anything left out"):
+        train(replace(how, out=tmp_path / "all.safetensors", without_fold=0), lambda _: None)
 
 
 def test_swipes_turn_with_the_picture_and_with_time() -> None:

@@ -17,6 +17,7 @@ from engines.networks.network import Network
 from engines.preprocess import fit, normalise
 from engines.training.egogestar import UNCLASSIFIED
 from engines.training.footage import Footage
+from engines.training.sampling import middles
 
 LATE = 0.75  # from this share of a clip on, its label can be known
 GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))
@@ -42,10 +43,13 @@ def calibrated(contract: Contract, network: Network, head: str, held_out: Sequen
         "window_temperature": {**contract.window_temperature, head: temperature(window)}})
 
 
-def clip_logits(contract: Contract, network: Network, head: str, footage: Footage) -> Logits:
-    """Logits [T, K] of a clip at the model's frame rate, from fresh state."""
-    ticks_s = np.arange(0, footage.duration_s, 1 / contract.frame_rate)
-    picks = np.clip(np.searchsorted(footage.times_s, ticks_s), 0, len(footage.times_s) - 1)
+def clip_logits(contract: Contract, network: Network, head: str, footage: Footage, spread: int = 0) -> Logits:
+    """Logits [T, K] of a clip from fresh state, at the model's frame rate, or of `spread` frames evenly over it."""
+    if spread:
+        picks = middles(len(footage.times_s), spread)
+    else:
+        ticks_s = np.arange(0, footage.duration_s, 1 / contract.frame_rate)
+        picks = np.clip(np.searchsorted(footage.times_s, ticks_s), 0, len(footage.times_s) - 1)
     pixels = np.stack([fit(footage.images[i], contract.cover_hw, contract.input_size_hw) for i in picks])
     with torch.no_grad():
         frames = torch.from_numpy(normalise(pixels, contract)).to(next(network.parameters()).device)

@@ -84,13 +84,13 @@ class StreamTask(Task[Batch]):
 
     truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has none: a frame's label is the
     index of one of these; helped: whether frames know the fingertip, which a helper then learns to find; held_out:
-    decodes what validation looks at.
+    decodes what validation looks at; spread: so many frames evenly over each of these clips, 0: the model's frame rate.
     """
 
     def __init__(self, network: Network, contract: Contract, open_stream: OpenStream, schedule: Schedule,
                  truths: Sequence[tuple[int, ...]], rates: Rates, *, iterations: int, rows: int, chunk: int,
                  average: float, workers: int, ranks: Ranks, helped: bool,
-                 held_out: Callable[[], Sequence[Held]]) -> None:
+                 held_out: Callable[[], Sequence[Held]], spread: int = 0) -> None:
         self.network, self.contract = network.to(ranks.device), contract
         network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged(network, average)
@@ -109,7 +109,7 @@ class StreamTask(Task[Batch]):
         self._truths = torch.tensor(truths, device=ranks.device)
         self._iterations, self._warmup = iterations, max(1, min(200, iterations // 10))
         self._rows, self._chunk, self._workers, self._ranks = ranks.share(rows), chunk, workers, ranks
-        self._open, self._schedule, self._decode = open_stream, schedule, held_out
+        self._open, self._schedule, self._decode, self._spread = open_stream, schedule, held_out, spread
 
     def rate(self, iteration: int) -> float:
         """Half a cosine after a short warm-up."""
@@ -139,20 +139,24 @@ class StreamTask(Task[Batch]):
         return self._decode()
 
     def validate(self, network: Network) -> Row:
-        """How many of the clips that were left out the last window names, the mean over heads."""
+        """How many of the clips that were left out the last window names, and its negative log-likelihood; means over
+        heads."""
         heads = list(self.contract.heads)
-        seen = torch.zeros(len(heads), 2, dtype=torch.float64, device=self._ranks.device)
+        seen = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
         for held in self._held_out[self._ranks.rank::self._ranks.size]:
             for i, head in enumerate(heads):
-                if held.labels.get(head) in self.contract.heads[head]:
-                    logits_TK = clip_logits(self.contract, network, head, held.footage)
-                    window_K = logits_TK[-self.contract.clip_frames * self.contract.window_clips:].mean(axis=0)
-                    right = self.contract.heads[head][int(window_K.argmax())] == held.labels[head]
-                    seen[i] += torch.tensor([float(right), 1.0], device=self._ranks.device)
+                labels = self.contract.heads[head]
+                if held.labels.get(head) in labels:
+                    logits_TK = clip_logits(self.contract, network, head, held.footage, self._spread)
+                    window = logits_TK[-self.contract.clip_frames * self.contract.window_clips:].mean(axis=0)
+                    truth, logp_K = labels.index(held.labels[head]), torch.from_numpy(window).double().log_softmax(0)
+                    seen[i] += torch.tensor([float(int(window.argmax()) == truth), -float(logp_K[truth]), 1.0],
+                                            dtype=torch.float64, device=self._ranks.device)
         seen = self._ranks.total(seen)
-        shares = (seen[:, 0] / seen[:, 1].clamp(min=1)).tolist()
+        shares, losses = (seen[:, :2] / seen[:, 2:].clamp(min=1)).T.tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
-        return {"validation accuracy": float(np.mean(shares)), **(named if len(heads) > 1 else {})}
+        return {"validation accuracy": float(np.mean(shares)), "validation loss": float(np.mean(losses)),
+                **(named if len(heads) > 1 else {})}
 
     def step(self, batch: Batch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
         device = self._ranks.device

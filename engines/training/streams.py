@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -64,6 +64,16 @@ class Material:
     backgrounds: Sequence[Image] = field(default_factory=list)
 
 
+class _Performance(NamedTuple):
+    """A recorded gesture: its images [N, H, W, 3] in the order in which they are shown, its label then, and how each
+    is changed."""
+
+    footage: Footage
+    images: Image
+    label: str
+    seen: Callable[[Image], Image]
+
+
 class Stream:
     """An endless stream for one row of a training batch. `rendered_share`: rendered among gesture sections."""
 
@@ -102,8 +112,21 @@ class Stream:
             else:
                 yield from self._real()
 
-    def _real(self) -> Iterator[Labelled]:
-        """A recorded gesture in its surroundings."""
+    def trimmed(self, count: int) -> Iterator[Labelled]:
+        """Frames of single gestures, for ever: of each gesture `count`, one from each of as many equal parts of it."""
+        while True:
+            when = (np.arange(count) + self._rng.uniform(0, 1, count)) / count
+            if self._rng.random() < self._rendered_share or not self._by_label:
+                yield from self._rendered_gesture(when)
+            else:
+                performance = self._performance()
+                for k, frame in enumerate((when * len(performance.images)).astype(int)):
+                    yield Labelled(performance.seen(performance.images[frame]), self._index[performance.label],
+                                   (k + 1) / count, gesture=self._gesture)
+            self._gesture += 1
+
+    def _performance(self) -> _Performance:
+        """A recorded gesture as it will be seen: perhaps mirrored, run backwards, in another place or light."""
         rng = self._rng
         label = str(rng.choice(list(self._by_label)))
         footage = one_of(self._by_label[label], rng)
@@ -122,8 +145,14 @@ class Stream:
         def seen(image: Image) -> Image:
             return change(image if other is None else transplant(image, backdrop, other, threshold))
 
+        return _Performance(footage, images, truth, seen)
+
+    def _real(self) -> Iterator[Labelled]:
+        """A recorded gesture in its surroundings."""
+        rng = self._rng
+        footage, images, truth, seen = self._performance()
         if rng.random() < 0.65:
-            yield from self._before_or_after(images[0], backdrop, seen)
+            yield from self._before_or_after(images[0], footage.median, seen)
         speed = float(np.exp(rng.uniform(np.log(0.65), np.log(1.5))))
         picks = self._picks(footage, speed)
         for k, frame in enumerate(picks):
@@ -131,7 +160,7 @@ class Stream:
                            gesture=self._gesture)
         self._gesture += 1
         if rng.random() < 0.75:
-            yield from self._grace(self._before_or_after(images[-1], backdrop, seen))
+            yield from self._grace(self._before_or_after(images[-1], footage.median, seen))
 
     def _picks(self, footage: Footage, speed: float) -> list[int]:
         """Which frames a camera clock at the model's rate would take from footage played at `speed`."""
@@ -167,13 +196,7 @@ class Stream:
                   idle: Mapping[str, float] = IDLE) -> Iterator[Labelled]:
         """A simulated performance, joined at a random moment."""
         rng = self._rng
-        backdrop = None
-        if self._material.backgrounds and rng.random() < 0.6:
-            backdrop = one_of(self._material.backgrounds, rng)
-            backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
-        scene = Scene(rng, self._size_hw, backdrop)
-        script = Script(rng, strokes=self._stroke, labels=self._drawn, idle_s=idle_s, idle=idle,
-                        strays=unlike_gestures, aspect=self._size_hw[1] / self._size_hw[0])
+        scene, script = self._scene(idle_s, idle)
         speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))
         start = rng.uniform(0, 3.0)
         light = self._change(mirror=False)
@@ -193,6 +216,27 @@ class Stream:
                 grace = span is not None and (t_s - span.ended_at) * self._rate / speed < GRACE_FRAMES
                 yield Labelled(image, self._background, weight=float(not grace), tip_xy=tip)
         self._gesture += 1
+
+    def _rendered_gesture(self, when: NDArray[np.float64]) -> Iterator[Labelled]:
+        """A simulated gesture at these shares of it."""
+        scene, script = self._scene((0.6, 3.0), IDLE)
+        light = self._change(mirror=False)
+        span = script.spans(60.0)[0]
+        for k, t_s in enumerate(span.started_at + when * (span.ended_at - span.started_at)):
+            pose = script.pose(float(t_s))
+            yield Labelled(light.light(scene.draw(pose, float(t_s))), self._index[span.label], (k + 1) / len(when),
+                           gesture=self._gesture, tip_xy=self._visible(pose))
+
+    def _scene(self, idle_s: tuple[float, float], idle: Mapping[str, float]) -> tuple[Scene, Script]:
+        """A place, and what a hand does there."""
+        rng = self._rng
+        backdrop = None
+        if self._material.backgrounds and rng.random() < 0.6:
+            backdrop = one_of(self._material.backgrounds, rng)
+            backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
+        return Scene(rng, self._size_hw, backdrop), Script(
+            rng, strokes=self._stroke, labels=self._drawn, idle_s=idle_s, idle=idle, strays=unlike_gestures,
+            aspect=self._size_hw[1] / self._size_hw[0])
 
     def _stroke(self, label: str, rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
         """A recorded human stroke where there is one, a made one otherwise and sometimes."""

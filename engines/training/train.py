@@ -64,7 +64,9 @@ class Recipe:
     rule: how a bidirectional start becomes causal (see `engines.causal`); ahead, transparent: how modules that the
     start lacks begin (see `started`); rendered_only: learn no label from recordings, background included, only what
     places look like from them; strokes that were drawn on a screen are no recordings. A network that is not causal is
-    trained and used on clips of `chunk` frames.
+    trained and used on clips of `chunk` frames. trimmed: learn from whole gestures, of which so many frames each are
+    seen, evenly spread, instead of from streams; 0 for streams. Such a network is for comparing networks: live, nobody
+    knows where a gesture begins and ends.
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -102,6 +104,7 @@ class Recipe:
     ahead: int | None = None
     transparent: bool = True
     rendered_only: bool = False
+    trimmed: int = 0
     name: str = "gesture"
     temperature: float = 1.0
     window_temperature: float = 1.0
@@ -112,14 +115,20 @@ class Recipe:
         """Of the head, background last."""
         return (*(label for label in LABELS if label not in self.without_labels), BACKGROUND)
 
+    @property
+    def frames(self) -> int:
+        """Of a row in a batch."""
+        return self.trimmed or self.chunk
+
 
 def contract_of(recipe: Recipe, network: Network, heads: Mapping[str, tuple[str, ...]] | None = None,
                 background: str | None = BACKGROUND) -> Contract:
     """The contract a trained network goes out with; heads of None are EgoGestAR's."""
     labels = {"gesture": recipe.labels} if heads is None else dict(heads)
-    T = network.segments
-    clips = ({"receptive_frames": 1 + network.reach, "clip_frames": 6, "window_clips": 4} if network.causal else
-             {"receptive_frames": T, "clip_frames": T, "window_clips": 1})
+    T = recipe.frames if recipe.trimmed else network.segments
+    clips = ({"receptive_frames": 1 + network.reach, "clip_frames": 6, "window_clips": 4}
+             if network.causal and not recipe.trimmed else
+             {"receptive_frames": 1 + network.reach if network.causal else T, "clip_frames": T, "window_clips": 1})
     return Contract(
         name=recipe.name, architecture=network.architecture, options=options_of(network), heads=labels,
         frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
@@ -156,6 +165,8 @@ def left_out(recipe: Recipe, size_hw: tuple[int, int]) -> list[Held]:
     """Decodes what `gather` leaves out."""
     clips = [clip for clip in egogestar.clips(recipe.dataset) if clip.fold == recipe.without_fold]
     idle = [path for path in videos(recipe.idle) if path.stem in recipe.idle_without]
+    if recipe.trimmed:
+        clips, idle = [clip for clip in clips if clip.label in LABELS], []
     wanted = [(clip.path, clip.label) for clip in clips] + [(path, BACKGROUND) for path in idle]
     footage = [decode(path, label, size_hw) for path, label in wanted]
     return [Held(one, {"gesture": BACKGROUND if one.label == egogestar.UNCLASSIFIED else one.label})
@@ -195,7 +206,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     heads = {"gesture": recipe.labels} if pool is None else pool.heads
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
                       causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory, rule=recipe.rule,
-                      segments=recipe.chunk, ahead=recipe.ahead, transparent=recipe.transparent)
+                      segments=recipe.frames, ahead=recipe.ahead, transparent=recipe.transparent)
     contract = contract_of(recipe, network)
     if pool is not None and data is not None:
         named = replace(recipe, provenance={"data": data.name, **recipe.provenance})
@@ -210,10 +221,10 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
         raise UsageError("a validation without anything left out", "a fold, videos or a validation split to look at",
                          "leave something out, or do not validate")
     task = StreamTask(
-        network, contract, open_stream, Schedule(recipe.seed, recipe.fresh_share), truths,
+        network, contract, open_stream, Schedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share), truths,
         Rates(recipe.backbone_lr, recipe.module_lr, recipe.head_lr, recipe.weight_decay, recipe.frozen_layers),
-        iterations=recipe.iterations, rows=recipe.rows, chunk=recipe.chunk, average=recipe.average,
-        workers=recipe.workers, ranks=ranks, helped=pool is None, held_out=held_out)
+        iterations=recipe.iterations, rows=recipe.rows, chunk=recipe.frames, average=recipe.average,
+        workers=recipe.workers, ranks=ranks, helped=pool is None, held_out=held_out, spread=recipe.trimmed)
     plan = Plan(recipe.iterations, recipe.seed, precision=recipe.precision, checkpoint_every=recipe.checkpoint_every,
                 validate_every=recipe.validate_every, patience=recipe.patience)
     weights = run(task, plan, folder, ranks, report, progress)
@@ -224,7 +235,8 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     if ranks.first:
         chunks = Chunks(open_stream, Schedule(recipe.seed + 1, recipe.fresh_share), range(recipe.rows), recipe.chunk,
                         recipe.iterations, recipe.iterations + min(REMEMBERED_CHUNKS, recipe.iterations))
-        examples = recall.of_streams(contract, trained, chunks.batches(0), truths) if trained.causal else {}
+        live = trained.causal and not recipe.trimmed
+        examples = recall.of_streams(contract, trained, chunks.batches(0), truths) if live else {}
         write(recipe.out, contract, trained, held_out(), report, examples)
         folder.finish()
     return trained
@@ -253,8 +265,8 @@ def _gestures(recipe: Recipe, contract: Contract, material: Material) -> OpenStr
     def open_stream(_: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
         only_rendered = began < recipe.rendered_first * recipe.iterations
         share = 0.97 if only_rendered else recipe.rendered_share
-        frames = Stream(material, contract.heads["gesture"], contract.input_size_hw, contract.frame_rate, rng,
-                        share).frames()
+        stream = Stream(material, contract.heads["gesture"], contract.input_size_hw, contract.frame_rate, rng, share)
+        frames = stream.trimmed(recipe.trimmed) if recipe.trimmed else stream.frames()
         return _quieter(frames, recipe.labels.index(BACKGROUND)) if recipe.rendered_only else frames
     return open_stream
 
