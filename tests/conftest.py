@@ -22,7 +22,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST = ("test_engines", "test_ui", "test_doctor_and_bench", "test_teach", "test_official", "test_tensorrt",
-           "test_service", "test_loop")
+           "test_service", "test_loop", "test_openvino")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

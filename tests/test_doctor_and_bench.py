@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_engines import LABELS, SIZE_HW, make_model
+from small_models import LABELS, SIZE_HW, make_model
 
 import engines
 import engines.bench as bench_module

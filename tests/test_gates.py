@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_engines import make_model
+from small_models import make_model
 
 from engines.errors import EngineError, UsageError
 from engines.gates import GateView

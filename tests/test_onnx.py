@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_engines import SIZE_HW, make_model
+from small_models import SIZE_HW, make_model
 
 import engines
 from engines.agreement import TOLERANCE, difference, probe_clip, run_clip

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeTorchTensorRT
-from test_engines import make_model
+from small_models import make_model
 from torch import Tensor, nn
 from torch._decomp import get_decompositions
 from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace, _get_decomp_for_cia

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_models import SIZE_HW, make_model
 from test_cli import one_line
-from test_engines import SIZE_HW, make_model
 
 import engines
 import engines.doctor as doctor_module

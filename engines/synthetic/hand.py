@@ -100,7 +100,7 @@ class Hand:
         self._finer = float(np.clip(60.0 / self._length, 1.0, 3.0))
         self._unit = self._length * self._finer
         self._arm = _arm_sprite(look, self._unit)
-        self._hands = {posture: _hand_sprite(look, posture, self._unit) for posture in POSTURES}
+        self._hands: dict[Posture, Image] = {}
 
     def draw(self, image_bgr: Image, tip_xy: tuple[float, float], posture: Posture = "pointing", angle: float = 0.0,
              velocity_xy: tuple[float, float] = (0.0, 0.0)) -> None:
@@ -119,6 +119,8 @@ class Hand:
         blur = (int(abs(velocity_xy[0]) * width * look.shutter_s), int(abs(velocity_xy[1]) * height * look.shutter_s))
         scale = 1 / self._finer
         _stamp(image_bgr, self._arm, _affine(arm_turn, scale, sign, _ARM_ORIGIN, self._unit, wrist), blur)
+        if posture not in self._hands:  # many a scene shows one posture only
+            self._hands[posture] = _hand_sprite(look, posture, self._unit)
         _stamp(image_bgr, self._hands[posture], _affine(turn, scale, sign, _HAND_ORIGIN, self._unit, tip), blur)
 
 

@@ -219,9 +219,9 @@ class Stream:
 
     def _rendered_gesture(self, when: NDArray[np.float64]) -> Iterator[Labelled]:
         """A simulated gesture at these shares of it."""
-        scene, script = self._scene((0.6, 3.0), IDLE)
+        scene, script = self._scene((0.6, 1.5), IDLE)
         light = self._change(mirror=False)
-        span = script.spans(60.0)[0]
+        span = script.spans(3.0)[0]
         for k, t_s in enumerate(span.started_at + when * (span.ended_at - span.started_at)):
             pose = script.pose(float(t_s))
             yield Labelled(light.light(scene.draw(pose, float(t_s))), self._index[span.label], (k + 1) / len(when),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_engines import make_model
+from small_models import make_model
 
 import engines
 from engines.agreement import probe_clip

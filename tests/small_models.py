@@ -1,0 +1,50 @@
+"""Small models that tests build engines of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import engines
+from engines.contract import Contract
+from engines.model import Model, save
+
+SIZE_HW = (40, 56)
+LABELS = ("none", "left", "right", "up")
+
+
+def lively(network: nn.Module) -> None:
+    """Fills a network with weights that keep signals alive, so that every temporal module matters."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.weight.shape[1:] != (2, 3, 3):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, nn.Conv3d):
+                module.weight.normal_(0, 0.1)
+                nn.init.normal_(module.bias, 0, 0.3)  # type: ignore[arg-type]
+            if isinstance(module, nn.BatchNorm3d):
+                module.weight.uniform_(-0.5, 1.5)
+                module.bias.normal_(0, 0.5)
+                module.running_mean.normal_(0, 0.5)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        for head in network.heads.values():  # type: ignore[operator, union-attr]
+            head.weight.mul_(20)
+
+
+def make_model(folder: Path, architecture: str = "gsf-mobilenetv2", seed: int = 0, colour: str = "RGB",
+               causal: bool = True, size_hw: tuple[int, int] = SIZE_HW, **options: Any) -> Model:
+    torch.manual_seed(seed)
+    options = {"causal": causal, **options}
+    network = engines.build(architecture, heads={"gesture": len(LABELS), "hand": 2}, input_size_hw=size_hw, **options)
+    lively(network)
+    contract = Contract(
+        name="test", architecture=architecture, options=options, colour="BGR" if colour == "BGR" else "RGB",
+        frame_rate=15, heads={"gesture": LABELS, "hand": ("left", "right")}, temperature={"gesture": 2.0},
+        input_size_hw=size_hw, cover_hw=(size_hw[0] + 8, size_hw[1] + 8), receptive_frames=9, warmup_frames=4,
+        clip_frames=8, window_clips=3)
+    path = folder / f"{architecture}-{seed}.safetensors"
+    save(path, contract, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, half=False)
+    return engines.load(path)

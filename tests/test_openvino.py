@@ -1,0 +1,181 @@
+"""OpenVINO's own: it equals eager, chooses its precision and batches by what it measured, and keeps what it built."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import SIZE_HW, make_model
+
+import engines
+import engines.openvino as openvino_engine
+from engines import cache
+from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
+from engines.engine import Engine
+from engines.errors import EngineError
+from engines.model import Model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return make_model(tmp_path_factory.mktemp("model"), memory=16)
+
+
+@pytest.fixture(scope="module")
+def frames(model: Model) -> np.ndarray:
+    return probe_clip(model.contract, 24)
+
+
+@pytest.mark.parametrize(("architecture", "colour", "options"), [
+    ("gsf-mobilenetv2", "RGB", {"memory": 16}),
+    ("gsf-mobilenetv2", "BGR", {}),
+    ("gsm-mobilenetv2", "RGB", {}),
+    ("tsn-mobilenetv2", "RGB", {}),
+    ("gsf-mobilenetv2", "RGB", {"ahead": 0}),
+    ("gsf-mobilenetv2", "RGB", {"percent": 100}),
+    ("tsm-mobilenetv2", "BGR", {}),
+    ("stsm-mobilenetv2", "RGB", {}),
+    ("stsm-mobilenetv2", "RGB", {"shift": "THW-diagonal", "ahead": 0}),
+])
+def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, options: dict[str, Any]) -> None:
+    model = make_model(tmp_path, architecture, colour=colour, **options)
+    eager = engines.compile(model, "eager")
+    graph = openvino_engine.convert(model.network, model.contract)
+    compiled = openvino_engine.engine_of(graph, model.contract, 1, "f32")
+    frames = probe_clip(model.contract, 16)
+    wanted, got = run_clip(eager, frames), run_clip(compiled, frames)
+    assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
+    assert difference(model.contract, wanted, got) <= 1e-3
+
+
+def test_precision_is_chosen_by_measured_agreement_and_recorded(
+        tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = [({"f32": 0.0, "bf16": 0.002}, True, "bf16"), ({"f32": 0.0, "bf16": 0.02}, True, "f32"),
+             ({"f32": 0.001}, False, "f32"), ({"f32": 0.3, "bf16": 0.4}, True, None)]
+    graph = openvino_engine.convert(model.network, model.contract)
+    monkeypatch.setattr(openvino_engine, "convert", lambda *_: graph)
+    monkeypatch.setattr(openvino_engine, "engine_of", lambda *_: None)
+    monkeypatch.setattr(openvino_engine, "fitting_batches", lambda *_: [2])
+    monkeypatch.setattr(openvino_engine, "run_clip", lambda *_: {})
+    for case, (agreement, bf16, chosen) in enumerate(table):
+        answers = iter(agreement.values())
+        monkeypatch.setattr(openvino_engine, "difference", lambda *_, answers=answers: next(answers))
+        monkeypatch.setattr(openvino_engine, "has_bf16", lambda bf16=bf16: bf16)
+        folder = tmp_path / str(case)
+        folder.mkdir()
+        if chosen is None:
+            with pytest.raises(EngineError, match="off by"):
+                openvino_engine.build_into(folder, model, None)
+        else:
+            assert openvino_engine.build_into(folder, model, None) \
+                == {"precision": chosen, "agreement": agreement, "batches": [2]}
+
+
+def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_alone(
+        model: Model, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = openvino_engine.convert(model.network, model.contract)
+    batches = openvino_engine.fitting_batches(graph, model.contract, "f32")
+    engine = openvino_engine.engine_of(graph, model.contract, 8, "f32", batches)
+    alone = run_clip(openvino_engine.engine_of(graph, model.contract, 1, "f32"), frames[:9])["gesture"]
+    seen = [0] * 8
+    for company in (range(8), [5], range(7, 2, -1), [0, 1, 2], range(8), [6, 1], [4, 3, 2, 0], range(8)):
+        scores = engine.step(np.stack([frames[seen[slot]] for slot in company]), list(company)).scores["gesture"]
+        for slot, row in zip(company, scores, strict=True):
+            assert np.array_equal(row, alone[seen[slot]])
+            seen[slot] += 1
+
+    def off_by_a_bit(*given: Any) -> Engine:
+        made = engine_of(*given)
+        for pool in made._pools if given[-1] == [4] else ():
+            pool.states += np.float32(1e-6)
+        return made
+
+    engine_of = openvino_engine.engine_of
+    monkeypatch.setattr(openvino_engine, "engine_of", off_by_a_bit)
+    assert openvino_engine.fitting_batches(graph, model.contract, "f32") == [batch for batch in batches if batch != 4]
+    monkeypatch.setattr(openvino_engine, "engine_of", engine_of)
+    monkeypatch.setattr(openvino_engine, "MULTIPLICATIONS_PER_THREAD", 1.0)
+    assert openvino_engine.fitting_batches(graph, model.contract, "f32") == []
+
+
+def test_the_built_engine_agrees_as_its_entry_says(model: Model) -> None:
+    engine = engines.compile(model, "openvino")
+    entry = openvino_engine.obtain(model, None)
+    assert entry.facts["precision"] == engine.precision
+    assert entry.facts["agreement"][engine.precision] <= TOLERANCE
+
+
+def test_damaged_graph_is_built_again(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch,
+                                      caplog: pytest.LogCaptureFixture, frames: np.ndarray) -> None:
+    before = run_clip(engines.compile(model, "openvino", precision="f32"), frames[:3])["gesture"]
+    entry = openvino_engine.obtain(model, "f32")
+    weights = entry.folder / "step.bin"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with caplog.at_level(logging.WARNING):
+        engine = engines.compile(model, "openvino", precision="f32")
+    assert "damaged" in caplog.text
+    assert np.array_equal(run_clip(engine, frames[:3])["gesture"], before)
+
+
+def test_exported_engine_opens_as_built_and_serves_its_model_only(tmp_path: Path, model: Model,
+                                                                  frames: np.ndarray) -> None:
+    file = engines.export(model, "openvino", tmp_path / "gesture.engine")
+    engine = engines.compile(model, file, slots=2)
+    built = engines.compile(model, "openvino")
+    assert (engine.name, engine.precision) == ("openvino", built.precision)
+    assert np.array_equal(run_clip(engine, frames[:4])["gesture"], run_clip(built, frames[:4])["gesture"])
+    with pytest.raises(EngineError, match="made for model"):
+        engines.compile(make_model(tmp_path, seed=5), file)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(EngineError, match=r"gesture\.engine"):
+        engines.compile(model, file)
+    with pytest.raises(EngineError, match="eager"):
+        engines.export(model, "eager", tmp_path / "no.engine")
+
+
+def test_signals_arrive_after_engines_have_come_and_gone(model: Model) -> None:
+    code = f"""
+import faulthandler, gc, signal
+faulthandler.enable()
+import engines
+model = engines.load({str(model.path)!r})
+opened = [engines.compile(model, "openvino", slots=2) for _ in range(3)]
+while opened:
+    opened.pop(0).close()
+    gc.collect()
+seen = []
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+signal.raise_signal(signal.SIGINT)
+assert seen == [signal.SIGINT]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_warm_start_never_imports_torch(model: Model) -> None:
+    engines.compile(model, "openvino")
+    program = ("import sys, numpy as np, engines\n"
+               f"model = engines.load({str(model.path)!r})\n"
+               "engine = engines.compile(model)\n"
+               f"engine.step(np.zeros((1, *{SIZE_HW}, 3), np.uint8), [0])\n"
+               "assert engine.name == 'openvino'\n"
+               "assert 'torch' not in sys.modules, 'torch was imported'\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert cache.entries()
+
+
+def test_openvino_reports_to_nobody() -> None:
+    program = ("import engines.openvino, threading, sys\n"
+               "from openvino.tools.ovc import telemetry_utils\n"
+               "assert telemetry_utils.tm.__name__ == 'openvino.tools.ovc.telemetry_stub'\n"
+               "assert threading.active_count() == 1, threading.enumerate()\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
