@@ -83,6 +83,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           patience: Annotated[int, typer.Option(min=0, metavar="N", help=(
               "Stop after so many looks without a new best; 0: never."))] = 0,
           workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that load data.")] = 1,
+          strict: Annotated[bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")] = False,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0) -> None:
     """Train a recogniser. Killed and started again, it goes on where it was. What is left out calibrates the scores.
 
@@ -103,7 +104,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
     model_to_write(out)
     if stage == "fusion":
-        _train_fusion(dataset, kind, out, init, idle or [], window_clips, windows, seed)
+        _train_fusion(dataset, kind, out, init, idle or [], window_clips, windows, seed, strict)
         return
     from dataclasses import replace
 
@@ -134,7 +135,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         assert data is not None
         of_clips = OfficialRecipe(out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch,
                                   precision=precision, patience=patience, teacher=teacher, seed=seed, workers=workers,
-                                  name=named, without_fold=without_fold, input_size_hw=size_hw)
+                                  name=named, without_fold=without_fold, input_size_hw=size_hw, strict=strict)
         of_clips = replace(of_clips, architecture=arch or of_clips.architecture, rule=rule or of_clips.rule)
         if validate_every is not None:
             of_clips = replace(of_clips, validate_epochs=validate_every)
@@ -148,7 +149,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
                             memory=(Recipe.memory if live else 0) if memory is None else memory, ahead=ahead,
                             transparent=not keep_interleave, rendered_only=rendered_only, trimmed=trimmed,
-                            temperature=now, window_temperature=window, architecture=arch or Recipe.architecture,
+                            strict=strict, temperature=now, window_temperature=window,
+                            architecture=arch or Recipe.architecture,
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
                             patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,
                             input_size_hw=size_hw or Recipe.input_size_hw, rule=rule or Recipe.rule)
@@ -164,14 +166,15 @@ def _is_egogestar(dataset: Path, kind: str) -> bool:
 
 
 def _train_fusion(dataset: Path, kind: str, out: Path, init: str, idle: list[Path], window_clips: int, windows: int,
-                  seed: int) -> None:
+                  seed: int, strict: bool) -> None:
     from engines.training.datasets import open_dataset
     from engines.training.fusion_stage import FusionRecipe
     from engines.training.fusion_stage import train as run_training
 
     if init == "imagenet":
         raise UsageError("--stage fusion from imagenet", "a finished model to start from", "give it with --init FILE")
-    recipe = FusionRecipe(dataset, out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed)
+    recipe = FusionRecipe(dataset, out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed,
+                          strict=strict)
     data = None if _is_egogestar(dataset, kind) else open_dataset(dataset, kind)
     if data is not None and idle:
         raise UsageError(f"--idle with {data.name}", "EgoGestAR with it", "leave it out")

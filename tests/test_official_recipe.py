@@ -137,6 +137,8 @@ def test_a_mirrored_clip_has_the_mirrored_label_and_a_broken_one_gives_way() -> 
     everything = False
     clips = Clips(SEGMENTS, HEADS, broken, 0, {})
     assert clips[0, 2].name == "clip 3"  # type: ignore[union-attr]
+    with pytest.raises(DatasetError, match="clip 2 is broken"):
+        next(batches(Clips(SEGMENTS, HEADS, broken, 0, {}, strict=True), [[(0, 2)]], 0))
     everything = True
     with pytest.raises(DatasetError, match="is broken"):
         next(batches(clips, [[(0, 1)]], 0))
@@ -146,6 +148,24 @@ def task_of(how: Updates, network: Network, rows: int = 4, teacher: Network | No
             segments: list[Segment] = SEGMENTS) -> ClipTask:
     return ClipTask(network, contract(), how, Clips(segments, HEADS, look, 0, {}), Order(0, len(segments), rows), [],
                     lambda _: np.zeros((4, *SIZE_HW, 3), np.uint8), Ranks(), teacher=teacher)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_clip_to_validate_with_that_cannot_be_read_is_named(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(segment: Segment) -> Images:
+        if segment.id == "clip 1":
+            raise DatasetError("clip 1.mp4, which is broken", "a video", "remove it")
+        return np.zeros((4, *SIZE_HW, 3), np.uint8)
+
+    task = ClipTask(tiny_network(causal=False), contract(), Updates(), Clips(SEGMENTS, HEADS, look, 0, {}),
+                    Order(0, len(SEGMENTS), 4), SEGMENTS, broken, Ranks(), strict=strict)
+    if strict:
+        with pytest.raises(DatasetError, match="clip 1"):
+            task.validate(task.network.eval())
+    else:
+        with torch.no_grad():
+            assert 0 <= task.validate(task.network.eval())["validation accuracy"] <= 1
+        assert "clip 1.mp4, which is broken" in caplog.text
 
 
 def without_norms() -> Network:

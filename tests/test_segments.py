@@ -147,6 +147,8 @@ def test_a_segment_that_cannot_be_read_is_named_and_skipped(caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         assert {frame.source for frame in islice(stream.frames(), 500)} == {"y"}
     assert "x.mp4, which is broken" in caplog.text
+    with pytest.raises(DatasetError, match=r"x\.mp4, which is broken"):
+        list(islice(SegmentStream(pool, (16, 32), RATE, np.random.default_rng(0), broken, strict=True).frames(), 500))
     everything = True
     with pytest.raises(DatasetError, match="broken"):
         next(stream.frames())

@@ -5,6 +5,7 @@ Legend: B clips, T frames of a clip, H W the input's size, K labels of a head.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from engines.training.ranks import Ranks
 from engines.training.runfolder import Row
 from engines.training.task import Mixed, Task, Term, averaged
 
+log = logging.getLogger("gatestream.training")
 LEAST_RATE = 1e-7  # of the learning rate, at the end
 
 
@@ -57,11 +59,12 @@ def epoch_rate(epoch: float, epochs: int = 60, warmup: int = 10) -> float:
 
 class ClipTask(Task[ClipBatch]):
     """See the file's top. validation_clips: segments that `look` shows as frames at the input's size; workers: that
-    load data; teacher: on the same pixels; it is neither trained nor changed."""
+    load data; teacher: on the same pixels; it is neither trained nor changed; strict: stop at a clip to validate with
+    that cannot be read."""
 
     def __init__(self, network: Network, contract: Contract, how: Updates, training: Clips, order: Order,
                  validation_clips: Sequence[Segment], look: Callable[[Segment], Images], ranks: Ranks, *,
-                 workers: int = 0, teacher: Network | None = None) -> None:
+                 workers: int = 0, teacher: Network | None = None, strict: bool = False) -> None:
         self.network, self.contract, self._how = network.to(ranks.device), contract, how
         self.average = averaged(network, how.average)
         if how.partial_norm:
@@ -69,7 +72,7 @@ class ClipTask(Task[ClipBatch]):
         self.optimiser = torch.optim.SGD(_groups(network, how), lr=how.lr, momentum=how.momentum,
                                          weight_decay=how.weight_decay)
         self._training, self._order, self._validation, self._look = training, order, validation_clips, look
-        self._ranks, self._accumulation, self._workers = ranks, how.accumulation, workers
+        self._ranks, self._accumulation, self._workers, self._strict = ranks, how.accumulation, workers, strict
         self._teacher = None if teacher is None else teacher.to(ranks.device).eval().requires_grad_(False)
 
     @property
@@ -122,13 +125,16 @@ class ClipTask(Task[ClipBatch]):
         return terms, ()
 
     def validate(self, network: Network) -> Row:
-        """Top-1 of centre crops of one clip each, the mean over heads; unreadable clips are left out."""
+        """Top-1 of centre crops of one clip each, the mean over heads; unreadable clips are named and left out."""
         heads = list(self.contract.heads)
         seen = torch.zeros(len(heads), 2, dtype=torch.float64, device=self._ranks.device)
         for segment in self._validation[self._ranks.rank::self._ranks.size]:
             try:
                 frames = self._frames(torch.from_numpy(self._look(segment))[None])
-            except DatasetError:
+            except DatasetError as error:
+                if self._strict:
+                    raise
+                log.warning("left out of the validation: %s", error)
                 continue
             for i, (logits_BK, label) in enumerate(zip(clip_scores(network, frames).values(),
                                                        self._training.indices(segment), strict=True)):

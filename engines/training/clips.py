@@ -19,10 +19,10 @@ from torch.utils.data import Dataset as Items
 
 from engines.errors import DatasetError, GatestreamError
 from engines.training.datasets.base import Segment
+from engines.training.frames import GIVE_UP
 from engines.training.loss import UNKNOWN
 
 log = logging.getLogger("gatestream.training")
-GIVE_UP = 50  # unreadable segments in a row
 Images = NDArray[np.uint8]
 # segment, generator of its own -> frames at the input's size, uint8 [T, H, W, 3] (BGR), and whether they are mirrored
 Look = Callable[[Segment, np.random.Generator], tuple[Images, bool]]
@@ -57,17 +57,17 @@ class Order:
 
 
 class Clips(Items["Clip | GatestreamError"]):
-    """Clips by (epoch, number); one that cannot be read is named in the log, and the next one taken."""
+    """Clips by (epoch, number); one that cannot be read is named in the log, and the next one taken, unless strict."""
 
     def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], look: Look, seed: int,
-                 mirrored: Mapping[str, Mapping[str, str]]) -> None:
+                 mirrored: Mapping[str, Mapping[str, str]], strict: bool = False) -> None:
         self._segments, self._heads, self._look, self._seed = segments, heads, look, seed
-        self._mirrored = mirrored
+        self._mirrored, self._give_up = mirrored, 1 if strict else GIVE_UP
 
     def __getitem__(self, key: tuple[int, int]) -> Clip | GatestreamError:
         epoch, number = key
         rng = np.random.default_rng((self._seed, epoch, number))
-        for step in range(GIVE_UP):
+        for step in range(self._give_up):
             segment = self._segments[(number + step) % len(self._segments)]
             try:
                 images, mirror = self._look(segment, rng)

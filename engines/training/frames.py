@@ -13,6 +13,8 @@ from engines.training.datasets import decode
 from engines.training.datasets.base import Media, Segment
 from engines.training.datasets.frame_cache import FrameCache, default_place
 
+GIVE_UP = 50  # unreadable segments in a row end a training
+
 
 def frames_of(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[decode.Images, NDArray[np.float64]]:
     """A segment at `rate` frames a second, from the user's cache of decoded frames: images uint8 [n, H, W, 3] (BGR,

@@ -50,7 +50,8 @@ FORMS = {"dense average": None, "+ fusion": FusionRule(gate=False), "+ gate": Fu
 class FusionRecipe:
     """dataset: an EgoGestAR folder, or the folder of what `train` is given besides; init: the finished model; idle:
     folders of videos without gestures. What that model's own training left out is left out here, too, and compared on.
-    window_clips: clips in the window from now on; windows: how many are cached."""
+    window_clips: clips in the window from now on; windows: how many are cached; strict: stop at a segment that cannot
+    be read."""
 
     dataset: Path
     out: Path
@@ -60,6 +61,7 @@ class FusionRecipe:
     window_clips: int = 10
     windows: int = 3000
     seed: int = 0
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def _actions(recipe: FusionRecipe, model: Model, data: Dataset, frames_of: Frame
             raise UsageError(f"{data.name}, whose labels are not those of {contract.name}",
                              "the dataset it was trained on", "choose another one, or another model")
         return [_of_the_first_head(pool, SegmentStream(pool, contract.input_size_hw, contract.frame_rate,
-                                                       np.random.default_rng((seed, i)), frames_of, strength).sparse())
+                                                       np.random.default_rng((seed, i)), frames_of, strength,
+                                                       recipe.strict).sparse())
                 for i in range(STREAMS)]
 
     labelled = any(one.labels for one in data.splits.get("validation", ()))

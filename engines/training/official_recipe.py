@@ -39,7 +39,7 @@ from engines.training.segments import FramesOf, without_group
 from engines.training.starting import RULE, options_of, pixels_of, started, whole_network
 from engines.training.task import Plan, Precision, Progress
 
-NOT_RECORDED = {"out", "workers"}
+NOT_RECORDED = {"out", "workers", "strict"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class OfficialRecipe:
     they nor batch norms decay; average: see `loop.averaged`, 0 as published; patience: in validations; frame_rate: at
     which segments are decoded; without_fold: the group of segments to validate with instead, 0 for none; rule: see
     `engines.causal`; teacher: a bidirectional network whose scores to learn, too, at a temperature and with a weight
-    (`distil_...`); label_weight: of the labels beside them.
+    (`distil_...`); label_weight: of the labels beside them; strict: stop at a segment that cannot be read.
     """
 
     out: Path
@@ -87,6 +87,7 @@ class OfficialRecipe:
     without_fold: int = 0
     seed: int = 0
     workers: int = 1
+    strict: bool = False
     name: str = "clip"
 
 
@@ -164,8 +165,9 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
     how = Updates(**{one.name: getattr(recipe, one.name) for one in fields(Updates) if one.name != "accumulation"},
                   accumulation=accumulation_of(recipe))
-    task = ClipTask(network, contract, how, Clips(segments, heads, view.training, recipe.seed, data.mirrored), order,
-                    held_out, view.centre, ranks, workers=recipe.workers, teacher=teacher)
+    clips = Clips(segments, heads, view.training, recipe.seed, data.mirrored, recipe.strict)
+    task = ClipTask(network, contract, how, clips, order, held_out, view.centre, ranks, workers=recipe.workers,
+                    teacher=teacher, strict=recipe.strict)
     updates = task.updates_per_epoch
     clip_partial = _as_gsm(recipe) if recipe.clip_partial is None else recipe.clip_partial
     plan = Plan(recipe.epochs * updates, recipe.seed, accumulation=accumulation_of(recipe),

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from engines.errors import DatasetError, UsageError
 from engines.training.augment import Augmentation
 from engines.training.datasets.base import Dataset, Segment
+from engines.training.frames import GIVE_UP
 from engines.training.loss import UNKNOWN
 from engines.training.streams import GRACE_FRAMES, Labelled, one_of
 
@@ -33,7 +34,6 @@ BACKGROUND = "background"
 LONGEST_S = 30.0  # more of a segment than this is not shown at a time
 MARGIN = 4 / 3  # footage is decoded larger than the input, to leave room for augmentation
 FINER = 2  # times the frame rate, at which segments are decoded: room for other speeds
-GIVE_UP = 50  # unreadable segments in a row
 LEAST_GAP_S = 1.0  # a shorter stretch without a label is a pause, and belongs to what is before or after it
 # segment, frames a second, size_hw -> images uint8 [n, H, W, 3], times in the recording [n] in seconds
 FramesOf = Callable[[Segment, float, tuple[int, int]], tuple[NDArray[np.uint8], NDArray[np.float64]]]
@@ -132,12 +132,13 @@ def heads_with(heads: Mapping[str, tuple[str, ...]], background: str | None) -> 
 
 
 class SegmentStream:
-    """An endless stream for one row of a training batch; frames have the index of a pool's truth as their label."""
+    """An endless stream for one row of a training batch; frames have the index of a pool's truth as their label.
+    strict: the first segment that cannot be read ends it."""
 
     def __init__(self, pool: Pool, size_hw: tuple[int, int], rate: float, rng: np.random.Generator,
-                 frames_of: FramesOf, strength: float = 1.0) -> None:
+                 frames_of: FramesOf, strength: float = 1.0, strict: bool = False) -> None:
         self._pool, self._size_hw, self._rate, self._rng = pool, size_hw, rate, rng
-        self._frames_of, self._strength = frames_of, strength
+        self._frames_of, self._strength, self._give_up = frames_of, strength, 1 if strict else GIVE_UP
         self._labels = list(pool.by_label)
         self._gesture = self._unread = 0
 
@@ -189,10 +190,10 @@ class SegmentStream:
             images, times_s = self._frames_of(replace(segment, start_s=start_s, stop_s=stop_s), FINER * self._rate,
                                               margin_hw)
         except DatasetError as error:
-            log.warning("skipped: %s", error)
             self._unread += 1
-            if self._unread == GIVE_UP:
+            if self._unread == self._give_up:
                 raise
+            log.warning("skipped: %s", error)
             return iter(())
         self._unread = 0
         speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))

@@ -40,7 +40,7 @@ from engines.training.task import Plan, Precision, Progress
 log = logging.getLogger("gatestream.training")
 
 # What a recipe holds beside the recipe: places on this machine, and how it was run.
-NOT_RECORDED = {"provenance", "out", "dataset", "init", "idle", "workers", "checkpoint_every"}
+NOT_RECORDED = {"provenance", "out", "dataset", "init", "idle", "workers", "checkpoint_every", "strict"}
 # Chosen on the cross-validation folds: event F1 against false events in household footage and rendered idle time.
 # Never split: a square begins as a swipe to the right.
 EVENTS = EventRule(open_above=0.999, close_below=0.75, close_after_s=0.25, min_duration_s=0.42, min_score=0.7,
@@ -63,7 +63,8 @@ class Recipe:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
     rule: how a bidirectional start becomes causal (see `engines.causal`); ahead, transparent: how modules that the
     start lacks begin (see `started`); rendered_only: learn no label from recordings, background included, only what
-    places look like from them; strokes that were drawn on a screen are no recordings. A network that is not causal is
+    places look like from them; strokes that were drawn on a screen are no recordings; strict: stop at a segment of a
+    dataset that cannot be read (an unreadable clip of EgoGestAR always ends a run). A network that is not causal is
     trained and used on clips of `chunk` frames. trimmed: learn from whole gestures, of which so many frames each are
     seen, evenly spread, instead of from streams; 0 for streams. Such a network is for comparing networks: live, nobody
     knows where a gesture begins and ends.
@@ -105,6 +106,7 @@ class Recipe:
     transparent: bool = True
     rendered_only: bool = False
     trimmed: int = 0
+    strict: bool = False
     name: str = "gesture"
     temperature: float = 1.0
     window_temperature: float = 1.0
@@ -173,14 +175,18 @@ def left_out(recipe: Recipe, size_hw: tuple[int, int]) -> list[Held]:
             for one in footage]
 
 
-def held_out_of(data: Dataset, size_hw: tuple[int, int], frame_rate: float, frames_of: FramesOf) -> list[Held]:
-    """Decodes clips of a dataset's validation split, evenly spread over it; unreadable ones are named and left out."""
+def held_out_of(data: Dataset, size_hw: tuple[int, int], frame_rate: float, frames_of: FramesOf,
+                strict: bool = False) -> list[Held]:
+    """Decodes clips of a dataset's validation split, evenly spread over it; unreadable ones are named and left out,
+    unless strict."""
     labelled = [one for one in data.splits.get("validation", ()) if one.labels]
     found = []
     for segment in labelled[::max(1, -(-len(labelled) // HELD_OUT_CLIPS))]:
         try:
             images, times_s = frames_of(segment, FINER * frame_rate, size_hw)
         except DatasetError as error:
+            if strict:
+                raise
             log.warning("left out of the validation: %s", error)
             continue
         found.append(Held(Footage("", images, times_s - times_s[0]), segment.labels))
@@ -212,10 +218,11 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
         named = replace(recipe, provenance={"data": data.name, **recipe.provenance})
         contract = contract_of(named, network, heads, pool.background_label)
     held_out = cache(lambda: left_out(recipe, contract.input_size_hw) if data is None
-                     else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of))
+                     else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of,
+                                         recipe.strict))
     folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
     open_stream = (_gestures(recipe, contract, gather(recipe, report)) if pool is None
-                   else _segments(pool, contract, frames_of))
+                   else _segments(pool, contract, frames_of, recipe.strict))
     truths = [(k,) for k in range(len(recipe.labels))] if pool is None else pool.truths
     if recipe.validate_every and not held_out():
         raise UsageError("a validation without anything left out", "a fold, videos or a validation split to look at",
@@ -277,7 +284,7 @@ def _quieter(frames: Iterator[Labelled], background: int) -> Iterator[Labelled]:
         yield replace(frame, weight=QUIET_WEIGHT * frame.weight) if frame.label == background else frame
 
 
-def _segments(pool: Pool, contract: Contract, frames_of: FramesOf) -> OpenStream:
+def _segments(pool: Pool, contract: Contract, frames_of: FramesOf, strict: bool) -> OpenStream:
     def open_stream(_: int, __: int, rng: np.random.Generator) -> Iterator[Labelled]:
-        return SegmentStream(pool, contract.input_size_hw, contract.frame_rate, rng, frames_of).frames()
+        return SegmentStream(pool, contract.input_size_hw, contract.frame_rate, rng, frames_of, strict=strict).frames()
     return open_stream
