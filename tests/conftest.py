@@ -12,9 +12,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import imagezmq
+import numpy as np
 import pytest
 import zmq
 from fakes import FakeTorchTensorRT
+
+from engines.model import Model
 
 # FFmpeg reads its log level once in a process, at the first video; whichever test opens it, the program's own holds.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -65,6 +68,22 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _own_cache(engine_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATESTREAM_CACHE", engine_cache)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A small causal model with memory, of which engines are built."""
+    from small_models import make_model
+
+    return make_model(tmp_path_factory.mktemp("model"), memory=16)
+
+
+@pytest.fixture(scope="module")
+def frames(model: Model) -> np.ndarray:
+    """A clip for it."""
+    from engines.agreement import probe_clip
+
+    return probe_clip(model.contract, 24)
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ from engines.windowed import WindowedEngine
 LAWS = ["any split of a clip = the clip", "stream on openvino = clip", "stream on eager = clip"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make_model(tmp_path_factory.mktemp("model"), memory=16)
-
-
 def test_a_sound_machine_passes_every_check(model: Model) -> None:
     checks = {check.name: check for check in doctor(model)}
     assert all(check.ok for check in checks.values()), checks

@@ -28,16 +28,6 @@ ENGINES = ("eager", "openvino")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make_model(tmp_path_factory.mktemp("model"), memory=16)
-
-
-@pytest.fixture(scope="module")
-def frames(model: Model) -> np.ndarray:
-    return probe_clip(model.contract, 24)
-
-
-@pytest.fixture(scope="module")
 def bidirectional_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return make_model(tmp_path_factory.mktemp("model"), causal=False, segments=6, hop=2)
 

@@ -21,16 +21,6 @@ from engines.errors import EngineError
 from engines.model import Model
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make_model(tmp_path_factory.mktemp("model"), memory=16)
-
-
-@pytest.fixture(scope="module")
-def frames(model: Model) -> np.ndarray:
-    return probe_clip(model.contract, 24)
-
-
 @pytest.mark.parametrize(("architecture", "colour", "options"), [
     ("gsf-mobilenetv2", "RGB", {"memory": 16}),
     ("gsf-mobilenetv2", "BGR", {}),

@@ -127,19 +127,18 @@ def contract_of(recipe: Recipe, network: Network, heads: Mapping[str, tuple[str,
                 background: str | None = BACKGROUND) -> Contract:
     """The contract a trained network goes out with; heads of None are EgoGestAR's."""
     labels = {"gesture": recipe.labels} if heads is None else dict(heads)
-    T = recipe.frames if recipe.trimmed else network.segments
-    clips = ({"receptive_frames": 1 + network.reach, "clip_frames": 6, "window_clips": 4}
-             if network.causal and not recipe.trimmed else
-             {"receptive_frames": 1 + network.reach if network.causal else T, "clip_frames": T, "window_clips": 1})
+    T = recipe.trimmed or network.segments
+    clip_frames, window_clips = (6, 4) if network.causal and not recipe.trimmed else (T, 1)
     return Contract(
         name=recipe.name, architecture=network.architecture, options=options_of(network), heads=labels,
         frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
+        receptive_frames=1 + network.reach if network.causal else T, clip_frames=clip_frames, window_clips=window_clips,
         warmup_frames=4, max_gap_s=1.0,
         temperature=dict.fromkeys(labels, recipe.temperature),
         window_temperature=dict.fromkeys(labels, recipe.window_temperature), background=background,
         events=EVENTS if heads is None else EventRule(),
         provenance={"recipe": {key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED},
-                    **recipe.provenance}, **clips, **pixels_of(network.architecture))
+                    **recipe.provenance}, **pixels_of(network.architecture))
 
 
 def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
@@ -218,8 +217,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
         named = replace(recipe, provenance={"data": data.name, **recipe.provenance})
         contract = contract_of(named, network, heads, pool.background_label)
     held_out = cache(lambda: left_out(recipe, contract.input_size_hw) if data is None
-                     else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of,
-                                         recipe.strict))
+                     else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of, recipe.strict))
     folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
     open_stream = (_gestures(recipe, contract, gather(recipe, report)) if pool is None
                    else _segments(pool, contract, frames_of, recipe.strict))

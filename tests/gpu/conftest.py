@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from small_models import make_model
 
 import engines
-from engines.agreement import probe_clip
 from engines.choice import obstacle
 from engines.compiled import CompiledPool
 from engines.model import Model
@@ -30,16 +27,6 @@ def name(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(f"{request.param}: {reason}")
     return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make_model(tmp_path_factory.mktemp("model"), memory=16)
-
-
-@pytest.fixture(scope="module")
-def frames(model: Model) -> np.ndarray:
-    return probe_clip(model.contract, 24)
 
 
 @pytest.fixture(scope="module")
