@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,13 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 
 def mounted(app: FastAPI, engine: str, teacher: Teacher) -> FastAPI:
     """The application with the pages in it."""
-    return gr.mount_gradio_app(app, pages(engine, teacher), path="/", theme=THEME, head=f"<style>{CSS}</style>",
-                               footer_links=[], max_file_size=LARGEST, ssr_mode=False, show_error=True)
+    async def mount() -> FastAPI:
+        return gr.mount_gradio_app(app, pages(engine, teacher), path="/", theme=THEME, head=f"<style>{CSS}</style>",
+                                   footer_links=[], max_file_size=LARGEST, ssr_mode=False, show_error=True)
+
+    # Where no event loop runs, Gradio opens one for each of its locks and closes none of them.
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(asyncio.run, mount()).result()
 
 
 def pages(engine: str, teacher: Teacher) -> gr.Blocks:
