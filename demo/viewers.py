@@ -43,6 +43,7 @@ log = logging.getLogger("gatestream.ui")
 
 LIMITS = Limits(payload_bytes=4 * 1024 * 1024, pixels=8_000_000)  # of a picture from a browser
 SHOWN_WIDTH = 640  # of pictures that go to a browser
+SWAPPED_S = 1.0
 REMEMBERED_S, REMEMBERED_BYTES = 60.0, 32 * 1024 * 1024  # of what a viewer showed last
 Records = list[dict[str, Any]]
 Told = Callable[[Records, bytes, float], None]
@@ -188,7 +189,10 @@ class Viewer:
                  "open": base64.b64encode((255 * open_HW).astype(np.uint8).tobytes()).decode()}]
 
     def _remember(self, jpeg: bytes, at: float) -> None:
-        if self._shown and not 0 <= at - self._shown[-1][0] < REMEMBERED_S:  # the clock jumped
+        since = at - self._shown[-1][0] if self._shown else 0.0
+        if -SWAPPED_S < since < 0:  # two pictures changed places
+            return
+        if not 0 <= since < REMEMBERED_S:  # the clock jumped
             self._shown.clear()
             self._bytes = 0
         self._shown.append((at, jpeg))

@@ -197,6 +197,9 @@ def says(page: Any, text: str) -> None:
     playwright.expect(page.locator("#trouble")).to_contain_text(text, timeout=1000 * PATIENCE_S)
 
 
+LOST = "document.getElementById('video').srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))"
+
+
 @needs_browser
 class TestLive:
     def test_the_browsers_own_camera_is_recognised(self, tab: Any, viewers: Viewers) -> None:
@@ -271,7 +274,7 @@ class TestLive:
     def test_a_camera_that_is_lost(self, tab: Any, viewers: Viewers) -> None:
         tab.click("#start")
         wait(lambda: viewers.recognizer.cameras)
-        tab.evaluate("document.getElementById('video').srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))")
+        tab.evaluate(LOST)
         says(tab, "The camera is gone")
 
     @pytest.mark.parametrize(("source", "text"), [
@@ -345,7 +348,8 @@ def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path
             page.fill("#name", label)
             page.evaluate("window.film.play()")
             page.click("#record")
-            wait(lambda n=n: page.locator(".clip").count() == n + 1)
+            says(page, f"Kept: recording {k + 1} of {label}")
+            playwright.expect(page.locator(".clip")).to_have_count(n + 1, timeout=1000 * PATIENCE_S)
         assert {(clip.label, clip.number) for clip in teacher.lessons.clips()} == {
             (label, k + 1) for label in ("star", "circlecc") for k in range(TAKES)}
         page.click("#learn")
@@ -358,6 +362,35 @@ def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path
         accessible(page)
         page.click("#undo")
         wait(lambda: "star" not in viewers.recognizer.contract.heads["gesture"])
+
+
+@needs_browser
+def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, viewers: Viewers, teacher: Teacher,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, push = threading.Event(), viewers.push
+    monkeypatch.setattr(viewers, "push", lambda *said, **more: (ready.wait(PATIENCE_S), push(*said, **more))[1])
+    tab.goto(f"{address}/teach")
+    tab.fill("#name", "wave")
+    tab.fill("#countdown", "0")
+    tab.fill("#seconds", "1")
+    tab.click("#start")
+    tab.click("#record")
+    playwright.expect(tab.locator("#banner")).to_contain_text("waiting for the camera", timeout=1000 * PATIENCE_S)
+    ready.set()
+    says(tab, "Kept: recording 1 of wave")
+    teacher.lessons.remove("wave", 1)
+    tab.evaluate(LOST)
+    tab.click("#record")
+    says(tab, "Press Start, then record")
+
+
+def test_what_was_shown_is_kept_though_pictures_changed_places(viewers: Viewers, tmp_path: Path) -> None:
+    viewer, jpeg = viewers.join(), cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    for tick in (0, 1, 2, 4, 3, 5, 6, 7, 9, 8):
+        viewer.see(jpeg, 100 + tick / 10)
+    clip = viewer.keep(Lessons(tmp_path), "wave", 100, 101)
+    viewer.leave()
+    assert clip.seconds > 0.7
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ const RETRY_MS = [500, 1000, 2000, 4000];
 const now = () => (performance.timeOrigin + performance.now()) / 1000;
 
 let socket, hello, source = null, stream = null, frozen = false, tries = 0;
-let underWay = 0, lastAt = null;
+let underWay = 0, lastAt = null, sent = Promise.resolve();
 let gateRange = null;
 let prediction = null, open = new Map(), closed = [], gap = null, notice = "";
 let slow = false;
@@ -46,7 +46,17 @@ function connect() {
 export const seenAt = () => lastAt;                        // capture time of the newest picture that was answered
 export const says = text => { notice = text; banner(); };  // over the picture, instead of what is recognised
 
-export const tell = said => { if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(said)); };
+export const running = () => stream !== null || source !== null;
+
+export function tell(said) {                               // whether the server is there to hear it
+  const there = socket.readyState === WebSocket.OPEN;
+  if (there) socket.send(JSON.stringify(said));
+  return there;
+}
+
+export function keep(label, from, to) {
+  if (!tell({ keep: { label, from, to } })) trouble(`The server does not answer: ${label} was not kept. Record it again.`);
+}
 
 function hear(said) {
   if (said.hello) {
@@ -136,7 +146,10 @@ async function openOwn(device) {
     trouble(WHY[error.name] ?? `The camera does not start (${error.name}). Choose another one.`);
     return;
   }
-  stream.getVideoTracks()[0].onended = () => trouble("The camera is gone. Plug it in again, then press Start.");
+  stream.getVideoTracks()[0].onended = () => {
+    stream = null;
+    trouble("The camera is gone. Plug it in again, then press Start.");
+  };
   const video = $("video");
   video.srcObject = stream;
   video.hidden = false;
@@ -164,12 +177,13 @@ function grab(_, facts) {
   const width = video.videoWidth * scale, height = video.videoHeight * scale;
   pen.drawImage(video, (small.width - width) / 2, (small.height - height) / 2, width, height);
   underWay++;
-  small.toBlob(async blob => {
-    const jpeg = new Uint8Array(await blob.arrayBuffer()), message = new Uint8Array(8 + jpeg.length);
+  const encoded = new Promise(done => small.toBlob(done, "image/jpeg", 0.85));
+  sent = sent.then(async () => {                           // in order, however long each takes to encode
+    const jpeg = new Uint8Array(await (await encoded).arrayBuffer()), message = new Uint8Array(8 + jpeg.length);
     new DataView(message.buffer).setFloat64(0, at, true);
     message.set(jpeg, 8);
     if (socket.readyState === WebSocket.OPEN) socket.send(message);
-  }, "image/jpeg", 0.85);
+  }).catch(() => { underWay--; });                         // it could not be encoded: that one is lost
 }
 
 async function show(message) {                             // a picture of a camera that the server opened
@@ -296,8 +310,7 @@ function correct(event) {                                  // a wrong recognitio
   $("was-label").value = "";
   dialog.onclose = () => {
     const label = $("was-label").value.trim();
-    if (dialog.returnValue === "keep" && label)
-      tell({ keep: { label, from: event.started_at - AROUND_S, to: event.ended_at + AROUND_S } });
+    if (dialog.returnValue === "keep" && label) keep(label, event.started_at - AROUND_S, event.ended_at + AROUND_S);
   };
   dialog.returnValue = "";
   dialog.showModal();

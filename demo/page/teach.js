@@ -1,10 +1,10 @@
 // The Teach page: actions are recorded or uploaded, cut, learnt, tried at once. See demo/teaching.py.
 
 import { $, sentence } from "/page/common.js";
-import { says, seenAt, tell, trouble } from "/page/live.js";
+import { keep, running, says, seenAt, trouble } from "/page/live.js";
 
 const ROUND_MS = 500;
-const LATE_S = 2;                                          // pictures of a recording are waited for, at most
+const LATE_S = 2, FIRST_S = 20;                            // pictures of a recording are waited for, at most
 const make = (kind, ...inside) => {
   const made = document.createElement(kind);
   made.append(...inside);
@@ -12,6 +12,10 @@ const make = (kind, ...inside) => {
 };
 const pause = seconds => new Promise(done => setTimeout(done, 1000 * seconds));
 let state = null;
+
+async function until(condition, patience) {                 // seconds, at most
+  for (let waited = 0; !condition() && waited < patience; waited += 0.1) await pause(0.1);
+}
 
 async function ask(path, body) {                            // what the server answers; its state, as a rule
   const raw = body instanceof Blob;
@@ -32,20 +36,28 @@ async function record() {
     $("name").focus();
     return;
   }
+  if (!running()) {
+    trouble("There is no camera to record yet. Press Start, then record.");
+    return;
+  }
   trouble("");
   $("record").disabled = true;
   for (let left = Number($("countdown").value); left > 0; left--) {
     says(`${label} in ${left} …`);
     await pause(1);
   }
+  says(`${label}: waiting for the camera …`);
+  await until(() => seenAt() !== null, FIRST_S);
   says(`${label}: now`);
   const from = seenAt(), to = from + seconds;
-  await pause(seconds);
-  for (let late = 0; from !== null && seenAt() < to && late < LATE_S; late += 0.1) await pause(0.1);
+  if (from !== null) {
+    await pause(seconds);
+    await until(() => seenAt() >= to, LATE_S);
+  }
   says("");
   $("record").disabled = false;
-  if (from === null) trouble("No picture came from the camera. Press Start, then record again.");
-  else tell({ keep: { label, from, to } });
+  if (from === null) trouble("No picture came from the camera. Choose another one, press Start, then record again.");
+  else keep(label, from, to);
 }
 
 async function upload() {
