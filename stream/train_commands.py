@@ -62,6 +62,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           trimmed: Annotated[int, typer.Option(min=0, max=256, metavar="N", help=(
               "Learn from whole gestures, N frames spread evenly over each, not from streams: to compare networks, not "
               "for live use (EgoGestAR). 0: streams."))] = 0,
+          trimmed_first: Annotated[int, typer.Option(min=0, metavar="N", help=(
+              "Steps on whole gestures before those on streams (EgoGestAR)."))] = 0,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 4800,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
@@ -124,7 +126,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
     data = open_dataset(dataset, kind) if official or not _is_egogestar(dataset, kind) else None
     alone = {"idle": idle or idle_without, "without-label": without_label, "rendered-only": rendered_only,
-             "trimmed": trimmed}
+             "trimmed": trimmed, "trimmed-first": trimmed_first}
     if data is not None and any(alone.values()):
         option = next(name for name, value in alone.items() if value)
         raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
@@ -149,12 +151,12 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
                             memory=(Recipe.memory if live else 0) if memory is None else memory, ahead=ahead,
                             transparent=not keep_interleave, rendered_only=rendered_only, trimmed=trimmed,
-                            strict=strict, temperature=now, window_temperature=window,
+                            trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
                             architecture=arch or Recipe.architecture,
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
                             patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,
                             input_size_hw=size_hw or Recipe.input_size_hw, rule=rule or Recipe.rule)
-        with _Shown(iterations) as shown:
+        with _Shown(trimmed_first + iterations) as shown:
             train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
     if _rank() == 0:
         print(f"wrote {out}")

@@ -28,7 +28,7 @@ from engines.training.pretrained import folded, start_from
 from engines.training.sampling import middles
 from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
-from engines.training.train import QUIET_WEIGHT, Recipe, _gestures, gather, train
+from engines.training.train import QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, gather, train
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,38 @@ def test_a_killed_run_goes_on_from_its_checkpoint(dataset: Path, tmp_path: Path)
     train(recipe(dataset, out), lambda _: None, lambda i, _: seen.append(i))
     assert seen == [3, 4]
     assert out.exists()
+
+
+def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def die(iteration: int, _: dict[str, float]) -> None:
+        if iteration == 3:
+            raise KilledError
+
+    how = recipe(dataset, tmp_path / "model.safetensors", trimmed_first=1, iterations=2, checkpoint_every=1)
+    seen: list[int] = []
+    train(how, lambda _: None, lambda i, _: seen.append(i))
+    assert seen == [1, 2, 3]
+    assert engines.load(how.out).contract.window_clips == 4
+    first = engines.load(how.out.with_suffix(".run") / "trimmed.safetensors").contract.provenance["recipe"]
+    assert (first["trimmed"], first["iterations"]) == (TRIMMED_FRAMES, 1)
+
+    again = replace(how, out=tmp_path / "again.safetensors")
+    with pytest.raises(KilledError):
+        train(again, lambda _: None, die)
+    seen.clear()
+    train(again, lambda _: None, lambda i, _: seen.append(i))
+    assert seen == [3]
+    one, other = (engines.load(out).tensors for out in (how.out, again.out))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+    seen.clear()
+    train(replace(again, seed=1), lambda _: None, lambda i, _: seen.append(i))
+    assert seen == [1, 2, 3]  # what another recipe has learnt is not taken
+    with pytest.raises(UsageError, match="whole gestures before whole gestures"):
+        train(replace(how, trimmed=4), lambda _: None)
 
 
 def test_a_foreign_checkpoint_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ or of any dataset.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from engines.contract import Contract, EventRule
 from engines.errors import DatasetError, UsageError
-from engines.model import save
+from engines.model import load, save
 from engines.networks.network import Network
 from engines.synthetic import BACKGROUND, LABELS, Pose, Scene
 from engines.training import egogestar, recall
@@ -50,6 +51,7 @@ REMEMBERED_CHUNKS = 40  # of each row's stream, from which examples of the label
 # How much frames without a gesture count where no recording is learnt from. A model for which they counted fully took
 # 15 of fold 3's 66 clips for no gesture; this lowers that answer's logit by 1.9.
 QUIET_WEIGHT = 0.15
+TRIMMED_FRAMES = 12
 MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room for augmentation
 
 
@@ -67,7 +69,9 @@ class Recipe:
     dataset that cannot be read (an unreadable clip of EgoGestAR always ends a run). A network that is not causal is
     trained and used on clips of `chunk` frames. trimmed: learn from whole gestures, of which so many frames each are
     seen, evenly spread, instead of from streams; 0 for streams. Such a network is for comparing networks: live, nobody
-    knows where a gesture begins and ends.
+    knows where a gesture begins and ends. trimmed_first: iterations on whole gestures (of TRIMMED_FRAMES each) before
+    those on streams, which start from the network that this makes: how hands move is learnt sooner where every frame
+    shows it.
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -106,6 +110,7 @@ class Recipe:
     transparent: bool = True
     rendered_only: bool = False
     trimmed: int = 0
+    trimmed_first: int = 0
     strict: bool = False
     name: str = "gesture"
     temperature: float = 1.0
@@ -200,7 +205,27 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
     own files are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows.
     """
     with joined() as ranks:
-        return _train(recipe, ranks, report if ranks.first else lambda _: None, progress, data, frames_of)
+        said = report if ranks.first else lambda _: None
+        if recipe.trimmed_first:
+            if recipe.trimmed or data is not None:
+                raise UsageError("whole gestures before whole gestures" if recipe.trimmed else
+                                 f"whole gestures first with {data.name if data else ''}",
+                                 "EgoGestAR's streams after them", "leave out one of the two")
+            recipe = _after_whole_gestures(recipe, ranks, said, progress)
+        return _train(recipe, ranks, said, lambda i, figures: progress(recipe.trimmed_first + i, figures), data,
+                      frames_of)
+
+
+def _after_whole_gestures(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress) -> Recipe:
+    """The recipe, which starts from a network that has learnt whole gestures: now, or before the run was killed."""
+    out = RunFolder(recipe.out, {}).path / "trimmed.safetensors"
+    first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=recipe.trimmed_first,
+                    validate_every=0, patience=0)
+    there = out.exists() and load(out).contract.provenance["recipe"] == json.loads(json.dumps(recorded(first)))
+    if not ranks.total(torch.tensor([there and ranks.first], dtype=torch.float32, device=ranks.device)):
+        _train(first, ranks, report, progress, None, decoded)
+        ranks.total(torch.zeros(1, device=ranks.device))  # the others wait for the file
+    return replace(recipe, init=str(out))
 
 
 def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress, data: Dataset | None,
