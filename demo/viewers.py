@@ -226,7 +226,6 @@ class Viewer:
         except RuntimeError:  # the page's server has ended
             log.debug("%s is no more", self.camera)
 
-
     def _follow(self, service: Service, camera: str, told: Told, failed: Callable[[str], None]) -> None:
         try:
             for records in service.follow(camera):
