@@ -43,7 +43,7 @@ log = logging.getLogger("gatestream.ui")
 
 LIMITS = Limits(payload_bytes=4 * 1024 * 1024, pixels=8_000_000)  # of a picture from a browser
 SHOWN_WIDTH = 640  # of pictures that go to a browser
-SWAPPED_S = 1.0
+SWAPPED_S = 1.0  # that a picture is older than the one before it, at most, if they changed places on the way
 REMEMBERED_S, REMEMBERED_BYTES = 60.0, 32 * 1024 * 1024  # of what a viewer showed last
 Records = list[dict[str, Any]]
 Told = Callable[[Records, bytes, float], None]

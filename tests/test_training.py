@@ -93,14 +93,16 @@ def test_the_same_seed_gives_the_same_weights(dataset: Path, tmp_path: Path) -> 
     assert engines.load(outs[0]).digest == engines.load(outs[1]).digest
 
 
+class KilledError(Exception):
+    """What ends a run in the middle."""
+
+
+def die(iteration: int, _: dict[str, float]) -> None:
+    if iteration == 3:
+        raise KilledError
+
+
 def test_a_killed_run_goes_on_from_its_checkpoint(dataset: Path, tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
-
-    def die(iteration: int, _: dict[str, float]) -> None:
-        if iteration == 3:
-            raise KilledError
-
     out = tmp_path / "model.safetensors"
     with pytest.raises(KilledError):
         train(recipe(dataset, out), lambda _: None, die)
@@ -112,13 +114,6 @@ def test_a_killed_run_goes_on_from_its_checkpoint(dataset: Path, tmp_path: Path)
 
 
 def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
-
-    def die(iteration: int, _: dict[str, float]) -> None:
-        if iteration == 3:
-            raise KilledError
-
     how = recipe(dataset, tmp_path / "model.safetensors", trimmed_first=1, iterations=2, checkpoint_every=1)
     seen: list[int] = []
     train(how, lambda _: None, lambda i, _: seen.append(i))
@@ -139,6 +134,11 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     seen.clear()
     train(replace(again, seed=1), lambda _: None, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]  # what another recipe has learnt is not taken
+    weights = tmp_path / "others.safetensors"
+    weights.write_bytes(Path(how.init).read_bytes())
+    seen.clear()
+    train(replace(again, seed=1, init=str(weights)), lambda _: None, lambda i, _: seen.append(i))
+    assert seen == [1, 2, 3]  # nor what was learnt from other weights
     with pytest.raises(UsageError, match="whole gestures before whole gestures"):
         train(replace(how, trimmed=4), lambda _: None)
 

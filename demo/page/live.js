@@ -48,7 +48,7 @@ export const says = text => { notice = text; banner(); };  // over the picture, 
 
 export const running = () => stream !== null || source !== null;
 
-export function tell(said) {                               // whether the server is there to hear it
+function tell(said) {                               // whether the server is there to hear it
   const there = socket.readyState === WebSocket.OPEN;
   if (there) socket.send(JSON.stringify(said));
   return there;
@@ -183,7 +183,7 @@ function grab(_, facts) {
     new DataView(message.buffer).setFloat64(0, at, true);
     message.set(jpeg, 8);
     if (socket.readyState === WebSocket.OPEN) socket.send(message);
-  }).catch(() => { underWay--; });                         // it could not be encoded: that one is lost
+  }).catch(() => { underWay = Math.max(0, underWay - 1); });  // it could not be encoded: that one is lost
 }
 
 async function show(message) {                             // a picture of a camera that the server opened

@@ -207,10 +207,10 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
     with joined() as ranks:
         said = report if ranks.first else lambda _: None
         if recipe.trimmed_first:
-            if recipe.trimmed or data is not None:
-                raise UsageError("whole gestures before whole gestures" if recipe.trimmed else
-                                 f"whole gestures first with {data.name if data else ''}",
-                                 "EgoGestAR's streams after them", "leave out one of the two")
+            after = "whole gestures" if recipe.trimmed else "" if data is None else data.name
+            if after:
+                raise UsageError(f"whole gestures before {after}", "EgoGestAR's streams after them",
+                                 "leave out one of the two")
             recipe = _after_whole_gestures(recipe, ranks, said, progress)
         return _train(recipe, ranks, said, lambda i, figures: progress(recipe.trimmed_first + i, figures), data,
                       frames_of)
@@ -219,9 +219,12 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
 def _after_whole_gestures(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress) -> Recipe:
     """The recipe, which starts from a network that has learnt whole gestures: now, or before the run was killed."""
     out = RunFolder(recipe.out, {}).path / "trimmed.safetensors"
+    # The file outlives the run: a later one may differ in what recipes do not record.
+    started_from = {name: str(getattr(recipe, name)) for name in ("dataset", "init", "idle", "idle_without")}
     first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=recipe.trimmed_first,
-                    validate_every=0, patience=0)
-    there = out.exists() and load(out).contract.provenance["recipe"] == json.loads(json.dumps(recorded(first)))
+                    validate_every=0, patience=0, provenance=started_from)
+    learnt = json.loads(json.dumps({"recipe": recorded(first), **started_from}))
+    there = out.exists() and load(out).contract.provenance == learnt
     if not ranks.total(torch.tensor([there and ranks.first], dtype=torch.float32, device=ranks.device)):
         _train(first, ranks, report, progress, None, decoded)
         ranks.total(torch.zeros(1, device=ranks.device))  # the others wait for the file
