@@ -62,8 +62,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           trimmed: Annotated[int, typer.Option(min=0, max=256, metavar="N", help=(
               "Learn from whole gestures, N frames spread evenly over each, not from streams: to compare networks, not "
               "for live use (EgoGestAR). 0: streams."))] = 0,
-          trimmed_first: Annotated[int, typer.Option(min=0, metavar="N", help=(
-              "Steps on whole gestures before those on streams (EgoGestAR)."))] = 0,
+          trimmed_first: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
+              "Steps on whole gestures before those on streams (EgoGestAR). Default: 1200."))] = None,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 4800,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
@@ -115,7 +115,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     from engines.training.official_recipe import OfficialRecipe
     from engines.training.official_recipe import train as train_official
     from engines.training.starting import architecture_of_start
-    from engines.training.train import Recipe
+    from engines.training.train import Recipe, whole_gestures_first
     from engines.training.train import train as train_gatestream
 
     unknown = sorted(set(without_label or ()) - set(LABELS))
@@ -156,7 +156,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
                             patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,
                             input_size_hw=size_hw or Recipe.input_size_hw, rule=rule or Recipe.rule)
-        with _Shown(trimmed_first + iterations) as shown:
+        with _Shown(whole_gestures_first(of_streams, data) + iterations) as shown:
             train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
     if _rank() == 0:
         print(f"wrote {out}")

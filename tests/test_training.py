@@ -28,7 +28,16 @@ from engines.training.pretrained import folded, start_from
 from engines.training.sampling import middles
 from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
-from engines.training.train import QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, gather, train
+from engines.training.train import (
+    QUIET_WEIGHT,
+    TRIMMED_FIRST,
+    TRIMMED_FRAMES,
+    Recipe,
+    _gestures,
+    gather,
+    train,
+    whole_gestures_first,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +74,7 @@ def _video(path: Path, seed: int, frames: int = 16) -> None:
 def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
     arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"),
                  "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0,
-                 "checkpoint_every": 2} | changes
+                 "checkpoint_every": 2, "trimmed_first": 0} | changes
     return Recipe(**arguments)  # type: ignore[arg-type]
 
 
@@ -119,8 +128,9 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     train(how, lambda _: None, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]
     assert engines.load(how.out).contract.window_clips == 4
+    assert engines.load(how.out).contract.options["memory"] == 8
     first = engines.load(how.out.with_suffix(".run") / "trimmed.safetensors").contract.provenance["recipe"]
-    assert (first["trimmed"], first["iterations"]) == (TRIMMED_FRAMES, 1)
+    assert (first["trimmed"], first["iterations"], first["memory"]) == (TRIMMED_FRAMES, 1, 0)
 
     again = replace(how, out=tmp_path / "again.safetensors")
     with pytest.raises(KilledError):
@@ -139,8 +149,17 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     seen.clear()
     train(replace(again, seed=1, init=str(weights)), lambda _: None, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]  # nor what was learnt from other weights
-    with pytest.raises(UsageError, match="whole gestures before whole gestures"):
-        train(replace(how, trimmed=4), lambda _: None)
+    assert whole_gestures_first(replace(how, trimmed_first=None), None) == TRIMMED_FIRST
+
+
+@pytest.mark.parametrize(("changes", "after"), [({"trimmed": 4}, "whole gestures"),
+                                                ({"causal": False, "memory": 0}, "bidirectional clips")])
+def test_whole_gestures_come_before_causal_streams_only(dataset: Path, tmp_path: Path, changes: dict[str, object],
+                                                        after: str) -> None:
+    how = recipe(dataset, tmp_path / "model.safetensors", **changes)
+    assert whole_gestures_first(replace(how, trimmed_first=None), None) == 0
+    with pytest.raises(UsageError, match=f"whole gestures before {after}"):
+        train(replace(how, trimmed_first=1), lambda _: None)
 
 
 def test_a_foreign_checkpoint_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from engines.importing import PREPROCESSING
 from engines.model import build_network, load
 from engines.networks.causal import causal as made_causal
 from engines.networks.gsf import GateShiftFuse, gated_channels
-from engines.networks.network import Network, build
+from engines.networks.network import Memory, Network, build
 from engines.networks.temporal import TemporalModule
 from engines.training.pretrained import start_from
 
@@ -62,6 +62,13 @@ def whole_network(path: str, segments: int = 8) -> Network:
     return network
 
 
+def add_memory(network: Network, width: int) -> None:
+    """Gives a causal network that has learnt without memory a new one, and new heads that read it."""
+    network.memory = Memory(network.backbone.width, width)
+    network.width = width
+    _replace_heads(network, {name: int(head.out_features) for name, head in network.heads.items()})  # type: ignore[arg-type]
+
+
 def architecture_of_start(init: str) -> str | None:
     """The architecture that a whole network brings, None for weights of a backbone. Raises UsageError, ModelError."""
     path = Path(init)
@@ -97,7 +104,7 @@ def _replace_heads(network: Network, heads: Mapping[str, int]) -> None:
     made = nn.ModuleDict()
     for name, labels in heads.items():
         head = old.get(name)
-        if not isinstance(head, nn.Linear) or head.out_features != labels:
+        if not isinstance(head, nn.Linear) or (head.in_features, head.out_features) != (network.width, labels):
             head = nn.Linear(network.width, labels)
             nn.init.normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)

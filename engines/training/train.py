@@ -33,7 +33,7 @@ from engines.training.ranks import Ranks, joined
 from engines.training.rows import Chunks, OpenStream, Schedule
 from engines.training.runfolder import RunFolder
 from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
-from engines.training.starting import RULE, options_of, pixels_of, started
+from engines.training.starting import RULE, add_memory, options_of, pixels_of, started
 from engines.training.streaming import Held, Rates, StreamTask
 from engines.training.streams import Labelled, Material, Stream, idle_of
 from engines.training.task import Plan, Precision, Progress
@@ -51,7 +51,7 @@ REMEMBERED_CHUNKS = 40  # of each row's stream, from which examples of the label
 # How much frames without a gesture count where no recording is learnt from. A model for which they counted fully took
 # 15 of fold 3's 66 clips for no gesture; this lowers that answer's logit by 1.9.
 QUIET_WEIGHT = 0.15
-TRIMMED_FRAMES = 12
+TRIMMED_FRAMES, TRIMMED_FIRST = 12, 1200
 MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room for augmentation
 
 
@@ -71,7 +71,7 @@ class Recipe:
     seen, evenly spread, instead of from streams; 0 for streams. Such a network is for comparing networks: live, nobody
     knows where a gesture begins and ends. trimmed_first: iterations on whole gestures (of TRIMMED_FRAMES each) before
     those on streams, which start from the network that this makes: how hands move is learnt sooner where every frame
-    shows it.
+    shows it, and sooner without a memory, which comes with the streams. None: TRIMMED_FIRST where it can be done.
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -110,7 +110,7 @@ class Recipe:
     transparent: bool = True
     rendered_only: bool = False
     trimmed: int = 0
-    trimmed_first: int = 0
+    trimmed_first: int | None = None
     strict: bool = False
     name: str = "gesture"
     temperature: float = 1.0
@@ -204,24 +204,34 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
     data: what to train on, None for EgoGestAR in `recipe.dataset`; frames_of: how its segments are decoded. The run's
     own files are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows.
     """
+    first = whole_gestures_first(recipe, data)
+    recipe = replace(recipe, trimmed_first=first)
     with joined() as ranks:
         said = report if ranks.first else lambda _: None
-        if recipe.trimmed_first:
-            after = "whole gestures" if recipe.trimmed else "" if data is None else data.name
-            if after:
-                raise UsageError(f"whole gestures before {after}", "EgoGestAR's streams after them",
-                                 "leave out one of the two")
-            recipe = _after_whole_gestures(recipe, ranks, said, progress)
-        return _train(recipe, ranks, said, lambda i, figures: progress(recipe.trimmed_first + i, figures), data,
-                      frames_of)
+        if first:
+            recipe = _after_whole_gestures(recipe, first, ranks, said, progress)
+        return _train(recipe, ranks, said, lambda i, figures: progress(first + i, figures), data, frames_of)
 
 
-def _after_whole_gestures(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress) -> Recipe:
+def whole_gestures_first(recipe: Recipe, data: Dataset | None) -> int:
+    """How many iterations a run on this data begins with on whole gestures. Raises UsageError where there are none."""
+    after = ("whole gestures" if recipe.trimmed else data.name if data is not None
+             else "" if recipe.causal else "bidirectional clips")
+    if recipe.trimmed_first and after:
+        raise UsageError(f"whole gestures before {after}", "EgoGestAR's streams after them, and a causal network",
+                         "leave out one of the two")
+    if recipe.trimmed_first is not None:
+        return recipe.trimmed_first
+    return 0 if after else TRIMMED_FIRST
+
+
+def _after_whole_gestures(recipe: Recipe, iterations: int, ranks: Ranks, report: Callable[[str], None],
+                          progress: Progress) -> Recipe:
     """The recipe, which starts from a network that has learnt whole gestures: now, or before the run was killed."""
     out = RunFolder(recipe.out, {}).path / "trimmed.safetensors"
     # The file outlives the run: a later one may differ in what recipes do not record.
     started_from = {name: str(getattr(recipe, name)) for name in ("dataset", "init", "idle", "idle_without")}
-    first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=recipe.trimmed_first,
+    first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=iterations, memory=0,
                     validate_every=0, patience=0, provenance=started_from)
     learnt = json.loads(json.dumps({"recipe": recorded(first), **started_from}))
     there = out.exists() and load(out).contract.provenance == learnt
@@ -240,6 +250,8 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
                       causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory, rule=recipe.rule,
                       segments=recipe.frames, ahead=recipe.ahead, transparent=recipe.transparent)
+    if recipe.trimmed_first and recipe.memory and network.memory is None:
+        add_memory(network, recipe.memory)
     contract = contract_of(recipe, network)
     if pool is not None and data is not None:
         named = replace(recipe, provenance={"data": data.name, **recipe.provenance})
