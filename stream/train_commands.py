@@ -62,8 +62,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           trimmed: Annotated[int, typer.Option(min=0, max=256, metavar="N", help=(
               "Learn from whole gestures, N frames spread evenly over each, not from streams: to compare networks, not "
               "for live use (EgoGestAR). 0: streams."))] = 0,
-          trimmed_first: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
-              "Steps on whole gestures before those on streams (EgoGestAR). Default: 1200."))] = None,
+          trimmed_first: Annotated[int, typer.Option(min=0, metavar="N", help=(
+              "Steps on whole gestures before those on streams (EgoGestAR)."))] = 0,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 4800,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
@@ -71,7 +71,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Windows to learn from (stage fusion)."))] = 3000,
           epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes through the data (official).")] = 60,
           batch: Annotated[int | None, typer.Option(min=1, metavar="N", help=(
-              "Streams or clips in a batch, over all processes. Default: as the recipe."))] = None,
+              "Streams, whole gestures or clips in a batch, over all processes. Default: as the recipe."))] = None,
           segments: Annotated[int, typer.Option(min=1, metavar="N", help="Frames of a clip (official).")] = 8,
           size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help=(
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
@@ -86,6 +86,9 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Stop after so many looks without a new best; 0: never."))] = 0,
           workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that load data.")] = 1,
           strict: Annotated[bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")] = False,
+          lr: Annotated[float | None, typer.Option(min=1e-8, max=1.0, metavar="R", help=(
+              "Learning rate of the backbone (gatestream); what is new learns at rates of its own. Default: 1e-4."))]
+          = None,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0) -> None:
     """Train a recogniser. Killed and started again, it goes on where it was. What is left out calibrates the scores.
 
@@ -115,7 +118,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     from engines.training.official_recipe import OfficialRecipe
     from engines.training.official_recipe import train as train_official
     from engines.training.starting import architecture_of_start
-    from engines.training.train import Recipe, whole_gestures_first
+    from engines.training.train import Recipe
     from engines.training.train import train as train_gatestream
 
     unknown = sorted(set(without_label or ()) - set(LABELS))
@@ -153,10 +156,11 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             transparent=not keep_interleave, rendered_only=rendered_only, trimmed=trimmed,
                             trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
                             architecture=arch or Recipe.architecture,
-                            rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0,
-                            patience=patience, workers=workers, frame_rate=rate or Recipe.frame_rate,
-                            input_size_hw=size_hw or Recipe.input_size_hw, rule=rule or Recipe.rule)
-        with _Shown(whole_gestures_first(of_streams, data) + iterations) as shown:
+                            backbone_lr=lr or Recipe.backbone_lr, rows=batch or Recipe.rows, precision=precision,
+                            validate_every=validate_every or 0, patience=patience, workers=workers,
+                            frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
+                            input_size_hw=size_hw or Recipe.input_size_hw)
+        with _Shown(trimmed_first + iterations) as shown:
             train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
     if _rank() == 0:
         print(f"wrote {out}")

@@ -26,17 +26,16 @@ from engines.training.footage import Footage, decode
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
 from engines.training.sampling import middles
+from engines.training.starting import SQUASHED, add_memory
 from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
 from engines.training.train import (
     QUIET_WEIGHT,
-    TRIMMED_FIRST,
     TRIMMED_FRAMES,
     Recipe,
     _gestures,
     gather,
     train,
-    whole_gestures_first,
 )
 
 
@@ -74,7 +73,7 @@ def _video(path: Path, seed: int, frames: int = 16) -> None:
 def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
     arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"),
                  "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0,
-                 "checkpoint_every": 2, "trimmed_first": 0} | changes
+                 "checkpoint_every": 2} | changes
     return Recipe(**arguments)  # type: ignore[arg-type]
 
 
@@ -149,17 +148,32 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     seen.clear()
     train(replace(again, seed=1, init=str(weights)), lambda _: None, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]  # nor what was learnt from other weights
-    assert whole_gestures_first(replace(how, trimmed_first=None), None) == TRIMMED_FIRST
 
 
 @pytest.mark.parametrize(("changes", "after"), [({"trimmed": 4}, "whole gestures"),
                                                 ({"causal": False, "memory": 0}, "bidirectional clips")])
 def test_whole_gestures_come_before_causal_streams_only(dataset: Path, tmp_path: Path, changes: dict[str, object],
                                                         after: str) -> None:
-    how = recipe(dataset, tmp_path / "model.safetensors", **changes)
-    assert whole_gestures_first(replace(how, trimmed_first=None), None) == 0
     with pytest.raises(UsageError, match=f"whole gestures before {after}"):
-        train(replace(how, trimmed_first=1), lambda _: None)
+        train(recipe(dataset, tmp_path / "model.safetensors", trimmed_first=1, **changes), lambda _: None)
+
+
+@pytest.mark.parametrize(("width", "begins_with_answers"), [(24, True), (8, False)])
+def test_a_memory_that_is_added_begins_as_a_running_mean_of_the_answers(width: int, begins_with_answers: bool) -> None:
+    torch.manual_seed(0)
+    network = build("tsn-mobilenetv2", heads={"verb": 6, "noun": 5}, causal=True, input_size_hw=(40, 56)).eval()
+    with torch.no_grad():
+        for head in network.heads.values():
+            head.weight.normal_(0, 0.3)  # type: ignore[operator, union-attr]
+        features = torch.rand(4, 1, network.width).repeat(1, 60, 1)  # what stays the same for long is its own mean
+        before = network.scores(features[:, 0])
+        add_memory(network, width)
+        assert network.memory is not None
+        after = network.scores(network.memory(features, (torch.zeros(4, width),))[0][:, -1])
+    assert [leaf.name for leaf in network.state_spec()] == ["memory"]
+    for name, logits in before.items():
+        squashed = torch.tanh(SQUASHED * logits) / SQUASHED
+        assert bool((after[name] - squashed).abs().max() < 0.2) == begins_with_answers
 
 
 def test_a_foreign_checkpoint_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from engines import official
@@ -25,6 +27,7 @@ from engines.training.pretrained import start_from
 
 CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}
 RULE = "dropped-one"
+LEAK, SQUASHED = 0.8, 0.2  # of a memory that is added: what a frame leaves of it; the logits' scale within tanh
 
 
 def started(architecture: str, heads: Mapping[str, int], init: str, *, causal: bool, segments: int = 8,
@@ -63,10 +66,29 @@ def whole_network(path: str, segments: int = 8) -> Network:
 
 
 def add_memory(network: Network, width: int) -> None:
-    """Gives a causal network that has learnt without memory a new one, and new heads that read it."""
-    network.memory = Memory(network.backbone.width, width)
-    network.width = width
-    _replace_heads(network, {name: int(head.out_features) for name, head in network.heads.items()})  # type: ignore[arg-type]
+    """Gives a causal network that has learnt without memory a new one, and new heads that read it.
+
+    The memory begins as a running mean of the old heads' answers, which is far nearer to where it will end than chance:
+    a unit for each label forgets at LEAK a frame and takes in the label's logit, squashed; the others begin at random.
+    With fewer units than labels, all do.
+    """
+    old = {name: head for name, head in network.heads.items() if isinstance(head, nn.Linear)}
+    network.memory, network.width = Memory(network.backbone.width, width), width
+    _replace_heads(network, {name: head.out_features for name, head in old.items()})
+    if sum(head.out_features for head in old.values()) > width:
+        return
+    gru, first = dict(network.memory.gru.named_parameters()), 0
+    with torch.no_grad():
+        for name, head in old.items():
+            units = torch.arange(first, first + head.out_features)
+            forget, take_in = width + units, 2 * width + units  # the rows of torch's GRU: reset, update, new
+            for parameter in gru.values():
+                parameter[torch.cat([forget, take_in])] = 0
+            gru["bias_ih_l0"][forget] = math.log(LEAK / (1 - LEAK))
+            gru["weight_ih_l0"][take_in] = SQUASHED * head.weight
+            gru["bias_ih_l0"][take_in] = SQUASHED * head.bias
+            network.heads[name].get_parameter("weight")[:, units] = torch.eye(len(units)) / SQUASHED
+            first += head.out_features
 
 
 def architecture_of_start(init: str) -> str | None:

@@ -51,7 +51,7 @@ REMEMBERED_CHUNKS = 40  # of each row's stream, from which examples of the label
 # How much frames without a gesture count where no recording is learnt from. A model for which they counted fully took
 # 15 of fold 3's 66 clips for no gesture; this lowers that answer's logit by 1.9.
 QUIET_WEIGHT = 0.15
-TRIMMED_FRAMES, TRIMMED_FIRST = 12, 1200
+TRIMMED_FRAMES = 12
 MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room for augmentation
 
 
@@ -71,7 +71,7 @@ class Recipe:
     seen, evenly spread, instead of from streams; 0 for streams. Such a network is for comparing networks: live, nobody
     knows where a gesture begins and ends. trimmed_first: iterations on whole gestures (of TRIMMED_FRAMES each) before
     those on streams, which start from the network that this makes: how hands move is learnt sooner where every frame
-    shows it, and sooner without a memory, which comes with the streams. None: TRIMMED_FIRST where it can be done.
+    shows it, and sooner without a memory, which comes with the streams (see `add_memory`).
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -110,7 +110,7 @@ class Recipe:
     transparent: bool = True
     rendered_only: bool = False
     trimmed: int = 0
-    trimmed_first: int | None = None
+    trimmed_first: int = 0
     strict: bool = False
     name: str = "gesture"
     temperature: float = 1.0
@@ -204,41 +204,36 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
     data: what to train on, None for EgoGestAR in `recipe.dataset`; frames_of: how its segments are decoded. The run's
     own files are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows.
     """
-    first = whole_gestures_first(recipe, data)
-    recipe = replace(recipe, trimmed_first=first)
     with joined() as ranks:
         said = report if ranks.first else lambda _: None
-        if first:
-            recipe = _after_whole_gestures(recipe, first, ranks, said, progress)
-        return _train(recipe, ranks, said, lambda i, figures: progress(first + i, figures), data, frames_of)
+        if recipe.trimmed_first:
+            after = ("whole gestures" if recipe.trimmed else data.name if data is not None
+                     else "" if recipe.causal else "bidirectional clips")
+            if after:
+                raise UsageError(f"whole gestures before {after}", "EgoGestAR's streams after them, with a causal "
+                                 "network", "leave out one of the two")
+            recipe = _after_whole_gestures(recipe, ranks, said, progress)
+        return _train(recipe, ranks, said, lambda i, figures: progress(recipe.trimmed_first + i, figures), data,
+                      frames_of)
 
 
-def whole_gestures_first(recipe: Recipe, data: Dataset | None) -> int:
-    """How many iterations a run on this data begins with on whole gestures. Raises UsageError where there are none."""
-    after = ("whole gestures" if recipe.trimmed else data.name if data is not None
-             else "" if recipe.causal else "bidirectional clips")
-    if recipe.trimmed_first and after:
-        raise UsageError(f"whole gestures before {after}", "EgoGestAR's streams after them, and a causal network",
-                         "leave out one of the two")
-    if recipe.trimmed_first is not None:
-        return recipe.trimmed_first
-    return 0 if after else TRIMMED_FIRST
+def _after_whole_gestures(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress) -> Recipe:
+    """The recipe, which starts from a network that has learnt whole gestures: now, or before the run was killed.
 
-
-def _after_whole_gestures(recipe: Recipe, iterations: int, ranks: Ranks, report: Callable[[str], None],
-                          progress: Progress) -> Recipe:
-    """The recipe, which starts from a network that has learnt whole gestures: now, or before the run was killed."""
+    Streams then have less to teach: what is new no longer is. Rates that were tried on fold 3 (README)."""
+    recipe = replace(recipe, frozen_layers=max(7, recipe.frozen_layers))
     out = RunFolder(recipe.out, {}).path / "trimmed.safetensors"
     # The file outlives the run: a later one may differ in what recipes do not record.
     started_from = {name: str(getattr(recipe, name)) for name in ("dataset", "init", "idle", "idle_without")}
-    first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=iterations, memory=0,
-                    validate_every=0, patience=0, provenance=started_from)
+    first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=recipe.trimmed_first,
+                    memory=0, backbone_lr=3 * recipe.backbone_lr, validate_every=0, patience=0, provenance=started_from)
     learnt = json.loads(json.dumps({"recipe": recorded(first), **started_from}))
     there = out.exists() and load(out).contract.provenance == learnt
     if not ranks.total(torch.tensor([there and ranks.first], dtype=torch.float32, device=ranks.device)):
         _train(first, ranks, report, progress, None, decoded)
         ranks.total(torch.zeros(1, device=ranks.device))  # the others wait for the file
-    return replace(recipe, init=str(out))
+    return replace(recipe, init=str(out), module_lr=0.3 * recipe.module_lr, head_lr=0.5 * recipe.head_lr,
+                   rendered_first=recipe.rendered_first / 3)
 
 
 def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress, data: Dataset | None,
