@@ -89,6 +89,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           lr: Annotated[float | None, typer.Option(min=1e-8, max=1.0, metavar="R", help=(
               "Learning rate of the backbone (gatestream); what is new learns at rates of its own. Default: 1e-4."))]
           = None,
+          freeze: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
+              "First layers of MobileNetV2 that stay as they are (gatestream). Default: 4."))] = None,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0) -> None:
     """Train a recogniser. Killed and started again, it goes on where it was. What is left out calibrates the scores.
 
@@ -156,6 +158,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             transparent=not keep_interleave, rendered_only=rendered_only, trimmed=trimmed,
                             trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
                             architecture=arch or Recipe.architecture,
+                            frozen_layers=Recipe.frozen_layers if freeze is None else freeze,
                             backbone_lr=lr or Recipe.backbone_lr, rows=batch or Recipe.rows, precision=precision,
                             validate_every=validate_every or 0, patience=patience, workers=workers,
                             frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
