@@ -29,14 +29,7 @@ from engines.training.sampling import middles
 from engines.training.starting import SQUASHED, add_memory
 from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
-from engines.training.train import (
-    QUIET_WEIGHT,
-    TRIMMED_FRAMES,
-    Recipe,
-    _gestures,
-    gather,
-    train,
-)
+from engines.training.train import QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, gather, train
 
 
 @pytest.fixture(scope="module")

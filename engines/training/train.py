@@ -220,8 +220,7 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
 def _after_whole_gestures(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress) -> Recipe:
     """The recipe, which starts from a network that has learnt whole gestures: now, or before the run was killed.
 
-    Streams then have less to teach: what is new no longer is. Rates that were tried on fold 3 (README)."""
-    recipe = replace(recipe, frozen_layers=max(7, recipe.frozen_layers))
+    Whole gestures bear a higher rate than streams, in which what was new no longer is: tried on fold 3 (README)."""
     out = RunFolder(recipe.out, {}).path / "trimmed.safetensors"
     # The file outlives the run: a later one may differ in what recipes do not record.
     started_from = {name: str(getattr(recipe, name)) for name in ("dataset", "init", "idle", "idle_without")}
