@@ -285,12 +285,14 @@ def convert(network: Network, contract: Contract) -> ov.Model:
 
     from engines.lowering import FlatStep
 
-    step = FlatStep(network, reversed_colours=contract.colour == "RGB")
+    step = FlatStep(network, reversed_colours=contract.colour == "RGB").requires_grad_(False)
     example = torch.zeros(1, 3, *contract.input_size_hw), *step.fresh_state()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the converter traces with what torch calls deprecated
-            graph = ov.convert_model(step, example_input=example)
+            # As a function, whose weights are constants: a module would be traced twice, and each layer of it apart.
+            traced = torch.jit.trace(lambda *inputs: step(*inputs), example, check_trace=False)
+            graph = ov.convert_model(traced, example_input=example)
         graph.reshape({port: list(tensor.shape) for port, tensor in zip(graph.inputs, example, strict=True)})
         return _with_pixels(graph, contract)
     except RuntimeError as error:

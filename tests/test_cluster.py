@@ -20,7 +20,7 @@ from stream.service.placement import Placement
 from stream.service.sender import Sender
 from stream.sinks.log import events
 
-RATE = 15.0
+RATE = 7.5
 PATIENCE_S = 120.0
 
 

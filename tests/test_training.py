@@ -29,7 +29,7 @@ from engines.training.sampling import middles
 from engines.training.starting import SQUASHED, add_memory
 from engines.training.streaming import StreamTask, subsample_depthwise
 from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
-from engines.training.train import QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, gather, train
+from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, gather, train
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,7 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     assert engines.load(how.out).contract.options["memory"] == 8
     first = engines.load(how.out.with_suffix(".run") / "trimmed.safetensors").contract.provenance["recipe"]
     assert (first["trimmed"], first["iterations"], first["memory"]) == (TRIMMED_FRAMES, 1, 0)
+    assert first["trimmed_idle"] == IDLE_FIRST
 
     again = replace(how, out=tmp_path / "again.safetensors")
     with pytest.raises(KilledError):
@@ -239,6 +240,26 @@ def test_trimmed_gestures_are_seen_whole_and_evenly(rendered_share: float) -> No
     assert (len({frame.label for frame in frames}) > 4) == bool(rendered_share)
     assert np.mean([frame.tip_xy is not None for frame in frames]) >= 0.9 * rendered_share
     assert len({frame.image_bgr.mean() for frame in frames}) > 20  # not the same moments each time
+
+
+def test_among_whole_gestures_there_is_idle_time() -> None:
+    steps = np.arange(60, dtype=np.uint8)  # every image tells which one it is, and shows nothing
+    work = Footage(BACKGROUND, np.broadcast_to(4 * steps[:, None, None, None], (60, 48, 64, 3)).copy(), steps / 15.0)
+    stream = Stream(Material([], [work], {}, []), (*LABELS, BACKGROUND), (36, 48), 7.5, np.random.default_rng(3),
+                    rendered_share=1.0, strength=0.0)
+    frames = list(islice(stream.trimmed(5, idle_share=0.5), 400))
+    moments = [frames[k:k + 5] for k in range(0, 400, 5)]
+    assert all(len({(frame.label, frame.gesture) for frame in moment}) == 1 for moment in moments)
+    idle = [moment for moment in moments if moment[0].label == len(LABELS)]
+    assert 0.35 < len(idle) / len(moments) < 0.65
+    assert all((frame.gesture, frame.weight) == (-1, 1.0) for moment in idle for frame in moment)
+    filmed = [moment for moment in idle if all(np.ptp(frame.image_bgr) == 0 for frame in moment)]
+    assert 0.3 < len(filmed) / len(idle) < 0.7
+    for moment in filmed:
+        when_s = [frame.image_bgr.max() / 4 / 15 for frame in moment]
+        assert when_s == sorted(when_s)
+        assert when_s[-1] - when_s[0] > 0.3
+    assert any(frame.tip_xy is not None for moment in idle for frame in moment)
 
 
 def test_networks_are_compared_on_trimmed_gestures(dataset: Path, tmp_path: Path) -> None:

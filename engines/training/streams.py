@@ -29,6 +29,8 @@ T = TypeVar("T")
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 NEVER_S = (60.0, 90.0)  # until the first gesture of a rendered idle section: longer than any
 BUSY = {"leave": 0.15, "rest": 0.1, "roam": 0.2, "stray": 0.45, "hover": 0.1}  # hands of these sections, see `Script`
+MOMENT_S = (0.6, 3.0)  # what gestures last
+JOINED_WITHIN_S = 10.0  # of the beginning of a rendered idle section
 GRACE_FRAMES = 2  # frames after a gesture's end in which either answer is right
 
 
@@ -112,11 +114,14 @@ class Stream:
             else:
                 yield from self._real()
 
-    def trimmed(self, count: int) -> Iterator[Labelled]:
-        """Frames of single gestures, for ever: of each gesture `count`, one from each of as many equal parts of it."""
+    def trimmed(self, count: int, idle_share: float = 0.0) -> Iterator[Labelled]:
+        """Frames of single gestures, for ever: of each gesture `count`, one from each of as many equal parts of it. In
+        place of an `idle_share` of them, as many frames of idle time."""
         while True:
             when = (np.arange(count) + self._rng.uniform(0, 1, count)) / count
-            if self._rng.random() < self._rendered_share or not self._by_label:
+            if idle_share and self._rng.random() < idle_share:
+                yield from self._moment(self._rng.uniform(*MOMENT_S), when)
+            elif self._rng.random() < self._rendered_share or not self._by_label:
                 yield from self._rendered_gesture(when)
             else:
                 performance = self._performance()
@@ -216,6 +221,22 @@ class Stream:
                 grace = span is not None and (t_s - span.ended_at) * self._rate / speed < GRACE_FRAMES
                 yield Labelled(image, self._background, weight=float(not grace), tip_xy=tip)
         self._gesture += 1
+
+    def _moment(self, seconds: float, when: NDArray[np.float64]) -> Iterator[Labelled]:
+        """Idle time that lasts about as long as a gesture, at these shares of it."""
+        rng = self._rng
+        if self._material.idle and rng.random() < 0.5:
+            footage = one_of(self._material.idle, rng)
+            change = self._change(mirror=rng.random() < 0.5)
+            first_s = rng.uniform(0, max(0.0, footage.duration_s - seconds))
+            for frame in np.searchsorted(footage.times_s, first_s + seconds * when):
+                yield Labelled(change(footage.images[min(int(frame), len(footage.images) - 1)]), self._background)
+            return
+        scene, script = self._scene(NEVER_S, BUSY)
+        light = self._change(mirror=False)
+        for t_s in rng.uniform(0, JOINED_WITHIN_S) + seconds * when:
+            pose = script.pose(float(t_s))
+            yield Labelled(light.light(scene.draw(pose, float(t_s))), self._background, tip_xy=self._visible(pose))
 
     def _rendered_gesture(self, when: NDArray[np.float64]) -> Iterator[Labelled]:
         """A simulated gesture at these shares of it."""

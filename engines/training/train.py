@@ -52,6 +52,7 @@ REMEMBERED_CHUNKS = 40  # of each row's stream, from which examples of the label
 # 15 of fold 3's 66 clips for no gesture; this lowers that answer's logit by 1.9.
 QUIET_WEIGHT = 0.15
 TRIMMED_FRAMES = 12
+IDLE_FIRST = 0.25
 MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room for augmentation
 
 
@@ -69,9 +70,10 @@ class Recipe:
     dataset that cannot be read (an unreadable clip of EgoGestAR always ends a run). A network that is not causal is
     trained and used on clips of `chunk` frames. trimmed: learn from whole gestures, of which so many frames each are
     seen, evenly spread, instead of from streams; 0 for streams. Such a network is for comparing networks: live, nobody
-    knows where a gesture begins and ends. trimmed_first: iterations on whole gestures (of TRIMMED_FRAMES each) before
-    those on streams, which start from the network that this makes: how hands move is learnt sooner where every frame
-    shows it, and sooner without a memory, which comes with the streams (see `add_memory`).
+    knows where a gesture begins and ends. trimmed_idle: share of them that are moments of idle time instead.
+    trimmed_first: iterations on whole gestures (of TRIMMED_FRAMES each, IDLE_FIRST of them idle time) before those on
+    streams, which start from the network that this makes: how hands move is learnt sooner where every frame shows it,
+    and sooner without a memory, which comes with the streams (see `add_memory`).
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -110,6 +112,7 @@ class Recipe:
     transparent: bool = True
     rendered_only: bool = False
     trimmed: int = 0
+    trimmed_idle: float = 0.0
     trimmed_first: int = 0
     strict: bool = False
     name: str = "gesture"
@@ -225,7 +228,8 @@ def _after_whole_gestures(recipe: Recipe, ranks: Ranks, report: Callable[[str], 
     # The file outlives the run: a later one may differ in what recipes do not record.
     started_from = {name: str(getattr(recipe, name)) for name in ("dataset", "init", "idle", "idle_without")}
     first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=recipe.trimmed_first,
-                    memory=0, backbone_lr=3 * recipe.backbone_lr, validate_every=0, patience=0, provenance=started_from)
+                    trimmed_idle=IDLE_FIRST, memory=0, backbone_lr=3 * recipe.backbone_lr, validate_every=0, patience=0,
+                    provenance=started_from)
     learnt = json.loads(json.dumps({"recipe": recorded(first), **started_from}))
     there = out.exists() and load(out).contract.provenance == learnt
     if not ranks.total(torch.tensor([there and ranks.first], dtype=torch.float32, device=ranks.device)):
@@ -305,7 +309,7 @@ def _gestures(recipe: Recipe, contract: Contract, material: Material) -> OpenStr
         only_rendered = began < recipe.rendered_first * recipe.iterations
         share = 0.97 if only_rendered else recipe.rendered_share
         stream = Stream(material, contract.heads["gesture"], contract.input_size_hw, contract.frame_rate, rng, share)
-        frames = stream.trimmed(recipe.trimmed) if recipe.trimmed else stream.frames()
+        frames = stream.trimmed(recipe.trimmed, recipe.trimmed_idle) if recipe.trimmed else stream.frames()
         return _quieter(frames, recipe.labels.index(BACKGROUND)) if recipe.rendered_only else frames
     return open_stream
 
