@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gatestream.engines")
 
-CODE_VERSION = "9"  # raise when lowering or conversion change: entries of other versions are then not found
+CODE_VERSION = "10"  # raise when lowering or conversion change: entries of other versions are then not found
 PRECISIONS = {"f32": "f32", "bf16": "bf16"}
 DEVICE = "CPU"
 GRAPH = "step.xml"
@@ -250,16 +250,19 @@ def fitting_batches(graph: ov.Model, contract: Contract, precision: str) -> list
     if _multiplications(graph) >= MULTIPLICATIONS_PER_THREAD:
         return []
     clips = np.split(probe_clip(contract, max(BATCHES) * BATCH_FRAMES), max(BATCHES))
-    single, alone = engine_of(graph, contract, 1, precision), []
+    one = compile_graph(graph, 1, precision)
+    single, alone = OpenVINOEngine(contract, {1: one}, 1, precision), []
     for clip in clips:
         single.reset([0])
         alone.append(_all_of(single, [clip]))
     fitting = []
     for batch in BATCHES:
         try:
-            together = engine_of(graph, contract, batch, precision, [batch])
+            several = compile_graph(graph, batch, precision, batch)
         except RuntimeError:  # a network that was traced for one camera
             continue
+        # Graphs for one camera on several cores would share the cameras out, and none be left for this one.
+        together = OpenVINOEngine(contract, {1: one, batch: several}, batch, precision)
         if np.array_equal(_all_of(together, clips[:batch]), np.concatenate(alone[:batch])):
             fitting.append(batch)
     return fitting
@@ -291,7 +294,8 @@ def convert(network: Network, contract: Contract) -> ov.Model:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the converter traces with what torch calls deprecated
             # As a function, whose weights are constants: a module would be traced twice, and each layer of it apart.
-            traced = torch.jit.trace(lambda *inputs: step(*inputs), example, check_trace=False)
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+                lambda *inputs: step(*inputs), example, check_trace=False)
             graph = ov.convert_model(traced, example_input=example)
         graph.reshape({port: list(tensor.shape) for port, tensor in zip(graph.inputs, example, strict=True)})
         return _with_pixels(graph, contract)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from small_models import SIZE_HW, make_model
 
 import engines
 import engines.openvino as openvino_engine
 from engines import cache
 from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
-from engines.engine import Engine
+from engines.engine import StepResult
 from engines.errors import EngineError
 from engines.model import Model
+from engines.openvino import OpenVINOEngine
 
 
 @pytest.mark.parametrize(("architecture", "colour", "options"), [
@@ -79,16 +82,18 @@ def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_a
             assert np.array_equal(row, alone[seen[slot]])
             seen[slot] += 1
 
-    def off_by_a_bit(*given: Any) -> Engine:
-        made = engine_of(*given)
-        for pool in made._pools if given[-1] == [4] else ():
-            pool.states += np.float32(1e-6)
-        return made
+    compared: list[int] = []
 
-    engine_of = openvino_engine.engine_of
-    monkeypatch.setattr(openvino_engine, "engine_of", off_by_a_bit)
-    assert openvino_engine.fitting_batches(graph, model.contract, "f32") == [batch for batch in batches if batch != 4]
-    monkeypatch.setattr(openvino_engine, "engine_of", engine_of)
+    def off_by_a_bit(engine: OpenVINOEngine, pixels: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
+        result = right(engine, pixels, slots)
+        compared.extend(size for _, size in engine._batches(len(slots)))
+        return StepResult(result.features + np.float32(1e-6 * (len(slots) == 4)), result.scores)
+
+    right = OpenVINOEngine._step
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenVINOEngine, "_step", off_by_a_bit)
+        assert openvino_engine.fitting_batches(graph, model.contract, "f32") == [size for size in batches if size != 4]
+    assert set(compared) == {1, 2, 4}  # each in runs of its own
     monkeypatch.setattr(openvino_engine, "MULTIPLICATIONS_PER_THREAD", 1.0)
     assert openvino_engine.fitting_batches(graph, model.contract, "f32") == []
 
