@@ -63,7 +63,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Learn from whole gestures, N frames spread evenly over each, not from streams: to compare networks, not "
               "for live use (EgoGestAR). 0: streams."))] = 0,
           trimmed_first: Annotated[int, typer.Option(min=0, metavar="N", help=(
-              "Steps on whole gestures, at three times the learning rate, before those on streams (EgoGestAR)."))] = 0,
+              "Steps on whole gestures and moments of idle time, at three times the learning rate, before those on "
+              "streams (EgoGestAR)."))] = 0,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 4800,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
