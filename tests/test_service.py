@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import zmq
 
+import engines
 from engines.synthetic import Simulation
 from stream.frame import Image
 from stream.service.sender import Sender
@@ -257,8 +258,6 @@ def test_a_clock_that_jumps_an_hour_and_pictures_that_stand_still(service: Servi
 
 
 def test_cameras_that_are_opened_and_videos_of_their_events(tmp_path: Path) -> None:
-    import engines
-
     engines.compile(engines.load("gesture")).close()  # or the camera's seconds would be over before it is built
     after = f"""
 [[camera]]
@@ -288,9 +287,7 @@ folder = "{tmp_path / 'clips'}"
 
 
 def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path: Path, gestures: list[Image]) -> None:
-    import engines
     from engines.model import save
-    from engines.synthetic import Simulation
 
     room, recording = Simulation(5, (96, 128), RATE, idle_s=(1.5, 2.5)), tmp_path / "recording"
     recording.mkdir()

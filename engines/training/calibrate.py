@@ -16,7 +16,7 @@ from engines.contract import Contract
 from engines.networks.network import Network
 from engines.preprocess import fit, normalise
 from engines.training.egogestar import UNCLASSIFIED
-from engines.training.footage import Footage
+from engines.training.footage import Footage, frames_at
 from engines.training.sampling import middles
 
 LATE = 0.75  # from this share of a clip on, its label can be known
@@ -49,7 +49,7 @@ def clip_logits(contract: Contract, network: Network, head: str, footage: Footag
         picks = middles(len(footage.times_s), spread)
     else:
         ticks_s = np.arange(0, footage.duration_s, 1 / contract.frame_rate)
-        picks = np.clip(np.searchsorted(footage.times_s, ticks_s), 0, len(footage.times_s) - 1)
+        picks = frames_at(footage.times_s, ticks_s)
     pixels = np.stack([fit(footage.images[i], contract.cover_hw, contract.input_size_hw) for i in picks])
     with torch.no_grad():
         frames = torch.from_numpy(normalise(pixels, contract)).to(next(network.parameters()).device)

@@ -40,6 +40,11 @@ class Footage:
         return np.asarray(np.median(self.images[:: max(1, len(self.images) // 24)], axis=0)).astype(np.uint8)
 
 
+def frames_at(times_s: NDArray[np.float64], when_s: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which of the frames at `times_s` are seen at these moments: the first one from each on, in the end the last."""
+    return np.clip(np.searchsorted(times_s, when_s), 0, len(times_s) - 1)
+
+
 def decode(path: Path, label: str, size_hw: tuple[int, int]) -> Footage:
     """Decodes a whole video at `size_hw` (scaled to cover, centre-cropped). Raises DatasetError if nothing decodes."""
     images, times_s = whole(Media(path), size_hw)

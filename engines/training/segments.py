@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from engines.errors import DatasetError, UsageError
 from engines.training.augment import Augmentation
 from engines.training.datasets.base import Dataset, Segment
+from engines.training.footage import frames_at
 from engines.training.frames import GIVE_UP
 from engines.training.loss import UNKNOWN
 from engines.training.streams import GRACE_FRAMES, Labelled, one_of
@@ -199,7 +200,7 @@ class SegmentStream:
         speed = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))
         grid_s = np.arange(times_s[0] + rng.uniform(0, 0.5) / self._rate, times_s[-1] + 0.5 / self._rate,
                            speed / self._rate)
-        picks = np.clip(np.searchsorted(times_s, grid_s), 0, len(times_s) - 1)
+        picks = frames_at(times_s, grid_s)
         end_s = times_s[-1] + 0.5 / self._rate
         around = [one for one in self._pool.recordings[segment.media.path] if one is not segment
                   and one.start_s < end_s and (one.stop_s or end_s) > times_s[0]]

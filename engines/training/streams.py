@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.synthetic import BACKGROUND, IDLE, Pose, Scene, Script, stroke, unlike_gestures
+from engines.synthetic import BACKGROUND, IDLE, Scene, Script, stroke, unlike_gestures
 from engines.training.augment import Augmentation
 from engines.training.egogestar import MIRRORED, UNCLASSIFIED
-from engines.training.footage import Footage
+from engines.training.footage import Footage, frames_at
 
 Image = NDArray[np.uint8]
 T = TypeVar("T")
@@ -171,7 +171,7 @@ class Stream:
         """Which frames a camera clock at the model's rate would take from footage played at `speed`."""
         start = self._rng.uniform(0, 0.5) / self._rate
         grid_s = np.arange(start, max(footage.duration_s / speed, 3 / self._rate), 1 / self._rate) * speed
-        return [int(i) for i in np.clip(np.searchsorted(footage.times_s, grid_s), 0, len(footage.times_s) - 1)]
+        return [int(i) for i in frames_at(footage.times_s, grid_s)]
 
     def _before_or_after(self, still: Image, backdrop: Image, seen: Callable[[Image], Image]) -> Iterator[Labelled]:
         """Idle time around a recorded gesture: the hand waits, or is away, or something else happens."""
@@ -208,11 +208,9 @@ class Stream:
         before = self._gesture
         for k in range(self._count(seconds)):
             t_s = start + k * speed / self._rate
-            pose = script.pose(t_s)
-            image = light.light(scene.draw(pose, t_s))
+            image, tip = self._drawn_at(t_s, scene, script, light)
             spans = script.spans(t_s + 1e-6)
             span = spans[-1] if spans else None
-            tip = self._visible(pose)
             if span is not None and span.ended_at >= t_s:
                 progress = (t_s - span.started_at) / (span.ended_at - span.started_at)
                 self._gesture = before + len(spans)
@@ -229,14 +227,14 @@ class Stream:
             footage = one_of(self._material.idle, rng)
             change = self._change(mirror=rng.random() < 0.5)
             first_s = rng.uniform(0, max(0.0, footage.duration_s - seconds))
-            for frame in np.searchsorted(footage.times_s, first_s + seconds * when):
-                yield Labelled(change(footage.images[min(int(frame), len(footage.images) - 1)]), self._background)
+            for frame in frames_at(footage.times_s, first_s + seconds * when):
+                yield Labelled(change(footage.images[frame]), self._background)
             return
         scene, script = self._scene(NEVER_S, BUSY)
         light = self._change(mirror=False)
         for t_s in rng.uniform(0, JOINED_WITHIN_S) + seconds * when:
-            pose = script.pose(float(t_s))
-            yield Labelled(light.light(scene.draw(pose, float(t_s))), self._background, tip_xy=self._visible(pose))
+            image, tip = self._drawn_at(float(t_s), scene, script, light)
+            yield Labelled(image, self._background, tip_xy=tip)
 
     def _rendered_gesture(self, when: NDArray[np.float64]) -> Iterator[Labelled]:
         """A simulated gesture at these shares of it."""
@@ -244,9 +242,8 @@ class Stream:
         light = self._change(mirror=False)
         span = script.spans(3.0)[0]
         for k, t_s in enumerate(span.started_at + when * (span.ended_at - span.started_at)):
-            pose = script.pose(float(t_s))
-            yield Labelled(light.light(scene.draw(pose, float(t_s))), self._index[span.label], (k + 1) / len(when),
-                           gesture=self._gesture, tip_xy=self._visible(pose))
+            image, tip = self._drawn_at(float(t_s), scene, script, light)
+            yield Labelled(image, self._index[span.label], (k + 1) / len(when), gesture=self._gesture, tip_xy=tip)
 
     def _scene(self, idle_s: tuple[float, float], idle: Mapping[str, float]) -> tuple[Scene, Script]:
         """A place, and what a hand does there."""
@@ -268,10 +265,12 @@ class Stream:
         points = one_of(recorded, rng).astype(np.float64)
         return points / max(float(np.ptp(points, axis=0).max()), 1.0), duration_s
 
-    def _visible(self, pose: Pose) -> tuple[float, float] | None:
-        if pose.tip_xy is None or not all(0 <= v <= 1 for v in pose.tip_xy):
-            return None
-        return pose.tip_xy
+    def _drawn_at(self, t_s: float, scene: Scene, script: Script,
+                  light: Augmentation) -> tuple[Image, tuple[float, float] | None]:
+        """What a performance looks like at a moment, and where its fingertip is, None where out of view."""
+        pose = script.pose(t_s)
+        seen = pose.tip_xy is not None and all(0 <= v <= 1 for v in pose.tip_xy)
+        return light.light(scene.draw(pose, t_s)), pose.tip_xy if seen else None
 
     def _change(self, mirror: bool) -> Augmentation:
         mixable = self._material.backgrounds
