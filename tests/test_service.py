@@ -258,7 +258,6 @@ def test_a_clock_that_jumps_an_hour_and_pictures_that_stand_still(service: Servi
 
 
 def test_cameras_that_are_opened_and_videos_of_their_events(tmp_path: Path) -> None:
-    engines.compile(engines.load("gesture")).close()  # or the camera's seconds would be over before it is built
     after = f"""
 [[camera]]
 name = "room"

@@ -220,8 +220,9 @@ class Service:
         """One look at the engine's process and the receiver."""
         if self._fault is not None:
             raise self._fault
-        self._feeders.supervise({name: Seen(visitor.last_at, visitor.changed_at)
-                                 for name, visitor in dict(self.receiver.visitors).items()})
+        if self.receiver.served:  # while an engine is built for the first time, what a recording shows would be lost
+            self._feeders.supervise({name: Seen(visitor.last_at, visitor.changed_at)
+                                     for name, visitor in dict(self.receiver.visitors).items()})
         self._watch_candidate()
         worker, now = self._worker, self._steady()
         self._live = self.receiver.worker_pid
