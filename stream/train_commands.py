@@ -62,10 +62,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           trimmed: Annotated[int, typer.Option(min=0, max=256, metavar="N", help=(
               "Learn from whole gestures, N frames spread evenly over each, not from streams: to compare networks, not "
               "for live use (EgoGestAR). 0: streams."))] = 0,
-          trimmed_first: Annotated[int, typer.Option(min=0, metavar="N", help=(
+          trimmed_first: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "Steps on whole gestures and moments of idle time, at three times the learning rate, before those on "
-              "streams (EgoGestAR)."))] = 0,
-          iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 4800,
+              "streams (EgoGestAR). Default: a third as many; 0 from a FILE that is a model."))] = None,
+          iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 3600,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
           windows: Annotated[int, typer.Option(min=30, metavar="N", help=(
@@ -77,7 +77,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help=(
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
           rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
-              "Frames a second that the network sees (gatestream)."))] = None,
+              "Frames a second that the network sees (gatestream). Default: 5."))] = None,
           precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
@@ -91,7 +91,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Learning rate of the backbone (gatestream); what is new learns at rates of its own. Default: 1e-4."))]
           = None,
           freeze: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
-              "First layers of MobileNetV2 that stay as they are (gatestream). Default: 4."))] = None,
+              "First layers of MobileNetV2 that stay as they are (gatestream). Default: 7."))] = None,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0) -> None:
     """Train a recogniser. Killed and started again, it goes on where it was. What is left out calibrates the scores.
 
@@ -121,7 +121,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     from engines.training.official_recipe import OfficialRecipe
     from engines.training.official_recipe import train as train_official
     from engines.training.starting import architecture_of_start
-    from engines.training.train import Recipe
+    from engines.training.train import Recipe, completed
     from engines.training.train import train as train_gatestream
 
     unknown = sorted(set(without_label or ()) - set(LABELS))
@@ -164,7 +164,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             validate_every=validate_every or 0, patience=patience, workers=workers,
                             frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
                             input_size_hw=size_hw or Recipe.input_size_hw)
-        with _Shown(trimmed_first + iterations) as shown:
+        of_streams = completed(of_streams, data)
+        with _Shown((of_streams.trimmed_first or 0) + iterations) as shown:
             train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
     if _rank() == 0:
         print(f"wrote {out}")

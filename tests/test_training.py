@@ -28,7 +28,7 @@ from engines.training.pretrained import folded, start_from
 from engines.training.sampling import middles
 from engines.training.starting import SQUASHED, add_memory
 from engines.training.streaming import StreamTask, subsample_depthwise
-from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, gather, train
+from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, completed, gather, train
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def _video(path: Path, seed: int, frames: int = 16) -> None:
 def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
     arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"),
                  "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0,
-                 "checkpoint_every": 2} | changes
+                 "checkpoint_every": 2, "trimmed_first": 0} | changes
     return Recipe(**arguments)  # type: ignore[arg-type]
 
 
@@ -141,6 +141,17 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     seen.clear()
     train(replace(again, seed=1, init=str(weights)), lambda _: None, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]  # nor what was learnt from other weights
+
+
+@pytest.mark.parametrize(("changes", "steps"), [
+    ({}, 30), ({"iterations": 4}, 1), ({"trimmed_first": 7}, 7), ({"trimmed_first": 0}, 0), ({"trimmed": 4}, 0),
+    ({"causal": False, "memory": 0}, 0), ({"init": "gesture"}, 0)])
+def test_streams_come_after_a_third_as_many_steps_on_whole_gestures(dataset: Path, tmp_path: Path,
+                                                                    changes: dict[str, object], steps: int) -> None:
+    if changes.get("init") == "gesture":
+        changes = {"init": str(engines.load("gesture").path)}
+    how = recipe(dataset, tmp_path / "model.safetensors", **{"trimmed_first": None, "iterations": 90, **changes})
+    assert completed(how).trimmed_first == steps
 
 
 @pytest.mark.parametrize(("changes", "after"), [({"trimmed": 4}, "whole gestures"),

@@ -27,6 +27,7 @@ from engines.training.footage import Footage, frames_at
 Image = NDArray[np.uint8]
 T = TypeVar("T")
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
+IDLE_SHARE, BUSY_SHARE = 0.13, 0.22  # of sections: footage without gestures, rendered hands without them
 NEVER_S = (60.0, 90.0)  # until the first gesture of a rendered idle section: longer than any
 BUSY = {"leave": 0.15, "rest": 0.1, "roam": 0.2, "stray": 0.45, "hover": 0.1}  # hands of these sections, see `Script`
 MOMENT_S = (0.6, 3.0)  # what gestures last
@@ -95,9 +96,9 @@ class Stream:
         """Frames of one section after another, for ever."""
         while True:
             kind = self._rng.random()
-            if kind < 0.13 and self._material.idle:
+            if kind < IDLE_SHARE and self._material.idle:
                 yield from self._idle(self._rng.uniform(1.5, 6.0))
-            elif 0.13 <= kind < 0.25:
+            elif IDLE_SHARE <= kind < IDLE_SHARE + BUSY_SHARE:
                 yield from self._rendered(self._rng.uniform(4.0, 12.0), NEVER_S, BUSY)
             elif self._rng.random() < self._rendered_share or not self._by_label:
                 yield from self._rendered(self._rng.uniform(4.0, 16.0))

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from engines.training.ranks import Ranks, joined
 from engines.training.rows import Chunks, OpenStream, Schedule
 from engines.training.runfolder import RunFolder
 from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
-from engines.training.starting import RULE, add_memory, options_of, pixels_of, started
+from engines.training.starting import RULE, add_memory, architecture_of_start, options_of, pixels_of, started
 from engines.training.streaming import Held, Rates, StreamTask
 from engines.training.streams import Labelled, Material, Stream, idle_of
 from engines.training.task import Plan, Precision, Progress
@@ -51,6 +51,7 @@ REMEMBERED_CHUNKS = 40  # of each row's stream, from which examples of the label
 # How much frames without a gesture count where no recording is learnt from. A model for which they counted fully took
 # 15 of fold 3's 66 clips for no gesture; this lowers that answer's logit by 1.9.
 QUIET_WEIGHT = 0.15
+CLIP_S, WINDOW_CLIPS = 0.8, 4
 TRIMMED_FRAMES = 12
 IDLE_FIRST = 0.25
 MARGIN_HW = (96, 128)  # footage is kept at this size: the input's, with room for augmentation
@@ -73,7 +74,8 @@ class Recipe:
     knows where a gesture begins and ends. trimmed_idle: share of them that are moments of idle time instead.
     trimmed_first: iterations on whole gestures (of TRIMMED_FRAMES each, IDLE_FIRST of them idle time) before those on
     streams, which start from the network that this makes: how hands move is learnt sooner where every frame shows it,
-    and sooner without a memory, which comes with the streams (see `add_memory`).
+    and sooner without a memory, which comes with the streams (see `add_memory`). None: a third as many for a causal
+    network from weights of a backbone, on EgoGestAR's streams, else 0 (see `completed`).
 
     A whole network to start from (`init`) brings its own architecture, memory and input size."""
 
@@ -88,16 +90,16 @@ class Recipe:
     causal: bool = True
     memory: int = 128
     input_size_hw: tuple[int, int] = (72, 96)
-    frame_rate: float = 7.5
-    iterations: int = 4800
-    rows: int = 8
+    frame_rate: float = 5.0
+    iterations: int = 3600
+    rows: int = 4
     chunk: int = 32
     seed: int = 0
     backbone_lr: float = 1e-4
     module_lr: float = 1e-3
     head_lr: float = 1e-3
     weight_decay: float = 0.02
-    frozen_layers: int = 4
+    frozen_layers: int = 7
     rendered_first: float = 0.3
     rendered_share: float = 0.45
     fresh_share: float = 0.35
@@ -113,7 +115,7 @@ class Recipe:
     rendered_only: bool = False
     trimmed: int = 0
     trimmed_idle: float = 0.0
-    trimmed_first: int = 0
+    trimmed_first: int | None = None
     strict: bool = False
     name: str = "gesture"
     temperature: float = 1.0
@@ -136,7 +138,9 @@ def contract_of(recipe: Recipe, network: Network, heads: Mapping[str, tuple[str,
     """The contract a trained network goes out with; heads of None are EgoGestAR's."""
     labels = {"gesture": recipe.labels} if heads is None else dict(heads)
     T = recipe.trimmed or network.segments
-    clip_frames, window_clips = (6, 4) if network.causal and not recipe.trimmed else (T, 1)
+    clip_frames, window_clips = (T, 1)
+    if network.causal and not recipe.trimmed:
+        clip_frames, window_clips = max(1, round(CLIP_S * recipe.frame_rate)), WINDOW_CLIPS
     return Contract(
         name=recipe.name, architecture=network.architecture, options=options_of(network), heads=labels,
         frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
@@ -209,38 +213,49 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
     """
     with joined() as ranks:
         said = report if ranks.first else lambda _: None
+        recipe, before = completed(recipe, data), 0
+        material = cache(partial(gather, recipe, said))
         if recipe.trimmed_first:
-            after = ("whole gestures" if recipe.trimmed else data.name if data is not None
-                     else "" if recipe.causal else "bidirectional clips")
-            if after:
-                raise UsageError(f"whole gestures before {after}", "EgoGestAR's streams after them, with a causal "
-                                 "network", "leave out one of the two")
-            recipe = _after_whole_gestures(recipe, ranks, said, progress)
-        return _train(recipe, ranks, said, lambda i, figures: progress(recipe.trimmed_first + i, figures), data,
-                      frames_of)
+            before = recipe.trimmed_first
+            recipe = _after_whole_gestures(recipe, before, ranks, said, progress, material)
+        return _train(recipe, ranks, said, lambda i, figures: progress(before + i, figures), data, frames_of, material)
 
 
-def _after_whole_gestures(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress) -> Recipe:
+def completed(recipe: Recipe, data: Dataset | None = None) -> Recipe:
+    """The recipe with the number of its steps on whole gestures. Raises UsageError where there can be none."""
+    after = ("whole gestures" if recipe.trimmed else data.name if data is not None
+             else "" if recipe.causal else "bidirectional clips")
+    if recipe.trimmed_first and after:
+        raise UsageError(f"whole gestures before {after}", "EgoGestAR's streams after them, with a causal network",
+                         "leave out one of the two")
+    if recipe.trimmed_first is not None:
+        return recipe
+    new = not after and architecture_of_start(recipe.init) is None
+    return replace(recipe, trimmed_first=recipe.iterations // 3 if new else 0)
+
+
+def _after_whole_gestures(recipe: Recipe, iterations: int, ranks: Ranks, report: Callable[[str], None],
+                          progress: Progress, material: Callable[[], Material]) -> Recipe:
     """The recipe, which starts from a network that has learnt whole gestures: now, or before the run was killed.
 
     Whole gestures bear a higher rate than streams, in which what was new no longer is: tried on fold 3 (README)."""
     out = RunFolder(recipe.out, {}).path / "trimmed.safetensors"
     # The file outlives the run: a later one may differ in what recipes do not record.
     started_from = {name: str(getattr(recipe, name)) for name in ("dataset", "init", "idle", "idle_without")}
-    first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=recipe.trimmed_first,
+    first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=iterations,
                     trimmed_idle=IDLE_FIRST, memory=0, backbone_lr=3 * recipe.backbone_lr, validate_every=0, patience=0,
                     provenance=started_from)
     learnt = json.loads(json.dumps({"recipe": recorded(first), **started_from}))
     there = out.exists() and load(out).contract.provenance == learnt
     if not ranks.total(torch.tensor([there and ranks.first], dtype=torch.float32, device=ranks.device)):
-        _train(first, ranks, report, progress, None, decoded)
+        _train(first, ranks, report, progress, None, decoded, material)
         ranks.total(torch.zeros(1, device=ranks.device))  # the others wait for the file
     return replace(recipe, init=str(out), module_lr=0.3 * recipe.module_lr, head_lr=0.5 * recipe.head_lr,
                    rendered_first=recipe.rendered_first / 3)
 
 
 def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress: Progress, data: Dataset | None,
-           frames_of: FramesOf) -> Network:
+           frames_of: FramesOf, material: Callable[[], Material]) -> Network:
     torch.manual_seed(recipe.seed)
     data = None if data is None else without_group(data, recipe.without_fold)
     pool = None if data is None else Pool(data, "train")
@@ -257,7 +272,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     held_out = cache(lambda: left_out(recipe, contract.input_size_hw) if data is None
                      else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of, recipe.strict))
     folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
-    open_stream = (_gestures(recipe, contract, gather(recipe, report)) if pool is None
+    open_stream = (_gestures(recipe, contract, material()) if pool is None
                    else _segments(pool, contract, frames_of, recipe.strict))
     truths = [(k,) for k in range(len(recipe.labels))] if pool is None else pool.truths
     if recipe.validate_every and not held_out():
