@@ -211,6 +211,24 @@ class TestLive:
         accessible(tab)
         assert len(viewers.recognizer.cameras) == 1
 
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_every_label_can_be_read(self, scheme: str, tab: Any) -> None:
+        tab.emulate_media(color_scheme=scheme)
+        paper, *labels = np.array(tab.evaluate("""async () => {
+            const { colour } = await import("/page/live.js"), pen = document.createElement("canvas").getContext("2d");
+            const labels = Array.from({ length: 359 }, (_, i) => colour(String.fromCodePoint(i + 359)));
+            return [getComputedStyle(document.body).backgroundColor, ...labels].map(shade => {
+                pen.fillStyle = shade;
+                pen.fillRect(0, 0, 1, 1);
+                return [...pen.getImageData(0, 0, 1, 1).data];
+            });
+        }""")) / 255
+        assert len({tuple(shade) for shade in labels}) > 300
+        luminance = [0.05 + np.where(shade <= 0.04045, shade / 12.92, ((shade + 0.055) / 1.055) ** 2.4)[:3]
+                     @ (0.2126, 0.7152, 0.0722) for shade in (paper, *labels)]
+        contrast = [max(one, luminance[0]) / min(one, luminance[0]) for one in luminance[1:]]
+        assert min(contrast) >= 4.5  # WCAG's AA
+
     def test_a_camera_of_the_server_is_shown_and_a_closed_tab_leaves_nothing(
             self, tab: Any, viewers: Viewers) -> None:
         tab.select_option("#camera", "sim://gestures")

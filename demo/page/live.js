@@ -18,11 +18,11 @@ const grabbed = [], answered = [], delays = [];
 
 const small = document.createElement("canvas"), pen = small.getContext("2d", { willReadFrequently: true });
 
-function colour(label) {                                   // a label's own, readable on light and dark
+export function colour(label) {                            // a label's own; AA on light and dark, whatever the hue
   let number = 0;
   for (const letter of label) number = (number * 31 + letter.codePointAt(0)) % 359;
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  return `hsl(${number} ${dark ? "75% 68%" : "70% 36%"})`;
+  return `hsl(${number} ${dark ? "75% 70%" : "70% 27%"})`;
 }
 
 export const trouble = (text, fine = false) => {
