@@ -24,14 +24,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 # Test files run side by side, so each of them takes one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_engines", "test_ui", "test_doctor_and_bench", "test_teach", "test_official", "test_tensorrt",
-           "test_service", "test_loop", "test_openvino")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files begin first, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
