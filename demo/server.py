@@ -116,7 +116,7 @@ async def _hear(heard: dict[str, Any] | Any, viewer: Viewer, outbox: Outbox, les
     try:
         if (picture := heard.get("bytes")) is not None:
             [captured_at] = struct.unpack("<d", picture[:8])
-            told(await viewer.see(picture[8:], captured_at), b"", captured_at)
+            told(await asyncio.to_thread(viewer.see, picture[8:], captured_at), b"", captured_at)
         else:
             said = dict(json.loads(heard["text"]).items())
             if "threshold" in said:

@@ -47,8 +47,7 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
         looked_at = Service(service or str(Health().bind))
         app = mounted(app_of(viewers, teacher, looked_at, () if alone else ("*",)), engine, teacher)
         config = uvicorn.Config(app if users is None else Guard(app, users), host=host, port=port, log_level="warning",
-                                ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1,
-                                ws_per_message_deflate=False)  # pictures are compressed already
+                                ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         try:
             socket = config.bind_socket()

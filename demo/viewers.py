@@ -17,7 +17,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 from types import TracebackType
@@ -77,13 +77,10 @@ class Viewers:
         """A new viewer."""
         return Viewer(self, f"viewer {next(self._numbers)}")
 
-    def push(self, image_bgr: Image | Callable[[], Image], captured_at: float, camera: str,
-             lost: int = 0) -> Future[Records]:
-        """What an image causes, once it has had its turn, or a GatestreamError."""
-        return self._thread.submit(self._push, image_bgr, captured_at, camera, lost)
-
-    def _push(self, image_bgr: Image | Callable[[], Image], captured_at: float, camera: str, lost: int) -> Records:
-        return [item.as_json() for item in self.recognizer.push(image_bgr, captured_at, camera, lost=lost)]
+    def push(self, image_bgr: Image | Callable[[], Image], captured_at: float, camera: str, lost: int = 0) -> Records:
+        """What an image causes. Waits for its turn. Raises GatestreamError."""
+        items = self._thread.submit(self.recognizer.push, image_bgr, captured_at, camera, lost=lost).result()
+        return [item.as_json() for item in items]
 
     def leave(self, camera: str) -> Records:
         """Ends a camera's stream and gives its slot back; the events that were open."""
@@ -128,14 +125,12 @@ class Viewer:
         self._shown: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
 
-    async def see(self, jpeg: bytes, captured_at: float) -> Records:
+    def see(self, jpeg: bytes, captured_at: float) -> Records:
         """What a browser's picture causes; it is decoded only if the model's clock wants it. Raises GatestreamError."""
         self._remember(jpeg, captured_at)
         image_bgr = cache(partial(decoded, Message("gatestream", self.camera, jpeg), LIMITS))
-        records = await asyncio.wrap_future(self._viewers.push(image_bgr, captured_at, self.camera))
-        if self._gates is None:
-            return records
-        return records + await asyncio.to_thread(self._seen_gates, records, image_bgr)
+        records = self._viewers.push(image_bgr, captured_at, self.camera)
+        return records + self._seen_gates(records, image_bgr)
 
     def watch(self, spec: str, told: Told, failed: Callable[[str], None]) -> None:
         """Shows a camera of this machine or network from now on, after `stop`. told, failed: are called from another
@@ -218,7 +213,7 @@ class Viewer:
         try:
             for item in source.frames():
                 if isinstance(item, Frame):
-                    records = self._viewers.push(item.image_bgr, item.captured_at, self.camera, item.lost).result()
+                    records = self._viewers.push(item.image_bgr, item.captured_at, self.camera, item.lost)
                     records += self._seen_gates(records, lambda image=item.image_bgr: image)
                     picture = _picture(item.image_bgr)
                     self._remember(picture, item.captured_at)

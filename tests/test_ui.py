@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import shutil
@@ -10,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -387,8 +385,8 @@ def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path
 @needs_browser
 def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, viewers: Viewers, teacher: Teacher,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    ready, push = threading.Event(), viewers._push
-    monkeypatch.setattr(viewers, "_push", lambda *said: (ready.wait(PATIENCE_S), push(*said))[1])
+    ready, push = threading.Event(), viewers.push
+    monkeypatch.setattr(viewers, "push", lambda *said, **more: (ready.wait(PATIENCE_S), push(*said, **more))[1])
     tab.goto(f"{address}/teach")
     tab.fill("#name", "wave")
     tab.fill("#countdown", "0")
@@ -406,9 +404,8 @@ def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, viewe
 
 def test_what_was_shown_is_kept_though_pictures_changed_places(viewers: Viewers, tmp_path: Path) -> None:
     viewer, jpeg = viewers.join(), cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
-    with ThreadPoolExecutor(1) as elsewhere:  # Playwright runs a loop in this thread
-        for tick in (0, 1, 2, 4, 3, 5, 6, 7, 9, 8):
-            elsewhere.submit(asyncio.run, viewer.see(jpeg, 100 + tick / 10)).result()
+    for tick in (0, 1, 2, 4, 3, 5, 6, 7, 9, 8):
+        viewer.see(jpeg, 100 + tick / 10)
     clip = viewer.keep(Lessons(tmp_path), "wave", 100, 101)
     viewer.leave()
     assert clip.seconds > 0.7
