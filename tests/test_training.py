@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import engines
 from engines.errors import DatasetError, ModelError, UsageError
+from engines.model import bundled
 from engines.networks.mobilenetv2 import STAGES
 from engines.networks.network import Network, build
 from engines.preprocess import normalise
@@ -145,11 +146,9 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("changes", "steps"), [
     ({}, 30), ({"iterations": 4}, 1), ({"trimmed_first": 7}, 7), ({"trimmed_first": 0}, 0), ({"trimmed": 4}, 0),
-    ({"causal": False, "memory": 0}, 0), ({"init": "gesture"}, 0)])
+    ({"causal": False, "memory": 0}, 0), ({"init": str(bundled()["gesture"])}, 0)])
 def test_streams_come_after_a_third_as_many_steps_on_whole_gestures(dataset: Path, tmp_path: Path,
                                                                     changes: dict[str, object], steps: int) -> None:
-    if changes.get("init") == "gesture":
-        changes = {"init": str(engines.load("gesture").path)}
     how = recipe(dataset, tmp_path / "model.safetensors", **{"trimmed_first": None, "iterations": 90, **changes})
     assert completed(how).trimmed_first == steps
 
