@@ -89,11 +89,38 @@ def step_and_inputs(model: Model, batch: int = 2) -> tuple[PixelStep, tuple[Tens
     return step, tuple(one.expand(batch, *one.shape[1:]).contiguous() for one in (image, *step.network.fresh_state()))
 
 
+class Apart(nn.Module):
+    """The temporal modules of a step without the backbone between them: place -> (frame, state) in."""
+
+    def __init__(self, step: PixelStep) -> None:
+        super().__init__()
+        self.temporal = step.network.temporal
+
+    def forward(self, seen: dict[str, tuple[Tensor, list[Tensor]]]) -> dict[str, Any]:
+        return {place: self.temporal[place](*inputs) for place, inputs in seen.items()}
+
+
 @pytest.mark.parametrize("backbone", SIZES_HW)
-@pytest.mark.parametrize("temporal", ["tsn", "tsm", "gsm", "gsf", "stsm"])
-def test_every_operator_of_the_step_has_a_converter(tmp_path: Path, temporal: str, backbone: str) -> None:
-    model = make_model(tmp_path, f"{temporal}-{backbone}", size_hw=SIZES_HW[backbone], memory=8)
+def test_every_operator_of_a_backbone_has_a_converter(tmp_path: Path, backbone: str) -> None:
+    model = make_model(tmp_path, f"tsn-{backbone}", size_hw=SIZES_HW[backbone], memory=8)
     assert foreign(*step_and_inputs(model)) == set()
+
+
+@pytest.mark.parametrize("backbone", SIZES_HW)
+@pytest.mark.parametrize("temporal", ["tsm", "gsm", "gsf", "stsm"])
+def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal: str, backbone: str) -> None:
+    """At each place of the backbone: how a module is written out goes by the size of its maps."""
+    step, inputs = step_and_inputs(make_model(tmp_path, f"{temporal}-{backbone}", size_hw=SIZES_HW[backbone]))
+    seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
+    for place, module in step.network.temporal.items():
+        module.register_forward_pre_hook(lambda _, given, place=place: seen.update({place: given}))
+    with torch.no_grad():
+        step(*inputs)
+    apart = Apart(step)
+    for module in apart.temporal.values():
+        module._forward_pre_hooks.clear()
+    assert list(seen) == list(step.network.temporal)
+    assert foreign(apart, (seen,)) == set()
 
 
 @pytest.mark.parametrize("options", [{"percent": 100}, {"ahead": 0}, {"ahead": 1}])
