@@ -112,15 +112,14 @@ def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal:
     """At each place of the backbone: how a module is written out goes by the size of its maps."""
     step, inputs = step_and_inputs(make_model(tmp_path, f"{temporal}-{backbone}", size_hw=SIZES_HW[backbone]))
     seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    for place, module in step.network.temporal.items():
-        module.register_forward_pre_hook(lambda _, given, place=place: seen.update({place: given}))
+    hooks = [module.register_forward_pre_hook(lambda _, given, place=place: seen.update({place: given}))
+             for place, module in step.network.temporal.items()]
     with torch.no_grad():
         step(*inputs)
-    apart = Apart(step)
-    for module in apart.temporal.values():
-        module._forward_pre_hooks.clear()
+    for hook in hooks:
+        hook.remove()
     assert list(seen) == list(step.network.temporal)
-    assert foreign(apart, (seen,)) == set()
+    assert foreign(Apart(step), (seen,)) == set()
 
 
 @pytest.mark.parametrize("options", [{"percent": 100}, {"ahead": 0}, {"ahead": 1}])
