@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from engines.errors import UsageError
 from engines.networks.backbone import ON_INPUT, Backbone
@@ -81,12 +80,12 @@ class Network(nn.Module):
             sizes[place] = (x.shape[-2], x.shape[-1])
             return x
 
-        weights = {name: tensor.to("meta") for name, tensor in self.backbone.state_dict().items()}  # shapes are enough
-        image = torch.zeros(1, 3, *self.input_size_hw, dtype=next(self.parameters()).dtype, device="meta")
+        weight = next(self.parameters())
+        image = torch.zeros(1, 3, *self.input_size_hw, dtype=weight.dtype, device=weight.device)
         self.backbone.eval()  # or batch norms would count the blank image
         try:
             with torch.no_grad():
-                functional_call(self.backbone, weights, (image, record))
+                self.backbone(image, record)  # on real tensors: meta ones take longer and load much of torch
         except RuntimeError as error:
             raise UsageError("input of {}x{} pixels".format(*self.input_size_hw),
                              "a size whose maps fit together, such as {}x{}".format(*self.backbone.input_size_hw),
