@@ -3,7 +3,7 @@
     browser ──► server   binary: time (float64, little-endian, Unix seconds) + JPEG; text: {"source": "sim://gestures"},
                          {"service": "cell-3"}, a camera of the service;
                          null for the browser's own camera; {"threshold": 0.9}, null for the model's;
-                         {"gates": true}, records of gates come, too;
+                         {"gates": true}, records of gates come, too; {"hidden": true}, nobody sees the page;
                          {"keep": {"label": "wave", "from": time, "to": time}}, of what it showed
     server ──► browser   text: {"hello": {...}}, {"at": time, "records": [...]}, {"trouble": "a sentence"},
                          {"kept": {"label": "wave", "number": 3, ...}}
@@ -123,6 +123,8 @@ async def _hear(heard: dict[str, Any] | Any, viewer: Viewer, outbox: Outbox, les
                 await asyncio.to_thread(viewer.tune, None if said["threshold"] is None else float(said["threshold"]))
             if "gates" in said:
                 await asyncio.to_thread(viewer.show_gates, bool(said["gates"]))
+            if "hidden" in said:
+                viewer.look(not said["hidden"])
             if "keep" in said:
                 kept = said["keep"]
                 clip = await asyncio.to_thread(viewer.keep, lessons, str(kept["label"]), float(kept["from"]),

@@ -121,6 +121,8 @@ class Viewer:
         self._source: Source | None = None
         self._watching: threading.Thread | None = None
         self._following = threading.Event()
+        self._looked_at = threading.Event()
+        self._looked_at.set()
         self._gates: GateView | None = None
         self._shown: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
@@ -155,6 +157,14 @@ class Viewer:
         self._source = self._watching = None
         return self._viewers.leave(self.camera)
 
+    def look(self, looked_at: bool) -> None:
+        """Whether anybody sees what is shown. While nobody does, cameras are recognised all the same, but `told` gets
+        no pictures, and a camera of ours that can wait gives no more of them than the model needs."""
+        if looked_at:
+            self._looked_at.set()
+        else:
+            self._looked_at.clear()
+
     def keep(self, lessons: Lessons, label: str, from_at: float, to_at: float) -> Clip:
         """Keeps what was shown between two capture times as a recording. Raises UsageError, SinkError."""
         shown = [(at, jpeg) for at, jpeg in tuple(self._shown) if from_at <= at <= to_at]
@@ -180,7 +190,8 @@ class Viewer:
 
     def _seen_gates(self, records: Records, image_bgr: Callable[[], Image]) -> Records:
         gates = self._gates
-        if gates is None or not any(record["type"] == "prediction" for record in records):
+        made = any(record["type"] == "prediction" for record in records)
+        if gates is None or not made or not self._looked_at.is_set():
             return []
         image = image_bgr()
         open_HW = gates.see(image)
@@ -217,7 +228,10 @@ class Viewer:
                     records += self._seen_gates(records, lambda image=item.image_bgr: image)
                     picture = _picture(item.image_bgr)
                     self._remember(picture, item.captured_at)
-                    told(records, picture, item.captured_at)
+                    looked_at = self._looked_at.is_set()
+                    told(records, picture if looked_at else b"", item.captured_at)
+                    if not looked_at:
+                        self._looked_at.wait(0.5 / self._viewers.recognizer.contract.frame_rate)
                 else:
                     told([item.as_json()], b"", item.at)
             failed("This camera has ended.")
@@ -235,7 +249,8 @@ class Viewer:
                 picture = service.picture(camera) if made else None
                 if picture is not None:
                     self._remember(picture, made[-1]["captured_at"])
-                told(records, picture or b"", made[-1]["captured_at"] if made else 0.0)
+                shown = picture if picture is not None and self._looked_at.is_set() else b""
+                told(records, shown, made[-1]["captured_at"] if made else 0.0)
             failed("The service has ended. Press Start once it runs again.")
         except GatestreamError as error:
             if self._following.is_set():

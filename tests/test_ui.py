@@ -499,6 +499,28 @@ def test_other_sites_pages_are_not_answered(address: str) -> None:
             pass
 
 
+def test_a_tab_that_nobody_sees_is_recognised_and_gets_no_pictures(viewers: Viewers, address: str) -> None:
+    with connect(f"ws{address[4:]}/live/feed", origin=address) as feed:
+        def pictures_among(predictions: int) -> int:
+            """Of the messages that bring so many predictions, how many are pictures."""
+            pictures = 0
+            while predictions:
+                if isinstance(heard := feed.recv(PATIENCE_S), bytes):
+                    pictures += 1
+                else:
+                    records = json.loads(heard).get("records", ())
+                    predictions -= any(record["type"] == "prediction" for record in records)
+            return pictures
+
+        feed.send(json.dumps({"source": "sim://gestures"}))
+        assert pictures_among(5) >= 5
+        feed.send(json.dumps({"hidden": True}))
+        wait(lambda: pictures_among(5) == 0)
+        feed.send(json.dumps({"hidden": False}))
+        wait(lambda: pictures_among(5) >= 5)
+    wait(lambda: viewers.recognizer.cameras == ())
+
+
 @pytest.mark.parametrize("said", ["{", "[]", '{"threshold": "x"}', '{"source": 5}', b"short", b"12345678no jpeg"])
 def test_nonsense_is_answered_with_a_sentence(said: str | bytes, viewers: Viewers, address: str) -> None:
     with connect(f"ws{address[4:]}/live/feed", origin=address) as feed:

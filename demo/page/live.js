@@ -70,6 +70,7 @@ function hear(said) {
     open.clear();
     prediction = null;
     if ($("gates").getAttribute("aria-pressed") === "true") tell({ gates: true });
+    tell({ hidden: document.hidden });
     if (source !== null) tell(source);                      // the server was started anew: go on
   }
   if (said.trouble) trouble(said.trouble);
@@ -315,6 +316,8 @@ function correct(event) {                                  // a wrong recognitio
   dialog.returnValue = "";
   dialog.showModal();
 }
+
+document.addEventListener("visibilitychange", () => tell({ hidden: document.hidden }));  // no pictures for nobody
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   delete $("events").dataset.key;                           // labels have other colours in the dark
