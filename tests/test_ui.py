@@ -237,6 +237,12 @@ class TestLive:
         drawn = tab.evaluate("document.getElementById('picture').getContext('2d').getImageData(0, 0, 64, 64).data.some("
                              "(value, i) => i % 4 < 3 && value > 0)")
         assert drawn
+        for hidden in (True, False):  # as a browser tells when another tab comes to the front
+            tab.evaluate("""hidden => {
+                Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+                document.dispatchEvent(new Event("visibilitychange"));
+            }""", hidden)
+            wait(lambda hidden=hidden: (json.loads(tab.evaluate("document.body.dataset.facts"))["rate"] == 0) == hidden)
         tab.close()
         wait(lambda: viewers.recognizer.cameras == (), patience_s=5)
 
