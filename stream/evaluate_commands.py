@@ -60,6 +60,7 @@ def evaluate(model: ModelArgument,
     from json import dumps
 
     from engines.model import load, write_atomically
+    from engines.training.datasets import egogestar
     from engines.training.footage import videos
     from stream.evaluation import evaluate as run_evaluation
     from stream.sinks.base import output_path
@@ -81,9 +82,10 @@ def evaluate(model: ModelArgument,
             raise UsageError("--max-false-events without footage that shows no gesture", "some of it",
                              "add --idle FOLDER, and --rendered-idle MINUTES for more")
     recipe = load(model).contract.provenance.get("recipe", {})
-    held_out = recipe.get("idle_without")
-    footage = [path for path in videos(idle or []) if not held_out or path.stem in held_out]
-    left_out = 0 if group else recipe.get("without_fold", 0)
+    unseen = set(recipe.get("idle_without", ()))
+    footage = [path for folder in idle or () for path in _left_out(videos([folder]), unseen)]
+    # Folds are EgoGestAR's alone: of another dataset nothing was in training.
+    left_out = 0 if group or not egogestar.recognised(dataset) else recipe.get("without_fold", 0)
     found = run_evaluation(model, dataset, fold=left_out if fold is None else fold, idle=footage, engine=engine,
                            seed=seed, split=split, groups=group or (), rendered_idle_s=60 * rendered_idle,
                            rounds=rounds, strict=strict, kind=kind, media=media)
@@ -105,6 +107,11 @@ def evaluate(model: ModelArgument,
         print(text)
     else:
         write_atomically(Path(json), (text + "\n").encode())
+
+
+def _left_out(footage: list[Path], unseen: set[str]) -> list[Path]:
+    """Of a folder's videos those that training left out; all of a folder that has none of them."""
+    return [path for path in footage if path.stem in unseen] or footage
 
 
 def _per_hour(text: str) -> float:

@@ -454,9 +454,44 @@ def test_wrong_use_is_told_before_the_work(options: list[str], told: str, tmp_pa
     assert told in capfd.readouterr().err
 
 
-def test_the_command_writes_all_it_is_asked_for(videos: dict[str, Path], tmp_path: Path,
-                                                monkeypatch: pytest.MonkeyPatch,
-                                                capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of one's own, of a training that left out fold 2 and a video, that is recognised with as a fake."""
+    bundled = load("gesture")
+    path = tmp_path / "own.safetensors"
+    left_out = {"recipe": {"without_fold": 2, "idle_without": ["kept"]}}
+    save(path, bundled.contract.model_copy(update={"provenance": left_out}), bundled.tensors)
+    fake = FakeModel()
+    monkeypatch.setattr(engines, "compile", lambda model, engine, slots: FakeEngine(fake, slots))
+    real_load = engines.load
+    monkeypatch.setattr(engines, "load", lambda name: fake if str(name) == str(path) else real_load(name))
+    monkeypatch.setattr("stream.evaluation.thresholds.engines", SimpleNamespace(load=real_load))
+    return path
+
+
+@pytest.mark.parametrize(("folds", "options", "clips", "idle"), [
+    (True, [], 1, ["kept"]),
+    (True, ["--fold", "0"], 2, ["kept"]),
+    (False, [], 2, ["kept"]),                                      # another dataset, which training has not seen
+    (True, ["--idle", "elsewhere"], 1, ["kept", "seen"]),          # nor another folder's videos, whatever their names
+])
+def test_what_training_left_out_is_measured(folds: bool, options: list[str], clips: int, idle: list[str], own: Path,
+                                            tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/val/left/1", "data/val/right/2", "idle/kept", "idle/seen", "elsewhere/seen"):
+        path = tmp_path / f"{name}.avi"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        film(path, ("none" if "data" not in name else path.parent.name, 2), ("left", 0.6), ("none", 1))
+    if folds:
+        (tmp_path / "data" / "manifest.csv").write_text(
+            "file,label,source,fold\nval/left/1.avi,left,head,1\nval/right/2.avi,right,head,2")
+    assert main(["evaluate", str(own), "data", "--idle", "idle", "--max-false-events", "1000/h", *options]) == 0
+    assert json.loads(capfd.readouterr().out)["clips"]["heads"]["gesture"]["clips"] == clips
+    assert sorted(load(own).contract.provenance["event_thresholds"]["data"]["idle"]) == idle
+
+
+def test_the_command_writes_all_it_is_asked_for(own: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, idle = tmp_path / "data", tmp_path / "idle"
     data.mkdir()
     idle.mkdir()
@@ -464,16 +499,8 @@ def test_the_command_writes_all_it_is_asked_for(videos: dict[str, Path], tmp_pat
     lines = ["file,label,source,fold"]
     for name in ("left", "right"):
         film(data / f"{name}.avi", (name, 2))
-        lines.append(f"{name}.avi,{name},head,1")
+        lines.append(f"{name}.avi,{name},head,2")
     (data / "manifest.csv").write_text("\n".join(lines))
-    bundled = load("gesture")
-    own = tmp_path / "own.safetensors"
-    save(own, bundled.contract, bundled.tensors)
-    fake = FakeModel()
-    monkeypatch.setattr(engines, "compile", lambda model, engine, slots: FakeEngine(fake, slots))
-    real_load = engines.load
-    monkeypatch.setattr(engines, "load", lambda name: fake if str(name) == str(own) else real_load(name))
-    monkeypatch.setattr("stream.evaluation.thresholds.engines", SimpleNamespace(load=real_load))
     assert main(["evaluate", str(own), str(data), "--idle", str(idle), "--max-false-events", "0/h",
                  "--report", str(tmp_path / "report.html"), "--json", str(tmp_path / "report.json")]) == 0
     assert capfd.readouterr().out == ""
