@@ -18,14 +18,14 @@ from engines.choice import bidirectional
 from engines.contract import Contract, EventRule
 from engines.errors import DatasetError, GatestreamError, UsageError
 from engines.model import Model, save, write_atomically
-from engines.training.teach import HeldOut, TeachReport, background_of, teach
+from engines.training.teach import NO_QUIET, HeldOut, Quiet, TeachReport, background_of, teach
 from stream.events import events_of
 from stream.recordings import Recording, Watcher, find
 from stream.scoring import probabilities
 
 FEW = 3  # recordings of a label; with fewer there is a warning
-OPEN_ABOVE = (0.995, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
-CLOSE_LOWER = 0.15  # than opening
+OPEN_ABOVE = (0.9995, 0.999, 0.995, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+CLOSE_LOWER = 0.15  # than opening, at least
 MIN_SCORE = (0.8, 0.7, 0.6, 0.5, 0.4)
 DURATION_SHARE = 0.5  # of the shortest action seen, that an event has to last at most
 
@@ -84,7 +84,7 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
                         "what its head says alone; add recordings of them to keep them at their best")
     note("choosing when an event opens")
     contract = taught.contract
-    rule = event_rule(contract, head, taught.held_out)
+    rule = event_rule(contract, head, taught.held_out, taught.quiet)
     contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
     save(out, contract, taught.tensors)
     return Outcome(contract, taught.report, skipped, warnings)
@@ -95,9 +95,12 @@ def write_report(outcome: Outcome, path: Path) -> None:
     write_atomically(path, (json.dumps(outcome.as_json(), indent=2) + "\n").encode())
 
 
-def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut]) -> EventRule:
+def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut], quiet: Quiet = NO_QUIET) -> EventRule:
     """The rule with the best event F1 on recordings left out; the model's own, unless another is better, and else the
-    strictest of the best: what nobody recorded may look like an action, too."""
+    strictest of the best: what nobody recorded may look like an action, too.
+
+    None counts under which more moments of remembered background could open an event than could before the lesson, if
+    there is another."""
     if not any(one.lesson.ended for one in held_out):
         return contract.events
     own, labels = contract.events, contract.heads[head]
@@ -105,9 +108,11 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut]) -> Ev
                      if one.lesson.ended) / contract.frame_rate
     lasting = own.model_copy(update={
         "min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
-    rules = [lasting, *(lasting.model_copy(update={"open_above": above, "close_below": round(above - CLOSE_LOWER, 3),
-                                                   "min_score": score})
+    rules = [lasting, *(lasting.model_copy(update={"open_above": above, "min_score": score, "close_below": round(
+                            min(own.close_below, above - CLOSE_LOWER), 3)})
                         for above, score in product(OPEN_ABOVE, MIN_SCORE))]
+    most = (quiet.before_N > own.open_above).sum()
+    rules = [rule for rule in rules if (quiet.after_N > rule.open_above).sum() <= most] or rules[1:1 + len(MIN_SCORE)]
     now, window = contract.temperature.get(head, 1.0), contract.window_temperature.get(head, 1.0)
     scored = [(one.lesson.label if one.lesson.ended else None,
                np.array([probabilities(row_K, now) for row_K in one.now_TK]),

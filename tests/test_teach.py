@@ -32,7 +32,7 @@ from engines.training.lessons import Lesson, action_span, examples_of
 from engines.training.loss import Truth
 from engines.training.rows import Batch
 from engines.training.streams import Material, Stream
-from engines.training.teach import HeldOut, Taught, teach
+from engines.training.teach import NOTHING_MOST, HeldOut, Quiet, Taught, _balanced, teach
 from engines.training.train import Recipe
 from stream.cli import main
 from stream.evaluation import evaluate_clips
@@ -195,6 +195,25 @@ def test_the_event_rule_lets_short_actions_through_and_is_kept_when_it_is_best()
     assert max(stricter.open_above, stricter.min_score) > 0.67
 
 
+@pytest.mark.parametrize(("before", "after", "least"), [
+    ([0.5] * 4, [0.5] * 4, 0.0),                      # nothing would open: the own rule stays
+    ([0.5, 0.5, 0.5, 0.9], [0.5, 0.5, 0.5, 0.99], 0.0),  # as many as before would
+    ([0.5] * 4, [0.5, 0.5, 0.5, 0.96], 0.96),
+    ([0.5] * 4, [0.5, 0.5, 0.5, 1.0], 0.9995),        # whatever the rule: then the strictest
+])
+def test_remembered_background_opens_no_more_events_than_before(before: list[float], after: list[float],
+                                                                least: float) -> None:
+    now_TK = np.zeros((20, 2))
+    now_TK[:, 1] = 20.0
+    now_TK[10:14] = [20.0, 0.0]
+    held_out = [HeldOut(replace(lesson("wave/0", "wave", "wave", 0), started=10, ended=14), now_TK, now_TK)]
+    own = EventRule(open_above=0.8, min_duration_s=0.2)
+    trained = contract(heads={"gesture": ("wave", "background")}, background="background", events=own)
+    rule = event_rule(trained, "gesture", held_out, Quiet(np.float32(before), np.float32(after)))
+    assert rule.open_above >= least
+    assert (rule == own) == (least == 0.0)
+
+
 def video(path: Path, label: str, seed: int) -> None:
     """One rendered gesture, with half a second before and after it."""
     simulation = Simulation(seed, size_hw=(72, 96), rate=15.0, labels=(label,), idle_s=(0.4, 0.8))
@@ -271,6 +290,19 @@ def test_a_training_leaves_examples_of_late_moments_and_of_windows() -> None:
             expected = np.array([rows[first:last + 1].mean(axis=0) for first, last in ends])
             found = features[(facts[:, 0] == k) & (facts[:, 2] == kind)]
             np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_more_of_background_is_remembered_and_counts_more() -> None:
+    label_N = np.repeat([0, 1, 2], [recall.KEPT, 3 * recall.KEPT, 2 * recall.KEPT_NOTHING])
+    ones_N, none_N = np.ones(len(label_N)), np.zeros(len(label_N), bool)
+    examples = Examples(label_N[:, None].astype(float), np.eye(3)[label_N], ones_N, ones_N, -ones_N.astype(int), none_N)
+    facts = recall.kept(examples, "gesture", nothing=2)["examples.gesture.facts"]
+    assert np.bincount(facts[:, 0].astype(int)).tolist() == [recall.KEPT, recall.KEPT, recall.KEPT_NOTHING]
+    assert np.bincount(label_N).tolist() == pytest.approx(np.bincount(facts[:, 0].astype(int), facts[:, 1]))
+    for share, wanted in ((1.0, NOTHING_MOST), (0.1, 0.1 * 2 * recall.KEPT_NOTHING / (2 * recall.KEPT)), (0.001, 1.0)):
+        fewer = examples.only((label_N < 2) | (np.arange(len(label_N)) % round(1 / share) == 0))
+        weight_K = np.bincount(fewer.target_NK.argmax(axis=1), _balanced(fewer, 2).weight_N)
+        assert weight_K == pytest.approx([2, 2, 2 * wanted], rel=0.01)
 
 
 class TestFile:

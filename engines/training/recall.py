@@ -32,6 +32,7 @@ from engines.training.loss import UNKNOWN
 from engines.training.rows import Batch
 
 KEPT = 96  # examples of a label in a model file, at most
+KEPT_NOTHING = 2000  # of background: a stream is full of it, and of many kinds
 MADE_UP = 100  # examples of a label that has none
 MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes them for their label, in logits
 MADE_UP_WEIGHT = 3.0  # of a made-up label against a taught one: they stand for more than they show
@@ -39,14 +40,16 @@ ROUNDS = 40  # of halving, when looking for a margin
 FARTHEST = 1e6
 
 
-def kept(examples: Examples, head: str) -> dict[str, NDArray[np.float32]]:
-    """The tensors to keep of these examples: at most KEPT of each label, evenly. The weights of a label stay."""
+def kept(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.float32]]:
+    """The tensors to keep of these examples: at most KEPT of each label, evenly, of the label `nothing` more. The
+    weights of a label stay."""
     label_N = examples.target_NK.argmax(axis=1)
     chosen: list[int] = []
     weight_N = np.zeros(len(label_N))
     for label in np.unique(label_N):
         rows = np.flatnonzero(label_N == label)
-        few = rows[np.unique(np.linspace(0, len(rows) - 1, min(KEPT, len(rows))).astype(int))]
+        most = min(KEPT_NOTHING if label == nothing else KEPT, len(rows))
+        few = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
         weight_N[few] = examples.weight_N[rows].sum() / len(few)
         chosen += few.tolist()
     facts = np.column_stack([label_N[chosen], weight_N[chosen], examples.window_N[chosen]])
@@ -84,9 +87,10 @@ def of_streams(contract: Contract, network: Network, batches: Iterable[Batch],
                 taken.append((moment.window_D, label, True))
         if taken:
             ones_N = np.ones(len(taken))
-            tensors |= kept(Examples(np.array([row_D for row_D, *_ in taken], np.float64),
-                                     np.eye(len(labels))[[label for _, label, _ in taken]], ones_N, ones_N,
-                                     np.full(len(taken), -1), np.array([window for *_, window in taken])), head)
+            examples = Examples(np.array([row_D for row_D, *_ in taken], np.float64),
+                                np.eye(len(labels))[[label for _, label, _ in taken]], ones_N, ones_N,
+                                np.full(len(taken), -1), np.array([window for *_, window in taken]))
+            tensors |= kept(examples, head, nothing)
     return tensors
 
 

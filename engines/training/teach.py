@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.agreement import probabilities
 from engines.contract import Contract
 from engines.model import EXAMPLES, Model
 from engines.training import recall
@@ -25,6 +26,7 @@ from engines.training.headfit import Doubles, Examples, Head, best_pull, cross_v
 from engines.training.lessons import LATE, Lesson, examples_of
 
 BACKGROUND = "background"
+NOTHING_MOST = 10.0  # times as much as a label counts background, where there are so many more examples of it
 ALIKE = 0.3  # share of two labels' recordings that are taken for one another, from which they are too alike
 ALIKE_LEAST = 2  # such recordings, at least
 SUSPECTS = 6  # recordings whose removal is tried, at most
@@ -82,6 +84,17 @@ class TeachReport:
 
 
 @dataclass(frozen=True)
+class Quiet:
+    """Probabilities of any action at N remembered moments of background: by the head before the lesson, and after."""
+
+    before_N: NDArray[np.float32]
+    after_N: NDArray[np.float32]
+
+
+NO_QUIET = Quiet(np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
 class Taught:
     """A taught model, not yet written: contract and tensors of its file; what was measured."""
 
@@ -89,6 +102,7 @@ class Taught:
     tensors: dict[str, NDArray[np.float32]]
     report: TeachReport
     held_out: list[HeldOut]
+    quiet: Quiet
 
 
 def background_of(contract: Contract, head: str, fresh: bool) -> str:
@@ -113,7 +127,9 @@ def teach(model: Model, lessons: Sequence[Lesson], head: str, *, fresh: bool = F
                                              contract.window_temperature.get(head, 1.0))
     start = _start(model, head, labels, fresh)
     seen = examples_of(lessons, labels, background, contract.warmup_frames, temperatures)
-    remembered = _balanced(seen if fresh else seen.joined(recall.stored(model, head, len(labels), temperatures)))
+    nothing = labels.index(background)
+    stored = None if fresh else recall.stored(model, head, len(labels), temperatures)
+    remembered = _balanced(seen if stored is None else seen.joined(stored), nothing)
     fed = remembered.target_NK.argmax(axis=1)
     without = tuple(label for i, label in enumerate(known) if i not in fed)
     examples = remembered.joined(recall.made_up(seen, start, len(known), [labels.index(label) for label in without],
@@ -145,8 +161,9 @@ def teach(model: Model, lessons: Sequence[Lesson], head: str, *, fresh: bool = F
                                                          {"seed": seed, "fresh": fresh, **report.as_json()}]}})
     tensors = {name: value for name, value in model.tensors.items() if not name.startswith(f"{EXAMPLES}{head}.")}
     tensors |= {f"heads.{head}.weight": learnt.weight_KD.astype(np.float32),
-                f"heads.{head}.bias": learnt.bias_K.astype(np.float32), **recall.kept(remembered, head)}
-    return Taught(changed, tensors, report, held_out)
+                f"heads.{head}.bias": learnt.bias_K.astype(np.float32), **recall.kept(remembered, head, nothing)}
+    return Taught(changed, tensors, report, held_out,
+                  NO_QUIET if stored is None else _quiet(stored, start, learnt, len(known), nothing, temperatures[0]))
 
 
 def _start(model: Model, head: str, labels: Sequence[str], fresh: bool) -> Head:
@@ -158,11 +175,27 @@ def _start(model: Model, head: str, labels: Sequence[str], fresh: bool) -> Head:
     return Head(np.pad(weight_KD, ((0, new), (0, 0))), np.pad(bias_K, (0, new)))
 
 
-def _balanced(examples: Examples) -> Examples:
-    """Every label counts 2, in all: once for `now`, once for windows."""
+def _quiet(stored: Examples, start: Head, learnt: Head, known: int, nothing: int, temperature: float) -> Quiet:
+    """What the head `start`, which has rows for the first `known` labels, and the learnt one say of background."""
+    quiet_ND = stored.features_ND[(stored.target_NK[:, nothing] > 0) & ~stored.window_N]
+    if not len(quiet_ND):
+        return NO_QUIET
+
+    def activity(head: Head) -> NDArray[np.float32]:
+        return np.asarray(1 - probabilities(head.logits(quiet_ND).astype(np.float32), temperature)[:, nothing])
+
+    return Quiet(activity(Head(start.weight_KD[:known], start.bias_K[:known])), activity(learnt))
+
+
+def _balanced(examples: Examples, nothing: int) -> Examples:
+    """Every label counts 2, in all: once for `now`, once for windows. Background, of which a live stream is full,
+    counts more where there are more examples of it than of the others."""
     label_N = examples.target_NK.argmax(axis=1)
     total_K = np.bincount(label_N, examples.weight_N, examples.target_NK.shape[1])
-    return replace(examples, weight_N=2 * examples.weight_N / total_K[label_N])
+    others = np.delete(np.bincount(label_N, minlength=len(total_K)), nothing)
+    count_K = np.full(len(total_K), 2.0)
+    count_K[nothing] *= np.clip((label_N == nothing).sum() / max(1.0, others[others > 0].mean()), 1, NOTHING_MOST)
+    return replace(examples, weight_N=count_K[label_N] * examples.weight_N / total_K[label_N])
 
 
 def _temperatures(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[float, float]:

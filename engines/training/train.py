@@ -47,7 +47,7 @@ NOT_RECORDED = {"provenance", "out", "dataset", "init", "idle", "workers", "chec
 EVENTS = EventRule(open_above=0.999, close_below=0.65, close_after_s=0.25, min_duration_s=0.42, min_score=0.7,
                    split_after_s=60.0)
 HELD_OUT_CLIPS = 200  # of a dataset's validation split are looked at, at most
-REMEMBERED_CHUNKS = 40  # of each row's stream, from which examples of the labels are kept in the model file
+REMEMBERED_CHUNKS = 100  # of each row's stream, from which examples of the labels are kept in the model file
 # How much frames without a gesture count where no recording is learnt from. A model for which they counted fully took
 # 15 of fold 3's 66 clips for no gesture; this lowers that answer's logit by 1.9.
 QUIET_WEIGHT = 0.15
