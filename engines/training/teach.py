@@ -26,7 +26,7 @@ from engines.training.headfit import Doubles, Examples, Head, best_pull, cross_v
 from engines.training.lessons import LATE, Lesson, examples_of
 
 BACKGROUND = "background"
-NOTHING_MOST = 10.0  # times as much as a label counts background, where there are so many more examples of it
+NOTHING_MOST = 5.0  # times as much as a label counts background, where there are so many more examples of it
 ALIKE = 0.3  # share of two labels' recordings that are taken for one another, from which they are too alike
 ALIKE_LEAST = 2  # such recordings, at least
 SUSPECTS = 6  # recordings whose removal is tried, at most
