@@ -60,7 +60,6 @@ def evaluate(model: ModelArgument,
     from json import dumps
 
     from engines.model import load, write_atomically
-    from engines.training.datasets import egogestar
     from engines.training.footage import videos
     from stream.evaluation import evaluate as run_evaluation
     from stream.sinks.base import output_path
@@ -84,17 +83,15 @@ def evaluate(model: ModelArgument,
     recipe = load(model).contract.provenance.get("recipe", {})
     unseen = set(recipe.get("idle_without", ()))
     footage = [path for folder in idle or () for path in _left_out(videos([folder]), unseen)]
-    # Folds are EgoGestAR's alone: of another dataset nothing was in training.
-    left_out = 0 if group or not egogestar.recognised(dataset) else recipe.get("without_fold", 0)
-    found = run_evaluation(model, dataset, fold=left_out if fold is None else fold, idle=footage, engine=engine,
-                           seed=seed, split=split, groups=group or (), rendered_idle_s=60 * rendered_idle,
-                           rounds=rounds, strict=strict, kind=kind, media=media)
+    found = run_evaluation(model, dataset, fold=fold, idle=footage, engine=engine, seed=seed, split=split,
+                           groups=group or (), rendered_idle_s=60 * rendered_idle, rounds=rounds, strict=strict,
+                           kind=kind, media=media)
     figures: dict[str, Any] = found.as_json()
     if limit is not None:
         chosen = search(found.stream, found.idles.values(), limit)
         figures["thresholds"] = chosen.as_json()
-        data = {"dataset": found.chosen.name, "fold": left_out if fold is None else fold, "split": split,
-                "groups": group or [], "idle": [path.stem for path in footage], "rendered_idle_minutes": rendered_idle,
+        data = {"dataset": found.chosen.name, "split": split, "groups": list(found.chosen.groups),
+                "idle": [path.stem for path in footage], "rendered_idle_minutes": rendered_idle,
                 "seed": seed}
         write_rule(Path(model), chosen, data)
     if submission is not None and supervision is not None:

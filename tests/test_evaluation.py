@@ -36,7 +36,7 @@ from stream.evaluation import (
     played_on,
     rendered_idle,
 )
-from stream.evaluation.data import most_at_once
+from stream.evaluation.data import left_out_by_training, most_at_once
 from stream.evaluation.play import idle_room, pictures
 from stream.evaluation.report import write_report
 from stream.evaluation.thresholds import search, write_rule
@@ -454,6 +454,13 @@ def test_wrong_use_is_told_before_the_work(options: list[str], told: str, tmp_pa
     assert told in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("fold", "groups"), [(0, ()), (2, ("2",)), (3, ())])
+def test_the_group_that_training_left_out_is_known_in_any_dataset(fold: int, groups: tuple[str, ...]) -> None:
+    segments = [Segment(name, Media(Path(name)), labels={"lamp": "left"}, group=name) for name in ("1", "2")]
+    contract = FakeModel(provenance={"recipe": {"without_fold": fold}}).contract
+    assert left_out_by_training(Dataset("lamps", {"lamp": ("left",)}, {"train": segments}), contract) == groups
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of one's own, of a training that left out fold 2 and a video, that is recognised with as a fake."""
@@ -461,7 +468,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "own.safetensors"
     left_out = {"recipe": {"without_fold": 2, "idle_without": ["kept"]}}
     save(path, bundled.contract.model_copy(update={"provenance": left_out}), bundled.tensors)
-    fake = FakeModel()
+    fake = FakeModel(provenance=left_out)
     monkeypatch.setattr(engines, "compile", lambda model, engine, slots: FakeEngine(fake, slots))
     real_load = engines.load
     monkeypatch.setattr(engines, "load", lambda name: fake if str(name) == str(path) else real_load(name))

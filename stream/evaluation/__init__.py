@@ -23,7 +23,7 @@ from engines.errors import GatestreamError
 from engines.training import metrics, submission
 from engines.training.datasets import Media, open_dataset
 from stream.evaluation.clips import ClipReport, Skipped, evaluate_clips
-from stream.evaluation.data import Chosen, choose, is_trimmed, most_at_once, recordings
+from stream.evaluation.data import Chosen, choose, is_trimmed, left_out_by_training, most_at_once, recordings
 from stream.evaluation.play import Truth, joined, pictures, played_on, rendered_idle
 from stream.evaluation.streams import IOU, StreamMeter, StreamReport, evaluate_stream
 from stream.frame import Event
@@ -81,10 +81,11 @@ class Report:
             for one in self.clips.outcomes}, supervision=supervision)
 
 
-def evaluate(model: str, dataset: Path, *, fold: int = 0, idle: Sequence[Path] = (), engine: str = "auto",
+def evaluate(model: str, dataset: Path, *, fold: int | None = 0, idle: Sequence[Path] = (), engine: str = "auto",
              seed: int = 0, split: str | None = None, groups: Collection[str] = (), rendered_idle_s: float = 0.0,
              rounds: int = 1, strict: bool = False, kind: str = "auto", media: Path | None = None) -> Report:
-    """Evaluates a model on a dataset folder: all its clips, or those of a split, of some groups, or of one fold.
+    """Evaluates a model on a dataset folder: all its clips, or those of a split, of some groups, or of one fold; None:
+    of what the model's training left out, if the dataset has it and no groups are named.
 
     kind, media: see `engines.training.datasets.open_dataset`.
     idle: videos without gestures, which join trimmed clips to a stream and are counted for false events;
@@ -93,7 +94,10 @@ def evaluate(model: str, dataset: Path, *, fold: int = 0, idle: Sequence[Path] =
     Raises DatasetError when nothing is left.
     """
     loaded = engines.load(model)
-    chosen = choose(open_dataset(dataset, kind, media=media), loaded.contract, split, [str(fold)] if fold else groups)
+    data = open_dataset(dataset, kind, media=media)
+    if fold is None and not groups:
+        groups = left_out_by_training(data, loaded.contract, split)
+    chosen = choose(data, loaded.contract, split, [str(fold)] if fold else groups)
     slots = most_at_once(chosen.segments) + 1
     with Recognizer(loaded, engines.compile(loaded, engine=engine, slots=slots)) as recognizer:
         return measure(recognizer, chosen, idle=idle, seed=seed, rendered_idle_s=rendered_idle_s, rounds=rounds,

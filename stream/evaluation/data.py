@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from engines.contract import Contract
 from engines.errors import DatasetError, UsageError
 from engines.training.datasets import Dataset, Media, Segment
 
+log = logging.getLogger("gatestream.evaluation")
+
 PREFERRED = ("validation", "test")  # what is measured by default, where a dataset has such splits
 
 
@@ -17,7 +20,7 @@ PREFERRED = ("validation", "test")  # what is measured by default, where a datas
 class Chosen:
     """segments: labels by the model's heads; classes: the dataset's own class order of each; background: the label
     that means "nothing" among them, if there is one; rare: labels of each head that are reported apart; problems: what
-    the reader found wrong, kind by kind, and how often."""
+    the reader found wrong, kind by kind, and how often; groups: of which the segments are, () for any."""
 
     name: str
     segments: Sequence[Segment]
@@ -25,6 +28,7 @@ class Chosen:
     background: str | None
     rare: Mapping[str, frozenset[str]]
     problems: Mapping[str, int]
+    groups: tuple[str, ...] = ()
 
 
 def choose(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Chosen:
@@ -49,7 +53,16 @@ def choose(dataset: Dataset, contract: Contract, split: str | None = None, group
     return Chosen(dataset.name, [in_words_of_the_model(segment) for segment in segments],
                   {ours: tuple(dataset.heads[theirs]) for theirs, ours in heads.items()}, background,
                   {ours: dataset.rare[theirs] for theirs, ours in heads.items() if dataset.rare.get(theirs)},
-                  Counter(problem.kind for problem in dataset.problems))
+                  Counter(problem.kind for problem in dataset.problems), tuple(groups))
+
+
+def left_out_by_training(dataset: Dataset, contract: Contract, split: str | None = None) -> tuple[str, ...]:
+    """The group of a dataset that the model's training left out; () where it left none out, or there is no such one."""
+    group = str(contract.provenance.get("recipe", {}).get("without_fold", 0))
+    if group == "0" or any(segment.group == group for segment in _split(dataset, split)):
+        return () if group == "0" else (group,)
+    log.warning("%s has no fold %s, which training left out: all of it is measured", dataset.name, group)
+    return ()
 
 
 def recordings(segments: Sequence[Segment]) -> dict[Media, list[Segment]]:
