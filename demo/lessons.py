@@ -24,10 +24,10 @@ import av
 import engines
 from engines.errors import GatestreamError, SinkError, UsageError
 from stream.frame import Frame, Image
-from stream.service.clips import write_video
+from stream.service.egress.clips import write_video
 from stream.sinks.base import sink_errors
 from stream.sources import open_source
-from stream.teaching import teach_folder, write_report
+from stream.teaching.teach import teach_folder, write_report
 
 log = logging.getLogger("gatestream.ui")
 

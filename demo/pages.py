@@ -20,11 +20,11 @@ from fastapi import FastAPI
 import engines
 from demo.lessons import Teacher
 from demo.videos import Recognised, recognise, track
-from engines.bench import bench, lines
-from engines.contract import Contract
-from engines.doctor import doctor
+from engines.bench.doctor import doctor
+from engines.bench.stages import bench, lines
 from engines.errors import GatestreamError
-from engines.model import Model
+from engines.model.contract import Contract
+from engines.model.file import Model
 from stream.recognizer import Recognizer
 from stream.scoring import Scorer
 

@@ -10,8 +10,8 @@ import cv2
 from rich.console import Console
 
 from stream.frame import Event, Frame
-from stream.overlay import OverlayState, draw
 from stream.recognizer import Recognizer
+from stream.sinks.overlay import OverlayState, draw
 from stream.sinks.terminal import TerminalView
 from stream.sources import open_source
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import SinkError, UsageError
-from engines.model import write_atomically
+from engines.model.file import write_atomically
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LEAST = 8  # characters of a password

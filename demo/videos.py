@@ -9,12 +9,12 @@ from html import escape
 from pathlib import Path
 
 from stream.frame import Event, Frame, Prediction, Record
-from stream.overlay import label_colour
 from stream.recognizer import Recognizer
 from stream.runner import run
 from stream.sinks.base import Sink
 from stream.sinks.export import export
 from stream.sinks.log import EventLog, events
+from stream.sinks.overlay import label_colour
 from stream.sinks.video import AnnotatedVideo
 from stream.sources import open_source
 

@@ -30,14 +30,14 @@ import engines
 from demo.lessons import Clip, Lessons
 from demo.services import Service
 from engines.errors import FrameError, GatestreamError, UsageError
-from engines.preprocess import seen_part
+from engines.model.preprocess import seen_part
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
-from stream.service.wire import Limits, Message, decoded
 from stream.sources import Source, open_source
+from stream.wire import Limits, Message, decoded
 
 if TYPE_CHECKING:
-    from engines.gates import GateView
+    from engines.runtime.gate_heatmap import GateView
 
 log = logging.getLogger("gatestream.ui")
 
@@ -182,7 +182,7 @@ class Viewer:
         """Has records of gates come with predictions from now on, or no more. Raises UsageError, EngineError for a
         model whose gates cannot be looked at."""
         if shown:
-            from engines.gates import GateView  # the first use of torch
+            from engines.runtime.gate_heatmap import GateView  # the first use of torch
 
             self._gates = GateView(engines.load(self._viewers.model))
         else:

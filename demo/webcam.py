@@ -22,11 +22,11 @@ import cv2
 from engines.errors import GatestreamError, UsageError
 from stream.clock import Clock
 from stream.frame import Frame, Image
-from stream.overlay import OverlayState, draw
 from stream.recognizer import Recognizer
+from stream.sinks.overlay import OverlayState, draw
 from stream.sinks.video import AnnotatedVideo
 from stream.sources import open_source
-from stream.teaching import teach_folder
+from stream.teaching.teach import teach_folder
 
 WINDOW = "gatestream"
 ESCAPE, NO_KEY = 27, 0xFF

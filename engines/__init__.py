@@ -15,19 +15,19 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines import official as official
-    from engines.choice import compile as compile
-    from engines.choice import export as export
-    from engines.model import load as load
+    from engines.model import official as official
+    from engines.model.file import load as load
     from engines.networks.causal import causal as causal
     from engines.networks.network import build as build
     from engines.networks.network import clip_scores as clip_scores
+    from engines.runtime.registry import compile as compile
+    from engines.runtime.registry import export as export
 
 # Without this package OpenVINO cannot report to its makers that it was imported and what it converted, which it would
 # do from every camera's machine.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-_HOMES = {"load": "engines.model", "compile": "engines.choice", "export": "engines.choice",
+_HOMES = {"load": "engines.model.file", "compile": "engines.runtime.registry", "export": "engines.runtime.registry",
           "build": "engines.networks.network", "causal": "engines.networks.causal",
           "clip_scores": "engines.networks.network"}
 __all__ = ["build", "causal", "clip_scores", "compile", "export", "load", "official"]
@@ -35,7 +35,7 @@ __all__ = ["build", "causal", "clip_scores", "compile", "export", "load", "offic
 
 def __getattr__(name: str) -> Any:
     if name == "official":
-        return importlib.import_module("engines.official")
+        return importlib.import_module("engines.model.official")
     if name not in _HOMES:
         raise AttributeError(f"module 'engines' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

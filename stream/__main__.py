@@ -2,7 +2,7 @@
 
 import sys
 
-from stream.cli import main
+from stream.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import EventRule
+from engines.model.contract import EventRule
 from stream.clock import TIME_NOISE_S
 from stream.frame import Event
 

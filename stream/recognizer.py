@@ -19,10 +19,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import EventRule
-from engines.engine import Engine, StepResult
 from engines.errors import FrameError, GatestreamError, UsageError
-from engines.preprocess import prepare
+from engines.model.contract import EventRule
+from engines.model.preprocess import prepare
+from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
 from stream.events import EventTracker
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction

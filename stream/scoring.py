@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import Contract
-from engines.engine import StepResult
+from engines.model.contract import Contract
+from engines.runtime.engine import StepResult
 from stream.frame import Ranked
 from stream.window import ClipWindow, Fused, Fusion, Window
 

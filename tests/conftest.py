@@ -17,7 +17,7 @@ import pytest
 import zmq
 from fakes import FakeTorchTensorRT
 
-from engines.model import Model
+from engines.model.file import Model
 
 # FFmpeg reads its log level once in a process, at the first video; whichever test opens it, the program's own holds.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -74,7 +74,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture(scope="module")
 def frames(model: Model) -> np.ndarray:
     """A clip for it."""
-    from engines.agreement import probe_clip
+    from engines.runtime.parity import probe_clip
 
     return probe_clip(model.contract, 24)
 
@@ -95,17 +95,17 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTorchTensorRT:
     """A processor that passes for a GPU with torch-tensorrt; steps are not exported, and the probe clip is short."""
     import torch
 
-    import engines.compiled
-    import engines.tensorrt
-    from engines.agreement import probe_clip
+    import engines.runtime.slot_pool
+    import engines.runtime.tensorrt
+    from engines.runtime.parity import probe_clip
 
     library = FakeTorchTensorRT()
     monkeypatch.setitem(sys.modules, "torch_tensorrt", library)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.0"))
-    monkeypatch.setattr(engines.choice, "obstacle", lambda name: None if name == "tensorrt" else "not tried")
-    monkeypatch.setattr(engines.tensorrt, "DEVICE", "cpu")
-    monkeypatch.setattr(engines.tensorrt, "_gpu", lambda: ("GPU", "1.0"))
-    for module in (engines.compiled, engines.tensorrt):
+    monkeypatch.setattr(engines.runtime.registry, "obstacle", lambda name: None if name == "tensorrt" else "not tried")
+    monkeypatch.setattr(engines.runtime.tensorrt, "DEVICE", "cpu")
+    monkeypatch.setattr(engines.runtime.tensorrt, "_gpu", lambda: ("GPU", "1.0"))
+    for module in (engines.runtime.slot_pool, engines.runtime.tensorrt):
         monkeypatch.setattr(module, "probe_clip", lambda contract: probe_clip(contract, 3))
     monkeypatch.setattr(torch.export, "export", lambda step, inputs, strict: SimpleNamespace(module=lambda: step))
     return library

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from engines.contract import Contract
-from engines.engine import Engine, StepResult
 from engines.errors import SinkError
+from engines.model.contract import Contract
+from engines.runtime.engine import Engine, StepResult
 from stream.frame import Frame, Gap, Record
 from stream.sinks.base import Sink
 from stream.sources.base import Source, SourceInfo

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import engines
-from engines.contract import Contract
-from engines.model import Model, save
+from engines.model.contract import Contract
+from engines.model.file import Model, save
 
 SIZE_HW = (40, 56)
 LABELS = ("none", "left", "right", "up")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from stream.service.admission import FROZEN_AFTER_S, Admission, Refused
 from stream.service.config import Config
-from stream.service.lobby import Lobby
-from stream.service.wire import Message
+from stream.service.ingress.admission import FROZEN_AFTER_S, Admission, Refused
+from stream.service.ingress.scheduler import Lobby
+from stream.wire import Message
 
 
 def admission(camera: Any = (), **receive: Any) -> Admission:

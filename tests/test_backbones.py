@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from engines.errors import ModelError, UsageError
-from engines.lowering import StepNetwork
 from engines.networks.network import BACKBONES, Network, build
+from engines.runtime.lowering import StepNetwork
 from engines.training.pretrained import start_from
 
 SIZES_HW = {"bninception": (64, 96), "inceptionv3": (75, 107), "resnet18": (48, 64), "resnet50": (48, 64),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engines import cache
 from engines.errors import EngineError, SinkError
+from engines.runtime import cache
 
 KEY = {"model": "abc", "engine": "openvino", "library": "1.0", "precision": "f32"}
 

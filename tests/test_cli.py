@@ -18,11 +18,11 @@ import pytest
 from fakes import FakeEngine, FakeModel, contract
 
 import engines
-from engines.doctor import Check
-from engines.engine import StepResult
+from engines.bench.doctor import Check
 from engines.errors import EngineError
-from engines.model import Model
-from stream.cli import main
+from engines.model.file import Model
+from engines.runtime.engine import StepResult
+from stream.commands.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SIMULATION = "sim://gestures?width=64&height=48&realtime=0"
@@ -218,7 +218,8 @@ def test_export_writes_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("found", "code"), [((True, True), 0), ((True, False), 1)])
 def test_doctor_fails_when_one_check_does(found: tuple[bool, ...], code: int, monkeypatch: pytest.MonkeyPatch,
                                           capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("engines.doctor.doctor", lambda model, hop: iter([Check("a law", ok, model) for ok in found]))
+    monkeypatch.setattr("engines.bench.doctor.doctor",
+                        lambda model, hop: iter([Check("a law", ok, model) for ok in found]))
     assert main(["doctor", "lamps"]) == code
     assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == \
         ["ok" if ok else "FAIL" for ok in found]
@@ -233,7 +234,7 @@ def test_bench_times_fusion_as_live_use_does_it(monkeypatch: pytest.MonkeyPatch,
         return {"engine": engine, "steps": steps, "scores": np.round(scores.now["gesture"], 3).tolist()}
 
     monkeypatch.setattr(engines, "load", lambda name: FakeModel(), raising=False)
-    monkeypatch.setattr("engines.bench.bench", measure)
+    monkeypatch.setattr("engines.bench.stages.bench", measure)
     assert main(["bench", "lamps", "--engine", "eager", "--steps", "10", "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == {"engine": "eager", "steps": 10, "scores": [0.002, 0.002, 0.995]}
 
@@ -244,7 +245,7 @@ import engines
 from fakes import FakeEngine, FakeModel
 engines.load = lambda name: FakeModel()
 engines.compile = lambda model, **_: FakeEngine(model)
-from stream.cli import main
+from stream.commands.cli import main
 code = main(sys.argv[1:])
 print("torch" in sys.modules, file=sys.stderr)
 sys.exit(code)

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from stream.service.clips import Recorder
 from stream.service.config import Clips
-from stream.service.lobby import Guest
-from stream.service.recent import Recent
-from stream.service.wire import Limits, Message
+from stream.service.egress.clips import Recorder
+from stream.service.ingress.recent import Recent
+from stream.service.ingress.scheduler import Guest
+from stream.wire import Limits, Message
 
 RATE = 10.0
 

@@ -15,9 +15,9 @@ import pytest
 
 from engines.errors import UsageError
 from engines.synthetic import Simulation
+from stream.service.cluster.placement import Placement
 from stream.service.config import Config
-from stream.service.placement import Placement
-from stream.service.sender import Sender
+from stream.service.ingress.sender import Sender
 from stream.sinks.log import events
 
 RATE = 7.5
@@ -57,7 +57,7 @@ def test_a_lost_workers_cameras_move_and_no_others(weights: dict[str, float], lo
 @pytest.mark.parametrize(("camera", "says"), [([], "without cameras"), ([{"name": "a"}], "without a source")])
 def test_what_no_worker_can_dial(camera: list[dict[str, str]], says: str) -> None:
     pytest.importorskip("ray", reason="needs Ray (gatestream[cluster])")
-    from stream.service.cluster import Cluster
+    from stream.service.cluster.cluster import Cluster
 
     with pytest.raises(UsageError, match=says):
         Cluster(Config.model_validate({"camera": camera}))
@@ -89,7 +89,7 @@ def publishers(ports: dict[str, int]) -> Iterator[None]:
 
 def test_two_workers_one_of_them_killed(tmp_path: Path, unused_ports: list[int]) -> None:
     ray = pytest.importorskip("ray", reason="needs Ray (gatestream[cluster])")
-    from stream.service.cluster import Cluster
+    from stream.service.cluster.cluster import Cluster
 
     ports = dict(zip("abc", unused_ports, strict=False))
     config = Config.model_validate({

@@ -11,16 +11,16 @@ import cv2
 import numpy as np
 import pytest
 
+from engines.datasets import KINDS, Dataset, Media, open_dataset
+from engines.datasets.check import Report, check, look
+from engines.datasets.decode import frames
+from engines.datasets.epic import frame_number
+from engines.datasets.mirror import mirrored
+from engines.datasets.rendered import NOUNS, VERBS, Rendered, render
 from engines.errors import SinkError, UsageError
 from engines.synthetic import LABELS
-from engines.training.datasets import KINDS, Dataset, Media, open_dataset
-from engines.training.datasets.check import Report, check, look
-from engines.training.datasets.decode import frames
-from engines.training.datasets.epic import frame_number
-from engines.training.datasets.mirror import mirrored
-from engines.training.datasets.rendered import NOUNS, VERBS, Rendered, render
-from stream import data_commands
-from stream.cli import main
+from stream.commands import data
+from stream.commands.cli import main
 
 SIZE_HW = (48, 64)
 
@@ -171,7 +171,7 @@ def faststart(data: bytes) -> bytes:
 
 class TestCommand:
     def test_kinds_are_those_of_the_readers(self) -> None:
-        assert set(data_commands.Kind.__args__) == set(KINDS)  # type: ignore[attr-defined]
+        assert set(data.Kind.__args__) == set(KINDS)  # type: ignore[attr-defined]
 
     @pytest.mark.parametrize(("strict", "fault", "code"), [([], False, 0), (["--strict"], False, 0), ([], True, 0),
                                                           (["--strict"], True, 1)])
@@ -240,7 +240,7 @@ class TestRendered:
 
     def test_labels_are_what_the_pictures_show(self, rendered: tuple[Path, Rendered]) -> None:
         """Each video shows the performance and the place that its rows tell of, at the times they tell."""
-        from engines.training.datasets.rendered import _take
+        from engines.datasets.rendered import _take
 
         dataset = open_dataset(rendered[0])
         for number in (0, 1):

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
+from engines.datasets import KINDS, Dataset, Segment, epic, folders, open_dataset
+from engines.datasets.mirror import mirrored
 from engines.errors import DatasetError, UsageError
-from engines.training.datasets import KINDS, Dataset, Segment, epic, folders, open_dataset
-from engines.training.datasets.mirror import mirrored
 
 EPIC_COLUMNS = ("narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp",
                 "stop_timestamp", "start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class",

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from engines.datasets import Dataset, Media, Segment, decode
+from engines.datasets.decode import decode_rate, frames
+from engines.datasets.frame_cache import FrameCache
 from engines.errors import DatasetError
-from engines.preprocess import fit
-from engines.training.datasets import Dataset, Media, Segment, decode
-from engines.training.datasets.decode import decode_rate, frames
-from engines.training.datasets.frame_cache import FrameCache
+from engines.model.preprocess import fit
 from stream.clock import EARLY_CELLS, Clock
 from stream.sources.video import VideoFile
 

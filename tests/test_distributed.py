@@ -13,9 +13,9 @@ import tiny_training
 import torch
 from tiny_training import train
 
-import engines.model
+import engines.model.file
 from engines.errors import UsageError
-from engines.training.ranks import Ranks
+from engines.training.distributed import Ranks
 
 ROOT = Path(tiny_training.__file__).resolve().parents[1]
 
@@ -33,7 +33,7 @@ def test_two_processes_give_the_curve_and_weights_of_one(tmp_path: Path) -> None
     printed = [line.split() for line in done.stdout.splitlines() if line.split()[0].isdigit()]
     assert [int(i) for i, _ in printed] == [1, 2, 3, 4, 5, 6]  # of the first process only
     assert np.allclose([float(loss) for _, loss in printed], losses, rtol=0, atol=1e-5)
-    one, two = (engines.model.parse((tmp_path / name).read_bytes()) for name in ("one.safetensors", "two.safetensors"))
+    one, two = (engines.model.file.parse((tmp_path / f"{name}.safetensors").read_bytes()) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:  # statistics of batch norms, too
         assert np.allclose(one[name], two[name], rtol=0, atol=1e-4), name

@@ -13,16 +13,16 @@ import torch
 from small_models import LABELS, SIZE_HW, make_model
 
 import engines
-import engines.compiled as compiled_engine
-import engines.openvino as openvino_engine
-from engines import choice, lowering
-from engines.agreement import difference, probabilities, probe_clip, run_clip
-from engines.eager import EagerEngine
-from engines.engine import Engine
+import engines.runtime.openvino as openvino_engine
+import engines.runtime.slot_pool as compiled_engine
 from engines.errors import EngineError, GatestreamError, UsageError
-from engines.inductor import InductorEngine
-from engines.lowering import StepNetwork
-from engines.model import Model
+from engines.model.file import Model
+from engines.runtime import lowering, registry
+from engines.runtime.eager import EagerEngine
+from engines.runtime.engine import Engine
+from engines.runtime.inductor import InductorEngine
+from engines.runtime.lowering import StepNetwork
+from engines.runtime.parity import difference, probabilities, probe_clip, run_clip
 
 ENGINES = ("eager", "openvino")
 
@@ -124,7 +124,7 @@ def assert_lowered_step_equals(model: Model) -> None:
 
 
 def test_eager_step_equals_the_clip(model: Model, frames: np.ndarray) -> None:
-    from engines.preprocess import normalise
+    from engines.model.preprocess import normalise
     network = model.network
     with torch.no_grad():
         clip = torch.from_numpy(normalise(frames, model.contract))[None]
@@ -254,7 +254,7 @@ def test_auto_takes_openvino_and_falls_back_to_eager_with_a_message(
 
 def test_auto_takes_a_gpu_where_there_is_one_that_works(
         model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uncompiled: None) -> None:
-    monkeypatch.setattr(choice, "_has_gpu", lambda: True)
+    monkeypatch.setattr(registry, "_has_gpu", lambda: True)
     monkeypatch.setattr(compiled_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
     assert engines.compile(model, precision="f32").name == "inductor"
     monkeypatch.setattr(compiled_engine, "difference", lambda *_: 0.5)

@@ -16,13 +16,13 @@ import pytest
 from fakes import LABELS, FakeEngine, FakeModel
 
 import engines
-from engines.contract import EventRule
-from engines.engine import StepResult
+from engines.datasets import Dataset, Media, Segment, open_dataset
+from engines.datasets.rendered import render
 from engines.errors import DatasetError, GatestreamError, SinkError, UsageError
-from engines.model import load, save
-from engines.training.datasets import Dataset, Media, Segment, open_dataset
-from engines.training.datasets.rendered import render
-from stream.cli import main
+from engines.model.contract import EventRule
+from engines.model.file import load, save
+from engines.runtime.engine import StepResult
+from stream.commands.cli import main
 from stream.evaluation import (
     Report,
     StreamMeter,

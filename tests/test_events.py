@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.contract import EventRule
+from engines.model.contract import EventRule
 from stream.events import EventTracker, events_of
 from stream.frame import Event
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stream.service.config import Config
-from stream.service.feeders import LASTING_S, PAUSES_S, SILENT_AFTER_S, Feeders, Seen
+from stream.service.ingress.camera_supervisor import LASTING_S, PAUSES_S, SILENT_AFTER_S, Feeders, Seen
 
 
 class FakeProcess:

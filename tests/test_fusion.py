@@ -16,12 +16,13 @@ from test_model import contract, weights  # noqa: F401 - a fixture
 from test_recognizer import play, still
 
 import engines
-from engines.contract import Contract, FusionRule
-from engines.engine import StepResult
 from engines.errors import ModelError, UsageError
-from engines.fusion import GatedFusion, tensor_shapes
-from engines.model import Array, save
-from engines.networks.fusion import GatedClipFusion, fusion_of
+from engines.model.clip_fusion import GatedFusion
+from engines.model.contract import Contract
+from engines.model.file import Array, save
+from engines.networks.clip_fusion import GatedClipFusion, fusion_of
+from engines.networks.fusion_rule import FusionRule, tensor_shapes
+from engines.runtime.engine import StepResult
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
 from stream.scoring import Scorer
@@ -340,7 +341,8 @@ def test_a_module_that_cannot_be_is_refused_by_its_option(wrong: dict[str, Any])
 def test_fusing_never_imports_torch(fused: tuple[Contract, dict[str, Array]], tmp_path: Path) -> None:
     path = tmp_path / "fused.safetensors"
     save(path, *fused)
-    code = ("import sys, numpy, engines\nfrom engines.engine import StepResult\nfrom stream.scoring import Scorer\n"
+    code = ("import sys, numpy, engines\nfrom engines.runtime.engine import StepResult\n"
+            "from stream.scoring import Scorer\n"
             f"scorer = Scorer(engines.load({str(path)!r}))\n"
             "row = numpy.ones((1, 8), numpy.float32)\n"
             "gates = scorer.score(StepResult(row, {'gesture': row[:, :2]})).gates\n"

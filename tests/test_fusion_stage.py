@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from test_training import dataset  # noqa: F401
 
 import engines
-from engines.contract import FusionRule
+from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
-from engines.fusion import GatedFusion
-from engines.model import Model, load, save
+from engines.model.clip_fusion import GatedFusion
+from engines.model.file import Model, load, save
+from engines.networks.fusion_rule import FusionRule
 from engines.networks.network import build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
-from engines.training.datasets.base import Dataset, Media, Segment
 from engines.training.fusion_stage import FusionRecipe, Windows, _name, cached, compared, fitted, train
 from engines.training.loss import UNKNOWN
 from engines.training.segments import Pool
 from engines.training.streams import Labelled, Material, Stream
 from engines.training.train import Recipe, contract_of
-from stream.cli import main
+from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
 from stream.window import Window

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from engines.contract import FusionRule
 from engines.errors import DatasetError, ModelError
-from engines.fusion import GatedFusion, tensor_shapes
-from engines.training.fusion import fit_fusion
+from engines.model.clip_fusion import GatedFusion
+from engines.networks.fusion_rule import FusionRule, tensor_shapes
+from engines.training.fusion_fit import fit_fusion
 from stream.window import AverageFusion, Fusion
 
 CLIPS, WIDTH, LABELS, FRAMES = 6, 32, 6, 6

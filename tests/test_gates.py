@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from small_models import make_model
 
 from engines.errors import EngineError, UsageError
-from engines.gates import GateView
+from engines.model.preprocess import normalise, prepare, seen_part
 from engines.networks.gsm import GateShift
-from engines.preprocess import normalise, prepare, seen_part
+from engines.runtime.gate_heatmap import GateView
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (5, 60, 80, 3), np.uint8)
 

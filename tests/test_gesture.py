@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import engines
-from engines.model import bundled
+from engines.model.file import bundled
 from engines.synthetic import BACKGROUND, LABELS
-from stream.cli import main
+from stream.commands.cli import main
 from stream.evaluation import Truth, match
 from stream.events import UNKNOWN
 from stream.frame import Event, Frame, Item, Prediction
@@ -97,6 +98,32 @@ def test_it_names_real_clips_and_every_engine_agrees(shared: Path, clip: str,
         == [(event.label, event.started_at, event.ended_at) for event in events(results["openvino"])]
 
 
+RECORDED = json.loads((Path(__file__).parent / "data" / "gesture_events.json").read_text())
+
+
+def test_the_bundled_weights_are_those_that_were_recorded() -> None:
+    digest, tensors = hashlib.sha256(), engines.load("gesture").tensors
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].tobytes())
+    assert digest.hexdigest() == RECORDED["weights_sha256"]
+
+
+@pytest.mark.parametrize("path", RECORDED["recordings"])
+def test_real_recordings_give_the_events_that_were_recorded(shared: Path, path: str,
+                                                            recognizers: dict[str, Recognizer]) -> None:
+    """tests/data/gesture_events.json: what the model saw at commit f9fcc87, eagerly."""
+    wanted = RECORDED["recordings"][path]
+    items = play(recognizers["eager"], frames_of(str(shared / "data" / path)))
+    predictions = [item for item in items if isinstance(item, Prediction)]
+    assert len(predictions) == wanted["predictions"]
+    label, score = predictions[-1].heads["gesture"].window[0]
+    assert (label, score) == (wanted["last"][0], pytest.approx(wanted["last"][1], abs=2e-3))
+    found = [item for item in items if isinstance(item, Event)]
+    assert [(event.label, event.open) for event in found] == [(event[0], event[4]) for event in wanted["events"]]
+    for event, (_, *numbers, _) in zip(found, wanted["events"], strict=True):
+        assert [event.started_at, event.ended_at, event.score] == pytest.approx(numbers, abs=2e-3)
+
+
 def test_a_replay_gives_what_live_gave_and_neighbours_do_not_matter(recognizers: dict[str, Recognizer]) -> None:
     frames = frames_of("sim://gestures?seed=5&realtime=0&seconds=12&rate=15&width=160&height=120")
     other = frames_of("sim://gestures?seed=6&realtime=0&seconds=12&rate=15&width=160&height=120")
@@ -122,7 +149,7 @@ def test_the_command_line_recognises_without_torch(tmp_path: Path) -> None:
     assert records[-1]["type"] == "summary"
     assert records[-1]["frames"] == 300
     again = tmp_path / "again.jsonl"
-    code = ("import sys; sys.modules['torch'] = None; from stream.cli import main; "
+    code = ("import sys; sys.modules['torch'] = None; from stream.commands.cli import main; "
             f"sys.exit(main({[*command, '--json', str(again)]!r}))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,10 +18,10 @@ from test_official import Trap
 
 import engines
 from engines.errors import UsageError
-from engines.importing import contract_of, import_official, read_labels
-from engines.official import ARCHITECTURES, architecture_of, official_name
-from engines.preprocess import normalise, prepare
-from stream.cli import main
+from engines.model.import_official import contract_of, import_official, read_labels
+from engines.model.official import ARCHITECTURES, architecture_of, official_name
+from engines.model.preprocess import normalise, prepare
+from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
 from stream.scoring import probabilities

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from engines.errors import UsageError
-from stream.cli import main
-from stream.labelling import recordings
+from stream.archive.label import recordings
+from stream.commands.cli import main
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # Ray's own

@@ -22,7 +22,7 @@ from demo.lessons import Lessons, Teacher
 from demo.teaching import teaching
 from engines.errors import DatasetError, ModelError, SourceError, UsageError
 from stream.frame import Frame, Image
-from stream.service.clips import write_video
+from stream.service.egress.clips import write_video
 from stream.sources import open_source
 
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from engines.errors import UsageError
 from stream.clock import Clock
-from stream.service import link
-from stream.service.lobby import OVERTAKEN, STALE, Lobby
-from stream.service.receiver import BATCH, LEAST, UNDER_WAY_S, Pace
-from stream.service.wire import Message
+from stream.service.ingress.receiver import BATCH, LEAST, UNDER_WAY_S, Pace
+from stream.service.ingress.scheduler import OVERTAKEN, STALE, Lobby
+from stream.service.worker import protocol
+from stream.wire import Message
 
 MESSAGE = Message("imagezmq", "a", b"12345")
 
@@ -179,7 +179,7 @@ def test_as_much_is_under_way_as_is_soon_done(each_s: float, most: int) -> None:
         pace.done(now)
         now += 1.0  # nothing to do is no work
     assert pace.most == most
-    assert link.CREDITS * pace.most * each_s <= max(UNDER_WAY_S, link.CREDITS * LEAST * each_s)
+    assert protocol.CREDITS * pace.most * each_s <= max(UNDER_WAY_S, protocol.CREDITS * LEAST * each_s)
     pace.sent(now, 8)
     pace.forget()
     pace.done(now + 60)

@@ -18,9 +18,9 @@ from xml.etree import ElementTree
 import pytest
 from records import GAP, PREDICTION, SUMMARY, disk_of, event, grey
 
+from engines import datasets
 from engines.errors import SinkError, UsageError
-from engines.training import datasets
-from stream.cli import _moment, main
+from stream.commands.cli import _moment, main
 from stream.frame import Event, Frame
 from stream.sinks.base import OutputClosed
 from stream.sinks.datasets import write_epic

@@ -16,13 +16,13 @@ import tiny_training
 import torch
 from tiny_training import LABELS, frames, picture, tiny_network, train
 
+from engines.datasets.footage import Footage
 from engines.errors import ModelError, UsageError
 from engines.training import loop
-from engines.training.footage import Footage
-from engines.training.ranks import Ranks
-from engines.training.rows import Batch, Chunks, Schedule
+from engines.training.distributed import Ranks
 from engines.training.runfolder import RunFolder
-from engines.training.streaming import Held
+from engines.training.stream_loader import Batch, Chunks, Schedule
+from engines.training.stream_task import Held
 from engines.training.task import averaged
 
 ROOT = Path(tiny_training.__file__).resolve().parents[1]

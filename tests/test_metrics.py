@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import SinkError, UsageError
-from engines.training import metrics, submission
+from stream.evaluation import epic_submission, metrics
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,9 @@ def test_percentiles() -> None:
 
 def test_submission_holds_every_class_by_number(tmp_path: Path) -> None:
     verbs, nouns = ("take", "put", "wash"), ("tap", "cup")
-    scores = {"P01_101_0": {"verb": submission.by_class(np.array([0.25, 0.75]), ("put", "take"), verbs),
-                            "noun": submission.by_class(np.array([0.5, 0.5]), nouns, nouns)}}
-    submission.write_submission(tmp_path / "out.zip", scores, supervision=(1, 3, 4))
+    scores = {"P01_101_0": {"verb": epic_submission.by_class(np.array([0.25, 0.75]), ("put", "take"), verbs),
+                            "noun": epic_submission.by_class(np.array([0.5, 0.5]), nouns, nouns)}}
+    epic_submission.write_submission(tmp_path / "out.zip", scores, supervision=(1, 3, 4))
     with zipfile.ZipFile(tmp_path / "out.zip") as file:
         assert file.namelist() == ["test.json"]
         found = json.loads(file.read("test.json"))
@@ -198,8 +198,8 @@ def test_submission_holds_every_class_by_number(tmp_path: Path) -> None:
 
 def test_wrong_submissions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="supervision"):
-        submission.write_submission(tmp_path / "out.zip", {}, supervision=(1, 3, 6))
+        epic_submission.write_submission(tmp_path / "out.zip", {}, supervision=(1, 3, 6))
     with pytest.raises(UsageError, match="verb"):
-        submission.write_submission(tmp_path / "out.zip", {"a": {"verb": np.ones(2)}}, supervision=(1, 3, 4))
+        epic_submission.write_submission(tmp_path / "out.zip", {"a": {"verb": np.ones(2)}}, supervision=(1, 3, 4))
     with pytest.raises(SinkError):
-        submission.write_submission(tmp_path / "no" / "out.zip", {}, supervision=(1, 3, 4))
+        epic_submission.write_submission(tmp_path / "no" / "out.zip", {}, supervision=(1, 3, 4))

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import engines
-from engines.contract import Contract
 from engines.errors import GatestreamError, ModelError, SinkError, UsageError
-from engines.model import Array, save
+from engines.model.contract import Contract
+from engines.model.file import Array, save
 
 OPTIONS = {"causal": True, "memory": 8, "percent": 25, "places": ["features_12", "features_15"]}
 

@@ -16,7 +16,7 @@ import pytest
 from engines.errors import UsageError
 from stream.frame import Event, Gap
 from stream.service.config import Mqtt
-from stream.service.mqtt import Broker
+from stream.service.egress.mqtt import Broker
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 PATIENCE_S = 20.0

@@ -17,9 +17,9 @@ import torch
 
 import engines
 from engines.errors import GatestreamError, ModelError, UsageError
+from engines.model.official import official_name
 from engines.networks.gsm import GateShift
 from engines.networks.network import Network
-from engines.official import official_name
 
 NETS = {"gsm_bninception": ("gsm-bninception", 10), "gsm_inceptionv3": ("gsm-inceptionv3", 10),
         "gsf_bninception": ("gsf-bninception", 10), "gsf_inceptionv3": ("gsf-inceptionv3", 11),

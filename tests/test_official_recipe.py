@@ -14,23 +14,23 @@ from tiny_training import LABELS, SIZE_HW, contract, picture, tiny_network
 from torch import nn
 
 import engines
-from engines import official
+from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
-from engines.model import save
+from engines.model import official
+from engines.model.file import save
 from engines.networks.causal import causal
 from engines.networks.network import Network, build, clip_scores
-from engines.training import official_recipe, pictures
+from engines.training import clip_augment, official_recipe
 from engines.training.clip_task import ClipTask, Updates, distillation, epoch_rate
 from engines.training.clips import Clips, Order, batches, may_flip
-from engines.training.datasets.base import Dataset, Media, Segment
+from engines.training.distributed import Ranks
+from engines.training.initialisation import options_of, started
 from engines.training.loop import run
 from engines.training.loss import UNKNOWN
 from engines.training.official_recipe import OfficialRecipe
-from engines.training.ranks import Ranks
 from engines.training.runfolder import RunFolder
-from engines.training.starting import options_of, started
 from engines.training.task import Plan
-from stream.cli import main
+from stream.commands.cli import main
 
 Images = NDArray[np.uint8]
 SEGMENTS = [Segment(f"clip {k}", Media(Path(f"{k}.mp4")), labels={"gesture": LABELS[k % 2]}) for k in range(8)]
@@ -50,34 +50,34 @@ def test_crops_are_the_published_ones(shared: Path) -> None:
     for name, table in tables.items():
         width, height = map(int, name.split("/")[1].split("x"))
         side = int(name.split("/")[2])
-        sizes = pictures.crop_sizes((height, width), (side, side))
+        sizes = clip_augment.crop_sizes((height, width), (side, side))
         assert [[w, h] for h, w in sizes] == table["pairs_wh"]
         crop_w, crop_h = table["offset_pair"]
-        offsets = pictures.crop_offsets((height, width), (crop_h, crop_w))
+        offsets = clip_augment.crop_offsets((height, width), (crop_h, crop_w))
         assert [[left, top] for top, left in offsets] == table["offsets_for_first_pair"]
-    assert pictures.crop_sizes((256, 340), (224, 224))[3] == (224, 224)  # 0.875 of 256
-    assert (112, 224) not in pictures.crop_sizes((256, 340), (224, 224))
+    assert clip_augment.crop_sizes((256, 340), (224, 224))[3] == (224, 224)  # 0.875 of 256
+    assert (112, 224) not in clip_augment.crop_sizes((256, 340), (224, 224))
 
 
 def test_crops_show_the_same_part_of_every_frame() -> None:
     ramp = np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8)
     clip = np.repeat(np.repeat(ramp[None, ..., None], 3, -1), 4, 0)
-    crops = {pictures.multi_scale_crop(clip, (32, 32), np.random.default_rng(seed)).tobytes() for seed in range(40)}
+    crops = {clip_augment.multi_scale_crop(clip, (32, 32), np.random.default_rng(seed)).tobytes() for seed in range(40)}
     assert len(crops) > 15
-    crop = pictures.multi_scale_crop(clip, (32, 32), np.random.default_rng(1))
+    crop = clip_augment.multi_scale_crop(clip, (32, 32), np.random.default_rng(1))
     assert crop.shape == (4, 32, 32, 3)
     assert (crop == crop[:1]).all()
 
 
-@pytest.mark.parametrize("name", list(pictures._OPERATIONS))
+@pytest.mark.parametrize("name", list(clip_augment._OPERATIONS))
 def test_every_operation_changes_a_picture_and_frames_alike(name: str) -> None:
     rng = np.random.default_rng(0)
     noise = cv2.resize(rng.integers(0, 256, (9, 11, 3)).astype(np.uint8), (50, 40), interpolation=cv2.INTER_CUBIC)
     image = np.clip(noise * 0.8 + 40 + rng.integers(-6, 6, noise.shape), 0, 255).astype(np.uint8)
-    operation = pictures._OPERATIONS[name](0.8, np.random.default_rng(3))
-    pillow = pictures.Image.fromarray(image)
+    operation = clip_augment._OPERATIONS[name](0.8, np.random.default_rng(3))
+    pillow = clip_augment.Image.fromarray(image)
     one, other = (np.asarray(operation(pillow, filter_)) for filter_ in
-                  (pictures.Image.Resampling.BILINEAR, pictures.Image.Resampling.BICUBIC))
+                  (clip_augment.Image.Resampling.BILINEAR, clip_augment.Image.Resampling.BICUBIC))
     assert one.shape == image.shape
     assert np.abs(one.astype(int) - image).mean() > 0.5
     assert np.abs(one.astype(int) - other).mean() < 3
@@ -85,8 +85,8 @@ def test_every_operation_changes_a_picture_and_frames_alike(name: str) -> None:
 
 def test_randaugment_leaves_a_quarter_of_the_clips_alone_and_repeats_itself() -> None:
     image = np.random.default_rng(0).integers(30, 200, (2, 24, 24, 3)).astype(np.uint8)
-    changed = [pictures.rand_augment(image, np.random.default_rng(seed)) for seed in range(200)]
-    again = pictures.rand_augment(image, np.random.default_rng(7))
+    changed = [clip_augment.rand_augment(image, np.random.default_rng(seed)) for seed in range(200)]
+    again = clip_augment.rand_augment(image, np.random.default_rng(7))
     assert np.array_equal(changed[7], again)
     assert all(one.shape == image.shape and one.dtype == np.uint8 for one in changed)
     untouched = np.mean([np.array_equal(one, image) for one in changed])

@@ -12,16 +12,16 @@ import pytest
 from small_models import SIZE_HW, make_model
 
 import engines
-from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
-from engines.contract import Contract
 from engines.errors import EngineError, SinkError
-from engines.model import Model
+from engines.model.contract import Contract
+from engines.model.file import Model
+from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
 
 NEEDED = "needs the packages of gatestream[onnx]"
 onnx = pytest.importorskip("onnx", reason=NEEDED)
 pytest.importorskip("onnxscript", reason=NEEDED)
 onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDED)
-import engines.onnx as onnx_engine  # noqa: E402 - only where its packages are
+import engines.runtime.onnx as onnx_engine  # noqa: E402 - only where its packages are
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("gsf-mobilenetv2", "RGB", {"memory": 16, "percent": 100}),

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from small_models import SIZE_HW, make_model
 
 import engines
-import engines.openvino as openvino_engine
-from engines import cache
-from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
-from engines.engine import StepResult
+import engines.runtime.openvino as openvino_engine
 from engines.errors import EngineError
-from engines.model import Model
-from engines.openvino import OpenVINOEngine
+from engines.model.file import Model
+from engines.runtime import cache
+from engines.runtime.engine import StepResult
+from engines.runtime.openvino import OpenVINOEngine
+from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
 
 
 @pytest.mark.parametrize(("architecture", "colour", "options"), [
@@ -167,7 +167,7 @@ def test_warm_start_never_imports_torch(model: Model) -> None:
 
 
 def test_openvino_reports_to_nobody() -> None:
-    program = ("import engines.openvino, threading, sys\n"
+    program = ("import engines.runtime.openvino, threading, sys\n"
                "from openvino.tools.ovc import telemetry_utils\n"
                "assert telemetry_utils.tm.__name__ == 'openvino.tools.ovc.telemetry_stub'\n"
                "assert threading.active_count() == 1, threading.enumerate()\n")

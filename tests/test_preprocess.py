@@ -13,7 +13,7 @@ import pytest
 from fakes import contract
 
 from engines.errors import UsageError
-from engines.preprocess import normalise, prepare, views
+from engines.model.preprocess import normalise, prepare, views
 
 SIZES_HW = [(480, 640), (640, 480), (1080, 1920), (1, 1), (6000, 8000), (1, 4000), (4000, 1), (17, 15), (2, 3)]
 COVER_AND_INPUT_HW = [((72, 96), (72, 96)), ((96, 128), (72, 96)), ((256, 256), (224, 224))]

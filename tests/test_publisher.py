@@ -13,11 +13,11 @@ import pytest
 import zmq
 
 from stream.frame import Frame
-from stream.service.results import Publisher as Results
-from stream.service.sender import Sender
-from stream.service.wire import header_of
+from stream.service.egress.outbox import Publisher as Results
+from stream.service.ingress.sender import Sender
 from stream.sources import open_source
 from stream.sources.publisher import Publisher
+from stream.wire import header_of
 
 
 def picture(value: int) -> np.ndarray:

@@ -17,11 +17,11 @@ import pytest
 import zmq
 from test_publisher import sending
 
-from stream.service import link
 from stream.service.config import Config
-from stream.service.receiver import Receiver
-from stream.service.sender import Sender
-from stream.service.wire import Limits, decoded
+from stream.service.ingress.receiver import Receiver
+from stream.service.ingress.sender import Sender
+from stream.service.worker import protocol
+from stream.wire import Limits, decoded
 
 IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -64,17 +64,17 @@ def worker(receiver: Receiver, credits: int = 2) -> Iterator[zmq.Socket[bytes]]:
         socket.linger = 0
         socket.connect(f"inproc://link-{id(receiver)}")
         socket.rcvtimeo = round(1000 * PATIENCE_S)
-        socket.send_multipart([link.READY, json.dumps({"engine": "none", "credits": credits}).encode()])
-        assert socket.recv_multipart()[0] == link.CAMERAS
+        socket.send_multipart([protocol.READY, json.dumps({"engine": "none", "credits": credits}).encode()])
+        assert socket.recv_multipart()[0] == protocol.CAMERAS
         yield socket
 
 
 def guests(socket: zmq.Socket[bytes]) -> list[Any]:
     while True:
         kind, *rest = socket.recv_multipart()
-        if kind != link.WARM:  # what came before it was there
-            assert kind == link.FRAMES
-            return link.unpacked(rest)
+        if kind != protocol.WARM:  # what came before it was there
+            assert kind == protocol.FRAMES
+            return protocol.unpacked(rest)
 
 
 def port(receiver: Receiver, which: int = 0) -> str:
@@ -127,7 +127,7 @@ class TestImagezmq:
         with running(tell=True) as receiver, worker(receiver) as engine, imagezmq.ImageSender(port(receiver)) as sender:
             sender.send_image("bench", IMAGE)
             guests(engine)
-            engine.send_multipart([link.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
+            engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
             wait(lambda: "bench" in receiver.latest)
             assert json.loads(sender.send_image("bench", IMAGE)) == prediction("bench")
 
@@ -163,7 +163,7 @@ class TestNetGear:
             gear = self.opened(port(receiver), bidirectional_mode=True)
             assert gear.send(IMAGE, message="bench") is None
             guests(engine)
-            engine.send_multipart([link.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
+            engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
             wait(lambda: "bench" in receiver.latest)
             assert gear.send(IMAGE, message="bench") == prediction("bench")
             gear.close()
@@ -237,7 +237,7 @@ class TestAll:
             with Sender(port(receiver), "first") as sender:
                 sender.send(IMAGE, time.time())
                 guests(engine)
-            assert engine.recv_multipart()[0] == link.LEAVE
+            assert engine.recv_multipart()[0] == protocol.LEAVE
             with Sender(port(receiver), "second") as sender:
                 sender.send(IMAGE, time.time())
                 assert guests(engine)[0].camera == "second"
@@ -249,7 +249,7 @@ class TestAll:
                 with Sender(port(receiver), "own") as sender:
                     sender.send(IMAGE, time.time())
                     guests(engine)
-                assert engine.recv_multipart()[0] == link.LEAVE
+                assert engine.recv_multipart()[0] == protocol.LEAVE
             [gap] = receiver.records  # type: ignore[attr-defined]
             assert (gap["type"], gap["action"]) == ("gap", "reconnected")
             assert receiver.visitors["own"].reconnects == 1
@@ -293,7 +293,7 @@ class TestAll:
             sender.send(IMAGE, time.time())
             guests(engine)
             done = {"records": [prediction("own")], "errors": [["own", 0, "FrameError", "no picture"]]}
-            engine.send_multipart([link.DONE, json.dumps(done).encode()])
+            engine.send_multipart([protocol.DONE, json.dumps(done).encode()])
             wait(lambda: receiver.records)  # type: ignore[attr-defined]
             assert receiver.records == [prediction("own")]  # type: ignore[attr-defined]
             assert receiver.lobby.accounts["own"].dropped == {"FrameError": 1}
@@ -306,7 +306,7 @@ class TestAll:
 
 
 def test_a_publisher_that_falls_silent_is_dialled_anew(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
-    monkeypatch.setattr("stream.service.doors.SILENT_AFTER_S", 0.05)
+    monkeypatch.setattr("stream.service.ingress.endpoints.SILENT_AFTER_S", 0.05)
     camera = {"name": "cell", "source": f"zmq://127.0.0.1:{unused_port}"}
     with running(camera=[camera]) as receiver:
         [door] = [door for door in receiver.doors if door.camera is not None]
@@ -338,9 +338,9 @@ def test_another_configuration_is_taken_while_cameras_send(unused_ports: list[in
         kinds = []
         while engine.poll(100):
             kinds.append(engine.recv_multipart()[:2])
-        assert [link.LEAVE, json.dumps({"camera": "a"}).encode()] in kinds
+        assert [protocol.LEAVE, json.dumps({"camera": "a"}).encode()] in kinds
         assert [[one["name"] for one in json.loads(said)] for kind, said in kinds
-                if kind == link.CAMERAS] == [["b", "c"]]
+                if kind == protocol.CAMERAS] == [["b", "c"]]
         with imagezmq.ImageSender(port(receiver)) as sender:
             assert b"a camera called 'a'" in sender.send_jpg("a", JPEG)
             assert sender.send_jpg("c", JPEG) == b"OK"
@@ -355,15 +355,15 @@ def test_an_engine_that_comes_late_is_warmed_up_with_what_was_sent_last() -> Non
         with receiver.context.socket(zmq.DEALER) as engine:
             engine.linger, engine.rcvtimeo = 0, round(1000 * PATIENCE_S)
             engine.connect(f"inproc://link-{id(receiver)}")
-            engine.send_multipart([link.READY, json.dumps({"engine": "none", "credits": 1}).encode()])
+            engine.send_multipart([protocol.READY, json.dumps({"engine": "none", "credits": 1}).encode()])
             said = []
-            while not said or said[-1][0] != link.FRAMES:
+            while not said or said[-1][0] != protocol.FRAMES:
                 said.append(engine.recv_multipart())
-        assert said[0][0] == link.CAMERAS
-        warm = [[(guest.camera, guest.captured_at) for guest in link.unpacked(parts[1:])]
-                for parts in said if parts[0] == link.WARM]
+        assert said[0][0] == protocol.CAMERAS
+        warm = [[(guest.camera, guest.captured_at) for guest in protocol.unpacked(parts[1:])]
+                for parts in said if parts[0] == protocol.WARM]
         assert warm == [[("own", 1000.0 + k)] for k in range(4)]  # the newest one waits for its turn
-        fresh = {guest.camera: guest.captured_at for guest in link.unpacked(said[-1][1:])}
+        fresh = {guest.camera: guest.captured_at for guest in protocol.unpacked(said[-1][1:])}
         assert fresh == {"own": 1004.0, "other": 7.0}
 
 

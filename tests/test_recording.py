@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from engines.errors import SinkError, SourceError
-from stream.cli import main
+from stream.commands.cli import main
 from stream.frame import Frame, Gap
-from stream.recording import record
+from stream.sinks.recording import record
 from stream.sources import open_source
 from stream.sources.base import Source, SourceInfo
 

@@ -15,9 +15,9 @@ import zmq
 from test_receiver import running, wait
 
 from engines.errors import UsageError
-from stream.cli import main
-from stream.service.security import Doorman, allow, allowed, new, read
-from stream.service.sender import Sender
+from stream.commands.cli import main
+from stream.service.ingress.security import Doorman, allow, allowed, new, read
+from stream.service.ingress.sender import Sender
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 

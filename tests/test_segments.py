@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import engines
+from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
 from engines.networks.network import build
-from engines.training.datasets.base import Dataset, Media, Segment
 from engines.training.loss import UNKNOWN
 from engines.training.segments import BACKGROUND, Pool, SegmentStream, without_group
 from engines.training.train import Recipe, train

@@ -24,9 +24,9 @@ import zmq
 import engines
 from engines.synthetic import Simulation
 from stream.frame import Image
-from stream.service.sender import Sender
-from stream.service.wire import header_of
+from stream.service.ingress.sender import Sender
 from stream.sinks.log import events, runs
+from stream.wire import header_of
 
 PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
 RATE = 15.0
@@ -286,7 +286,7 @@ folder = "{tmp_path / 'clips'}"
 
 
 def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path: Path, gestures: list[Image]) -> None:
-    from engines.model import save
+    from engines.model.file import save
 
     room, recording = Simulation(5, (96, 128), RATE, idle_s=(1.5, 2.5)), tmp_path / "recording"
     recording.mkdir()
@@ -343,7 +343,7 @@ def test_notices_may_be_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_a_wrong_configuration_is_told_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from stream.cli import main
+    from stream.commands.cli import main
 
     config = tmp_path / "cameras.toml"
     config.write_text('model = "gesture"\n\n[receive]\nstaleness_ms = -1\n\n[[camera]]\nname = "a"\ncolor = "RGB"\n')

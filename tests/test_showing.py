@@ -17,12 +17,12 @@ import pytest
 
 from stream.frame import Event
 from stream.service.config import Health
-from stream.service.health import HealthServer, Metrics
-from stream.service.lobby import Guest
-from stream.service.recent import Recent
-from stream.service.showing import WAITING, Showing
-from stream.service.wire import Limits, Message
+from stream.service.egress.health import HealthServer, Metrics
+from stream.service.egress.live_feed import WAITING, Showing
+from stream.service.ingress.recent import Recent
+from stream.service.ingress.scheduler import Guest
 from stream.sinks.log import EventLog, clip_name
+from stream.wire import Limits, Message
 
 JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), 200, np.uint8))[1].tobytes()
 RAW = np.full((4, 6, 3), 90, np.uint8)

@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from engines.datasets import egogestar
+from engines.datasets.footage import Footage
 from engines.synthetic import BACKGROUND, LABELS, Simulation
-from engines.training import egogestar
-from engines.training.footage import Footage
 from engines.training.streams import BUSY, GRACE_FRAMES, NEVER_S, REVERSED, Material, Stream
 
 

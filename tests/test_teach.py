@@ -17,29 +17,29 @@ import torch
 from fakes import contract
 
 import engines
-from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
-from engines.contract import EventRule
+from engines.datasets import Media, Segment
+from engines.datasets.footage import decode
 from engines.errors import DatasetError, GatestreamError, SourceError, UsageError
-from engines.model import Model, load, save
+from engines.model.contract import EventRule
+from engines.model.file import Model, load, save
+from engines.model.preprocess import normalise
 from engines.networks.network import build
-from engines.preprocess import normalise
+from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
 from engines.synthetic import LABELS, Simulation
-from engines.training import recall
-from engines.training.datasets import Media, Segment
-from engines.training.footage import decode
-from engines.training.headfit import Examples, Head, fit
-from engines.training.lessons import Lesson, action_span, examples_of
+from engines.training import exemplars
+from engines.training.few_shot import NOTHING_MOST, HeldOut, Quiet, Taught, _balanced, teach
 from engines.training.loss import Truth
-from engines.training.rows import Batch
+from engines.training.softmax_regression import Examples, Head, fit
+from engines.training.stream_loader import Batch
 from engines.training.streams import Material, Stream
-from engines.training.teach import NOTHING_MOST, HeldOut, Quiet, Taught, _balanced, teach
+from engines.training.support_clips import Lesson, action_span, examples_of
 from engines.training.train import Recipe
-from stream.cli import main
+from stream.commands.cli import main
+from stream.commands.train import train
 from stream.evaluation import evaluate_clips
 from stream.recognizer import Recognizer
-from stream.recordings import find
-from stream.teaching import event_rule, teach_folder
-from stream.train_commands import train
+from stream.teaching.recordings import find
+from stream.teaching.teach import event_rule, teach_folder
 
 D = 6
 PLACES = {"wave": 0, "knock": 1, "point": 2, "left": 3, "right": 4, "background": 5}  # where a label's features lie
@@ -277,7 +277,7 @@ def test_a_training_leaves_examples_of_late_moments_and_of_windows() -> None:
     truth = Truth(label, progress, weight, label, torch.full((1, 12, 2), torch.nan))
     chunks = [Batch(pixels[:, at:at + 6], torch.tensor([at == 0]), Truth(*(c[:, at:at + 6] for c in truth)), ("",))
               for at in (0, 6)]
-    tensors = recall.of_streams(told, network, chunks, [(0,), (1,)])
+    tensors = exemplars.of_streams(told, network, chunks, [(0,), (1,)])
     with torch.no_grad():
         frames = torch.from_numpy(normalise(pixels[0].numpy(), told))
         rows = network(frames[None], network.fresh_state(1))[0][0].numpy()
@@ -293,13 +293,13 @@ def test_a_training_leaves_examples_of_late_moments_and_of_windows() -> None:
 
 
 def test_more_of_background_is_remembered_and_counts_more() -> None:
-    label_N = np.repeat([0, 1, 2], [recall.KEPT, 3 * recall.KEPT, 2 * recall.KEPT_NOTHING])
+    label_N = np.repeat([0, 1, 2], [exemplars.KEPT, 3 * exemplars.KEPT, 2 * exemplars.KEPT_NOTHING])
     ones_N, none_N = np.ones(len(label_N)), np.zeros(len(label_N), bool)
     examples = Examples(label_N[:, None].astype(float), np.eye(3)[label_N], ones_N, ones_N, -ones_N.astype(int), none_N)
-    facts = recall.kept(examples, "gesture", nothing=2)["examples.gesture.facts"]
-    assert np.bincount(facts[:, 0].astype(int)).tolist() == [recall.KEPT, recall.KEPT, recall.KEPT_NOTHING]
+    facts = exemplars.kept(examples, "gesture", nothing=2)["examples.gesture.facts"]
+    assert np.bincount(facts[:, 0].astype(int)).tolist() == [exemplars.KEPT, exemplars.KEPT, exemplars.KEPT_NOTHING]
     assert np.bincount(label_N).tolist() == pytest.approx(np.bincount(facts[:, 0].astype(int), facts[:, 1]))
-    for share, wanted in ((1.0, NOTHING_MOST), (0.1, 0.1 * 2 * recall.KEPT_NOTHING / (2 * recall.KEPT)), (0.001, 1.0)):
+    for share, wanted in ((1.0, NOTHING_MOST), (0.1, 0.1 * exemplars.KEPT_NOTHING / exemplars.KEPT), (0.001, 1.0)):
         fewer = examples.only((label_N < 2) | (np.arange(len(label_N)) % round(1 / share) == 0))
         weight_K = np.bincount(fewer.target_NK.argmax(axis=1), _balanced(fewer, 2).weight_N)
         assert weight_K == pytest.approx([2, 2, 2 * wanted], rel=0.01)

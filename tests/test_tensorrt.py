@@ -29,13 +29,13 @@ from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace, _
 from torch._ops import OpOverload
 
 import engines
-import engines.compiled as compiled_engine
-import engines.tensorrt as tensorrt_engine
-from engines import cache, choice
-from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
+import engines.runtime.slot_pool as compiled_engine
+import engines.runtime.tensorrt as tensorrt_engine
 from engines.errors import EngineError, GatestreamError, UsageError
-from engines.lowering import PixelStep
-from engines.model import Model
+from engines.model.file import Model
+from engines.runtime import cache, registry
+from engines.runtime.lowering import PixelStep
+from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
 
 CONVERTED = json.loads((Path(__file__).parent / "data" / "torch_tensorrt_converters.json").read_text())
 SIZES_HW = {"mobilenetv2": (40, 56), "resnet18": (40, 56), "resnet50": (40, 56), "bninception": (64, 64),
@@ -283,8 +283,8 @@ def test_int8_is_calibrated_with_state_on_the_frames_given(library: FakeTorchTen
 
 def test_a_machine_without_it_is_told_what_to_install(model: Model, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "find_spec", lambda name: None if "tensorrt" in name else object())
-    monkeypatch.setattr(choice, "_has_gpu", lambda: False)
+    monkeypatch.setattr(registry, "find_spec", lambda name: None if "tensorrt" in name else object())
+    monkeypatch.setattr(registry, "_has_gpu", lambda: False)
     with pytest.raises(EngineError, match=r"no torch_tensorrt, no tensorrt, no NVIDIA GPU.*gatestream\[tensorrt\]"):
         engines.compile(model, "tensorrt")
     with pytest.raises(EngineError, match=r"could carry code.*--engine tensorrt"):

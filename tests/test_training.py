@@ -15,20 +15,21 @@ from fakes import contract
 from safetensors.torch import save_file
 
 import engines
+from engines.datasets import egogestar
+from engines.datasets.footage import decode
 from engines.errors import DatasetError, ModelError, UsageError
-from engines.model import bundled
+from engines.model.file import bundled
+from engines.model.preprocess import normalise
 from engines.networks.mobilenetv2 import STAGES
 from engines.networks.network import Network, build
-from engines.preprocess import normalise
 from engines.synthetic import BACKGROUND, LABELS, Simulation
-from engines.training import egogestar, streaming
+from engines.training import stream_task
 from engines.training.calibrate import temperature
-from engines.training.footage import decode
+from engines.training.initialisation import SQUASHED, add_memory
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
 from engines.training.sampling import middles
-from engines.training.starting import SQUASHED, add_memory
-from engines.training.streaming import StreamTask, subsample_depthwise
+from engines.training.stream_task import StreamTask, subsample_depthwise
 from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, completed, gather, train
 
 
@@ -371,7 +372,7 @@ def test_frozen_steps_are_computed_apart_to_the_same_end(dataset: Path, tmp_path
 
     apart, loose = trained("apart"), trained("loose", frozen_layers=0)
     monkeypatch.setattr(StreamTask, "_early", lambda self, frames: frames)
-    monkeypatch.setattr(streaming, "split", lambda network: (0, frozen_first(network)))
+    monkeypatch.setattr(stream_task, "split", lambda network: (0, frozen_first(network)))
     whole = trained("whole")
     for name, value in whole.items():
         torch.testing.assert_close(apart[name], value, rtol=1e-4, atol=1e-5)

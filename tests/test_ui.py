@@ -35,10 +35,10 @@ from demo.services import Service  # noqa: E402
 from demo.videos import POINTS, Recognised, _Curves, recognise, track  # noqa: E402
 from demo.viewers import Viewers  # noqa: E402
 from engines.synthetic import Simulation  # noqa: E402
-from stream.cli import main  # noqa: E402
+from stream.commands.cli import main  # noqa: E402
 from stream.frame import Event, Frame, HeadScores, Prediction  # noqa: E402
 from stream.recognizer import Recognizer  # noqa: E402
-from stream.service.clips import write_video  # noqa: E402
+from stream.service.egress.clips import write_video  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 PATIENCE_S = 60.0

@@ -13,7 +13,7 @@ import typer
 
 from demo.users import Guard, add, read
 from engines.errors import UsageError
-from stream.cli import main
+from stream.commands.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from records import disk_of, event, frame, grey
 
 from engines.errors import SinkError
 from stream.frame import HeadScores, Prediction, Record
-from stream.overlay import OverlayState, draw, label_colour
+from stream.sinks.overlay import OverlayState, draw, label_colour
 from stream.sinks.video import MAX_HOLD_S, MAX_SIDE, RESERVE_BYTES, AnnotatedVideo
 
 # ---- overlay ---------------------------------------------------------------------------------------------------

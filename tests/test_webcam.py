@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from demo import webcam
-from engines.model import load
+from engines.model.file import load
 
 RATE = 15
 ENTER = 13

@@ -14,13 +14,13 @@ from small_models import SIZE_HW, make_model
 from test_cli import one_line
 
 import engines
-import engines.doctor as doctor_module
-from engines.agreement import probe_clip, run_clip
+import engines.bench.doctor as doctor_module
 from engines.errors import EngineError, UsageError
-from engines.model import Model, save
-from engines.preprocess import normalise, prepare
-from engines.windowed import WindowedEngine, split
-from stream.cli import main
+from engines.model.file import Model, save
+from engines.model.preprocess import normalise, prepare
+from engines.runtime.parity import probe_clip, run_clip
+from engines.runtime.windowed import WindowedEngine, split
+from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
 from stream.scoring import probabilities

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import FrameError
-from engines.preprocess import prepare, shrinkable
-from stream.service.wire import HEADER_BYTES, Limits, Message, answer, decoded, header_of, parse
+from engines.model.preprocess import prepare, shrinkable
+from stream.wire import HEADER_BYTES, Limits, Message, answer, decoded, header_of, parse
 
 LIMITS = Limits(payload_bytes=1_000_000, pixels=100_000)
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.contract import Contract
-from engines.model import save
+from engines.model.contract import Contract
+from engines.model.file import save
 from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
-from engines.training.ranks import Ranks, joined
-from engines.training.rows import Schedule
+from engines.training.distributed import Ranks, joined
 from engines.training.runfolder import RunFolder
-from engines.training.streaming import Held, Rates, StreamTask
+from engines.training.stream_loader import Schedule
+from engines.training.stream_task import Held, Rates, StreamTask
 from engines.training.streams import Labelled
 from engines.training.task import Plan, Precision, Progress
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.contract import Contract
+from engines.datasets.egogestar import UNCLASSIFIED
+from engines.datasets.footage import Footage, frames_at
+from engines.model.contract import Contract
+from engines.model.preprocess import fit, normalise
 from engines.networks.network import Network
-from engines.preprocess import fit, normalise
-from engines.training.egogestar import UNCLASSIFIED
-from engines.training.footage import Footage, frames_at
 from engines.training.sampling import middles
 
 LATE = 0.75  # from this share of a clip on, its label can be known

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.contract import Contract
+from engines.datasets.base import Segment
 from engines.errors import DatasetError
+from engines.model.contract import Contract
+from engines.model.preprocess import normalise
 from engines.networks.network import Network, clip_scores
 from engines.networks.temporal import State
-from engines.preprocess import normalise
 from engines.training.clips import ClipBatch, Clips, Images, Order, batches
-from engines.training.datasets.base import Segment
+from engines.training.distributed import Ranks
 from engines.training.loss import UNKNOWN
-from engines.training.ranks import Ranks
 from engines.training.runfolder import Row
 from engines.training.task import Mixed, Task, Term, averaged
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
+from engines.datasets.base import Segment
+from engines.datasets.frames import GIVE_UP
 from engines.errors import DatasetError, GatestreamError
-from engines.training.datasets.base import Segment
-from engines.training.frames import GIVE_UP
 from engines.training.loss import UNKNOWN
 
 log = logging.getLogger("gatestream.training")

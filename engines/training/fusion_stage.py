@@ -22,18 +22,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.contract import Contract, FusionRule
+from engines.datasets import egogestar
+from engines.datasets.base import Dataset
+from engines.datasets.frames import frames_of as decoded
 from engines.errors import DatasetError, UsageError
-from engines.fusion import GatedFusion
-from engines.model import Model, load, save
+from engines.model.clip_fusion import GatedFusion
+from engines.model.contract import Contract
+from engines.model.file import Model, load, save
+from engines.model.preprocess import normalise
+from engines.networks.fusion_rule import FusionRule
 from engines.networks.network import Network
-from engines.preprocess import normalise
 from engines.synthetic import BACKGROUND
-from engines.training import egogestar
 from engines.training.calibrate import temperature
-from engines.training.datasets.base import Dataset
-from engines.training.frames import frames_of as decoded
-from engines.training.fusion import Floats, Head, fit_fusion
+from engines.training.fusion_fit import Floats, Head, fit_fusion
 from engines.training.loss import KNOWABLE_AT, UNKNOWN
 from engines.training.segments import FramesOf, Pool, SegmentStream, without_group
 from engines.training.streams import Labelled, Material, Stream

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError, UsageError
 from engines.networks.network import Network
-from engines.training.ranks import Ranks
+from engines.training.distributed import Ranks
 from engines.training.runfolder import Row, RunFolder
 from engines.training.task import Batch, Mixed, Plan, Precision, Progress, Task, Term
 

@@ -19,24 +19,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.contract import Contract
+from engines.datasets.base import Dataset, Segment
+from engines.datasets.frames import frames_of as decoded
+from engines.datasets.frames import size_of
 from engines.errors import DatasetError, UsageError
-from engines.importing import PREPROCESSING
-from engines.model import save
+from engines.model.contract import Contract
+from engines.model.file import save
+from engines.model.import_official import PREPROCESSING
+from engines.model.preprocess import fit
 from engines.networks.network import Network
-from engines.preprocess import fit
+from engines.training.clip_augment import multi_scale_crop, rand_augment
 from engines.training.clip_task import ClipTask, Updates
 from engines.training.clips import Clips, Images, Order, may_flip
-from engines.training.datasets.base import Dataset, Segment
-from engines.training.frames import frames_of as decoded
-from engines.training.frames import size_of
+from engines.training.distributed import Ranks, joined
+from engines.training.initialisation import RULE, options_of, pixels_of, started, whole_network
 from engines.training.loop import run
-from engines.training.pictures import multi_scale_crop, rand_augment
-from engines.training.ranks import Ranks, joined
 from engines.training.runfolder import RunFolder
 from engines.training.sampling import Style, drawn, validation
 from engines.training.segments import FramesOf, without_group
-from engines.training.starting import RULE, options_of, pixels_of, started, whole_network
 from engines.training.task import Plan, Precision, Progress
 
 NOT_RECORDED = {"out", "workers", "strict"}

@@ -23,7 +23,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from engines.errors import ModelError, SinkError
-from engines.model import write_atomically
+from engines.model.file import write_atomically
 
 Row = dict[str, float]
 

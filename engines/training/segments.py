@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.datasets.base import Dataset, Segment
+from engines.datasets.footage import frames_at
+from engines.datasets.frames import GIVE_UP
 from engines.errors import DatasetError, UsageError
-from engines.training.augment import Augmentation
-from engines.training.datasets.base import Dataset, Segment
-from engines.training.footage import frames_at
-from engines.training.frames import GIVE_UP
 from engines.training.loss import UNKNOWN
+from engines.training.stream_augment import Augmentation
 from engines.training.streams import GRACE_FRAMES, Labelled, one_of
 
 log = logging.getLogger("gatestream.training")

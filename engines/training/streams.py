@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.datasets.egogestar import MIRRORED, UNCLASSIFIED
+from engines.datasets.footage import Footage, frames_at
 from engines.synthetic import BACKGROUND, IDLE, Scene, Script, stroke, unlike_gestures
-from engines.training.augment import Augmentation
-from engines.training.egogestar import MIRRORED, UNCLASSIFIED
-from engines.training.footage import Footage, frames_at
+from engines.training.stream_augment import Augmentation
 
 Image = NDArray[np.uint8]
 T = TypeVar("T")

@@ -18,23 +18,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.contract import Contract, EventRule
+from engines.datasets import egogestar
+from engines.datasets.base import Dataset
+from engines.datasets.footage import Footage, decode, videos
+from engines.datasets.frames import frames_of as decoded
 from engines.errors import DatasetError, UsageError
-from engines.model import load, save
+from engines.model.contract import Contract, EventRule
+from engines.model.file import load, save
 from engines.networks.network import Network
 from engines.synthetic import BACKGROUND, LABELS, Pose, Scene
-from engines.training import egogestar, recall
+from engines.training import exemplars
 from engines.training.calibrate import calibrated
-from engines.training.datasets.base import Dataset
-from engines.training.footage import Footage, decode, videos
-from engines.training.frames import frames_of as decoded
+from engines.training.distributed import Ranks, joined
+from engines.training.initialisation import RULE, add_memory, architecture_of_start, options_of, pixels_of, started
 from engines.training.loop import run
-from engines.training.ranks import Ranks, joined
-from engines.training.rows import Chunks, OpenStream, Schedule
 from engines.training.runfolder import RunFolder
 from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
-from engines.training.starting import RULE, add_memory, architecture_of_start, options_of, pixels_of, started
-from engines.training.streaming import Held, Rates, StreamTask
+from engines.training.stream_loader import Chunks, OpenStream, Schedule
+from engines.training.stream_task import Held, Rates, StreamTask
 from engines.training.streams import Labelled, Material, Stream, idle_of
 from engines.training.task import Plan, Precision, Progress
 
@@ -294,7 +295,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
         chunks = Chunks(open_stream, Schedule(recipe.seed + 1, recipe.fresh_share), range(recipe.rows), recipe.chunk,
                         recipe.iterations, recipe.iterations + min(REMEMBERED_CHUNKS, recipe.iterations))
         live = trained.causal and not recipe.trimmed
-        examples = recall.of_streams(contract, trained, chunks.batches(0), truths) if live else {}
+        examples = exemplars.of_streams(contract, trained, chunks.batches(0), truths) if live else {}
         write(recipe.out, contract, trained, held_out(), report, examples)
         folder.finish()
     return trained
@@ -303,7 +304,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
 def write(out: Path, contract: Contract, network: Network, held_out: Sequence[Held], report: Callable[[str], None],
           examples: Mapping[str, NDArray[np.float32]]) -> None:
     """Calibrates every head on what was held out, if anything was, and writes the model file, with examples for later
-    lessons (see `recall.py`)."""
+    lessons (see `exemplars.py`)."""
     if held_out:
         report(f"calibrating on {len(held_out)} recordings that were left out")
     for head in contract.heads:

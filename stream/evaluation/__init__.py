@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from engines.contract import Contract
+from engines.datasets import Media, open_dataset
 from engines.errors import GatestreamError
-from engines.training import metrics, submission
-from engines.training.datasets import Media, open_dataset
+from engines.model.contract import Contract
+from stream.evaluation import epic_submission, metrics
 from stream.evaluation.clips import ClipReport, Skipped, evaluate_clips
 from stream.evaluation.data import Chosen, choose, is_trimmed, left_out_by_training, most_at_once, recordings
 from stream.evaluation.play import Truth, joined, pictures, played_on, rendered_idle
@@ -74,10 +74,11 @@ class Report:
         return plain
 
     def submit(self, path: Path, supervision: tuple[int, int, int]) -> None:
-        """Writes the EPIC-KITCHENS-100 submission of these clips; see `engines.training.submission`."""
-        submission.write_submission(path, {
-            one.segment.id: {head: submission.by_class(scores_K, self.contract.heads[head], self.chosen.classes[head])
-                             for head, scores_K in one.window.items() if head in self.chosen.classes}
+        """Writes the EPIC-KITCHENS-100 submission of these clips; see `stream.evaluation.epic_submission`."""
+        epic_submission.write_submission(path, {
+            one.segment.id: {
+                head: epic_submission.by_class(scores_K, self.contract.heads[head], self.chosen.classes[head])
+                for head, scores_K in one.window.items() if head in self.chosen.classes}
             for one in self.clips.outcomes}, supervision=supervision)
 
 
@@ -87,7 +88,7 @@ def evaluate(model: str, dataset: Path, *, fold: int | None = 0, idle: Sequence[
     """Evaluates a model on a dataset folder: all its clips, or those of a split, of some groups, or of one fold; None:
     of what the model's training left out, if the dataset has it and no groups are named.
 
-    kind, media: see `engines.training.datasets.open_dataset`.
+    kind, media: see `engines.datasets.open_dataset`.
     idle: videos without gestures, which join trimmed clips to a stream and are counted for false events;
     rendered_idle_s: seconds of rendered rooms without gestures; rounds: the joined stream so often on end, without a
     reset; strict: stop at what cannot be read.

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from engines.contract import Contract
+from engines.datasets import Media, Segment
 from engines.errors import DatasetError, GatestreamError
-from engines.training import metrics, submission
-from engines.training.datasets import Media, Segment
-from engines.training.metrics import Array
+from engines.model.contract import Contract
 from stream.clock import TIME_NOISE_S
+from stream.evaluation import epic_submission, metrics
 from stream.evaluation.data import is_trimmed, recordings
+from stream.evaluation.metrics import Array
 from stream.evaluation.play import Truth, pictures
 from stream.evaluation.record import watching
 from stream.evaluation.streams import StreamMeter
@@ -137,7 +137,7 @@ class ClipReport:
 
     def actions(self) -> dict[str, Any]:
         """Accuracy of (verb, noun) pairs by the product of their scores; {} without such heads."""
-        if not set(submission.HEADS) <= set(self.heads):
+        if not set(epic_submission.HEADS) <= set(self.heads):
             return {}
         verb, noun, shared = self._pairs()
         return {"clips": len(shared),
@@ -148,11 +148,11 @@ class ClipReport:
 
         As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is.
         """
-        if not set(submission.HEADS) <= set(self.heads):
+        if not set(epic_submission.HEADS) <= set(self.heads):
             return {}
         verb, noun, shared = self._pairs()
         is_rare = {head: np.array([one.labels[head] in rare.get(head, ()) for one in shared], bool)
-                   for head in submission.HEADS}
+                   for head in epic_submission.HEADS}
         unseen = np.array([one.kind == UNSEEN for one in shared], bool)
 
         def top1(verb_rows: Array, noun_rows: Array, rows: Array) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class ClipReport:
 
     def _pairs(self) -> tuple[tuple[Array, Array], tuple[Array, Array], list[Segment]]:
         """(scores, truth) of verb and noun for the clips that have both, and these clips."""
-        verb, noun = (self.heads[head] for head in submission.HEADS)
+        verb, noun = (self.heads[head] for head in epic_submission.HEADS)
         row_of = {id(one): i for i, one in enumerate(verb.segments)}
         both = [(row_of[id(one)], j) for j, one in enumerate(noun.segments) if id(one) in row_of]
         rows = np.array(both, np.int64).reshape(-1, 2)

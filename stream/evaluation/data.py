@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from engines.contract import Contract
+from engines.datasets import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
-from engines.training.datasets import Dataset, Media, Segment
+from engines.model.contract import Contract
 
 log = logging.getLogger("gatestream.evaluation")
 

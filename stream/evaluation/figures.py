@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.training.metrics import BINS, Array, Reliability
+from stream.evaluation.metrics import BINS, Array, Reliability
 from stream.evaluation.streams import HeadStream
 
 if TYPE_CHECKING:

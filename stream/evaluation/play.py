@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.datasets import Media, Segment
+from engines.datasets.media import number
 from engines.synthetic import Simulation, unlike_gestures
-from engines.training.datasets import Media, Segment
-from engines.training.datasets.media import number
 from stream.frame import Frame, Image
 from stream.sources import open_source
 from stream.sources.images import is_image, natural_key

@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import Contract, EventRule
 from engines.errors import SinkError
+from engines.model.contract import Contract, EventRule
 from stream.events import events_of
 from stream.frame import Event
 from stream.recognizer import Recognizer

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from engines.model import write_atomically
+from engines.model.file import write_atomically
 from stream.evaluation import Report, figures
 
 STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;

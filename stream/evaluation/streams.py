@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from engines.training import metrics
-from engines.training.metrics import NAN
+from stream.evaluation import metrics
+from stream.evaluation.metrics import NAN
 from stream.evaluation.play import Truth
 from stream.evaluation.record import ScoreRecord, watching
 from stream.events import UNKNOWN

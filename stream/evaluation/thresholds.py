@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 import engines
-from engines.contract import Contract, EventRule
 from engines.errors import UsageError
-from engines.model import bundled, save
-from engines.training import metrics
+from engines.model.contract import Contract, EventRule
+from engines.model.file import bundled, save
+from stream.evaluation import metrics
 from stream.evaluation.record import Run, ScoreRecord
 from stream.evaluation.streams import IOU, StreamReport
 from stream.events import UNKNOWN, events_of

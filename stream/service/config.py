@@ -26,9 +26,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engines.errors import UsageError
-from stream.service.wire import NAME_CHARACTERS, name_of
 from stream.sources import check
 from stream.sources.address import scheme_of
+from stream.wire import NAME_CHARACTERS, name_of
 
 Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.training.datasets.epic_files import Narration, write_annotations
-from engines.training.metrics import overlap
+from engines.datasets.epic_files import Narration, write_annotations
+from stream.evaluation.metrics import overlap
 from stream.sinks.base import sink_errors
 from stream.sinks.log import Logged, Run, clip_name
 

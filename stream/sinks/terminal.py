@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stream.frame import Event, Frame, Gap, Ranked, Record, Summary
-from stream.overlay import OverlayState, label_colour
 from stream.sinks.base import Sink, write_text
+from stream.sinks.overlay import OverlayState, label_colour
 
 REDRAW_S = 0.1
 _EVENTS_WIDTH = 36

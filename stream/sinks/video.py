@@ -17,8 +17,8 @@ from av.container import OutputContainer
 
 from engines.errors import SinkError
 from stream.frame import Frame, Image, Record
-from stream.overlay import OverlayState, draw
 from stream.sinks.base import Sink, output_path, sink_errors
+from stream.sinks.overlay import OverlayState, draw
 
 H264 = ("libx264", "yuv420p", {"preset": "ultrafast", "crf": "21"})  # plays everywhere, browsers too
 MJPEG = ("mjpeg", "yuvj420p", {"qscale": "3", "flags": "+qscale"})

@@ -95,7 +95,7 @@ def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
     if path.is_file():
         if is_image(path):
             return ImageFiles([path], camera or path.name, fps)
-        from stream.recording import Recording, is_recording
+        from stream.sources.recording import Recording, is_recording
         if fps is None and is_recording(path):
             return Recording(path, camera)
         from stream.sources.video import VideoFile

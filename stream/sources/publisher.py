@@ -10,8 +10,8 @@ import zmq
 
 from engines.errors import FrameError, SourceError, UsageError
 from stream.frame import Frame, Gap
-from stream.service.wire import Limits, Message, decoded, parse
 from stream.sources.base import Policy, Source, SourceInfo
+from stream.wire import Limits, Message, decoded, parse
 
 SLICE_MS = 100  # `close` is noticed so soon
 GIVE_UP_S = 120.0  # without a picture: as other network cameras

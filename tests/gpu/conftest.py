@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import engines
-from engines.choice import obstacle
-from engines.compiled import CompiledPool
-from engines.model import Model
+from engines.model.file import Model
+from engines.runtime.registry import obstacle
+from engines.runtime.slot_pool import CompiledPool
 
 SLOTS = 4
 

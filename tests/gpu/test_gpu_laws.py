@@ -10,9 +10,9 @@ import pytest
 from small_models import make_model
 
 import engines
-from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
-from engines.compiled import CompiledPool
-from engines.model import Model
+from engines.model.file import Model
+from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.slot_pool import CompiledPool
 
 
 @pytest.mark.parametrize(("architecture", "size_hw", "options"), [

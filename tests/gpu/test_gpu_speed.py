@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 import engines
-from engines.agreement import probe_clip
-from engines.bench import machine, percentiles
-from engines.model import Model
+from engines.bench.stages import machine, percentiles
+from engines.model.file import Model
+from engines.runtime.parity import probe_clip
 
 STEPS, WARM_UP = 300, 30
 REPORT = Path(__file__).parents[2] / "runs" / "gpu.json"

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import engines
-import engines.compiled as compiled_engine
-import engines.tensorrt as tensorrt_engine
-from engines import cache
-from engines.agreement import TOLERANCE, difference, probe_clip, run_clip
-from engines.choice import obstacle
+import engines.runtime.slot_pool as compiled_engine
+import engines.runtime.tensorrt as tensorrt_engine
 from engines.errors import EngineError
-from engines.model import Model
+from engines.model.file import Model
+from engines.runtime import cache
+from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.registry import obstacle
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_another_process_loads_what_this_one_built_without_the_builder(
     wanted = run_clip(engines.compile(model, "tensorrt"), frames[:4])["gesture"]
     np.save(tmp_path / "frames.npy", frames[:4])
     program = ("import sys, json, numpy, engines, torch_tensorrt\n"
-               "from engines.agreement import run_clip\n"
+               "from engines.runtime.parity import run_clip\n"
                "torch_tensorrt.dynamo.compile = None\n"
                "engine = engines.compile(engines.load(sys.argv[1]), 'tensorrt')\n"
                "print(json.dumps(run_clip(engine, numpy.load(sys.argv[2]))['gesture'].tolist()))\n")

@@ -1,0 +1,239 @@
+"""A network's step beside its bare backbone: the same network without temporal modules (tsn), in the same engine.
+
+    pair = against_bare(model, "openvino", "f32", (224, 224), steps=400)      # {step_ms, bare_ms, ratio, ...}
+    print("\\n".join(table([measured(model), measured(sample("gsf-resnet50"))])))
+
+Both are timed in turns, so that whatever else the machine does hits both. Figures are milliseconds. What stands for
+the others is the median, but the mean for a bidirectional model, few of whose steps do all the work.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from engines.errors import UsageError
+from engines.model.contract import Contract
+from engines.model.file import Model
+from engines.model.preprocess import fit
+from engines.networks.fusion_rule import FusionRule, tensor_shapes
+from engines.runtime.engine import Engine
+from engines.runtime.registry import ENGINES, bidirectional, obstacle, onnx_module
+
+if TYPE_CHECKING:
+    from engines.networks.network import Network
+
+Figures = dict[str, float]
+Pair = dict[str, Any]
+
+CAMERA_HW = (480, 640)
+TURN = 20  # steps of one network before the other has its turn
+SAMPLE_HEAD = {"action": 174}  # labels of a sampled model, as many as Something-Something has
+SAMPLE_RATE = 8.0
+
+
+def is_architecture(name: str) -> bool:
+    """Whether `sample` knows it, and no file of that name is meant."""
+    module, _, backbone = name.partition("-")
+    if not backbone or Path(name).exists():
+        return False
+    from engines.networks.network import BACKBONES, MODULES
+
+    return module in MODULES and backbone in BACKBONES
+
+
+def sample(architecture: str, input_size_hw: tuple[int, int] | None = None) -> Model:
+    """A causal model of an architecture with random weights, always the same, at the size it was published for.
+
+    Weights keep the size of signals from layer to layer, and batch norms have the statistics of a short clip, so that
+    nothing overflows, fades out or stands still while it is timed. It has no file.
+    """
+    import torch
+    from torch import nn
+
+    from engines.networks.network import build
+
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        network = build(architecture, heads=SAMPLE_HEAD, causal=True, input_size_hw=input_size_hw, dropout=0.0)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            elif isinstance(module, nn.Conv3d):
+                nn.init.normal_(module.weight, std=0.1)
+            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+                module.momentum = 1.0  # statistics are those of the one clip below
+        network.train()(torch.randn(2, 3, 3, *network.input_size_hw), network.fresh_state(2))
+    contract = Contract(
+        name=architecture, architecture=architecture, options={"causal": True}, frame_rate=SAMPLE_RATE,
+        heads={head: tuple(map(str, range(labels))) for head, labels in SAMPLE_HEAD.items()},
+        input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0,
+        clip_frames=8, window_clips=4)
+    tensors = {key: value.numpy() for key, value in network.state_dict().items()
+               if not key.endswith("num_batches_tracked")}
+    return Model(contract, tensors, digest=f"sample of {architecture}")
+
+
+def with_fusion(model: Model, form: str) -> Model:
+    """The same model with a clip fusion of random weights. Raises UsageError for a form that `FusionRule` lacks."""
+    try:
+        rule = FusionRule.model_validate({"relate": form})
+    except ValidationError:
+        raise UsageError(f"clip fusion {form!r}", "attention, bigru or none", "choose one of these") from None
+    width = next(value.shape[1] for name, value in model.tensors.items()
+                 if name.startswith("heads.") and value.ndim == 2)
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
+               for name, shape in tensor_shapes(rule, width).items()}
+    fused = Model(model.contract.model_copy(update={"fusion": rule}), model.tensors | tensors, model.digest, model.path)
+    fused.network = model.network
+    return fused
+
+
+def with_hop(model: Model, hop: int) -> Model:
+    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError, ModelError."""
+    if not bidirectional(model):
+        raise UsageError(f"a hop for {model.contract.name}, which is causal", "a bidirectional model with it",
+                         "leave the hop out: every frame is scored")
+    options = {**model.contract.options, "hop": hop}
+    return Model(model.contract.model_copy(update={"options": options}), model.tensors, model.digest, model.path)
+
+
+def open_sample(model: Model, engine: str) -> Engine:
+    """The f32 engine of a sampled model, built anew and kept nowhere. auto: the best there is."""
+    return engine_of(model.network, model.contract, usual(engine), "f32")
+
+
+def usual(engine: str) -> str:
+    """The name of an engine that networks without a file can be timed in."""
+    if engine == "auto":
+        return next(name for name in ENGINES if obstacle(name) is None)
+    if engine not in (*ENGINES, "onnx"):
+        raise UsageError(f"engine {engine!r} to time an architecture or several models in",
+                         f"auto, {', '.join(ENGINES)} or onnx", "choose one of these")
+    return engine
+
+
+def measured(model: Model, engine: str = "auto", steps: int = 400) -> Pair:
+    """One row of `table`: a model at its own size, in f32. Raises what building the engine raises."""
+    name = usual(engine)
+    pair = against_bare(model, name, "f32", model.contract.input_size_hw, steps)
+    return {"network": model.contract.name, "engine": name, "precision": "f32", **pair}
+
+
+def table(rows: Sequence[Pair]) -> list[str]:
+    """Rows of `measured` as a Markdown table."""
+    cells = [("network", "input", "engine", "state per camera", "step p50", "bare p50", "step / bare")]
+    cells += [(row["network"], "{1}x{0}".format(*row["size_hw"]), f"{row['engine']} {row['precision']}",
+               f"{row['state_bytes'] / 1000:.0f} kB", f"{row['step_ms'][row['typical']]:.2f} ms",
+               f"{row['bare_ms'][row['typical']]:.2f} ms", f"{row['ratio']:.2f}") for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    out = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+           for line in cells]
+    return [out[0], "|" + "|".join(" --- " for _ in widths) + "|", *out[1:]]
+
+
+def against_bare(model: Model, engine: str, precision: str, size_hw: tuple[int, int], steps: int) -> Pair:
+    """Times a model at a size, and its bare backbone. steps: timed frames of each, rounded up to whole turns."""
+    contract = model.contract.model_copy(update={"input_size_hw": size_hw, "cover_hw": size_hw})
+    engines = {name: engine_of(network, contract, engine, precision)
+               for name, network in (("step", _at_size(model, size_hw)), ("bare", bare_backbone(model, size_hw)))}
+    frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(contract.frame_rate, TURN)]
+    taken: dict[str, list[float]] = {name: [] for name in engines}
+    for turn in range(2 + -(-steps // TURN)):  # the first two turns only warm up
+        for name, built in engines.items():
+            for frame in frames:
+                began = time.perf_counter()
+                built.step(frame, [0])
+                if turn > 1:
+                    taken[name].append(time.perf_counter() - began)
+    state_bytes = engines["step"].state_bytes
+    for built in engines.values():
+        built.close()
+    figures = {name: percentiles(seconds) for name, seconds in taken.items()}
+    average = np.mean if typical(model) == "mean" else np.median
+    step, bare = (average(np.reshape(taken[name], (-1, TURN)), axis=1) for name in ("step", "bare"))
+    # Turn by turn: both networks of a pair ran within milliseconds, whatever the machine did before and after.
+    return {"size_hw": size_hw, "state_bytes": state_bytes, "typical": typical(model), "step_ms": figures["step"],
+            "bare_ms": figures["bare"], "ratio": float(np.median(step / bare))}
+
+
+def percentiles(seconds: Sequence[float]) -> Figures:
+    """p50, p95, p99 and mean in milliseconds."""
+    return {**{f"p{q}": float(np.percentile(seconds, q)) * 1000 for q in (50, 95, 99)},
+            "mean": float(np.mean(seconds)) * 1000}
+
+
+def typical(model: Model) -> str:
+    """Which figure stands for the others."""
+    return "mean" if bidirectional(model) else "p50"
+
+
+def camera_images(rate: float, count: int = 60) -> list[NDArray[np.uint8]]:
+    """Frames of the simulated camera, BGR [480, 640, 3]."""
+    from engines.synthetic import Simulation
+
+    camera = Simulation(0, size_hw=CAMERA_HW, rate=rate, idle_s=(0.2, 0.6))
+    return [camera.frame(k) for k in range(count)]
+
+
+def bare_backbone(model: Model, size_hw: tuple[int, int]) -> Network:
+    """The model's backbone with heads and without anything temporal."""
+    from engines.networks.network import build
+
+    architecture = "tsn-" + model.contract.architecture.partition("-")[2]
+    network = build(architecture, heads=_labels(model.contract), input_size_hw=size_hw, causal=True)
+    network.backbone.load_state_dict(model.network.backbone.state_dict())
+    return network.eval()
+
+
+def _at_size(model: Model, size_hw: tuple[int, int]) -> Network:
+    from engines.networks.network import build
+
+    contract = model.contract
+    network = build(contract.architecture, heads=_labels(contract), input_size_hw=size_hw, **contract.options)
+    network.load_state_dict(model.network.state_dict())
+    return network.eval()
+
+
+def _labels(contract: Contract) -> dict[str, int]:
+    return {head: len(labels) for head, labels in contract.heads.items()}
+
+
+def engine_of(network: Network, contract: Contract, engine: str, precision: str) -> Engine:
+    """An engine of one slot for a network that has no model file; unproven, and kept nowhere."""
+    if engine == "eager":
+        from engines.runtime.eager import EagerEngine
+        from engines.runtime.windowed import WindowedEngine
+        return EagerEngine(network, contract, 1) if network.causal else WindowedEngine(network, contract, 1)
+    if engine == "inductor":
+        from engines.runtime.inductor import InductorEngine
+        return InductorEngine(network, contract, 1, precision)
+    if engine == "tensorrt":
+        from engines.runtime.tensorrt import build as build_tensorrt
+        with tempfile.TemporaryDirectory() as folder:
+            return build_tensorrt(Path(folder), network, contract, 1, precision)
+    if engine == "onnx":
+        return _onnx_of(network, contract)
+    from engines.runtime.openvino import convert
+    from engines.runtime.openvino import engine_of as openvino_of
+
+    return openvino_of(convert(network, contract), contract, 1, precision)
+
+
+def _onnx_of(network: Network, contract: Contract) -> Engine:
+    onnx = onnx_module("onnx", "onnxscript")
+    model = Model(contract, {}, digest="")
+    model.network = network
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "step.onnx"
+        onnx.convert(model).save(file, external_data=False)
+        engine: Engine = onnx.OnnxEngine(contract, file, 1)  # which has read the whole file by then
+        return engine

@@ -1,0 +1,264 @@
+"""Looks at a dataset before hours are spent on it: annotations first, then every recording.
+
+    report = check(open_dataset(folder), shorter_than_s=2.0)
+    report.problems          # missing, unreadable, short, inconsistent, ..., one record each
+    report.groups()          # {"missing": [Problem, ...], ...}, the most frequent first
+
+A look at a video reads its header and decodes its first and last frame; a deep one decodes everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+from engines.datasets.base import Dataset, Media, Problem, Segment
+from engines.datasets.decode import FAILED_GRABS, open_video, stills
+from engines.errors import DatasetError
+
+_RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
+_TIMES_AGREE_S = 0.25  # between a recording's length and what is said about it; timestamps are rounded, audio is longer
+_TAIL_S = 2.0  # how far before its stated end a video's last frame is looked for
+_TOLD = 10  # items that a group of problems lists before it counts
+
+Progress = Callable[[int, int], None]  # recordings done, of how many
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What a look at a recording found. seconds: 0 where unknown; fault: "missing", "unreadable", or "damaged" where
+    some frames decode and others do not, "" where nothing is wrong."""
+
+    seconds: float = 0.0
+    rate: float = 0.0
+    size_hw: tuple[int, int] = (0, 0)
+    fault: str = ""
+    detail: str = ""
+
+    @property
+    def usable(self) -> bool:
+        return self.fault in ("", "damaged")
+
+
+@dataclass(frozen=True)
+class Report:
+    """counts: {split: {head: {label: segments}}}; seconds: of all readable recordings; recordings: how many there are,
+    readable: and can be read; unusable: ids of segments whose recording cannot."""
+
+    dataset: Dataset
+    counts: dict[str, dict[str, dict[str, int]]]
+    recordings: int
+    readable: int
+    seconds: float
+    problems: tuple[Problem, ...]
+    unusable: frozenset[str]
+
+    def groups(self) -> dict[str, list[Problem]]:
+        """Problems by kind, the most frequent kind first."""
+        found: dict[str, list[Problem]] = defaultdict(list)
+        for problem in self.problems:
+            found[problem.kind].append(problem)
+        return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+
+    def as_json(self) -> dict[str, object]:
+        """Everything but the segments, for a program."""
+        return {"dataset": self.dataset.name, "found": self.dataset.found,
+                "splits": {split: len(segments) for split, segments in self.dataset.splits.items()},
+                "counts": self.counts, "recordings": self.recordings, "readable": self.readable,
+                "seconds": round(self.seconds, 3),
+                "problems": {kind: {"count": len(found), "first": [[p.where, p.detail] for p in found[:_TOLD]]}
+                             for kind, found in self.groups().items()}}
+
+
+def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
+          progress: Progress | None = None) -> Report:
+    """Examines every recording of a dataset. shorter_than_s: segments below it are "short".
+
+    Raises nothing for what is wrong with single recordings: that is what the report is about.
+    """
+    media = list(dict.fromkeys(segment.media for segments in dataset.splits.values() for segment in segments))
+    seen: dict[Media, Recording] = {}
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for done, (one, recording) in enumerate(zip(media, pool.map(lambda m: look(m, deep), media), strict=True), 1):
+            seen[one] = recording
+            if progress is not None:
+                progress(done, len(media))
+    problems = [*dataset.problems, *_labels(dataset), *_recordings(seen), *_lengths(dataset, seen, shorter_than_s),
+                *_twins(dataset, seen)]
+    unusable = frozenset(segment.id for segments in dataset.splits.values() for segment in segments
+                         if not seen[segment.media].usable)
+    good = [recording for recording in seen.values() if recording.usable]
+    return Report(dataset, counts(dataset), len(seen), len(good), sum(recording.seconds for recording in good),
+                  tuple(problems), unusable)
+
+
+def counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
+    """{split: {head: {label: segments}}}, labels in the dataset's order, those without a segment included."""
+    found = {split: {head: dict.fromkeys(labels, 0) for head, labels in dataset.heads.items()}
+             for split in dataset.splits}
+    for split, segments in dataset.splits.items():
+        for segment in segments:
+            for head, label in segment.labels.items():
+                found[split][head][label] += 1
+    return found
+
+
+def look(media: Media, deep: bool = False) -> Recording:
+    """Opens one recording."""
+    if not media.path.exists():
+        return Recording(fault="missing", detail=str(media.path))
+    try:
+        return _look_at_video(media, deep) if media.rate is None else _look_at_frames(media, deep)
+    except (DatasetError, OSError, cv2.error) as error:
+        return Recording(fault="unreadable", detail=str(getattr(error, "got", error)))
+
+
+def _look_at_video(media: Media, deep: bool) -> Recording:
+    capture = open_video(media.path)
+    try:
+        rate, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        size_hw = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        if not capture.read()[0]:
+            return Recording(fault="unreadable", detail=f"{media.path}: its first frame does not decode")
+        stated_s = frames / rate if rate > 0 and frames > 0 else 0.0
+        if not deep and stated_s > _TAIL_S:
+            capture.set(cv2.CAP_PROP_POS_MSEC, (stated_s - _TAIL_S) * 1e3)
+        last_s, damaged_s = _to_the_end(capture)
+        seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
+        if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
+            detail = f"{media.path}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
+        elif damaged_s is not None:
+            detail = f"{media.path}: a frame after {damaged_s:.2f} s does not decode"
+        return Recording(seconds, rate, size_hw, "damaged" if detail else "", detail)
+    finally:
+        capture.release()
+
+
+def _to_the_end(capture: cv2.VideoCapture) -> tuple[float, float | None]:
+    """Decodes from here to the end: time of the last frame, and of the last one before the first damage, in seconds."""
+    last_s, failed, damaged_s = 0.0, 0, None
+    while failed < FAILED_GRABS:
+        if not capture.grab():
+            failed += 1
+            continue
+        if failed and damaged_s is None:
+            damaged_s = last_s
+        failed = 0
+        last_s = max(last_s, capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)
+    return last_s, damaged_s
+
+
+def _look_at_frames(media: Media, deep: bool) -> Recording:
+    assert media.rate is not None
+    found = stills(media)
+    if not found:
+        return Recording(fault="unreadable", detail=f"{media.path}: no image in it")
+    opened = found if deep else [found[0], found[-1]]
+    size_hw = (0, 0)
+    broken = []
+    for _, path in opened:
+        image = cv2.imread(str(path))
+        if image is None:
+            broken.append(path)
+        else:
+            size_hw = image.shape[0], image.shape[1]
+    detail = f"{broken[0]}: does not decode" if broken else ""
+    if len(broken) == len(opened):
+        return Recording(fault="unreadable", detail=detail)
+    return Recording(found[-1][0] + 1 / media.rate, media.rate, size_hw, "damaged" if broken else "", detail)
+
+
+def _labels(dataset: Dataset) -> Iterator[Problem]:
+    """Classes that cannot be learnt or tested; those without any clip are seen in the counts."""
+    for head, labels in counts(dataset).get("train", {}).items():
+        for label, count in labels.items():
+            if count == 1:
+                yield Problem("class with one clip", f"{head} {label}", "in train")
+    if "train" in dataset.splits:
+        held = {split: {segment.group for segment in segments if segment.group}
+                for split, segments in dataset.splits.items()}
+        if dataset.name not in ("EPIC-KITCHENS-100", "EPIC-KITCHENS-100 UDA"):  # its people are in all splits, openly
+            for split, groups in held.items():
+                if split != "train":
+                    for group in sorted(groups & held["train"]):
+                        yield Problem("recording in two splits", group, f"train and {split}")
+
+
+def _recordings(seen: dict[Media, Recording]) -> Iterator[Problem]:
+    for media, recording in seen.items():
+        if recording.fault:
+            yield Problem(recording.fault, media.path.name, recording.detail)
+        if not recording.usable:
+            continue
+        if media.stated_rate and recording.rate and \
+                abs(recording.rate - media.stated_rate) > _RATES_AGREE * media.stated_rate:
+            yield Problem("rate disagrees", media.path.name,
+                          f"{recording.rate:.2f} frames/s, but {media.stated_rate:.2f} stated")
+        if media.stated_s and abs(recording.seconds - media.stated_s) > max(_TIMES_AGREE_S, 0.001 * media.stated_s):
+            yield Problem("duration disagrees", media.path.name,
+                          f"{recording.seconds:.2f} s, but {media.stated_s:.2f} stated")
+
+
+def _lengths(dataset: Dataset, seen: dict[Media, Recording], shorter_than_s: float) -> Iterator[Problem]:
+    for segments in dataset.splits.values():
+        for segment in segments:
+            recording = seen[segment.media]
+            whole_s = recording.seconds or segment.media.stated_s or 0.0
+            if whole_s and segment.start_s >= whole_s:
+                yield Problem("starts after the end", segment.id, f"{segment.start_s:.2f} s of {whole_s:.2f}")
+                continue
+            if whole_s and segment.stop_s is not None and segment.stop_s > whole_s + _TIMES_AGREE_S:
+                yield Problem("ends after the end", segment.id, f"{segment.stop_s:.2f} s of {whole_s:.2f}")
+            length_s = _length_s(segment, whole_s)
+            if 0 < length_s < shorter_than_s - 1e-6:
+                yield Problem("short", segment.id, f"{length_s:.2f} s")
+
+
+def _length_s(segment: Segment, whole_s: float) -> float:
+    """Seconds of a segment that its recording has; 0 where that is unknown."""
+    if segment.stop_s is None:
+        return max(whole_s - segment.start_s, 0.0)
+    return (min(segment.stop_s, whole_s) if whole_s else segment.stop_s) - segment.start_s
+
+
+def _twins(dataset: Dataset, seen: dict[Media, Recording]) -> Iterator[Problem]:
+    """Same pictures under two labels: one file with two labels at the same time, or two files with one content.
+
+    EPIC's overlapping segments are no such thing: their times differ.
+    """
+    content = _contents([media for media, recording in seen.items() if recording.usable])
+    labelled: dict[tuple[object, ...], tuple[Segment, str]] = {}
+    for split, segments in dataset.splits.items():
+        for segment in segments:
+            if not segment.labels:
+                continue
+            key = (content.get(segment.media, segment.media.path), segment.start_s, segment.stop_s)
+            other, other_split = labelled.setdefault(key, (segment, split))
+            if other is segment:
+                continue
+            if dict(other.labels) != dict(segment.labels):
+                own, others = (", ".join(one.labels.values()) for one in (segment, other))
+                yield Problem("same pictures in two classes", segment.id, f"{own}; as {other.id}, {others}")
+            elif other_split != split:
+                yield Problem("same pictures in two splits", segment.id, f"{split}; as {other.id} in {other_split}")
+            else:
+                yield Problem("same pictures twice", segment.id, f"as {other.id}")
+
+
+def _contents(media: list[Media]) -> dict[Media, str]:
+    """Digests of the video files that share their size with another one; others cannot be the same."""
+    sizes = {one: one.path.stat().st_size for one in media if one.path.is_file()}
+    shared = Counter(sizes.values())
+    return {one: _digest(one.path) for one, size in sizes.items() if shared[size] > 1}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,195 @@
+"""EPIC-KITCHENS-100: verbs and nouns of 700 kitchen videos. Segments overlap, and unlabelled gaps are background.
+
+Annotations (EPIC_100_*.csv) in the folder itself or in `annotations/`; recordings as the official download lays them
+out, anywhere under the folder of the media:
+
+    P01/videos/P01_01.MP4                     timestamps count
+    P01/rgb_frames/P01_01/frame_0000000001.jpg   start_frame and stop_frame count, as file names; tars unpacked
+
+Frame columns are not in the videos' own rate: files were extracted at 60 frames/s (videos P01_01, of EPIC-55) or 50
+(videos P01_101, the extension). The pickles beside the CSV files hold the same and are never opened.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from engines.datasets import tables
+from engines.datasets.base import Dataset, Media, Segment
+from engines.datasets.media import images
+from engines.datasets.mirror import mirrored
+from engines.errors import DatasetError
+
+LOOKED_FOR = "EPIC_100_train.csv, EPIC_100_validation.csv or EPIC_100_uda_*.csv"
+_SPLITS = {"train": "train", "validation": "validation", "test": "test_timestamps"}
+_UDA = {"train": "uda_source_train", "source_validation": "uda_source_val", "validation": "uda_target_val"}
+_TIMES = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame",
+          "stop_frame")
+_LABELS = ("verb_class", "noun_class", "all_noun_classes")
+_FRAMES_AGREE = 2  # frames between a timestamp and its column; published rows agree within one
+_CORRECTED = {"P01_109", "P27_103"}  # frames published before this day were bad
+_CORRECTED_ON = datetime(2020, 9, 26, tzinfo=UTC)
+
+
+def action_id(verb: int, noun: int) -> int:
+    """Number of an action as the official scorer has it."""
+    return verb * 1000 + noun
+
+
+def frame_rate(video_id: str) -> float:
+    """Frames per second at which the published frames of a video were extracted."""
+    return 60.0 if len(video_id.split("_")[-1]) == 2 else 50.0
+
+
+def frame_number(time_s: float, video_id: str) -> int:
+    """The number in the frame columns for a time: counted down, 1 at least."""
+    return max(1, int(time_s * frame_rate(video_id) + 1e-6))
+
+
+def recognised(folder: Path) -> str:
+    """The file that tells this kind, or ""."""
+    names = [*_SPLITS.values(), *_UDA.values()]
+    return next((f"EPIC_100_{name}.csv" for name in names if (folder / f"EPIC_100_{name}.csv").is_file()), "")
+
+
+def read(folder: Path, media: Path) -> Dataset:
+    """folder: of the annotations; media: of the recordings. The UDA challenge's files are read where the main ones
+    are absent: `train` is its source, `validation` its target."""
+    main = [split for split, name in _SPLITS.items() if (folder / f"EPIC_100_{name}.csv").is_file()]
+    files = _SPLITS if main else _UDA
+    verbs, nouns = _classes(folder, "verb"), _classes(folder, "noun")
+    gathering = tables.Gathering({"verb": verbs, "noun": nouns})
+    info, find = _info(folder), _Finder(media, gathering)
+    for split, name in files.items():
+        path = folder / f"EPIC_100_{name}.csv"
+        if not path.is_file():
+            if split != "test":
+                gathering.problem("no file for a split", path.name, f"{split} is left out")
+            continue
+        unseen = _unseen(folder, split)
+        columns = _TIMES if split == "test" else (*_TIMES, *_LABELS)
+        for row in tables.read_csv(path, columns):
+            _take(gathering, split, row, find, info, unseen)
+    rare = {head: frozenset(labels[number] for number in _tail(folder, head, len(labels)))
+            for head, labels in gathering.heads.items()}
+    return gathering.dataset("EPIC-KITCHENS-100" + ("" if main else " UDA"), rare=rare,
+                             mirrored={"verb": mirrored(verbs), "noun": mirrored(nouns)})
+
+
+def _take(gathering: tables.Gathering, split: str, row: Mapping[str, str], find: _Finder,
+          info: Mapping[str, tuple[float, float]], unseen: frozenset[str]) -> None:
+    """One row. narration_timestamp is not looked at: it is empty in some rows and says when somebody spoke."""
+    name, video_id, person = row["narration_id"], row["video_id"], row["participant_id"]
+    if not (tables.is_name(video_id) and tables.is_name(person) and "_" in video_id):
+        gathering.problem("no such name of a video", name, repr(video_id))
+        return
+    try:
+        start_s, stop_s = tables.seconds(row["start_timestamp"]), tables.seconds(row["stop_timestamp"])
+        first, last = int(row["start_frame"]), int(row["stop_frame"])
+        labels = {} if split == "test" else _labels(gathering, row)
+    except (ValueError, SyntaxError) as error:
+        gathering.problem("broken row", name, str(error))
+        return
+    if any(abs(frame_number(time_s, video_id) - frame) > _FRAMES_AGREE for time_s, frame in
+           ((start_s, first), (stop_s, last))):
+        gathering.problem("frames disagree with timestamps", name,
+                          f"{first} to {last}, but {start_s:g} to {stop_s:g} s at {frame_rate(video_id):g} frames/s")
+    stated_s, stated_rate = info.get(video_id, (None, None))
+    if info and stated_s is None:
+        gathering.problem("not in EPIC_100_video_info.csv", name, video_id)
+    recording = find(person, video_id, stated_rate, stated_s)
+    if recording.rate is not None:  # frames are files: the first and the last one named, both included
+        assert recording.first is not None
+        start_s = max(first - recording.first, 0) / recording.rate
+        stop_s = max(last - recording.first + 1, 0) / recording.rate
+    gathering.add(split, Segment(name, recording, start_s, stop_s, labels, group=person,
+                                 kind="unseen" if person in unseen else ""))
+
+
+def _labels(gathering: tables.Gathering, row: Mapping[str, str]) -> dict[str, str]:
+    """Class names of a row; classes outside the list stay as numbers, for the complaint. Raises ValueError."""
+    numbers = {"verb": int(row["verb_class"]), "noun": int(row["noun_class"])}
+    every = ast.literal_eval(row["all_noun_classes"])
+    if not isinstance(every, list) or not every or every[0] != numbers["noun"]:
+        gathering.problem("nouns disagree", row["narration_id"], f"class {numbers['noun']}, all {every}")
+    return {head: gathering.heads[head][n] if 0 <= n < len(gathering.heads[head]) else f"class {n}"
+            for head, n in numbers.items()}
+
+
+def _classes(folder: Path, head: str) -> tuple[str, ...]:
+    path = folder / f"EPIC_100_{head}_classes.csv"
+    rows = tables.read_csv(path, ("id", "key"))
+    if len({row["key"] for row in rows}) != len(rows):
+        raise DatasetError(f"{path}, which names a class twice", "each key once", "get the file again")
+    return tables.numbered({row["key"]: row["id"] for row in rows}, path)
+
+
+def _info(folder: Path) -> dict[str, tuple[float, float]]:
+    """{video: (duration in s, frames/s)} as EPIC_100_video_info.csv has it; empty without that file."""
+    path = folder / "EPIC_100_video_info.csv"
+    if not path.is_file():
+        return {}
+    try:
+        return {row["video_id"]: (float(row["duration"]), float(row["fps"]))
+                for row in tables.read_csv(path, ("video_id", "duration", "fps"))}
+    except ValueError as error:
+        raise DatasetError(f"{path} ({error})", "durations and rates in numbers", "get the file again") from error
+
+
+def _unseen(folder: Path, split: str) -> frozenset[str]:
+    path = folder / f"EPIC_100_unseen_participant_ids_{split}.csv"
+    return frozenset(row["participant_id"] for row in tables.read_csv(path, ("participant_id",))) \
+        if path.is_file() else frozenset()
+
+
+def _tail(folder: Path, head: str, classes: int) -> list[int]:
+    path = folder / f"EPIC_100_tail_{head}s.csv"
+    if not path.is_file():
+        return []
+    numbers = [row[head] for row in tables.read_csv(path, (head,))]
+    if not all(number.isdecimal() and int(number) < classes for number in numbers):
+        raise DatasetError(f"{path} with numbers of no class", f"numbers from 0 to {classes - 1}", "get the file again")
+    return [int(number) for number in numbers]
+
+
+class _Finder:
+    """The recording of each video, looked for once."""
+
+    def __init__(self, media: Path, gathering: tables.Gathering) -> None:
+        roots = [media, *(media / name for name in ("EPIC-KITCHENS", "videos", "EPIC_KITCHENS_100"))]
+        self._roots = [root for root in roots if root.is_dir()] or [media]
+        self._gathering = gathering
+        self._found: dict[str, Media] = {}
+
+    def __call__(self, person: str, video_id: str, stated_rate: float | None, stated_s: float | None) -> Media:
+        if video_id not in self._found:
+            self._found[video_id] = self._look(person, video_id, stated_rate, stated_s)
+        return self._found[video_id]
+
+    def _look(self, person: str, video_id: str, stated_rate: float | None, stated_s: float | None) -> Media:
+        for root in self._roots:
+            for name in (f"{video_id}.MP4", f"{video_id}.mp4"):
+                for path in (root / person / "videos" / name, root / person / name, root / name):
+                    if path.is_file():
+                        return Media(path, stated_rate=stated_rate, stated_s=stated_s)
+        for root in self._roots:
+            for path in (root / person / "rgb_frames" / video_id, root / person / video_id, root / video_id):
+                if path.is_dir():
+                    self._errata(path)
+                    return Media(path, frame_rate(video_id), 1)
+                tar = path.with_name(f"{video_id}.tar")
+                if tar.is_file():
+                    self._gathering.problem("tar not unpacked", tar, f"unpack it into {path}")
+        return Media(self._roots[0] / person / "videos" / f"{video_id}.MP4", None, 1, stated_rate, stated_s)
+
+    def _errata(self, folder: Path) -> None:
+        if folder.name not in _CORRECTED:
+            return
+        found = images(folder)
+        if found and os.path.getmtime(found[0]) < _CORRECTED_ON.timestamp():
+            self._gathering.problem("frames older than their correction", folder,
+                                    "corrected on 26 September 2020: get them again with --errata")

@@ -1,0 +1,114 @@
+"""Recordings in a folder for each class, as people collect their own.
+
+    train/<class>/*.mp4, val/<class>/*.mp4              splits as given (validation, valid, test likewise)
+    videos_train/<class>/*, videos_valid/<class>/*      a project of sense, with its project_config.json
+    <class>/*.mp4                                       split here, a fifth of each class for validation
+    any of them with folders of frames for videos, or <class>/<recording>/rgb/000000.png as TAO has it
+
+Splitting is by recording: files of the same name under several classes, and cuts of one recording (`kitchen_clip3`,
+`kitchen_000010_000020`), stay together. The split depends on names only, so it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from engines.datasets import tables
+from engines.datasets.base import Dataset, Media, Segment
+from engines.datasets.media import ASSUMED_RATE, IMAGES, is_video
+from engines.datasets.mirror import mirrored
+
+LOOKED_FOR = "folders of videos or of frames named after classes, alone or under train/ and val/"
+PROJECT = "project_config.json"
+VALIDATION_SHARE = 0.2
+_GIVEN = {"train": "train", "videos_train": "train", "training": "train", "val": "validation", "valid": "validation",
+          "validation": "validation", "videos_valid": "validation", "test": "test", "testing": "test"}
+_CUT = re.compile(r"(?:[_-](?:clip|part|cut|seg|segment)[_-]?\d+|_\d{4,}_\d{4,})$", re.IGNORECASE)
+_BACKGROUNDS = ("background", "idle")
+
+
+def recognised(folder: Path) -> str:
+    given = [path.name for path in _folders(folder) if path.name.lower() in _GIVEN]
+    if given:
+        return f"{', '.join(given)}/<class>"
+    found = [path.name for path in islice((path for path in _folders(folder) if _holds_recordings(path)), 4)]
+    return f"<class>/ ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})" if found else ""
+
+
+def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
+    """media: where the folders of the classes are (`folder` may hold a project's settings only)."""
+    given = {path: _GIVEN[path.name.lower()] for path in _folders(media) if path.name.lower() in _GIVEN}
+    classes = [(split, path) for root, split in given.items() for path in _folders(root)] if given else \
+        [("", path) for path in _folders(media)]
+    found = [(split, path.name, recording) for split, path in classes for recording in _recordings(path, rate)]
+    labels = sorted({label for _, label, _ in found} | set(_stated(folder)))
+    gathering = tables.Gathering({"action": labels})
+    for split, path in classes:
+        if not any(of == path.name and own == split for own, of, _ in found):
+            gathering.problem("class without a recording", f"{split}/{path.name}".strip("/"))
+    validation = set() if given else held_out([(label, _group(recording)) for _, label, recording in found])
+    for split, label, recording in found:
+        name = f"{split}/{label}/{recording.path.name}".strip("/")
+        own = split or ("validation" if _group(recording) in validation else "train")
+        # Where the splits are given, 1.mp4 here and 1.mp4 there need not come from one recording.
+        group = name if split and not _CUT.search(recording.path.stem) else _group(recording)
+        gathering.add(own, Segment(name, recording, group=group, labels={"action": label}))
+    background = next((label for label in labels if label.lower() in _BACKGROUNDS), None)
+    title = "a sense project" if (folder / PROJECT).is_file() else "class folders"
+    return gathering.dataset(title, mirrored={"action": mirrored(labels)}, background=background)
+
+
+def held_out(recordings: list[tuple[str, str]], share: float = VALIDATION_SHARE) -> set[str]:
+    """Groups for validation, of (label, group) pairs: about `share` of each class, at least one and never all."""
+    chosen: set[str] = set()
+    for label in sorted({label for label, _ in recordings}):
+        groups = sorted({group for own, group in recordings if own == label},
+                        key=lambda group: hashlib.sha256(group.encode()).hexdigest())
+        wanted = min(max(1, round(share * len(groups))), len(groups) - 1)
+        taken = len(chosen & set(groups))
+        chosen |= set([group for group in groups if group not in chosen][:max(0, wanted - taken)])
+    for label in sorted({label for label, _ in recordings}):  # another class may have taken this one's last
+        groups = sorted({group for own, group in recordings if own == label})
+        if all(group in chosen for group in groups):
+            chosen.discard(groups[0])
+    return chosen
+
+
+def _group(recording: Media) -> str:
+    return _CUT.sub("", recording.path.parent.name if recording.path.name == "rgb" else
+                    recording.path.stem if recording.rate is None else recording.path.name)
+
+
+def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:
+    """Videos and folders of frames directly inside."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            frames = path / "rgb" if (path / "rgb").is_dir() else path
+            if any(inside.suffix.lower() in IMAGES for inside in frames.iterdir()):
+                yield Media(frames, rate or ASSUMED_RATE, None)
+        elif is_video(path):
+            yield Media(path)
+
+
+def _holds_recordings(folder: Path) -> bool:
+    return next(_recordings(folder, None), None) is not None
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _stated(folder: Path) -> list[str]:
+    """Classes that a sense project lists."""
+    path = folder / PROJECT
+    if not path.is_file():
+        return []
+    settings = tables.read_json(path)
+    classes = settings.get("classes", []) if isinstance(settings, dict) else []
+    return [str(name) for name in classes]

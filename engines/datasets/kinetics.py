@@ -1,0 +1,66 @@
+"""Kinetics-400 and -600: one CSV for each split with `label,youtube_id,time_start,time_end,split`.
+
+A recording is a cut of ten seconds, `<youtube_id>_<start>_<end>.mp4` with six digits each, in one folder or in folders
+of its split or class. Classes are numbered by sorted name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.datasets import tables
+from engines.datasets.base import Dataset, Segment
+from engines.datasets.media import ASSUMED_RATE, Library
+from engines.datasets.mirror import mirrored
+from engines.errors import DatasetError
+
+LOOKED_FOR = "a CSV with the columns label, youtube_id, time_start, time_end"
+_COLUMNS = ("youtube_id", "time_start", "time_end")
+_SPLITS = {"train": "train", "val": "validation", "validate": "validation", "validation": "validation",
+           "test": "test", "holdout_test": "test"}
+
+
+def recognised(folder: Path) -> str:
+    return ", ".join(path.name for path in _files(folder))
+
+
+def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
+    """rate: frames per second of folders of frames."""
+    rows = [(path, row) for path in _files(folder) for row in tables.read_csv(path, _COLUMNS)]
+    labels = sorted({row["label"] for _, row in rows if row.get("label")})
+    gathering = tables.Gathering({"action": labels})
+    splits = [media / name for name in ("train", "val", "validation", "validate", "test", "videos")]
+    library = Library([folder for folder in splits if folder.is_dir()] + [media], rate or ASSUMED_RATE, deep=True)
+    for path, row in rows:
+        name = row["youtube_id"]
+        stated = row.get("split") or path.stem.replace("-", "_").split("_")[-1]
+        if not tables.is_name(name) or stated not in _SPLITS:
+            gathering.problem("no such split or name of a video", f"{path.name} {name}", repr(stated))
+            continue
+        try:
+            start_s, stop_s = float(row["time_start"]), float(row["time_end"])
+        except ValueError as error:
+            gathering.problem("broken row", name, str(error))
+            continue
+        if stop_s <= start_s:
+            kind = "zero length" if stop_s == start_s else "stop before start"
+            gathering.problem(kind, name, f"from {start_s:g} to {stop_s:g} s")
+            continue
+        clip = f"{name}_{round(start_s):06d}_{round(stop_s):06d}"
+        label = row.get("label")
+        gathering.add(_SPLITS[stated], Segment(clip, library.find(clip, name), group=name,
+                                               labels={"action": label} if label else {}))
+    return gathering.dataset(f"Kinetics-{len(labels)}", mirrored={"action": mirrored(labels)})
+
+
+def _files(folder: Path) -> list[Path]:
+    found = []
+    for path in sorted(folder.glob("*.csv")):
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                header = file.readline().strip().replace('"', "").split(",")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{path} ({error})", "a readable CSV file in UTF-8", "convert or remove it") from error
+        if all(column in header for column in _COLUMNS):
+            found.append(path)
+    return found

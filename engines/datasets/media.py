@@ -1,0 +1,73 @@
+"""Where the recordings of a dataset lie: each found by its name, as a video file or as a folder of frames.
+
+    library = Library([root / "videos", root])
+    library.find("41775")   -> Media(.../41775.webm), or Media(.../41775, rate=12, first=None), or what is missing
+
+Folders are listed once, so that 200,000 names cost one look at the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from engines.datasets.base import Media
+
+VIDEOS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg")
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+ASSUMED_RATE = 30.0  # of folders of frames whose dataset does not say
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS and not path.name.startswith(".")
+
+
+def images(folder: Path) -> list[Path]:
+    """The numbered images of a folder in the order of their numbers: 2 before 10. Raises OSError."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
+    return sorted(found, key=lambda path: (number(path) is None, number(path) or 0, path.name))
+
+
+def number(path: Path) -> int | None:
+    """The last number in a file's name: 7 for img_00007.jpg."""
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else None
+
+
+class Library:
+    """Recordings by name in some folders (those that exist), the first that has it wins; videos before frames.
+
+    rate: of folders of frames; deep: look into the folders' own folders, too (class folders).
+    """
+
+    def __init__(self, folders: Sequence[Path], rate: float = ASSUMED_RATE, deep: bool = False) -> None:
+        self._rate = rate
+        self._videos: dict[str, Path] = {}
+        self._frames: dict[str, Path] = {}
+        self.folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+        for folder in folders:
+            if folder.is_dir():
+                self._list(folder, deep)
+
+    def _list(self, folder: Path, deep: bool) -> None:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = folder / entry.name
+                if entry.is_dir():
+                    self._frames.setdefault(path.name, path)
+                    if deep:
+                        self._list(path, False)
+                elif is_video(path):
+                    self._videos.setdefault(path.stem, path)
+
+    def find(self, *names: str, suffix: str = ".mp4") -> Media:
+        """The recording with one of these names; where there is none, the video file that should be there."""
+        for name in names:
+            if name in self._videos:
+                return Media(self._videos[name])
+        for name in names:
+            if name in self._frames:
+                return Media(self._frames[name], self._rate, None)
+        return Media(self.folder / f"{names[0]}{suffix}")

@@ -1,0 +1,132 @@
+"""Writes recordings of the simulated camera as a dataset in EPIC-KITCHENS-100's own layout.
+
+    render("rendered", hours=1.0)
+    open_dataset("rendered")            # read by epic.py, like the real one
+
+    P01/videos/P01_01.MP4               one person in one place; every fifth recording is for validation
+    EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_{verb,noun}_classes.csv, EPIC_100_video_info.csv
+
+The verb is the gesture drawn, the noun the place behind the hand. Idle hands and strays are the unlabelled gaps.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.datasets.base import Media
+from engines.datasets.check import look
+from engines.datasets.epic_files import Narration, Video, write_annotations
+from engines.errors import SinkError, UsageError
+from engines.synthetic import Simulation, Span
+from engines.synthetic.backgrounds import PLACES, random_background
+
+# Names say which way, so that a flip knows: a mirrored circle or square is not the gesture that is meant.
+VERBS = {"left": "swipe-left", "right": "swipe-right", "up": "swipe-up", "down": "swipe-down",
+         "circlecc": "circle-counterclockwise", "square": "square-clockwise", "star": "draw-star", "del": "draw-delete",
+         "carret": "draw-caret", "tick": "draw-tick"}
+NOUNS = tuple(PLACES)
+VALIDATION_EVERY = 5
+_SLACK = 1.3  # how much larger than the frame a place is painted, for the camera to sway in
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What was written."""
+
+    videos: int
+    segments: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Take:
+    """One recording: its place and gestures, all of them whole."""
+
+    video_id: str
+    person: str
+    place: str
+    simulation: Simulation
+    seconds: float
+    spans: Sequence[Span]
+
+
+def render(out: str | os.PathLike[str], hours: float | None = None, clips: int | None = None, seed: int = 0,
+           size_hw: tuple[int, int] = (256, 456), rate: float = 30.0, video_s: float = 60.0,
+           progress: Callable[[float], None] | None = None) -> Rendered:
+    """Writes about `hours` of video, or as many videos as hold `clips` segments; two videos at least.
+
+    video_s: length of a video, at most; rate: its frames per second. The same arguments give the same files. Raises
+    UsageError for a folder that holds something already, SinkError where it cannot be written.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}, which holds something already", "a new or empty folder", "choose another one")
+    wanted = hours * 3600 if hours is not None else float(clips or 0)
+    rows: dict[str, list[Narration]] = {"train": [], "validation": []}
+    info: list[Video] = []
+    seconds = 0.0
+    while len(info) < 2 or (seconds if hours is not None else sum(map(len, rows.values()))) < wanted:
+        take = _take(seed, len(info), size_hw, rate, video_s)
+        _film(take, folder, size_hw, rate)
+        split = "validation" if len(info) % VALIDATION_EVERY == 1 else "train"
+        rows[split] += _rows(take)
+        info.append(Video(take.video_id, take.seconds, rate, size_hw))
+        seconds += take.seconds
+        if progress is not None:
+            progress(min((seconds if hours is not None else sum(map(len, rows.values()))) / max(wanted, 1e-9), 1.0))
+    write_annotations(folder, rows, tuple(VERBS.values()), NOUNS, ("gesture", "place"), info)
+    return Rendered(len(info), sum(map(len, rows.values())), seconds)
+
+
+def _take(seed: int, number: int, size_hw: tuple[int, int], rate: float, video_s: float) -> _Take:
+    rng = np.random.default_rng((seed, number))
+    validation = number % VALIDATION_EVERY == 1
+    turn = number // VALIDATION_EVERY if validation else number - (number + VALIDATION_EVERY - 2) // VALIDATION_EVERY
+    bag = np.random.default_rng((seed, validation, turn // len(NOUNS))).permutation(NOUNS)
+    place = str(bag[turn % len(NOUNS)])
+    painted = random_background(rng, (round(size_hw[0] * _SLACK), round(size_hw[1] * _SLACK)), place)
+    simulation = Simulation(int(rng.integers(2 ** 31)), size_hw, rate,
+                            background_bgr=np.asarray(painted, np.uint8))
+    spans = simulation.spans(video_s)
+    frames = int(video_s * rate)
+    if spans and spans[-1].ended_at > (frames - 1) / rate:  # a gesture that is cut off is neither one thing nor another
+        frames = min(frames, math.ceil(spans.pop().started_at * rate))
+    person = f"P{number + 1:02d}"
+    return _Take(f"{person}_01", person, place, simulation, frames / rate, spans)
+
+
+def _film(take: _Take, folder: Path, size_hw: tuple[int, int], rate: float) -> None:
+    path = folder / take.person / "videos" / f"{take.video_id}.MP4"
+    try:
+        path.parent.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(path, str(error.strerror)) from error
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size_hw[::-1])
+    if not writer.isOpened():
+        raise _unwritable(path, "OpenCV cannot open it")
+    for k in range(round(take.seconds * rate)):
+        image: NDArray[np.uint8] = take.simulation.frame(k)
+        writer.write(image)
+    writer.release()
+    fault = look(Media(path)).detail  # the writer does not tell when the disk is full
+    if fault:
+        raise _unwritable(path, fault)
+
+
+def _rows(take: _Take) -> list[Narration]:
+    return [Narration(f"{take.video_id}_{number}", take.person, take.video_id, span.started_at, span.ended_at,
+                      VERBS[span.label], take.place, f"{VERBS[span.label].replace('-', ' ')} before {take.place}")
+            for number, span in enumerate(take.spans)]
+
+
+def _unwritable(path: Path, why: str) -> SinkError:
+    return SinkError(f"{path} ({why})", "a folder that can be written", "free some space or choose another folder")
+

@@ -1,0 +1,161 @@
+"""Something-Something V1 and V2, and Jester, which V1's layout was made for.
+
+    V2      {something-something-v2-,}{labels,train,validation,test}.json; recordings <id>.webm
+    V1      something-something-v1-{labels,train,validation,test}.csv, jester-v1-...: semicolons, no header; a folder of
+            numbered jpg files for each id. Re-packs with commas and a header are read, too.
+
+V2 numbers its classes itself. V1 and Jester do not: most published code numbers them by sorted name ("sorted"), some
+by line of the labels file ("lines"); a checkpoint knows only numbers, so choose its order.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.datasets import tables
+from engines.datasets.base import Dataset, Segment
+from engines.datasets.media import Library
+from engines.datasets.mirror import mirrored
+from engines.errors import DatasetError
+
+LOOKED_FOR_V2 = "labels.json and train.json (or something-something-v2-*.json)"
+LOOKED_FOR_V1 = "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and Validation.csv"
+RATE = 12.0  # frames per second of all three
+Order = Literal["sorted", "lines"]
+Row = tuple[str, str | None]  # id, label
+_SPLITS = ("train", "validation", "test")
+_PARTS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",), "labels": ("labels",)}
+_FOLDERS = ("videos", "frames", "rawframes", "20bn-something-something-v2", "20bn-something-something-v1",
+            "20bn-jester-v1", "Train", "Validation", "Test")
+_ID = ("video_id", "id", "video", "name", "folder")  # columns of re-packs
+_LABEL = ("label", "label_name", "class", "class_name", "template", "gesture")
+
+
+def recognised_v2(folder: Path) -> str:
+    labels, train = _file(folder, "labels", "json"), _any_split(folder, "json")
+    return f"{labels.name}, {train.name}" if labels and train else ""
+
+
+def recognised_v1(folder: Path) -> str:
+    found = _any_split(folder, "csv")
+    return found.name if found and (_stem(found.name) or _file(folder, "labels", "csv") or _packed(found)) else ""
+
+
+def read_v2(folder: Path, media: Path) -> Dataset:
+    path = _file(folder, "labels", "json")
+    if path is None:
+        raise DatasetError(f"{folder} without labels.json", LOOKED_FOR_V2, "get the labels beside the other files")
+    labels = tables.numbered(tables.read_json(path), path)
+    gathering = tables.Gathering({"action": labels})
+    library = Library(_folders(media), RATE)
+    for split in _SPLITS:
+        file = _file(folder, split, "json")
+        if file is not None:
+            for name, label in _items(gathering, file, labelled=split != "test"):
+                _take(gathering, library, split, name, label, ".webm")
+    return gathering.dataset("Something-Something V2", mirrored={"action": mirrored(labels)})
+
+
+def read_v1(folder: Path, media: Path, order: Order = "sorted") -> Dataset:
+    found = {split: file for split in _SPLITS if (file := _file(folder, split, "csv"))}
+    rows = {split: list(_rows(file, split)) for split, file in found.items()}
+    listed = _file(folder, "labels", "csv")
+    if listed is not None:
+        labels = tables.lines(listed)
+    elif order == "lines":
+        raise DatasetError(f"{folder} without a file of labels", "one, for classes in the order of its lines",
+                           "get the labels file, or use the sorted order")
+    else:
+        labels = list(dict.fromkeys(label for _, label in rows.get("train", []) if label))
+    labels = sorted(labels) if order == "sorted" else labels
+    gathering = tables.Gathering({"action": labels})
+    library = Library(_folders(media), RATE)
+    for split, items in rows.items():
+        for name, label in items:
+            _take(gathering, library, split, name, None if split == "test" else label, "")
+    jester = any("jester" in path.name.lower() for path in (*found.values(), folder)) or "Swiping Left" in labels
+    return gathering.dataset("Jester" if jester else "Something-Something V1", mirrored={"action": mirrored(labels)},
+                             background="No gesture" if "No gesture" in labels else None)
+
+
+def _take(gathering: tables.Gathering, library: Library, split: str, name: str, label: str | None,
+          suffix: str) -> None:
+    if not tables.is_name(name):
+        gathering.problem("no such name of a video", repr(name))
+        return
+    gathering.add(split, Segment(name, library.find(name, suffix=suffix), group=name,
+                                 labels={} if label is None else {"action": label}))
+
+
+def _items(gathering: tables.Gathering, path: Path, labelled: bool) -> Iterator[Row]:
+    """Id and class of V2's records: the class is the template without its brackets."""
+    records: Any = tables.read_json(path)
+    if not isinstance(records, list):
+        raise DatasetError(f"{path}, which is no list", "a list of records", "get the file again")
+    for number, record in enumerate(records):
+        name = record.get("id") if isinstance(record, dict) else None
+        template = record.get("template") if isinstance(record, dict) else None
+        if not isinstance(name, str | int) or (labelled and not isinstance(template, str)):
+            gathering.problem("record without id or template", f"{path.name} {number}")
+        else:
+            yield str(name), re.sub(r"[\[\]]", "", template) if labelled and isinstance(template, str) else None
+
+
+def _rows(path: Path, split: str) -> Iterator[Row]:
+    """Id and class of a CSV file, native or re-packed. Raises DatasetError."""
+    native = tables.lines(path)
+    if not native:
+        raise DatasetError(f"{path}, which is empty", "a row for each recording", "get the file again")
+    if not _packed(path):
+        for number, line in enumerate(native, 1):
+            parts = [part.strip() for part in line.split(";")]
+            if len(parts) != (1 if split == "test" else 2) and not (split == "test" and len(parts) == 2):
+                raise DatasetError(f"{path}, whose line {number} has {len(parts)} parts ({line[:60]!r})",
+                                   "id;class in each line", "get the file again")
+            yield parts[0], parts[1] if len(parts) > 1 else None
+        return
+    rows = tables.read_csv(path)
+    names, labels = (next((column for column in wanted for own in rows[:1] if column in own), None)
+                     for wanted in (_ID, _LABEL))
+    if names is None or (labels is None and split != "test"):
+        raise DatasetError(f"{path} with the columns {', '.join(rows[0]) if rows else 'of no row'}",
+                           f"an id ({', '.join(_ID)}) and a class ({', '.join(_LABEL)})", "rename the columns")
+    for row in rows:
+        yield row[names], row[labels] if labels else None
+
+
+def _packed(path: Path) -> bool:
+    """Whether a file is a re-pack: commas, and a first line that names its columns."""
+    first = next(iter(tables.lines(path)), "")
+    header = next(csv.reader(io.StringIO(first)), [])
+    return ";" not in first and any(column in _ID for column in header)
+
+
+def _any_split(folder: Path, suffix: str) -> Path | None:
+    return next((file for split in _SPLITS if (file := _file(folder, split, suffix))), None)
+
+
+def _stem(name: str) -> str:
+    match = re.match(r"(?:20bn-)?((?:something-something|jester)-v\d)-", name, re.IGNORECASE)
+    return match[1].lower() if match else ""
+
+
+def _file(folder: Path, part: str, suffix: str) -> Path | None:
+    """The file of a part, with its dataset's name in front or without, in any case."""
+    version = "v2" if suffix == "json" else "v1"
+    for path in sorted(folder.glob(f"*.{suffix}")):
+        stem = _stem(path.name)
+        rest = path.name.lower().removeprefix("20bn-").removeprefix(f"{stem}-")
+        if rest in [f"{name}.{suffix}" for name in _PARTS[part]] and (not stem or stem.endswith(version)):
+            return path
+    return None
+
+
+def _folders(media: Path) -> Sequence[Path]:
+    folders = [media / name for name in _FOLDERS]
+    return [folder for folder in folders if folder.is_dir()] + [media]

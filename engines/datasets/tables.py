@@ -1,0 +1,144 @@
+"""Annotation files -> rows, and rows -> a Dataset's segments: what every reader needs, with faults named once.
+
+A file that cannot be understood is a DatasetError; an item that cannot is a Problem, and is left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.datasets.base import Dataset, Problem, Segment
+from engines.errors import DatasetError
+
+_TIMESTAMP = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
+
+
+def text(path: Path) -> str:
+    """A UTF-8 file, with or without a byte-order mark. Raises DatasetError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}, whose byte {error.start} is no UTF-8", "annotations in UTF-8",
+                           f"convert the file, e.g. iconv -f latin1 -t utf-8 {path.name}") from error
+    except OSError as error:
+        raise DatasetError(f"{path} ({error.strerror})", "a readable file", "check the path") from error
+
+
+def lines(path: Path) -> list[str]:
+    """The lines that hold something, without the spaces around them."""
+    return [line.strip() for line in text(path).split("\n") if line.strip()]
+
+
+def read_json(path: Path) -> Any:
+    """Raises DatasetError with the place where the file stops being JSON."""
+    try:
+        return json.loads(text(path))
+    except ValueError as error:
+        raise DatasetError(f"{path}, which is no JSON ({error})", "a whole JSON file", "get the file again") from error
+
+
+def read_csv(path: Path, columns: Sequence[str] = (), delimiter: str = ",") -> list[dict[str, str]]:
+    """Rows of a CSV file with a header. Raises DatasetError for a missing column, an open quote or uneven rows."""
+    reader = csv.DictReader(io.StringIO(text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise DatasetError(f"{path}, broken near line {reader.line_num} ({error})", "a whole CSV file",
+                           "get the file again") from error
+    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    if missing:
+        raise DatasetError(f"{path} without the columns {', '.join(missing)}", f"{', '.join(columns)}",
+                           "get the file again, or choose the right --kind")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise DatasetError(f"{path}, whose row {number} has {'more' if None in row else 'fewer'} fields than its "
+                               "header", "as many fields in every row", "get the file again")
+    return rows
+
+
+def seconds(timestamp: str) -> float:
+    """HH:MM:SS.cc -> seconds. Raises ValueError."""
+    match = _TIMESTAMP.fullmatch(timestamp.strip())
+    if match is None:
+        raise ValueError(f"{timestamp!r} is no HH:MM:SS.cc")
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+
+
+def is_name(name: object) -> bool:
+    """Whether an id from a file may become part of a path: one plain name that leads nowhere else."""
+    return isinstance(name, str) and re.fullmatch(r"[^/\\\0]+", name) is not None and name not in (".", "..")
+
+
+def numbered(numbers: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    """{name: number} -> names in the order of their numbers. Raises DatasetError unless they count from 0."""
+    try:
+        by_number = {int(number): name for name, number in numbers.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{where} ({error})", "a number for each class name", "get the file again") from error
+    if not by_number or sorted(by_number) != list(range(len(numbers))):
+        raise DatasetError(f"{where}, whose {len(numbers)} classes are not numbered 0 to {len(numbers) - 1}",
+                           "each number once", "get the file again")
+    return tuple(by_number[number] for number in range(len(numbers)))
+
+
+class Gathering:
+    """Collects segments and problems; what cannot be used is named and left out.
+
+    heads: the labels that segments may carry.
+    """
+
+    def __init__(self, heads: Mapping[str, Sequence[str]]) -> None:
+        self.heads = {head: tuple(labels) for head, labels in heads.items()}
+        for head, labels in self.heads.items():
+            twice = sorted({label for label in labels if labels.count(label) > 1})
+            if twice or not labels:
+                raise DatasetError(f"{len(labels)} {head} classes, {len(twice)} of them twice ({', '.join(twice[:3])})",
+                                   "one or more classes, each once", "repair the list of classes")
+        self._known = {head: frozenset(labels) for head, labels in self.heads.items()}
+        self.splits: dict[str, list[Segment]] = {}
+        self.problems: list[Problem] = []
+        self._split_of: dict[str, str] = {}
+
+    def problem(self, kind: str, where: object, detail: str = "") -> None:
+        self.problems.append(Problem(kind, str(where), detail))
+
+    def add(self, split: str, segment: Segment) -> None:
+        """Takes a segment into a split, unless something is wrong with it."""
+        fault = self._fault(split, segment)
+        if fault is None:
+            self._split_of[segment.id] = split
+            self.splits.setdefault(split, []).append(segment)
+        else:
+            self.problem(fault[0], segment.id, fault[1])
+
+    def _fault(self, split: str, segment: Segment) -> tuple[str, str] | None:
+        before = self._split_of.get(segment.id)
+        if before is not None:
+            return ("duplicate id", f"again in {split}") if before == split else \
+                ("same id in two splits", f"{before} and {split}; kept in {before}")
+        for head, label in segment.labels.items():
+            if label not in self._known[head]:
+                return "label outside the list", f"{head} {label!r}"
+        stop_s = math.inf if segment.stop_s is None else segment.stop_s
+        if not 0 <= segment.start_s < math.inf or math.isnan(stop_s):
+            return "impossible times", f"from {segment.start_s:g} to {stop_s:g} s"
+        if stop_s < segment.start_s:
+            return "stop before start", f"from {segment.start_s:g} to {stop_s:g} s"
+        if stop_s == segment.start_s:
+            return "zero length", f"at {stop_s:g} s"
+        return None
+
+    def dataset(self, name: str, **facts: Any) -> Dataset:
+        """Raises DatasetError where nothing usable came together."""
+        if not any(self.splits.values()):
+            told = "; ".join(f"{p.kind}: {p.where} {p.detail}".strip() for p in self.problems[:3])
+            raise DatasetError(f"{name} without one usable item ({told or 'no rows'})", "labelled recordings",
+                               "check the annotation files")
+        return Dataset(name, self.heads, self.splits, problems=tuple(self.problems), **facts)

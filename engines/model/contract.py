@@ -1,0 +1,94 @@
+"""The contract: everything about a model that is not a weight. It travels inside the model file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from engines.networks.fusion_rule import FusionRule
+
+FORMAT = "gatestream/1"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class EventRule(BaseModel):
+    """How scores become events (see `stream/events.py`). Times in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    open_above: Probability = 0.6
+    close_below: Probability = 0.4
+    close_after_s: Annotated[float, Field(ge=0, le=60)] = 0.25
+    min_duration_s: Annotated[float, Field(ge=0, le=600)] = 0.3
+    min_score: Probability = 0.5
+    split_after_s: Annotated[float, Field(ge=0, le=600)] = 1.0
+    report_unknown: bool = False
+
+    def opening_above(self, probability: float) -> EventRule:
+        """The same rule with another threshold; events never close above the one that they open at."""
+        return self.model_copy(update={"open_above": probability, "close_below": min(self.close_below, probability)})
+
+
+class Contract(BaseModel):
+    """What a caller must know to use a model, validated on load.
+
+    architecture, options: arguments of `engines.build`; heads: labels of each head, in output order;
+    frame_rate: frames per second the model was trained at; input_size_hw: the network's input;
+    cover_hw: the camera image is scaled to just cover this size, then centre-cropped to input_size_hw;
+    resize_filter: see `engines/model/preprocess.py`;
+    value_scale: pixels are multiplied by this, then (x - mean) / std in `colour` order;
+    receptive_frames: frames one output depends on through the temporal modules; warmup_frames: frames after a
+    reset before scores count; clip_frames: frames in one clip descriptor; window_clips: clips in the window;
+    max_gap_s: a longer hole resets the stream; temperature: logits of each head are divided by this;
+    fusion: how the window's clips are fused by the file's `fusion.*` tensors, None for the mean of all frames;
+    background: the label that means "nothing" in every head that has it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["gatestream/1"] = "gatestream/1"
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+    architecture: str
+    options: dict[str, Any] = {}
+    heads: dict[str, tuple[str, ...]]
+    frame_rate: Positive
+    input_size_hw: tuple[int, int]
+    cover_hw: tuple[int, int]
+    resize_filter: Literal["area", "bilinear", "pillow-bilinear"] = "area"
+    colour: Literal["RGB", "BGR"] = "RGB"
+    value_scale: Positive = 1 / 255
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    receptive_frames: Annotated[int, Field(ge=1)]
+    warmup_frames: Annotated[int, Field(ge=0)]
+    clip_frames: Annotated[int, Field(ge=1, le=4096)]
+    window_clips: Annotated[int, Field(ge=1, le=4096)]
+    max_gap_s: Positive = 1.0
+    fusion: FusionRule | None = None
+    temperature: dict[str, Positive] = {}
+    window_temperature: dict[str, Positive] = {}
+    background: str | None = None
+    events: EventRule = EventRule()
+    provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Contract:
+        if not self.heads:
+            raise ValueError("heads: at least one head is needed")
+        for head, labels in self.heads.items():
+            if len(labels) < 2 or len(set(labels)) != len(labels):
+                raise ValueError(f"heads.{head}: two or more labels, each once")
+        for name, (height, width) in (("input_size_hw", self.input_size_hw), ("cover_hw", self.cover_hw)):
+            if not (16 <= height <= 4096 and 16 <= width <= 4096):
+                raise ValueError(f"{name}: sides of 16 to 4096 pixels")
+        if self.cover_hw[0] < self.input_size_hw[0] or self.cover_hw[1] < self.input_size_hw[1]:
+            raise ValueError("cover_hw: at least input_size_hw")
+        if self.background is not None and not any(self.background in labels for labels in self.heads.values()):
+            raise ValueError(f"background: {self.background!r} is a label of no head")
+        unknown = (set(self.temperature) | set(self.window_temperature)) - set(self.heads)
+        if unknown:
+            raise ValueError(f"temperature: no such head {sorted(unknown)}")
+        return self

@@ -1,0 +1,192 @@
+"""The model file: one `.safetensors` holding weights, and the contract as metadata.
+
+    model = load("gesture")            # bundled name, or a path
+    model.contract, model.network      # the network is built on first use; until then torch is not imported
+
+Reading needs numpy only. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse
+from safetensors.numpy import save as serialise
+
+from engines.errors import ModelError, SinkError, UsageError
+from engines.model.clip_fusion import GatedFusion
+from engines.model.contract import FORMAT, Contract
+from engines.networks.fusion_rule import PREFIX, tensor_shapes
+
+if TYPE_CHECKING:
+    from engines.networks.network import Network
+
+ZOO = Path(__file__).parents[1] / "zoo"
+EXAMPLES = "examples."  # begins the names of what a taught model remembers, see engines/training/exemplars.py
+Array = NDArray[np.float32]
+
+
+class Model:
+    """A model file in memory. `digest`: sha256 of the file's bytes; `tensors`: float32 weights by name."""
+
+    def __init__(self, contract: Contract, tensors: dict[str, Array], digest: str, path: Path | None = None) -> None:
+        self.contract, self.tensors, self.digest, self.path = contract, tensors, digest, path
+
+    @cached_property
+    def network(self) -> Network:
+        """The torch network in evaluation mode. Raises ModelError where weights and contract disagree."""
+        return build_network(self)
+
+    @cached_property
+    def clip_fusion(self) -> GatedFusion | None:
+        """What fuses the clips of a live window, without torch; None where their mean is all there is."""
+        return None if self.contract.fusion is None else GatedFusion(self.contract.fusion, self.tensors)
+
+    def head_logits(self, features_D: Array) -> dict[str, Array]:
+        """Logits of every head for one descriptor [D], without torch."""
+        return {head: self.tensors[f"heads.{head}.weight"] @ features_D + self.tensors[f"heads.{head}.bias"]
+                for head in self.contract.heads}
+
+
+def build_network(model: Model) -> Network:
+    """Builds the network of a model's contract and fills in its weights."""
+    import torch
+
+    from engines.networks.network import build
+
+    contract = model.contract
+    try:
+        network = build(contract.architecture, heads={name: len(labels) for name, labels in contract.heads.items()},
+                        input_size_hw=contract.input_size_hw, **contract.options)
+    except (TypeError, ValueError, UsageError) as error:
+        raise ModelError(f"architecture {contract.architecture!r} with options {contract.options}: {error}",
+                         "options that engines.build accepts", "get the model file again") from error
+    state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
+             if not name.startswith((PREFIX, EXAMPLES))}
+    wanted = network.state_dict()
+    problems = [f"no {name}" for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    problems += [f"unknown {name}" for name in state if name not in wanted]
+    problems += [f"{name} of shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+                 for name, tensor in wanted.items() if name in state and state[name].shape != tensor.shape]
+    if problems:
+        raise ModelError(f"weights that disagree with the contract ({'; '.join(problems[:3])})",
+                         f"the tensors of {contract.architecture}", "get the model file again, or train it again")
+    network.load_state_dict(state, strict=False)
+    return network.eval()
+
+
+def bundled() -> dict[str, Path]:
+    """Name -> file of the models that come with gatestream."""
+    return {path.stem: path for path in sorted(ZOO.glob("*.safetensors"))}
+
+
+def load(name_or_path: str | os.PathLike[str]) -> Model:
+    """Reads a bundled model by name, or a model file by path.
+
+    Raises UsageError for a name or file that does not exist, ModelError for a file that is damaged, of another
+    format, with weights that disagree with the contract, or holding values that are not finite.
+    """
+    path = bundled().get(os.fspath(name_or_path), Path(name_or_path))
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"model {os.fspath(name_or_path)!r}, which is no bundled model and no file",
+                         f"a model file, or one of: {', '.join(bundled()) or 'no model is bundled'}",
+                         "check the path, or see `gatestream models`") from None
+    except OSError as error:
+        raise ModelError(f"model file {path} ({error.strerror})", "a readable file", "check its permissions") from error
+    try:
+        tensors = parse(raw)
+        metadata = _metadata(raw)
+    except (SafetensorError, ValueError, KeyError, struct.error) as error:
+        raise ModelError(f"{path} ({error})", "a complete safetensors file",
+                         "get the file again: it is truncated or of another format") from error
+    if "contract" not in metadata:
+        raise ModelError(f"{path}, safetensors without a gatestream contract", f"a model file of format {FORMAT}",
+                         "make one with `gatestream train`")
+    try:
+        contract = Contract.model_validate_json(metadata["contract"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(f"{path} with contract field {'.'.join(map(str, first['loc'])) or 'contract'}: {first['msg']}",
+                         f"a contract of format {FORMAT}", "get the model file again") from error
+    weights: dict[str, Array] = {}
+    for name, tensor in tensors.items():
+        if not np.issubdtype(tensor.dtype, np.floating) or not np.isfinite(tensor).all():
+            raise ModelError(f"{path}, whose tensor {name} has type {tensor.dtype} or values that are not finite",
+                             "finite floating-point weights", "get the model file again, or train it again")
+        weights[name] = tensor.astype(np.float32)
+    _check_heads(path, contract, weights)
+    _check_fusion(path, contract, weights)
+    return Model(contract, weights, hashlib.sha256(raw).hexdigest(), path)
+
+
+def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Array], *, half: bool = True) -> None:
+    """Writes a model file atomically; `half` stores weights as float16 (they are used as float32)."""
+    kept = {name: np.ascontiguousarray(value, dtype=np.float16 if half else np.float32)
+            for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+    raw = serialise(kept, metadata={"contract": contract.model_dump_json()})
+    write_atomically(Path(path), raw)
+
+
+def write_atomically(path: Path, raw: bytes) -> None:
+    """Writes beside `path` and renames, so that the file is always whole. Raises SinkError."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise SinkError(f"{path} ({error.strerror})", "a place that can be written",
+                        "choose another folder or free some space") from error
+
+
+def _metadata(raw: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file: an 8-byte little-endian length, then a JSON header."""
+    (length,) = struct.unpack_from("<Q", raw)
+    header = json.loads(raw[8:8 + length])
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata is not a table")
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
+def _check_heads(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
+    for head, labels in contract.heads.items():
+        weight, bias = weights.get(f"heads.{head}.weight"), weights.get(f"heads.{head}.bias")
+        shape = None if weight is None else weight.shape
+        if weight is None or bias is None or weight.ndim != 2 or {len(weight), len(bias)} != {len(labels)}:
+            raise ModelError(f"{path}, whose head {head!r} has weights of shape {shape} for {len(labels)} labels",
+                             "weights and contract that agree", "get the model file again, or train it again")
+
+
+def _check_fusion(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
+    """The file has just the `fusion.*` tensors that its contract asks for."""
+    width = weights[f"heads.{next(iter(contract.heads))}.weight"].shape[1]
+    wanted = {} if contract.fusion is None else tensor_shapes(contract.fusion, width)
+    held = {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)}
+    problems = [f"no {name}" for name in wanted if name not in held]
+    problems += [f"unknown {name}" for name in sorted(held) if name not in wanted]
+    problems += [f"{name} of shape {held[name]} instead of {shape}" for name, shape in wanted.items()
+                 if name in held and held[name] != shape]
+    if problems:
+        raise ModelError(f"{path}, whose clip fusion disagrees with its contract ({'; '.join(problems[:3])})",
+                         f"the tensors of fusion {contract.fusion.model_dump() if contract.fusion else None}",
+                         "get the model file again, or train its fusion again")

@@ -1,0 +1,67 @@
+"""The eager engine: the torch network as it stands. Slow, needs no building, and what all others must agree with.
+
+Legend: S slots, B cameras in a step, H W the input size, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.errors import EngineError
+from engines.model.contract import Contract
+from engines.model.preprocess import normalise
+from engines.networks.network import Network
+from engines.runtime.engine import Engine, Floats, StepResult
+
+
+class PooledEngine(Engine):
+    """An engine whose state is torch tensors: one pool [S, ...] per leaf. Gather the rows, step, scatter them back."""
+
+    _pool: Sequence[torch.Tensor]
+
+    def _reset(self, slots: Sequence[int]) -> None:
+        for leaf in self._pool:
+            leaf[list(slots)] = 0
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(leaf[0].numel() * leaf.element_size() for leaf in self._pool)
+
+
+class EagerEngine(PooledEngine):
+    """The network itself, on the frames' own slots."""
+
+    name = "eager"
+    precision = "f32"
+
+    def __init__(self, network: Network, contract: Contract, slots: int) -> None:
+        if not network.causal:
+            raise EngineError("a bidirectional network", "a causal one, which can run frame by frame",
+                              "use engines.compile, which scores the clips of a bidirectional model")
+        self.contract, self.slots = contract, slots
+        self._network = network.eval()
+        self._pool = network.fresh_state(slots)
+
+    @torch.inference_mode()
+    def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
+        if not slots:
+            return StepResult(np.zeros((0, self._network.width), np.float32),
+                              {head: np.zeros((0, len(labels)), np.float32)
+                               for head, labels in self.contract.heads.items()})
+        rows = torch.tensor(list(slots))
+        frames_B1CHW = torch.from_numpy(normalise(frames_u8_BHWC, self.contract))[:, None]
+        features_B1D, state = self._network(frames_B1CHW, tuple(leaf[rows] for leaf in self._pool))
+        for leaf, new in zip(self._pool, state, strict=True):
+            leaf[rows] = new
+        features_BD = features_B1D[:, 0]
+        return StepResult(to_numpy(features_BD),
+                          {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()})
+
+
+def to_numpy(tensor: torch.Tensor) -> Floats:
+    """A tensor as float32."""
+    return np.asarray(tensor.numpy(), dtype=np.float32)

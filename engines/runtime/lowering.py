@@ -1,0 +1,320 @@
+"""One frame of a causal network, rewritten in the form that compiled engines run fastest.
+
+    step = StepNetwork(network)                                   # the same function of the same weights
+    features, *logits_and_state = step(image_BCHW, *step.fresh_state())
+
+A compiled gate-shift module costs by its number of operators, hardly by its channels (README, benchmark section):
+  * past frames of the gate's input are kept, so that the gate is one convolution over three frames, and its weights
+    are repeated, so that it gives one gate per channel and nothing is broadcast;
+  * where that convolution would be much work (wide, large maps), it sees the present frame only, for all three taps,
+    and the sums of planes that later frames need are kept instead of maps;
+  * the mean of what is shifted was known when it was gated: one mean a frame, the rest comes from state;
+  * the fuse convolution over (channel, time) becomes one matrix over the means of five frames (few channels only,
+    as it grows with their square), else a convolution over the channels with those frames side by side;
+  * the halves, shifted by two frames and by one, are put together by masks: cutting and joining costs operators, and
+    so does each leaf of state, so whole maps are kept;
+  * the interleave at the end is moved into the rows of the projection before, so it costs nothing.
+State is laid out differently from the network's own, and starts as zeros too.
+
+Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features, t the present frame.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.errors import EngineError
+from engines.model.contract import Contract
+from engines.networks.gsf import FUSE_TAPS, GateShiftFuse
+from engines.networks.gsm import PAST_SECOND, TAPS, GateShift
+from engines.networks.network import Memory, Network
+from engines.networks.temporal import TemporalModule
+
+Shapes = dict[str, tuple[int, ...]]  # of each leaf of state, without the camera axis
+PER_CHANNEL_MOST = 8e6  # multiplications of a gate per channel; above, sums of planes and a broadcast cost less
+FUSE_MATRIX_MOST = 64  # above so many gated channels, reading the fuse matrix costs more than the operators it saves
+
+
+class GateShiftStep(nn.Module):
+    """One frame of a causal `GateShift` or `GateShiftFuse` on maps of `size_hw`, channels in interleaved order."""
+
+    first_half: Tensor
+    ones: Tensor
+
+    def __init__(self, module: GateShift, size_hw: tuple[int, int]) -> None:
+        super().__init__()
+        self.gated, self.size_hw = module.channels, size_hw
+        self.past_first = module.past_first
+        self.back = max(self.past_first, PAST_SECOND)
+        f, c, order, bn = module.channels, module.channels // 2, module.order, module.bn
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        self.scale = nn.Parameter(scale[order].view(1, f, 1, 1))
+        self.shift = nn.Parameter((bn.bias - bn.running_mean * scale)[order].view(1, f, 1, 1))
+        planes = torch.zeros(2, TAPS, f, 3, 3, dtype=scale.dtype)  # each half's gate sees its own half only
+        planes[0, :, :c] = module.conv3D.weight[0].transpose(0, 1)
+        planes[1, :, c:] = module.conv3D.weight[1].transpose(0, 1)
+        weight, bias = planes[:, :, order].flatten(1, 2), module.bias
+        self.register_buffer("first_half", (torch.arange(f) < c).to(scale.dtype).view(1, f, 1, 1))
+        height, width = size_hw
+        self.by_planes = TAPS * f * f * 9 * height * width > PER_CHANNEL_MOST
+        if self.by_planes:  # outputs: both halves of the newest tap, then of the older ones
+            weight = weight.view(2, TAPS, f, 3, 3).flip(1).transpose(0, 1).flatten(0, 1)
+            bias = torch.cat([bias, bias.new_zeros(2 * (TAPS - 1))])
+        else:
+            weight, bias = weight.repeat_interleave(c, 0), bias.repeat_interleave(c)
+        self.gate_weight, self.gate_bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.fuse_weight: nn.Parameter | None = None
+        if isinstance(module, GateShiftFuse):
+            band, bias = fuse_band(module)
+            self.means, self.banded = band.shape[1], f > FUSE_MATRIX_MOST
+            if self.banded:
+                self.fuse_weight = nn.Parameter(band.flatten(1, 2))
+                self.register_buffer("ones", band.new_ones(f, 1, 1, 1))
+            else:
+                matrix = fuse_matrix(band, c)[order][..., order]
+                self.fuse_weight = nn.Parameter(matrix.view(f, -1, 1, 1))
+            self.fuse_bias = nn.Parameter(bias.repeat_interleave(c))
+
+    def state_shapes(self) -> Shapes:
+        f = self.gated
+        size_hw = self.size_hw
+        shapes: Shapes = ({"planes": (2 * (TAPS - 1), *size_hw)} if self.by_planes else
+                          {"normal": ((TAPS - 1) * f, *size_hw)})
+        shapes |= {f"gated{i}": (f, *size_hw) for i in range(1, self.back + 1)}
+        return shapes if self.fuse_weight is None else shapes | {"means": ((self.means - 1) * 2 * f, 1, 1)}
+
+    def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        f = self.gated
+        moving = x[:, :f]
+        gate, past = self.gate(F.relu(moving * self.scale + self.shift), state[0])
+        gated = gate * moving
+        stayed = moving - gated
+        shifted, kept = self.moved(gated, state[1:])
+        kept.insert(0, past)
+        if self.fuse_weight is None:
+            mixed = shifted + stayed
+        else:
+            mean = gated.mean((2, 3), keepdim=True)
+            means = torch.cat([state[-1], mean, moving.mean((2, 3), keepdim=True) - mean], 1)
+            kept.append(means[:, 2 * f:])
+            mixed = stayed + torch.sigmoid(self.fuse(means)) * (shifted - stayed)
+        return torch.cat([mixed, x[:, f:]], 1), kept
+
+    def gate(self, normal: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate of every channel, [B, f, H, W] or what broadcasts to it, and what later frames need of this one."""
+        if not self.by_planes:
+            frames = torch.cat([past, normal], 1)  # t-2, t-1, t
+            gate = torch.tanh(F.conv2d(frames, self.gate_weight, self.gate_bias, padding=1))
+            return gate, frames[:, self.gated:]
+        planes = F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1)
+        sums = planes + F.pad(past, (0, 0, 0, 0, 0, 2))
+        first, second = torch.tanh(sums[:, :2]).chunk(2, dim=1)
+        return second + self.first_half * (first - second), sums[:, 2:]
+
+    def moved(self, gated: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What is shifted to this frame, and what later frames need."""
+        frames = [gated, *state[:self.back]]  # by how many frames back
+        shifted = frames[PAST_SECOND]
+        if self.past_first != PAST_SECOND:
+            shifted = self.first_half * frames[self.past_first] + (1 - self.first_half) * shifted
+        return shifted, frames[:-1]
+
+    def fuse(self, means: Tensor) -> Tensor:
+        """Logit of the shifted part's weight, [B, f, 1, 1], from means [B, frames x (gated f, stayed f), 1, 1]."""
+        assert self.fuse_weight is not None
+        if not self.banded:
+            return F.conv2d(means, self.fuse_weight, self.fuse_bias)
+        frames, quarter = 2 * self.means, self.gated // 4
+        natural = means.reshape(-1, frames, 2, quarter, 2).permute(0, 2, 1, 4, 3)  # neighbours side by side
+        logits = F.conv1d(natural.reshape(-1, 2 * frames, 2 * quarter), self.fuse_weight, padding=1, groups=2)
+        logits = logits.reshape(-1, 2, 2, quarter).transpose(2, 3).reshape(-1, self.gated, 1, 1)
+        # The bias by a convolution: OpenVINO then keeps the maps it multiplies in their layout, 3 % of GSF-ResNet-50.
+        return F.conv2d(logits, self.ones, self.fuse_bias, groups=self.gated)
+
+
+def fuse_band(module: GateShiftFuse) -> tuple[Tensor, Tensor]:
+    """The fuse convolutions of both halves over means of (gated, stayed): weights [2, frames, 2, 3], bias [2].
+
+    Frames are the oldest first, as many as one fuse weight depends on; the last axis is over neighbouring channels.
+    """
+    means = max(module.past_first, PAST_SECOND) + FUSE_TAPS
+    convs = module.channel_conv1, module.channel_conv2
+    band = convs[0].weight.new_zeros(2, means, 2, 3)
+    for half, (conv, past) in enumerate(zip(convs, (module.past_first, PAST_SECOND), strict=True)):
+        for source, back in ((0, past), (1, 0)):  # what is shifted now was gated `past` frames ago
+            oldest = means - FUSE_TAPS - back
+            band[half, oldest:oldest + FUSE_TAPS, source] = conv.weight[0, source].T
+    return band, torch.cat([conv.bias for conv in convs if conv.bias is not None])
+
+
+def fuse_matrix(band: Tensor, c: int) -> Tensor:
+    """The band written out for halves of `c` channels: [2c, frames, 2, 2c]."""
+    matrix = band.new_zeros(2 * c, *band.shape[1:3], 2 * c)
+    for half in range(2):
+        for neighbour in range(3):
+            rows = torch.arange(max(0, 1 - neighbour), min(c, c + 1 - neighbour)) + half * c
+            matrix[rows, :, :, rows + neighbour - 1] = band[half, :, :, neighbour]
+    return matrix
+
+
+class VerbatimStep(nn.Module):
+    """One frame of any other temporal module, as it stands."""
+
+    def __init__(self, module: TemporalModule, shapes: Shapes) -> None:
+        super().__init__()
+        self.module, self.shapes = module, shapes
+
+    def state_shapes(self) -> Shapes:
+        return self.shapes
+
+    def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        y, kept = self.module(x[:, None], tuple(state))
+        return y[:, 0], list(kept)
+
+
+class MemoryStep(nn.Module):
+    """One frame of the recurrent read-out, written out: TensorRT has no recurrent cell, and no other engine minds."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        weights = memory.gru.state_dict()
+        self.of_input, self.of_past = (_linear(weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"])
+                                       for of in ("ih", "hh"))
+
+    def state_shapes(self) -> Shapes:
+        return {"": (self.of_past.in_features,)}
+
+    def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        past = state[0]
+        (reset, keep, new), (reset_past, keep_past, new_past) = (
+            linear.chunk(3, 1) for linear in (self.of_input(x), self.of_past(past)))
+        fresh = torch.tanh(new + torch.sigmoid(reset + reset_past) * new_past)
+        past = fresh + torch.sigmoid(keep + keep_past) * (past - fresh)
+        return past, [past]
+
+
+class StepNetwork(nn.Module):
+    """`forward(image_BCHW, *state) -> (features [B, D], logits of each head [B, K]..., state...)`; pure.
+
+    image: normalised, as `network` takes it, or with its channels in reverse when `reversed_colours`.
+    Raises EngineError for a bidirectional network.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: Network, reversed_colours: bool = False) -> None:
+        super().__init__()
+        if not network.causal:
+            raise EngineError("a bidirectional network", "a causal one, which can run frame by frame",
+                              "use a model trained with --causal, or score whole clips with engines.clip_scores")
+        self.backbone = copy.deepcopy(network.backbone)
+        if reversed_colours:
+            stem = next(layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d))
+            stem.weight.copy_(stem.weight.flip(1))
+        self.heads = copy.deepcopy(network.heads)
+        spec = {place: {leaf.name.removeprefix(f"{place}."): leaf.shape for leaf in network.state_spec()
+                        if leaf.name.startswith(f"{place}.")} for place in network.temporal}
+        steps: dict[str, nn.Module] = {}
+        for place, module in network.temporal.items():
+            if isinstance(module, GateShift):
+                steps[place] = GateShiftStep(module, spec[place]["taps"][-2:])  # type: ignore[arg-type]
+                _interleave_rows(self.backbone.places()[place], module)
+            else:
+                assert isinstance(module, TemporalModule)
+                steps[place] = VerbatimStep(copy.deepcopy(module), spec[place])
+        self.temporal = nn.ModuleDict(steps)
+        self.memory = MemoryStep(network.memory) if network.memory is not None else None
+        self.eval()
+
+    def state_shapes(self) -> Shapes:
+        """Name and shape, without the camera axis, of every leaf of state, in order."""
+        steps = dict(self.temporal.items()) | ({} if self.memory is None else {"memory": self.memory})
+        return {f"{place}.{leaf}".removesuffix("."): shape
+                for place, step in steps.items() for leaf, shape in step.state_shapes().items()}  # type: ignore[operator]
+
+    def fresh_state(self) -> list[Tensor]:
+        """State of one camera that has seen nothing."""
+        like = next(self.parameters())
+        return [like.new_zeros(1, *shape) for shape in self.state_shapes().values()]
+
+    def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        past, kept = list(state), []
+
+        def advance(step: nn.Module, x: Tensor) -> Tensor:
+            count = len(step.state_shapes())  # type: ignore[operator]
+            x, leaves = step(x, [past.pop(0) for _ in range(count)])
+            kept.extend(leaves)
+            return x
+
+        def mix(place: str, x: Tensor) -> Tensor:
+            return advance(self.temporal[place], x) if place in self.temporal else x
+
+        features = self.backbone(image, mix)
+        if self.memory is not None:
+            features = advance(self.memory, features)
+        return features, *(head(features) for head in self.heads.values()), *kept
+
+
+class FlatStep(nn.Module):
+    """A StepNetwork whose state is one tensor [B, floats], leaf after leaf, or none: engines that pay for each tensor
+    pay for one."""
+
+    def __init__(self, network: Network, reversed_colours: bool = False) -> None:
+        super().__init__()
+        self.network = StepNetwork(network, reversed_colours)
+        self.shapes = list(self.network.state_shapes().values())
+
+    def fresh_state(self) -> list[Tensor]:
+        """State of one camera that has seen nothing."""
+        return self._flat(self.network.fresh_state())
+
+    def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        rows = torch.split(state[0], [math.prod(shape) for shape in self.shapes], 1) if state else ()
+        out = self.network(image, *(row.reshape(-1, *shape) for row, shape in zip(rows, self.shapes, strict=True)))
+        results = len(out) - len(rows)
+        return *out[:results], *self._flat(out[results:])
+
+    def _flat(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([leaf.flatten(1) for leaf in leaves], 1)] if leaves else []
+
+
+class PixelStep(nn.Module):
+    """A StepNetwork that takes camera pixels: uint8 BGR [B, H, W, 3] at the contract's input size."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Network, contract: Contract) -> None:
+        super().__init__()
+        backwards = contract.colour == "RGB"
+        self.network = StepNetwork(network, reversed_colours=backwards)
+        mean, std = (torch.tensor(values[::-1] if backwards else values) / contract.value_scale
+                     for values in (contract.mean, contract.std))
+        self.register_buffer("mean", mean.view(1, 3, 1, 1))
+        self.register_buffer("std", std.view(1, 3, 1, 1))
+        self.eval()
+
+    def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        pixels_BCHW = image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
+        out: tuple[Tensor, ...] = self.network((pixels_BCHW - self.mean) / self.std, *state)
+        return out
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    linear.load_state_dict({"weight": weight, "bias": bias})
+    return linear
+
+
+def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:
+    f = module.channels
+    projection.weight[:f] = projection.weight[:f][module.order]
+    if projection.bias is not None:
+        projection.bias[:f] = projection.bias[:f][module.order]

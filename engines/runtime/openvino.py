@@ -1,0 +1,356 @@
+"""The OpenVINO engine: a pool of slots around infer requests with camera pixels in. Runs without torch.
+
+    engine = open_engine(model, slots=4, precision=None)     # from the cache, or built (seconds) and kept there
+
+Building: the network's step (lowering.py) is traced into an OpenVINO graph with state in and out, and layout, colour
+order and normalisation move into the graph. Precision: bf16 where the processor has it and its calibrated scores agree
+with eager's on the probe clip, else f32. Batches: a small network's weights take longer to come from memory than to be
+multiplied with one frame, so cameras share them where each gets then, bit for bit, what it would get alone. What was
+measured is kept with the entry.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from engines.errors import EngineError
+from engines.model.contract import Contract
+from engines.runtime import cache
+from engines.runtime.engine import Engine, Floats, StepResult
+from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+
+if TYPE_CHECKING:
+    from engines.model.file import Model
+    from engines.networks.network import Network
+
+log = logging.getLogger("gatestream.engines")
+
+CODE_VERSION = "10"  # raise when lowering or conversion change: entries of other versions are then not found
+PRECISIONS = {"f32": "f32", "bf16": "bf16"}
+DEVICE = "CPU"
+GRAPH = "step.xml"
+# With less work than this per thread (a MobileNetV2 frame at 224x224 is 0.3e9), sharing a frame between threads saves
+# little, costs much on a busy machine, and takes cores from decoding.
+MULTIPLICATIONS_PER_THREAD = 0.5e9
+BATCHES = (2, 4)  # cameras at a time, beside one; eight cost as much a frame as four, and take longer
+BATCH_FRAMES = 16  # that are compared of each of a batch's cameras
+
+
+class OpenVINOEngine(Engine):
+    """Slots cost no more than their state. Cameras of one step run side by side."""
+
+    name = "openvino"
+
+    def __init__(self, contract: Contract, compiled: Mapping[int, ov.CompiledModel], slots: int,
+                 precision: str) -> None:
+        """compiled: the step of so many cameras at a time, of one among them."""
+        self.contract, self.slots, self.precision = contract, slots, precision
+        self._compiled = {batch: compiled[batch] for batch in sorted(compiled, reverse=True)}
+        self._streams = int(compiled[1].get_property("NUM_STREAMS"))
+        self._idle: dict[int, list[_Request]] = {batch: [] for batch in compiled}
+        self._widths = [port.shape[1] for port in compiled[1].outputs[:1 + len(contract.heads)]]
+        # Two rows of state a camera, the one it has and the one it gets; no pool for a network without state.
+        self._pools = [_Pool(slots, port.shape[1]) for port in compiled[1].inputs[1:]]
+
+    def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
+        if not self._compiled:
+            raise EngineError("a step of an engine that is closed", "an open engine", "compile a new one")
+        results = [np.empty((len(slots), width), np.float32) for width in self._widths]
+        try:
+            running = []
+            for start, batch in self._batches(len(slots)):
+                here = slice(start, start + batch)
+                request = self._idle[batch].pop() if self._idle[batch] else _Request(self._compiled[batch])
+                request.start(frames_u8_BHWC[here], self._pools, slots[here])
+                running.append((here, request, batch))
+            for here, request, batch in running:
+                for result, output in zip(results, request.finish(self._pools, slots[here]), strict=False):
+                    result[here] = output
+                self._idle[batch].append(request)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failing while it ran ({_first_line(error)})", "a step without a fault",
+                              "run `gatestream doctor`, or use --engine eager") from error
+        features, *scores = results
+        return StepResult(features, dict(zip(self.contract.heads, scores, strict=True)))
+
+    def _batches(self, cameras: int) -> Iterator[tuple[int, int]]:
+        """(first, how many) of each run that these cameras are served by: large ones, but no core idle for them."""
+        share, start = -(-cameras // self._streams), 0
+        while start < cameras:
+            batch = next(batch for batch in self._compiled if batch <= min(share, cameras - start))
+            yield start, batch
+            start += batch
+
+    def _reset(self, slots: Sequence[int]) -> None:
+        for pool in self._pools:
+            pool.states[pool.rows[list(slots)]] = 0
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(pool.states[0].nbytes for pool in self._pools)
+
+    def close(self) -> None:
+        self._compiled, self._idle, self._pools = {}, {}, []
+
+
+class _Pool:
+    """States of cameras, two rows each: in `rows[slot]` it is what it has, a step writes the other one."""
+
+    def __init__(self, slots: int, floats: int) -> None:
+        self.slots = slots
+        self.states = np.zeros((2 * slots, floats), np.float32)
+        self.rows = np.arange(slots)
+        self._tensors: dict[int, ov.Tensor] = {}
+
+    def tensor(self, row: int) -> ov.Tensor:
+        """One row, as a graph for one camera takes it."""
+        if row not in self._tensors:
+            self._tensors[row] = ov.Tensor(self.states[row:row + 1], shared_memory=True)
+        return self._tensors[row]
+
+    def turn(self, slot: int) -> tuple[ov.Tensor, ov.Tensor]:
+        """What a camera has, and where the step is to leave what it has from then on."""
+        before = int(self.rows[slot])
+        after = self.rows[slot] = (before + self.slots) % (2 * self.slots)
+        return self.tensor(before), self.tensor(int(after))
+
+
+class _Request:
+    """An infer request for some cameras at a time, with the memory it reads. That of one camera works on its state in
+    place, as large networks have much of it; that of several has their states copied together."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._run = compiled.create_infer_request()
+        types = (np.uint8, np.float32)  # pixels, and state if there is any
+        self._inputs = [np.zeros(tuple(port.shape), kind) for port, kind in zip(compiled.inputs, types, strict=False)]
+        for i, memory in enumerate(self._inputs):
+            self._run.set_input_tensor(i, ov.Tensor(memory, shared_memory=True))
+        self._results = len(compiled.outputs) - len(self._inputs) + 1
+        self._outputs = [self._run.get_output_tensor(i).data for i in range(len(compiled.outputs))]
+
+    def start(self, frames_u8_BHWC: NDArray[np.uint8], pools: Sequence[_Pool], slots: Sequence[int]) -> None:
+        """Begins with the frames of a batch, and its rows of state."""
+        self._inputs[0][:] = frames_u8_BHWC
+        for i, pool in enumerate(pools):
+            if len(slots) == 1:
+                before, after = pool.turn(slots[0])
+                self._run.set_input_tensor(1 + i, before)
+                self._run.set_output_tensor(self._results + i, after)
+            else:
+                np.take(pool.states, pool.rows[list(slots)], 0, self._inputs[1 + i], "clip")  # else by way of a copy
+        self._run.start_async()
+
+    def finish(self, pools: Sequence[_Pool], slots: Sequence[int]) -> list[Floats]:
+        """Waits for what came out, which is good until the next start."""
+        self._run.wait()
+        if len(slots) > 1:
+            for pool, output in zip(pools, self._outputs[self._results:], strict=True):
+                pool.states[pool.rows[list(slots)]] = output
+        return self._outputs[:self._results]
+
+
+@functools.cache
+def core() -> ov.Core:
+    """The process's one OpenVINO core, never destroyed. OpenVINO 2026.4 gives the thread a signal stack of its own with
+    each core and puts the one before back in the end: with several cores that one may be freed by then, and the next
+    signal (Ctrl-C, say) would crash the process."""
+    return ov.Core()
+
+
+def key_of(model: Model, precision: str | None) -> dict[str, str]:
+    """Everything a built engine of this model depends on."""
+    return {"model": model.digest, "engine": "openvino", "code": CODE_VERSION, "library": ov.get_version(),
+            "device": str(core().get_property(DEVICE, "FULL_DEVICE_NAME")), "precision": precision or "by agreement"}
+
+
+def open_engine(model: Model, slots: int = 1, precision: str | None = None, file: Path | None = None) -> OpenVINOEngine:
+    """The OpenVINO engine of a model: from a file of `export`, from the cache, or built.
+
+    precision: f32, bf16, or None to choose by measured agreement. Raises EngineError.
+    """
+    if precision not in (None, *PRECISIONS):
+        raise EngineError(f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}",
+                          "leave it out to have it chosen")
+    if precision == "bf16" and not has_bf16():
+        raise EngineError("precision bf16", "a processor that has it", "use f32 on this machine")
+    entry = cache.unpack(file, key_of(model, precision)) if file else obtain(model, precision)
+    try:
+        chosen = str(entry.facts["precision"])
+        graph = core().read_model(entry.folder / GRAPH)
+        return engine_of(graph, model.contract, slots, chosen, entry.facts["batches"])
+    except (RuntimeError, KeyError) as error:
+        raise EngineError(f"OpenVINO refusing a built engine ({_first_line(error)})", "a graph it can load",
+                          f"delete {entry.folder}, or use --engine eager") from error
+
+
+def obtain(model: Model, precision: str | None) -> cache.Entry:
+    """The cache entry of a model's OpenVINO engine, built if need be."""
+    def build(folder: Path) -> cache.Facts:
+        log.warning("building the OpenVINO engine of %s for this machine, once", model.contract.name)
+        began = time.perf_counter()
+        with one_thread():
+            facts = build_into(folder, model, precision)
+        log.warning("built in %.1f s: %s", time.perf_counter() - began, facts["precision"])
+        return facts
+
+    return cache.obtain(key_of(model, precision), build)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: its threads wait for one another at every layer, for minutes where others keep the cores
+    busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def build_into(folder: Path, model: Model, precision: str | None) -> cache.Facts:
+    """Writes the graph and returns {precision, agreement: {precision: difference from eager}, batches}. What is
+    measured is what was written."""
+    from engines.runtime.eager import EagerEngine
+
+    frames = probe_clip(model.contract)
+    wanted = run_clip(EagerEngine(model.network, model.contract, 1), frames)
+    try:
+        ov.save_model(convert(model.network, model.contract), folder / GRAPH, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise EngineError(f"a built engine that cannot be written ({_first_line(error)})", f"space in {folder}",
+                          "free some space, or set GATESTREAM_CACHE to another folder") from error
+    graph = core().read_model(folder / GRAPH)
+    asked = [precision] if precision else ["f32", "bf16"] if has_bf16() else ["f32"]
+    agreement = {name: difference(model.contract, wanted, run_clip(engine_of(graph, model.contract, 1, name), frames))
+                 for name in asked}
+    fit = [name for name in asked if agreement[name] <= TOLERANCE]
+    if not fit:
+        raise EngineError(f"OpenVINO scores that are off by {agreement} from eager", f"{TOLERANCE} at most",
+                          "use --engine eager, and report this with the output of `gatestream doctor`")
+    return {"precision": fit[-1], "agreement": agreement, "batches": fitting_batches(graph, model.contract, fit[-1])}
+
+
+def fitting_batches(graph: ov.Model, contract: Contract, precision: str) -> list[int]:
+    """Those of BATCHES whose every camera gets bit for bit what it gets alone; none where they would save nothing."""
+    if _multiplications(graph) >= MULTIPLICATIONS_PER_THREAD:
+        return []
+    clips = np.split(probe_clip(contract, max(BATCHES) * BATCH_FRAMES), max(BATCHES))
+    one = compile_graph(graph, 1, precision)
+    single, alone = OpenVINOEngine(contract, {1: one}, 1, precision), []
+    for clip in clips:
+        single.reset([0])
+        alone.append(_all_of(single, [clip]))
+    fitting = []
+    for batch in BATCHES:
+        try:
+            several = compile_graph(graph, batch, precision, batch)
+        except RuntimeError:  # a network that was traced for one camera
+            continue
+        # Graphs for one camera on several cores would share the cameras out, and none be left for this one.
+        together = OpenVINOEngine(contract, {1: one, batch: several}, batch, precision)
+        if np.array_equal(_all_of(together, clips[:batch]), np.concatenate(alone[:batch])):
+            fitting.append(batch)
+    return fitting
+
+
+def _all_of(engine: OpenVINOEngine, clips_u8_BTHWC: Sequence[NDArray[np.uint8]]) -> Floats:
+    """All that an engine gives for clips of as many cameras, side by side [B, T, outputs]."""
+    rows = [engine.step(np.stack(frames), range(len(frames))) for frames in zip(*clips_u8_BTHWC, strict=True)]
+    return np.stack([np.concatenate([row.features, *row.scores.values()], 1) for row in rows], 1)
+
+
+def engine_of(graph: ov.Model, contract: Contract, slots: int, precision: str,
+              batches: Sequence[int] = ()) -> OpenVINOEngine:
+    """The engine of a graph, taking cameras one by one, or so many at a time where there are slots for them."""
+    return OpenVINOEngine(contract, {batch: compile_graph(graph, slots, precision, batch)
+                                     for batch in (1, *batches) if batch <= slots}, slots, precision)
+
+
+def convert(network: Network, contract: Contract) -> ov.Model:
+    """A causal network's step as a graph for one camera: image uint8 BGR [1, H, W, 3] and its state in;
+    features, each head's scores and its new state out, in this order."""
+    import torch
+
+    from engines.runtime.lowering import FlatStep
+
+    step = FlatStep(network, reversed_colours=contract.colour == "RGB").requires_grad_(False)
+    example = torch.zeros(1, 3, *contract.input_size_hw), *step.fresh_state()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the converter traces with what torch calls deprecated
+            # As a function, whose weights are constants: a module would be traced twice, and each layer of it apart.
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+                lambda *inputs: step(*inputs), example, check_trace=False)
+            graph = ov.convert_model(traced, example_input=example)
+        graph.reshape({port: list(tensor.shape) for port, tensor in zip(graph.inputs, example, strict=True)})
+        return _with_pixels(graph, contract)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO failing to convert {contract.architecture} ({_first_line(error)})",
+                          "a network it can convert", "use --engine eager") from error
+
+
+def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
+    """Moves layout and normalisation into the graph. Pixels stay BGR: the stem's weights are reversed instead, because
+    OpenVINO 2026.4's own fusion of a channel reversal (RIC) gives wrong results in graphs with sliced channels."""
+    from openvino import preprocess
+
+    mean, std = (values[::-1] if contract.colour == "RGB" else values for values in (contract.mean, contract.std))
+    steps = preprocess.PrePostProcessor(graph)
+    image = steps.input(0)
+    image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    image.model().set_layout(ov.Layout("NCHW"))
+    chain = image.preprocess().convert_element_type(ov.Type.f32)
+    chain.mean([value / contract.value_scale for value in mean])
+    chain.scale([value / contract.value_scale for value in std])
+    return steps.build()
+
+
+def compile_graph(graph: ov.Model, slots: int, precision: str, batch: int = 1) -> ov.CompiledModel:
+    """Compiles for few cameras at low latency: cameras run side by side, a heavy frame is shared between threads.
+
+    batch: cameras at a time. Raises RuntimeError for a graph that cannot be made to take so many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    streams = min(slots, cores)
+    threads = min(cores, streams * max(1, round(_multiplications(graph) / MULTIPLICATIONS_PER_THREAD)))
+    if batch > 1:
+        graph = graph.clone()
+        graph.reshape({port: [batch, *list(port.shape)[1:]] for port in graph.inputs})
+    return core().compile_model(graph, DEVICE, {
+        "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # or the graphs for one camera and for several would wait for the same core
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision]})
+
+
+def _multiplications(graph: ov.Model) -> float:
+    """Multiplications of one frame's convolutions, which are nearly all of its work."""
+    skipped = {"Convolution": 1, "GroupConvolution": 2}  # axes of the weights that count outputs
+    total = 0.0
+    for node in graph.get_ops():
+        if node.get_type_name() in skipped:
+            weights = node.input_value(1).shape[skipped[node.get_type_name()]:]
+            total += float(np.prod(node.output(0).shape)) * float(np.prod(weights))
+    return total
+
+
+def has_bf16() -> bool:
+    return "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

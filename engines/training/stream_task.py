@@ -1,0 +1,195 @@
+"""Training on endless streams, carrying state from chunk to chunk as live use does.
+
+Every row of a batch is a stream; a chunk is its next T frames. At a chunk's start some rows begin anew from fresh
+state (a trimmed clip), the others continue, so that the second hour is as well trained as the first second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engines.datasets.footage import Footage
+from engines.model.contract import Contract
+from engines.model.preprocess import normalise
+from engines.networks.mobilenetv2 import MobileNetV2
+from engines.networks.network import Network
+from engines.networks.temporal import State
+from engines.runtime.windowed import split
+from engines.training.calibrate import clip_logits
+from engines.training.distributed import Ranks
+from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
+from engines.training.runfolder import Row
+from engines.training.stream_loader import Batch, Chunks, OpenStream, Schedule
+from engines.training.task import Mixed, Task, Term, averaged
+
+FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
+WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the helper's part falls, and never to nothing
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of the parts of a network, and AdamW's decay; frozen_layers: first layers that stay as they are
+    (MobileNetV2 only)."""
+
+    backbone: float
+    module: float
+    head: float
+    weight_decay: float
+    frozen_layers: int
+
+
+class Helper(nn.Module):
+    """Finds the fingertip during training and is thrown away afterwards: a heat map on a middle stage, and place
+    and motion read from the features before the memory."""
+
+    def __init__(self, network: Network, layer: int = 13) -> None:
+        super().__init__()
+        self._kept: dict[str, Tensor] = {}
+        self.heat = nn.Conv2d(96, 1, 1)
+        self.guess = nn.Linear(network.backbone.width, 4)
+        watched = network.backbone.get_submodule(f"features.{layer}")
+        watched.register_forward_hook(lambda _, __, out: self._kept.update(map=out))
+        network.dropout.register_forward_pre_hook(lambda _, inputs: self._kept.update(features=inputs[0]))
+
+    def forward(self, batch: int) -> tuple[Tensor, Tensor]:
+        heat = self.heat(self._kept["map"].float())
+        return heat.view(batch, -1, *heat.shape[-2:]), self.guess(self._kept["features"].float())
+
+
+def subsample_depthwise(network: Network) -> None:
+    """Computes stride-2 depthwise convolutions densely and keeps every second pixel: the same numbers, and their
+    gradient is some ten times faster on the CPU."""
+    for module in network.backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and module.stride == (2, 2):
+            module.stride = (1, 1)
+            module.register_forward_hook(lambda _, __, out: out[..., ::2, ::2])
+
+
+class Held(NamedTuple):
+    """A clip that was left out, at the model's input size, and its labels."""
+
+    footage: Footage
+    labels: Mapping[str, str]
+
+
+class StreamTask(Task[Batch]):
+    """See the file's top.
+
+    truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has none: a frame's label is the
+    index of one of these; helped: whether frames know the fingertip, which a helper then learns to find; held_out:
+    decodes what validation looks at; spread: so many frames evenly over each of these clips, 0: the model's frame rate.
+    """
+
+    def __init__(self, network: Network, contract: Contract, open_stream: OpenStream, schedule: Schedule,
+                 truths: Sequence[tuple[int, ...]], rates: Rates, *, iterations: int, rows: int, chunk: int,
+                 average: float, workers: int, ranks: Ranks, helped: bool,
+                 held_out: Callable[[], Sequence[Held]], spread: int = 0) -> None:
+        self.network, self.contract = network.to(ranks.device), contract
+        network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = averaged(network, average)
+        mobile = isinstance(network.backbone, MobileNetV2)
+        subsample_depthwise(network)
+        self.helper = self._finds_tips = Helper(network).to(ranks.device) if helped and mobile else None
+        self._frozen = min(rates.frozen_layers, split(network)[0]) if mobile else 0
+        for layer in range(rates.frozen_layers if mobile else 0):
+            network.backbone.get_submodule(f"features.{layer}").requires_grad_(False)
+        groups = [([p for p in network.backbone.parameters() if p.requires_grad], rates.backbone),
+                  (list(network.temporal.parameters()), rates.module),
+                  ([*network.heads.parameters(), *(self.helper.parameters() if self.helper else ()),
+                    *(network.memory.parameters() if network.memory else ())], rates.head)]
+        self.optimiser = torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups if p],
+                                           weight_decay=rates.weight_decay)
+        self._truths = torch.tensor(truths, device=ranks.device)
+        self._iterations, self._warmup = iterations, max(1, min(200, iterations // 10))
+        self._rows, self._chunk, self._workers, self._ranks = ranks.share(rows), chunk, workers, ranks
+        self._open, self._schedule, self._decode, self._spread = open_stream, schedule, held_out, spread
+
+    def rate(self, iteration: int) -> float:
+        """Half a cosine after a short warm-up."""
+        cosine = (1 + np.cos(np.pi * min(1.0, iteration / self._iterations))) / 2
+        return float(min(1.0, (iteration + 1) / self._warmup) * (0.02 + 0.98 * cosine))
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        return Chunks(self._open, self._schedule, self._rows, self._chunk, first,
+                      self._iterations).batches(self._workers)
+
+    @torch.no_grad()
+    def _early(self, frames: Tensor) -> Tensor:
+        """What the frozen steps make of each frame."""
+        if not self._frozen:
+            return frames
+        parts = frames.chunk(-(-len(frames) // FROZEN_AT_ONCE)) if frames.device.type == "cpu" else [frames]
+        return torch.cat([self.network.backbone(part, lambda _, x: x, slice(self._frozen)) for part in parts])
+
+    def fresh_state(self) -> State:
+        return self.network.fresh_state(len(self._rows))
+
+    def names(self, batch: Batch) -> str:
+        return "; ".join(batch.names)
+
+    @cached_property
+    def _held_out(self) -> Sequence[Held]:
+        return self._decode()
+
+    def validate(self, network: Network) -> Row:
+        """How many of the clips that were left out the last window names, and its negative log-likelihood; means over
+        heads."""
+        heads = list(self.contract.heads)
+        seen = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
+        for held in self._held_out[self._ranks.rank::self._ranks.size]:
+            for i, head in enumerate(heads):
+                labels = self.contract.heads[head]
+                if held.labels.get(head) in labels:
+                    logits_TK = clip_logits(self.contract, network, head, held.footage, self._spread)
+                    window = logits_TK[-self.contract.clip_frames * self.contract.window_clips:].mean(axis=0)
+                    truth, logp_K = labels.index(held.labels[head]), torch.from_numpy(window).double().log_softmax(0)
+                    seen[i] += torch.tensor([float(int(window.argmax()) == truth), -float(logp_K[truth]), 1.0],
+                                            dtype=torch.float64, device=self._ranks.device)
+        seen = self._ranks.total(seen)
+        shares, losses = (seen[:, :2] / seen[:, 2:].clamp(min=1)).T.tolist()
+        named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
+        return {"validation accuracy": float(np.mean(shares)), "validation loss": float(np.mean(losses)),
+                **(named if len(heads) > 1 else {})}
+
+    def step(self, batch: Batch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
+        device = self._ranks.device
+        keep = (~batch.fresh).float().to(device)
+        state = tuple(leaf * keep.view(-1, *[1] * (leaf.ndim - 1)) for leaf in state)
+        frames = torch.from_numpy(normalise(batch.pixels.flatten(0, 1).numpy(), self.contract)).to(device)
+        with mixed():
+            maps = self._early(frames)
+            features, state = self.network(maps.view(*batch.pixels.shape[:2], *maps.shape[1:]), state,
+                                           slice(self._frozen, None))
+        state = tuple(leaf.detach().float() for leaf in state)
+        truth = Truth(*(column.to(device) for column in batch.truth))
+        terms: dict[str, Term] = {}
+        logits = self.network.scores(features.float())
+        for i, (head, labels) in enumerate(self.contract.heads.items()):
+            known = truth._replace(label=self._truths[truth.label][..., i])
+            terms |= {_named(name, head, logits): term
+                      for name, term in _head_terms(logits[head], known, labels, self.contract.background).items()}
+        if self._finds_tips is not None:
+            fade = max(0.0, 1 - iteration / (0.8 * self._iterations))
+            heat, guess = self._finds_tips(len(batch.pixels))
+            terms |= {name: term._replace(weight=TIP_WEIGHT * (TIP_REST + fade))
+                      for name, term in tip_loss(heat, guess, truth).items()}
+        return terms, state
+
+
+def _named(name: str, head: str, heads: Mapping[str, Tensor]) -> str:
+    return name if len(heads) == 1 else f"{head} {name}"
+
+
+def _head_terms(logits_BTK: Tensor, truth: Truth, labels: tuple[str, ...], background: str | None) -> dict[str, Term]:
+    late = (truth.progress > KNOWABLE_AT) & (truth.label != UNKNOWN)
+    right = (logits_BTK.argmax(-1) == truth.label) & late
+    return {"now": frame_loss(logits_BTK, truth, labels.index(background) if background in labels else None),
+            "window": window_loss(logits_BTK, truth)._replace(weight=WINDOW_WEIGHT),
+            "late accuracy": Term(right.sum().float(), late.sum().float(), 0.0)}

@@ -1,0 +1,2 @@
+"""Labelling a folder of videos that are there already, on one machine or many (Ray Data).
+May import the rooms below: sources, the recogniser, sinks."""

@@ -1,0 +1,94 @@
+"""Labels archives of videos, several at a time on as many machines as there are, with Ray Data.
+
+    label(Path("archive"), Path("events.parquet"))          # gatestream label archive --out events.parquet
+
+A row for each event; a recording without events, or that cannot be read, has one row that says so. The path that live
+use takes labels them, so the rows are what `gatestream run` says of each file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engines.datasets.media import is_video
+from engines.errors import GatestreamError, UsageError
+from stream.archive.ray import ray_of
+from stream.recognizer import Recognizer
+from stream.runner import events_in
+from stream.sinks.base import output_path, sink_errors
+from stream.sources.recording import is_recording
+
+NO_EVENT = {"head": None, "label": None, "started_at": None, "ended_at": None, "score": None}
+
+
+class Labelled(NamedTuple):
+    """What was done. failed: recordings that could not be read, with why."""
+
+    recordings: int
+    events: int
+    failed: dict[str, str]
+
+
+class Labeller:
+    """Labels one recording at a time; one of these in each worker."""
+
+    def __init__(self, model: str, engine: str) -> None:
+        self._recognizer = Recognizer.open(model, engine, slots=1)
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a recording: {"path": ...} -> path, head, label, started_at, ended_at, score, error."""
+        path = str(row["path"])
+        try:
+            found = events_in(self._recognizer, path, path)
+        except GatestreamError as error:
+            self._recognizer.reset(path)
+            return [{"path": path, **NO_EVENT, "error": str(error)}]
+        return [{"path": path, "head": event.head, "label": event.label, "started_at": round(event.started_at, 4),
+                 "ended_at": round(event.ended_at, 4), "score": round(event.score, 4), "error": None}
+                for event in found] or [{"path": path, **NO_EVENT, "error": None}]
+
+
+def recordings(folder: Path) -> list[Path]:
+    """Videos and recordings below a folder. Raises UsageError where there are none."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and (is_video(path) or is_recording(path)))
+    if not found:
+        raise UsageError(f"{folder}, in which there is no video", "a folder of videos", "check the path")
+    return found
+
+
+def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto", workers: int | None = None,
+          address: str | None = None) -> Labelled:
+    """Labels every video below a folder and writes one Parquet file.
+
+    workers: at a time, by default one for each two cores; address: of a running Ray cluster, whose machines see the
+    folder at the same path. Raises UsageError without Ray or videos, SinkError where `out` cannot be written.
+    """
+    target, paths = output_path(out), [str(path.resolve()) for path in recordings(folder)]
+    with ray_of(address) as ray:
+        data: Any = importlib.import_module("ray.data")
+        data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+        cores = int(ray.cluster_resources()["CPU"])
+        at_a_time = min(workers or max(1, cores // 2), len(paths))
+        rows = data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths)).flat_map(
+            Labeller, fn_constructor_args=(model, engine), concurrency=at_a_time, num_cpus=max(1, cores // at_a_time)
+        ).take_all()
+    rows.sort(key=lambda row: (row["path"], row["started_at"] or 0.0))
+    with sink_errors("writing", target):
+        _write(target, rows)
+    return Labelled(len(paths), sum(row["label"] is not None for row in rows),
+                    {row["path"]: row["error"] for row in rows if row["error"] is not None})
+
+
+def _write(target: Path, rows: Sequence[dict[str, Any]]) -> None:
+    import pyarrow  # comes with Ray Data
+    from pyarrow import parquet
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    schema = pyarrow.schema([("path", text), ("head", text), ("label", text), ("started_at", number),
+                             ("ended_at", number), ("score", number), ("error", text)])
+    told = [{name: row[name] for name in schema.names} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(told, schema=schema), target)

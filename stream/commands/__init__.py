@@ -1,0 +1,1 @@
+"""The command line, a file for each group of commands; `cli.py` puts them together. Imported by nothing else."""

@@ -1,0 +1,245 @@
+"""A service on more than one machine, with Ray: a worker for each GPU or group of cores, results in one log.
+
+    cameras ──► workers (dial their cameras) ──results──► head ──► log, publisher, webhook, ...
+
+Only configurations and results travel through Ray, never a frame. A camera stays with its worker, which has its state;
+when a worker dies a gap is told for each of its cameras, the others dial them, and another worker is started.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+
+import engines
+from engines.errors import EngineError, UsageError
+from stream.archive.ray import ray_of
+from stream.frame import ENGINE_RESTARTED, Gap
+from stream.service.cluster.node import Node
+from stream.service.cluster.placement import Placement
+from stream.service.config import Config
+from stream.service.egress.health import HealthServer, Metrics
+from stream.service.egress.open_sinks import opened
+from stream.service.egress.outbox import Said
+
+log = logging.getLogger("gatestream.service")
+
+ROUND_S = 0.05
+STARTS_WITHIN_S = 300.0
+STOPS_WITHIN_S = 2.0
+DEATHS = 5  # of workers, none of which ever served: then it is no accident
+
+
+@dataclass
+class _Worker:
+    """A worker as the head sees it. answer: what is under way; there: it has room and a machine; had: results that it
+    has sent."""
+
+    actor: Any
+    number: int
+    answer: Any
+    there: bool = False
+    had: int = 0
+    state: dict[str, Any] | None = None
+
+
+class Cluster:
+    """See the file's top. Raises UsageError without Ray, or for a camera that no worker can dial; EngineError when no
+    worker can be started.
+
+        with Cluster(config) as cluster:
+            cluster.run(stop)
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = _checked(config)
+        self._model = engines.load(config.model).contract.name
+        self._stack, self._placement = ExitStack(), Placement()
+        self._workers: dict[str, _Worker] = {}
+        self._started, self._lost, self._served = 0, 0, False
+        self.health_address: str | None = None
+        try:
+            self._ray = self._stack.enter_context(ray_of(config.cluster.address))
+            context = self._stack.enter_context(zmq.Context())
+            self.announcer = opened(config.results, self._model, context, self._stack)
+            self.metrics = Metrics(self.state)
+            if config.health.bind is not None:
+                server = HealthServer(config.health.bind, self.state, self.metrics)
+                self._stack.callback(server.close)
+                self.health_address = server.address
+            self._join_ray()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _join_ray(self) -> None:
+        ray, settings = self._ray, self.config.cluster
+        there = ray.cluster_resources()
+        self._gpus = int(there.get("GPU", 0)) > 0
+        count = settings.workers or (int(there["GPU"]) if self._gpus else max(1, int(there["CPU"]) // settings.cores))
+        self._remote = ray.remote(num_cpus=settings.cores, num_gpus=int(self._gpus), max_concurrency=3)(Node)
+        for _ in range(count):
+            self._start()
+        until = time.monotonic() + STARTS_WITHIN_S
+        while not all(worker.there for worker in self._workers.values()):
+            self.collect(ROUND_S)
+            if time.monotonic() > until:
+                raise EngineError(f"no room for {count} workers in the cluster",
+                                  f"{settings.cores} free cores for each", "start fewer workers, or more machines")
+        self._place()
+
+    def __enter__(self) -> Self:
+        self.announcer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
+        """Collects results until `stop` is set, replaces workers that die, takes what configurations `changed` gives.
+
+        Raises EngineError when no worker ever serves."""
+        while not stop.is_set():
+            if (config := changed()) is not None:
+                self.reload(config)
+            self.collect(ROUND_S)
+
+    def reload(self, config: Config) -> None:
+        """Takes another configuration's cameras and model. Cameras that stay keep their worker."""
+        try:
+            _checked(config)
+        except UsageError as error:
+            log.error("the configuration stays as it is: %s", error)
+            return
+        self.config = config.model_copy(update={"cluster": self.config.cluster, "results": self.config.results,
+                                                "health": self.config.health})
+        self._place()
+        self._configure(set(self._workers))
+        log.info("the configuration was read again: %d cameras in it", len(config.camera))
+
+    def _place(self) -> None:
+        self._configure(self._placement.configure({camera.name: 1.0 for camera in self.config.camera}))
+
+    def collect(self, wait_s: float) -> None:
+        """Takes the results that come within a time."""
+        names = {worker.answer: name for name, worker in self._workers.items()}
+        ready, _ = self._ray.wait(list(names), num_returns=1, timeout=wait_s) if names else ([], [])
+        for answer in ready:
+            name = names[answer]
+            worker = self._workers[name]
+            try:
+                said = self._ray.get(answer)
+            except Exception as error:  # whatever a worker dies of, the others go on
+                self._dead(name, worker, error)
+                continue
+            if worker.there:
+                records, worker.state = said
+                self._served = self._served or bool(worker.state and worker.state["healthy"])
+                worker.had += len(records)
+                self._deliver(records)
+            else:
+                self._begin(name, worker, *said)
+            worker.answer = worker.actor.collect.remote(worker.had)
+
+    def _deliver(self, records: list[Said]) -> None:
+        for record in records:
+            if record["type"] == "prediction":
+                self.metrics.observe(record["latency_ms"])
+        self.announcer.deliver(records)
+
+    def _start(self) -> None:
+        """Asks for one more worker, which comes when there is room for it."""
+        self._started += 1
+        actor = self._remote.remote()
+        self._workers[f"worker {self._started}"] = _Worker(actor, self._started, actor.where.remote())
+
+    def _begin(self, name: str, worker: _Worker, host: str, pid: int) -> None:
+        """A worker that is there takes the cameras that no other has."""
+        worker.there = True
+        self._placement.join(name)
+        worker.actor.start.remote(self._part(name), self._group(worker.number))
+        log.info("%s is started on %s (process %d)", name, host, pid)
+
+    def _group(self, number: int) -> list[int]:
+        """Cores for a worker of this machine: each has a group of its own, as far as they last."""
+        if self._gpus or self.config.cluster.address is not None:
+            return []
+        own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        size = self.config.cluster.cores
+        groups = [own[first:first + size] for first in range(0, len(own) - size + 1, size)]
+        return groups[(number - 1) % len(groups)] if groups else []
+
+    def _dead(self, name: str, worker: _Worker, error: Exception) -> None:
+        log.error("%s is lost (%s): its cameras move", name, str(error).splitlines()[0] if str(error) else error)
+        del self._workers[name]
+        self._ray.kill(worker.actor)  # one that only failed would keep its place
+        self._lost += 1
+        if not self._served and self._lost >= DEATHS:
+            raise EngineError(f"{self._lost} workers that died before any of them served ({error})", "one that serves",
+                              "see its messages above, and `gatestream doctor` on its machine") from error
+        cameras, changed = self._placement.lose(name) if worker.there else ([], set())
+        at = time.time()
+        self._deliver([Gap(camera, at, 0.0, ENGINE_RESTARTED).as_json() for camera in cameras])
+        self._configure(changed)
+        self._start()
+
+    def _configure(self, names: set[str]) -> None:
+        for name in names & set(self._workers):
+            self._workers[name].actor.configure.remote(self._part(name))
+
+    def _part(self, name: str) -> str:
+        """The configuration of one worker."""
+        own = set(self._placement.cameras(name))
+        cameras = tuple(camera for camera in self.config.camera if camera.name in own)
+        return self.config.model_copy(update={"camera": cameras}).model_dump_json()
+
+    def state(self) -> dict[str, Any]:
+        """The cluster's state, as /health shows it: that of all workers' services, and who has which camera."""
+        states = {name: worker.state for name, worker in dict(self._workers).items() if worker.state is not None}
+        cameras = {camera: {**facts, "worker": name} for name, state in states.items()
+                   for camera, facts in state["cameras"].items() if camera in self._placement.cameras(name)}
+        refused: Counter[str] = Counter()
+        for state in states.values():
+            refused.update(state["refused"])
+        return {"healthy": bool(states) and all(state["healthy"] for state in states.values()),
+                "model": self._model, "engine": ", ".join(sorted({state["engine"] for state in states.values()})),
+                "cameras": cameras, "refused": dict(refused), "results": dict(self.announcer.counts), "clips": {},
+                "waiting": sum(state["waiting"] for state in states.values()),
+                "engine_restarts": self._lost + sum(state["engine_restarts"] for state in states.values()),
+                "memory_bytes": sum(state["memory_bytes"] for state in states.values()),
+                "workers": {name: self._placement.cameras(name) for name in states}}
+
+    def close(self) -> None:
+        """Ends all workers, and announces what they still had."""
+        last = {worker.actor.stop.remote(worker.had): name for name, worker in self._workers.items() if worker.there}
+        ready, _ = self._ray.wait(list(last), num_returns=len(last), timeout=STOPS_WITHIN_S) if last else ([], [])
+        for answer in ready:
+            try:
+                self._deliver(self._ray.get(answer))
+            except Exception as error:  # it died in the meantime
+                log.warning("%s is lost (%s)", last[answer], type(error).__name__)
+        for worker in self._workers.values():
+            self._ray.kill(worker.actor)
+        self._stack.close()
+
+
+def _checked(config: Config) -> Config:
+    lacking = [camera.name for camera in config.camera if camera.source is None]
+    if lacking or not config.camera:
+        raise UsageError(f"a cluster with camera {lacking[0]!r} without a source" if lacking else
+                         "a cluster without cameras", "a source for each camera, which its worker dials",
+                         "add `source = ...`")
+    if config.clips is not None:
+        raise UsageError("videos of events in a cluster", "no [clips]", "leave it out: frames stay with their workers")
+    return config

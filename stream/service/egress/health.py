@@ -1,0 +1,153 @@
+"""What a service tells of itself: Prometheus metrics at /metrics, a JSON object at /health. Loopback by default.
+
+    /cameras/NAME.jpg     a camera's newest picture
+    /cameras/NAME/live    its records as they come, an array of them a line
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from engines.errors import SourceError
+from stream.service.config import LOOPBACK
+from stream.service.egress.live_feed import Showing
+
+STOPS_WITHIN_S = 0.1
+LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+CAMERA = re.compile(r"/cameras/([^/]+?)(\.jpg|/live)")
+State = Callable[[], dict[str, Any]]
+
+COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine took",
+            "passed": "Messages between two ticks of the model's clock", "bytes": "Bytes of payload",
+            "predictions": "Predictions made", "reconnects": "Times the camera came back"}
+GAUGES = {"present": "Whether the camera sends", "staleness_seconds": "Seconds since its last message",
+          "frozen": "Whether it sends the same picture again and again"}
+BY_CAUSE = (("dropped", "cause", "Messages dropped here, by cause"),
+            ("gaps", "action", "Holes in the camera's stream, by what was done about them"))
+TOTALS = (("refused", "cause", "Messages refused, by cause"), ("results", "type", "Results announced"),
+          ("clips", "outcome", "Videos of events"))
+SERVICE = {"waiting": "Messages that wait for the engine", "engine_restarts": "Engine processes lost",
+           "memory_bytes": "Resident memory of keeper and engine"}
+
+
+class Metrics(Collector):
+    """Counts of the service, read when somebody asks, and histograms of latencies, filled as predictions come."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.registry = CollectorRegistry()
+        self._latency = Histogram("gatestream_latency_seconds", "From a message's arrival to its prediction, by part",
+                                  ["part"], buckets=LATENCY_S, registry=self.registry)
+        self.registry.register(self)
+
+    def observe(self, latency_ms: dict[str, float]) -> None:
+        """Counts the latency of one prediction."""
+        for part, ms in latency_ms.items():
+            self._latency.labels(part).observe(ms / 1000)
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus asks for."""
+        state = self._state()
+        for kind, table in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
+            for key, text in table.items():
+                metric = kind(f"gatestream_camera_{key}", text, labels=["camera"])
+                for camera, account in state["cameras"].items():
+                    metric.add_metric([camera], float(account[key]))
+                yield metric
+        for key, label, text in BY_CAUSE:
+            metric = CounterMetricFamily(f"gatestream_camera_{key}", text, labels=["camera", label])
+            for camera, account in state["cameras"].items():
+                for cause, count in account[key].items():
+                    metric.add_metric([camera, cause], count)
+            yield metric
+        for key, label, text in TOTALS:
+            metric = CounterMetricFamily(f"gatestream_{key}", text, labels=[label])
+            for cause, count in state[key].items():
+                metric.add_metric([cause], count)
+            yield metric
+        engine = InfoMetricFamily("gatestream_engine", "What runs", labels=[])
+        engine.add_metric([], {"model": state["model"], "engine": state["engine"]})
+        yield engine
+        for key, text in SERVICE.items():
+            yield GaugeMetricFamily(f"gatestream_{key}", text, state[key])
+
+
+class HealthServer:
+    """Serves both pages in threads of its own. Raises SourceError for an address that is taken."""
+
+    def __init__(self, bind: str, state: State, metrics: Metrics, showing: Showing | None = None) -> None:
+        """showing: of cameras, where they may be looked at."""
+        host, _, port = bind.rpartition(":")
+        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics, "showing": showing,
+                                                "own": host.strip("[]") in LOOPBACK})
+        try:
+            self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
+        except (OSError, OverflowError) as error:
+            raise SourceError(f"health at {bind} ({error})", "an address of this machine that is free",
+                              "stop what uses it, or choose another one") from error
+        self._server.daemon_threads = True
+        self.address = "{}:{}".format(*self._server.server_address[:2])
+        threading.Thread(target=self._server.serve_forever, args=(STOPS_WITHIN_S,), name="health", daemon=True).start()
+
+    def close(self) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: State
+    metrics: Metrics
+    showing: Showing | None
+    own: bool  # whether only this machine can ask
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._send(200, CONTENT_TYPE_LATEST, generate_latest(self.metrics.registry))
+        elif self.path == "/health":
+            state = self.state()
+            self._send(200 if state["healthy"] else 503, "application/json", json.dumps(state).encode())
+        else:
+            self._send_camera()
+
+    def _send_camera(self) -> None:
+        found = CAMERA.fullmatch(self.path)
+        name = (urlsplit(f"//{self.headers.get('Host', '')}").hostname or "").lower()
+        if found is None:
+            self._send(404, "text/plain", b"/health, /metrics, /cameras/NAME.jpg or /cameras/NAME/live\n")
+        elif self.showing is None or (self.own and name not in LOOPBACK):  # another site's page, by a name of its own
+            self._send(403, "text/plain", b"cameras are not shown here: see health.pictures of the configuration\n")
+        elif found[2] == "/live":
+            self.send_response(200)
+            self.send_header("Content-Type", "application/jsonl")
+            self.end_headers()
+            with suppress(OSError):  # whoever looked has gone
+                for said in self.showing.follow(unquote(found[1])):
+                    self.wfile.write(json.dumps(said).encode() + b"\n")
+        elif (picture := self.showing.picture(unquote(found[1]))) is not None:
+            self._send(200, "image/jpeg", picture)
+        else:
+            self._send(404, "text/plain", b"no picture of this camera\n")
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")  # a picture is what some sender says is one
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: what is asked every few seconds is no news."""

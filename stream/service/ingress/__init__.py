@@ -1,0 +1,1 @@
+"""What comes into the service: sockets, admission, security, the scheduler of frames, processes of cameras."""

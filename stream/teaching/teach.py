@@ -1,0 +1,167 @@
+"""Teaching by showing: a folder of recordings in, a model file out (`gatestream teach`)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import engines
+from engines.errors import DatasetError, GatestreamError, UsageError
+from engines.model.contract import Contract, EventRule
+from engines.model.file import Model, save, write_atomically
+from engines.runtime.registry import bidirectional
+from engines.training.few_shot import NO_QUIET, HeldOut, Quiet, TeachReport, background_of, teach
+from stream.events import events_of
+from stream.scoring import probabilities
+from stream.teaching.recordings import Recording, Watcher, find
+
+FEW = 3  # recordings of a label; with fewer there is a warning
+OPEN_ABOVE = (0.9995, 0.999, 0.995, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+CLOSE_LOWER = 0.15  # than opening, at least
+MIN_SCORE = (0.8, 0.7, 0.6, 0.5, 0.4)
+DURATION_SHARE = 0.5  # of the shortest action seen, that an event has to last at most
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What teaching gave. skipped: recordings left out, and why; warnings: what to know before relying on it."""
+
+    contract: Contract
+    report: TeachReport
+    skipped: list[tuple[str, str]]
+    warnings: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": "teach", "model": self.contract.name,
+                "heads": {head: list(labels) for head, labels in self.contract.heads.items()},
+                **self.report.as_json(), "skipped": [list(one) for one in self.skipped], "warnings": self.warnings}
+
+
+def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = (), head: str | None = None,
+                 fresh: bool = False, strict: bool = False, fps: float | None = None, seed: int = 0,
+                 engine: str = "auto", name: str | None = None,
+                 note: Callable[[str], None] = lambda _: None) -> Outcome:
+    """Teaches a model the labels of a folder (see `stream/teaching/recordings.py`) and writes it to `out`.
+
+    A label that the model has already is taught further. idle: folders of footage without actions; head: which one
+    learns, needed when there are several; fresh: know the folder's labels only; strict: stop at a recording that
+    cannot be read, instead of leaving it out; fps: the rate of images; name: of the new model.
+    Raises UsageError, DatasetError, SourceError, SinkError.
+    """
+    loaded = engines.load(model)
+    head = _head(loaded, head)
+    if bidirectional(loaded):
+        raise UsageError(f"{loaded.contract.name}, which is bidirectional", "a causal model to teach",
+                         "train or convert one with --causal")
+    background = background_of(loaded.contract, head, fresh)
+    recordings = find(folder, background, idle)
+    compiled = engines.compile(loaded, engine=engine, slots=1)
+    lessons, skipped = [], []
+    try:
+        watcher = Watcher(loaded, compiled, fps)
+        for i, recording in enumerate(recordings):
+            note(f"watching {i + 1} of {len(recordings)}: {recording.path.name}")
+            try:
+                lessons += watcher.lessons(recording, _name(recording.path, folder), background)
+            except GatestreamError as error:
+                if strict:
+                    raise
+                skipped.append((str(recording.path), str(error)))
+    finally:
+        compiled.close()
+    warnings = _checked(recordings, {lesson.recording for lesson in lessons}, folder, background)
+    taught = teach(loaded, lessons, head, fresh=fresh, seed=seed, note=note)
+    if taught.report.made_up:
+        warnings.append(f"the model carries no examples of {', '.join(taught.report.made_up)}: they are protected by "
+                        "what its head says alone; add recordings of them to keep them at their best")
+    note("choosing when an event opens")
+    contract = taught.contract
+    rule = event_rule(contract, head, taught.held_out, taught.quiet)
+    contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
+    save(out, contract, taught.tensors)
+    return Outcome(contract, taught.report, skipped, warnings)
+
+
+def write_report(outcome: Outcome, path: Path) -> None:
+    """The outcome as JSON. Raises SinkError."""
+    write_atomically(path, (json.dumps(outcome.as_json(), indent=2) + "\n").encode())
+
+
+def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut], quiet: Quiet = NO_QUIET) -> EventRule:
+    """The rule with the best event F1 on recordings left out; the model's own, unless another is better, and else the
+    strictest of the best: what nobody recorded may look like an action, too.
+
+    None counts under which more moments of remembered background could open an event than could before the lesson, if
+    there is another."""
+    if not any(one.lesson.ended for one in held_out):
+        return contract.events
+    own, labels = contract.events, contract.heads[head]
+    shortest_s = min(one.lesson.ended - one.lesson.started for one in held_out
+                     if one.lesson.ended) / contract.frame_rate
+    lasting = own.model_copy(update={
+        "min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
+    rules = [lasting, *(lasting.model_copy(update={"open_above": above, "min_score": score, "close_below": round(
+                            min(own.close_below, above - CLOSE_LOWER), 3)})
+                        for above, score in product(OPEN_ABOVE, MIN_SCORE))]
+    most = (quiet.before_N > own.open_above).sum()
+    rules = [rule for rule in rules if (quiet.after_N > rule.open_above).sum() <= most] or rules[1:1 + len(MIN_SCORE)]
+    now, window = contract.temperature.get(head, 1.0), contract.window_temperature.get(head, 1.0)
+    scored = [(one.lesson.label if one.lesson.ended else None,
+               np.array([probabilities(row_K, now) for row_K in one.now_TK]),
+               np.array([probabilities(row_K, window) for row_K in one.window_TK])) for one in held_out]
+
+    def f1(rule: EventRule) -> float:
+        right = total = 0
+        for label, now_TK, window_TK in scored:
+            times_s = (np.arange(len(now_TK)) / contract.frame_rate).tolist()
+            events = events_of(times_s, now_TK, window_TK, labels=labels, background=contract.background, rule=rule)
+            right += any(event.label == label for event in events)
+            total += len(events) + (label is not None)
+        return 2 * right / total if total else 0.0
+
+    return max(rules, key=f1)  # the first of equals
+
+
+def file_name(path: Path) -> str:
+    """A model's name made of its file's."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:64]
+
+
+def _head(model: Model, head: str | None) -> str:
+    heads = list(model.contract.heads)
+    if head is None and len(heads) == 1:
+        return heads[0]
+    if head not in heads:
+        raise UsageError(f"head {head!r}" if head else f"{model.contract.name} without a head named",
+                         f"one of {', '.join(heads)}", "choose one with --head")
+    return head
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Of a recording in reports: as found under the folder."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _checked(recordings: Sequence[Recording], used: set[str], folder: Path, background: str) -> list[str]:
+    """Warnings about labels with few recordings. Raises DatasetError for one of which none could be used."""
+    asked = Counter(one.label for one in recordings)
+    usable = Counter(one.label for one in recordings if _name(one.path, folder) in used)
+    warnings = []
+    for label in asked:
+        if label != background and not usable[label]:
+            raise DatasetError(f"label {label!r}, of whose {asked[label]} recordings none can be read",
+                               f"{FEW} or more", "record it again, or remove its folder")
+        if label != background and usable[label] == 1:
+            warnings.append(f"label {label!r} has one recording: it cannot be left out to be tested; "
+                            f"record {FEW} or more")
+        elif label != background and usable[label] < FEW:
+            warnings.append(f"label {label!r} has {usable[label]} recordings: record {FEW} or more")
+    return warnings
