@@ -21,7 +21,7 @@ from stream.service.config import Config
 from stream.service.ingress.receiver import Receiver
 from stream.service.ingress.sender import Sender
 from stream.service.worker import protocol
-from stream.wire import Limits, decoded
+from stream.wire import Limits, decode
 
 IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -91,10 +91,10 @@ class TestImagezmq:
             assert sender.send_image("bench", IMAGE) == b"OK"
             [guest] = guests(engine)
             assert guest.camera == "bench"
-            np.testing.assert_array_equal(decoded(guest.message, Limits()), IMAGE)
+            np.testing.assert_array_equal(decode(guest.message, Limits()), IMAGE)
             assert sender.send_jpg("bench", JPEG) == b"OK"
             [guest] = guests(engine)
-            assert np.abs(decoded(guest.message, Limits()).astype(int) - IMAGE).mean() < 3
+            assert np.abs(decode(guest.message, Limits()).astype(int) - IMAGE).mean() < 3
             assert abs(guest.captured_at - time.time()) < 60
 
     def test_words_are_answered_and_are_no_picture(self) -> None:
@@ -153,7 +153,7 @@ class TestNetGear:
             gear.send(IMAGE, message="bench")
             [guest] = guests(engine)
             assert (guest.camera, guest.message.protocol) == ("bench", "netgear")
-            assert np.abs(decoded(guest.message, Limits()).astype(int) - IMAGE).mean() <= close_to
+            assert np.abs(decode(guest.message, Limits()).astype(int) - IMAGE).mean() <= close_to
             assert receiver.visitors["bench"].present
             gear.close()
             wait(lambda: not receiver.visitors["bench"].present)

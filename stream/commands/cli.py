@@ -19,7 +19,7 @@ import typer
 from engines.errors import GatestreamError, UsageError
 from stream.commands import data, evaluate, model, service, teach, train
 from stream.commands.options import EngineName, Hop, ModelName
-from stream.notices import notices_on_stderr
+from stream.notices import log_to_stderr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,12 +77,12 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
     """
     import engines
     from stream.recognizer import Recognizer
-    from stream.runner import ended_by_signals
     from stream.runner import run as run_stream
+    from stream.runner import stop_on_signals
     from stream.sinks.base import Sink
     from stream.sinks.terminal import TerminalView
     from stream.sources import open_source
-    from stream.sources.address import masked, scheme_of
+    from stream.sources.address import mask_secrets, parse_scheme
 
     stop = threading.Event()
     with ExitStack() as stack:
@@ -91,7 +91,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
         sinks: list[Sink] = []
         if log is not None:  # first: an event is durable before anyone hears of it
             from stream.sinks.log import EventLog
-            name = masked(source) if scheme_of(source) else source
+            name = mask_secrets(source) if parse_scheme(source) else source
             sinks.append(stack.enter_context(EventLog(log, loaded.contract.name, name)))
         if json is not None:
             from stream.sinks.jsonl import JsonLines
@@ -108,7 +108,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
             title = f"{loaded.contract.name}, {compiled.name} {compiled.precision}"
             view = TerminalView(opened.info.camera, title, loaded.contract.background, console)
             sinks.append(stack.enter_context(view))
-        stack.enter_context(ended_by_signals(opened, stop))
+        stack.enter_context(stop_on_signals(opened, stop))
         run_stream(opened, recognizer, sinks, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
 
 
@@ -124,12 +124,12 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
 
       gatestream run desk.frames
     """
-    from stream.runner import ended_by_signals
-    from stream.sinks.recording import record as record_source
+    from stream.runner import stop_on_signals
+    from stream.sinks.recorder import record as record_source
     from stream.sources import open_source
 
     stop = threading.Event()
-    with open_source(source, camera=camera, policy=policy, fps=fps) as opened, ended_by_signals(opened, stop):
+    with open_source(source, camera=camera, policy=policy, fps=fps) as opened, stop_on_signals(opened, stop):
         frames = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
     print(f"{out}: {frames} frames")
 
@@ -222,17 +222,17 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
       gatestream events events.db --format ssv2 --out clips      for the videos that serve keeps there
     """
     from stream.sinks.base import output_path, sink_errors
-    from stream.sinks.datasets import write_epic, write_something
     from stream.sinks.export import export
-    from stream.sinks.log import logged, runs
+    from stream.sinks.export_dataset import write_epic, write_something
+    from stream.sinks.log import read_events, read_runs
 
     chosen: dict[str, Any] = {"label": label, "camera": camera, "head": head, "since": since, "until": until,
                               "min_score": min_score, "run": run}
     if form in ("epic", "ssv2"):
         if out is None:
             raise UsageError(f"--format {form} without a folder", "--out FOLDER", "name one")
-        found = logged(log, **chosen)
-        names = write_epic(out, found, runs(log)) if form == "epic" else write_something(out, found)
+        found = read_events(log, **chosen)
+        names = write_epic(out, found, read_runs(log)) if form == "epic" else write_something(out, found)
         print(f"{out}: {len(found)} events of {len(names)} videos ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
         return
     with ExitStack() as stack:
@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments  # wherever it stands: it is often added to the end of a line that failed
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
-        with _terminated_like_interrupted(), notices_on_stderr():
+        with _terminated_like_interrupted(), log_to_stderr():
             return app(arguments, prog_name="gatestream", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130

@@ -47,7 +47,7 @@ def serve(config: Annotated[Path | None, typer.Argument(
     if check:
         print(f"{config or 'the defaults'}: fine, {len(wanted.camera)} cameras configured")
         return
-    from stream.notices import quiet_decoders
+    from stream.notices import silence_decoders
 
     stop, hung_up = threading.Event(), threading.Event()
 
@@ -66,7 +66,7 @@ def serve(config: Annotated[Path | None, typer.Argument(
     if hasattr(signal, "SIGHUP"):
         signals[signal.SIGHUP] = hung_up
     before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in signals.items()}
-    quiet_decoders()
+    silence_decoders()
     try:
         if cluster:
             from stream.service.cluster.cluster import Cluster

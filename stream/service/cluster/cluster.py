@@ -23,7 +23,7 @@ import zmq
 
 import engines
 from engines.errors import EngineError, UsageError
-from stream.archive.ray import ray_of
+from stream.archive.ray import connect_ray
 from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.cluster.node import Node
 from stream.service.cluster.placement import Placement
@@ -69,7 +69,7 @@ class Cluster:
         self._started, self._lost, self._served = 0, 0, False
         self.health_address: str | None = None
         try:
-            self._ray = self._stack.enter_context(ray_of(config.cluster.address))
+            self._ray = self._stack.enter_context(connect_ray(config.cluster.address))
             context = self._stack.enter_context(zmq.Context())
             self.announcer = opened(config.results, self._model, context, self._stack)
             self.metrics = Metrics(self.state)

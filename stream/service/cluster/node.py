@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engines.errors import EngineError
-from stream.notices import notices_on_stderr
+from stream.notices import log_to_stderr
 from stream.service.config import Config, Health, Results
 from stream.service.egress.outbox import PREDICTIONS, Said, Teller
 from stream.service.service import Service
@@ -96,7 +96,7 @@ class Node:
 
     def _run(self, service: Service) -> None:
         try:
-            with notices_on_stderr(), service:
+            with log_to_stderr(), service:
                 service.run(self._stop, lambda: None if self._configs.empty() else own_part(self._configs.get()))
         except BaseException as error:
             self._fault = error

@@ -35,7 +35,7 @@ from stream.service.ingress.recent import Recent
 from stream.service.ingress.scheduler import Guest
 from stream.sinks.base import sink_errors
 from stream.sinks.log import clip_name
-from stream.wire import Limits, decoded
+from stream.wire import Limits, decode
 
 log = logging.getLogger("gatestream.service")
 
@@ -166,7 +166,7 @@ class Recorder(Teller):
 
     def _picture(self, guest: Guest) -> Image | None:
         try:
-            return decoded(guest.message, self._limits)
+            return decode(guest.message, self._limits)
         except FrameError:
             return None
 

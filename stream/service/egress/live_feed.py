@@ -10,7 +10,7 @@ import cv2
 from engines.errors import FrameError
 from stream.service.egress.outbox import Said, Teller
 from stream.service.ingress.recent import Recent
-from stream.wire import Limits, decoded
+from stream.wire import Limits, decode
 
 ROUND_S = 1.0  # from one word to the next, at most
 WAITING = 100  # batches of records that wait for a slow reader; further ones are lost to it
@@ -32,7 +32,7 @@ class Showing(Teller):
         if guest.message.encoding == "jpeg":
             return guest.message.payload
         try:
-            image = decoded(guest.message, self._limits)
+            image = decode(guest.message, self._limits)
         except FrameError:
             return None
         return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])

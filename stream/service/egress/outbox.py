@@ -23,7 +23,7 @@ import httpx
 import zmq
 
 from engines.errors import GatestreamError, SinkError
-from stream.frame import event_of, gap_of
+from stream.frame import Event, Gap
 from stream.sinks.base import output_path, sink_errors
 from stream.sinks.log import EventLog
 
@@ -157,7 +157,7 @@ class Announcer:
     def start(self) -> None:
         """Announces what an earlier run of the service had kept and perhaps not announced; then goes on."""
         if self._log is not None:
-            for number, event in self._log.unannounced():
+            for number, event in self._log.pending():
                 self._tell([self._named(event.as_json(), number)])
                 self._told.append(number)
         self._thread.start()
@@ -183,7 +183,7 @@ class Announcer:
         self._thread.join(within_s)
         if self._log is not None:
             with suppress(SinkError):
-                self._log.keep([], told=self._told)
+                self._log.append([], delivered=self._told)
         for teller in self._tellers:
             teller.close(max(LEAST_S, until - time.monotonic()))
 
@@ -213,11 +213,11 @@ class Announcer:
     def _kept(self, records: Sequence[Said]) -> list[Said]:
         """The records, once all that is to be durable is."""
         closed = [i for i, one in enumerate(records) if one["type"] == "event" and not one["open"]]
-        gaps = [gap_of(one) for one in records if one["type"] == "gap"]
+        gaps = [Gap.from_json(one) for one in records if one["type"] == "gap"]
         said = list(records)
         if self._log is None or not (closed or gaps):
             return said
-        numbers = self._log.keep([event_of(records[i]) for i in closed], gaps, self._told)
+        numbers = self._log.append([Event.from_json(records[i]) for i in closed], gaps, self._told)
         self._told = numbers  # once they have been told, the next commit says so
         for i, number in zip(closed, numbers, strict=True):
             said[i] = self._named(records[i], number)

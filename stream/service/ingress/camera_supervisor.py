@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from stream.service.config import Camera
 from stream.service.worker.processes import started
-from stream.sources.address import scheme_of
+from stream.sources.address import parse_scheme
 
 log = logging.getLogger("gatestream.service")
 
@@ -40,7 +40,7 @@ Start = Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
 
 def is_fed(camera: Camera) -> bool:
     """Whether the service opens this camera in a process of its own; a publisher is dialled without one."""
-    return camera.source is not None and scheme_of(camera.source) != "zmq"
+    return camera.source is not None and parse_scheme(camera.source) != "zmq"
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Feeders:
         last_at = max(feeder.started_at, seen.last_at if seen else 0.0)
         if now - last_at > SILENT_AFTER_S:
             return f"no picture for {SILENT_AFTER_S:g} s"
-        live = feeder.source.isdecimal() or scheme_of(feeder.source) in ("rtsp", "rtsps", "http", "https")
+        live = feeder.source.isdecimal() or parse_scheme(feeder.source) in ("rtsp", "rtsps", "http", "https")
         if live and seen and now - max(feeder.started_at, seen.same_since) > SILENT_AFTER_S:
             return f"the same picture for {SILENT_AFTER_S:g} s"
         return None

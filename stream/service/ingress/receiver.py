@@ -29,7 +29,7 @@ from stream.service.ingress.endpoints import Door, Doors, Kind, bind, connection
 from stream.service.ingress.recent import Recent
 from stream.service.ingress.scheduler import Guest, Lobby
 from stream.service.worker import protocol
-from stream.wire import HEADER_BYTES, Limits, Message, answer, parse
+from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, parse
 
 log = logging.getLogger("gatestream.service")
 
@@ -233,7 +233,7 @@ class Receiver:
         except Refused as refusal:
             self.refused[refusal.cause] += 1
             fault = str(refusal.error)
-        self._answer(door, envelope, answer(message, self._news(message, camera), fault))
+        self._answer(door, envelope, encode_reply(message, self._news(message, camera), fault))
 
     def _news(self, message: Message | None, camera: str | None) -> dict[str, Any] | None:
         """What an answer tells of the camera: its latest prediction, if there is one and the sender may expect it."""
@@ -257,7 +257,7 @@ class Receiver:
     def _release(self, camera: str) -> None:
         held = self._held.pop(camera, None)
         if held is not None:
-            self._answer(held.door, held.envelope, answer(held.message, self._news(held.message, camera)))
+            self._answer(held.door, held.envelope, encode_reply(held.message, self._news(held.message, camera)))
 
     def _admitted(self, message: Message, door: Door, peer: str, now: float) -> str:
         """The camera that a message is of; tells of one that comes, or is back. Raises Refused."""

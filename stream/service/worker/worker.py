@@ -24,15 +24,15 @@ import engines
 from engines.errors import FrameError, GatestreamError
 from engines.model.contract import EventRule
 from engines.model.preprocess import shrinkable
-from stream.frame import Event, Image, event_of
-from stream.notices import notices_on_stderr, quiet_decoders, unmoved_by_the_terminal
-from stream.recognizer import Arrival, Begun, Recognizer
-from stream.runner import events_in
+from stream.frame import Event, Image
+from stream.notices import ignore_terminal_signals, log_to_stderr, silence_decoders
+from stream.recognizer import Arrival, Prepared, Recognizer
+from stream.runner import recognize_file
 from stream.service.config import Camera, Gate
 from stream.service.ingress.scheduler import Guest
 from stream.service.worker import protocol
 from stream.service.worker.promotion import check
-from stream.wire import Limits, decoded
+from stream.wire import Limits, decode
 
 log = logging.getLogger("gatestream.service")
 
@@ -54,11 +54,11 @@ class Worker:
         own = self._recognizer.contract.events
         self._recognizer.set_rules({camera.name: _rule(own, camera) for camera in cameras})
 
-    def begin(self, guests: Sequence[Guest]) -> list[Begun]:
+    def begin(self, guests: Sequence[Guest]) -> list[Prepared]:
         """Begins to decode what `frames` is given soon."""
-        return self._recognizer.begin(self._arrivals(guests))
+        return self._recognizer.prepare_async(self._arrivals(guests))
 
-    def frames(self, guests: Sequence[Guest], begun: Sequence[Begun] | None = None) -> dict[str, Any]:
+    def frames(self, guests: Sequence[Guest], begun: Sequence[Prepared] | None = None) -> dict[str, Any]:
         """What these messages caused, and the pictures among them that were refused."""
         records, errors = [], []
         for guest, outcome in zip(guests, self._recognizer.push_many(self._arrivals(guests), begun), strict=True):
@@ -72,7 +72,7 @@ class Worker:
         """Takes messages that had their results before: the network's state comes up to date, nothing is told."""
         self._recognizer.push_many(self._arrivals(guests))
         for guest in guests:
-            self._recognizer.cut(guest.camera)
+            self._recognizer.close_events(guest.camera)
         return {"records": [], "credits": 0}
 
     def leave(self, camera: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Worker:
         camera = self._cameras.get(guest.camera, UNCONFIGURED)
         x, y, w, h = camera.crop or (0.0, 0.0, 1.0, 1.0)
         contract = self._recognizer.contract
-        image = decoded(guest.message, self._limits, camera.colour,
+        image = decode(guest.message, self._limits, camera.colour,
                         lambda size: shrinkable((max(1, round(h * size[0])), max(1, round(w * size[1]))), contract))
         height, width = image.shape[:2]
         left, top = round(x * width), round(y * height)
@@ -115,7 +115,7 @@ class _Work(NamedTuple):
     kind: bytes
     rest: list[bytes]
     guests: list[Guest]
-    begun: list[Begun]
+    begun: list[Prepared]
 
 
 def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None = None,
@@ -133,7 +133,7 @@ def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None =
         compiled = engines.compile(loaded, engine=engine, slots=slots)
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
-            found = [] if gate is None else events_in(recognizer, str(gate.recording), "gate")
+            found = [] if gate is None else recognize_file(recognizer, str(gate.recording), "gate")
             if gate is not None and wanted is not None:
                 check(wanted, found, gate.f1, gate.recording)
             worker = Worker(recognizer)
@@ -173,13 +173,13 @@ def _say(socket: zmq.Socket[bytes], kind: bytes, said: dict[str, Any]) -> None:
 
 def main() -> int:
     """The process."""
-    unmoved_by_the_terminal()
-    quiet_decoders()
+    ignore_terminal_signals()
+    silence_decoders()
     said = json.load(sys.stdin)
-    with notices_on_stderr():
+    with log_to_stderr():
         try:
             gate = Gate.model_validate(said["gate"]) if said["gate"] else None
-            wanted = None if said["wanted"] is None else [event_of(one) for one in said["wanted"]]
+            wanted = None if said["wanted"] is None else [Event.from_json(one) for one in said["wanted"]]
             serve(said["link"], said["model"], said["engine"], said["slots"], gate, wanted)
         except GatestreamError as error:
             log.error("the engine: %s", " ".join(str(error).split()))
