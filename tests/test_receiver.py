@@ -15,7 +15,7 @@ import imagezmq
 import numpy as np
 import pytest
 import zmq
-from test_publisher import sending
+from test_subscriber import sending
 
 from stream.service.config import Config
 from stream.service.ingress.receiver import Receiver
