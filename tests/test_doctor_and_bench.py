@@ -210,7 +210,7 @@ def test_a_hop_is_the_models_own_option(tmp_path: Path, model: Model) -> None:
 @pytest.mark.parametrize(("trained", "decoded", "verdict"), [(100.0, 300, "keeps up: 1.50"),
                                                              (400.0, 400, "waits for decoding: 0.50")])
 def test_it_is_said_who_waits(trained: float, decoded: int, verdict: str) -> None:
-    said = data_throughput.lines(data_throughput.Pace(trained, DecodeRate(decoded, 1.0, 1, 2)))
+    said = data_throughput.format_lines(data_throughput.DataThroughput(trained, DecodeRate(decoded, 1.0, 1, 2)))
     assert verdict in said[-1]
     assert any("2 segments could not be decoded" in line for line in said)
 
@@ -220,7 +220,7 @@ def test_training_and_decoding_are_paced(model: Model, tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"img_{k:05d}.png"), np.full((48, 64, 3), 20 * k, np.uint8))
     data = Dataset("a", {"action": ("x",)}, {"train": [Segment("one", Media(tmp_path, 5.0, first=0), 0.0, 1.0)]})
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    found = data_throughput.pace(model, data, seconds=0.01)
+    found = data_throughput.measure(model, data, seconds=0.01)
     assert found.trained_per_s > 0
     assert found.as_json()["wanted_frames_per_s"] == 2 * found.trained_per_s
     assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())

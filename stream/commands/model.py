@@ -171,8 +171,8 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
         from engines.bench import data_throughput
         from engines.datasets import open_dataset
         subject = files.get(names[0]) or sample(names[0])
-        found = data_throughput.pace(subject, open_dataset(data, kind, media=media), workers)
-        _print_report(found.as_json(), data_throughput.lines(found), json)
+        found = data_throughput.measure(subject, open_dataset(data, kind, media=media), workers)
+        _print_report(found.as_json(), data_throughput.format_lines(found), json)
         return
     if len(names) > 1:
         rows = [measured(files.get(name) or sample(name), engine, steps) for name in names]
