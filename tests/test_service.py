@@ -300,7 +300,8 @@ def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path
     save(models / "worse.safetensors", bundled.contract,
          {name: value * 0 if name.startswith("heads") else value for name, value in weights.items()})
     save(tmp_path / "elsewhere.safetensors", bundled.contract, weights)
-    service = Service(tmp_path, before=f'models = ["{models}"]', after=f'[gate]\nrecording = "{recording}"\n',
+    patient = '[[camera]]\nname = "desk"\nlost_after_s = 600\n'  # it sends nothing while a model is made ready
+    service = Service(tmp_path, before=f'models = ["{models}"]', after=f'[gate]\nrecording = "{recording}"\n{patient}',
                       pace_ms=1000, staleness_ms=60_000, max_frames_per_s=10_000)
     try:
         with service.subscriber() as sub, service.sender("desk") as sender:

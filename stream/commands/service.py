@@ -113,13 +113,13 @@ def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to
 
       gatestream camera sim://gestures --to 'tcp://*:5556' --publish
     """
-    from stream.service.ingress.camera_process import feed
+    from stream.service.ingress.camera_process import send_frames
     from stream.service.ingress.sender import Sender
     from stream.sources import open_source
 
     with open_source(source, policy="newest") as opened, \
             Sender(to, name or opened.info.camera, form, publish, quality, key=key, server_key=server_key) as sender:
-        feed(opened, sender, max_frames)
+        send_frames(opened, sender, max_frames)
 
 
 @commands.command()

@@ -176,7 +176,7 @@ class Health(_Table):
         return host in LOOPBACK if self.pictures is None else self.pictures
 
 
-class ClusterOf(_Table):
+class ClusterConfig(_Table):
     """Workers of `serve --cluster`. address: of a running Ray cluster, None for one of this machine alone; workers: how
     many, by default one for each GPU, else as many as there are groups of cores; cores: of each."""
 
@@ -198,7 +198,7 @@ class Config(_Table):
     results: Results = Results()
     clips: Clips | None = None
     health: Health = Health()
-    cluster: ClusterOf = ClusterOf()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

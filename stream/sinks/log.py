@@ -114,9 +114,10 @@ class EventLog(Sink):
                     self._db.execute(_INSERT_GAP, (self.run, record.camera, record.at, record.seconds, record.action))
 
     def append(self, events: Sequence[Event], gaps: Sequence[Gap] = (), delivered: Sequence[int] = ()) -> list[int]:
-        """Commits events that are still to be announced, and gaps; the numbers of the events in this file.
+        """Commits events that are still to be delivered, and gaps; returns the numbers of the events in this file.
 
-        delivered: numbers of events that have been announced by now. All of it or nothing is written: raises SinkError.
+        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, and then nothing
+        is written.
         """
         assert self._db is not None
         with sink_errors("writing", self.path):
@@ -125,7 +126,8 @@ class EventLog(Sink):
                 numbers = [self._db.execute(_INSERT, self._row(event, announced=False)).lastrowid for event in events]
                 for gap in gaps:
                     self._db.execute(_INSERT_GAP, (self.run, gap.camera, gap.at, gap.seconds, gap.action))
-                self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?", [(id,) for id in delivered])
+                self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?",
+                                     [(number,) for number in delivered])
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -133,8 +135,12 @@ class EventLog(Sink):
                 raise
         return [number for number in numbers if number is not None]
 
+    def mark_delivered(self, numbers: Sequence[int]) -> None:
+        """Records that these events have been delivered. Raises SinkError."""
+        self.append((), delivered=numbers)
+
     def pending(self) -> list[tuple[int, Event]]:
-        """Events, with their numbers, that were kept and perhaps never announced: the service ended in between."""
+        """Events, with their numbers, that were appended and perhaps never delivered: the service ended in between."""
         assert self._db is not None
         with sink_errors("reading", self.path):
             rows = self._db.execute("SELECT id, camera, head, label, started_at, ended_at, score FROM events"

@@ -27,7 +27,8 @@ from stream.sources.base import Source
 log = logging.getLogger("gatestream.service")
 
 
-def feed(source: Source, sender: Sender, most: int | None = None, goes_on: Callable[[], bool] = lambda: True) -> None:
+def send_frames(source: Source, sender: Sender, most: int | None = None,
+                goes_on: Callable[[], bool] = lambda: True) -> None:
     """Sends a source's pictures until it ends, `most` are sent, or `goes_on` says no. Recordings get times of today."""
     offset_s = 0.0 if source.info.live else time.time()
     for sent, frame in enumerate(item for item in source.frames() if isinstance(item, Frame)):
@@ -50,7 +51,7 @@ def main() -> int:
         try:
             with (open_source(said["source"], camera=said["name"], policy="newest") as source,
                   Sender(said["to"], said["name"]) as sender):
-                feed(source, sender, goes_on=lambda: os.getppid() == service)
+                send_frames(source, sender, goes_on=lambda: os.getppid() == service)
         except KeyboardInterrupt:
             return 0
         except GatestreamError as error:

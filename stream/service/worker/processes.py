@@ -11,7 +11,7 @@ from typing import Any
 from stream.notices import inheritable_stderr
 
 
-def started(module: str, said: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+def start_process(module: str, said: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """A process of one of our modules, which is told what to do over stdin: command lines can be read by others."""
     process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stderr=inheritable_stderr())
     assert process.stdin is not None
