@@ -14,6 +14,11 @@ A message always has three parts: what was got, what was wanted, what to do abou
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class GatestreamError(Exception):
     """Base of the tree. `got`, `wanted` and `do` are short phrases without a full stop."""
@@ -56,3 +61,18 @@ class SinkError(GatestreamError):
 
 class DatasetError(GatestreamError):
     """Training or evaluation data is missing, unreadable or inconsistent."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message; its type's name if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """What was got and what was wanted, of the first problem that pydantic found."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["loc"]:
+        return f"{'.'.join(map(str, first['loc']))}={first['input']!r:.80}", message
+    got, _, wanted = message.partition(": ")
+    return got, wanted

@@ -27,7 +27,7 @@ from engines.training import stream_task
 from engines.training.calibrate import temperature
 from engines.training.initialisation import SQUASHED, add_readout
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
-from engines.training.pretrained import folded, start_from
+from engines.training.pretrained import fold_norms, start_from
 from engines.training.sampling import middle_frames
 from engines.training.stream_task import StreamTask, subsample_depthwise
 from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, completed, gather, train
@@ -322,7 +322,7 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
                                               state["bn1.weight"], state["bn1.bias"])
         ours = network.backbone.features[0][0](image)
     assert (stem - ours).abs().max() < 1e-4
-    assert set(folded(state)) >= set(network.backbone.state_dict())
+    assert set(fold_norms(state)) >= set(network.backbone.state_dict())
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
