@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bench.stages import machine
+from engines.errors import raise_interrupt
 from engines.model.file import load
 from engines.runtime import cache
 from engines.runtime.engine import Floats
@@ -148,6 +149,7 @@ def _tried(name: str, look: Callable[[], tuple[bool, str]]) -> Check:
     try:
         return Check(name, *look())
     except Exception as error:
+        raise_interrupt(error)
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 

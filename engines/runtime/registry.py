@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError, UsageError, imports_of, raise_interrupt
 from engines.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def _openvino(model: Model, slots: int, precision: str | None, file: Path | None
     try:
         from engines.runtime.openvino import open_engine
     except ImportError as error:
+        raise_interrupt(error)
         raise EngineError(f"no usable OpenVINO ({error})", "the openvino package", "pip install openvino") from error
     return open_engine(model, slots, precision, file)
 
@@ -167,13 +168,10 @@ def _inductor(model: Model, slots: int, precision: str | None) -> Engine:
 
 def onnx_module(*exporting: str) -> ModuleType:
     """The module engines.runtime.onnx, once the packages that it and `exporting` need are found to be there."""
-    try:
+    with imports_of("onnx", "onnx, onnxscript and onnxruntime", "engine 'onnx'", error_type=EngineError):
         for package in exporting:
             importlib.import_module(package)
         return importlib.import_module("engines.runtime.onnx")
-    except ImportError as error:
-        raise EngineError(f"no usable ONNX ({error})", "the onnx, onnxscript and onnxruntime packages",
-                          "pip install 'gatestream[onnx]'") from error
 
 
 def _eager(model: Model, slots: int, precision: str | None, hop: int | None = None) -> Engine:

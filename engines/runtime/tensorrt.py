@@ -34,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError, UsageError, raise_interrupt
 from engines.model.contract import Contract
 from engines.networks.network import Network
 from engines.runtime import cache
@@ -177,6 +177,7 @@ def _library() -> ModuleType:
             warnings.simplefilter("ignore")
             import torch_tensorrt
     except Exception as error:  # its libraries fail in many ways
+        raise_interrupt(error)
         raise EngineError(f"a torch-tensorrt that cannot be loaded ({first_line(error)})",
                           f"torch-tensorrt for torch {torch.__version__}, with TensorRT's libraries",
                           "pip install --upgrade 'gatestream[tensorrt]', or use --engine inductor") from error
@@ -205,6 +206,7 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
         import modelopt.torch.quantization as quantization
         from modelopt.torch.quantization.utils import export_torch_mode
     except Exception as error:  # as torch-tensorrt's
+        raise_interrupt(error)
         raise EngineError(f"no usable nvidia-modelopt ({first_line(error)}), which calibrates int8",
                           "the nvidia-modelopt package", "pip install 'gatestream[int8]', or use f16") from error
 
