@@ -1,6 +1,6 @@
 """Which waits for the other on this machine: training, or the data it is given.
 
-    print("\\n".join(lines(pace(engines.load("gesture"), open_dataset(Path("epic")), workers=2))))
+    print("\\n".join(format_report(measure_throughput(engines.load("gesture"), open_dataset(Path("epic")), workers=2))))
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from engines.training.train import Recipe
 
 
 @dataclass(frozen=True)
-class Pace:
+class DataThroughput:
     """trained_per_s: frames a second that our recipe learns from when it has to wait for none; decoded: at its size
     and at `FINER` times its frame rate, which leaves room for other speeds. Decoded is once, then cached."""
 
@@ -47,7 +47,7 @@ class Pace:
                 "wanted_frames_per_s": FINER * self.trained_per_s, "decoding": asdict(self.decoded)}
 
 
-def lines(measured: Pace) -> list[str]:
+def format_report(measured: DataThroughput) -> list[str]:
     """As text."""
     decoded, wanted = measured.decoded, FINER * measured.trained_per_s
     out = [f"training: {measured.trained_per_s:.0f} frames/s, for which {wanted:.0f} are decoded",
@@ -60,12 +60,12 @@ def lines(measured: Pace) -> list[str]:
             "what it wants" + ("" if keeps_up else "; try more --workers, or let the cache fill")]
 
 
-def pace(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0) -> Pace:
+def measure_throughput(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0) -> DataThroughput:
     """Measures one after the other, about `seconds` each. Raises DatasetError where nothing decodes."""
     height, width = model.contract.input_size_hw
     decoded = decode_rate(data, FINER * model.contract.frame_rate, (round(height * MARGIN), round(width * MARGIN)),
                           workers, seconds)
-    return Pace(training_rate(model, seconds), decoded)
+    return DataThroughput(training_rate(model, seconds), decoded)
 
 
 class _EnoughError(Exception):

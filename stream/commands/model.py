@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,7 @@ def _list_engines(console: Any) -> None:
                       str(entry.facts.get("precision", "")), f"{entry.size_bytes / 1e6:.1f}")
     console.print()
     console.print(table if table.row_count else "no engines built yet")
-    console.print(f"engine cache: {cache.place()}", markup=False, soft_wrap=True)
+    console.print(f"engine cache: {cache.cache_dir()}", markup=False, soft_wrap=True)
 
 
 def _facts(contract: Contract) -> list[str]:
@@ -164,32 +165,39 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
               f"resident (largest {seen.largest_mb:.0f}), growing {seen.slope_mb_per_minute:+.3f} MB a minute")
         return
     import engines
-    from engines.bench.overhead import is_architecture, measured, sample, table, with_fusion, with_hop
+    from engines.bench.overhead import (
+        format_table,
+        is_architecture,
+        measure_overhead,
+        random_model,
+        with_fusion,
+        with_hop,
+    )
 
     files = {name: engines.load(name) for name in names if not is_architecture(name)}
     if data is not None:
         from engines.bench import data_throughput
         from engines.datasets import open_dataset
-        subject = files.get(names[0]) or sample(names[0])
-        found = data_throughput.pace(subject, open_dataset(data, kind, media=media), workers)
-        _print_report(found.as_json(), data_throughput.lines(found), json)
+        subject = files.get(names[0]) or random_model(names[0])
+        found = data_throughput.measure_throughput(subject, open_dataset(data, kind, media=media), workers)
+        _print_report(found.as_json(), data_throughput.format_report(found), json)
         return
     if len(names) > 1:
-        rows = [measured(files.get(name) or sample(name), engine, steps) for name in names]
-        _print_report(rows, table(rows), json)
+        rows = [measure_overhead(files.get(name) or random_model(name), engine, steps=steps) for name in names]
+        _print_report([asdict(row) for row in rows], format_table(rows), json)
         return
     from engines.bench.stages import bench as measure
-    from engines.bench.stages import lines
+    from engines.bench.stages import format_report
     from stream.scoring import Scorer
 
-    model = files.get(names[0]) or sample(names[0])
+    model = files.get(names[0]) or random_model(names[0])
     if hop is not None:
         model = with_hop(model, hop)
     if fusion is not None:
         model = with_fusion(model, fusion)
     plain = None if model.contract.fusion is None else Scorer(_Averaging(model)).score
     report = measure(model, engine, steps=steps, fuse=Scorer(model).score, plain=plain)
-    _print_report(report, [] if json else lines(report), json)
+    _print_report(report, [] if json else format_report(report), json)
 
 
 class _Averaging:
