@@ -20,7 +20,8 @@ from records import GAP, PREDICTION, SUMMARY, disk_of, event, grey
 
 from engines import datasets
 from engines.errors import SinkError, UsageError
-from stream.commands.cli import _moment, main
+from stream.commands.cli import main
+from stream.commands.events import _moment
 from stream.frame import Event, Frame
 from stream.sinks.base import OutputClosed
 from stream.sinks.datasets import write_epic
