@@ -17,7 +17,7 @@ import engines.bench.stages as bench_module
 import engines.runtime.onnx as onnx_engine
 from engines.bench import data_throughput
 from engines.bench.doctor import doctor
-from engines.bench.stages import bench, format_report
+from engines.bench.stages import bench, format_lines
 from engines.datasets.base import Dataset, Media, Segment
 from engines.datasets.decode import DecodeRate
 from engines.errors import EngineError, UsageError
@@ -103,14 +103,14 @@ def test_bench_reports_stages_ratio_start_up_and_the_last_run(
     assert first["state_bytes_per_camera"] > 0
     assert first["start_up_s"] > 0
     assert first["last"] is None
-    assert any("56x40" in line for line in format_report(first))
+    assert any("56x40" in line for line in format_lines(first))
     share = first["stages_ms"]["fuse"]["p50"] / first["stages_ms"]["engine"]["p50"]
-    assert f"fuse / engine step: {100 * share:.1f} %" in format_report(first)
+    assert f"fuse / engine step: {100 * share:.1f} %" in format_lines(first)
     monkeypatch.setattr(bench_module, "_start_up_s", lambda *_: 1.0)
     monkeypatch.setattr(bench_module, "measure_overhead", lambda *_: overhead.Overhead(**against))
     second = bench(model, "openvino", "f32", steps=2)
     assert second["last"]["stages_ms"] == first["stages_ms"]
-    assert any(line.startswith("last run") for line in format_report(second))
+    assert any(line.startswith("last run") for line in format_lines(second))
     assert len(cache.entries()) == 1  # reports lie beside the entries and are none
 
 
@@ -156,7 +156,7 @@ def test_bench_of_an_architecture_has_no_start_up_time_and_builds_no_cache_entry
     report = bench(overhead.random_model("gsf-mobilenetv2", (64, 64)), steps=2)
     assert (report["engine"], report["precision"], report["start_up_s"]) == ("openvino", "f32", None)
     assert list(report["against_bare"]) == ["64x64"]
-    assert "start" not in " ".join(format_report(report))
+    assert "start" not in " ".join(format_lines(report))
     assert not cache.entries()
 
 
@@ -176,7 +176,7 @@ def test_bench_of_an_engine_file_compares_in_the_files_own_engine(
     report = bench(model, file, steps=2)
     assert report["against_bare"] == {}
     assert any(line.startswith("no comparison with the bare backbone: no usable ONNX")
-               for line in format_report(report))
+               for line in format_lines(report))
 
 
 def test_clip_fusion_is_timed_beside_the_mean(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_clip_fusion_is_timed_beside_the_mean(model: Model, monkeypatch: pytest.
     assert calls == ["plain", "fuse", "fuse", "plain"] * ((bench_module.WARM_UP + 2 * 2) // 2)  # each is first in turn
     assert list(report["stages_ms"]) == ["preprocess", "engine", "fuse", bench_module.PLAIN, "total"]
     assert any(line.startswith("clip fusion more than the mean of clips / engine step")
-               for line in format_report(report))
+               for line in format_lines(report))
     with pytest.raises(UsageError, match="'lstm'"):
         overhead.with_fusion(model, "lstm")
 
@@ -213,7 +213,7 @@ def test_a_hop_is_the_models_own_option(tmp_path: Path, model: Model) -> None:
 @pytest.mark.parametrize(("trained", "decoded", "verdict"), [(100.0, 300, "keeps up: 1.50"),
                                                              (400.0, 400, "waits for decoding: 0.50")])
 def test_it_is_said_who_waits(trained: float, decoded: int, verdict: str) -> None:
-    said = data_throughput.format_report(data_throughput.DataThroughput(trained, DecodeRate(decoded, 1.0, 1, 2)))
+    said = data_throughput.format_lines(data_throughput.DataThroughput(trained, DecodeRate(decoded, 1.0, 1, 2)))
     assert verdict in said[-1]
     assert any("2 segments could not be decoded" in line for line in said)
 
@@ -223,7 +223,7 @@ def test_training_and_decoding_are_paced(model: Model, tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"img_{k:05d}.png"), np.full((48, 64, 3), 20 * k, np.uint8))
     data = Dataset("a", {"action": ("x",)}, {"train": [Segment("one", Media(tmp_path, 5.0, first=0), 0.0, 1.0)]})
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    found = data_throughput.measure_throughput(model, data, seconds=0.01)
+    found = data_throughput.measure(model, data, seconds=0.01)
     assert found.trained_per_s > 0
     assert found.as_json()["wanted_frames_per_s"] == 2 * found.trained_per_s
     assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())

@@ -28,7 +28,7 @@ from engines.training.calibrate import temperature
 from engines.training.initialisation import SQUASHED, add_memory
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
-from engines.training.sampling import middles
+from engines.training.sampling import middle_frames
 from engines.training.stream_task import StreamTask, subsample_depthwise
 from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, completed, gather, train
 
@@ -218,7 +218,7 @@ def test_networks_are_compared_on_trimmed_gestures(dataset: Path, tmp_path: Path
     for clip in egogestar.clips(dataset):
         if clip.fold == 2 and clip.label in LABELS:
             images = decode(clip.path, clip.label, how.input_size_hw).images
-            pixels = normalise(images[middles(len(images), 4)], kept)
+            pixels = normalise(images[middle_frames(len(images), 4)], kept)
             with torch.no_grad():
                 logits = engines.clip_scores(network, torch.from_numpy(pixels)[None])["gesture"][0]
             right.append(int(logits.argmax()) == LABELS.index(clip.label))

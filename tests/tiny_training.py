@@ -25,12 +25,12 @@ from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
-from engines.training.distributed import Ranks, joined
+from engines.training.distributed import Ranks, init_distributed
 from engines.training.runfolder import RunFolder
 from engines.training.stream_loader import Schedule
-from engines.training.stream_task import Held, Rates, StreamTask
+from engines.training.stream_task import AdamWConfig, Held, StreamTask
 from engines.training.streams import Labelled
-from engines.training.task import Plan, Precision, Progress
+from engines.training.task import LoopConfig, Precision, Progress
 
 SIZE_HW = (16, 16)
 LABELS = ("left", "right", "none")
@@ -103,16 +103,16 @@ def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, worke
                            gesture=frame.gesture, source=frame.source)
 
     task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, Schedule(5, 0.4), [(0,), (1,), (2,)],
-                      Rates(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
+                      AdamWConfig(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
                       workers=workers, ranks=ranks, helped=False, held_out=lambda: held_out)
-    plan = Plan(iterations, precision=precision, checkpoint_every=checkpoint_every, record_every=2,
+    config = LoopConfig(iterations, precision=precision, checkpoint_every=checkpoint_every, log_every=2,
                 validate_every=validate_every, patience=patience)
-    folder = RunFolder(out, {"iterations": iterations}, ranks.first)
-    weights = loop.run(task, plan, folder, ranks, lambda _: None, progress)
+    folder = RunFolder(out, {"iterations": iterations}, ranks.is_main)
+    weights = loop.run(task, config, folder, ranks, lambda _: None, progress)
     network = task.average.module
     assert isinstance(network, Network)
     network.load_state_dict(weights)
-    if ranks.first:
+    if ranks.is_main:
         save(out, contract(), {name: value.numpy() for name, value in weights.items()}, half=False)
         folder.finish()
     return network.eval()
@@ -140,7 +140,7 @@ def main(out: str, *options: str) -> None:
         if iteration == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with joined() as ranks:
+    with init_distributed() as ranks:
         train(Path(out), ranks, progress=progress, **arguments)
 
 

@@ -1,7 +1,7 @@
 """How fast a model runs on this machine: stages, the engine's step against the bare backbone, start-up, state.
 
     report = bench(engines.load("gesture"))
-    print("\\n".join(format_report(report)))
+    print("\\n".join(format_lines(report)))
 
 How the step and the bare backbone are timed, and several models beside one another: `overhead.py`. Figures are
 milliseconds.
@@ -73,7 +73,7 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     return report
 
 
-def format_report(report: Report) -> list[str]:
+def format_lines(report: Report) -> list[str]:
     """The report as text."""
     versions = "  ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
     last = report["last"]

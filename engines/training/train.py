@@ -29,15 +29,15 @@ from engines.networks.network import Network
 from engines.synthetic import BACKGROUND, LABELS, Pose, Scene
 from engines.training import exemplars
 from engines.training.calibrate import calibrated
-from engines.training.distributed import Ranks, joined
+from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import RULE, add_memory, architecture_of_start, options_of, pixels_of, started
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
 from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
 from engines.training.stream_loader import Chunks, OpenStream, Schedule
-from engines.training.stream_task import Held, Rates, StreamTask
+from engines.training.stream_task import AdamWConfig, Held, StreamTask
 from engines.training.streams import Labelled, Material, Stream, idle_of
-from engines.training.task import Plan, Precision, Progress
+from engines.training.task import LoopConfig, Precision, Progress
 
 log = logging.getLogger("gatestream.training")
 
@@ -212,8 +212,8 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
     data: what to train on, None for EgoGestAR in `recipe.dataset`; frames_of: how its segments are decoded. The run's
     own files are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows.
     """
-    with joined() as ranks:
-        said = report if ranks.first else lambda _: None
+    with init_distributed() as ranks:
+        said = report if ranks.is_main else lambda _: None
         recipe, before = completed(recipe, data), 0
         material = cache(partial(gather, recipe, said))
         if recipe.trimmed_first:
@@ -248,9 +248,9 @@ def _after_whole_gestures(recipe: Recipe, iterations: int, ranks: Ranks, report:
                     provenance=started_from)
     learnt = json.loads(json.dumps({"recipe": recorded(first), **started_from}))
     there = out.exists() and load(out).contract.provenance == learnt
-    if not ranks.total(torch.tensor([there and ranks.first], dtype=torch.float32, device=ranks.device)):
+    if not ranks.all_reduce(torch.tensor([there and ranks.is_main], dtype=torch.float32, device=ranks.device)):
         _train(first, ranks, report, progress, None, decoded, material)
-        ranks.total(torch.zeros(1, device=ranks.device))  # the others wait for the file
+        ranks.all_reduce(torch.zeros(1, device=ranks.device))  # the others wait for the file
     return replace(recipe, init=str(out), module_lr=0.3 * recipe.module_lr, head_lr=0.5 * recipe.head_lr,
                    rendered_first=recipe.rendered_first / 3)
 
@@ -272,7 +272,7 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
         contract = contract_of(named, network, heads, pool.background_label)
     held_out = cache(lambda: left_out(recipe, contract.input_size_hw) if data is None
                      else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of, recipe.strict))
-    folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
+    folder = RunFolder(recipe.out, recorded(recipe), ranks.is_main)
     open_stream = (_gestures(recipe, contract, material()) if pool is None
                    else _segments(pool, contract, frames_of, recipe.strict))
     truths = [(k,) for k in range(len(recipe.labels))] if pool is None else pool.truths
@@ -281,21 +281,22 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
                          "leave something out, or do not validate")
     task = StreamTask(
         network, contract, open_stream, Schedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share), truths,
-        Rates(recipe.backbone_lr, recipe.module_lr, recipe.head_lr, recipe.weight_decay, recipe.frozen_layers),
+        AdamWConfig(recipe.backbone_lr, recipe.module_lr, recipe.head_lr, recipe.weight_decay, recipe.frozen_layers),
         iterations=recipe.iterations, rows=recipe.rows, chunk=recipe.frames, average=recipe.average,
         workers=recipe.workers, ranks=ranks, helped=pool is None, held_out=held_out, spread=recipe.trimmed)
-    plan = Plan(recipe.iterations, recipe.seed, precision=recipe.precision, checkpoint_every=recipe.checkpoint_every,
-                validate_every=recipe.validate_every, patience=recipe.patience)
-    weights = run(task, plan, folder, ranks, report, progress)
+    config = LoopConfig(recipe.iterations, recipe.seed, precision=recipe.precision,
+                        checkpoint_every=recipe.checkpoint_every, validate_every=recipe.validate_every,
+                        patience=recipe.patience)
+    weights = run(task, config, folder, ranks, report, progress)
     trained = task.average.module
     assert isinstance(trained, Network)
     trained.load_state_dict(weights)
     trained.to("cpu").eval()
-    if ranks.first:
+    if ranks.is_main:
         chunks = Chunks(open_stream, Schedule(recipe.seed + 1, recipe.fresh_share), range(recipe.rows), recipe.chunk,
                         recipe.iterations, recipe.iterations + min(REMEMBERED_CHUNKS, recipe.iterations))
         live = trained.causal and not recipe.trimmed
-        examples = exemplars.of_streams(contract, trained, chunks.batches(0), truths) if live else {}
+        examples = exemplars.exemplars_from_streams(contract, trained, chunks.batches(0), truths) if live else {}
         write(recipe.out, contract, trained, held_out(), report, examples)
         folder.finish()
     return trained

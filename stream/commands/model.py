@@ -179,15 +179,15 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
         from engines.bench import data_throughput
         from engines.datasets import open_dataset
         subject = files.get(names[0]) or random_model(names[0])
-        found = data_throughput.measure_throughput(subject, open_dataset(data, kind, media=media), workers)
-        _print_report(found.as_json(), data_throughput.format_report(found), json)
+        found = data_throughput.measure(subject, open_dataset(data, kind, media=media), workers)
+        _print_report(found.as_json(), data_throughput.format_lines(found), json)
         return
     if len(names) > 1:
         rows = [measure_overhead(files.get(name) or random_model(name), engine, steps=steps) for name in names]
         _print_report([asdict(row) for row in rows], format_table(rows), json)
         return
     from engines.bench.stages import bench as measure
-    from engines.bench.stages import format_report
+    from engines.bench.stages import format_lines
     from stream.scoring import Scorer
 
     model = files.get(names[0]) or random_model(names[0])
@@ -197,7 +197,7 @@ def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...",
         model = with_fusion(model, fusion)
     plain = None if model.contract.fusion is None else Scorer(_Averaging(model)).score
     report = measure(model, engine, steps=steps, fuse=Scorer(model).score, plain=plain)
-    _print_report(report, [] if json else format_report(report), json)
+    _print_report(report, [] if json else format_lines(report), json)
 
 
 class _Averaging:
