@@ -34,7 +34,7 @@ from engines.model.preprocess import seen_part
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
 from stream.sources import Source, open_source
-from stream.wire import Limits, Message, decoded
+from stream.wire import Limits, Message, decode
 
 if TYPE_CHECKING:
     from engines.runtime.gate_heatmap import GateHeatmap
@@ -130,7 +130,7 @@ class Viewer:
     def see(self, jpeg: bytes, captured_at: float) -> Records:
         """What a browser's picture causes; it is decoded only if the model's clock wants it. Raises GatestreamError."""
         self._remember(jpeg, captured_at)
-        image_bgr = cache(partial(decoded, Message("gatestream", self.camera, jpeg), LIMITS))
+        image_bgr = cache(partial(decode, Message("gatestream", self.camera, jpeg), LIMITS))
         records = self._viewers.push(image_bgr, captured_at, self.camera)
         return records + self._seen_gates(records, image_bgr)
 
@@ -176,7 +176,7 @@ class Viewer:
     def _images(self, shown: list[tuple[float, bytes]]) -> Iterator[tuple[float, Image]]:
         for at, jpeg in shown:
             with suppress(FrameError):
-                yield at, decoded(Message("gatestream", self.camera, jpeg), LIMITS)
+                yield at, decode(Message("gatestream", self.camera, jpeg), LIMITS)
 
     def show_gates(self, shown: bool) -> None:
         """Has records of gates come with predictions from now on, or no more. Raises UsageError, EngineError for a

@@ -6,16 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stream.events import EventTracker, events_of
+    from stream.events import EventTracker, detect_events
     from stream.frame import Event, Frame, Gap, Prediction, Summary
     from stream.recognizer import Recognizer
     from stream.runner import run
     from stream.sources import open_source
 
-__all__ = ["Event", "EventTracker", "Frame", "Gap", "Prediction", "Recognizer", "Summary", "events_of",
+__all__ = ["Event", "EventTracker", "Frame", "Gap", "Prediction", "Recognizer", "Summary", "detect_events",
            "open_source", "run"]
 
-_HOMES = {"EventTracker": "events", "events_of": "events", "Event": "frame", "Frame": "frame", "Gap": "frame",
+_HOMES = {"EventTracker": "events", "detect_events": "events", "Event": "frame", "Frame": "frame", "Gap": "frame",
           "Prediction": "frame", "Summary": "frame", "Recognizer": "recognizer", "run": "runner",
           "open_source": "sources"}
 

@@ -68,7 +68,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A small causal model with memory, of which engines are built."""
     from small_models import make_model
 
-    return make_model(tmp_path_factory.mktemp("model"), memory=16)
+    return make_model(tmp_path_factory.mktemp("model"), readout_width=16)
 
 
 @pytest.fixture(scope="module")

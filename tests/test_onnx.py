@@ -24,8 +24,8 @@ onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDED)
 import engines.runtime.onnx as onnx_engine  # noqa: E402 - only where its packages are
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
-    ("gsf-mobilenetv2", "RGB", {"memory": 16, "percent": 100}),
-    ("stsm-mobilenetv2", "BGR", {"places": ["features_9_input", "features_13_input"]}),
+    ("gsf-mobilenetv2", "RGB", {"readout_width": 16, "gate_ratio": 100}),
+    ("stsm-mobilenetv2", "BGR", {"sites": ["features_9_input", "features_13_input"]}),
 ]
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_does_not_agree_is_never_written(small: Model, tmp_path: Pat
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, network: dict[str, Any], engine_out: str,
                                             error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
-        engines.export(make_model(tmp_path, "gsm-mobilenetv2", places=["features_5"], **network), "onnx",
+        engines.export(make_model(tmp_path, "gsm-mobilenetv2", sites=["features_5"], **network), "onnx",
                        tmp_path / engine_out)
 
 

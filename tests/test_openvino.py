@@ -25,15 +25,15 @@ from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 
 
 @pytest.mark.parametrize(("architecture", "colour", "options"), [
-    ("gsf-mobilenetv2", "RGB", {"memory": 16}),
+    ("gsf-mobilenetv2", "RGB", {"readout_width": 16}),
     ("gsf-mobilenetv2", "BGR", {}),
     ("gsm-mobilenetv2", "RGB", {}),
     ("tsn-mobilenetv2", "RGB", {}),
-    ("gsf-mobilenetv2", "RGB", {"ahead": 0}),
-    ("gsf-mobilenetv2", "RGB", {"percent": 100}),
+    ("gsf-mobilenetv2", "RGB", {"past_shift": 0}),
+    ("gsf-mobilenetv2", "RGB", {"gate_ratio": 100}),
     ("tsm-mobilenetv2", "BGR", {}),
     ("stsm-mobilenetv2", "RGB", {}),
-    ("stsm-mobilenetv2", "RGB", {"shift": "THW-diagonal", "ahead": 0}),
+    ("stsm-mobilenetv2", "RGB", {"shift": "THW-diagonal", "past_shift": 0}),
 ])
 def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, options: dict[str, Any]) -> None:
     model = make_model(tmp_path, architecture, colour=colour, **options)

@@ -39,7 +39,7 @@ from stream.commands.cli import main
 from stream.commands.train import train
 from stream.evaluation import evaluate_clips
 from stream.recognizer import Recognizer
-from stream.teaching.recordings import find
+from stream.teaching.support_videos import find
 from stream.teaching.teach import event_rule, teach_folder
 
 D = 6

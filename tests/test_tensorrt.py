@@ -90,30 +90,30 @@ def step_and_inputs(model: Model, batch: int = 2) -> tuple[PixelStep, tuple[Tens
 
 
 class Apart(nn.Module):
-    """The temporal modules of a step without the backbone between them: place -> (frame, state) in."""
+    """The temporal modules of a step without the backbone between them: site -> (frame, state) in."""
 
     def __init__(self, step: PixelStep) -> None:
         super().__init__()
         self.temporal = step.network.temporal
 
     def forward(self, seen: dict[str, tuple[Tensor, list[Tensor]]]) -> dict[str, Any]:
-        return {place: self.temporal[place](*inputs) for place, inputs in seen.items()}
+        return {site: self.temporal[site](*inputs) for site, inputs in seen.items()}
 
 
 @pytest.mark.parametrize("backbone", SIZES_HW)
 def test_every_operator_of_a_backbone_has_a_converter(tmp_path: Path, backbone: str) -> None:
-    model = make_model(tmp_path, f"tsn-{backbone}", size_hw=SIZES_HW[backbone], memory=8)
+    model = make_model(tmp_path, f"tsn-{backbone}", size_hw=SIZES_HW[backbone], readout_width=8)
     assert foreign(*step_and_inputs(model)) == set()
 
 
 @pytest.mark.parametrize("backbone", SIZES_HW)
 @pytest.mark.parametrize("temporal", ["tsm", "gsm", "gsf", "stsm"])
 def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal: str, backbone: str) -> None:
-    """At each place of the backbone: how a module is written out goes by the size of its maps."""
+    """At each site of the backbone: how a module is written out goes by the size of its maps."""
     step, inputs = step_and_inputs(make_model(tmp_path, f"{temporal}-{backbone}", size_hw=SIZES_HW[backbone]))
     seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    hooks = [module.register_forward_pre_hook(lambda _, given, place=place: seen.update({place: given}))
-             for place, module in step.network.temporal.items()]
+    hooks = [module.register_forward_pre_hook(lambda _, given, site=site: seen.update({site: given}))
+             for site, module in step.network.temporal.items()]
     with torch.no_grad():
         step(*inputs)
     for hook in hooks:
@@ -122,7 +122,7 @@ def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal:
     assert foreign(Apart(step), (seen,)) == set()
 
 
-@pytest.mark.parametrize("options", [{"percent": 100}, {"ahead": 0}, {"ahead": 1}])
+@pytest.mark.parametrize("options", [{"gate_ratio": 100}, {"past_shift": 0}, {"past_shift": 1}])
 def test_every_form_of_the_gate_shift_step_has_converters(tmp_path: Path, options: dict[str, Any]) -> None:
     model = make_model(tmp_path, "gsf-mobilenetv2", **options)
     assert foreign(*step_and_inputs(model)) == set()
@@ -154,7 +154,7 @@ def test_a_foreign_operator_is_found(module: nn.Module, inputs: tuple[Tensor, ..
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make_model(tmp_path_factory.mktemp("model"), "gsf-mobilenetv2", places=["features_16"], memory=8)
+    return make_model(tmp_path_factory.mktemp("model"), "gsf-mobilenetv2", sites=["features_16"], readout_width=8)
 
 
 @pytest.fixture

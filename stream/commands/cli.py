@@ -16,7 +16,7 @@ import typer
 
 from engines.errors import GatestreamError, UsageError
 from stream.commands import data, evaluate, events, model, run, service, teach, train, ui
-from stream.notices import notices_on_stderr
+from stream.notices import log_to_stderr
 
 app = typer.Typer(name="gatestream", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
                   pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments  # wherever it stands: it is often added to the end of a line that failed
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
-        with _terminated_like_interrupted(), notices_on_stderr():
+        with _terminated_like_interrupted(), log_to_stderr():
             return app(arguments, prog_name="gatestream", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130

@@ -16,11 +16,11 @@ from engines.runtime.slot_pool import CompiledPool
 
 
 @pytest.mark.parametrize(("architecture", "size_hw", "options"), [
-    ("tsn-mobilenetv2", (40, 56), {"memory": 16}),
+    ("tsn-mobilenetv2", (40, 56), {"readout_width": 16}),
     ("tsm-resnet18", (40, 56), {}),
     ("gsm-bninception", (64, 64), {}),
-    ("gsf-mobilenetv2", (96, 96), {"ahead": 0}),
-    ("gsf-resnet50", (64, 96), {"percent": 100}),
+    ("gsf-mobilenetv2", (96, 96), {"past_shift": 0}),
+    ("gsf-resnet50", (64, 96), {"gate_ratio": 100}),
     ("gsf-inceptionv3", (75, 107), {}),
     ("stsm-mobilenetv2", (40, 56), {"shift": "THW-diagonal"}),
 ])
