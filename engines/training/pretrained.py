@@ -55,11 +55,11 @@ def start_from(network: Network, weights: str | Path, transparent: bool = True) 
 
 def make_transparent(network: Network) -> None:
     """Sets the modules so that the network computes what its backbone alone computes."""
-    places = network.backbone.places()
-    for place, module in network.temporal.items():
+    sites = network.backbone.sites()
+    for site, module in network.temporal.items():
         if not isinstance(module, GateShift):
             continue
-        projection = places[place]
+        projection = sites[site]
         nn.init.zeros_(module.conv3D.weight)
         nn.init.zeros_(module.bias)
         scale = 1.0

@@ -14,7 +14,7 @@ from engines.errors import imports_of
 
 
 @contextmanager
-def ray_of(address: str | None) -> Iterator[Any]:
+def connect_ray(address: str | None) -> Iterator[Any]:
     """The module, connected to the cluster at an address, or to a new one of this machine if None.
 
     It is left as it was found. Raises UsageError without Ray.

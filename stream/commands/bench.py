@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,14 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
       gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50
     """
     import engines
-    from engines.bench.overhead import is_architecture, measured, sample, table, with_fusion, with_hop
+    from engines.bench.overhead import (
+        format_table,
+        is_architecture,
+        measure_overhead,
+        random_model,
+        with_fusion,
+        with_hop,
+    )
 
     names = models or ["gesture"]
     single = [name for name, value in (("fusion", fusion), ("hop", hop)) if value is not None]
@@ -61,21 +69,21 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
         raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
     files = {name: engines.load(name) for name in names if not is_architecture(name)}
     if len(names) > 1:
-        rows = [measured(files.get(name) or sample(name), engine, steps) for name in names]
-        _print_report(rows, table(rows), json)
+        rows = [measure_overhead(files.get(name) or random_model(name), engine, steps=steps) for name in names]
+        _print_report([asdict(row) for row in rows], format_table(rows), json)
         return
     from engines.bench.stages import bench as measure
-    from engines.bench.stages import lines
+    from engines.bench.stages import format_lines
     from stream.scoring import Scorer
 
-    model = files.get(names[0]) or sample(names[0])
+    model = files.get(names[0]) or random_model(names[0])
     if hop is not None:
         model = with_hop(model, hop)
     if fusion is not None:
         model = with_fusion(model, fusion)
     plain = None if model.contract.fusion is None else Scorer(_Unfused(model)).score
     report = measure(model, engine, steps=steps, fuse=Scorer(model).score, plain=plain)
-    _print_report(report, [] if json else lines(report), json)
+    _print_report(report, [] if json else format_lines(report), json)
 
 
 class _Unfused:
@@ -105,12 +113,12 @@ def data(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder
     """
     import engines
     from engines.bench import data_throughput
-    from engines.bench.overhead import is_architecture, sample
+    from engines.bench.overhead import is_architecture, random_model
     from engines.datasets import open_dataset
 
-    subject = sample(model) if is_architecture(model) else engines.load(model)
-    found = data_throughput.pace(subject, open_dataset(dataset, kind, media=media), workers)
-    _print_report(found.as_json(), data_throughput.lines(found), json)
+    subject = random_model(model) if is_architecture(model) else engines.load(model)
+    found = data_throughput.measure(subject, open_dataset(dataset, kind, media=media), workers)
+    _print_report(found.as_json(), data_throughput.format_lines(found), json)
 
 
 @commands.command()

@@ -16,7 +16,7 @@ from engines.errors import GatestreamError, UsageError, raise_interrupt
 from stream.commands import bench, data, evaluate, events, model, run, service, teach, train, ui
 from stream.commands.interrupt import interruptible
 from stream.commands.output import StandardOutput
-from stream.notices import notices_on_stderr
+from stream.notices import log_to_stderr
 
 app = typer.Typer(name="gatestream", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     with StandardOutput() as output:
         try:
-            with interruptible(), notices_on_stderr():
+            with interruptible(), log_to_stderr():
                 code = app(arguments, prog_name="gatestream", standalone_mode=False)
                 output.flush()
             return code or 0

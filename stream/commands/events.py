@@ -56,17 +56,17 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
       gatestream events events.db --format ssv2 --out clips      for the videos that serve keeps there
     """
     from stream.sinks.base import output_path, sink_errors
-    from stream.sinks.datasets import write_epic, write_something
     from stream.sinks.export import export
-    from stream.sinks.log import logged, runs
+    from stream.sinks.export_dataset import write_epic, write_something
+    from stream.sinks.log import read_events, read_runs
 
     chosen: dict[str, Any] = {"label": label, "camera": camera, "head": head, "since": since, "until": until,
                               "min_score": min_score, "run": run}
     if form in ("epic", "ssv2"):
         if out is None:
             raise UsageError(f"--format {form} without a folder", "--out FOLDER", "name one")
-        found = logged(log, **chosen)
-        names = write_epic(out, found, runs(log)) if form == "epic" else write_something(out, found)
+        found = read_events(log, **chosen)
+        names = write_epic(out, found, read_runs(log)) if form == "epic" else write_something(out, found)
         print(f"{out}: {len(found)} events of {len(names)} videos ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
         return
     with ExitStack() as stack:

@@ -74,7 +74,7 @@ def _list_engines(console: Any) -> None:
                       str(entry.facts.get("precision", "")), f"{entry.size_bytes / 1e6:.1f}")
     console.print()
     console.print(table if table.row_count else "no engines built yet")
-    console.print(f"engine cache: {cache.place()}", markup=False, soft_wrap=True)
+    console.print(f"engine cache: {cache.cache_dir()}", markup=False, soft_wrap=True)
 
 
 def _facts(contract: Contract) -> list[str]:
