@@ -37,7 +37,7 @@ from stream.sources import Source, open_source
 from stream.wire import Limits, Message, decode
 
 if TYPE_CHECKING:
-    from engines.runtime.gate_heatmap import GateView
+    from engines.runtime.gate_heatmap import GateHeatmap
 
 log = logging.getLogger("gatestream.ui")
 
@@ -123,7 +123,7 @@ class Viewer:
         self._following = threading.Event()
         self._looked_at = threading.Event()
         self._looked_at.set()
-        self._gates: GateView | None = None
+        self._gates: GateHeatmap | None = None
         self._shown: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
 
@@ -182,9 +182,9 @@ class Viewer:
         """Has records of gates come with predictions from now on, or no more. Raises UsageError, EngineError for a
         model whose gates cannot be looked at."""
         if shown:
-            from engines.runtime.gate_heatmap import GateView  # the first use of torch
+            from engines.runtime.gate_heatmap import GateHeatmap  # the first use of torch
 
-            self._gates = GateView(engines.load(self._viewers.model))
+            self._gates = GateHeatmap(engines.load(self._viewers.model))
         else:
             self._gates = None
 
@@ -194,7 +194,7 @@ class Viewer:
         if gates is None or not made or not self._looked_at.is_set():
             return []
         image = image_bgr()
-        open_HW = gates.see(image)
+        open_HW = gates.update(image)
         part_h, part_w = seen_part(image.shape[:2], self._viewers.recognizer.contract)
         return [{"type": "gates", "size_hw": list(open_HW.shape), "part_hw": [part_h, part_w],
                  "open": base64.b64encode((255 * open_HW).astype(np.uint8).tobytes()).decode()}]

@@ -14,6 +14,8 @@ A message always has three parts: what was got, what was wanted, what to do abou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,6 +65,34 @@ class DatasetError(GatestreamError):
     """Training or evaluation data is missing, unreadable or inconsistent."""
 
 
+def raise_interrupt(error: BaseException) -> None:
+    """Raises KeyboardInterrupt where that is what `error` came of: Ctrl-C while an extension module is being loaded
+    makes an ImportError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        cause = cause.__cause__ or cause.__context__
+
+
+@contextmanager
+def imports_of(extra: str, packages: str, use: str, otherwise: str = "",
+               error_type: type[GatestreamError] = UsageError) -> Iterator[None]:
+    """Around imports of `packages` that only an extra of gatestream installs: says so where they cannot be imported.
+
+        with imports_of("mqtt", "paho-mqtt", "results over MQTT"):
+            import paho.mqtt
+
+    otherwise: what else one may do.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise_interrupt(error)
+        raise error_type(f"{use} without a usable {packages} ({error})", packages,
+                         f"pip install 'gatestream[{extra}]'{otherwise and ', or '}{otherwise}") from error
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error's message; its type's name if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -72,7 +102,8 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     """What was got and what was wanted, of the first problem that pydantic found."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
-    if first["loc"]:
-        return f"{'.'.join(map(str, first['loc']))}={first['input']!r:.80}", message
+    field = ".".join(map(str, first["loc"]))
+    if field:
+        return f"no {field}" if first["type"] == "missing" else f"{field}={first['input']!r:.80}", message
     got, _, wanted = message.partition(": ")
     return got, wanted

@@ -22,7 +22,7 @@ from engines.runtime.eager import EagerEngine
 from engines.runtime.engine import Engine
 from engines.runtime.inductor import InductorEngine
 from engines.runtime.lowering import StepNetwork
-from engines.runtime.parity import difference, probabilities, probe_clip, run_clip
+from engines.runtime.parity import compare, probabilities, probe_clip, run_clip
 
 ENGINES = ("eager", "openvino")
 
@@ -257,7 +257,7 @@ def test_auto_takes_a_gpu_where_there_is_one_that_works(
     monkeypatch.setattr(registry, "_has_gpu", lambda: True)
     monkeypatch.setattr(compiled_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
     assert engines.compile(model, precision="f32").name == "inductor"
-    monkeypatch.setattr(compiled_engine, "difference", lambda *_: 0.5)
+    monkeypatch.setattr(compiled_engine, "compare", lambda *_: 0.5)
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model, precision="f32").name == "openvino"
     assert "off by" in caplog.text
@@ -277,7 +277,7 @@ def test_torch_traces_the_whole_inductor_step(tmp_path: Path, monkeypatch: pytes
         wanted = run_clip(engines.compile(model, "eager"), frames)
         assert engine.name == "inductor"
         assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1
-        assert difference(model.contract, wanted, run_clip(engine, frames, slot=1)) <= 1e-3
+        assert compare(model.contract, wanted, run_clip(engine, frames, slot=1)) <= 1e-3
 
 
 def test_probabilities_sum_to_one_and_difference_sees_nan(model: Model) -> None:
@@ -286,4 +286,4 @@ def test_probabilities_sum_to_one_and_difference_sees_nan(model: Model) -> None:
     hand = np.zeros((2, 2), np.float32)
     broken = logits.copy()
     broken[0, 0] = np.nan
-    assert difference(model.contract, {"gesture": logits, "hand": hand}, {"gesture": broken, "hand": hand}) == np.inf
+    assert compare(model.contract, {"gesture": logits, "hand": hand}, {"gesture": broken, "hand": hand}) == np.inf

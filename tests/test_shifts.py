@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from engines.errors import UsageError
-from engines.networks.mobilenetv2 import InvertedResidual
+from engines.networks.mobilenetv2 import InvertedResidual, fold_norms
 from engines.networks.shift import Shift
 from engines.networks.stsm import PRESETS, SpatioTemporalShift, checked
 from engines.networks.temporal import State
 from engines.networks.tsm import TemporalShift
-from engines.training.pretrained import fold_norms
 
 C = 32
 MIXED = [[1 / 8, [1, -1, 0]], [0.29, [-1, 1, 1]], [1 / 4, [0, 0, -1]]]

@@ -35,7 +35,7 @@ from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model
 from engines.runtime import cache, registry
 from engines.runtime.lowering import PixelStep
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 
 CONVERTED = json.loads((Path(__file__).parent / "data" / "torch_tensorrt_converters.json").read_text())
 SIZES_HW = {"mobilenetv2": (40, 56), "resnet18": (40, 56), "resnet50": (40, 56), "bninception": (64, 64),
@@ -171,7 +171,7 @@ def test_it_is_built_once_for_its_batch_and_loaded_ever_after(library: FakeTorch
     for _ in range(2):
         engine = engines.compile(model, "tensorrt", slots=3)
         assert (engine.name, engine.precision) == ("tensorrt", "f16")
-        assert difference(model.contract, wanted, run_clip(engine, frames, slot=1)) <= TOLERANCE
+        assert compare(model.contract, wanted, run_clip(engine, frames, slot=1)) <= TOLERANCE
     (settings,) = library.builds
     assert settings["require_full_compilation"]
     assert settings["use_explicit_typing"]
@@ -216,7 +216,7 @@ def test_a_damaged_entry_is_built_again_and_never_loaded(library: FakeTorchTenso
 def test_what_others_can_write_is_not_loaded(library: FakeTorchTensorRT, model: Model, folder: str) -> None:
     engines.compile(model, "tensorrt", precision="f32")
     (entry,) = cache.entries()
-    (cache.place() if folder == "cache" else entry.folder).chmod(0o777)
+    (cache.cache_dir() if folder == "cache" else entry.folder).chmod(0o777)
     loads = library.loads
     with pytest.raises(EngineError, match=r"other users.*chmod go-w"):
         engines.compile(model, "tensorrt", precision="f32")
@@ -226,9 +226,9 @@ def test_what_others_can_write_is_not_loaded(library: FakeTorchTensorRT, model: 
 def test_the_fastest_precision_that_agrees_is_taken(library: FakeTorchTensorRT, model: Model,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([0.5, 0.001])
-    monkeypatch.setattr(compiled_engine, "difference", lambda *_: next(answers))
+    monkeypatch.setattr(compiled_engine, "compare", lambda *_: next(answers))
     assert engines.compile(model, "tensorrt").precision == "f32"
-    monkeypatch.setattr(compiled_engine, "difference", lambda *_: 0.5)
+    monkeypatch.setattr(compiled_engine, "compare", lambda *_: 0.5)
     with pytest.raises(EngineError, match="tensorrt scores that are off by"):
         engines.compile(model, "tensorrt", slots=2)
 

@@ -55,7 +55,7 @@ class Contract(BaseModel):
     clip_frames: Annotated[int, Field(ge=1, le=4096)]  # in a clip descriptor
     window_clips: Annotated[int, Field(ge=1, le=4096)]
     max_gap_s: Positive = 1.0  # a longer hole resets the stream
-    fusion: FusionRule | None = None  # of a window's clips, by the file's `fusion.*` tensors; None: the mean of all frames
+    fusion: FusionRule | None = None  # of a window's clips, by the `fusion.*` tensors; None: the mean of all frames
     temperature: dict[str, Positive] = {}  # by which a head's logits at one frame are divided
     window_temperature: dict[str, Positive] = {}  # and those of a window
     background: str | None = None  # the label that means "nothing", in every head that has it
@@ -76,11 +76,12 @@ class Contract(BaseModel):
     @classmethod
     def _map_old_form(cls, values: Any) -> Any:
         """Before `network`, files held its architecture, input size and options apart, some under older names."""
-        if not isinstance(values, dict) or not isinstance(options := values.get("options", {}), dict) \
-                or "architecture" not in values or "network" in values:
+        if not isinstance(values, dict) or "architecture" not in values or "network" in values:
             return values
+        if not isinstance(options := values.get("options", {}), dict):
+            raise ValueError(f"options={options!r:.80}: a table of options")
         module, _, backbone = str(values["architecture"]).partition("-")
-        network = {"module": module, "backbone": backbone, "input_size_hw": values.get("input_size_hw")}
+        network: dict[Any, Any] = {"module": module, "backbone": backbone, "input_size_hw": values.get("input_size_hw")}
         network |= {OLD_OPTIONS.get(name, name): value for name, value in options.items()}
         rest = {key: value for key, value in values.items() if key not in ("architecture", "options", "input_size_hw")}
         return {**rest, "network": network}

@@ -54,7 +54,7 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
     source = "state dict" if isinstance(path_or_state_dict, Mapping) else os.fspath(path_or_state_dict)
     weights = read(path_or_state_dict)
     sites = _sites(source, weights, arch)
-    gate_ratio = _gate_ratio(source, weights, arch, sites)
+    gate_ratio = _gate_ratio(source, weights, arch, sites) if arch.startswith("gsf") else None
     head = weights.get("new_fc.weight", torch.empty(()))
     labels = head.shape[0] if head.ndim == 2 else 0
     network = build(arch, heads={HEAD: max(1, labels)}, segments=segments, gate_ratio=gate_ratio, sites=tuple(sites))

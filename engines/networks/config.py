@@ -15,9 +15,9 @@ class NetworkConfig(BaseModel):
     """A backbone, the temporal modules at its sites, and a recurrent read-out.
 
         config = NetworkConfig.of("gsf-mobilenetv2", causal=True, readout_width=128)
-        network = engines.build(config, heads={"gesture": 11})        # network.config: the same, with no usual left open
+        network = engines.build(config, heads={"gesture": 11})
 
-    A field of None is as usual for the backbone or module.
+    A field of None is as usual for the backbone or module; `network.config` has what that is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,7 +27,7 @@ class NetworkConfig(BaseModel):
     causal: bool = False  # for live streams; else bidirectional, as published, for clips
     input_size_hw: tuple[int, int] | None = None  # pixels
     sites: tuple[str, ...] | None = None  # where modules sit
-    gate_ratio: Annotated[int, Field(ge=1, le=100)] | None = None  # of a map's channels, those that GSF gates, in percent
+    gate_ratio: Annotated[int, Field(ge=1, le=100)] | None = None  # percentage of a map's channels that GSF gates
     shift: str | tuple[Group, ...] = "THW"  # STSM's groups of channels: a preset's name, or the groups (see stsm.py)
     # Causal: frames back to the channels that look ahead in the published form; 0: they stay in their own.
     past_shift: Annotated[int, Field(ge=0, le=2)] | None = None

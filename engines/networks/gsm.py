@@ -31,7 +31,7 @@ def interleave(channels: int) -> list[int]:
 
 
 def one_later(weight: Tensor, dim: int) -> Tensor:
-    """Each tap takes over from the one before it, the first starts at zero: a causal form's taps lie a frame earlier."""
+    """Each tap takes over from the one before it, the first begins at zero: causal taps lie one frame earlier."""
     return torch.cat([torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)], dim)
 
 

@@ -97,7 +97,7 @@ class MobileNetV2(Backbone):
 
 
 def fold_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MobileNetV2 weights under torchvision's fold_norms names; batch norms are fold_norms into convolutions if present."""
+    """MobileNetV2 weights under torchvision's names; batch norms, if present, are folded into the convolutions."""
     named = {_torchvision_name(name): value for name, value in tensors.items()}
     state: dict[str, Tensor] = {}
     for name, value in named.items():

@@ -64,10 +64,10 @@ class TemporalModule(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]: ...
 
-    def make_transparent(self, projection: nn.Conv2d) -> None:  # noqa: B027 what moves channels only cannot be
+    def make_transparent(self, projection: nn.Conv2d) -> None:
         """Sets the module, and the convolution before it, so that both compute what the convolution alone did."""
 
-    def drop_future_taps(self) -> None:  # noqa: B027 what learns nothing along time has no taps
+    def drop_future_taps(self) -> None:
         """Weights of convolutions over t-1, t, t+1 become those over t-2, t-1, t: that of t+1 is dropped."""
 
 

@@ -16,7 +16,7 @@ from engines.model import official
 from engines.model.file import build_network, load
 from engines.networks.causal import USUAL, causal
 from engines.networks.config import NetworkConfig
-from engines.networks.network import Network, build
+from engines.networks.network import BACKBONES, Network, build
 from engines.training.pretrained import load_pretrained
 
 CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}
@@ -61,11 +61,12 @@ def load_whole(path: str, segments: int = 8) -> Network:
 
 
 def whole_config(init: str) -> NetworkConfig | None:
-    """The config that a whole network brings, of an official checkpoint the architecture; None for weights of a
-    backbone. Raises UsageError, ModelError."""
+    """The config that a whole network brings (of an official checkpoint, its architecture and input size only); None
+    for weights of a backbone. Raises UsageError, ModelError."""
     path = Path(init)
     if path.suffix in CHECKPOINT_SUFFIXES:
-        return NetworkConfig.of(official.architecture_of(init, official.read(path)))
+        config = NetworkConfig.of(official.architecture_of(init, official.read(path)))
+        return config.replace(input_size_hw=BACKBONES[config.backbone].input_size_hw)
     return load(path).contract.network if _is_model_file(path) else None
 
 

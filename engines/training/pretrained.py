@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from engines.errors import ModelError, UsageError
+from engines.errors import ModelError, UsageError, imports_of
 from engines.networks.network import BACKBONES, Network
 
 
@@ -42,12 +42,9 @@ def _download(backbone: str, model: str | None) -> Path:
     if model is None:
         known = ", ".join(name for name, kind in BACKBONES.items() if kind.hub_model)
         raise UsageError(f"--init imagenet for {backbone}", f"one of {known}", "give a weights file with --init FILE")
-    try:
+    with imports_of("hub", "huggingface_hub", "--init imagenet", "give a weights file with --init FILE"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        raise UsageError("--init imagenet without the huggingface_hub package", "that package",
-                         "pip install 'gatestream[hub]', or give a weights file with --init FILE") from None
     try:
         return Path(hf_hub_download(model, "model.safetensors"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -120,9 +120,7 @@ def write_rule(model: Path, found: Search, data: Mapping[str, Any]) -> None:
     path = writable_model(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
     contract = loaded.contract.model_copy(update={"events": found.best.rule, "provenance": provenance})
-    half = all(np.array_equal(tensor.astype(np.float16).astype(np.float32), tensor)
-               for tensor in loaded.tensors.values())
-    save(path, contract, loaded.tensors, half=half)
+    save(path, contract, loaded.tensors, half=loaded.half)
 
 
 def writable_model(model: str | Path) -> Path:
