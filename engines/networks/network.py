@@ -105,14 +105,13 @@ class Network(nn.Module):
         old = dict(self.heads.items())
         if len(old) == len(heads) == 1:
             old = dict(zip(heads, old.values(), strict=True))
-        self.heads = nn.ModuleDict()
-        for name, labels in heads.items():
-            head = old.get(name)
-            if not isinstance(head, nn.Linear) or (head.in_features, head.out_features) != (self.width, labels):
-                head = nn.Linear(self.width, labels)
-                nn.init.normal_(head.weight, std=0.01)
-                nn.init.zeros_(head.bias)
-            self.heads[name] = head
+        same = {name: head for name, head in old.items() if isinstance(head, nn.Linear)
+                and (head.in_features, head.out_features) == (self.width, heads.get(name))}
+        fresh = {name: nn.Linear(self.width, labels) for name, labels in heads.items() if name not in same}
+        for head in fresh.values():
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict({name: same.get(name) or fresh[name] for name in heads})
 
     def add_readout(self, width: int) -> None:
         """Gives a causal network that has learnt without a read-out one of this width, and heads that read it.
