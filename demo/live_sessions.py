@@ -35,7 +35,7 @@ from stream.sources import Source, open_source
 from stream.wire import Limits, Message, decode
 
 if TYPE_CHECKING:
-    from engines.runtime.gate_heatmap import GateView
+    from engines.runtime.gate_heatmap import GateHeatmap
 
 log = logging.getLogger("gatestream.ui")
 
@@ -120,7 +120,7 @@ class LiveSession:
         self._thread: threading.Thread | None = None
         self._following, self._visible = threading.Event(), threading.Event()
         self._visible.set()
-        self._gates: GateView | None = None
+        self._gates: GateHeatmap | None = None
         self._recent: deque[tuple[float, bytes]] = deque()
         self._recent_bytes = 0
 
@@ -178,9 +178,9 @@ class LiveSession:
         """Whether records of gates come with predictions. Raises UsageError, EngineError for a model without gates
         that can be shown."""
         if shown:
-            from engines.runtime.gate_heatmap import GateView  # the first use of torch
+            from engines.runtime.gate_heatmap import GateHeatmap  # the first use of torch
 
-            self._gates = GateView(engines.load(self._sessions.model))
+            self._gates = GateHeatmap(engines.load(self._sessions.model))
         else:
             self._gates = None
 
@@ -204,7 +204,7 @@ class LiveSession:
         if gates is None or not made or not self._visible.is_set():
             return []
         image = image_bgr()
-        open_HW = gates.see(image)
+        open_HW = gates.update(image)
         part_h, part_w = seen_part(image.shape[:2], self._sessions.recognizer.contract)
         return [{"type": "gates", "size_hw": list(open_HW.shape), "part_hw": [part_h, part_w],
                  "open": base64.b64encode((255 * open_HW).astype(np.uint8).tobytes()).decode()}]

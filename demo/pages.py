@@ -21,7 +21,7 @@ import engines
 from demo.trainer import Trainer
 from demo.video_results import VideoResults, recognize_video, render_track
 from engines.bench.doctor import doctor
-from engines.bench.stages import bench, lines
+from engines.bench.stages import bench, format_lines
 from engines.errors import GatestreamError
 from engines.model.contract import Contract
 from engines.model.file import Model
@@ -147,7 +147,7 @@ def _model(engine: str, trainer: Trainer) -> None:
     def measure_it() -> Any:
         yield gr.update(visible=True, value="measuring for about a minute ...")
         model = engines.load(trainer.model)
-        yield gr.update(value="\n".join(lines(bench(model, engine, fuse=Scorer(model).score))))
+        yield gr.update(value="\n".join(format_lines(bench(model, engine, fuse=Scorer(model).score))))
 
     prove.click(prove_it, None, checks)
     measure.click(measure_it, None, speed)

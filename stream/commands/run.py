@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import UsageError
+from stream.commands.interrupt import raise_if_interrupted
 from stream.commands.options import EngineName, Hop, ModelName
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
             view = TerminalView(opened.info.camera, title, loaded.contract.background, console)
             sinks.append(stack.enter_context(view))
         stack.enter_context(stop_on_signals(opened, stop))
+        raise_if_interrupted()
         run_stream(opened, recognizer, sinks, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
 
 
@@ -108,6 +110,7 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
 
     stop = threading.Event()
     with open_source(source, camera=camera, policy=policy, fps=fps) as opened, stop_on_signals(opened, stop):
+        raise_if_interrupted()
         frames = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
     print(f"{out}: {frames} frames")
 
