@@ -31,7 +31,7 @@ from stream.scoring import Scorer, Scores, ScoringModel, ranked
 
 Decoder = Callable[[], NDArray[Any]]
 Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
-ScoresCallback = Callable[[str, float, int, Scores], None]  # camera, time, steps since its last reset, scores
+ScoreListener = Callable[[float, int, Scores], None]  # time, steps since the camera's last reset, scores
 
 
 @dataclass(slots=True)
@@ -116,8 +116,8 @@ class Recognizer:
                  threads: ThreadPoolExecutor | None = None) -> None:
         """timer: gives seconds, for latencies only; threads: decode and prepare images of several cameras at a time."""
         self.contract, self.engine = model.contract, engine
-        self.on_scores: ScoresCallback | None = None
-        """Called at every tick, held ones too, with the full scores, of which a Prediction has the best."""
+        self.score_listeners: dict[str, ScoreListener] = {}
+        """By camera: called at every tick, held ones too, with the full scores, of which a Prediction has the best."""
         self._rules: Mapping[str, EventRule] = {}
         self._model, self._timer, self._threads = model, timer, threads
         self._in_preparation: Counter[str] = Counter()  # images of each camera given to `prepare_async`, not yet pushed
@@ -324,8 +324,8 @@ class Recognizer:
 
     def _track(self, stream: _CameraState, at: float, scores: Scores) -> list[Event]:
         stream.previous_at = at
-        if self.on_scores is not None:
-            self.on_scores(stream.camera, at, stream.steps, scores)
+        if stream.camera in self.score_listeners:
+            self.score_listeners[stream.camera](at, stream.steps, scores)
         if not self._warm(stream):
             return []
         events = [event for head, tracker in stream.trackers.items()

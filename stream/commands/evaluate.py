@@ -61,7 +61,7 @@ def evaluate(model: ModelArgument,
 
     from engines.datasets.footage import videos
     from engines.model.file import load, write_atomically
-    from stream.evaluation import evaluate as run_evaluation
+    from stream.evaluation.evaluate import evaluate as run_evaluation
     from stream.sinks.base import output_path
 
     for folder in (dataset, *(idle or ())):
@@ -75,8 +75,8 @@ def evaluate(model: ModelArgument,
                          "add --supervision PT,TL,TD, each 0 to 5")
     limit = None if max_false_events is None else _per_hour(max_false_events)
     if limit is not None:
-        from stream.evaluation.thresholds import search, writable_model, write_rule
-        writable_model(model)
+        from stream.evaluation.thresholds import check_writable, search_rules, write_rule
+        check_writable(model)
         if not (idle or rendered_idle):
             raise UsageError("--max-false-events without footage that shows no gesture", "some of it",
                              "add --idle FOLDER, and --rendered-idle MINUTES for more")
@@ -88,9 +88,9 @@ def evaluate(model: ModelArgument,
                            kind=kind, media=media)
     figures: dict[str, Any] = found.as_json()
     if limit is not None:
-        chosen = search(found.stream, found.idles.values(), limit)
+        chosen = search_rules(found.stream, found.idles.values(), limit)
         figures["thresholds"] = chosen.as_json()
-        data = {"dataset": found.chosen.name, "split": split, "groups": list(found.chosen.groups),
+        data = {"dataset": found.selection.name, "split": split, "groups": list(found.selection.groups),
                 "idle": [path.stem for path in footage], "rendered_idle_minutes": rendered_idle,
                 "seed": seed}
         write_rule(Path(model), chosen, data)
