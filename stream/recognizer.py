@@ -27,7 +27,7 @@ from stream.events import EventTracker
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.images import as_bgr
 from stream.ring import SlotTable
-from stream.scoring import Scorer, Scores, ScoringModel, ranked
+from stream.scoring import Scorer, Scores, ScoringModel, top_labels
 
 Decoder = Callable[[], NDArray[Any]]
 Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
@@ -338,7 +338,7 @@ class Recognizer:
 
     def _publish(self, item: _BatchItem, scores: Scores) -> Prediction:
         stream = item.stream
-        heads = {head: HeadScores(ranked(labels, scores.now[head]), ranked(labels, scores.window[head]))
+        heads = {head: HeadScores(top_labels(labels, scores.now[head]), top_labels(labels, scores.window[head]))
                  for head, labels in self.contract.heads.items()}
         return Prediction(camera=stream.camera, frame=item.number, captured_at=item.arrival.captured_at,
                           warm=self._warm(stream), heads=heads, clips=scores.gates,
