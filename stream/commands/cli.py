@@ -16,6 +16,7 @@ from engines.errors import GatestreamError, UsageError, raise_interrupt
 from stream.commands import bench, data, evaluate, events, model, run, service, teach, train, ui
 from stream.commands.interrupt import interruptible
 from stream.commands.output import StandardOutput
+from stream.commands.start import ForeignPackageError, __version__
 from stream.notices import log_to_stderr
 
 app = typer.Typer(name="gatestream", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -32,8 +33,6 @@ def _show_versions(wanted: bool) -> None:
         return
     from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
-
-    from stream import __version__
 
     found = []
     for package in ("torch", "openvino"):
@@ -110,6 +109,8 @@ def _as_fault(error: Exception) -> GatestreamError:
         command = context.command_path if context else "gatestream"
         return UsageError(message[:1].lower() + message[1:], "the options and values the command takes",
                           f"see '{command} --help'")
+    if isinstance(error, ForeignPackageError):
+        return GatestreamError(*error.parts)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return GatestreamError(f"no space left for {error.filename or 'standard output'}", "space for it",
                                "free some, or choose another output")
