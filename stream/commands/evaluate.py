@@ -9,14 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import UsageError
-from stream.commands.data import Kind
+from engines.names import DatasetKind
 from stream.commands.model import model_to_write
-from stream.commands.options import EngineName, ModelArgument
+from stream.commands.options import EngineName, ModelArgument, in_panels
 
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(cls=in_panels({
+    "What to measure with": "kind media split fold group idle rendered_idle strict",
+    "How": "engine rounds seed",
+    "Where the results go": "json report submission supervision",
+    "Event thresholds": "max_false_events out",
+}))
 def evaluate(model: ModelArgument,
              dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
              fold: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
@@ -25,7 +30,7 @@ def evaluate(model: ModelArgument,
                  "Which split. Default: validation, else test, else all there is."))] = None,
              group: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
                  "Only the clips of this group, such as a person. May be given several times."))] = None,
-             kind: Annotated[Kind, typer.Option(help="What the dataset is; auto: told by its files.")] = "auto",
+             kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
              media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
                  "Where the recordings are, when not with the annotations."))] = None,
              idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
