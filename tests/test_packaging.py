@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import zmq
+
+from engines.errors import GatestreamError
+from stream.commands.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 START = "import sys; from gatestream import main; sys.exit(main())"  # the console script
@@ -90,3 +98,66 @@ def test_folders_of_our_names_do_no_harm(site: Path) -> None:
     done = python(site, "-c", START, "--version", first=site.parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("gatestream ")
+
+
+def uninstalled(packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if these packages were not installed, and nothing of ours that needs them imported yet."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in packages:
+            monkeypatch.setitem(sys.modules, name, None)
+        elif name.startswith("demo.") or name == "engines.runtime.onnx":
+            monkeypatch.delitem(sys.modules, name)
+    for name in packages:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def start_from_imagenet() -> None:
+    from engines.networks.network import build
+    from engines.training.pretrained import start_from
+
+    start_from(build("tsn-mobilenetv2", heads={"label": 2}, segments=2, causal=True), "imagenet")
+
+
+def results_over_mqtt() -> None:
+    from stream.service.config import Results
+    from stream.service.egress.open_sinks import open_sinks
+
+    with ExitStack() as stack:
+        open_sinks(Results.model_validate({"mqtt": {"host": "localhost"}}), "lamps", zmq.Context.instance(), stack)
+
+
+EXTRAS: dict[str, tuple[tuple[str, ...], list[str] | Callable[[], None]]] = {
+    "ui": (("gradio", "uvicorn", "starlette", "fastapi", "websockets"), ["ui", "--no-browser"]),
+    "cluster": (("ray",), ["label", "{folder}", "--out", "{folder}/events.parquet"]),
+    "onnx": (("onnx", "onnxscript", "onnxruntime"),
+             ["export", "gesture", "--engine", "onnx", "--out", "{folder}/x.onnx"]),
+    "tensorrt": (("torch_tensorrt", "tensorrt"), ["run", "sim://gestures?seconds=1", "--engine", "tensorrt"]),
+    "hub": (("huggingface_hub",), start_from_imagenet),
+    "mqtt": (("paho",), results_over_mqtt),
+}
+ELSEWHERE = {"dev", "int8"}  # int8: test_tensorrt.py, which has what passes for a GPU
+
+
+def test_every_extra_is_asked_for_somewhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["optional-dependencies"]) == {*EXTRAS, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_what_lacks_its_extra_says_how_to_install_it(extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     capfd: pytest.CaptureFixture[str]) -> None:
+    packages, use = EXTRAS[extra]
+    uninstalled(packages, monkeypatch)
+    (tmp_path / "in.avi").touch()
+    if callable(use):
+        with pytest.raises(GatestreamError) as refused:
+            use()
+        line = str(refused.value)
+    else:
+        assert main([part.format(folder=tmp_path) for part in use]) in (1, 2)
+        out, line = capfd.readouterr()
+        assert (out, line.count("\n")) == ("", 1)
+    assert f"pip install 'gatestream[{extra}]'" in line
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [re.split(r"[\[<>=]", name)[0].replace("_", "-") for name in project["optional-dependencies"][extra]]
+    assert any(name in line.split("; ")[0].lower().replace("_", "-") for name in wanted)
