@@ -100,12 +100,13 @@ class _BatchItem:
 class Recognizer:
     """Recognises the actions of up to `engine.slots` cameras.
 
-        with Recognizer.open(model="gesture") as recognizer, open_source("clip.mp4") as source:
+        with (Recognizer.open(model="gesture") as recognizer,
+              open_source("sim://gestures?seconds=20&realtime=0") as source):
             for frame in source.frames():
                 if isinstance(frame, Frame):
                     for item in recognizer.push(frame.image_bgr, frame.captured_at):
-                        print(item)                        # Prediction | Event | Gap
-            for event in recognizer.flush():               # what was still open when the stream ended
+                        print(item)                                  # Prediction | Event | Gap
+            for event in recognizer.flush():                         # what was still open at the end
                 print(event)
 
     The same images at the same times give the same items, live or replayed, but for their latencies.
