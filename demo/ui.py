@@ -18,7 +18,7 @@ from demo.users import Guard, read
 from demo.viewers import Viewers
 from engines.errors import UsageError
 from stream.recognizer import Recognizer
-from stream.service.config import LOOPBACK, Health
+from stream.service.config import LOOPBACK, HealthConfig
 
 log = logging.getLogger("gatestream.ui")
 
@@ -44,7 +44,7 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
     if teacher.model != model:
         log.info("in use is what %s was taught: %s", model, teacher.model)
     with Viewers(recognizer, teacher.model) as viewers:
-        looked_at = Service(service or str(Health().bind))
+        looked_at = Service(service or str(HealthConfig().bind))
         app = mounted(app_of(viewers, teacher, looked_at, () if alone else ("*",)), engine, teacher)
         config = uvicorn.Config(app if users is None else Guard(app, users), host=host, port=port, log_level="warning",
                                 ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S, timeout_graceful_shutdown=1)
