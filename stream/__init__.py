@@ -1,9 +1,12 @@
-"""What is in motion: sources -> clock -> recognizer -> window -> events -> sinks, and the command line."""
+"""gatestream: what is in motion. Sources -> clock -> recognizer -> window -> events -> sinks, and the command line."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from stream.commands.start import __version__ as __version__
+from stream.commands.start import check_package
 
 if TYPE_CHECKING:
     from stream.events import EventTracker, detect_events
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
     from stream.recognizer import Recognizer
     from stream.runner import run
     from stream.sources import open_source
+
+check_package("engines")  # another distribution's would fail in ways that do not name it
 
 __all__ = ["Event", "EventTracker", "Frame", "Gap", "Prediction", "Recognizer", "Summary", "detect_events",
            "open_source", "run"]

@@ -6,11 +6,12 @@ import sys
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
 from engines.errors import UsageError
+from stream.commands.output import utf8_stdout
 
 commands = typer.Typer()
 
@@ -69,8 +70,10 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
         print(f"{out}: {len(found)} events of {len(names)} videos ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
         return
     with ExitStack() as stack:
-        target = sys.stdout
-        if out is not None:
+        target: TextIO = sys.stdout
+        if out is None and form != "table":
+            target = stack.enter_context(utf8_stdout())
+        elif out is not None:
             with sink_errors("opening", out):
                 target = stack.enter_context(output_path(out).open("w", encoding="utf-8", newline=""))
         export(log, target, form, **chosen)

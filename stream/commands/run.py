@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import UsageError
-from stream.commands.options import EngineName, Hop, ModelName
+from stream.commands.interrupt import raise_if_interrupted
+from stream.commands.options import EngineName, Hop, ModelName, in_panels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,11 @@ Policy = Annotated[Literal["auto", "every", "newest"], typer.Option(
 Fps = Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images, or instead of a video's own.")]
 
 
-@commands.command()
+@commands.command(cls=in_panels({
+    "Recognition": "model engine hop",
+    "The stream": "camera policy fps max_seconds max_frames",
+    "Where the results go": "json log save_video",
+}))
 def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineName = "auto",
         json: JsonTarget = None, log: LogTarget = None, save_video: VideoTarget = None,
         max_seconds: MaxSeconds = None, max_frames: MaxFrames = None, policy: Policy = "auto", fps: Fps = None,
@@ -87,6 +92,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
             view = TerminalView(opened.info.camera, title, loaded.contract.background, console)
             sinks.append(stack.enter_context(view))
         stack.enter_context(stop_on_signals(opened, stop))
+        raise_if_interrupted()
         run_stream(opened, recognizer, sinks, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
 
 
@@ -108,6 +114,7 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
 
     stop = threading.Event()
     with open_source(source, camera=camera, policy=policy, fps=fps) as opened, stop_on_signals(opened, stop):
+        raise_if_interrupted()
         frames = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
     print(f"{out}: {frames} frames")
 

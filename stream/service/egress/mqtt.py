@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from engines.errors import UsageError
+from engines.errors import UsageError, imports_of
 from stream.service.config import MqttConfig
 from stream.service.egress.outbox import JsonRecord, ResultSink
 
@@ -33,11 +33,9 @@ class MqttSink(ResultSink):
     Raises UsageError without paho-mqtt, or for a password file that cannot be read."""
 
     def __init__(self, settings: MqttConfig) -> None:
-        try:
+        with imports_of("mqtt", "paho-mqtt", "results over MQTT"):
             from paho.mqtt.client import Client
             from paho.mqtt.enums import CallbackAPIVersion
-        except ImportError as error:
-            raise UsageError("results over MQTT without paho-mqtt", "it", "pip install 'gatestream[mqtt]'") from error
         self._settings, self._announced = settings, set[tuple[str, str]]()
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.max_queued_messages_set(WAITING)
