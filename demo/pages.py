@@ -21,7 +21,7 @@ import engines
 from demo.lessons import Teacher
 from demo.videos import Recognised, recognise, track
 from engines.bench.doctor import doctor
-from engines.bench.stages import bench, lines
+from engines.bench.stages import bench, format_lines
 from engines.errors import GatestreamError
 from engines.model.contract import Contract
 from engines.model.file import Model
@@ -147,7 +147,7 @@ def _model(engine: str, teacher: Teacher) -> None:
     def measured() -> Any:
         yield gr.update(visible=True, value="measuring for about a minute ...")
         model = engines.load(teacher.model)
-        yield gr.update(value="\n".join(lines(bench(model, engine, fuse=Scorer(model).score))))
+        yield gr.update(value="\n".join(format_lines(bench(model, engine, fuse=Scorer(model).score))))
 
     prove.click(proved, None, checks)
     measure.click(measured, None, speed)

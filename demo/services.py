@@ -25,7 +25,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 
 from engines.errors import GatestreamError, SourceError, UsageError
 from stream.sinks.export import export
-from stream.sinks.log import clip_name, logged, numbers
+from stream.sinks.log import clip_name, count_events, read_events
 
 ADDRESS = re.compile(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", re.ASCII)
 PATIENCE_S = 3.0
@@ -109,8 +109,8 @@ def looking(service: Service) -> APIRouter:
         said = await health()
         try:
             log = _log(said)
-            found = await asyncio.to_thread(logged, log, camera=camera or None, label=label or None, newest=last)
-            counts = await asyncio.to_thread(numbers, log)
+            found = await asyncio.to_thread(read_events, log, camera=camera or None, label=label or None, newest=last)
+            counts = await asyncio.to_thread(count_events, log)
         except GatestreamError as error:
             return JSONResponse({"trouble": str(error), "events": [], "labels": [], "total": 0})
         chosen = [counts.get(camera, Counter())] if camera else counts.values()

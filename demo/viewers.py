@@ -34,10 +34,10 @@ from engines.model.preprocess import seen_part
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
 from stream.sources import Source, open_source
-from stream.wire import Limits, Message, decoded
+from stream.wire import Limits, Message, decode
 
 if TYPE_CHECKING:
-    from engines.runtime.gate_heatmap import GateView
+    from engines.runtime.gate_heatmap import GateHeatmap
 
 log = logging.getLogger("gatestream.ui")
 
@@ -123,14 +123,14 @@ class Viewer:
         self._following = threading.Event()
         self._looked_at = threading.Event()
         self._looked_at.set()
-        self._gates: GateView | None = None
+        self._gates: GateHeatmap | None = None
         self._shown: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
 
     def see(self, jpeg: bytes, captured_at: float) -> Records:
         """What a browser's picture causes; it is decoded only if the model's clock wants it. Raises GatestreamError."""
         self._remember(jpeg, captured_at)
-        image_bgr = cache(partial(decoded, Message("gatestream", self.camera, jpeg), LIMITS))
+        image_bgr = cache(partial(decode, Message("gatestream", self.camera, jpeg), LIMITS))
         records = self._viewers.push(image_bgr, captured_at, self.camera)
         return records + self._seen_gates(records, image_bgr)
 
@@ -176,15 +176,15 @@ class Viewer:
     def _images(self, shown: list[tuple[float, bytes]]) -> Iterator[tuple[float, Image]]:
         for at, jpeg in shown:
             with suppress(FrameError):
-                yield at, decoded(Message("gatestream", self.camera, jpeg), LIMITS)
+                yield at, decode(Message("gatestream", self.camera, jpeg), LIMITS)
 
     def show_gates(self, shown: bool) -> None:
         """Has records of gates come with predictions from now on, or no more. Raises UsageError, EngineError for a
         model whose gates cannot be looked at."""
         if shown:
-            from engines.runtime.gate_heatmap import GateView  # the first use of torch
+            from engines.runtime.gate_heatmap import GateHeatmap  # the first use of torch
 
-            self._gates = GateView(engines.load(self._viewers.model))
+            self._gates = GateHeatmap(engines.load(self._viewers.model))
         else:
             self._gates = None
 
@@ -194,7 +194,7 @@ class Viewer:
         if gates is None or not made or not self._looked_at.is_set():
             return []
         image = image_bgr()
-        open_HW = gates.see(image)
+        open_HW = gates.update(image)
         part_h, part_w = seen_part(image.shape[:2], self._viewers.recognizer.contract)
         return [{"type": "gates", "size_hw": list(open_HW.shape), "part_hw": [part_h, part_w],
                  "open": base64.b64encode((255 * open_HW).astype(np.uint8).tobytes()).decode()}]

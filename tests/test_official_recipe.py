@@ -309,10 +309,10 @@ def test_an_official_checkpoint_becomes_a_causal_network_with_other_heads(tmp_pa
     assert kept.architecture == "gsm-bninception"
     assert kept.training
     assert torch.equal(kept.heads["verb"].weight, network.heads["action"].weight)
-    assert options_of(kept) == {"causal": True, "memory": 0, "places": list(network.temporal), "percent": 100,
-                                "ahead": 1}
-    place = next(iter(network.temporal))
-    ours, theirs = (one.temporal[place].conv3D.weight for one in (kept, network))
+    assert options_of(kept) == {"causal": True, "readout_width": 0, "sites": list(network.temporal), "gate_ratio": 100,
+                                "past_shift": 1}
+    site = next(iter(network.temporal))
+    ours, theirs = (one.temporal[site].conv3D.weight for one in (kept, network))
     assert torch.equal(ours[:, :, 1:], theirs[:, :, :2])
     fresh = started("anything", {"verb": 7, "noun": 5}, str(path), causal=False)
     assert not fresh.causal

@@ -24,7 +24,7 @@ from engines.model.contract import EventRule
 from engines.model.file import Model, load, save
 from engines.model.preprocess import normalise
 from engines.networks.network import build
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 from engines.synthetic import LABELS, Simulation
 from engines.training import exemplars
 from engines.training.exemplars import MAX_OF_BACKGROUND, MAX_PER_LABEL
@@ -39,7 +39,7 @@ from stream.commands.cli import main
 from stream.commands.train import train
 from stream.evaluation import evaluate_clips
 from stream.recognizer import Recognizer
-from stream.teaching.recordings import find
+from stream.teaching.support_videos import find
 from stream.teaching.teach import event_rule, teach_folder
 
 D = 6
@@ -322,7 +322,7 @@ class TestFile:
         model = engines.load(taught)
         frames = probe_clip(model.contract)
         eager, other = (run_clip(engines.compile(model, engine=name), frames) for name in ("eager", "openvino"))
-        assert difference(model.contract, eager, other) <= TOLERANCE
+        assert compare(model.contract, eager, other) <= TOLERANCE
 
     def test_the_command_writes_model_and_report(self, classroom: Path, tmp_path: Path,
                                                  capfd: pytest.CaptureFixture[str]) -> None:

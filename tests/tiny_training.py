@@ -45,13 +45,13 @@ class TinyBackbone(Backbone):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8)
 
-    def places(self) -> dict[str, nn.Conv2d]:
+    def sites(self) -> dict[str, nn.Conv2d]:
         return {"only": self.conv}
 
-    def input_places(self) -> dict[str, int]:
+    def input_sites(self) -> dict[str, int]:
         return {}
 
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         return ("only",)
 
     def steps(self) -> list[Step]:
@@ -62,11 +62,11 @@ class TinyBackbone(Backbone):
 
 
 def tiny_network(seed: int = 0, dropout: float = 0.0, causal: bool = True, heads: dict[str, int] | None = None,
-                 memory: int = 4) -> Network:
+                 readout_width: int = 4) -> Network:
     with seeded(seed, torch.device("cpu")):
         return Network("tiny", TinyBackbone(), {"only": GateShiftFuse(8, causal)}, heads or {"gesture": len(LABELS)},
-                   causal=causal, memory=memory if causal else 0, input_size_hw=SIZE_HW, segments=4, hop=1,
-                   dropout=dropout)
+                       causal=causal, readout_width=readout_width if causal else 0, input_size_hw=SIZE_HW, segments=4,
+                       hop=1, dropout=dropout)
 
 
 def contract() -> Contract:

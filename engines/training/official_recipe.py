@@ -117,7 +117,7 @@ def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_
     heads = {head: tuple(labels) for head, labels in data.heads.items()}
     return Contract(name=recipe.name, architecture=network.architecture, options=options_of(network), heads=heads,
                     frame_rate=T / clip_s, input_size_hw=size_hw, cover_hw=(cover_hw[0], cover_hw[1]),
-                    resize_filter="pillow-bilinear", receptive_frames=1 + network.reach if network.causal else T,
+                    resize_filter="pillow-bilinear", receptive_frames=network.receptive_field if network.causal else T,
                     warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),
                     background=data.background, provenance={"data": data.name, "recipe": recipe_record(recipe)},
                     **pixels_of(network.architecture))

@@ -26,9 +26,9 @@ from engines.training.few_shot import (
     background_label,
     teach,
 )
-from stream.events import events_of
+from stream.events import detect_events
 from stream.scoring import probabilities
-from stream.teaching.recordings import Recording, Watcher, find
+from stream.teaching.support_videos import Recording, Watcher, find
 
 FEW = 3  # recordings of a label; with fewer there is a warning
 OPEN_ABOVE = (0.9995, 0.999, 0.995, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -38,7 +38,7 @@ DURATION_SHARE = 0.5  # of the shortest action seen, that an event has to last a
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TeachResult:
     """What teaching gave. skipped: recordings left out, and why; warnings: what to know before relying on it."""
 
     contract: Contract
@@ -55,8 +55,8 @@ class Outcome:
 def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = (), head: str | None = None,
                  fresh: bool = False, strict: bool = False, fps: float | None = None, seed: int = 0,
                  engine: str = "auto", name: str | None = None,
-                 note: Callable[[str], None] = lambda _: None) -> Outcome:
-    """Teaches a model the labels of a folder (see `stream/teaching/recordings.py`) and writes it to `out`.
+                 note: Callable[[str], None] = lambda _: None) -> TeachResult:
+    """Teaches a model the labels of a folder (see `stream/teaching/support_videos.py`) and writes it to `out`.
 
     A label that the model has already is taught further. idle: folders of footage without actions; head: which one
     learns, needed when there are several; fresh: know the folder's labels only; strict: stop at a recording that
@@ -94,10 +94,10 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     rule = event_rule(contract, head, taught.held_out, taught.background_scores)
     contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
     save(out, contract, taught.tensors)
-    return Outcome(contract, taught.report, skipped, warnings)
+    return TeachResult(contract, taught.report, skipped, warnings)
 
 
-def write_report(outcome: Outcome, path: Path) -> None:
+def write_report(outcome: TeachResult, path: Path) -> None:
     """The outcome as JSON. Raises SinkError."""
     write_atomically(path, (json.dumps(outcome.as_json(), indent=2) + "\n").encode())
 
@@ -131,7 +131,7 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
         right = total = 0
         for label, now_TK, window_TK in scored:
             times_s = (np.arange(len(now_TK)) / contract.frame_rate).tolist()
-            events = events_of(times_s, now_TK, window_TK, labels=labels, background=contract.background, rule=rule)
+            events = detect_events(times_s, now_TK, window_TK, labels=labels, background=contract.background, rule=rule)
             right += any(event.label == label for event in events)
             total += len(events) + (label is not None)
         return 2 * right / total if total else 0.0
