@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from stream.frame import Event
-from stream.service.config import Health
+from stream.service.config import HealthConfig
 from stream.service.egress.health import HealthServer, Metrics
 from stream.service.egress.live_feed import WAITING, LiveFeed
 from stream.service.frames import PendingFrame, RecentFrames
@@ -77,12 +77,12 @@ def test_who_follows_gets_its_camera_and_is_never_waited_for(live_feed: LiveFeed
     live_feed.write([prediction("cell")])
 
 
-@pytest.mark.parametrize(("said", "shows"), [
+@pytest.mark.parametrize(("settings", "shows"), [
     ({}, True), ({"bind": "[::1]:1"}, True), ({"bind": "localhost:1"}, True), ({"bind": "0.0.0.0:1"}, False),
     ({"bind": "10.0.0.1:1"}, False), ({"bind": "0.0.0.0:1", "pictures": True}, True), ({"pictures": False}, False),
     ({"bind": None}, False)])
-def test_pictures_are_shown_to_this_machine_unless_told_otherwise(said: dict[str, Any], shows: bool) -> None:
-    assert Health(**said).shows == shows
+def test_pictures_are_shown_to_this_machine_by_default(settings: dict[str, Any], shows: bool) -> None:
+    assert HealthConfig(**settings).serves_pictures == shows
 
 
 def state(**changes: Any) -> dict[str, Any]:
@@ -131,14 +131,14 @@ def test_another_sites_page_and_a_service_that_does_not_show(path: str, served: 
 
 
 class TestPage:
-    """The page's side of it, demo/services.py."""
+    """The page's side of it, demo/service_api.py."""
 
     @pytest.fixture
     def service(self, served: SimpleNamespace) -> Iterator[Any]:
         pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
-        from demo.services import Service
+        from demo.service_api import ServiceClient
 
-        found = Service(served.address)
+        found = ServiceClient(served.address)
         yield found
         found.close()
 
@@ -147,10 +147,10 @@ class TestPage:
 
         from fastapi import FastAPI
 
-        from demo.services import looking
+        from demo.service_api import service_router
 
         app = FastAPI()
-        app.include_router(looking(service))
+        app.include_router(service_router(service))
 
         async def ask() -> httpx.Response:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
@@ -172,13 +172,13 @@ class TestPage:
 
     def test_a_service_that_is_not_there(self) -> None:
         pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
-        from demo.services import Service
+        from demo.service_api import ServiceClient
         from engines.errors import SourceError
 
-        nobody = Service("127.0.0.1:9")
+        nobody = ServiceClient("127.0.0.1:9")
         said = self.asked(nobody, "/service/state").json()
         assert said["health"] is None
-        assert "no service at 127.0.0.1:9" in said["trouble"]
+        assert "no service at 127.0.0.1:9" in said["error"]
         assert nobody.picture("cell") is None
         with pytest.raises(SourceError):
             next(nobody.follow("cell"))
@@ -187,17 +187,17 @@ class TestPage:
     @pytest.mark.parametrize("address", ["", "somewhere", "http://a:1", "a b:1", "a:x", "a:1/b", "user@a:1"])
     def test_what_is_no_address(self, address: str) -> None:
         pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
-        from demo.services import Service
+        from demo.service_api import ServiceClient
         from engines.errors import UsageError
 
         with pytest.raises(UsageError, match="host:port"):
-            Service(address)
+            ServiceClient(address)
 
     def test_events_are_filtered_exported_and_played(self, service: Any, served: SimpleNamespace,
                                                      tmp_path: Path) -> None:
-        assert "set results.log" in self.asked(service, "/service/events").json()["trouble"]
+        assert "set results.log" in self.asked(service, "/service/events").json()["error"]
         served.state = state(log="/nowhere/events.db")
-        assert "not on this machine" in self.asked(service, "/service/events").json()["trouble"]
+        assert "not on this machine" in self.asked(service, "/service/events").json()["error"]
         path, folder = tmp_path / "events.db", tmp_path / "clips"
         folder.mkdir()
         with EventLog(path, "gesture", "service") as log:
@@ -245,22 +245,22 @@ class TestPage:
             page.locator(".tile", has_text=ODD).click()
             sync.expect(page.locator("#camera")).to_have_value(f"service:{ODD}", timeout=1000 * PATIENCE_S)
             scores = {"gesture": {"now": [["left", 0.5]], "window": [["left", 0.98]]}}
-            told = threading.Event()
+            ended = threading.Event()
 
-            def tell() -> None:
-                while not told.wait(0.1):
+            def write() -> None:
+                while not ended.wait(0.1):
                     live_feed.write([{**prediction(ODD), "heads": scores, "warm": True, "clips": [1.0], "dropped": 0,
                                    "held": 0, "latency_ms": {"total": 1.0}}])
 
-            sink = threading.Thread(target=tell)
-            sink.start()
+            writer = threading.Thread(target=write)
+            writer.start()
             try:
                 sync.expect(page.locator("#bars .bar").first).to_contain_text("98 %", timeout=1000 * PATIENCE_S)
                 sync.expect(page.locator("#picture")).to_be_visible()
             finally:
-                told.set()
-                sink.join()
+                ended.set()
+                writer.join()
             served.state = None  # a service that is not well
             page.goto(f"{address}/cameras")
-            sync.expect(page.locator("#trouble")).to_contain_text("No service at", timeout=1000 * PATIENCE_S)
+            sync.expect(page.locator("#message")).to_contain_text("No service at", timeout=1000 * PATIENCE_S)
             browser.close()

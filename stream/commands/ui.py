@@ -44,7 +44,7 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
     if add_user is not None:
         if auth is None:
             raise UsageError("--add-user without --auth", "the file of users", "add --auth FILE")
-        import_module("demo.users").add(auth, add_user, typer.prompt("Password", hide_input=True,
+        import_module("demo.basic_auth").add_user(auth, add_user, typer.prompt("Password", hide_input=True,
                                                                      confirmation_prompt=True))
         print(f"{auth}: {add_user} may see the page")
         return
