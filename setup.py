@@ -1,5 +1,7 @@
-"""The description for a package index: README.md without pictures of, and links into, the repository, which lead nowhere
-there. All else is in pyproject.toml."""
+"""The description for a package index: README.md without pictures and links of the repository, which lead nowhere there.
+
+All else is in pyproject.toml.
+"""
 
 import re
 from pathlib import Path
