@@ -1,4 +1,4 @@
-"""The description for a package index: README.md without pictures and links of the repository, which lead nowhere there.
+"""The description for a package index: README.md without pictures and links into the repository.
 
 All else is in pyproject.toml.
 """
