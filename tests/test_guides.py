@@ -145,7 +145,8 @@ def test_marked_blocks_run_in_one_folder(tmp_path: Path) -> None:
     guide, folder = tmp_path / "guide.md", tmp_path / "folder"
     folder.mkdir()
     guide.write_text("```sh run\ngatestream --version > version\n```\n"
-                     "  ```python run\n  assert open('version').read()\n  ```\n```sh\nrm version\n```\n```sh run\ntest -s version | cat\nfalse | cat\n```\n")
+                     "  ```python run\n  assert open('version').read()\n  ```\n"
+                     "```sh\nrm version\n```\n```sh run\ntest -s version\nfalse | cat\n```\n")
     first, second, unmarked, failing = blocks(guide)
     for block in (first, second, unmarked):
         run(block, folder)
