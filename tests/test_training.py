@@ -251,7 +251,7 @@ def test_a_label_that_is_not_known_costs_nothing_and_a_head_without_background_a
     half = truth([UNKNOWN, 0], [1.0, 1.0], [0, 1])
     for background in (None, 2):
         assert torch.isclose(frame_loss(wrong, half, background, 0.0).mean, torch.tensor(10.0), atol=0.01)
-    assert window_loss(wrong, half).over == 1
+    assert window_loss(wrong, half).divisor == 1
     assert frame_loss(wrong, truth([UNKNOWN] * 2, [1.0] * 2, [0] * 2), 2).mean == 0
     assert frame_loss(wrong[:, :1], truth([0], [0.1], [0]), None).mean == 0
 
