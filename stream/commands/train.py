@@ -141,17 +141,17 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     official = recipe == "official" or (recipe is None and teacher is not None)
     if teacher is not None and not official:
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
+    size_hw = _size_hw(size)
+    start = whole_config(init)
+    if start is not None and size_hw not in (None, start.input_size_hw):
+        raise UsageError(f"--size {size} from {init}", "the size it was built for, "
+                         "{1}x{0}".format(*start.input_size_hw or ()), "leave it out")
     data = open_dataset(dataset, kind) if official or not _is_egogestar(dataset, kind) else None
     alone = {"idle": idle or idle_without, "without-label": without_label, "rendered-only": rendered_only,
              "trimmed": trimmed, "trimmed-first": trimmed_first}
     if data is not None and any(alone.values()):
         option = next(name for name, value in alone.items() if value)
         raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
-    size_hw = _size_hw(size)
-    start = whole_config(init)
-    if start is not None and size_hw not in (None, start.input_size_hw):
-        raise UsageError(f"--size {size} from {init}", "the size it was built for, "
-                         "{1}x{0}".format(*start.input_size_hw or ()), "leave it out")
     arch = arch or (None if start is None else start.architecture)
     named = name or ("gesture" if data is None else _model_name(out))
     if official:
