@@ -144,12 +144,13 @@ def test_any_dataset_with_time_between_its_actions_teaches_fusion(tmp_path: Path
                     input_size_hw=(72, 96), readout_width=16)
     contract = contract_of(Recipe(Path(), Path(), "", readout_width=16), network, heads, "background")
     init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
-    save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()})
+    save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()}, half=False)
     recipe = FusionRecipe(tmp_path, out, str(init), window_clips=CLIPS, windows=30)
     table = train(recipe, lambda _: None, data, clock)
     assert list(table) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
     assert load(out).contract.fusion == FusionRule()
     tensors = load(init).tensors
+    assert all(np.array_equal(value, load(out).tensors[name]) for name, value in tensors.items())
     for update, error in (({"heads": {**heads, "noun": ("door", "background")}}, "labels are not those"),
                           ({"background": None}, "no label for time without any")):
         save(init, contract.model_copy(update=update), tensors)
