@@ -329,6 +329,9 @@ class TestFile:
         assert not after.half
         assert all(np.array_equal(value, after.tensors[name]) for name, value in before.tensors.items()
                    if not name.startswith("heads."))
+        for part in ("weight", "bias"):
+            old, new = (model.tensors[f"heads.gesture.{part}"] for model in (before, after))
+            assert np.array_equal(old, new[:len(old)])
 
     def test_every_engine_says_the_same(self, taught: Path) -> None:
         model = engines.load(taught)
