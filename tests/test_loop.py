@@ -16,13 +16,12 @@ import tiny_training
 import torch
 from tiny_training import LABELS, frames, picture, tiny_network, train
 
-from engines.datasets.footage import Footage
 from engines.errors import ModelError, UsageError
 from engines.training import loop
+from engines.training.calibrate import ValidationClip
 from engines.training.distributed import Ranks
 from engines.training.runfolder import RunFolder
-from engines.training.stream_loader import Batch, Chunks, Schedule
-from engines.training.stream_task import Held
+from engines.training.stream_loader import Batch, StreamLoader, StreamSchedule
 from engines.training.task import averaged
 
 ROOT = Path(tiny_training.__file__).resolve().parents[1]
@@ -70,8 +69,8 @@ def same(one: Batch, other: Batch) -> bool:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_depend_on_seed_and_iteration_only() -> None:
-    def chunks(rows: range, first: int) -> Chunks:
-        return Chunks(frames, Schedule(3, 0.4), rows, 4, first, 8)
+    def chunks(rows: range, first: int) -> StreamLoader:
+        return StreamLoader(frames, StreamSchedule(3, 0.4), rows, 4, first, 8)
 
     expected = list(chunks(range(5), 0).batches(0))
     assert len(expected) == 8
@@ -91,15 +90,15 @@ def test_batches_depend_on_seed_and_iteration_only() -> None:
 
 
 def test_a_row_goes_on_where_it_was() -> None:
-    schedule = Schedule(1, 0.0)
-    first, second = islice(Chunks(frames, schedule, [0], 4, 0, 2).batches(0), 2)
+    schedule = StreamSchedule(1, 0.0)
+    first, second = islice(StreamLoader(frames, schedule, [0], 4, 0, 2).batches(0), 2)
     whole = [frame.image_bgr for frame in islice(frames(0, 0, schedule.generator(0, 0)), 8)]
     assert np.array_equal(torch.cat([first.pixels[0], second.pixels[0]]).numpy(), np.stack(whole))
 
 
 def test_a_batch_that_breaks_the_loss_is_named_and_the_checkpoint_before_it_kept(tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    bad = next(i for i in range(4, 10) if any(Schedule(5, 0.4).begins(row, i) for row in range(4)))
+    bad = next(i for i in range(4, 10) if any(StreamSchedule(5, 0.4).begins(row, i) for row in range(4)))
     with pytest.raises(ModelError, match=f"at iteration {bad} .*stream of iteration {bad}: .*left") as caught:
         train(out, ALONE, bad_at=bad)
     assert "last good checkpoint" in caught.value.do
@@ -134,10 +133,10 @@ def test_without_averaging_the_last_weights_are_saved(tmp_path: Path) -> None:
     assert any(not torch.equal(p, ours[name]) for name, p in kept[0.9].named_parameters())
 
 
-def clip(label: int, seed: int) -> Held:
+def clip(label: int, seed: int) -> ValidationClip:
     rng = np.random.default_rng(seed)
     images = np.stack([picture(label, rng) for _ in range(6)])
-    return Held(Footage(LABELS[label], images, np.arange(6) / 5.0), {"gesture": LABELS[label]})
+    return ValidationClip(images, np.arange(6) / 5.0, {"gesture": LABELS[label]})
 
 
 def test_the_best_weights_are_saved_and_patience_ends_a_run(tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
+from engines.training.calibrate import ValidationClip
 from engines.training.distributed import Ranks, joined
 from engines.training.runfolder import RunFolder
-from engines.training.stream_loader import Schedule
-from engines.training.stream_task import Held, Rates, StreamTask
-from engines.training.streams import Labelled
+from engines.training.sections import LabelledFrame
+from engines.training.stream_loader import StreamSchedule
+from engines.training.stream_task import Rates, StreamTask
 from engines.training.task import Plan, Precision, Progress
 
 SIZE_HW = (16, 16)
@@ -73,16 +74,16 @@ def contract() -> Contract:
                     background="none")
 
 
-def frames(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
+def frames(row: int, began: int, rng: np.random.Generator) -> Iterator[LabelledFrame]:
     """Noise that is brighter on one side for so many frames, then nothing."""
     gesture = 0
     while True:
         label = int(rng.integers(2))
         for k in range(int(rng.integers(2, 6))):
-            yield Labelled(picture(label, rng), label, (k + 1) / 5, gesture=gesture, source=LABELS[label])
+            yield LabelledFrame(picture(label, rng), label, (k + 1) / 5, gesture=gesture, source=LABELS[label])
         gesture += 1
         for _ in range(int(rng.integers(1, 4))):
-            yield Labelled(picture(2, rng), 2)
+            yield LabelledFrame(picture(2, rng), 2)
 
 
 def picture(label: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -94,17 +95,17 @@ def picture(label: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np
 
 def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, workers: int = 0, average: float = 0.9,
           checkpoint_every: int = 3, dropout: float = 0.0, validate_every: int = 0, patience: int = 0,
-          bad_at: int = -1, held_out: tuple[Held, ...] = (), precision: Precision = "f32",
+          bad_at: int = -1, held_out: tuple[ValidationClip, ...] = (), precision: Precision = "f32",
           progress: Progress = lambda _, __: None) -> Network:
     """Trains and writes `out`. bad_at: the iteration whose new streams break the loss."""
-    def spoilt(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
+    def spoilt(row: int, began: int, rng: np.random.Generator) -> Iterator[LabelledFrame]:
         for frame in frames(row, began, rng):
-            yield Labelled(frame.image_bgr, frame.label, float("nan") if began == bad_at else frame.progress,
+            yield LabelledFrame(frame.image_bgr, frame.label, float("nan") if began == bad_at else frame.progress,
                            gesture=frame.gesture, source=frame.source)
 
-    task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, Schedule(5, 0.4), [(0,), (1,), (2,)],
+    task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, StreamSchedule(5, 0.4), [(0,), (1,), (2,)],
                       Rates(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
-                      workers=workers, ranks=ranks, helped=False, held_out=lambda: held_out)
+                      workers=workers, ranks=ranks, finds_tips=False, held_out=lambda: held_out)
     plan = Plan(iterations, precision=precision, checkpoint_every=checkpoint_every, record_every=2,
                 validate_every=validate_every, patience=patience)
     folder = RunFolder(out, {"iterations": iterations}, ranks.first)

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.frames import frames_of as decoded
-from engines.datasets.frames import size_of
+from engines.datasets.footage import read_frames as decoded
+from engines.datasets.footage import size_of
+from engines.datasets.selection import without_group
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
@@ -36,7 +37,7 @@ from engines.training.initialisation import RULE, options_of, pixels_of, started
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
 from engines.training.sampling import Style, drawn, validation
-from engines.training.segments import FramesOf, without_group
+from engines.training.sources import ReadFrames
 from engines.training.task import Plan, Precision, Progress
 
 NOT_RECORDED = {"out", "workers", "strict"}
@@ -131,7 +132,7 @@ def recorded(recipe: OfficialRecipe) -> dict[str, Any]:
 
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
-          progress: Progress = lambda _, __: None, frames_of: FramesOf = decoded) -> Network:
+          progress: Progress = lambda _, __: None, frames_of: ReadFrames = decoded) -> Network:
     """Trains on the split "train", looks at "validation" now and then, and writes the model file; returns its network.
 
     The weights that were best at that are saved, the last ones where there is nothing to look at. A killed run goes
@@ -142,7 +143,7 @@ def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] =
 
 
 def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
-           frames_of: FramesOf) -> Network:
+           frames_of: ReadFrames) -> Network:
     torch.manual_seed(recipe.seed)
     data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
@@ -211,7 +212,7 @@ def _clip_s(segments: Sequence[Segment]) -> float:
 class _Views:
     """What training and validation see of a segment."""
 
-    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, frames_of: FramesOf) -> None:
+    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, frames_of: ReadFrames) -> None:
         self._recipe, self._contract, self._data, self._frames_of = recipe, contract, data, frames_of
         gsf = recipe.architecture.startswith("gsf")
         self._randaugment = gsf if recipe.randaugment is None else recipe.randaugment
