@@ -1,4 +1,4 @@
-"""Tensor programs: networks, model files, engines, training. Knows no camera and no time of day.
+"""gatestream's tensor programs: networks, model files, engines, training. Knows no camera and no time of day.
 
     import engines
     model = engines.load("gesture")                              # model.contract, model.network

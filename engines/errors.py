@@ -14,6 +14,9 @@ A message always has three parts: what was got, what was wanted, what to do abou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class GatestreamError(Exception):
     """Base of the tree. `got`, `wanted` and `do` are short phrases without a full stop."""
@@ -56,3 +59,31 @@ class SinkError(GatestreamError):
 
 class DatasetError(GatestreamError):
     """Training or evaluation data is missing, unreadable or inconsistent."""
+
+
+def raise_interrupt(error: BaseException) -> None:
+    """Raises KeyboardInterrupt where that is what `error` came of: Ctrl-C while an extension module is being loaded
+    makes an ImportError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        cause = cause.__cause__ or cause.__context__
+
+
+@contextmanager
+def imports_of(extra: str, packages: str, use: str, otherwise: str = "",
+               error_type: type[GatestreamError] = UsageError) -> Iterator[None]:
+    """Around imports of `packages` that only an extra of gatestream installs: says so where they cannot be imported.
+
+        with imports_of("mqtt", "paho-mqtt", "results over MQTT"):
+            import paho.mqtt
+
+    otherwise: what else one may do.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise_interrupt(error)
+        raise error_type(f"{use} without a usable {packages} ({error})", packages,
+                         f"pip install 'gatestream[{extra}]'{otherwise and ', or '}{otherwise}") from error

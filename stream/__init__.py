@@ -1,21 +1,26 @@
-"""What is in motion: sources -> clock -> recognizer -> window -> events -> sinks, and the command line."""
+"""gatestream: what is in motion. Sources -> clock -> recognizer -> window -> events -> sinks, and the command line."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stream.commands.start import check_package
+
 if TYPE_CHECKING:
-    from stream.events import EventTracker, events_of
+    from stream.events import EventTracker, detect_events
     from stream.frame import Event, Frame, Gap, Prediction, Summary
     from stream.recognizer import Recognizer
     from stream.runner import run
     from stream.sources import open_source
 
-__all__ = ["Event", "EventTracker", "Frame", "Gap", "Prediction", "Recognizer", "Summary", "events_of",
+check_package("engines")  # another distribution's would fail in ways that do not name it
+
+__version__ = "0.1.0"  # also of the distribution
+__all__ = ["Event", "EventTracker", "Frame", "Gap", "Prediction", "Recognizer", "Summary", "detect_events",
            "open_source", "run"]
 
-_HOMES = {"EventTracker": "events", "events_of": "events", "Event": "frame", "Frame": "frame", "Gap": "frame",
+_HOMES = {"EventTracker": "events", "detect_events": "events", "Event": "frame", "Frame": "frame", "Gap": "frame",
           "Prediction": "frame", "Summary": "frame", "Recognizer": "recognizer", "run": "runner",
           "open_source": "sources"}
 

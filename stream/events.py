@@ -161,7 +161,7 @@ class EventTracker:
                      started_at=part.started_at, ended_at=part.ended_at, score=part.score, open=opened)
 
 
-def events_of(times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs, *, labels: Sequence[str],
+def detect_events(times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs, *, labels: Sequence[str],
               background: str | None, rule: EventRule, camera: str = "0", head: str = "action") -> list[Event]:
     """The closed events of a recorded stream, T ticks long, through the same rule as live."""
     tracker = EventTracker(camera, head, labels, background, rule)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,10 +91,10 @@ class Event:
                 "started_at": round(self.started_at, 4), "ended_at": round(self.ended_at, 4),
                 "score": round(self.score, 4), "open": self.open}
 
-
-def event_of(said: Mapping[str, Any]) -> Event:
-    """The event that a JSON object of `Event.as_json` stands for."""
-    return Event(**{name: said[name] for name in Event.__slots__})
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The event that `as_json` has written; keys it does not know are passed over."""
+        return cls(**{name: record[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,10 @@ class Gap:
         return {"type": "gap", "camera": self.camera, "at": round(self.at, 4),
                 "seconds": round(self.seconds, 4), "action": self.action}
 
-
-def gap_of(said: Mapping[str, Any]) -> Gap:
-    """The gap that a JSON object of `Gap.as_json` stands for."""
-    return Gap(**{name: said[name] for name in Gap.__slots__})
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The gap that `as_json` has written; keys it does not know are passed over."""
+        return cls(**{name: record[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
     imagezmq    {"msg": ..., "dtype": ..., "shape": ...} + pixels, or {"msg": ...} + a JPEG
     NetGear     {"terminate_flag": false, "compression": ..., "message": ..., ...} + pixels or a JPEG
-    gatestream  {"gatestream": 1, "camera": ..., ...} + pixels, a JPEG or a PNG; see `header_of`
+    gatestream  {"gatestream": 1, "camera": ..., ...} + pixels, a JPEG or a PNG; see `encode_header`
 
 A message is a JSON header and a payload. Nothing here decodes a picture or knows a socket: what a header claims is
 checked against the payload's length before anything is allocated.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from engines.errors import FrameError
 from stream.frame import Image
-from stream.images import as_bgr, stated_size_hw
+from stream.images import as_bgr, parse_size_hw
 
 Protocol = Literal["imagezmq", "netgear", "gatestream"]
 Encoding = Literal["jpeg", "png", "raw"]
@@ -76,7 +76,7 @@ class Message:
         return self.protocol == "imagezmq" and self.encoding != "raw" and len(self.payload) < 16
 
 
-def header_of(camera: str, image_shape: Sequence[int] | None = None, *, encoding: Encoding = "jpeg",
+def encode_header(camera: str, image_shape: Sequence[int] | None = None, *, encoding: Encoding = "jpeg",
               dtype: str = "uint8", pixel_format: str | None = None, captured_at: float | None = None,
               sequence: int | None = None, end: bool = False) -> bytes:
     """Our own header. shape, dtype and pixel_format are needed for raw pixels only; the other message part is the
@@ -108,8 +108,9 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
                      "one of imagezmq, NetGear or gatestream", "send as one of these does")
 
 
-def answer(message: Message | None, prediction: Mapping[str, Any] | None = None, error: str | None = None) -> bytes:
-    """What a sender that waits is told: its camera's latest prediction, if there is one, or what was wrong.
+def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None = None,
+                 error: str | None = None) -> bytes:
+    """What a waiting sender receives: its camera's latest prediction, if there is one, or what was wrong.
 
     One form satisfies all of NetGear's modes; imagezmq hands over any bytes.
     """
@@ -127,7 +128,7 @@ def whole(_: tuple[int, int]) -> int:
     return 1
 
 
-def decoded(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR", shrinkable: Shrinkable = whole) \
+def decode(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR", shrinkable: Shrinkable = whole) \
         -> Image:
     """The picture in a message, BGR uint8 [H, W, 3].
 
@@ -147,7 +148,7 @@ def decoded(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "B
     return np.ascontiguousarray(image[..., ::-1]) if reverse else image
 
 
-def name_of(value: object) -> str | None:
+def parse_camera_name(value: object) -> str | None:
     """A camera's name as a sender may give it: short, printable text. Numbers are none: some send the time."""
     if not isinstance(value, str) or not value.strip() or len(value) > NAME_CHARACTERS or not value.isprintable():
         return None
@@ -172,7 +173,7 @@ def _ours(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
     if header["gatestream"] != VERSION:
         raise FrameError(f"a message of version {_short(header['gatestream'])}", f"version {VERSION}",
                          "use the same gatestream at both ends")
-    name = name_of(header.get("camera"))
+    name = parse_camera_name(header.get("camera"))
     if name is None:
         raise FrameError(f"a camera called {_short(header.get('camera'))}",
                          f"a printable name of up to {NAME_CHARACTERS} characters", "name the camera")
@@ -226,9 +227,9 @@ def _imagezmq(header: dict[str, Any], payload: bytes, limits: Limits) -> Message
 def _told(told: object) -> dict[str, Any]:
     """Name, capture time and sequence number, as a sender may put them into its message."""
     if isinstance(told, dict):
-        return {"name": name_of(told.get("camera")), "captured_at": _time(told.get("captured_at")),
+        return {"name": parse_camera_name(told.get("camera")), "captured_at": _time(told.get("captured_at")),
                 "sequence": _number(told.get("sequence"))}
-    return {"name": name_of(told)}
+    return {"name": parse_camera_name(told)}
 
 
 def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> tuple[tuple[int, ...], str]:
@@ -252,7 +253,7 @@ def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> tuple[tupl
 
 
 def _uncompressed(payload: bytes, limits: Limits, shrinkable: Shrinkable) -> Image:
-    size_hw = stated_size_hw(payload)
+    size_hw = parse_size_hw(payload)
     if size_hw is None:
         raise FrameError(f"{len(payload)} bytes that are no JPEG or PNG", "a whole picture", "check the sender")
     if size_hw[0] * size_hw[1] > limits.pixels:

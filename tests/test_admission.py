@@ -9,12 +9,12 @@ import pytest
 
 from stream.service.config import Config
 from stream.service.ingress.admission import FROZEN_AFTER_S, Admission, Refused
-from stream.service.ingress.scheduler import Lobby
+from stream.service.ingress.scheduler import FrameScheduler
 from stream.wire import Message
 
 
 def admission(camera: Any = (), **receive: Any) -> Admission:
-    return Admission(Config.model_validate({"receive": receive, "camera": camera}), Lobby())
+    return Admission(Config.model_validate({"receive": receive, "camera": camera}), FrameScheduler())
 
 
 def message(name: str | None = "a", payload: bytes = b"12345") -> Message:
@@ -51,9 +51,9 @@ def test_bytes_have_a_quota_of_their_own() -> None:
 
 def test_the_same_picture_for_long_is_a_frozen_camera() -> None:
     target = admission()
-    visitor = target.admit(message(), None, "", 1.0)
-    visitor.present = True
+    session = target.admit(message(), None, "", 1.0)
+    session.present = True
     target.admit(message(), None, "", 2.0 + FROZEN_AFTER_S)
-    assert visitor.frozen(2.0 + FROZEN_AFTER_S)
+    assert session.frozen(2.0 + FROZEN_AFTER_S)
     target.admit(message(payload=b"other"), None, "", 3.0 + FROZEN_AFTER_S)
-    assert not visitor.frozen(3.0 + FROZEN_AFTER_S)
+    assert not session.frozen(3.0 + FROZEN_AFTER_S)

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from stream.service.config import Clips
-from stream.service.egress.clips import Recorder
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.scheduler import Guest
+from stream.service.egress.clips import ClipRecorder
+from stream.service.frames import PendingFrame, RecentFrames
 from stream.wire import Limits, Message
 
 RATE = 10.0
@@ -29,9 +28,9 @@ class Bench:
     """A recorder and a camera that sends ten pictures a second, each of another shade."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        self.now, self.recent = 0.0, Recent(5.0)
+        self.now, self.recent = 0.0, RecentFrames(5.0)
         self.folder = folder / "clips"
-        self.recorder = Recorder(Clips(folder=self.folder, **settings), self._call, self.recent, Limits(),
+        self.recorder = ClipRecorder(Clips(folder=self.folder, **settings), self._call, self.recent, Limits(),
                                  lambda: self.now, lambda: self.now + 1e9)
 
     def _call(self, what: Callable[[], None]) -> None:
@@ -40,16 +39,16 @@ class Bench:
     def send(self, until: float, camera: str = "cell/3", payload: Callable[[int], bytes] = jpeg) -> None:
         while self.now < until - 1e-6:
             k = round(self.now * RATE)
-            guest = Guest(camera, Message("gatestream", camera, payload(k)), k, 0, self.now, self.now)
-            self.recent.add(guest)
-            self.recorder.see(guest)
+            frame = PendingFrame(camera, Message("gatestream", camera, payload(k)), k, 0, self.now, self.now)
+            self.recent.add(frame)
+            self.recorder.see(frame)
             self.now = (k + 1) / RATE
             self.recorder.watch()
 
     def event(self, started_at: float, ended_at: float, open: bool = False, number: int = 1) -> str:
         said = {"type": "event", "camera": "cell/3", "head": "gesture", "label": "left", "started_at": started_at,
                 "ended_at": ended_at, "score": 1.0, "open": open, "id": f"abc-{number}"}
-        self.recorder.tell([said])
+        self.recorder.write([said])
         return self.recorder.name_of(said)
 
     def finished(self) -> dict[str, int]:
@@ -135,11 +134,11 @@ def test_old_ones_go_and_nothing_else(keep_days: float, keep_mb: float, left: li
 
 
 def test_what_is_kept_is_bounded_in_seconds_and_bytes() -> None:
-    recent = Recent(2.0, most_bytes=1000)
+    recent = RecentFrames(2.0, most_bytes=1000)
     for k in range(100):
-        recent.add(Guest("ab"[k % 2], Message("gatestream", "a", bytes(10)), k, 0, k / 10, k / 10))
-    assert [guest.index for guest in recent.of("a")] == list(range(80, 100, 2))
+        recent.add(PendingFrame("ab"[k % 2], Message("gatestream", "a", bytes(10)), k, 0, k / 10, k / 10))
+    assert [frame.index for frame in recent.of("a")] == list(range(80, 100, 2))
     recent.forget("a")
     assert recent.of("a") == []
-    recent.add(Guest("c", Message("gatestream", "c", bytes(990)), 0, 0, 10.0, 10.0))
-    assert [guest.index for guest in recent.of("b")] == [99]
+    recent.add(PendingFrame("c", Message("gatestream", "c", bytes(990)), 0, 0, 10.0, 10.0))
+    assert [frame.index for frame in recent.of("b")] == [99]

@@ -43,6 +43,6 @@ def test_two_processes_give_the_curve_and_weights_of_one(tmp_path: Path) -> None
 
 
 def test_rows_that_cannot_be_shared_out_are_refused() -> None:
-    assert [list(Ranks(rank, 2).share(6)) for rank in range(2)] == [[0, 2, 4], [1, 3, 5]]
+    assert [list(Ranks(rank, 2).own_rows(6)) for rank in range(2)] == [[0, 2, 4], [1, 3, 5]]
     with pytest.raises(UsageError, match="5 rows"):
-        Ranks(0, 2, torch.device("cpu")).share(5)
+        Ranks(0, 2, torch.device("cpu")).own_rows(5)

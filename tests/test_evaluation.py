@@ -28,15 +28,15 @@ from stream.evaluation import (
     StreamMeter,
     Truth,
     choose,
+    concatenate_videos,
     evaluate_clips,
     evaluate_stream,
     joined,
     match,
     measure,
-    played_on,
     rendered_idle,
 )
-from stream.evaluation.data import left_out_by_training, most_at_once
+from stream.evaluation.data import held_out_groups, max_overlap
 from stream.evaluation.play import idle_room, pictures
 from stream.evaluation.report import write_report
 from stream.evaluation.thresholds import search, write_rule
@@ -172,17 +172,17 @@ def test_joining_is_decided_by_the_seed(videos: dict[str, Path]) -> None:
 
 
 def test_every_event_of_idle_footage_is_counted(videos: dict[str, Path], recognizer: Recognizer) -> None:
-    quiet = evaluate_stream(recognizer, played_on([videos["none"]] * 2)).first
+    quiet = evaluate_stream(recognizer, concatenate_videos([videos["none"]] * 2)).first
     assert quiet.events == []
     assert quiet.seconds == pytest.approx(3.9)
-    loud = evaluate_stream(recognizer, played_on([videos["none"], videos["left"], videos["none"]])).first
+    loud = evaluate_stream(recognizer, concatenate_videos([videos["none"], videos["left"], videos["none"]])).first
     assert loud.events_per_minute == pytest.approx(60 / loud.seconds)
     assert loud.false_events_per_hour == pytest.approx(3600 / loud.seconds)
 
 
 def with_a_hole(paths: list[Path]) -> Iterator[tuple[np.ndarray, float]]:
     """A stream with ticks to be held, and one hole that resets it in the middle of an event."""
-    for k, (image, at) in enumerate(played_on(paths)):
+    for k, (image, at) in enumerate(concatenate_videos(paths)):
         if k % 7 != 3:
             yield image, at + (5.0 if k > 25 else 0.0)
 
@@ -195,8 +195,8 @@ def with_a_hole(paths: list[Path]) -> Iterator[tuple[np.ndarray, float]]:
 def test_recorded_scores_give_the_events_of_the_live_path(videos: dict[str, Path], rule: EventRule,
                                                           warmup: int) -> None:
     paths = [videos[name] for name in ("none", "left", "right", "flash", "long")]
-    plain = evaluate_stream(recogniser(warmup_frames=warmup), with_a_hole(paths), played_on(paths))
-    live = evaluate_stream(recogniser(warmup_frames=warmup, events=rule), with_a_hole(paths), played_on(paths))
+    plain = evaluate_stream(recogniser(warmup_frames=warmup), with_a_hole(paths), concatenate_videos(paths))
+    live = evaluate_stream(recogniser(warmup_frames=warmup, events=rule), with_a_hole(paths), concatenate_videos(paths))
     for rule_tried, report in ((rule, live), (None, plain)):
         told = sorted([*report.first.events, *report.first.taken_back], key=lambda event: event.ended_at)
         assert plain.record.events("gesture", rule_tried) == told != []
@@ -219,7 +219,7 @@ def test_overlapping_segments_of_a_long_recording_are_played_in_one_pass(
 
     parts = [part("b", "right", 3.0, 5.0), part("a", "left", 1.0, 3.0), part("ab", "left", 2.0, 4.5),
              part("late", "left", 60.0, 61.0)]
-    assert most_at_once(parts) == 2
+    assert max_overlap(parts) == 2
     opened = []
     from stream.evaluation import clips as module
     pictures = module.pictures
@@ -354,7 +354,7 @@ def test_recordings_in_the_layout_of_epic_are_streams_with_submission(tmp_path: 
     model = ManyLabels(heads={"noun": data.heads["noun"], "verb": data.heads["verb"]}, background=None)
     chosen = choose(data, model.contract)
     wanted = data.splits["validation"]
-    recognizer = Recognizer(model, ManyLabelsEngine(model, slots=most_at_once(chosen.segments) + 1))
+    recognizer = Recognizer(model, ManyLabelsEngine(model, slots=max_overlap(chosen.segments) + 1))
     report = measure(recognizer, chosen)
     found = json.loads(json.dumps(report.as_json(), allow_nan=False))
     assert found["skipped"] == []
@@ -407,7 +407,7 @@ def test_the_threshold_search_keeps_to_the_limit(videos: dict[str, Path], limit:
     assert found.best.false_events_per_hour <= limit
     assert found.best.f1 >= (found.before.f1 if limit else 0.5)
     live = recogniser(events=found.best.rule)
-    again = evaluate_stream(live, played_on([videos["flash"]])).first
+    again = evaluate_stream(live, concatenate_videos([videos["flash"]])).first
     assert again.false_events_per_hour == pytest.approx(found.best.false_events_per_hour)
 
 
@@ -458,7 +458,7 @@ def test_wrong_use_is_told_before_the_work(options: list[str], told: str, tmp_pa
 def test_the_group_that_training_left_out_is_known_in_any_dataset(fold: int, groups: tuple[str, ...]) -> None:
     segments = [Segment(name, Media(Path(name)), labels={"lamp": "left"}, group=name) for name in ("1", "2")]
     contract = FakeModel(provenance={"recipe": {"without_fold": fold}}).contract
-    assert left_out_by_training(Dataset("lamps", {"lamp": ("left",)}, {"train": segments}), contract) == groups
+    assert held_out_groups(Dataset("lamps", {"lamp": ("left",)}, {"train": segments}), contract) == groups
 
 
 @pytest.fixture

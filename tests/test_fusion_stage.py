@@ -41,8 +41,8 @@ GESTURES = TrainingSources(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     torch.manual_seed(0)
-    recipe = Recipe(Path(), "", memory=16, without_fold=2)
-    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), memory=16)
+    recipe = Recipe(Path(), "", readout_width=16, without_fold=2)
+    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), readout_width=16)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     save(path, contract_of(recipe, network, GESTURES), weights)
@@ -148,8 +148,8 @@ def test_any_dataset_with_time_between_its_actions_teaches_fusion(tmp_path: Path
     sources = TrainingSources(data, frame_rate=5.0)
     heads = sources.heads
     network = build("gsf-mobilenetv2", heads={name: len(labels) for name, labels in heads.items()}, causal=True,
-                    input_size_hw=(72, 96), memory=16)
-    contract = contract_of(Recipe(Path(), "", memory=16), network, sources)
+                    input_size_hw=(72, 96), readout_width=16)
+    contract = contract_of(Recipe(Path(), "", readout_width=16), network, sources)
     init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
     save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()})
     recipe = FusionRecipe(out, str(init), window_clips=CLIPS, windows=30)

@@ -23,7 +23,7 @@ from stream.sources.base import Policy
 from stream.sources.capture import Capture, FakeCapture
 from stream.sources.mailbox import Mailbox, Post
 from stream.sources.network import open_network
-from stream.sources.reader import LiveSource, Patience, Timing, open_within
+from stream.sources.reader import LiveSource, Patience, Timing, connect_within
 from stream.sources.webcam import Webcam
 
 PICTURE: Image = np.full((8, 8, 3), 99, np.uint8)
@@ -278,7 +278,7 @@ def test_opening_takes_no_longer_than_its_limit() -> None:
         return None
 
     with pytest.raises(SourceError, match=r"no answer within 0\.05 s"):
-        open_within(0.05, connect, "camera")
+        connect_within(0.05, connect, "camera")
     hold.set()
 
 
@@ -286,7 +286,7 @@ def test_what_opening_raises_reaches_the_caller() -> None:
     def connect() -> Capture | None:
         raise RuntimeError("driver")
     with pytest.raises(RuntimeError, match="driver"):
-        open_within(LIMIT_S, connect, "camera")
+        connect_within(LIMIT_S, connect, "camera")
 
 
 @pytest.mark.parametrize("url", ["rtsp://127.0.0.1:1/live", "rtsps://127.0.0.1:1/live", "http://127.0.0.1:1/live"])

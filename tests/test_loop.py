@@ -22,7 +22,7 @@ from engines.training.calibrate import ValidationClip
 from engines.training.distributed import Ranks
 from engines.training.runfolder import RunFolder
 from engines.training.stream_loader import Batch, StreamLoader, StreamSchedule
-from engines.training.task import averaged
+from engines.training.task import make_weight_average
 
 ROOT = Path(tiny_training.__file__).resolve().parents[1]
 ALONE = Ranks()
@@ -110,7 +110,7 @@ def test_a_batch_that_breaks_the_loss_is_named_and_the_checkpoint_before_it_kept
 
 def test_the_average_of_weights_is_saved_and_leaves_integers_alone() -> None:
     network = tiny_network()
-    mean = averaged(network, 0.8)
+    mean = make_weight_average(network, 0.8)
     start = {name: value.clone() for name, value in mean.module.state_dict().items()}
     mean.update_parameters(network)
     with torch.no_grad():

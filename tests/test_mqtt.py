@@ -16,7 +16,7 @@ import pytest
 from engines.errors import UsageError
 from stream.frame import Event, Gap
 from stream.service.config import Mqtt
-from stream.service.egress.mqtt import Broker
+from stream.service.egress.mqtt import MqttSink
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 PATIENCE_S = 20.0
@@ -83,12 +83,12 @@ def test_events_become_a_sensor_and_wait_for_the_broker(tmp_path: Path, unused_p
     with broker(unused_port, tmp_path):
         listener = Listener(unused_port)
         wait(lambda: listener.subscribed)
-        told = Broker(settings)
-        told.tell([said("left", open=True), Gap("cell/3", 1.0, 2.0, "reset").as_json()])  # it is not connected yet
+        told = MqttSink(settings)
+        told.write([said("left", open=True), Gap("cell/3", 1.0, 2.0, "reset").as_json()])  # it is not connected yet
         wait(lambda: listener.latest.get("gatestream/status") == "online")
         wait(lambda: "gatestream/cell-3/gap" in listener.latest)
         assert listener.latest["gatestream/cell-3/now/gesture"] == "left"
-        told.tell([said("left", open=False)])
+        told.write([said("left", open=False)])
         wait(lambda: listener.latest["gatestream/cell-3/now/gesture"] == "idle")
         assert json.loads(listener.latest["gatestream/cell-3/event"]) == said("left", open=False)
         sensor = json.loads(listener.latest["homeassistant/sensor/gatestream_cell-3_gesture/config"])
@@ -102,4 +102,4 @@ def test_events_become_a_sensor_and_wait_for_the_broker(tmp_path: Path, unused_p
 
 def test_a_password_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="broker's password"):
-        Broker(Mqtt(username="us", password_file=tmp_path / "none"))
+        MqttSink(Mqtt(username="us", password_file=tmp_path / "none"))

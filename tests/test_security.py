@@ -16,7 +16,7 @@ from test_receiver import running, wait
 
 from engines.errors import UsageError
 from stream.commands.cli import main
-from stream.service.ingress.security import Doorman, allow, allowed, new, read
+from stream.service.ingress.security import SocketAuth, allow, allowed, new, read
 from stream.service.ingress.sender import Sender
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
@@ -24,20 +24,20 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
 
 @contextmanager
 def guarded(folder: Path, curve: bool, addresses: tuple[str, ...] = (), **receive: Any) -> Iterator[Any]:
-    """A receiver behind a doorman."""
-    doormen: list[Doorman] = []
+    """A receiver behind a auth."""
+    auths: list[SocketAuth] = []
 
     def guard(socket: zmq.Socket[bytes]) -> None:
-        if not doormen:
-            doormen.append(Doorman(socket.context, folder, curve, addresses))
-        doormen[0].guard(socket)
+        if not auths:
+            auths.append(SocketAuth(socket.context, folder, curve, addresses))
+        auths[0].guard(socket)
 
     with running(secure=guard, **receive) as receiver:
-        receiver.doormen = doormen  # type: ignore[attr-defined]
+        receiver.auths = auths  # type: ignore[attr-defined]
         try:
             yield receiver
         finally:
-            doormen[0].close()
+            auths[0].close()
 
 
 def answered(address: str, camera: str, **keys: Any) -> bool:
@@ -57,7 +57,7 @@ def test_only_allowed_keys_are_answered(tmp_path: Path) -> None:
         evil = tmp_path / "strangers" / "evil.key_secret"
         assert not answered(receiver.ports[0], "evil", key=evil, server_key=server)
         assert not answered(receiver.ports[0], "plain")
-        assert list(receiver.visitors) == ["cell"]
+        assert list(receiver.sessions) == ["cell"]
 
 
 @pytest.mark.parametrize("mode", [1, 2])  # "StoneHouse", "IronHouse"
@@ -70,13 +70,13 @@ def test_netgears_secure_modes_are_let_in_with_its_own_key(mode: int, tmp_path: 
     (Path(public) / "server.key").write_text((tmp_path / "server.key").read_text())
     with guarded(tmp_path, curve=True) as receiver:
         allow(tmp_path, Path(public) / "client.key")
-        receiver.doormen[0].read_again()
+        receiver.auths[0].read_again()
         sender = NetGear(address="127.0.0.1", port=receiver.ports[0].rpartition(":")[2], protocol="tcp", pattern=1,
                          receive_mode=False, logging=False, secure_mode=mode, request_timeout=4, max_retries=1,
                          custom_cert_location=str(tmp_path / "vidgear"), jpeg_compression=False)
         try:
             sender.send(IMAGE, message="cell")
-            wait(lambda: list(receiver.visitors) == ["cell"])
+            wait(lambda: list(receiver.sessions) == ["cell"])
         finally:
             sender.close(kill=True)
 
@@ -112,16 +112,16 @@ def test_keys_are_made_listed_and_allowed(tmp_path: Path, capsys: pytest.Capture
     assert main(["keys", "new", "cell-3", "--folder", str(folder)]) == 0
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "cell-3.key_secret").stat().st_mode) == 0o600
-    new(elsewhere, "guest")
-    assert main(["keys", "allow", str(elsewhere / "guest.key_secret"), "--folder", str(folder)]) == 0
+    new(elsewhere, "frame")
+    assert main(["keys", "allow", str(elsewhere / "frame.key_secret"), "--folder", str(folder)]) == 0
     capsys.readouterr()
     assert main(["keys", "list", "--folder", str(folder)]) == 0
-    guest = read(elsewhere / "guest.key_secret")
-    assert guest.secret is not None
+    frame = read(elsewhere / "frame.key_secret")
+    assert frame.secret is not None
     assert capsys.readouterr().out.splitlines() == [
-        f"cell-3 {read(folder / 'cell-3.key_secret').public.decode()}", f"guest {guest.public.decode()}"]
+        f"cell-3 {read(folder / 'cell-3.key_secret').public.decode()}", f"frame {frame.public.decode()}"]
     for file in (folder / "allowed").iterdir():
-        assert guest.secret not in file.read_bytes()
+        assert frame.secret not in file.read_bytes()
         assert read(file).secret is None
 
 
@@ -133,7 +133,7 @@ def test_wrong_keys_are_told(tmp_path: Path) -> None:
                        (lambda: allow(tmp_path, tmp_path / "cell.key_secret"), "allowed already"),
                        (lambda: read(tmp_path / "none.key"), "no key"),
                        (lambda: Sender("tcp://127.0.0.1:9", "x", key=tmp_path / "cell.key_secret"), "one key file"),
-                       (lambda: Doorman(zmq.Context.instance(), tmp_path, True, ()), "no key")]:
+                       (lambda: SocketAuth(zmq.Context.instance(), tmp_path, True, ()), "no key")]:
         with pytest.raises(UsageError, match=says):
             call()
     assert list(allowed(tmp_path)) == ["cell"]

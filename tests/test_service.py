@@ -25,8 +25,8 @@ import engines
 from engines.synthetic import Simulation
 from stream.frame import Image
 from stream.service.ingress.sender import Sender
-from stream.sinks.log import events, runs
-from stream.wire import header_of
+from stream.sinks.log import events, read_runs
+from stream.wire import encode_header
 
 PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
 RATE = 15.0
@@ -184,7 +184,7 @@ def test_broken_pictures_cost_themselves_and_nobody_hears_the_decoder(service: S
         for k in range(20):
             at = len(jpeg) - 300 - 10 * k
             body = jpeg[:at] if k % 2 else jpeg[:at] + b"\xff\xd9" * 20 + jpeg[at + 40:]
-            bad.send_multipart([header_of("bad", captured_at=1000.0 + k), body])
+            bad.send_multipart([encode_header("bad", captured_at=1000.0 + k), body])
             assert bad.poll(1000 * PATIENCE_S)
             bad.recv()
             sender.send(gestures[k], 1000.0 + k / RATE)
@@ -235,7 +235,7 @@ def test_nothing_announced_is_lost_when_the_service_is_killed(service: Service, 
     by_id = {one["id"]: (one["label"], round(one["started_at"], 3), round(one["ended_at"], 3)) for one in closed}
     assert set(by_id.values()) <= logged
     assert len(set(by_id.values())) == len(by_id)
-    assert len(runs(service.log)) == 1 + KILLS
+    assert len(read_runs(service.log)) == 1 + KILLS
 
 
 def test_a_clock_that_jumps_an_hour_and_pictures_that_stand_still(service: Service, gestures: list[Image]) -> None:
@@ -300,7 +300,8 @@ def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path
     save(models / "worse.safetensors", bundled.contract,
          {name: value * 0 if name.startswith("heads") else value for name, value in weights.items()})
     save(tmp_path / "elsewhere.safetensors", bundled.contract, weights)
-    service = Service(tmp_path, before=f'models = ["{models}"]', after=f'[gate]\nrecording = "{recording}"\n',
+    patient = '[[camera]]\nname = "desk"\nlost_after_s = 600\n'  # it sends nothing while a model is made ready
+    service = Service(tmp_path, before=f'models = ["{models}"]', after=f'[gate]\nrecording = "{recording}"\n{patient}',
                       pace_ms=1000, staleness_ms=60_000, max_frames_per_s=10_000)
     try:
         with service.subscriber() as sub, service.sender("desk") as sender:
@@ -332,10 +333,10 @@ def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path
 
 
 def test_notices_may_be_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from stream.notices import FORMAT, notices_on_stderr
+    from stream.notices import FORMAT, log_to_stderr
 
     monkeypatch.setenv(FORMAT, "json")
-    with notices_on_stderr():
+    with log_to_stderr():
         logging.getLogger("gatestream.service").warning("camera %s: %s", "a", 'it said "no"\nand left')
     said = json.loads(capsys.readouterr().err)
     assert {key: said[key] for key in ("level", "logger", "message")} == {

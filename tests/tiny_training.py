@@ -26,12 +26,12 @@ from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
 from engines.training.calibrate import ValidationClip
-from engines.training.distributed import Ranks, joined
+from engines.training.distributed import Ranks, init_distributed
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.stream_loader import StreamSchedule
-from engines.training.stream_task import Rates, StreamTask
-from engines.training.task import Plan, Precision, Progress
+from engines.training.stream_task import AdamWConfig, StreamTask
+from engines.training.task import LoopConfig, Precision, Progress
 
 SIZE_HW = (16, 16)
 LABELS = ("left", "right", "none")
@@ -44,13 +44,13 @@ class TinyBackbone(Backbone):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8)
 
-    def places(self) -> dict[str, nn.Conv2d]:
+    def sites(self) -> dict[str, nn.Conv2d]:
         return {"only": self.conv}
 
-    def input_places(self) -> dict[str, int]:
+    def input_sites(self) -> dict[str, int]:
         return {}
 
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         return ("only",)
 
     def steps(self) -> list[Step]:
@@ -61,11 +61,11 @@ class TinyBackbone(Backbone):
 
 
 def tiny_network(seed: int = 0, dropout: float = 0.0, causal: bool = True, heads: dict[str, int] | None = None,
-                 memory: int = 4) -> Network:
+                 readout_width: int = 4) -> Network:
     torch.manual_seed(seed)
     return Network("tiny", TinyBackbone(), {"only": GateShiftFuse(8, causal)}, heads or {"gesture": len(LABELS)},
-                   causal=causal, memory=memory if causal else 0, input_size_hw=SIZE_HW, segments=4, hop=1,
-                   dropout=dropout)
+                   causal=causal, readout_width=readout_width if causal else 0, input_size_hw=SIZE_HW, segments=4,
+                   hop=1, dropout=dropout)
 
 
 def contract() -> Contract:
@@ -104,16 +104,16 @@ def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, worke
                            gesture=frame.gesture, source=frame.source)
 
     task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, StreamSchedule(5, 0.4), [(0,), (1,), (2,)],
-                      Rates(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
+                      AdamWConfig(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
                       workers=workers, ranks=ranks, finds_tips=False, held_out=lambda: held_out)
-    plan = Plan(iterations, precision=precision, checkpoint_every=checkpoint_every, record_every=2,
+    config = LoopConfig(iterations, precision=precision, checkpoint_every=checkpoint_every, log_every=2,
                 validate_every=validate_every, patience=patience)
-    folder = RunFolder(out, {"iterations": iterations}, ranks.first)
-    weights = loop.run(task, plan, folder, ranks, lambda _: None, progress)
+    folder = RunFolder(out, {"iterations": iterations}, ranks.is_main)
+    weights = loop.run(task, config, folder, ranks, lambda _: None, progress)
     network = task.average.module
     assert isinstance(network, Network)
     network.load_state_dict(weights)
-    if ranks.first:
+    if ranks.is_main:
         save(out, contract(), {name: value.numpy() for name, value in weights.items()}, half=False)
         folder.finish()
     return network.eval()
@@ -141,7 +141,7 @@ def main(out: str, *options: str) -> None:
         if iteration == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with joined() as ranks:
+    with init_distributed() as ranks:
         train(Path(out), ranks, progress=progress, **arguments)
 
 

@@ -17,16 +17,16 @@ from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError
 from engines.synthetic import BACKGROUND, LABELS
 
-LOOKED_FOR = "manifest.csv with the columns file, label, source, fold"
+EXPECTED_FILES = "manifest.csv with the columns file, label, source, fold"
 COLUMNS = ("file", "label", "source", "fold")
 UNCLASSIFIED = "unclassified"
 MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}  # a mirrored square is no square
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
-def recognised(folder: Path) -> str:
+def recognise(folder: Path) -> str:
     path = folder / "manifest.csv"
-    columns = tables.text(path).split("\n", 1)[0].strip().split(",") if path.is_file() else []
+    columns = tables.read_text(path).split("\n", 1)[0].strip().split(",") if path.is_file() else []
     return path.name if set(COLUMNS) <= set(columns) else ""
 
 
@@ -40,13 +40,13 @@ def read(folder: Path) -> Dataset:
     if missing or not rows:
         raise DatasetError(f"{len(missing)} of {len(rows)} clips missing ({', '.join(missing[:3])})",
                            "every clip the manifest names", "get the dataset again")
-    gathering = tables.Gathering({"gesture": (*LABELS, BACKGROUND)})
+    builder = tables.DatasetBuilder({"gesture": (*LABELS, BACKGROUND)})
     for row in rows:
         label = BACKGROUND if row["label"] == UNCLASSIFIED else row["label"]
-        gathering.add("train", Segment(Path(row["file"]).stem, Media(folder / row["file"]), labels={"gesture": label},
+        builder.add("train", Segment(Path(row["file"]).stem, Media(folder / row["file"]), labels={"gesture": label},
                                        group=row["fold"], kind=row["source"]))
     mirrored = {label: MIRRORED.get(label, "") for label in LABELS if MIRRORED.get(label) != label}
-    return gathering.dataset("EgoGestAR", background=BACKGROUND, mirrored={"gesture": mirrored},
+    return builder.build("EgoGestAR", background=BACKGROUND, mirrored={"gesture": mirrored},
                              reversed={"gesture": REVERSED}, strokes=read_strokes(folder / "strokes.npz"))
 
 

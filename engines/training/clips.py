@@ -25,7 +25,7 @@ from engines.training.loss import UNKNOWN
 log = logging.getLogger("gatestream.training")
 Images = NDArray[np.uint8]
 # segment, generator of its own -> frames at the input's size, uint8 [T, H, W, 3] (BGR), and whether they are mirrored
-Look = Callable[[Segment, np.random.Generator], tuple[Images, bool]]
+ReadClip = Callable[[Segment, np.random.Generator], tuple[Images, bool]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ClipBatch:
 
 
 @dataclass(frozen=True)
-class Order:
+class ClipOrder:
     """Which clips each batch holds: every epoch is a permutation, whose rest that fills no update is left out."""
 
     seed: int
@@ -56,12 +56,12 @@ class Order:
         return [(epoch, int(shuffled[(place * self.rows + row) % self.clips])) for row in range(self.rows)]
 
 
-class Clips(Items["Clip | GatestreamError"]):
+class ClipDataset(Items["Clip | GatestreamError"]):
     """Clips by (epoch, number); one that cannot be read is named in the log, and the next one taken, unless strict."""
 
-    def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], look: Look, seed: int,
-                 mirrored: Mapping[str, Mapping[str, str]], strict: bool = False) -> None:
-        self._segments, self._heads, self._look, self._seed = segments, heads, look, seed
+    def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], read_clip: ReadClip,
+                 seed: int, mirrored: Mapping[str, Mapping[str, str]], strict: bool = False) -> None:
+        self._segments, self._heads, self._read_clip, self._seed = segments, heads, read_clip, seed
         self._mirrored, self._give_up = mirrored, 1 if strict else GIVE_UP
 
     def __getitem__(self, key: tuple[int, int]) -> Clip | GatestreamError:
@@ -70,7 +70,7 @@ class Clips(Items["Clip | GatestreamError"]):
         for step in range(self._give_up):
             segment = self._segments[(number + step) % len(self._segments)]
             try:
-                images, mirror = self._look(segment, rng)
+                images, mirror = self._read_clip(segment, rng)
                 return Clip(images, self.indices(segment, mirror), segment.id)
             except DatasetError as error:
                 log.warning("skipped: %s", error)
@@ -99,12 +99,12 @@ class Clip:
     name: str
 
 
-def may_flip(segment: Segment, mirrored: Mapping[str, Mapping[str, str]]) -> bool:
+def can_mirror(segment: Segment, mirrored: Mapping[str, Mapping[str, str]]) -> bool:
     """Whether all of a segment's labels have a name in a mirror."""
     return all(mirrored.get(head, {}).get(label, label) for head, label in segment.labels.items())
 
 
-def _together(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamError:
+def _collate(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamError:
     made = []
     for clip in clips:
         if isinstance(clip, GatestreamError):
@@ -114,10 +114,10 @@ def _together(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamErro
                      torch.tensor([clip.labels for clip in made]), tuple(clip.name for clip in made))
 
 
-def batches(clips: Clips, chosen: Sequence[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
+def load_batches(clips: ClipDataset, chosen: Sequence[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
     """The chosen batches, made by so many loader workers. Raises what reading a clip raised."""
     cv2.setNumThreads(1)  # OpenCV's thread pool does not survive the fork of a worker: it would hang
-    loader = DataLoader(clips, batch_sampler=chosen, num_workers=workers, collate_fn=_together,
+    loader = DataLoader(clips, batch_sampler=chosen, num_workers=workers, collate_fn=_collate,
                         prefetch_factor=2 if workers else None, generator=torch.Generator())
     for batch in loader:
         if isinstance(batch, GatestreamError):

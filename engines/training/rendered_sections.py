@@ -54,7 +54,7 @@ class RenderedSections(Sections):
         for t_s in times_s.tolist():
             pose = script.pose(t_s)
             tip = pose.tip_xy if pose.tip_xy is not None and all(0 <= v <= 1 for v in pose.tip_xy) else None
-            image = light.light(scene.draw(pose, t_s))
+            image = light.change_light(scene.draw(pose, t_s))
             spans = script.spans(t_s + 1e-6)
             span = spans[-1] if spans else None
             if span is not None and span.ended_at >= t_s:

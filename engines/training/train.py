@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,15 @@ from engines.model.file import load, save
 from engines.networks.network import Network
 from engines.training import exemplars
 from engines.training.calibrate import ValidationClip, calibrate, read_clips
-from engines.training.distributed import Ranks, joined
-from engines.training.initialisation import RULE, add_memory, architecture_of_start, options_of, pixels_of, started
+from engines.training.distributed import Ranks, init_distributed
+from engines.training.initialisation import RULE, add_readout, architecture_of_start, options_of, pixels_of, started
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
 from engines.training.stream_loader import OpenStream, StreamLoader, StreamSchedule
-from engines.training.stream_task import Rates, StreamTask
-from engines.training.task import Plan, Precision, Progress
+from engines.training.stream_task import AdamWConfig, StreamTask
+from engines.training.task import LoopConfig, Precision, Progress
 from engines.training.training_stream import SectionShares, TrainingStream
 
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
@@ -64,10 +64,10 @@ class Recipe:
     # The network.
     architecture: str = "gsf-mobilenetv2"
     causal: bool = True  # else trained and used on clips of `chunk` frames
-    memory: int = 128  # width of the recurrent read-out, 0 for none
+    readout_width: int = 128  # width of the recurrent read-out, 0 for none
     input_size_hw: tuple[int, int] = (72, 96)
     rule: str = RULE  # how a bidirectional start becomes causal, see `engines.causal`
-    ahead: int | None = None  # see `engines.build`
+    past_shift: int | None = None  # see `engines.build`
     transparent: bool = True  # modules that the start lacks change nothing at first
     # Streams, and how often they show what.
     frame_rate: float = 5.0  # frames a second that the network sees
@@ -124,12 +124,12 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
     are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows. Raises UsageError,
     DatasetError, ModelError.
     """
-    with joined() as ranks:
+    with init_distributed() as ranks:
         recipe = resolve_defaults(recipe)
         data = select(recipe, data)
         sources = TrainingSources(data, frame_rate=recipe.frame_rate, read_frames=read_frames,
                                   recorded=not recipe.rendered_only, rendered=recipe.rendered)
-        training = _Training(data, sources, read_frames, ranks, report if ranks.first else lambda _: None)
+        training = _Training(data, sources, read_frames, ranks, report if ranks.is_main else lambda _: None)
         training.report(sources.summary())
         before = recipe.trimmed_first or 0
         if before:
@@ -165,8 +165,8 @@ def contract_of(recipe: Recipe, network: Network, sources: TrainingSources) -> C
     return Contract(
         name=recipe.name, architecture=network.architecture, options=options_of(network), heads=sources.heads,
         frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
-        receptive_frames=1 + network.reach if network.causal else T, clip_frames=clip_frames, window_clips=window_clips,
-        warmup_frames=4, max_gap_s=1.0, background=sources.background_label,
+        receptive_frames=network.receptive_field if network.causal else T, clip_frames=clip_frames,
+        window_clips=window_clips, warmup_frames=4, max_gap_s=1.0, background=sources.background_label,
         temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
         events=recipe.gesture_events if sources.drawable else EventRule(),
@@ -212,14 +212,14 @@ class _Training:
         # The file outlives the run: a later one may differ in what recipes do not record.
         came_from = {"init": recipe.init, "segments": _digest(self.data)}
         first = replace(recipe, out=out, trimmed=recipe.trimmed_first_frames, trimmed_first=0, iterations=iterations,
-                        trimmed_idle=recipe.trimmed_first_idle, memory=0, backbone_lr=3 * recipe.backbone_lr,
+                        trimmed_idle=recipe.trimmed_first_idle, readout_width=0, backbone_lr=3 * recipe.backbone_lr,
                         validate_every=0, patience=0, provenance={"from": came_from})
         learnt = json.loads(json.dumps({"recipe": recorded(first), "from": came_from}))
         there = out.exists() and {name: load(out).contract.provenance.get(name) for name in learnt} == learnt
-        if not self.ranks.total(torch.tensor([there and self.ranks.first], dtype=torch.float32,
+        if not self.ranks.all_reduce(torch.tensor([there and self.ranks.is_main], dtype=torch.float32,
                                              device=self.ranks.device)):
             self.run(first, progress)
-            self.ranks.total(torch.zeros(1, device=self.ranks.device))  # the others wait for the file
+            self.ranks.all_reduce(torch.zeros(1, device=self.ranks.device))  # the others wait for the file
         return replace(recipe, init=str(out), module_lr=0.3 * recipe.module_lr, head_lr=0.5 * recipe.head_lr,
                        rendered_first=recipe.rendered_first / 3)
 
@@ -228,32 +228,32 @@ class _Training:
         torch.manual_seed(recipe.seed)
         sources, ranks = self.sources, self.ranks
         network = started(recipe.architecture, {head: len(labels) for head, labels in sources.heads.items()},
-                          recipe.init, causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory,
-                          rule=recipe.rule, segments=recipe.frames, ahead=recipe.ahead, transparent=recipe.transparent)
-        if recipe.trimmed_first and recipe.memory and network.memory is None:
-            add_memory(network, recipe.memory)
+                          recipe.init, causal=recipe.causal, input_size_hw=recipe.input_size_hw,
+                          readout_width=recipe.readout_width, rule=recipe.rule, segments=recipe.frames,
+                          past_shift=recipe.past_shift, transparent=recipe.transparent)
+        if recipe.trimmed_first and recipe.readout_width and network.memory is None:
+            add_readout(network, recipe.readout_width)
         contract = contract_of(recipe, network, sources)
         held_out = cache(lambda: self.validation_clips(recipe, contract))
         if recipe.validate_every and not held_out():
             raise UsageError("a validation without anything left out", "a fold, videos or a validation split to look "
                              "at", "leave something out, or do not validate")
-        folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
+        folder = RunFolder(recipe.out, recorded(recipe), ranks.is_main)
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
         task = StreamTask(
             network, contract, open_stream,
             StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share), sources.truths,
-            Rates(recipe.backbone_lr, recipe.module_lr, recipe.head_lr, recipe.weight_decay, recipe.frozen_layers),
+            AdamWConfig(**{one.name: getattr(recipe, one.name) for one in fields(AdamWConfig)}),
             iterations=recipe.iterations, rows=recipe.rows, chunk=recipe.frames, average=recipe.average,
             workers=recipe.workers, ranks=ranks, finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
-        plan = Plan(recipe.iterations, recipe.seed, precision=recipe.precision,
-                    checkpoint_every=recipe.checkpoint_every, validate_every=recipe.validate_every,
-                    patience=recipe.patience)
-        weights = run(task, plan, folder, ranks, self.report, progress)
+        how_long = LoopConfig(**{one.name: getattr(recipe, one.name) for one in fields(LoopConfig)
+                                 if hasattr(recipe, one.name)})
+        weights = run(task, how_long, folder, ranks, self.report, progress)
         trained = task.average.module
         assert isinstance(trained, Network)
         trained.load_state_dict(weights)
         trained.to("cpu").eval()
-        if ranks.first:
+        if ranks.is_main:
             if held_out():
                 self.report(f"calibrating on {len(held_out())} recordings that were left out")
             examples = self.examples(recipe, contract, trained, open_stream)
@@ -278,7 +278,7 @@ class _Training:
         end = recipe.iterations + min(recipe.remembered_chunks, recipe.iterations)
         streams = StreamLoader(open_stream, StreamSchedule(recipe.seed + 1, recipe.fresh_share), range(recipe.rows),
                                recipe.chunk, recipe.iterations, end)
-        return exemplars.of_streams(contract, network, streams.batches(0), self.sources.truths)
+        return exemplars.exemplars_from_streams(contract, network, streams.batches(0), self.sources.truths)
 
 
 def _digest(data: Dataset) -> str:

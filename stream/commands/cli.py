@@ -5,28 +5,51 @@ Imports wait until a command needs them, so that help is instant and `run` never
 
 from __future__ import annotations
 
-import signal
+import errno
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from engines.errors import GatestreamError, UsageError
-from stream.commands import data, evaluate, events, model, run, service, teach, train, ui
-from stream.notices import notices_on_stderr
+from engines.errors import GatestreamError, UsageError, raise_interrupt
+from stream.commands import bench, data, evaluate, events, model, run, service, teach, train, ui
+from stream.commands.interrupt import interruptible
+from stream.commands.output import StandardOutput
+from stream.notices import log_to_stderr
 
-app = typer.Typer(name="gatestream", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
-                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(name="gatestream", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]},
+                  epilog="Exit codes: 0 fine, 1 a fault while running, 2 wrong use, 130 interrupted (Ctrl-C).")
 
 # Wrong options, unknown commands and the like; typer carries its own copy of click or uses the installed one.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+def _show_versions(wanted: bool) -> None:
+    """One line for a report of a fault, told by what is installed: importing torch takes seconds."""
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    from stream import __version__
+
+    found = []
+    for package in ("torch", "openvino"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    print(f"gatestream {__version__} (Python {python_version()}, {', '.join(found)})")
+    raise typer.Exit
+
+
 @app.callback()
-def gatestream(debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False) -> None:
+def gatestream(
+        version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_versions, help=(
+            "Show the versions of gatestream, Python, torch and openvino, and exit."))] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False) -> None:
     """Recognises gestures and actions in live egocentric video.
 
     [bold]gatestream run[/bold] shows a simulated camera, [bold]gatestream run 0[/bold] your webcam.
@@ -36,6 +59,7 @@ def gatestream(debug: Annotated[bool, typer.Option("--debug", help="Show where a
 
 for group in (run, ui, events, service, model, train, evaluate, teach):
     app.add_typer(group.commands)
+app.add_typer(bench.commands, name="bench")
 app.add_typer(data.commands, name="data")
 
 
@@ -44,19 +68,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments  # wherever it stands: it is often added to the end of a line that failed
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    with StandardOutput() as output:
+        try:
+            with interruptible(), log_to_stderr():
+                code = app(arguments, prog_name="gatestream", standalone_mode=False)
+                output.flush()
+            return code or 0
+        except (KeyboardInterrupt, typer.Abort):
+            return 130
+        except SystemExit as left:  # typer and rich leave so when nobody reads any more
+            if output.reader_left(left):
+                return 0
+            raise
+        except Exception as error:
+            if output.reader_left(error):
+                return 0
+            return _report(error, debug)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Says in one line what went wrong; the exit code."""
     try:
-        with _terminated_like_interrupted(), notices_on_stderr():
-            return app(arguments, prog_name="gatestream", standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):
+        raise_interrupt(error)
+    except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        if debug:
-            import traceback
-            traceback.print_exc()
-        fault = _as_fault(error)
-        if fault.exit_code:
-            print("gatestream: error:", " ".join(str(fault).split()), file=sys.stderr)
-        return fault.exit_code
+    if debug:
+        import traceback
+        traceback.print_exc()
+    fault = _as_fault(error)
+    if fault.exit_code:
+        print("gatestream: error:", " ".join(str(fault).split()), file=sys.stderr)
+    return fault.exit_code
 
 
 def _as_fault(error: Exception) -> GatestreamError:
@@ -68,18 +110,8 @@ def _as_fault(error: Exception) -> GatestreamError:
         command = context.command_path if context else "gatestream"
         return UsageError(message[:1].lower() + message[1:], "the options and values the command takes",
                           f"see '{command} --help'")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return GatestreamError(f"no space left for {error.filename or 'standard output'}", "space for it",
+                               "free some, or choose another output")
     return GatestreamError(f"an unexpected {type(error).__name__}: {error}", "no such thing",
                            "this is a bug in gatestream: run it again with --debug and report what it prints")
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that files are finished whenever it comes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

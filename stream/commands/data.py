@@ -51,13 +51,13 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
 
     from engines.datasets import open_dataset
     from engines.datasets.check import check as examine
-    from stream.sources.capture import silence
+    from stream.sources.capture import silence_opencv
 
     if seconds is None and model is not None:
         import engines
         contract = engines.load(model).contract
         seconds = contract.clip_frames / contract.frame_rate
-    silence()
+    silence_opencv()
     found = open_dataset(dataset, kind, media=media, order=order, rate=frame_rate)
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),

@@ -6,11 +6,12 @@ import sys
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
 from engines.errors import UsageError
+from stream.commands.output import utf8_stdout
 
 commands = typer.Typer()
 
@@ -55,22 +56,24 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
       gatestream events events.db --format ssv2 --out clips      for the videos that serve keeps there
     """
     from stream.sinks.base import output_path, sink_errors
-    from stream.sinks.datasets import write_epic, write_something
     from stream.sinks.export import export
-    from stream.sinks.log import logged, runs
+    from stream.sinks.export_dataset import write_epic, write_something
+    from stream.sinks.log import read_events, read_runs
 
     chosen: dict[str, Any] = {"label": label, "camera": camera, "head": head, "since": since, "until": until,
                               "min_score": min_score, "run": run}
     if form in ("epic", "ssv2"):
         if out is None:
             raise UsageError(f"--format {form} without a folder", "--out FOLDER", "name one")
-        found = logged(log, **chosen)
-        names = write_epic(out, found, runs(log)) if form == "epic" else write_something(out, found)
+        found = read_events(log, **chosen)
+        names = write_epic(out, found, read_runs(log)) if form == "epic" else write_something(out, found)
         print(f"{out}: {len(found)} events of {len(names)} videos ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
         return
     with ExitStack() as stack:
-        target = sys.stdout
-        if out is not None:
+        target: TextIO = sys.stdout
+        if out is None and form != "table":
+            target = stack.enter_context(utf8_stdout())
+        elif out is not None:
             with sink_errors("opening", out):
                 target = stack.enter_context(output_path(out).open("w", encoding="utf-8", newline=""))
         export(log, target, form, **chosen)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import UsageError
+from stream.commands.interrupt import raise_if_interrupted
 from stream.commands.options import EngineName, Hop, ModelName
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
     """
     import engines
     from stream.recognizer import Recognizer
-    from stream.runner import ended_by_signals
     from stream.runner import run as run_stream
+    from stream.runner import stop_on_signals
     from stream.sinks.base import Sink
     from stream.sinks.terminal import TerminalView
     from stream.sources import open_source
-    from stream.sources.address import masked, scheme_of
+    from stream.sources.address import mask_secrets, parse_scheme
 
     stop = threading.Event()
     with ExitStack() as stack:
@@ -69,7 +70,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
         sinks: list[Sink] = []
         if log is not None:  # first: an event is durable before anyone hears of it
             from stream.sinks.log import EventLog
-            name = masked(source) if scheme_of(source) else source
+            name = mask_secrets(source) if parse_scheme(source) else source
             sinks.append(stack.enter_context(EventLog(log, loaded.contract.name, name)))
         if json is not None:
             from stream.sinks.jsonl import JsonLines
@@ -86,7 +87,8 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
             title = f"{loaded.contract.name}, {compiled.name} {compiled.precision}"
             view = TerminalView(opened.info.camera, title, loaded.contract.background, console)
             sinks.append(stack.enter_context(view))
-        stack.enter_context(ended_by_signals(opened, stop))
+        stack.enter_context(stop_on_signals(opened, stop))
+        raise_if_interrupted()
         run_stream(opened, recognizer, sinks, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
 
 
@@ -102,12 +104,13 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
 
       gatestream run desk.frames
     """
-    from stream.runner import ended_by_signals
-    from stream.sinks.recording import record as record_source
+    from stream.runner import stop_on_signals
+    from stream.sinks.recorder import record as record_source
     from stream.sources import open_source
 
     stop = threading.Event()
-    with open_source(source, camera=camera, policy=policy, fps=fps) as opened, ended_by_signals(opened, stop):
+    with open_source(source, camera=camera, policy=policy, fps=fps) as opened, stop_on_signals(opened, stop):
+        raise_if_interrupted()
         frames = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
     print(f"{out}: {frames} frames")
 

@@ -47,7 +47,7 @@ def serve(config: Annotated[Path | None, typer.Argument(
     if check:
         print(f"{config or 'the defaults'}: fine, {len(wanted.camera)} cameras configured")
         return
-    from stream.notices import quiet_decoders
+    from stream.notices import silence_decoders
 
     stop, hung_up = threading.Event(), threading.Event()
 
@@ -66,7 +66,7 @@ def serve(config: Annotated[Path | None, typer.Argument(
     if hasattr(signal, "SIGHUP"):
         signals[signal.SIGHUP] = hung_up
     before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in signals.items()}
-    quiet_decoders()
+    silence_decoders()
     try:
         if cluster:
             from stream.service.cluster.cluster import Cluster
@@ -113,13 +113,13 @@ def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to
 
       gatestream camera sim://gestures --to 'tcp://*:5556' --publish
     """
-    from stream.service.ingress.camera_process import feed
+    from stream.service.ingress.camera_process import send_frames
     from stream.service.ingress.sender import Sender
     from stream.sources import open_source
 
     with open_source(source, policy="newest") as opened, \
             Sender(to, name or opened.info.camera, form, publish, quality, key=key, server_key=server_key) as sender:
-        feed(opened, sender, max_frames)
+        send_frames(opened, sender, max_frames)
 
 
 @commands.command()

@@ -13,7 +13,7 @@ from stream.commands.options import EngineName, ModelArgument
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stream.teaching.teach import Outcome
+    from stream.teaching.teach import TeachResult
 
 commands = typer.Typer()
 
@@ -65,7 +65,7 @@ def teach(model: ModelArgument,
     console.print(f"wrote {out}", markup=False, soft_wrap=True)
 
 
-def show(outcome: Outcome, console: Console) -> None:
+def show(outcome: TeachResult, console: Console) -> None:
     """Prints what was learnt, and what to look at."""
     from rich.markup import escape
     from rich.table import Table

@@ -39,9 +39,9 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Learn from this bidirectional network's scores, too: a model file or official checkpoint."))] = None,
           rule: Annotated[str | None, typer.Option(metavar="NAME", help=(
               "How a bidirectional FILE to start from becomes causal: dropped-one, moved-two, ..."))] = None,
-          memory: Annotated[int | None, typer.Option(min=0, max=4096, metavar="N", help=(
+          readout_width: Annotated[int | None, typer.Option(min=0, max=4096, metavar="N", help=(
               "Width of a causal network's recurrent read-out, 0 for none (gatestream). Default: 128."))] = None,
-          ahead: Annotated[int | None, typer.Option(min=0, max=2, metavar="N", help=(
+          past_shift: Annotated[int | None, typer.Option(min=0, max=2, metavar="N", help=(
               "How many frames back causal modules find the channels that look ahead in the published form "
               "(gatestream). Default: as usual for the module."))] = None,
           keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
@@ -152,13 +152,14 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
             train_official(of_clips, data, report=shown.report, progress=shown)
     else:
         live = causal is not False
+        if readout_width is None:
+            readout_width = Recipe.readout_width if live else 0
         now, window = _calibration(calibration_from or [])
         of_streams = Recipe(out=out, init=init, idle=tuple(idle or ()), name=named,
                             without_fold=without_fold, idle_without=tuple(idle_without or ()),
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
-                            memory=(Recipe.memory if live else 0) if memory is None else memory, ahead=ahead,
-                            transparent=not keep_interleave, rendered=not no_rendered,
-                            rendered_only=rendered_only, trimmed=trimmed,
+                            readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
+                            rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed,
                             trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
                             architecture=arch or Recipe.architecture,
                             frozen_layers=Recipe.frozen_layers if freeze is None else freeze,

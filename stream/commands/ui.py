@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from engines.errors import UsageError
+from engines.errors import UsageError, imports_of
 from stream.commands.options import EngineName, ModelName
+from stream.commands.start import check_package
 
 commands = typer.Typer()
 
@@ -39,15 +40,14 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
     """
     from importlib import import_module
 
+    check_package("demo")
     if add_user is not None:
         if auth is None:
             raise UsageError("--add-user without --auth", "the file of users", "add --auth FILE")
-        import_module("demo.users").add(auth, add_user, typer.prompt("Password", hide_input=True,
+        import_module("demo.basic_auth").add_user(auth, add_user, typer.prompt("Password", hide_input=True,
                                                                      confirmation_prompt=True))
         print(f"{auth}: {add_user} may see the page")
         return
-    try:
+    with imports_of("ui", "gradio and websockets", "the page"):
         page = import_module("demo.ui")  # the only look upwards: what a person looks at is the floor above
-    except ImportError as error:
-        raise UsageError(f"the page without {error.name}", "it", "pip install 'gatestream[ui]'") from error
     page.serve(model, engine, host, port, browser, auth, lessons, service)

@@ -23,14 +23,28 @@ from engines.errors import GatestreamError
 from engines.model.contract import Contract
 from stream.evaluation import epic_submission, metrics
 from stream.evaluation.clips import ClipReport, Skipped, evaluate_clips
-from stream.evaluation.data import Chosen, choose, is_trimmed, left_out_by_training, most_at_once, recordings
-from stream.evaluation.play import Truth, joined, pictures, played_on, rendered_idle
+from stream.evaluation.data import Chosen, choose, held_out_groups, is_trimmed, max_overlap, recordings
+from stream.evaluation.play import Truth, concatenate_videos, joined, pictures, rendered_idle
 from stream.evaluation.streams import IOU, StreamMeter, StreamReport, evaluate_stream
 from stream.frame import Event
 from stream.recognizer import Recognizer
 
-__all__ = ["ClipReport", "Report", "StreamMeter", "StreamReport", "Truth", "choose", "evaluate", "evaluate_clips",
-           "evaluate_stream", "joined", "match", "measure", "played_on", "rendered_idle"]
+__all__ = [
+    "ClipReport",
+    "Report",
+    "StreamMeter",
+    "StreamReport",
+    "Truth",
+    "choose",
+    "concatenate_videos",
+    "evaluate",
+    "evaluate_clips",
+    "evaluate_stream",
+    "joined",
+    "match",
+    "measure",
+    "rendered_idle",
+]
 
 
 @dataclass(frozen=True)
@@ -97,9 +111,9 @@ def evaluate(model: str, dataset: Path, *, fold: int | None = 0, idle: Sequence[
     loaded = engines.load(model)
     data = open_dataset(dataset, kind, media=media)
     if fold is None and not groups:
-        groups = left_out_by_training(data, loaded.contract, split)
+        groups = held_out_groups(data, loaded.contract, split)
     chosen = choose(data, loaded.contract, split, [str(fold)] if fold else groups)
-    slots = most_at_once(chosen.segments) + 1
+    slots = max_overlap(chosen.segments) + 1
     with Recognizer(loaded, engines.compile(loaded, engine=engine, slots=slots)) as recognizer:
         return measure(recognizer, chosen, idle=idle, seed=seed, rendered_idle_s=rendered_idle_s, rounds=rounds,
                        strict=strict)
@@ -123,7 +137,7 @@ def measure(recognizer: Recognizer, chosen: Chosen, *, idle: Sequence[Path] = ()
                 meter.push(image, at)
             meter.end(truths)
         stream = meter.report() if meter.streams else None
-    quiet = evaluate_stream(recognizer, played_on(footage)) if footage else None
+    quiet = evaluate_stream(recognizer, concatenate_videos(footage)) if footage else None
     rooms = rendered_idle(rendered_idle_s, contract.frame_rate, seed) if rendered_idle_s else []
     return Report(contract, chosen, clips, stream, quiet,
                   evaluate_stream(recognizer, *rooms) if rooms else None, [*clips.skipped, *unread])
@@ -131,7 +145,7 @@ def measure(recognizer: Recognizer, chosen: Chosen, *, idle: Sequence[Path] = ()
 
 def match(truths: Sequence[Truth], events: Sequence[Event], iou: float = IOU) -> list[tuple[Truth, Event]]:
     """Pairs of truth and event with the same label that overlap enough, best overlap first, each used once."""
-    return [(truths[i], events[j]) for i, j in metrics.matched(truths, events, iou)]
+    return [(truths[i], events[j]) for i, j in metrics.match(truths, events, iou)]
 
 
 def _readable(paths: Sequence[Path], strict: bool) -> tuple[list[Path], list[Skipped]]:

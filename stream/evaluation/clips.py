@@ -28,7 +28,7 @@ UNSEEN = "unseen"  # the kind of clips of people who are not in training
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClipScores:
     """A clip and its last window scores, {head: probabilities [K]}."""
 
     segment: Segment
@@ -46,7 +46,7 @@ class Skipped:
 class HeadClips:
     """Clips that have a label of one head. Clips of the background count for calibration and rejection alone."""
 
-    def __init__(self, outcomes: Sequence[Outcome], head: str, contract: Contract, background: str | None) -> None:
+    def __init__(self, outcomes: Sequence[ClipScores], head: str, contract: Contract, background: str | None) -> None:
         own = contract.heads[head]
         mine = [one for one in outcomes if head in one.segment.labels]
         chosen = [one for one in mine if one.segment.labels[head] != background]
@@ -87,7 +87,7 @@ class HeadClips:
         if self._background is not None:
             probs_NK = np.concatenate([probs_NK, self._nothing_NK])
             truth_N = np.r_[truth_N, np.full(len(self._nothing_NK), self._background)]
-        return {"before": metrics.reliability(metrics.retempered(probs_NK, self._temperature), truth_N),
+        return {"before": metrics.reliability(metrics.undo_temperature(probs_NK, self._temperature), truth_N),
                 "after": metrics.reliability(probs_NK, truth_N)}
 
     def rejection(self, nothing_NK: Array | None = None) -> float:
@@ -118,7 +118,7 @@ class ClipReport:
 
     contract: Contract
     background: str | None = None
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[ClipScores] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
     @cached_property
@@ -222,7 +222,7 @@ class _Clip:
 
 
 def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
-          background: str | None, meter: StreamMeter | None) -> list[Outcome]:
+          background: str | None, meter: StreamMeter | None) -> list[ClipScores]:
     """The last scores of each segment of one recording that has any."""
     watch = watching(recognizer)
     in_order = sorted(segments, key=lambda segment: segment.start_s)
@@ -253,7 +253,7 @@ def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
             del watch[clip.camera]
         if meter is not None:
             meter.end(_truths(segments, at, background))
-    return [Outcome(clip.segment, clip.last.window) for clip in played if clip.last is not None]
+    return [ClipScores(clip.segment, clip.last.window) for clip in played if clip.last is not None]
 
 
 def _is_over(segment: Segment, at: float) -> bool:

@@ -56,7 +56,7 @@ def choose(dataset: Dataset, contract: Contract, split: str | None = None, group
                   Counter(problem.kind for problem in dataset.problems), tuple(groups))
 
 
-def left_out_by_training(dataset: Dataset, contract: Contract, split: str | None = None) -> tuple[str, ...]:
+def held_out_groups(dataset: Dataset, contract: Contract, split: str | None = None) -> tuple[str, ...]:
     """The group of a dataset that the model's training left out; () where it left none out, or there is no such one."""
     group = str(contract.provenance.get("recipe", {}).get("without_fold", 0))
     if group == "0" or any(segment.group == group for segment in _split(dataset, split)):
@@ -78,7 +78,7 @@ def is_trimmed(segments: Sequence[Segment]) -> bool:
     return len(segments) == 1 and segments[0].start_s == 0 and segments[0].stop_s is None
 
 
-def most_at_once(segments: Sequence[Segment]) -> int:
+def max_overlap(segments: Sequence[Segment]) -> int:
     """The most segments of one recording that overlap at any time."""
     most = 0
     for together in recordings(segments).values():

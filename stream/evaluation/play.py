@@ -76,7 +76,7 @@ def joined(clips: Sequence[Segment], idle: Sequence[Path], seed: int,
     return play(), truths
 
 
-def played_on(paths: Sequence[Path]) -> Frames:
+def concatenate_videos(paths: Sequence[Path]) -> Frames:
     """Videos one after another as one stream."""
     at = 0.0
     for path in paths:

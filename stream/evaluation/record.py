@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from engines.errors import SinkError
 from engines.model.contract import Contract, EventRule
-from stream.events import events_of
+from stream.events import detect_events
 from stream.frame import Event
 from stream.recognizer import Recognizer
 from stream.scoring import Scores
@@ -38,8 +38,8 @@ class Watch(dict[str, Listener]):
 
 def watching(recognizer: Recognizer) -> Watch:
     """The watch of a recogniser, put there if it has none."""
-    watch = recognizer.watcher if isinstance(recognizer.watcher, Watch) else Watch()
-    recognizer.watcher = watch
+    watch = recognizer.on_scores if isinstance(recognizer.on_scores, Watch) else Watch()
+    recognizer.on_scores = watch
     return watch
 
 
@@ -118,7 +118,7 @@ class ScoreRecord:
 
     def events(self, head: str, rule: EventRule | None = None) -> list[Event]:
         """The closed events, by the model's own rule or another: just those of the live path under that rule."""
-        return [event for run in self.runs(head) for event in events_of(
+        return [event for run in self.runs(head) for event in detect_events(
             run.times_T, run.now_TK, run.window_TK, labels=self.contract.heads[head], head=head, camera=self.camera,
             background=self.contract.background, rule=rule or self.contract.events)]
 

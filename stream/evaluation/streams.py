@@ -44,7 +44,7 @@ class HeadStream:
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
         """(truth, event) of the same label that overlap enough."""
-        return metrics.matched(self.truths, self.events, IOU)
+        return metrics.match(self.truths, self.events, IOU)
 
     @property
     def f1(self) -> float:

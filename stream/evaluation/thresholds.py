@@ -1,7 +1,7 @@
 """Finds the event rule with the best events among those that keep to a number of false events.
 
-Scores are recorded once; every rule is tried on the record through `events_of`, the live path's own lines. False events
-are counted on footage without gestures, F1 on a stream with the truth.
+Scores are recorded once; every rule is tried on the record through `detect_events`, the live path's own lines.
+False events are counted on footage without gestures, F1 on a stream with the truth.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engines.model.file import bundled, save
 from stream.evaluation import metrics
 from stream.evaluation.record import Run, ScoreRecord
 from stream.evaluation.streams import IOU, StreamReport
-from stream.events import UNKNOWN, events_of
+from stream.events import UNKNOWN, detect_events
 from stream.frame import Event
 
 VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
@@ -142,7 +142,7 @@ def _rules(start: EventRule) -> Iterator[EventRule]:
 
 def _events(runs: Mapping[str, Sequence[Run]], contract: Contract, rule: EventRule, head: str) -> Iterator[Event]:
     for run in runs[head]:
-        for event in events_of(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
+        for event in detect_events(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
                                background=contract.background, rule=rule, head=head):
             if event.label != UNKNOWN:
                 yield event

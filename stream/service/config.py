@@ -26,9 +26,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engines.errors import UsageError
-from stream.sources import check
-from stream.sources.address import scheme_of
-from stream.wire import NAME_CHARACTERS, name_of
+from stream.sources import check_source
+from stream.sources.address import parse_scheme
+from stream.wire import NAME_CHARACTERS, parse_camera_name
 
 Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -86,18 +86,18 @@ class Camera(_Table):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if name_of(value) != value:
+        if parse_camera_name(value) != value:
             raise ValueError(f"a printable name of up to {NAME_CHARACTERS} characters, without spaces around it")
         return value
 
     @field_validator("source")
     @classmethod
     def _source(cls, value: str | None) -> str | None:
-        if value is not None and scheme_of(value) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", value):
+        if value is not None and parse_scheme(value) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", value):
             raise ValueError("zmq://host:port of a publisher")
         if value is not None:
             try:
-                check(value)
+                check_source(value)
             except UsageError as error:
                 raise ValueError(str(error)) from error
         return value
@@ -176,7 +176,7 @@ class Health(_Table):
         return host in LOOPBACK if self.pictures is None else self.pictures
 
 
-class ClusterOf(_Table):
+class ClusterConfig(_Table):
     """Workers of `serve --cluster`. address: of a running Ray cluster, None for one of this machine alone; workers: how
     many, by default one for each GPU, else as many as there are groups of cores; cores: of each."""
 
@@ -198,7 +198,7 @@ class Config(_Table):
     results: Results = Results()
     clips: Clips | None = None
     health: Health = Health()
-    cluster: ClusterOf = ClusterOf()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

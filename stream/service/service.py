@@ -4,7 +4,7 @@
         service.run(stop)                 # until `stop` is set
 
     cameras ◄──► Receiver (thread) ◄──► worker process
-    feeders ──►      └──► Announcer (thread) ──► log, publisher, webhook, videos, ...
+    supervisor ──►      └──► Outbox (thread) ──► log, publisher, webhook, videos, ...
 
 The engine's process may crash or hang: it is started again, a gap is told for each camera, and no sender notices. With
 another model a second process is started beside it, and takes over once it is ready and has passed the gate.
@@ -32,16 +32,16 @@ import engines
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model, bundled
 from stream.service.config import Config
-from stream.service.egress.clips import Recorder
+from stream.service.egress.clips import ClipRecorder
 from stream.service.egress.health import HealthServer, Metrics
-from stream.service.egress.live_feed import Showing
-from stream.service.egress.open_sinks import opened
-from stream.service.egress.outbox import Teller
-from stream.service.ingress.camera_supervisor import Feeders, Seen
+from stream.service.egress.live_feed import LiveFeed
+from stream.service.egress.open_sinks import open_sinks
+from stream.service.egress.outbox import ResultSink
+from stream.service.frames import RecentFrames
+from stream.service.ingress.camera_supervisor import CameraSupervisor, FrameTimes
 from stream.service.ingress.receiver import Receiver, Records
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.security import Doorman, default_folder
-from stream.service.worker.processes import started
+from stream.service.ingress.security import SocketAuth, default_folder
+from stream.service.worker.processes import start_process
 
 log = logging.getLogger("gatestream.service")
 
@@ -68,8 +68,8 @@ class Service:
     """See the file's top. Raises UsageError, ModelError, SourceError, SinkError when it cannot start."""
 
     def __init__(self, config: Config, steady: Callable[[], float] = time.monotonic,
-                 tellers: Sequence[Teller] = ()) -> None:
-        """tellers: are told of results beside those of the configuration."""
+                 sinks: Sequence[ResultSink] = ()) -> None:
+        """sinks: are told of results beside those of the configuration."""
         self.config, self._steady = config, steady
         loaded = engines.load(config.model)  # so that a wrong name is told here, and at once
         self._stack = ExitStack()
@@ -78,31 +78,31 @@ class Service:
         self._live = 0  # process id of the one that cameras are served by
         self._started_at, self._deaths, self.restarts = 0.0, 0, 0
         self._fault: BaseException | None = None
-        self._doorman: Doorman | None = None
+        self._auth: SocketAuth | None = None
         self.health_address: str | None = None
         try:
             self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
             self._link = f"ipc://{self._folder}/link"
             self._model = self._kept(loaded)
             context = self._stack.enter_context(zmq.Context())
-            recent = Recent(self._recent_s(loaded))
+            recent = RecentFrames(self._recent_s(loaded))
             self.receiver = Receiver(config, self._deliver, context, self._guard(context), recent=recent)
-            recorder: Recorder | None = None
+            recorder: ClipRecorder | None = None
             if config.clips is not None:
-                recorder = Recorder(config.clips, self.receiver.call, recent, self.receiver.limits)
+                recorder = ClipRecorder(config.clips, self.receiver.call, recent, self.receiver.limits)
                 self.receiver.watch, self.receiver.rounds = recorder.see, recorder.watch
             self._clips = recorder.counts if recorder is not None else {}
-            showing = Showing(lambda: self.receiver.recent, self.receiver.limits) if config.health.shows else None
-            self.announcer = opened(config.results, loaded.contract.name, context, self._stack, recorder,
-                                    [*tellers, *([] if showing is None else [showing])])
-            feeders = f"ipc://{self._folder}/feeders"
-            self.addresses = self.receiver.open(self._link, feeders)
-            self._feeders = Feeders(feeders)
-            self._stack.callback(self._feeders.close)
-            self._feeders.configure(config.camera)
+            live_feed = LiveFeed(lambda: self.receiver.recent, self.receiver.limits) if config.health.shows else None
+            self.outbox = open_sinks(config.results, loaded.contract.name, context, self._stack, recorder,
+                                    [*sinks, *([] if live_feed is None else [live_feed])])
+            supervisor = f"ipc://{self._folder}/supervisor"
+            self.addresses = self.receiver.open(self._link, supervisor)
+            self._supervisor = CameraSupervisor(supervisor)
+            self._stack.callback(self._supervisor.close)
+            self._supervisor.configure(config.camera)
             self.metrics = Metrics(self.state)
             if config.health.bind is not None:
-                server = HealthServer(config.health.bind, self.state, self.metrics, showing)
+                server = HealthServer(config.health.bind, self.state, self.metrics, live_feed)
                 self._stack.callback(server.close)
                 self.health_address = server.address
             self._thread = threading.Thread(target=self._receive, name="receiver", daemon=True)
@@ -115,9 +115,9 @@ class Service:
         receive = self.config.receive
         if not receive.curve and not receive.addresses:
             return lambda socket: None
-        self._doorman = Doorman(context, receive.keys or default_folder(), receive.curve, receive.addresses)
-        self._stack.callback(self._doorman.close)
-        return self._doorman.guard
+        self._auth = SocketAuth(context, receive.keys or default_folder(), receive.curve, receive.addresses)
+        self._stack.callback(self._auth.close)
+        return self._auth.guard
 
     def _recent_s(self, model: Model) -> float:
         """How long messages are kept: for an engine that comes late, and for what came before an event."""
@@ -126,7 +126,7 @@ class Service:
         return max(warm_s, clips.before_s + DECIDED_S if clips else 0.0)
 
     def __enter__(self) -> Self:
-        self.announcer.start()
+        self.outbox.start()
         self._start_worker()
         self._thread.start()
         return self
@@ -158,9 +158,9 @@ class Service:
             log.warning("what has changed under %s is taken at the next start", ", ".join(rest))
         self.config = taken
         self.receiver.call(lambda: self.receiver.configure(taken))
-        self._feeders.configure(taken.camera)
-        if self._doorman is not None:
-            self._doorman.read_again()
+        self._supervisor.configure(taken.camera)
+        if self._auth is not None:
+            self._auth.read_again()
         try:
             self._try(config.model)
         except GatestreamError as error:
@@ -221,8 +221,8 @@ class Service:
         if self._fault is not None:
             raise self._fault
         if self.receiver.served:  # while an engine is built for the first time, what a recording shows would be lost
-            self._feeders.supervise({name: Seen(visitor.last_at, visitor.changed_at)
-                                     for name, visitor in dict(self.receiver.visitors).items()})
+            self._supervisor.supervise({name: FrameTimes(session.last_at, session.changed_at)
+                                     for name, session in dict(self.receiver.sessions).items()})
         self._watch_candidate()
         worker, now = self._worker, self._steady()
         self._live = self.receiver.worker_pid
@@ -249,7 +249,7 @@ class Service:
     def _hangs(self, now: float) -> bool:
         heard = max(self._started_at, self.receiver.worker_heard_at)
         ready = self.receiver.worker_heard_at > self._started_at
-        return now - heard > (HANGS_AFTER_S if ready and len(self.receiver.lobby) else BUILDS_FOR_S)
+        return now - heard > (HANGS_AFTER_S if ready and len(self.receiver.scheduler) else BUILDS_FOR_S)
 
     def _start_worker(self) -> None:
         self._started_at = self._steady()
@@ -261,7 +261,7 @@ class Service:
         said = {"link": self._link, "model": str(model.path), "engine": self.config.engine,
                 "slots": self.config.receive.cameras, "gate": gate and gate.model_dump(mode="json"),
                 "wanted": events}
-        return started("stream.service.worker.worker", said)
+        return start_process("stream.service.worker.worker", said)
 
     def _receive(self) -> None:
         try:
@@ -274,40 +274,40 @@ class Service:
         for record in records:
             if record["type"] == "prediction":
                 self.metrics.observe(record["latency_ms"])
-        self.announcer.deliver(records)
+        self.outbox.deliver(records)
 
     def state(self) -> dict[str, Any]:
         """The service's state, as /health shows it."""
         now = self._steady()
-        visitors, accounts = dict(self.receiver.visitors), dict(self.receiver.lobby.accounts)
+        sessions, counters = dict(self.receiver.sessions), dict(self.receiver.scheduler.counters)
         latest = dict(self.receiver.latest)
         cameras = {}
-        for name, visitor in visitors.items():
-            account = accounts.get(name)
+        for name, session in sessions.items():
+            counts = counters.get(name)
             cameras[name] = {
-                "present": visitor.present, "protocol": visitor.protocol, "peer": visitor.peer,
-                "staleness_seconds": round(now - visitor.last_at, 3) if visitor.last_at else 0.0,
-                "frozen": visitor.frozen(now), "predictions": visitor.predictions,
+                "present": session.present, "protocol": session.protocol, "peer": session.peer,
+                "staleness_seconds": round(now - session.last_at, 3) if session.last_at else 0.0,
+                "frozen": session.frozen(now), "predictions": session.predictions,
                 "labels": {head: scores["window"][0] for head, scores in latest[name]["heads"].items()}
                 if name in latest else {},
-                "reconnects": visitor.reconnects, "received": account.received if account else 0,
-                "taken": account.taken if account else 0,
-                "passed": account.passed if account else 0, "bytes": account.bytes if account else 0,
-                "dropped": dict(account.dropped) if account else {}, "gaps": dict(visitor.gaps)}
+                "reconnects": session.reconnects, "received": counts.received if counts else 0,
+                "taken": counts.taken if counts else 0,
+                "passed": counts.passed if counts else 0, "bytes": counts.bytes if counts else 0,
+                "dropped": dict(counts.dropped) if counts else {}, "gaps": dict(session.gaps)}
         ready = self._worker is not None and self.receiver.worker_heard_at > self._started_at
         log_path, clips = self.config.results.log, self.config.clips
         return {"healthy": ready and self._fault is None, "model": self._model.contract.name,
                 "background": self._model.contract.background, "engine": self.receiver.engine,
                 "log": log_path and str(log_path.resolve()), "clips_folder": clips and str(clips.folder.resolve()),
                 "cameras": cameras, "refused": dict(self.receiver.refused),
-                "results": dict(self.announcer.counts), "clips": dict(self._clips),
-                "waiting": len(self.receiver.lobby), "engine_restarts": self.restarts,
+                "results": dict(self.outbox.counts), "clips": dict(self._clips),
+                "waiting": len(self.receiver.scheduler), "engine_restarts": self.restarts,
                 "memory_bytes": sum(_resident(pid) for pid in (os.getpid(), self._worker and self._worker.pid) if pid)}
 
     def close(self) -> None:
         """Answers what has come, closes open events, announces everything, and ends: within two seconds."""
         until = self._steady() + STOPS_WITHIN_S
-        self._feeders.close()
+        self._supervisor.close()
         self._end_candidate()
         self.receiver.stop()
         if self._thread.is_alive():

@@ -55,7 +55,7 @@ def picture(capture: Capture) -> Image | None:
         return None
 
 
-def silence() -> None:
+def silence_opencv() -> None:
     """Keeps OpenCV and FFmpeg from writing to stderr, unless the user asked them to by environment."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
@@ -63,7 +63,7 @@ def silence() -> None:
 
 
 @contextmanager
-def decoders_silenced() -> Iterator[None]:
+def silence_stderr() -> Iterator[None]:
     """libpng and libjpeg write to file descriptor 2 themselves and know no switch; meanwhile it leads nowhere."""
     with _stderr:
         try:
@@ -86,7 +86,7 @@ class OpenCvCapture:
     """A `Capture` over cv2.VideoCapture. `opened` is False when there is nothing to read."""
 
     def __init__(self, target: str | int, backend: int, options: Iterable[tuple[int, int]] = ()) -> None:
-        silence()
+        silence_opencv()
         flat = [number for pair in options for number in pair]
         try:
             self._capture = cv2.VideoCapture(target, backend, flat)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import cv2
 
-from stream.sources.address import masked, scheme_of
+from stream.sources.address import mask_secrets, parse_scheme
 from stream.sources.base import Policy, Source
 from stream.sources.capture import Capture, OpenCvCapture
-from stream.sources.reader import LiveSource, Patience, Timing, open_within
+from stream.sources.reader import LiveSource, Patience, Timing, connect_within
 from stream.sources.video import VideoFile
 
 OPEN_TIMEOUT_S = 5.0
@@ -28,10 +28,10 @@ def open_network(url: str, camera: str | None = None, policy: Policy = "auto",
             (cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(READ_TIMEOUT_S * 1000))])
         return capture if capture.opened else None
 
-    name = camera or masked(url)
-    if scheme_of(url) in ("http", "https"):
-        capture = open_within(PATIENCE.open_s, connect, masked(url))
+    name = camera or mask_secrets(url)
+    if parse_scheme(url) in ("http", "https"):
+        capture = connect_within(PATIENCE.open_s, connect, mask_secrets(url))
         if capture.claimed_frames is not None:
-            return VideoFile(masked(url), name, capture=capture)
-        return LiveSource(connect, masked(url), name, PATIENCE, policy, timing, capture)
-    return LiveSource(connect, masked(url), name, PATIENCE, policy, timing)
+            return VideoFile(mask_secrets(url), name, capture=capture)
+        return LiveSource(connect, mask_secrets(url), name, PATIENCE, policy, timing, capture)
+    return LiveSource(connect, mask_secrets(url), name, PATIENCE, policy, timing)

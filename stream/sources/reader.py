@@ -64,7 +64,7 @@ class LiveSource(Source):
         self._timing = timing or Timing()
         self._closed = self._started = False
         self._mailbox = Mailbox(QUEUE_FRAMES if policy == "every" else 1, newest=policy != "every")
-        capture = capture or open_within(patience.open_s, connect, what)
+        capture = capture or connect_within(patience.open_s, connect, what)
         self._capture: Capture | None = capture
         self._pause_s = patience.first_pause_s
         self.info = SourceInfo(camera, True, capture.size_hw, capture.fps, None)
@@ -153,7 +153,7 @@ class LiveSource(Source):
         return not self._closed
 
 
-def open_within(seconds: float, connect: Connect, what: str) -> Capture:
+def connect_within(seconds: float, connect: Connect, what: str) -> Capture:
     """Connects, but waits no longer than `seconds`: name look-up and drivers know no timeout. Raises SourceError."""
     found: list[Capture | BaseException | None] = []
 

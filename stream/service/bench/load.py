@@ -33,7 +33,7 @@ from engines.errors import EngineError, UsageError
 from engines.model.contract import Contract
 from stream.clock import Clock
 from stream.runner import Percentiles
-from stream.wire import header_of
+from stream.wire import encode_header
 
 SIZE_HW = (480, 640)
 SECONDS = 4.0  # of rendered stream, played forth and back
@@ -271,7 +271,7 @@ class _Camera:
             return
         if self._waits:
             self.socket.recv()
-        self.socket.send_multipart([header_of(self.name, captured_at=time.time()), jpegs[self.shown % len(jpegs)]])
+        self.socket.send_multipart([encode_header(self.name, captured_at=time.time()), jpegs[self.shown % len(jpegs)]])
         self.shown, self._waits = self.shown + 1, True
 
     def leave(self) -> None:
@@ -280,7 +280,7 @@ class _Camera:
             if not self._waits or self.socket.poll(1000):
                 if self._waits:
                     self.socket.recv()
-                self.socket.send_multipart([header_of(self.name, end=True), b""])
+                self.socket.send_multipart([encode_header(self.name, end=True), b""])
             self.socket.close(linger=100)
             self.socket, self._waits = None, False
 

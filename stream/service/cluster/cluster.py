@@ -23,13 +23,13 @@ import zmq
 
 import engines
 from engines.errors import EngineError, UsageError
-from stream.archive.ray import ray_of
+from stream.archive.ray import connect_ray
 from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.cluster.node import Node
 from stream.service.cluster.placement import Placement
 from stream.service.config import Config
 from stream.service.egress.health import HealthServer, Metrics
-from stream.service.egress.open_sinks import opened
+from stream.service.egress.open_sinks import open_sinks
 from stream.service.egress.outbox import Said
 
 log = logging.getLogger("gatestream.service")
@@ -69,9 +69,9 @@ class Cluster:
         self._started, self._lost, self._served = 0, 0, False
         self.health_address: str | None = None
         try:
-            self._ray = self._stack.enter_context(ray_of(config.cluster.address))
+            self._ray = self._stack.enter_context(connect_ray(config.cluster.address))
             context = self._stack.enter_context(zmq.Context())
-            self.announcer = opened(config.results, self._model, context, self._stack)
+            self.outbox = open_sinks(config.results, self._model, context, self._stack)
             self.metrics = Metrics(self.state)
             if config.health.bind is not None:
                 server = HealthServer(config.health.bind, self.state, self.metrics)
@@ -99,7 +99,7 @@ class Cluster:
         self._place()
 
     def __enter__(self) -> Self:
-        self.announcer.start()
+        self.outbox.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -156,7 +156,7 @@ class Cluster:
         for record in records:
             if record["type"] == "prediction":
                 self.metrics.observe(record["latency_ms"])
-        self.announcer.deliver(records)
+        self.outbox.deliver(records)
 
     def _start(self) -> None:
         """Asks for one more worker, which comes when there is room for it."""
@@ -214,7 +214,7 @@ class Cluster:
             refused.update(state["refused"])
         return {"healthy": bool(states) and all(state["healthy"] for state in states.values()),
                 "model": self._model, "engine": ", ".join(sorted({state["engine"] for state in states.values()})),
-                "cameras": cameras, "refused": dict(refused), "results": dict(self.announcer.counts), "clips": {},
+                "cameras": cameras, "refused": dict(refused), "results": dict(self.outbox.counts), "clips": {},
                 "waiting": sum(state["waiting"] for state in states.values()),
                 "engine_restarts": self._lost + sum(state["engine_restarts"] for state in states.values()),
                 "memory_bytes": sum(state["memory_bytes"] for state in states.values()),

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from engines.errors import EngineError
-from stream.notices import notices_on_stderr
+from stream.notices import log_to_stderr
 from stream.service.config import Config, Health, Results
-from stream.service.egress.outbox import PREDICTIONS, Said, Teller
+from stream.service.egress.outbox import PREDICTIONS, ResultSink, Said
 from stream.service.service import Service
 
 WAITS_S = 0.5  # for results, where there are none
 
 
-class Outbox(Teller):
+class ResultBuffer(ResultSink):
     """Keeps results until whoever collects them says that it has them; too many predictions are dropped."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Outbox(Teller):
         self._first = 0  # number of the first that is kept
         self._changed = threading.Condition()
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, said: Sequence[Said]) -> None:
         with self._changed:
             self._said.extend(one for one in said
                               if one["type"] != "prediction" or len(self._said) < PREDICTIONS)
@@ -51,7 +51,7 @@ class Node:
     """See the file's top. Its methods may be called from several threads; `start` comes first."""
 
     def __init__(self) -> None:
-        self._outbox = Outbox()
+        self._buffer = ResultBuffer()
         self._configs: queue.SimpleQueue[Config] = queue.SimpleQueue()
         self._begun, self._stop = threading.Event(), threading.Event()
         self._fault: BaseException | None = None
@@ -67,7 +67,7 @@ class Node:
         try:
             if cores and hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(0, cores)
-            self._service = Service(own_part(Config.model_validate_json(config)), tellers=[self._outbox])
+            self._service = Service(own_part(Config.model_validate_json(config)), sinks=[self._buffer])
             self._thread = threading.Thread(target=self._run, args=(self._service,), name="service", daemon=True)
             self._thread.start()
         except BaseException as error:
@@ -82,7 +82,7 @@ class Node:
     def collect(self, had: int) -> tuple[list[Said], dict[str, Any]]:
         """Results from number `had` on, and the state of the service. Raises what the service died of."""
         self._begun.wait()
-        said = self._outbox.collect(had)
+        said = self._buffer.collect(had)
         if self._fault is not None or self._service is None:
             raise self._fault or EngineError("a worker without a service", "one", "start it")
         return said, self._service.state()
@@ -92,11 +92,11 @@ class Node:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        return self._outbox.collect(had, 0.0)
+        return self._buffer.collect(had, 0.0)
 
     def _run(self, service: Service) -> None:
         try:
-            with notices_on_stderr(), service:
+            with log_to_stderr(), service:
                 service.run(self._stop, lambda: None if self._configs.empty() else own_part(self._configs.get()))
         except BaseException as error:
             self._fault = error

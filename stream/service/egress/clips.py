@@ -30,12 +30,11 @@ import numpy as np
 from engines.errors import FrameError, SinkError
 from stream.frame import ENGINE_RESTARTED, Image
 from stream.service.config import Clips
-from stream.service.egress.outbox import Said, Teller
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.scheduler import Guest
+from stream.service.egress.outbox import ResultSink, Said
+from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.base import sink_errors
 from stream.sinks.log import clip_name
-from stream.wire import Limits, decoded
+from stream.wire import Limits, decode
 
 log = logging.getLogger("gatestream.service")
 
@@ -51,22 +50,23 @@ class _Take:
     waited for; both once the event is closed."""
 
     camera: str
-    guests: list[Guest]
+    frames: list[PendingFrame]
     began_at: float
     name: str = ""
     ends_at: float = math.inf
     until: float = math.inf
 
 
-class Recorder(Teller):
+class ClipRecorder(ResultSink):
     """See the file's top.
 
     call: has the receiver's thread do something; recent: what that thread keeps of all cameras. `see` and `watch` are
     its, too.
     """
 
-    def __init__(self, settings: Clips, call: Callable[[Callable[[], None]], None], recent: Recent, limits: Limits,
-                 steady: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: Clips, call: Callable[[Callable[[], None]], None], recent: RecentFrames,
+                 limits: Limits, steady: Callable[[], float] = time.monotonic,
+                 wall: Callable[[], float] = time.time) -> None:
         self._settings, self._call, self._recent, self._limits = settings, call, recent, limits
         self._steady, self._wall = steady, wall
         self._open: dict[tuple[str, str], _Take] = {}
@@ -82,9 +82,9 @@ class Recorder(Teller):
         """Where the video of an event with an id goes, in the folder."""
         return clip_name(event["id"], event["camera"], event["label"])
 
-    # ---- from the announcer ----
+    # ---- from the outbox ----
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, said: Sequence[Said]) -> None:
         for one in said:
             if one["type"] == "event":
                 self._call(partial(self._event, one))
@@ -107,8 +107,8 @@ class Recorder(Teller):
         take = self._open.pop(key, None)
         if take is None:
             first_at = said["started_at"] - self._settings.before_s
-            guests = [guest for guest in self._recent.of(said["camera"]) if guest.captured_at >= first_at]
-            take = _Take(said["camera"], guests, said["started_at"])
+            frames = [frame for frame in self._recent.of(said["camera"]) if frame.captured_at >= first_at]
+            take = _Take(said["camera"], frames, said["started_at"])
         if said["open"]:
             self._open[key] = take
             return
@@ -120,11 +120,11 @@ class Recorder(Teller):
         if said["action"] == ENGINE_RESTARTED:  # its open events are never closed
             self._open = {key: take for key, take in self._open.items() if take.camera != said["camera"]}
 
-    def see(self, guest: Guest) -> None:
+    def see(self, frame: PendingFrame) -> None:
         """Keeps a message of a camera with an event under way."""
         for take in (*self._open.values(), *self._closed):
-            if take.camera == guest.camera and guest.captured_at - take.began_at < self._settings.most_s:
-                take.guests.append(guest)
+            if take.camera == frame.camera and frame.captured_at - take.began_at < self._settings.most_s:
+                take.frames.append(frame)
 
     def watch(self) -> None:
         """Hands over the videos that are complete."""
@@ -132,7 +132,7 @@ class Recorder(Teller):
             return
         now = self._steady()
         whole = [take for take in self._closed
-                 if now >= take.until or (take.guests and take.guests[-1].captured_at >= take.ends_at)]
+                 if now >= take.until or (take.frames and take.frames[-1].captured_at >= take.ends_at)]
         self._closed = [take for take in self._closed if take not in whole]
         for take in whole:
             try:
@@ -153,9 +153,9 @@ class Recorder(Teller):
 
     def _write(self, take: _Take) -> bool:
         """Writes a video; whether there was any picture for it."""
-        guests = sorted((guest for guest in take.guests if guest.captured_at <= take.ends_at),
-                        key=lambda guest: guest.captured_at)
-        images = ((guest.captured_at, image) for guest in guests if (image := self._picture(guest)) is not None)
+        frames = sorted((frame for frame in take.frames if frame.captured_at <= take.ends_at),
+                        key=lambda frame: frame.captured_at)
+        images = ((frame.captured_at, image) for frame in frames if (image := self._picture(frame)) is not None)
         first = next(images, None)
         if first is None:
             return False
@@ -164,9 +164,9 @@ class Recorder(Teller):
             write_video(path, chain([first], images), first[1].shape[:2])
         return True
 
-    def _picture(self, guest: Guest) -> Image | None:
+    def _picture(self, frame: PendingFrame) -> Image | None:
         try:
-            return decoded(guest.message, self._limits)
+            return decode(frame.message, self._limits)
         except FrameError:
             return None
 

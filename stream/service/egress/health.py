@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from engines.errors import SourceError
 from stream.service.config import LOOPBACK
-from stream.service.egress.live_feed import Showing
+from stream.service.egress.live_feed import LiveFeed
 
 STOPS_WITHIN_S = 0.1
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -63,13 +63,13 @@ class Metrics(Collector):
         for kind, table in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for key, text in table.items():
                 metric = kind(f"gatestream_camera_{key}", text, labels=["camera"])
-                for camera, account in state["cameras"].items():
-                    metric.add_metric([camera], float(account[key]))
+                for camera, counts in state["cameras"].items():
+                    metric.add_metric([camera], float(counts[key]))
                 yield metric
         for key, label, text in BY_CAUSE:
             metric = CounterMetricFamily(f"gatestream_camera_{key}", text, labels=["camera", label])
-            for camera, account in state["cameras"].items():
-                for cause, count in account[key].items():
+            for camera, counts in state["cameras"].items():
+                for cause, count in counts[key].items():
                     metric.add_metric([camera, cause], count)
             yield metric
         for key, label, text in TOTALS:
@@ -87,11 +87,11 @@ class Metrics(Collector):
 class HealthServer:
     """Serves both pages in threads of its own. Raises SourceError for an address that is taken."""
 
-    def __init__(self, bind: str, state: State, metrics: Metrics, showing: Showing | None = None) -> None:
-        """showing: of cameras, where they may be looked at."""
+    def __init__(self, bind: str, state: State, metrics: Metrics, live_feed: LiveFeed | None = None) -> None:
+        """live_feed: of cameras, where they may be looked at."""
         host, _, port = bind.rpartition(":")
-        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics, "showing": showing,
-                                                "own": host.strip("[]") in LOOPBACK})
+        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics,
+                                                "live_feed": live_feed, "own": host.strip("[]") in LOOPBACK})
         try:
             self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
         except (OSError, OverflowError) as error:
@@ -110,7 +110,7 @@ class HealthServer:
 class _Handler(BaseHTTPRequestHandler):
     state: State
     metrics: Metrics
-    showing: Showing | None
+    live_feed: LiveFeed | None
     own: bool  # whether only this machine can ask
 
     def do_GET(self) -> None:
@@ -127,16 +127,16 @@ class _Handler(BaseHTTPRequestHandler):
         name = (urlsplit(f"//{self.headers.get('Host', '')}").hostname or "").lower()
         if found is None:
             self._send(404, "text/plain", b"/health, /metrics, /cameras/NAME.jpg or /cameras/NAME/live\n")
-        elif self.showing is None or (self.own and name not in LOOPBACK):  # another site's page, by a name of its own
+        elif self.live_feed is None or (self.own and name not in LOOPBACK):  # another site's page, by a name of its own
             self._send(403, "text/plain", b"cameras are not shown here: see health.pictures of the configuration\n")
         elif found[2] == "/live":
             self.send_response(200)
             self.send_header("Content-Type", "application/jsonl")
             self.end_headers()
             with suppress(OSError):  # whoever looked has gone
-                for said in self.showing.follow(unquote(found[1])):
+                for said in self.live_feed.follow(unquote(found[1])):
                     self.wfile.write(json.dumps(said).encode() + b"\n")
-        elif (picture := self.showing.picture(unquote(found[1]))) is not None:
+        elif (picture := self.live_feed.picture(unquote(found[1]))) is not None:
             self._send(200, "image/jpeg", picture)
         else:
             self._send(404, "text/plain", b"no picture of this camera\n")

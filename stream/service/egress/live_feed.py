@@ -8,31 +8,31 @@ from collections.abc import Callable, Iterator, Sequence
 import cv2
 
 from engines.errors import FrameError
-from stream.service.egress.outbox import Said, Teller
-from stream.service.ingress.recent import Recent
-from stream.wire import Limits, decoded
+from stream.service.egress.outbox import ResultSink, Said
+from stream.service.frames import RecentFrames
+from stream.wire import Limits, decode
 
 ROUND_S = 1.0  # from one word to the next, at most
 WAITING = 100  # batches of records that wait for a slow reader; further ones are lost to it
 QUALITY = 80
 
 
-class Showing(Teller):
+class LiveFeed(ResultSink):
     """See the file's top. Methods may be called from any thread."""
 
-    def __init__(self, recent: Callable[[], Recent], limits: Limits) -> None:
+    def __init__(self, recent: Callable[[], RecentFrames], limits: Limits) -> None:
         self._recent, self._limits = recent, limits
         self._queues: dict[queue.Queue[list[Said] | None], str] = {}
 
     def picture(self, camera: str) -> bytes | None:
         """A JPEG; None where there is no picture that can be shown."""
-        guest = self._recent().newest.get(camera)
-        if guest is None:
+        frame = self._recent().newest.get(camera)
+        if frame is None:
             return None
-        if guest.message.encoding == "jpeg":
-            return guest.message.payload
+        if frame.message.encoding == "jpeg":
+            return frame.message.payload
         try:
-            image = decoded(guest.message, self._limits)
+            image = decode(frame.message, self._limits)
         except FrameError:
             return None
         return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
@@ -54,7 +54,7 @@ class Showing(Teller):
         finally:
             del self._queues[waiting]
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, said: Sequence[Said]) -> None:
         for waiting, camera in tuple(self._queues.items()):
             if (own := [one for one in said if one["camera"] == camera]) and not waiting.full():
                 waiting.put_nowait(own)

@@ -16,9 +16,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from engines.errors import UsageError
+from engines.errors import UsageError, imports_of
 from stream.service.config import Mqtt
-from stream.service.egress.outbox import Said, Teller
+from stream.service.egress.outbox import ResultSink, Said
 
 log = logging.getLogger("gatestream.service")
 
@@ -28,15 +28,13 @@ BACK_OFF_S = (1, 60)  # between two tries to reach it
 NEEDED = ("event", "gap")  # what is sent until the broker has it
 
 
-class Broker(Teller):
+class MqttSink(ResultSink):
     """See the file's top. Raises UsageError without paho-mqtt, or for a password file that cannot be read."""
 
     def __init__(self, settings: Mqtt) -> None:
-        try:
+        with imports_of("mqtt", "paho-mqtt", "results over MQTT"):
             from paho.mqtt.client import Client
             from paho.mqtt.enums import CallbackAPIVersion
-        except ImportError as error:
-            raise UsageError("results over MQTT without paho-mqtt", "it", "pip install 'gatestream[mqtt]'") from error
         self._settings, self._known = settings, set[tuple[str, str]]()
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.max_queued_messages_set(WAITING)
@@ -52,7 +50,7 @@ class Broker(Teller):
         self._client.connect_async(settings.host, settings.port)
         self._client.loop_start()
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, said: Sequence[Said]) -> None:
         for one in said:
             camera = _level(one["camera"])
             if one["type"] in NEEDED or self._client.is_connected():

@@ -1,6 +1,6 @@
 """What becomes of results: an event is durable before it is announced, and announced at least once.
 
-    records ──► log (events, gaps: committed) ──► every teller
+    records ──► log (events, gaps: committed) ──► every sink
 
 A log that cannot be written holds events back, not the cameras: they are tried again until it can. Predictions are
 never held back, and are not kept.
@@ -23,23 +23,23 @@ import httpx
 import zmq
 
 from engines.errors import GatestreamError, SinkError
-from stream.frame import event_of, gap_of
+from stream.frame import Event, Gap
 from stream.sinks.base import output_path, sink_errors
 from stream.sinks.log import EventLog
 
 log = logging.getLogger("gatestream.service")
 
 PREDICTIONS = 20_000  # that may wait; beyond that the oldest are dropped
-LEAST_S = 0.1  # that each teller has to end
+LEAST_S = 0.1  # that each sink has to end
 RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # the last again and again
 Said = dict[str, Any]
 
 
-class Teller(ABC):
+class ResultSink(ABC):
     """Someone who is told of results. Never raises for what a network does: it counts, and goes on."""
 
     @abstractmethod
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, said: Sequence[Said]) -> None:
         """Passes on JSON objects as interface `--json` has them; events have an `id` if there is a log."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Teller(ABC):
         """Sends what can be sent so soon, and ends."""
 
 
-class Publisher(Teller):
+class Publisher(ResultSink):
     """A ZeroMQ publisher: two parts, the topic `<camera>/<type>` and the JSON object. Subscribe to "cell-3/" for all of
     one camera, to "cell-3/event" for its events, to "" for everything."""
 
@@ -61,7 +61,7 @@ class Publisher(Teller):
                 raise SinkError(f"publishing at {address} ({error.strerror})", "an address that is free",
                                 "stop what uses it, or choose another one") from error
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, said: Sequence[Said]) -> None:
         for one in said:
             self._socket.send_multipart([f"{one['camera']}/{one['type']}".encode(), _line(one)])
 
@@ -69,7 +69,7 @@ class Publisher(Teller):
         self._socket.close(linger=round(1000 * within_s))
 
 
-class Lines(Teller):
+class Lines(ResultSink):
     """A file of JSON lines, which is continued."""
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +78,7 @@ class Lines(Teller):
         with sink_errors("opening", self._path):
             self._file: TextIO = self._path.open("a", encoding="utf-8")
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, said: Sequence[Said]) -> None:
         try:
             self._file.write("".join(_line(one).decode() + "\n" for one in said))
             self._file.flush()
@@ -93,7 +93,7 @@ class Lines(Teller):
             self._file.close()
 
 
-class Webhook(Teller):
+class Webhook(ResultSink):
     """An HTTP address that gets every closed event as a POST of JSON, again until it takes it.
 
     An event has an `id`, so that one which comes twice can be told."""
@@ -105,7 +105,7 @@ class Webhook(Teller):
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, said: Sequence[Said]) -> None:
         with self._changed:
             self._waiting.extend(one for one in said if one["type"] == "event" and not one["open"])
             self._changed.notify()
@@ -141,13 +141,13 @@ class Webhook(Teller):
         self._client.close()
 
 
-class Announcer:
-    """See the file's top. `deliver` may come from any thread; the rest is the announcer's own thread."""
+class Outbox:
+    """See the file's top. `deliver` may come from any thread; the rest is the outbox's own thread."""
 
-    def __init__(self, event_log: EventLog | None, tellers: Sequence[Teller],
+    def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink],
                  clip_of: Callable[[Said], str] | None = None) -> None:
         """clip_of: names the video of an event with an id."""
-        self._log, self._tellers, self._clip_of = event_log, tellers, clip_of
+        self._log, self._tellers, self._clip_of = event_log, sinks, clip_of
         self._records: deque[Said] = deque()
         self._told: list[int] = []
         self._changed, self._closed = threading.Condition(), False
@@ -157,7 +157,7 @@ class Announcer:
     def start(self) -> None:
         """Announces what an earlier run of the service had kept and perhaps not announced; then goes on."""
         if self._log is not None:
-            for number, event in self._log.unannounced():
+            for number, event in self._log.pending():
                 self._tell([self._named(event.as_json(), number)])
                 self._told.append(number)
         self._thread.start()
@@ -175,7 +175,7 @@ class Announcer:
             self._changed.notify()
 
     def close(self, within_s: float = 0.8) -> None:
-        """Announces what has been delivered, and ends the tellers; the log is the caller's to close."""
+        """Announces what has been delivered, and ends the sinks; the log is the caller's to close."""
         until = time.monotonic() + within_s
         with self._changed:
             self._closed = True
@@ -183,9 +183,9 @@ class Announcer:
         self._thread.join(within_s)
         if self._log is not None:
             with suppress(SinkError):
-                self._log.keep([], told=self._told)
-        for teller in self._tellers:
-            teller.close(max(LEAST_S, until - time.monotonic()))
+                self._log.mark_delivered(self._told)
+        for sink in self._tellers:
+            sink.close(max(LEAST_S, until - time.monotonic()))
 
     def _run(self) -> None:
         tries = 0
@@ -213,11 +213,11 @@ class Announcer:
     def _kept(self, records: Sequence[Said]) -> list[Said]:
         """The records, once all that is to be durable is."""
         closed = [i for i, one in enumerate(records) if one["type"] == "event" and not one["open"]]
-        gaps = [gap_of(one) for one in records if one["type"] == "gap"]
+        gaps = [Gap.from_json(one) for one in records if one["type"] == "gap"]
         said = list(records)
         if self._log is None or not (closed or gaps):
             return said
-        numbers = self._log.keep([event_of(records[i]) for i in closed], gaps, self._told)
+        numbers = self._log.append([Event.from_json(records[i]) for i in closed], gaps, self._told)
         self._told = numbers  # once they have been told, the next commit says so
         for i, number in zip(closed, numbers, strict=True):
             said[i] = self._named(records[i], number)
@@ -226,12 +226,12 @@ class Announcer:
     def _tell(self, said: Sequence[Said]) -> None:
         for one in said:
             self.counts[one["type"]] += 1
-        for teller in self._tellers:
+        for sink in self._tellers:
             try:
-                teller.tell(said)
+                sink.write(said)
             except (GatestreamError, zmq.ZMQError) as error:
                 self.counts["failures"] += 1
-                log.error("%s failed: %s", type(teller).__name__, error)
+                log.error("%s failed: %s", type(sink).__name__, error)
 
     def _named(self, event: Said, number: int) -> Said:
         assert self._log is not None

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from engines.errors import FrameError
 from stream.service.config import Camera, Config
-from stream.service.ingress.scheduler import Lobby
+from stream.service.ingress.scheduler import FrameScheduler
 from stream.wire import Message
 
 FROZEN_AFTER_S = 20.0  # of the very same payload
 
 
 @dataclass(slots=True)
-class Visitor:
+class CameraSession:
     """What is known of a camera that has shown itself, or is configured. Times are steady seconds.
 
     present: sends; peer: address of its sender; frames, bytes: what its quotas have left; changed_at: when its payload
@@ -56,84 +56,84 @@ class Refused(Exception):  # noqa: N818 - not a fault of ours
 class Admission:
     """See the file's top."""
 
-    def __init__(self, config: Config, lobby: Lobby) -> None:
-        self._config, self._lobby = config, lobby
-        self.visitors: dict[str, Visitor] = {}
+    def __init__(self, config: Config, scheduler: FrameScheduler) -> None:
+        self._config, self._scheduler = config, scheduler
+        self.sessions: dict[str, CameraSession] = {}
 
     def configure(self, config: Config) -> None:
         """Takes another configuration; cameras that are no longer in it become unknown ones."""
         self._config = config
-        for name in {camera.name for camera in config.camera} | set(self.visitors):
-            visitor, fresh = self.visitor(name), self._fresh(name)
-            visitor.said, visitor.configured = fresh.said, fresh.configured
+        for name in {camera.name for camera in config.camera} | set(self.sessions):
+            session, fresh = self.session(name), self._fresh(name)
+            session.said, session.configured = fresh.said, fresh.configured
 
-    def visitor(self, name: str) -> Visitor:
+    def session(self, name: str) -> CameraSession:
         """What is known of a camera; a new entry for a new one."""
-        if name not in self.visitors:
-            self.visitors[name] = self._fresh(name)
-        return self.visitors[name]
+        if name not in self.sessions:
+            self.sessions[name] = self._fresh(name)
+        return self.sessions[name]
 
-    def _fresh(self, name: str) -> Visitor:
+    def _fresh(self, name: str) -> CameraSession:
         said = next((camera for camera in self._config.camera if camera.name == name), None)
-        return Visitor(name, said or Camera.model_construct(name=name), said is not None)
+        return CameraSession(name, said or Camera.model_construct(name=name), said is not None)
 
-    def admit(self, message: Message, dialled: str | None, peer: str, now: float) -> Visitor:
-        """The camera that a message is of, which then has a place in the lobby. Raises Refused.
+    def admit(self, message: Message, dialled: str | None, peer: str, now: float) -> CameraSession:
+        """The camera that a message is of, which then has a place in the scheduler. Raises Refused.
 
         dialled: the camera's name where we dialled or opened it; peer: the sender's IP address, "" if it has none.
         """
         name = dialled or message.name or self._at(peer) or f"{message.protocol}@{peer or 'local'}"
-        visitor = self._known(name)
-        if dialled is None and visitor.said.source is not None:
+        session = self._known(name)
+        if dialled is None and session.said.source is not None:
             raise _refused("not its source", f"camera {name!r} by itself", "the source it is configured with")
-        if visitor.said.address is not None and peer and visitor.said.address != peer:
-            raise _refused("wrong address", f"camera {name!r} at {peer}", f"it at {visitor.said.address}")
-        self._lobby.open(name)
-        self._charge(visitor, len(message.payload), now)
-        visitor.protocol, visitor.peer = message.protocol, peer
+        if session.said.address is not None and peer and session.said.address != peer:
+            raise _refused("wrong address", f"camera {name!r} at {peer}", f"it at {session.said.address}")
+        self._scheduler.open(name)
+        self._charge(session, len(message.payload), now)
+        session.protocol, session.peer = message.protocol, peer
         payload = hash(message.payload)
-        if payload != visitor.payload or not visitor.present:
-            visitor.payload, visitor.changed_at = payload, now
-        return visitor
+        if payload != session.payload or not session.present:
+            session.payload, session.changed_at = payload, now
+        return session
 
     def _at(self, peer: str) -> str | None:
         """The camera that is configured with an address."""
         return next((camera.name for camera in self._config.camera if peer and camera.address == peer), None)
 
-    def _known(self, name: str) -> Visitor:
-        known = self.visitors.get(name)
+    def _known(self, name: str) -> CameraSession:
+        known = self.sessions.get(name)
         if known is None or not known.configured:
             if not self._config.receive.unknown:
                 raise _refused("unknown camera", f"a camera called {name!r}", "one of the configuration")
             most = self._config.receive.cameras
-            if known is None and len(self.visitors) >= most and not self._made_room():
+            if known is None and len(self.sessions) >= most and not self._made_room():
                 raise _refused("too many cameras", f"one camera more than {most}", "fewer, or another limit")
-        return self.visitor(name)
+        return self.session(name)
 
     def _made_room(self) -> bool:
         """Whether a camera that is not of the configuration and has gone could be forgotten."""
-        gone = [visitor for visitor in self.visitors.values() if not visitor.configured and not visitor.present]
+        gone = [session for session in self.sessions.values() if not session.configured and not session.present]
         if not gone:
             return False
-        oldest = min(gone, key=lambda visitor: visitor.last_at)
-        del self.visitors[oldest.name]
-        self._lobby.close(oldest.name)
+        oldest = min(gone, key=lambda session: session.last_at)
+        del self.sessions[oldest.name]
+        self._scheduler.close(oldest.name)
         return True
 
-    def _charge(self, visitor: Visitor, size: int, now: float) -> None:
+    def _charge(self, session: CameraSession, size: int, now: float) -> None:
         """Takes a message from the camera's quotas, which a second fills."""
         receive = self._config.receive
-        since_s = now - visitor.last_at if visitor.last_at else 1.0
+        since_s = now - session.last_at if session.last_at else 1.0
         frames, size_limit = receive.max_frames_per_s, receive.max_mb_per_s * 1e6
-        visitor.frames = min(visitor.frames + since_s * frames, frames)
-        visitor.bytes = min(visitor.bytes + since_s * size_limit, size_limit)
-        visitor.last_at = now
-        if visitor.frames < 1 or visitor.bytes < size:
-            self._lobby.refuse(visitor.name, "quota")
-            raise _refused("quota", f"camera {visitor.name!r} faster than its quota",
+        session.frames = min(session.frames + since_s * frames, frames)
+        session.bytes = min(session.bytes + since_s * size_limit, size_limit)
+        session.last_at = now
+        if session.frames < 1 or session.bytes < size:
+            self._scheduler.refuse(session.name, "quota")
+            raise _refused("quota", f"camera {session.name!r} faster than its quota",
                            f"{frames:g} frames/s and {receive.max_mb_per_s:g} MB/s at most")
-        visitor.frames -= 1
-        visitor.bytes -= size
+        session.frames -= 1
+        session.bytes -= size
 
 
 def _refused(cause: str, got: str, wanted: str) -> Refused:

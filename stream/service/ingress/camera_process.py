@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from engines.errors import FrameError, GatestreamError
 from stream.frame import Frame
-from stream.notices import notices_on_stderr, quiet_decoders, unmoved_by_the_terminal
+from stream.notices import ignore_terminal_signals, log_to_stderr, silence_decoders
 from stream.service.ingress.sender import Sender
 from stream.sources import open_source
 from stream.sources.base import Source
@@ -27,7 +27,8 @@ from stream.sources.base import Source
 log = logging.getLogger("gatestream.service")
 
 
-def feed(source: Source, sender: Sender, most: int | None = None, goes_on: Callable[[], bool] = lambda: True) -> None:
+def send_frames(source: Source, sender: Sender, most: int | None = None,
+                goes_on: Callable[[], bool] = lambda: True) -> None:
     """Sends a source's pictures until it ends, `most` are sent, or `goes_on` says no. Recordings get times of today."""
     offset_s = 0.0 if source.info.live else time.time()
     for sent, frame in enumerate(item for item in source.frames() if isinstance(item, Frame)):
@@ -41,16 +42,16 @@ def feed(source: Source, sender: Sender, most: int | None = None, goes_on: Calla
 
 def main() -> int:
     """The process: ends with the source, at SIGTERM, or when the service is no more."""
-    unmoved_by_the_terminal()
-    quiet_decoders()
+    ignore_terminal_signals()
+    silence_decoders()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     said = json.load(sys.stdin)
     service = os.getppid()
-    with notices_on_stderr():
+    with log_to_stderr():
         try:
             with (open_source(said["source"], camera=said["name"], policy="newest") as source,
                   Sender(said["to"], said["name"]) as sender):
-                feed(source, sender, goes_on=lambda: os.getppid() == service)
+                send_frames(source, sender, goes_on=lambda: os.getppid() == service)
         except KeyboardInterrupt:
             return 0
         except GatestreamError as error:

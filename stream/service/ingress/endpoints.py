@@ -15,7 +15,7 @@ import zmq
 
 from engines.errors import SourceError
 from stream.service.config import Camera
-from stream.service.ingress.camera_supervisor import is_fed
+from stream.service.ingress.camera_supervisor import needs_process
 
 log = logging.getLogger("gatestream.service")
 
@@ -28,7 +28,7 @@ KINDS: dict[Kind, int] = {"router": zmq.ROUTER, "pair": zmq.PAIR, "sub": zmq.SUB
 
 
 @dataclass(eq=False, slots=True)
-class Door:
+class Endpoint:
     """A socket. camera: of the publisher that it dials; own: our own processes dial it, which say which cameras they
     are; tries: times that a silent publisher was dialled anew; senders: the camera that each connection is."""
 
@@ -48,7 +48,7 @@ class Door:
             self.senders.popitem(last=False)
 
 
-class Heard(NamedTuple):
+class IncomingMessage(NamedTuple):
     """A message as it came. envelope: what has to come before its answer; peer: IP address of the sender, "" where
     there is none."""
 
@@ -57,7 +57,7 @@ class Heard(NamedTuple):
     peer: str
 
 
-class Doors:
+class SocketSet:
     """See the file's top.
 
     secure: makes a socket safe before it is bound; most_bytes: of a message's part; chance: 0 to 1, so that many
@@ -68,11 +68,11 @@ class Doors:
                  steady: Callable[[], float] = time.monotonic, chance: Callable[[], float] = random.random) -> None:
         self._context, self._secure, self._most_bytes = context, secure, most_bytes
         self._steady, self._chance = steady, chance
-        self._doors: dict[Socket, Door] = {}
+        self._endpoints: dict[Socket, Endpoint] = {}
         self.poller = zmq.Poller()
 
-    def __iter__(self) -> Iterator[Door]:
-        return iter(list(self._doors.values()))
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(list(self._endpoints.values()))
 
     def listen(self, kind: Kind, address: str, own: bool = False) -> str:
         """Binds a socket; its address, with its port. Raises SourceError."""
@@ -80,13 +80,13 @@ class Doors:
         socket.ipv6 = "[" in address  # else senders' addresses would come as IPv6 ones
         if not own:
             self._secure(socket)
-        self._add(Door(kind, socket, own=own))
+        self._add(Endpoint(kind, socket, own=own))
         bind(socket, address)
         return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def dial(self, camera: Camera) -> None:
         """Dials the publisher that is a camera's source, if that is what its source is. Raises SourceError."""
-        if camera.source is None or is_fed(camera):
+        if camera.source is None or needs_process(camera):
             return
         socket = self._made("sub")
         try:
@@ -95,46 +95,46 @@ class Doors:
             socket.close(linger=0)
             raise SourceError(f"camera {camera.name}: {camera.source} ({error.strerror})", "zmq://host:port",
                               "correct its source") from error
-        self._add(Door("sub", socket, camera, dialled_at=self._steady()))
+        self._add(Endpoint("sub", socket, camera, dialled_at=self._steady()))
 
-    def dial_again(self, door: Door, last_at: float) -> None:
+    def dial_again(self, endpoint: Endpoint, last_at: float) -> None:
         """Dials a publisher anew that has fallen silent: ZeroMQ itself does so only where it sees that a connection is
         lost. last_at: steady seconds of its last picture."""
         now = self._steady()
-        silence_s = min(SILENT_AFTER_S * 2**door.tries, LONGEST_SILENCE_S) * (1 + 0.5 * self._chance())
-        if door.camera is None or now - max(last_at, door.dialled_at) <= silence_s:
+        silence_s = min(SILENT_AFTER_S * 2**endpoint.tries, LONGEST_SILENCE_S) * (1 + 0.5 * self._chance())
+        if endpoint.camera is None or now - max(last_at, endpoint.dialled_at) <= silence_s:
             return
-        door.dialled_at, door.tries = now, door.tries + 1
-        log.warning("camera %s: no picture for %.0f s: it is dialled anew", door.camera.name, silence_s)
+        endpoint.dialled_at, endpoint.tries = now, endpoint.tries + 1
+        log.warning("camera %s: no picture for %.0f s: it is dialled anew", endpoint.camera.name, silence_s)
         with suppress(zmq.ZMQError):
-            door.socket.disconnect(_publisher(door.camera))
-            door.socket.connect(_publisher(door.camera))
+            endpoint.socket.disconnect(_publisher(endpoint.camera))
+            endpoint.socket.connect(_publisher(endpoint.camera))
 
     def hang_up(self, camera: str) -> None:
         """Ends the connection to a camera that was dialled, if it was."""
-        for door in self:
-            if door.camera is not None and door.camera.name == camera:
-                self.poller.unregister(door.socket)
-                del self._doors[door.socket]
-                door.socket.close(linger=0)
+        for endpoint in self:
+            if endpoint.camera is not None and endpoint.camera.name == camera:
+                self.poller.unregister(endpoint.socket)
+                del self._endpoints[endpoint.socket]
+                endpoint.socket.close(linger=0)
 
-    def hear(self, door: Door) -> Iterator[Heard]:
-        """What has come to a door, AT_ONCE messages at most."""
+    def hear(self, endpoint: Endpoint) -> Iterator[IncomingMessage]:
+        """What has come to a endpoint, AT_ONCE messages at most."""
         for _ in range(AT_ONCE):
             try:
-                frames = door.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = endpoint.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             parts = [frame.bytes for frame in frames]
             envelope: list[bytes] = []
-            if door.kind == "router":
+            if endpoint.kind == "router":
                 cut = next((i for i, part in enumerate(parts) if i and not part), 0)  # parts[0] is its identity
                 envelope, parts = parts[:cut + 1], parts[cut + 1:]
-            yield Heard(envelope, parts, "" if door.own else _peer(frames[-1]))
+            yield IncomingMessage(envelope, parts, "" if endpoint.own else _peer(frames[-1]))
 
     def close(self, linger_ms: int) -> None:
-        for door in self:
-            door.socket.close(linger=linger_ms)
+        for endpoint in self:
+            endpoint.socket.close(linger=linger_ms)
 
     def _made(self, kind: Kind) -> Socket:
         socket = self._context.socket(KINDS[kind])
@@ -146,9 +146,9 @@ class Doors:
             socket.subscribe(b"")
         return socket
 
-    def _add(self, door: Door) -> None:
-        self._doors[door.socket] = door
-        self.poller.register(door.socket, zmq.POLLIN)
+    def _add(self, endpoint: Endpoint) -> None:
+        self._endpoints[endpoint.socket] = endpoint
+        self.poller.register(endpoint.socket, zmq.POLLIN)
 
 
 def connection(envelope: Sequence[bytes]) -> bytes:

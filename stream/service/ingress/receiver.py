@@ -1,6 +1,6 @@
 """The owner of the sockets: takes what cameras send, answers at once, and hands the newest on to the engine's process.
 
-    cameras ──► parse, admit, answer ──► lobby ──► worker
+    cameras ──► parse, admit, answer ──► scheduler ──► worker
     records ◄──────────────────────────────────── worker
 
 One thread, which never decodes, never waits for a disk and never waits for an engine, so that no sender stalls because
@@ -24,12 +24,12 @@ import zmq
 from engines.errors import FrameError, SourceError
 from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.config import Config
+from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Refused
-from stream.service.ingress.endpoints import Door, Doors, Kind, bind, connection
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.scheduler import Guest, Lobby
+from stream.service.ingress.endpoints import Endpoint, Kind, SocketSet, bind, connection
+from stream.service.ingress.scheduler import FrameScheduler
 from stream.service.worker import protocol
-from stream.wire import HEADER_BYTES, Limits, Message, answer, parse
+from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, parse
 
 log = logging.getLogger("gatestream.service")
 
@@ -41,7 +41,7 @@ LAST_WORDS_S = 0.8  # in which a worker that stops may close its events
 Records = list[dict[str, Any]]
 
 
-class Pace:
+class BatchSizer:
     """How many messages are handed on at a time, so that all that are under way are done within UNDER_WAY_S: what waits
     with us instead is overtaken by newer ones. Plain bookkeeping with steady seconds given by the caller."""
 
@@ -73,11 +73,11 @@ class Pace:
 
 
 @dataclass(slots=True)
-class _Held:
+class _DelayedAnswer:
     """An answer that waits for its frame's turn."""
 
     until: float
-    door: Door
+    endpoint: Endpoint
     envelope: list[bytes]
     message: Message
 
@@ -86,7 +86,7 @@ class _Held:
 class Receiver:
     """See the file's top. `run` is the thread's; `call` may come from others.
 
-    deliver: takes the worker's records, and our own gaps; secure: see `Doors`; wall, steady: clocks, in seconds;
+    deliver: takes the worker's records, and our own gaps; secure: see `SocketSet`; wall, steady: clocks, in seconds;
     recent: what an engine's process that comes late is warmed up with; watch: is shown every message that is let in;
     rounds: is called every TICK_S or sooner.
     """
@@ -97,20 +97,20 @@ class Receiver:
     secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None
     wall: Callable[[], float] = time.time
     steady: Callable[[], float] = time.monotonic
-    recent: Recent = field(default_factory=lambda: Recent(2.0))
-    watch: Callable[[Guest], None] = lambda guest: None
+    recent: RecentFrames = field(default_factory=lambda: RecentFrames(2.0))
+    watch: Callable[[PendingFrame], None] = lambda frame: None
     rounds: Callable[[], None] = lambda: None
-    lobby: Lobby = field(default_factory=Lobby)
+    scheduler: FrameScheduler = field(default_factory=FrameScheduler)
     refused: Counter[str] = field(default_factory=Counter)
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.config, self.lobby)
-        self.visitors = self.admission.visitors
-        self._held: dict[str, _Held] = {}
+        self.admission = Admission(self.config, self.scheduler)
+        self.sessions = self.admission.sessions
+        self._held: dict[str, _DelayedAnswer] = {}
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._worker: bytes | None = None  # the one that gets frames
-        self._pace = Pace()
+        self._pace = BatchSizer()
         self._credits: Counter[bytes] = Counter()
         self._stopping_at: float | None = None
         self.worker_heard_at = 0.0  # steady seconds of its last word
@@ -119,10 +119,10 @@ class Receiver:
         self.worker_pid = 0  # of the one that gets frames
         self.events: Records = []  # that it found in the gate's recording
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
-        self.doors = Doors(self.context, self.secure, self.limits.payload_bytes, self.steady)
+        self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes, self.steady)
         self._link = self.context.socket(zmq.ROUTER)
         self._link.linger, self._link.sndhwm = 0, 0
-        self.doors.poller.register(self._link, zmq.POLLIN)
+        self.sockets.poller.register(self._link, zmq.POLLIN)
 
     # ---- what others may call ----
 
@@ -134,13 +134,13 @@ class Receiver:
         """Ends `run` soon, once what was received is answered."""
         self.call(self._stop)
 
-    def open(self, link_address: str, feeders_address: str | None = None) -> list[str]:
+    def open(self, link_address: str, local_address: str | None = None) -> list[str]:
         """Binds and dials everything, before `run`; the addresses bound, with their ports. Raises SourceError.
 
-        feeders_address: where our own processes send cameras' pictures, which need no key."""
+        local_address: where our own processes send cameras' pictures, which need no key."""
         try:
-            if feeders_address is not None:
-                self.doors.listen("router", feeders_address, own=True)
+            if local_address is not None:
+                self.sockets.listen("router", local_address, own=True)
             return self._opened(link_address)
         except SourceError:
             self._close(0)
@@ -150,10 +150,10 @@ class Receiver:
         bind(self._link, link_address)
         receive = self.config.receive
         kinds: dict[Kind, tuple[str, ...]] = {"router": receive.bind, "pair": receive.pair, "sub": receive.sub}
-        bound = [self.doors.listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
+        bound = [self.sockets.listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
         for camera in self.config.camera:
-            self.admission.visitor(camera.name)
-            self.doors.dial(camera)
+            self.admission.session(camera.name)
+            self.sockets.dial(camera)
         return bound
 
     def configure(self, config: Config) -> None:
@@ -165,11 +165,11 @@ class Receiver:
         self.admission.configure(config)
         for name in [name for name, source in before.items() if source is not None and after.get(name) != source]:
             self._leaves(name, "its source is another one now")
-            self.doors.hang_up(name)
+            self.sockets.hang_up(name)
         for camera in config.camera:
             if before.get(camera.name) != camera.source:
                 try:
-                    self.doors.dial(camera)
+                    self.sockets.dial(camera)
                 except SourceError as error:
                     log.error("%s", error)
         self._tell_worker(protocol.CAMERAS, self._told_of_cameras())
@@ -187,17 +187,17 @@ class Receiver:
             self._close(200)
 
     def _close(self, linger_ms: int) -> None:
-        self.doors.close(linger_ms)
+        self.sockets.close(linger_ms)
         self._link.close(linger=linger_ms)
 
     def _round(self, wait_s: float) -> None:
-        ready = dict(self.doors.poller.poll(round(1000 * wait_s)))
+        ready = dict(self.sockets.poller.poll(round(1000 * wait_s)))
         if self._link in ready:
             self._hear_worker()
-        for door in self.doors:
-            if door.socket in ready:
-                for heard in self.doors.hear(door):
-                    self._hear(door, *heard)
+        for endpoint in self.sockets:
+            if endpoint.socket in ready:
+                for heard in self.sockets.hear(endpoint):
+                    self._hear(endpoint, *heard)
         while not self._calls.empty():
             self._calls.get()()
         now = self.steady()
@@ -207,7 +207,7 @@ class Receiver:
 
     # ---- cameras ----
 
-    def _hear(self, door: Door, envelope: list[bytes], parts: Sequence[bytes], peer: str) -> None:
+    def _hear(self, endpoint: Endpoint, envelope: list[bytes], parts: Sequence[bytes], peer: str) -> None:
         message: Message | None = None
         now, camera, fault = self.steady(), None, None
         try:
@@ -218,75 +218,76 @@ class Receiver:
                     message = Message("netgear", None, b"")
                 raise Refused("malformed", error) from error
             if message.end:
-                self._ends(message, door, envelope)
+                self._ends(message, endpoint, envelope)
             elif not message.is_text:
-                camera = self._admitted(message, door, peer, now)
-                door.heard_from(envelope, camera)
+                camera = self._admitted(message, endpoint, peer, now)
+                endpoint.heard_from(envelope, camera)
                 at = self.wall() if message.captured_at is None else message.captured_at
-                guest = self.lobby.put(camera, message, at, now)
-                self.recent.add(guest)
-                self.watch(guest)
-                if self.config.receive.pace_ms and door.kind == "router" and self.lobby.waits(camera) is guest:
+                frame = self.scheduler.put(camera, message, at, now)
+                self.recent.add(frame)
+                self.watch(frame)
+                if self.config.receive.pace_ms and endpoint.kind == "router" and self.scheduler.waits(camera) is frame:
                     self._release(camera)
-                    self._held[camera] = _Held(now + self.config.receive.pace_ms / 1000, door, envelope, message)
+                    until = now + self.config.receive.pace_ms / 1000
+                    self._held[camera] = _DelayedAnswer(until, endpoint, envelope, message)
                     return
         except Refused as refusal:
             self.refused[refusal.cause] += 1
             fault = str(refusal.error)
-        self._answer(door, envelope, answer(message, self._news(message, camera), fault))
+        self._answer(endpoint, envelope, encode_reply(message, self._news(message, camera), fault))
 
     def _news(self, message: Message | None, camera: str | None) -> dict[str, Any] | None:
         """What an answer tells of the camera: its latest prediction, if there is one and the sender may expect it."""
         told = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
         return self.latest.get(camera) if told and camera is not None else None
 
-    def _ends(self, message: Message, door: Door, envelope: list[bytes]) -> None:
+    def _ends(self, message: Message, endpoint: Endpoint, envelope: list[bytes]) -> None:
         """The camera of this connection says that its stream is over; NetGear's do not say which they are."""
-        camera = message.name or door.senders.pop(connection(envelope), None)
-        if camera in self.visitors:
+        camera = message.name or endpoint.senders.pop(connection(envelope), None)
+        if camera in self.sessions:
             self._leaves(camera, "the camera ended its stream")
 
-    def _answer(self, door: Door, envelope: list[bytes], said: bytes) -> None:
-        if door.kind == "sub":
+    def _answer(self, endpoint: Endpoint, envelope: list[bytes], said: bytes) -> None:
+        if endpoint.kind == "sub":
             return
         try:
-            door.socket.send_multipart([*envelope, said], zmq.NOBLOCK)
+            endpoint.socket.send_multipart([*envelope, said], zmq.NOBLOCK)
         except zmq.ZMQError:  # it has gone
             self.refused["gone before its answer"] += 1
 
     def _release(self, camera: str) -> None:
         held = self._held.pop(camera, None)
         if held is not None:
-            self._answer(held.door, held.envelope, answer(held.message, self._news(held.message, camera)))
+            self._answer(held.endpoint, held.envelope, encode_reply(held.message, self._news(held.message, camera)))
 
-    def _admitted(self, message: Message, door: Door, peer: str, now: float) -> str:
+    def _admitted(self, message: Message, endpoint: Endpoint, peer: str, now: float) -> str:
         """The camera that a message is of; tells of one that comes, or is back. Raises Refused."""
-        dialled = message.name if door.own else None if door.camera is None else door.camera.name
-        visitor = self.admission.admit(message, dialled, peer, now)
-        if not visitor.present:
-            visitor.present = True
-            log.info("camera %s is here (%s, %s)", visitor.name, message.protocol, peer or "local")
-            if visitor.left_at is not None:
-                visitor.reconnects += 1
-                self._pass_on([Gap(visitor.name, self.wall(), now - visitor.left_at, "reconnected").as_json()])
-        return visitor.name
+        dialled = message.name if endpoint.own else None if endpoint.camera is None else endpoint.camera.name
+        session = self.admission.admit(message, dialled, peer, now)
+        if not session.present:
+            session.present = True
+            log.info("camera %s is here (%s, %s)", session.name, message.protocol, peer or "local")
+            if session.left_at is not None:
+                session.reconnects += 1
+                self._pass_on([Gap(session.name, self.wall(), now - session.left_at, "reconnected").as_json()])
+        return session.name
 
     def _watch(self, now: float) -> None:
-        for visitor in self.visitors.values():
-            if visitor.present and now - visitor.last_at > visitor.said.lost_after_s:
-                self._leaves(visitor.name, f"no frames for {visitor.said.lost_after_s:g} s")
+        for session in self.sessions.values():
+            if session.present and now - session.last_at > session.said.lost_after_s:
+                self._leaves(session.name, f"no frames for {session.said.lost_after_s:g} s")
         for camera, held in list(self._held.items()):
             if now >= held.until:
                 self._release(camera)
-        for door in self.doors:
-            if door.camera is not None:
-                self.doors.dial_again(door, self.visitors[door.camera.name].last_at)
+        for endpoint in self.sockets:
+            if endpoint.camera is not None:
+                self.sockets.dial_again(endpoint, self.sessions[endpoint.camera.name].last_at)
 
     def _leaves(self, camera: str, why: str) -> None:
-        visitor = self.visitors[camera]
-        if visitor.present:
-            visitor.present, visitor.left_at = False, visitor.last_at
-            self.lobby.discard(camera)  # it would come to the worker after its end
+        session = self.sessions[camera]
+        if session.present:
+            session.present, session.left_at = False, session.last_at
+            self.scheduler.discard(camera)  # it would come to the worker after its end
             log.info("camera %s has left: %s", camera, why)
             self._tell_worker(protocol.LEAVE, {"camera": camera})
             self.latest.pop(camera, None)
@@ -307,7 +308,7 @@ class Receiver:
                 self._worker, self.engine, self.served = identity, said["engine"], True
                 self._pace.forget()
                 if "clock" in said:
-                    self.lobby.keep_time(*said["clock"])
+                    self.scheduler.keep_time(*said["clock"])
                 self.worker_pid, self.events = said.get("pid", 0), said.get("events", [])
                 self._tell_worker(protocol.CAMERAS, self._told_of_cameras())
                 self._warm()
@@ -319,13 +320,13 @@ class Receiver:
             for record in said.get("records", ()):
                 if record["type"] == "prediction":
                     self.latest[record["camera"]] = record
-                    if record["camera"] in self.visitors:
-                        self.visitors[record["camera"]].predictions += 1
+                    if record["camera"] in self.sessions:
+                        self.sessions[record["camera"]].predictions += 1
             if kind == protocol.DONE:
                 for camera, index, cause, error in said.get("errors", ()):
-                    if camera in self.lobby.accounts:
-                        self.lobby.accounts[camera].dropped[cause] += 1
-                        self.lobby.spoilt(camera, index)
+                    if camera in self.scheduler.counters:
+                        self.scheduler.counters[camera].dropped[cause] += 1
+                        self.scheduler.spoilt(camera, index)
                     log.debug("camera %s: %s", camera, error)
                 self._pass_on(said["records"])
             if said.get("last") and identity == self._worker:
@@ -333,8 +334,8 @@ class Receiver:
 
     def _pass_on(self, records: Records) -> None:
         for record in records:
-            if record["type"] == "gap" and record["camera"] in self.visitors:
-                self.visitors[record["camera"]].gaps[record["action"]] += 1
+            if record["type"] == "gap" and record["camera"] in self.sessions:
+                self.sessions[record["camera"]].gaps[record["action"]] += 1
         self.deliver(records)
 
     def _told_of_cameras(self) -> list[dict[str, Any]]:
@@ -343,15 +344,15 @@ class Receiver:
     def _warm(self) -> None:
         """Shows a new worker what cameras sent last, one message of each camera at a time."""
         rows = []
-        for camera, visitor in self.visitors.items():
-            waits = self.lobby.waits(camera)
-            if visitor.present:
-                rows.append([guest for guest in self.recent.of(camera) if waits is None or guest.index < waits.index])
-        for guests in zip_longest(*rows):
-            some = [replace(guest, lost=0) for guest in guests if guest is not None]
+        for camera, session in self.sessions.items():
+            waits = self.scheduler.waits(camera)
+            if session.present:
+                rows.append([frame for frame in self.recent.of(camera) if waits is None or frame.index < waits.index])
+        for frames in zip_longest(*rows):
+            some = [replace(frame, lost=0) for frame in frames if frame is not None]
             for first in range(0, len(some), BATCH):
-                self._tell(protocol.packed(some[first:first + BATCH], protocol.WARM))
-            self.lobby.show(some)
+                self._tell(protocol.pack(some[first:first + BATCH], protocol.WARM))
+            self.scheduler.show(some)
 
     def worker_lost(self) -> None:
         """The worker's process has ended: its cameras' state is gone. Tells of a gap for each."""
@@ -359,22 +360,22 @@ class Receiver:
         self._credits.clear()
         self._pace.forget()
         now, at = self.steady(), self.wall()
-        self._pass_on([Gap(name, at, now - visitor.last_at, ENGINE_RESTARTED).as_json()
-                      for name, visitor in self.visitors.items() if visitor.present])
+        self._pass_on([Gap(name, at, now - session.last_at, ENGINE_RESTARTED).as_json()
+                      for name, session in self.sessions.items() if session.present])
 
     def _hand_on(self, now: float) -> None:
-        while self._worker is not None and self._credits[self._worker] and len(self.lobby):
-            guests = self.lobby.take(self._pace.most, now, self._budget_s)
-            for guest in guests:
-                self._release(guest.camera)
-            if guests:
+        while self._worker is not None and self._credits[self._worker] and len(self.scheduler):
+            frames = self.scheduler.take(self._pace.most, now, self._budget_s)
+            for frame in frames:
+                self._release(frame.camera)
+            if frames:
                 self._credits[self._worker] -= 1
-                self._pace.sent(self.steady(), len(guests))
-                self._tell(protocol.packed(guests))
+                self._pace.sent(self.steady(), len(frames))
+                self._tell(protocol.pack(frames))
 
     def _budget_s(self, camera: str) -> float:
         """How long a message of a camera may wait."""
-        return (self.visitors[camera].said.staleness_ms or self.config.receive.staleness_ms) / 1000
+        return (self.sessions[camera].said.staleness_ms or self.config.receive.staleness_ms) / 1000
 
     def _tell_worker(self, kind: bytes, said: Any) -> None:
         self._tell([kind, json.dumps(said).encode()])

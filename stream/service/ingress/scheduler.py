@@ -20,28 +20,14 @@ from functools import partial
 
 from engines.errors import UsageError
 from stream.clock import Clock
+from stream.service.frames import PendingFrame
 from stream.wire import Message
 
 OVERTAKEN, STALE, LEFT = "overtaken", "stale", "left"
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """A message that waits. index: its number among its camera's; lost: those before it that nobody took since the
-    last one that was taken; captured_at, arrived_at: seconds, Unix time and steady; passed_at: when the last one was
-    captured that was passed over since the last one that was taken."""
-
-    camera: str
-    message: Message
-    index: int
-    lost: int
-    captured_at: float
-    arrived_at: float
-    passed_at: float | None = None
-
-
 @dataclass(slots=True)
-class Account:
+class CameraCounters:
     """What became of one camera's messages. passed: those between two ticks of its clock; dropped: by cause."""
 
     received: int = 0
@@ -51,12 +37,12 @@ class Account:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-class Lobby:
+class FrameScheduler:
     """See the file's top. A camera joins with `open`; messages of others are the caller's to refuse."""
 
     def __init__(self) -> None:
-        self.accounts: dict[str, Account] = {}
-        self._waiting: dict[str, Guest] = {}
+        self.counters: dict[str, CameraCounters] = {}
+        self._waiting: dict[str, PendingFrame] = {}
         self._lost: Counter[str] = Counter()
         self._turns: dict[str, int] = {}  # the turn that each camera has next, or has had
         self._turn = 0  # the latest that was served
@@ -68,28 +54,28 @@ class Lobby:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def open(self, camera: str) -> Account:
-        """Makes a place for a camera; its account, the one it has if it is back."""
+    def open(self, camera: str) -> CameraCounters:
+        """Makes a place for a camera; its counts, the one it has if it is back."""
         self._turns.setdefault(camera, 0)
-        return self.accounts.setdefault(camera, Account())
+        return self.counters.setdefault(camera, CameraCounters())
 
     def close(self, camera: str) -> None:
         """Gives up a camera's place and what waits in it."""
         self._start_anew(camera)
-        for table in (self._waiting, self._lost, self._turns, self.accounts):
+        for table in (self._waiting, self._lost, self._turns, self.counters):
             table.pop(camera, None)
 
     def keep_time(self, frame_rate: float, max_gap_s: float) -> None:
         """Gives every camera a fresh clock of a model."""
         self._new_clock = partial(Clock, frame_rate, max_gap_s)
-        for camera in self.accounts:
+        for camera in self.counters:
             self._start_anew(camera)
 
-    def show(self, guests: Sequence[Guest]) -> None:
+    def show(self, frames: Sequence[PendingFrame]) -> None:
         """Lets the cameras' clocks know of messages that the recogniser is shown beside those that are taken."""
-        for guest in guests:
-            if (clock := self._clock(guest.camera)) is not None:
-                clock.tick(guest.captured_at)
+        for frame in frames:
+            if (clock := self._clock(frame.camera)) is not None:
+                clock.tick(frame.captured_at)
 
     def spoilt(self, camera: str, index: int) -> None:
         """A message that was taken could not be used: its tick is the next one's, if that was not taken yet."""
@@ -97,36 +83,36 @@ class Lobby:
         if taken == index and clock is not None:
             self._clocks[camera] = clock
 
-    def put(self, camera: str, message: Message, captured_at: float, arrived_at: float) -> Guest:
+    def put(self, camera: str, message: Message, captured_at: float, arrived_at: float) -> PendingFrame:
         """Leaves a message; one of the same camera that still waits is overtaken. Returns it with its number.
 
         It does not wait if the camera's clock would pass it over."""
         if camera not in self._turns:
             raise UsageError(f"a message of {camera!r}, which has no place", "a camera that was opened", "open it")
-        account = self.accounts[camera]
-        guest = Guest(camera, message, account.received, 0, captured_at, arrived_at)
-        account.received += 1
-        account.bytes += len(message.payload)
+        counts = self.counters[camera]
+        frame = PendingFrame(camera, message, counts.received, 0, captured_at, arrived_at)
+        counts.received += 1
+        counts.bytes += len(message.payload)
         clock = self._clock(camera)
         if camera in self._waiting:
             self._drop(camera, OVERTAKEN)
         elif clock is not None and not clock.wants(captured_at):
             clock.tick(captured_at)
             self._passed[camera] = max(captured_at, self._passed.get(camera, captured_at))
-            account.passed += 1
-            return guest
+            counts.passed += 1
+            return frame
         else:
             self._turns[camera] = max(self._turns[camera], self._turn)
-        self._waiting[camera] = guest
-        return guest
+        self._waiting[camera] = frame
+        return frame
 
-    def waits(self, camera: str) -> Guest | None:
+    def waits(self, camera: str) -> PendingFrame | None:
         """What waits of a camera."""
         return self._waiting.get(camera)
 
     def refuse(self, camera: str, cause: str) -> None:
         """Counts a message that is not even let in."""
-        self.accounts[camera].received += 1
+        self.counters[camera].received += 1
         self._drop(camera, cause)
 
     def discard(self, camera: str) -> None:
@@ -135,10 +121,10 @@ class Lobby:
         if self._waiting.pop(camera, None) is not None:
             self._drop(camera, LEFT)
 
-    def take(self, most: int, now: float, budget_s: Callable[[str], float]) -> Sequence[Guest]:
+    def take(self, most: int, now: float, budget_s: Callable[[str], float]) -> Sequence[PendingFrame]:
         """Up to `most` messages, of the cameras whose turn it is; those older than a camera's budget are dropped."""
-        for camera, guest in list(self._waiting.items()):
-            if now - guest.arrived_at > budget_s(camera):
+        for camera, frame in list(self._waiting.items()):
+            if now - frame.arrived_at > budget_s(camera):
                 del self._waiting[camera]
                 self._drop(camera, STALE)
         next_first = sorted(self._waiting, key=lambda camera: (self._turns[camera], -self._waiting[camera].arrived_at))
@@ -146,13 +132,13 @@ class Lobby:
         for camera in next_first[:most]:
             self._turn = self._turns[camera]
             self._turns[camera] += 1
-            self.accounts[camera].taken += 1
-            guest = replace(self._waiting.pop(camera), lost=self._lost.pop(camera, 0),
+            self.counters[camera].taken += 1
+            frame = replace(self._waiting.pop(camera), lost=self._lost.pop(camera, 0),
                             passed_at=self._passed.pop(camera, None))
             if (clock := self._clock(camera)) is not None:
-                self._before[camera] = guest.index, copy(clock)
-                clock.tick(guest.captured_at)
-            taken.append(guest)
+                self._before[camera] = frame.index, copy(clock)
+                clock.tick(frame.captured_at)
+            taken.append(frame)
         return taken
 
     def _clock(self, camera: str) -> Clock | None:
@@ -165,5 +151,5 @@ class Lobby:
             table.pop(camera, None)
 
     def _drop(self, camera: str, cause: str) -> None:
-        self.accounts[camera].dropped[cause] += 1
+        self.counters[camera].dropped[cause] += 1
         self._lost[camera] += 1

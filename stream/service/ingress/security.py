@@ -32,7 +32,7 @@ def default_folder() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class KeyPair:
     """A key pair, Z85; secret is None in a file of a public key."""
 
     public: bytes
@@ -83,26 +83,26 @@ def allowed(folder: Path) -> dict[str, bytes]:
     return {file.stem: read(file).public for file in sorted((folder / ALLOWED).glob("*.key"))}
 
 
-def read(file: Path) -> Pair:
+def read(file: Path) -> KeyPair:
     """The key or pair in a file. Raises UsageError."""
     try:
         public, secret = zmq.auth.load_certificate(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}, in which there is no key", "a file of `gatestream keys new`, or of pyzmq",
                          "check the path") from error
-    return Pair(public, secret)
+    return KeyPair(public, secret)
 
 
-class Doorman:
+class SocketAuth:
     """Lets in whom it may: cameras with an allowed key, or any camera without CURVE; from some addresses, or from all.
 
-        doorman = Doorman(context, folder, curve=True, addresses=())
-        doorman.guard(socket)       # before it is bound
+        auth = SocketAuth(context, folder, curve=True, addresses=())
+        auth.guard(socket)       # before it is bound
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path, curve: bool,
                  addresses: Sequence[str]) -> None:
-        self._pair: Pair | None = None
+        self._pair: KeyPair | None = None
         if curve:
             self._pair = read(folder / f"{SERVER}.key_secret")
             if self._pair.secret is None:

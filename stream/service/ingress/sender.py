@@ -18,7 +18,7 @@ import zmq
 from engines.errors import SinkError, UsageError
 from stream.frame import Image
 from stream.service.ingress.security import read
-from stream.wire import header_of
+from stream.wire import encode_header
 
 Form = Literal["gatestream", "imagezmq", "netgear"]
 PATIENCE_S = 4.0  # for an answer, after which the socket is made anew
@@ -70,7 +70,7 @@ class Sender:
         """Tells the receiver that the stream is over, and closes."""
         if not self._context.closed:
             end = (json.dumps({"terminate_flag": True}).encode() if self._form == "netgear" else
-                   header_of(self._camera, end=True))
+                   encode_header(self._camera, end=True))
             if self._form != "imagezmq":
                 self._patience_s = min(self._patience_s, 0.5)
                 with suppress(zmq.ZMQError):  # interrupted while it waits for an answer, it may not send
@@ -85,7 +85,7 @@ class Sender:
             return json.dumps({"terminate_flag": False, "message": told, "pattern": "2" if self._publish else "1",
                                "compression": {"dct": False, "ups": False, "colorspace": "BGR"}, "dtype": "",
                                "shape": ""}).encode()
-        return header_of(self._camera, captured_at=captured_at, sequence=self._sequence)
+        return encode_header(self._camera, captured_at=captured_at, sequence=self._sequence)
 
     def _asked(self, parts: list[bytes]) -> dict[str, Any] | None:
         """Sends a message; what is answered."""

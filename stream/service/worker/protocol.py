@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from stream.service.ingress.scheduler import Guest
+from stream.service.frames import PendingFrame
 from stream.wire import Message
 
 CREDITS = 3  # batches the keeper may send ahead: one in the engine, one being decoded, one at hand
@@ -24,21 +24,21 @@ READY, FRAMES, DONE, CAMERAS, WARM, LEAVE, STOP = (b"ready", b"frames", b"done",
                                                    b"stop")
 
 
-def packed(guests: Sequence[Guest], kind: bytes = FRAMES) -> list[bytes]:
+def pack(frames: Sequence[PendingFrame], kind: bytes = FRAMES) -> list[bytes]:
     """Parts of a `frames` or `warm` message."""
-    headers = [{"camera": guest.camera, "index": guest.index, "lost": guest.lost, "captured_at": guest.captured_at,
-                "arrived_at": guest.arrived_at, "passed_at": guest.passed_at, "protocol": guest.message.protocol,
-                "encoding": guest.message.encoding, "shape": guest.message.shape, "dtype": guest.message.dtype,
-                "pixel_format": guest.message.pixel_format} for guest in guests]
-    return [kind, json.dumps(headers).encode(), *(guest.message.payload for guest in guests)]
+    headers = [{"camera": frame.camera, "index": frame.index, "lost": frame.lost, "captured_at": frame.captured_at,
+                "arrived_at": frame.arrived_at, "passed_at": frame.passed_at, "protocol": frame.message.protocol,
+                "encoding": frame.message.encoding, "shape": frame.message.shape, "dtype": frame.message.dtype,
+                "pixel_format": frame.message.pixel_format} for frame in frames]
+    return [kind, json.dumps(headers).encode(), *(frame.message.payload for frame in frames)]
 
 
-def unpacked(parts: Sequence[bytes]) -> list[Guest]:
-    """The guests of such a message without its kind."""
-    guests = []
+def unpack(parts: Sequence[bytes]) -> list[PendingFrame]:
+    """The frames of such a message without its kind."""
+    frames = []
     for header, payload in zip(json.loads(parts[0]), parts[1:], strict=True):
         message = Message(header["protocol"], header["camera"], payload, header["encoding"], tuple(header["shape"]),
                           header["dtype"], header["pixel_format"])
-        guests.append(Guest(header["camera"], message, header["index"], header["lost"], header["captured_at"],
+        frames.append(PendingFrame(header["camera"], message, header["index"], header["lost"], header["captured_at"],
                             header["arrived_at"], header["passed_at"]))
-    return guests
+    return frames

@@ -24,15 +24,15 @@ import engines
 from engines.errors import FrameError, GatestreamError
 from engines.model.contract import EventRule
 from engines.model.preprocess import shrinkable
-from stream.frame import Event, Image, event_of
-from stream.notices import notices_on_stderr, quiet_decoders, unmoved_by_the_terminal
-from stream.recognizer import Arrival, Begun, Recognizer
-from stream.runner import events_in
+from stream.frame import Event, Image
+from stream.notices import ignore_terminal_signals, log_to_stderr, silence_decoders
+from stream.recognizer import Arrival, Prepared, Recognizer
+from stream.runner import recognize_file
 from stream.service.config import Camera, Gate
-from stream.service.ingress.scheduler import Guest
+from stream.service.frames import PendingFrame
 from stream.service.worker import protocol
 from stream.service.worker.promotion import check
-from stream.wire import Limits, decoded
+from stream.wire import Limits, decode
 
 log = logging.getLogger("gatestream.service")
 
@@ -54,25 +54,25 @@ class Worker:
         own = self._recognizer.contract.events
         self._recognizer.set_rules({camera.name: _rule(own, camera) for camera in cameras})
 
-    def begin(self, guests: Sequence[Guest]) -> list[Begun]:
+    def begin(self, frames: Sequence[PendingFrame]) -> list[Prepared]:
         """Begins to decode what `frames` is given soon."""
-        return self._recognizer.begin(self._arrivals(guests))
+        return self._recognizer.prepare_async(self._arrivals(frames))
 
-    def frames(self, guests: Sequence[Guest], begun: Sequence[Begun] | None = None) -> dict[str, Any]:
+    def frames(self, frames: Sequence[PendingFrame], begun: Sequence[Prepared] | None = None) -> dict[str, Any]:
         """What these messages caused, and the pictures among them that were refused."""
         records, errors = [], []
-        for guest, outcome in zip(guests, self._recognizer.push_many(self._arrivals(guests), begun), strict=True):
+        for frame, outcome in zip(frames, self._recognizer.push_many(self._arrivals(frames), begun), strict=True):
             if isinstance(outcome, GatestreamError):
-                errors.append([guest.camera, guest.index, type(outcome).__name__, str(outcome)])
+                errors.append([frame.camera, frame.index, type(outcome).__name__, str(outcome)])
             else:
                 records += [item.as_json() for item in outcome]
         return {"records": records, "errors": errors}
 
-    def warm(self, guests: Sequence[Guest]) -> dict[str, Any]:
+    def warm(self, frames: Sequence[PendingFrame]) -> dict[str, Any]:
         """Takes messages that had their results before: the network's state comes up to date, nothing is told."""
-        self._recognizer.push_many(self._arrivals(guests))
-        for guest in guests:
-            self._recognizer.cut(guest.camera)
+        self._recognizer.push_many(self._arrivals(frames))
+        for frame in frames:
+            self._recognizer.close_events(frame.camera)
         return {"records": [], "credits": 0}
 
     def leave(self, camera: str) -> dict[str, Any]:
@@ -84,23 +84,23 @@ class Worker:
         closed = [event.as_json() for camera in self._recognizer.cameras for event in self._recognizer.flush(camera)]
         return {"records": closed, "credits": 0, "last": True}
 
-    def _arrivals(self, guests: Sequence[Guest]) -> list[Arrival]:
+    def _arrivals(self, frames: Sequence[PendingFrame]) -> list[Arrival]:
         now = self._steady()
-        return [Arrival(partial(self._decoded, guest), guest.captured_at, guest.camera, guest.index, guest.lost,
-                        max(0.0, now - guest.arrived_at), guest.passed_at) for guest in guests]
+        return [Arrival(partial(self._decoded, frame), frame.captured_at, frame.camera, frame.index, frame.lost,
+                        max(0.0, now - frame.arrived_at), frame.passed_at) for frame in frames]
 
-    def _decoded(self, guest: Guest) -> Image:
-        camera = self._cameras.get(guest.camera, UNCONFIGURED)
+    def _decoded(self, frame: PendingFrame) -> Image:
+        camera = self._cameras.get(frame.camera, UNCONFIGURED)
         x, y, w, h = camera.crop or (0.0, 0.0, 1.0, 1.0)
         contract = self._recognizer.contract
-        image = decoded(guest.message, self._limits, camera.colour,
+        image = decode(frame.message, self._limits, camera.colour,
                         lambda size: shrinkable((max(1, round(h * size[0])), max(1, round(w * size[1]))), contract))
         height, width = image.shape[:2]
         left, top = round(x * width), round(y * height)
         part = image[top:max(top + 1, round((y + h) * height)), left:max(left + 1, round((x + w) * width))]
         if not part.size:
             raise FrameError(f"a picture of {width} x {height} pixels", f"one that {camera.crop} is a part of",
-                             f"correct the crop of camera {guest.camera}")
+                             f"correct the crop of camera {frame.camera}")
         return part
 
 
@@ -114,8 +114,8 @@ class _Work(NamedTuple):
 
     kind: bytes
     rest: list[bytes]
-    guests: list[Guest]
-    begun: list[Begun]
+    frames: list[PendingFrame]
+    begun: list[Prepared]
 
 
 def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None = None,
@@ -133,53 +133,53 @@ def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None =
         compiled = engines.compile(loaded, engine=engine, slots=slots)
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
-            found = [] if gate is None else events_in(recognizer, str(gate.recording), "gate")
+            found = [] if gate is None else recognize_file(recognizer, str(gate.recording), "gate")
             if gate is not None and wanted is not None:
                 check(wanted, found, gate.f1, gate.recording)
             worker = Worker(recognizer)
             said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}",
                     "clock": [loaded.contract.frame_rate, loaded.contract.max_gap_s],
                     "credits": protocol.CREDITS, "pid": os.getpid(), "events": [event.as_json() for event in found]}
-            _say(socket, protocol.READY, said)
+            _reply(socket, protocol.READY, said)
             queue: deque[_Work] = deque()
             while True:
                 # Pictures of the next batches are decoded while the engine has this one.
                 while (len(queue) < protocol.CREDITS and (not queue or queue[-1].kind == protocol.FRAMES)
                        and socket.poll(0 if queue else PATIENCE_MS)):
                     kind, *rest = socket.recv_multipart()
-                    guests = protocol.unpacked(rest) if kind in (protocol.FRAMES, protocol.WARM) else []
-                    queue.append(_Work(kind, rest, guests, worker.begin(guests) if kind == protocol.FRAMES else []))
+                    frames = protocol.unpack(rest) if kind in (protocol.FRAMES, protocol.WARM) else []
+                    queue.append(_Work(kind, rest, frames, worker.begin(frames) if kind == protocol.FRAMES else []))
                 if not queue:
                     if os.getppid() != keeper:
                         return
                     continue
-                kind, rest, guests, begun = queue.popleft()
+                kind, rest, frames, begun = queue.popleft()
                 if kind == protocol.FRAMES:
-                    _say(socket, protocol.DONE, worker.frames(guests, begun))
+                    _reply(socket, protocol.DONE, worker.frames(frames, begun))
                 elif kind == protocol.CAMERAS:
                     worker.configure([Camera.model_validate(camera) for camera in json.loads(rest[0])])
                 elif kind == protocol.WARM:
-                    _say(socket, protocol.DONE, worker.warm(guests))
+                    _reply(socket, protocol.DONE, worker.warm(frames))
                 elif kind == protocol.LEAVE:
-                    _say(socket, protocol.DONE, worker.leave(json.loads(rest[0])["camera"]))
+                    _reply(socket, protocol.DONE, worker.leave(json.loads(rest[0])["camera"]))
                 elif kind == protocol.STOP:
-                    _say(socket, protocol.DONE, worker.stop())
+                    _reply(socket, protocol.DONE, worker.stop())
                     return
 
 
-def _say(socket: zmq.Socket[bytes], kind: bytes, said: dict[str, Any]) -> None:
+def _reply(socket: zmq.Socket[bytes], kind: bytes, said: dict[str, Any]) -> None:
     socket.send_multipart([kind, json.dumps(said).encode()])
 
 
 def main() -> int:
     """The process."""
-    unmoved_by_the_terminal()
-    quiet_decoders()
+    ignore_terminal_signals()
+    silence_decoders()
     said = json.load(sys.stdin)
-    with notices_on_stderr():
+    with log_to_stderr():
         try:
             gate = Gate.model_validate(said["gate"]) if said["gate"] else None
-            wanted = None if said["wanted"] is None else [event_of(one) for one in said["wanted"]]
+            wanted = None if said["wanted"] is None else [Event.from_json(one) for one in said["wanted"]]
             serve(said["link"], said["model"], said["engine"], said["slots"], gate, wanted)
         except GatestreamError as error:
             log.error("the engine: %s", " ".join(str(error).split()))

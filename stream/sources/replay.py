@@ -18,7 +18,7 @@ from pathlib import Path
 from engines.errors import FrameError, SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
-from stream.sources.images import image_of
+from stream.sources.images import decode_image
 
 APPLICATION_ID = 0x67736672  # "gsfr"
 VERSION = 1
@@ -43,7 +43,7 @@ def is_recording(path: Path) -> bool:
     return head.startswith(MAGIC) and head[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
 
-class Recording(Source):
+class Replay(Source):
     """A recording as a source: the frames and gaps that were recorded. Raises SourceError for a file that is none."""
 
     def __init__(self, path: Path, camera: str | None = None) -> None:
@@ -86,7 +86,7 @@ class Recording(Source):
             for gap in db.execute("SELECT at, seconds, action FROM gaps WHERE before = ? ORDER BY rowid", (id,)):
                 yield Gap(self.info.camera, *gap)
             try:
-                image = image_of(png, f"{self._path}, frame {id}")
+                image = decode_image(png, f"{self._path}, frame {id}")
             except FrameError:
                 unread, self.lost = unread + 1 + lost, self.lost + 1
                 continue

@@ -11,14 +11,14 @@ import zmq
 from engines.errors import FrameError, SourceError, UsageError
 from stream.frame import Frame, Gap
 from stream.sources.base import Policy, Source, SourceInfo
-from stream.wire import Limits, Message, decoded, parse
+from stream.wire import Limits, Message, decode, parse
 
 SLICE_MS = 100  # `close` is noticed so soon
 GIVE_UP_S = 120.0  # without a picture: as other network cameras
 NEWEST, EVERY = 2, 1000  # messages that may wait
 
 
-class Publisher(Source):
+class Subscriber(Source):
     """zmq://host:port dials a publisher; with ?camera=NAME only that camera's pictures of it are taken.
 
     captured_at is what the sender says, else when the message came. With `newest` older messages are passed over.
@@ -66,7 +66,7 @@ class Publisher(Source):
                 if found.end:
                     return
                 try:
-                    image_bgr = decoded(found, Limits())
+                    image_bgr = decode(found, Limits())
                 except FrameError:
                     unseen, self.lost = unseen + 1, self.lost + 1
                     continue

@@ -12,7 +12,7 @@ from stream.sources.base import Source
 SLICE_S = 0.1  # how soon `close` ends a wait
 
 
-class Paced(Source):
+class PacedSource(Source):
     """`source`, each frame not before its time. A frame whose successor is already due is lost, and counted."""
 
     def __init__(self, source: Source, now: Callable[[], float] = time.monotonic,

@@ -1,4 +1,4 @@
-"""Draws the pictures of the README from a real run: python -m demo.pictures demo/pictures"""
+"""Draws the pictures of the README from a real run: python -m demo.readme_pictures demo/pictures"""
 
 from __future__ import annotations
 
