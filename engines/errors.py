@@ -61,14 +61,17 @@ class DatasetError(GatestreamError):
     """Training or evaluation data is missing, unreadable or inconsistent."""
 
 
-def raise_interrupt(error: BaseException) -> None:
-    """Raises KeyboardInterrupt where that is what `error` came of: Ctrl-C while an extension module is being loaded
-    makes an ImportError."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        cause = cause.__cause__ or cause.__context__
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C: an extension module that is being loaded makes an ImportError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def raise_interrupt(error: Exception) -> None:
+    """Raises KeyboardInterrupt where that is what `error` came of."""
+    if is_interrupt(error):
+        raise KeyboardInterrupt from error
 
 
 @contextmanager

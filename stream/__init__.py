@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stream.commands.start import __version__ as __version__
 from stream.commands.start import check_package
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 check_package("engines")  # another distribution's would fail in ways that do not name it
 
-__version__ = "0.1.0"  # also of the distribution
 __all__ = ["Event", "EventTracker", "Frame", "Gap", "Prediction", "Recognizer", "Summary", "detect_events",
            "open_source", "run"]
 

@@ -20,7 +20,7 @@ from engines.datasets import Dataset, Media, Segment, open_dataset
 from engines.datasets.rendered import render
 from engines.errors import DatasetError, GatestreamError, SinkError, UsageError
 from engines.model.contract import EventRule
-from engines.model.file import load, save
+from engines.model.file import bundled, load, save
 from engines.runtime.engine import StepResult
 from stream.commands.cli import main
 from stream.evaluation import (
@@ -431,8 +431,10 @@ def test_thresholds_are_written_and_weights_stay(videos: dict[str, Path], tmp_pa
     before = load(path)
     report = whole(videos)
     found = search(report.stream, report.idles.values(), 0.0)
-    write_rule(path, found, {"dataset": "lamps"})
-    after = load(path)
+    out, bytes_before = tmp_path / "calm.safetensors", path.read_bytes()
+    write_rule(path, found, {"dataset": "lamps"}, out)
+    assert path.read_bytes() == bytes_before
+    after = load(out)
     assert after.contract.events == found.best.rule
     told = after.contract.provenance["event_thresholds"]
     assert told["data"] == {"dataset": "lamps"}
@@ -444,7 +446,10 @@ def test_thresholds_are_written_and_weights_stay(videos: dict[str, Path], tmp_pa
 
 @pytest.mark.parametrize(("options", "told"), [
     (["--max-false-events", "few"], "6/h"),
-    (["--max-false-events", "6/h"], "own"),                        # a bundled model is not written to
+    (["--max-false-events", "6/h"], "--out"),                      # a model is not written to unasked
+    (["--max-false-events", "6/h", "--out", str(bundled()["gesture"])], "own"),  # nor a bundled one at all
+    (["--max-false-events", "6/h", "--out", "calm.onnx"], ".safetensors"),
+    (["--out", "calm.safetensors"], "--max-false-events"),
     (["--submission", "out.zip"], "--supervision"),
     (["--report", "no-such-folder/out.html"], "no-such-folder"),
 ])
@@ -493,9 +498,10 @@ def test_what_training_left_out_is_measured(folds: bool, options: list[str], cli
     if folds:
         (tmp_path / "data" / "manifest.csv").write_text(
             "file,label,source,fold\nval/left/1.avi,left,head,1\nval/right/2.avi,right,head,2")
-    assert main(["evaluate", str(own), "data", "--idle", "idle", "--max-false-events", "1000/h", *options]) == 0
+    assert main(["evaluate", str(own), "data", "--idle", "idle", "--max-false-events", "1000/h",
+                 "--out", "calm.safetensors", *options]) == 0
     assert json.loads(capfd.readouterr().out)["clips"]["heads"]["gesture"]["clips"] == clips
-    assert sorted(load(own).contract.provenance["event_thresholds"]["data"]["idle"]) == idle
+    assert sorted(load("calm.safetensors").contract.provenance["event_thresholds"]["data"]["idle"]) == idle
 
 
 def test_the_command_writes_all_it_is_asked_for(own: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -508,14 +514,16 @@ def test_the_command_writes_all_it_is_asked_for(own: Path, tmp_path: Path, capfd
         film(data / f"{name}.avi", (name, 2))
         lines.append(f"{name}.avi,{name},head,2")
     (data / "manifest.csv").write_text("\n".join(lines))
-    assert main(["evaluate", str(own), str(data), "--idle", str(idle), "--max-false-events", "0/h",
+    calm, before = tmp_path / "calm.safetensors", own.read_bytes()
+    assert main(["evaluate", str(own), str(data), "--idle", str(idle), "--max-false-events", "0/h", "--out", str(calm),
                  "--report", str(tmp_path / "report.html"), "--json", str(tmp_path / "report.json")]) == 0
     assert capfd.readouterr().out == ""
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["clips"]["accuracy"] == 1.0
     assert found["thresholds"]["chosen"]["false_events_per_hour"] == 0
-    assert load(own).contract.events == EventRule(**found["thresholds"]["chosen"]["events"])
-    assert load(own).contract.provenance["event_thresholds"]["data"]["idle"] == ["flash"]
+    assert own.read_bytes() == before
+    assert load(calm).contract.events == EventRule(**found["thresholds"]["chosen"]["events"])
+    assert load(calm).contract.provenance["event_thresholds"]["data"]["idle"] == ["flash"]
     assert "Thresholds for 0 false events an hour" in (tmp_path / "report.html").read_text()
 
 

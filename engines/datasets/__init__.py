@@ -17,10 +17,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from engines.datasets import diving48, egogestar, epic, folders, kinetics, something
 from engines.datasets.base import Dataset, Media, Problem, Segment
 from engines.errors import DatasetError, UsageError
+from engines.names import ClassOrder, DatasetKind
 
 __all__ = ["KINDS", "Dataset", "Media", "Problem", "Segment", "open_dataset"]
 
@@ -34,7 +36,7 @@ class _Choices:
     """What a user may set: see `open_dataset`."""
 
     media: Path
-    order: something.Order
+    order: ClassOrder
     rate: float | None
 
 
@@ -45,7 +47,7 @@ class _Kind:
     expected_files: str
 
 
-_KINDS = {
+READERS = {
     "epic": _Kind(epic.recognise, lambda folder, of: epic.read(folder, of.media), epic.EXPECTED_FILES),
     "something-v2": _Kind(something.recognise_v2, lambda folder, of: something.read_v2(folder, of.media),
                           something.EXPECTED_FILES_V2),
@@ -59,12 +61,12 @@ _KINDS = {
     "folders": _Kind(folders.recognise, lambda folder, of: folders.read(folder, of.media, of.rate),
                      folders.EXPECTED_FILES),
 }
-KINDS = ("auto", *_KINDS, "jester", "sense")  # jester: as something-v1; sense: as folders
-_SAME = {"jester": "something-v1", "sense": "folders"}
+KINDS: tuple[str, ...] = get_args(DatasetKind)
+ALIASES = {"jester": "something-v1", "sense": "folders"}
 
 
 def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str | os.PathLike[str] | None = None,
-                 order: something.Order = "sorted", rate: float | None = None) -> Dataset:
+                 order: ClassOrder = "sorted", rate: float | None = None) -> Dataset:
     """Reads the annotations of a dataset; opens no recording.
 
     path: its folder, annotations in it or in `annotations/`; kind: one of KINDS; media: where the recordings are, when
@@ -81,7 +83,7 @@ def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str
     choices = _Choices(Path(media) if media else folder, order, rate)
     if not choices.media.is_dir():
         raise UsageError(f"{choices.media}: no such folder", "the folder of the recordings", "check the path")
-    wanted = _KINDS if kind == "auto" else {name: _KINDS[name] for name in [_SAME.get(kind, kind)]}
+    wanted = READERS if kind == "auto" else {name: READERS[name] for name in [ALIASES.get(kind, kind)]}
     for name, reader in wanted.items():
         for place in (folder, *(inside for part in _ANNOTATIONS if (inside := folder / part).is_dir())):
             found = reader.recognise(place)

@@ -15,18 +15,18 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.media import RecordingIndex
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
+from engines.names import ClassOrder
 
 EXPECTED_FILES_V2 = "labels.json and train.json (or something-something-v2-*.json)"
 EXPECTED_FILES_V1 = "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and Validation.csv"
 RATE = 12.0  # frames per second of all three
-Order = Literal["sorted", "lines"]
 Row = tuple[str, str | None]  # id, label
 _SPLITS = ("train", "validation", "test")
 _PARTS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",), "labels": ("labels",)}
@@ -61,7 +61,7 @@ def read_v2(folder: Path, media: Path) -> Dataset:
     return builder.build("Something-Something V2", mirrored={"action": mirror_labels(labels)})
 
 
-def read_v1(folder: Path, media: Path, order: Order = "sorted") -> Dataset:
+def read_v1(folder: Path, media: Path, order: ClassOrder = "sorted") -> Dataset:
     found = {split: file for split in _SPLITS if (file := _file(folder, split, "csv"))}
     rows = {split: list(_rows(file, split)) for split, file in found.items()}
     listed = _file(folder, "labels", "csv")

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from engines.errors import UsageError
-from stream.commands.data import Kind
+from engines.names import DatasetKind
 from stream.commands.options import EngineName, Hop, ModelName
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class _Unfused:
 def data(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
          model: Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
              "A bundled model, a model file or an architecture such as gsf-resnet50."))] = "gesture",
-         kind: Annotated[Kind, typer.Option(help="What the dataset is; auto: told by its files.")] = "auto",
+         kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
          media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
              "Where the recordings are, when not with the annotations."))] = None,
          workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that decode.")] = 1,

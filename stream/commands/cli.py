@@ -8,18 +8,40 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from engines.errors import GatestreamError, UsageError, raise_interrupt
+from engines.errors import GatestreamError, UsageError, is_interrupt
 from stream.commands import bench, data, evaluate, events, model, run, service, teach, train, ui
 from stream.commands.interrupt import interruptible
 from stream.commands.output import StandardOutput
+from stream.commands.start import ForeignPackageError, __version__
 from stream.notices import log_to_stderr
 
-app = typer.Typer(name="gatestream", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]},
+INTERRUPTED = 130  # exit code, as shells have it for Ctrl-C
+PANELS = {
+    "Recognise": "run record events label ui",
+    "Many cameras": "serve camera keys",
+    "Models": "models doctor bench export import-official",
+    "Train": "train teach evaluate data",
+}
+
+
+class _Commands(TyperGroup):
+    """All commands, in panels."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for title, names in PANELS.items():
+            for name in names.split():
+                command = self.commands[name] = self.commands.pop(name)  # to the end: the order in help
+                command.rich_help_panel = title  # type: ignore[attr-defined]
+
+
+app = typer.Typer(name="gatestream", cls=_Commands, no_args_is_help=True, rich_markup_mode="rich",
+                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
                   epilog="Exit codes: 0 fine, 1 a fault while running, 2 wrong use, 130 interrupted (Ctrl-C).")
 
 # Wrong options, unknown commands and the like; typer carries its own copy of click or uses the installed one.
@@ -32,8 +54,6 @@ def _show_versions(wanted: bool) -> None:
         return
     from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
-
-    from stream import __version__
 
     found = []
     for package in ("torch", "openvino"):
@@ -75,26 +95,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                 output.flush()
             return code or 0
         except (KeyboardInterrupt, typer.Abort):
-            return 130
-        except SystemExit as left:  # typer and rich leave so when nobody reads any more
-            if output.reader_left(left):
+            return INTERRUPTED
+        except (Exception, SystemExit) as error:
+            cause = error.__context__ if isinstance(error, SystemExit) else error
+            if not isinstance(cause, Exception):
+                raise
+            if isinstance(cause, OSError) and output.reader_left(cause):  # typer and rich make SystemExit of it
                 return 0
-            raise
-        except Exception as error:
-            if output.reader_left(error):
-                return 0
-            return _report(error, debug)
+            return _report(cause, debug)
 
 
 def _report(error: Exception, debug: bool) -> int:
     """Says in one line what went wrong; the exit code."""
-    try:
-        raise_interrupt(error)
-    except KeyboardInterrupt:
-        return 130
+    if is_interrupt(error):
+        return INTERRUPTED
     if debug:
         import traceback
-        traceback.print_exc()
+        traceback.print_exception(error)
     fault = _as_fault(error)
     if fault.exit_code:
         print("gatestream: error:", " ".join(str(fault).split()), file=sys.stderr)
@@ -110,6 +127,8 @@ def _as_fault(error: Exception) -> GatestreamError:
         command = context.command_path if context else "gatestream"
         return UsageError(message[:1].lower() + message[1:], "the options and values the command takes",
                           f"see '{command} --help'")
+    if isinstance(error, ForeignPackageError):
+        return GatestreamError(*error.parts)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return GatestreamError(f"no space left for {error.filename or 'standard output'}", "space for it",
                                "free some, or choose another output")

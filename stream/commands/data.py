@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engines.errors import UsageError
+from engines.names import ClassOrder, DatasetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,21 +18,18 @@ if TYPE_CHECKING:
 commands = typer.Typer(no_args_is_help=True, help="Look at datasets, or render one.")
 
 _SHOWN = 3  # items of each kind of problem
-# As engines.datasets has them; written out so that help needs no imports.
-Kind = Literal["auto", "epic", "something-v2", "something-v1", "jester", "diving48", "kinetics", "folders", "sense",
-               "egogestar"]
 
 
 @commands.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
-          kind: Annotated[Kind, typer.Option(help="What it is; auto: told by its files.")] = "auto",
+          kind: Annotated[DatasetKind, typer.Option(help="What it is; auto: as its files say.")] = "auto",
           media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
               "Where the recordings are, when not with the annotations."))] = None,
           seconds: Annotated[float | None, typer.Option(min=0, metavar="S", help=(
               "Name segments shorter than this. Default: a clip of --model, if one is given."))] = None,
           model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
               "The model the data is for: its clip's length."))] = None,
-          order: Annotated[Literal["sorted", "lines"], typer.Option(help=(
+          order: Annotated[ClassOrder, typer.Option(help=(
               "Numbers of Something-Something V1's and Jester's classes."))] = "sorted",
           frame_rate: Annotated[float | None, typer.Option(min=0.1, metavar="F", help=(
               "Frames per second of folders of frames whose dataset does not say. Default: 30."))] = None,

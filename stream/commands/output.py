@@ -19,6 +19,7 @@ class StandardOutput:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._streams = sys.stdout, sys.stderr
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
@@ -33,6 +34,7 @@ class StandardOutput:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
+        sys.stdout, sys.stderr = self._streams  # typer wraps them where a pipe breaks
         try:
             self.flush()
         except OSError:
@@ -44,15 +46,12 @@ class StandardOutput:
         if sys.stdout is not None and not sys.stdout.closed:
             sys.stdout.flush()
 
-    def reader_left(self, error: BaseException) -> bool:
+    def reader_left(self, error: OSError) -> bool:
         """Whether `error` came of it that nobody reads standard output any more; then what is buffered is discarded."""
-        causes = (error, error.__cause__, error.__context__)  # typer and rich make SystemExit(1) of it
-        if not any(isinstance(cause, OSError) and cause.errno == errno.EPIPE for cause in causes):
-            return False
-        if self._fd is None or not _is_broken(self._fd):
-            return False
-        self.discard()
-        return True
+        left = error.errno == errno.EPIPE and self._fd is not None and _is_broken(self._fd)
+        if left:
+            self.discard()
+        return left
 
     def discard(self) -> None:
         """What is buffered goes to nowhere: Python would try to write it when it ends, and complain."""

@@ -11,7 +11,7 @@ import typer
 
 from engines.errors import UsageError
 from stream.commands.interrupt import raise_if_interrupted
-from stream.commands.options import EngineName, Hop, ModelName
+from stream.commands.options import EngineName, Hop, ModelName, in_panels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,11 @@ Policy = Annotated[Literal["auto", "every", "newest"], typer.Option(
 Fps = Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images, or instead of a video's own.")]
 
 
-@commands.command()
+@commands.command(cls=in_panels({
+    "Recognition": "model engine hop",
+    "The stream": "camera policy fps max_seconds max_frames",
+    "Where the results go": "json log save_video",
+}))
 def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineName = "auto",
         json: JsonTarget = None, log: LogTarget = None, save_video: VideoTarget = None,
         max_seconds: MaxSeconds = None, max_frames: MaxFrames = None, policy: Policy = "auto", fps: Fps = None,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from engines.errors import UsageError
+from stream.commands.interrupt import raise_if_interrupted
 from stream.commands.options import EngineName, ModelName
 
 commands = typer.Typer()
@@ -68,6 +69,7 @@ def serve(config: Annotated[Path | None, typer.Argument(
     before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in signals.items()}
     silence_decoders()
     try:
+        raise_if_interrupted()
         if cluster:
             from stream.service.cluster.cluster import Cluster
             with Cluster(wanted) as workers:

@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+__version__ = "0.1.0"  # also of the distribution
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,7 +30,11 @@ def start() -> int:
 
 
 class ForeignPackageError(ImportError):
-    """A package of this program would be imported from another distribution."""
+    """A package of this program would be imported from another distribution. `parts`: got, wanted, do."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts
+        super().__init__("{}; wanted {}; {}".format(*parts))
 
 
 def check_package(name: str) -> None:
@@ -40,33 +45,33 @@ def check_package(name: str) -> None:
     own = ROOT / name / "__init__.py"
     spec = find_spec(name)
     found = None if spec is None or spec.origin is None else Path(spec.origin)
-    replaced = found is not None and own.is_file() and found.samefile(own)
-    if replaced and "gatestream" in own.read_text(encoding="utf-8", errors="replace"):
+    overwritten = found is not None and own.is_file() and found.samefile(own)
+    if overwritten and "gatestream" in own.read_text(encoding="utf-8", errors="replace"):
         return
-    owner = None if found is None else _distribution_of(found)
     restore = "pip install --force-reinstall --no-deps gatestream"
     if found is None:
         got, do = f"no {own}", restore
-    elif owner is not None:
-        do = f"install gatestream in a virtual environment of its own, or pip uninstall {owner}"
-        got, do = f"{found} of the distribution {owner}", f"{do} and then {restore}" if replaced else do
-    elif replaced:
-        got, do = f"{found} of something else", restore
     else:
         entry = found.parents[found.name == "__init__.py"]
-        got, do = f"{found}", f"rename it, or take {entry} off Python's path (PYTHONPATH, the current folder)"
-    raise ForeignPackageError(f"{got} in the place of gatestream's package {name!r}; wanted {own} as gatestream "
-                              f"installs it; {do}")
+        owner = _distribution_of(found, found.relative_to(entry).as_posix())
+        got = f"{found} of {'the distribution ' + owner if owner else 'something else'}"
+        if owner is not None:
+            do = f"install gatestream in a virtual environment of its own, or pip uninstall {owner}"
+            do += f" and then {restore}" if overwritten else ""
+        else:
+            do = restore if overwritten else \
+                f"rename it, or take {entry} off Python's path (PYTHONPATH, the current folder)"
+    raise ForeignPackageError(f"{got} in the place of gatestream's package {name!r}",
+                              f"{own} as gatestream installs it", do)
 
 
-def _distribution_of(file: Path) -> str | None:
+def _distribution_of(file: Path, installed_as: str) -> str | None:
     """The installed distribution, other than gatestream, that a file belongs to."""
     from importlib.metadata import distributions
 
     for distribution in distributions():
-        name = distribution.metadata["Name"]
-        for one in distribution.files or () if name != "gatestream" else ():
-            located = Path(str(distribution.locate_file(one)))
-            if one.name == file.name and located.exists() and located.samefile(file):
+        if f"\n{installed_as}," in "\n" + (distribution.read_text("RECORD") or ""):
+            name, place = distribution.metadata["Name"], Path(str(distribution.locate_file(installed_as)))
+            if name != "gatestream" and place.exists() and place.samefile(file):
                 return name
     return None

@@ -8,19 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import UsageError
+from engines.names import DatasetKind, Precision
 from stream.commands.model import model_to_write
+from stream.commands.options import in_panels
 
 if TYPE_CHECKING:
     from engines.datasets import Dataset
 
 Recipes = Literal["gatestream", "official"]
 Stages = Literal["clip", "fusion"]
-Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 commands = typer.Typer()
 
+PANELS = {
+    "What to train": "out name recipe stage",
+    "What to learn from": "kind idle idle_without no_rendered rendered_only workers strict",
+    "What to leave out, and look at": "without_fold without_label calibration_from validate_every patience",
+    "Weights to start from": "init teacher rule keep_interleave",
+    "The network": "arch causal readout_width past_shift segments size rate",
+    "How long, and how": "iterations trimmed_first trimmed epochs batch lr freeze precision seed",
+    "Clip fusion (--stage fusion)": "windows window_clips",
+}
 
-@commands.command()
+
+@commands.command(cls=in_panels(PANELS))
 def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
           out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
           init: Annotated[str, typer.Option(metavar="imagenet|FILE", help=(
@@ -46,7 +57,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "(gatestream). Default: as usual for the module."))] = None,
           keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
               "Start gates as published, which mixes up the channels of ImageNet's weights (gatestream)."))] = False,
-          kind: Annotated[str, typer.Option(metavar="NAME", help="Kind of dataset. See `gatestream data`.")] = "auto",
+          kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
           idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without actions. May be "
                                                                                  "given several times.")] = None,
           idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
@@ -83,7 +94,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
           rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
               "Frames a second that the network sees (gatestream). Default: 5."))] = None,
-          precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
+          precision: Annotated[Precision, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "Look at what is left out each N steps (gatestream) or epochs (official), and keep what was best there; "

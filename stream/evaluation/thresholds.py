@@ -111,26 +111,25 @@ def search(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per
     return Search(before, best, limit_per_hour, len(rules), idle_s, stream.first.seconds)
 
 
-def write_rule(model: Path, found: Search, data: Mapping[str, Any]) -> None:
-    """Writes the chosen rule into a model file; the provenance says on what data and with what result.
+def write_rule(model: str | Path, found: Search, data: Mapping[str, Any], out: Path) -> None:
+    """Writes `model` with the chosen rule as the model file `out`; the provenance says on what data and with what
+    result it was chosen.
 
-    Raises UsageError for a bundled model, SinkError where it cannot be written.
+    Raises UsageError for the file of a bundled model, SinkError where it cannot be written.
     """
+    refuse_bundled(out)
     loaded = engines.load(model)
-    path = writable_model(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
     contract = loaded.contract.model_copy(update={"events": found.best.rule, "provenance": provenance})
     half = all(np.array_equal(tensor.astype(np.float16).astype(np.float32), tensor)
                for tensor in loaded.tensors.values())
-    save(path, contract, loaded.tensors, half=half)
+    save(out, contract, loaded.tensors, half=half)
 
 
-def writable_model(model: str | Path) -> Path:
-    """The model as a file that may be written. Raises UsageError for a bundled model."""
-    if str(model) in bundled():
-        raise UsageError(f"thresholds to write into the bundled model {model!r}", "a model file of your own",
-                         "copy its file and name the copy")
-    return Path(model)
+def refuse_bundled(out: Path) -> None:
+    """Raises UsageError where `out` is the file of a bundled model."""
+    if out.exists() and any(out.samefile(path) for path in bundled().values()):
+        raise UsageError(f"--out {out}, a bundled model", "a file of your own", "choose another name")
 
 
 def _rules(start: EventRule) -> Iterator[EventRule]:
