@@ -138,7 +138,8 @@ def clock(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[NDAr
     return images, times_s
 
 
-def test_any_dataset_with_time_between_its_actions_teaches_fusion(tmp_path: Path) -> None:
+def test_any_dataset_with_time_between_its_actions_teaches_fusion(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def recording(name: str) -> list[Segment]:
         return [Segment(f"{name}{k}", Media(Path(name)), 2.0 + 4 * k, 4.0 + 4 * k,
                         {"verb": ("left", "right")[k % 2], "noun": "lamp"}) for k in range(6)]
@@ -157,6 +158,10 @@ def test_any_dataset_with_time_between_its_actions_teaches_fusion(tmp_path: Path
     assert list(table) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
     assert load(out).contract.fusion == FusionRule()
     tensors = load(init).tensors
+    elsewhere = {"provenance": {"recipe": {"without_fold": 3, "without_labels": ["door"]}}}  # in another dataset
+    save(init, contract.model_copy(update=elsewhere), tensors)
+    train(recipe, data, lambda _: None, clock)
+    assert "lamps has no fold 3" in caplog.text
     for update, error in (({"heads": {**heads, "noun": ("door", "background")}}, "labels are not those"),
                           ({"background": None}, "no label for time without any")):
         save(init, contract.model_copy(update=update), tensors)

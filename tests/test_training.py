@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -258,7 +259,7 @@ def test_a_label_that_is_not_known_costs_nothing_and_a_head_without_background_a
     half = truth([UNKNOWN, 0], [1.0, 1.0], [0, 1])
     for background in (None, 2):
         assert torch.isclose(frame_loss(wrong, half, background, 0.0).mean, torch.tensor(10.0), atol=0.01)
-    assert window_loss(wrong, half).over == 1
+    assert window_loss(wrong, half).divisor == 1
     assert frame_loss(wrong, truth([UNKNOWN] * 2, [1.0] * 2, [0] * 2), 2).mean == 0
     assert frame_loss(wrong[:, :1], truth([0], [0.1], [0]), None).mean == 0
 
@@ -353,6 +354,17 @@ def test_what_is_left_out_calibrates(dataset: Path, tmp_path: Path) -> None:
     (dataset / "idle" / "more.avi").write_bytes((dataset / "idle" / "work.avi").read_bytes())
     learn(fitted, dataset)
     assert engines.load(fitted.out).contract.temperature["gesture"] != 1.7
+
+
+def test_all_idle_videos_may_be_left_out(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "idle").mkdir()
+    shutil.copy(dataset / "idle" / "work.avi", tmp_path / "idle" / "work.avi")
+    how = recipe(dataset, tmp_path / "model.safetensors", iterations=1, idle=(tmp_path / "idle",),
+                 idle_without=("work",))
+    reports: list[str] = []
+    train(how, egogestar.read(dataset), reports.append)
+    assert "calibrating on 1 recordings that were left out" in reports
+    assert engines.load(how.out).contract.temperature["gesture"] != 1.0
 
 
 def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import engines
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.selection import without_group
+from engines.datasets.selection import with_idle, without_group, without_labels
 from engines.errors import DatasetError, UsageError
 from engines.networks.network import build
 from engines.synthetic import BACKGROUND
@@ -176,6 +176,56 @@ def test_a_segment_that_cannot_be_read_is_named_and_skipped(caplog: pytest.LogCa
 def test_labels_that_make_no_sense_are_refused(segments: list[Segment], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         sources_of(dataset(segments))
+
+
+FOLDERS = dataset(TRIMMED, heads={"verb": ("take", "put", "left")})  # of trimmed clips: none is of "left"
+
+
+def test_hands_are_rendered_for_the_labels_that_they_can_draw_and_for_background() -> None:
+    drawn = sources_of(FOLDERS, rendered=True)
+    assert drawn.drawable == {"left": drawn.truth({"verb": "left"})}
+    assert not drawn.renders_idle
+    frames = list(islice(stream_of(drawn).frames(), 4000))
+    tips = {drawn.truths[frame.label] for frame in frames if frame.tip_xy is not None}
+    assert tips == {(2,), (UNKNOWN,)}  # what rendered hands do between gestures has no label
+    shown = [(frame.gesture, drawn.truths[frame.label]) for frame in frames if frame.gesture >= 0]
+    share = len({gesture for gesture, truth in shown if truth == (2,)}) / len(set(shown))
+    assert 0.1 < share < 0.6  # of three labels one can be drawn, by 45 % of the sections, with several in one
+    for data, idle in ((dataset(KITCHEN), True), (dataset(TRIMMED), False)):
+        sources = sources_of(data, rendered=True)
+        assert (sources.drawable, sources.renders_idle, sources.renders) == ({}, idle, idle)
+    kitchen = sources_of(dataset(KITCHEN), rendered=True)
+    rendered = {kitchen.truths[frame.label] for frame in islice(stream_of(kitchen).frames(), 2000) if not frame.source}
+    assert rendered == {(2, 3)}  # only hands that do nothing
+    assert not sources_of(dataset(KITCHEN)).renders
+
+
+def test_idle_footage_gives_a_label_for_nothing_and_comes_as_often_as_other_idle_time(tmp_path: Path) -> None:
+    for name in ("one.mp4", "two.mp4", "three.mp4"):
+        (tmp_path / name).touch()
+    data = with_idle(FOLDERS, [tmp_path], without=["two"])
+    assert data.heads == {"verb": ("take", "put", "left", BACKGROUND)}
+    assert [one.media.path.name for one in data.splits["validation"]] == ["two.mp4"]
+    sources = sources_of(data)
+    assert [one.media.path.name for one in sources.idle] == ["one.mp4", "three.mp4"]
+    assert {sources.truths[frame.label] for frame in islice(stream_of(sources, SectionShares()).frames(), 2000)} == {
+        (0,), (1,), (3,)}
+    many = [Segment(f"{k}", Media(Path(f"{k}.mp4")), labels={"verb": "put"}) for k in range(9)]
+    own = sources_of(with_idle(dataset([*TRIMMED, *many], background="put"), [tmp_path]))
+    assert sum(one.media.path.parent == tmp_path for one in own.idle) == 9
+    assert all(one.labels == {"verb": "put"} for one in own.idle)
+    with pytest.raises(DatasetError, match="no video"):
+        with_idle(FOLDERS, [tmp_path / "nowhere"])
+
+
+def test_a_label_that_is_left_out_is_neither_shown_nor_there() -> None:
+    mirrored = {"noun": {"left hand": "right hand", "right hand": "left hand"}}
+    data = without_labels(dataset(KITCHEN, mirrored=mirrored), ["right hand", "cup"])
+    assert data.heads["noun"] == ("left hand",)
+    assert [one.id for one in data.splits["train"]] == ["b", "c"]
+    assert sources_of(data).mirror({"noun": "left hand"}) is None
+    with pytest.raises(UsageError, match="'fly'"):
+        without_labels(data, ["fly"])
 
 
 def test_a_group_that_is_left_out_validates() -> None:
