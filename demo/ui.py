@@ -19,7 +19,7 @@ from demo.service_api import ServiceClient
 from demo.trainer import Trainer
 from engines.errors import UsageError
 from stream.recognizer import Recognizer
-from stream.service.config import LOOPBACK, Health
+from stream.service.config import LOOPBACK, HealthConfig
 
 log = logging.getLogger("gatestream.ui")
 
@@ -49,7 +49,7 @@ def serve(model: str = "gesture", engine: str = "auto", host: str = "127.0.0.1",
     if trainer.model != model:
         log.info("in use is what %s was taught: %s", model, trainer.model)
     with LiveSessions(recognizer, trainer.model) as sessions:
-        client = ServiceClient(service or str(Health().bind))
+        client = ServiceClient(service or str(HealthConfig().bind))
         app = mount_pages(build_app(sessions, trainer, client, () if local else ("*",)), engine, trainer)
         config = uvicorn.Config(app if users is None else BasicAuth(app, users), host=host, port=port,
                                 log_level="warning", ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S,

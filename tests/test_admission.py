@@ -21,13 +21,13 @@ def message(name: str | None = "a", payload: bytes = b"12345") -> Message:
     return Message("imagezmq", name, payload)
 
 
-@pytest.mark.parametrize(("told", "dialled", "peer", "name"), [
+@pytest.mark.parametrize(("sent_name", "own_name", "peer", "name"), [
     ("a", None, "10.0.0.1", "a"), (None, None, "10.0.0.7", "by address"), (None, None, "10.0.0.1", "imagezmq@10.0.0.1"),
-    (None, None, "", "imagezmq@local"), ("a", "dialled", "10.0.0.1", "dialled"),
+    (None, None, "", "imagezmq@local"), ("a", "own", "10.0.0.1", "own"),
 ])
-def test_whose_a_message_is(told: str | None, dialled: str | None, peer: str, name: str) -> None:
+def test_whose_a_message_is(sent_name: str | None, own_name: str | None, peer: str, name: str) -> None:
     target = admission([{"name": "by address", "address": "10.0.0.7"}])
-    assert target.admit(message(told), dialled, peer, 1.0).name == name
+    assert target.admit(message(sent_name), own_name, peer, 1.0).name == name
 
 
 @pytest.mark.parametrize(("rate", "seconds", "sent", "least", "most"), [(5.0, 10, 400, 54, 55), (5.0, 10, 40, 40, 40)])

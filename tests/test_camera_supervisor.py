@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from stream.service.config import Config
-from stream.service.ingress.camera_supervisor import LASTING_S, PAUSES_S, SILENT_AFTER_S, CameraSupervisor, FrameTimes
+from stream.service.ingress.camera_supervisor import BACK_OFF_S, LASTING_S, SILENT_AFTER_S, CameraSupervisor, FrameTimes
 
 
 class FakeProcess:
-    """Lives until it is ended, or told to be over."""
+    """Lives until it is ended, or has an exit code."""
 
-    def __init__(self, said: dict[str, str]) -> None:
-        self.said, self.code, self.terminated = said, None, False
+    def __init__(self, request: dict[str, str]) -> None:
+        self.request, self.code, self.terminated = request, None, False
         self.code: int | None
 
     def poll(self) -> int | None:
@@ -32,7 +32,7 @@ class FakeProcess:
 
 
 class Bench:
-    """CameraSupervisor with a clock of their own; every process they started."""
+    """A supervisor with a clock of their own; every process they started."""
 
     def __init__(self, *cameras: dict[str, Any]) -> None:
         self.now, self.processes = 1000.0, []
@@ -40,17 +40,17 @@ class Bench:
         self.supervisor = CameraSupervisor("ipc://here", lambda: self.now, lambda: 1.0, self._start)  # type: ignore[arg-type]
         self.configure(*cameras)
 
-    def _start(self, said: dict[str, str]) -> FakeProcess:
-        self.processes.append(FakeProcess(said))
+    def _start(self, request: dict[str, str]) -> FakeProcess:
+        self.processes.append(FakeProcess(request))
         return self.processes[-1]
 
     def configure(self, *cameras: dict[str, Any]) -> None:
         self.supervisor.configure(Config.model_validate({"camera": cameras}).camera)
 
-    def after(self, seconds: float, **seen: FrameTimes) -> int:
+    def after(self, seconds: float, **times: FrameTimes) -> int:
         """Processes started so far, when time has gone on and everyone is looked at."""
         self.now += seconds
-        self.supervisor.supervise(seen)
+        self.supervisor.supervise(times)
         return len(self.processes)
 
 
@@ -60,7 +60,7 @@ RTSP = {"name": "a", "source": "rtsp://cell/1"}
 def test_each_source_has_a_process_but_publishers_and_those_who_dial() -> None:
     bench = Bench(RTSP, {"name": "b", "source": "0"}, {"name": "c"}, {"name": "d", "source": "zmq://cell:5555"})
     assert bench.after(0) == 2
-    assert bench.processes[0].said == {"source": "rtsp://cell/1", "to": "ipc://here", "name": "a"}
+    assert bench.processes[0].request == {"source": "rtsp://cell/1", "to": "ipc://here", "name": "a"}
     bench.configure({"name": "b", "source": "0"}, {"name": "e", "source": "1"})
     assert bench.processes[0].terminated
     assert not bench.processes[1].terminated
@@ -72,7 +72,7 @@ def test_each_source_has_a_process_but_publishers_and_those_who_dial() -> None:
 def test_one_that_fails_is_tried_again_with_growing_pauses() -> None:
     bench = Bench(RTSP)
     assert bench.after(0) == 1
-    for k, pause_s in enumerate((*PAUSES_S, PAUSES_S[-1])):
+    for k, pause_s in enumerate((*BACK_OFF_S, BACK_OFF_S[-1])):
         bench.processes[-1].code = 1
         bench.after(0)
         assert bench.after(0.9 * pause_s) == k + 1
@@ -80,7 +80,7 @@ def test_one_that_fails_is_tried_again_with_growing_pauses() -> None:
     bench.after(LASTING_S + 1, a=FrameTimes(bench.now + LASTING_S, bench.now + LASTING_S))
     bench.processes[-1].code = 1
     started = bench.after(0)
-    assert bench.after(1.1 * PAUSES_S[0]) == started + 1  # it lasted: the row begins anew
+    assert bench.after(1.1 * BACK_OFF_S[0]) == started + 1  # it lasted: the row begins anew
 
 
 def test_a_recording_is_played_once() -> None:

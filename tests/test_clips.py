@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stream.service.config import Clips
+from stream.service.config import ClipsConfig
 from stream.service.egress.clips import ClipRecorder
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.wire import Limits, Message
@@ -30,7 +30,7 @@ class Bench:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.now, self.recent = 0.0, RecentFrames(5.0)
         self.folder = folder / "clips"
-        self.recorder = ClipRecorder(Clips(folder=self.folder, **settings), self._call, self.recent, Limits(),
+        self.recorder = ClipRecorder(ClipsConfig(folder=self.folder, **settings), self._call, self.recent, Limits(),
                                  lambda: self.now, lambda: self.now + 1e9)
 
     def _call(self, what: Callable[[], None]) -> None:
@@ -41,9 +41,9 @@ class Bench:
             k = round(self.now * RATE)
             frame = PendingFrame(camera, Message("gatestream", camera, payload(k)), k, 0, self.now, self.now)
             self.recent.add(frame)
-            self.recorder.see(frame)
+            self.recorder.on_frame(frame)
             self.now = (k + 1) / RATE
-            self.recorder.watch()
+            self.recorder.flush()
 
     def event(self, started_at: float, ended_at: float, open: bool = False, number: int = 1) -> str:
         said = {"type": "event", "camera": "cell/3", "head": "gesture", "label": "left", "started_at": started_at,
@@ -84,9 +84,9 @@ def test_what_came_before_and_after_is_in_it_at_its_time(tmp_path: Path) -> None
 def test_a_camera_that_goes_has_its_video_all_the_same(tmp_path: Path) -> None:
     bench = Bench(tmp_path, before_s=1.0, after_s=5.0)
     bench.send(4.0)
-    name = bench.event(2.0, 3.0)  # never told to be open
+    name = bench.event(2.0, 3.0)  # never reported as open
     bench.now += 9.0
-    bench.recorder.watch()
+    bench.recorder.flush()
     assert bench.finished() == {"written": 1}
     assert len(pictures(bench.folder / name)) == 30
 
@@ -97,9 +97,9 @@ def test_pictures_that_are_broken_or_absent_cost_no_more(tmp_path: Path) -> None
     name = bench.event(2.0, 3.0)
     bench.send(4.1)
     bench.now += 100
-    bench.event(90.0, 91.0, number=2)  # announced again after a restart: its pictures are gone
+    bench.event(90.0, 91.0, number=2)  # delivered again after a restart: its pictures are gone
     bench.now += 9
-    bench.recorder.watch()
+    bench.recorder.flush()
     bench.finished()
     assert [path.name for path in bench.folder.glob("*")] == [Path(name).name]
     assert len(pictures(bench.folder / name)) == 10

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from stream.frame import Event
-from stream.service.config import Health
+from stream.service.config import HealthConfig
 from stream.service.egress.health import HealthServer, Metrics
 from stream.service.egress.live_feed import WAITING, LiveFeed
 from stream.service.frames import PendingFrame, RecentFrames
@@ -77,12 +77,12 @@ def test_who_follows_gets_its_camera_and_is_never_waited_for(live_feed: LiveFeed
     live_feed.write([prediction("cell")])
 
 
-@pytest.mark.parametrize(("said", "shows"), [
+@pytest.mark.parametrize(("settings", "shows"), [
     ({}, True), ({"bind": "[::1]:1"}, True), ({"bind": "localhost:1"}, True), ({"bind": "0.0.0.0:1"}, False),
     ({"bind": "10.0.0.1:1"}, False), ({"bind": "0.0.0.0:1", "pictures": True}, True), ({"pictures": False}, False),
     ({"bind": None}, False)])
-def test_pictures_are_shown_to_this_machine_unless_told_otherwise(said: dict[str, Any], shows: bool) -> None:
-    assert Health(**said).shows == shows
+def test_pictures_are_shown_to_this_machine_by_default(settings: dict[str, Any], shows: bool) -> None:
+    assert HealthConfig(**settings).serves_pictures == shows
 
 
 def state(**changes: Any) -> dict[str, Any]:
@@ -245,21 +245,21 @@ class TestPage:
             page.locator(".tile", has_text=ODD).click()
             sync.expect(page.locator("#camera")).to_have_value(f"service:{ODD}", timeout=1000 * PATIENCE_S)
             scores = {"gesture": {"now": [["left", 0.5]], "window": [["left", 0.98]]}}
-            told = threading.Event()
+            ended = threading.Event()
 
-            def tell() -> None:
-                while not told.wait(0.1):
+            def write() -> None:
+                while not ended.wait(0.1):
                     live_feed.write([{**prediction(ODD), "heads": scores, "warm": True, "clips": [1.0], "dropped": 0,
                                    "held": 0, "latency_ms": {"total": 1.0}}])
 
-            sink = threading.Thread(target=tell)
-            sink.start()
+            writer = threading.Thread(target=write)
+            writer.start()
             try:
                 sync.expect(page.locator("#bars .bar").first).to_contain_text("98 %", timeout=1000 * PATIENCE_S)
                 sync.expect(page.locator("#picture")).to_be_visible()
             finally:
-                told.set()
-                sink.join()
+                ended.set()
+                writer.join()
             served.state = None  # a service that is not well
             page.goto(f"{address}/cameras")
             sync.expect(page.locator("#message")).to_contain_text("No service at", timeout=1000 * PATIENCE_S)

@@ -38,7 +38,7 @@ def wait(condition: Callable[[], object]) -> None:
 
 @contextmanager
 def running(**receive: Any) -> Iterator[Receiver]:
-    """A receiver at ports of its own choice, unless told; see its `.ports`."""
+    """A receiver at free ports by default; see its `.ports`."""
     cameras = receive.pop("camera", ())
     secure = receive.pop("secure", lambda socket: None)
     config = Config.model_validate({"receive": {"bind": ["tcp://127.0.0.1:*"], **receive}, "camera": cameras})
@@ -139,7 +139,7 @@ class TestNetGear:
         logging.getLogger("NetGear").setLevel(logging.CRITICAL)
 
     @staticmethod
-    def opened(address: str, **options: Any) -> Any:
+    def connect(address: str, **options: Any) -> Any:
         from vidgear.gears import NetGear
 
         pattern = options.pop("pattern", 1)
@@ -149,7 +149,7 @@ class TestNetGear:
     @pytest.mark.parametrize(("options", "close_to"), [({}, 4), ({"jpeg_compression": False}, 0)])
     def test_pictures_come_through(self, options: dict[str, Any], close_to: int) -> None:
         with running() as receiver, worker(receiver) as engine:
-            gear = self.opened(port(receiver), **options)
+            gear = self.connect(port(receiver), **options)
             gear.send(IMAGE, message="bench")
             [frame] = frames(engine)
             assert (frame.camera, frame.message.protocol) == ("bench", "netgear")
@@ -160,7 +160,7 @@ class TestNetGear:
 
     def test_what_the_camera_shows_comes_back_in_bidirectional_mode(self) -> None:
         with running() as receiver, worker(receiver) as engine:
-            gear = self.opened(port(receiver), bidirectional_mode=True)
+            gear = self.connect(port(receiver), bidirectional_mode=True)
             assert gear.send(IMAGE, message="bench") is None
             frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
@@ -171,7 +171,7 @@ class TestNetGear:
     @pytest.mark.parametrize(("pattern", "kind"), [(0, "pair"), (2, "sub")])
     def test_other_patterns_have_ports_of_their_own(self, pattern: int, kind: str) -> None:
         with running(bind=[], **{kind: ["tcp://127.0.0.1:*"]}) as receiver, worker(receiver) as engine:
-            gear = self.opened(port(receiver), pattern=pattern)
+            gear = self.connect(port(receiver), pattern=pattern)
             try:
                 with sending(lambda _: gear.send(IMAGE)):
                     assert frames(engine)[0].camera == "netgear@127.0.0.1"
@@ -182,7 +182,7 @@ class TestNetGear:
 class TestAll:
     def test_all_kinds_of_senders_share_a_port(self) -> None:
         with running() as receiver, worker(receiver, credits=20) as engine:
-            gear = TestNetGear.opened(port(receiver))
+            gear = TestNetGear.connect(port(receiver))
             with imagezmq.ImageSender(port(receiver)) as zmq_sender, Sender(port(receiver), "own") as sender:
                 sender.send(IMAGE, time.time())
                 zmq_sender.send_image("image", IMAGE)
@@ -243,7 +243,7 @@ class TestAll:
                 assert frames(engine)[0].camera == "second"
             assert list(receiver.sessions) == ["second"]
 
-    def test_a_camera_that_comes_back_is_told_of(self) -> None:
+    def test_a_camera_that_comes_back_is_reported(self) -> None:
         with running() as receiver, worker(receiver, credits=9) as engine:
             for _ in range(2):
                 with Sender(port(receiver), "own") as sender:
@@ -280,7 +280,7 @@ class TestAll:
         with running() as receiver, worker(receiver) as engine, Sender(port(receiver), "own") as sender:
             sender.send(IMAGE, time.time())
             frames(engine)
-            receiver.call(receiver.worker_lost)
+            receiver.call_soon(receiver.on_worker_lost)
             wait(lambda: receiver.records)  # type: ignore[attr-defined]
             [gap] = receiver.records  # type: ignore[attr-defined]
             assert (gap["type"], gap["camera"], gap["action"]) == ("gap", "own", "engine restarted")
@@ -298,7 +298,7 @@ class TestAll:
             assert receiver.records == [prediction("own")]  # type: ignore[attr-defined]
             assert receiver.scheduler.counters["own"].dropped == {"FrameError": 1}
 
-    def test_a_taken_address_is_told(self) -> None:
+    def test_a_taken_address_is_an_error(self) -> None:
         from engines.errors import SourceError
 
         with running() as receiver, pytest.raises(SourceError, match="that is free"), running(bind=[port(receiver)]):
@@ -331,7 +331,7 @@ def test_another_configuration_is_taken_while_cameras_send(unused_ports: list[in
 
         wait(lambda: here("a"))
         config = Config.model_validate({"receive": {"unknown": False}, "camera": [cameras["b"], {"name": "c"}]})
-        receiver.call(lambda: receiver.configure(config))
+        receiver.call_soon(lambda: receiver.configure(config))
         wait(lambda: here("b"))
         wait(lambda: not receiver.sessions["a"].present)
         assert not here("a")

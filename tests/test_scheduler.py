@@ -1,4 +1,4 @@
-"""The scheduler: the newest message of each camera, turns for all, and every drop in its counts."""
+"""The frame scheduler: the newest frame of each camera, equal shares for all, and every drop counted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from engines.errors import UsageError
 from stream.clock import Clock
-from stream.service.ingress.receiver import BATCH, LEAST, UNDER_WAY_S, BatchSizer
 from stream.service.ingress.scheduler import OVERTAKEN, STALE, FrameScheduler
+from stream.service.ingress.worker_socket import BATCH, LEAST, UNDER_WAY_S, BatchSizer
 from stream.service.worker import protocol
 from stream.wire import Message
 
@@ -23,15 +23,15 @@ def scheduler(*cameras: str) -> FrameScheduler:
     return made
 
 
-def test_the_newest_message_wins_and_the_lost_are_told_of() -> None:
+def test_the_newest_message_wins_and_the_lost_are_counted() -> None:
     target = scheduler("a")
     for k in range(3):
         target.put("a", MESSAGE, captured_at=float(k), arrived_at=float(k))
     [frame] = target.take(8, 2.1, lambda _: 1.0)
     assert (frame.captured_at, frame.index, frame.lost) == (2.0, 2, 2)
     assert target.take(8, 2.1, lambda _: 1.0) == []
-    counts = target.counters["a"]
-    assert (counts.received, counts.taken, counts.bytes, counts.dropped[OVERTAKEN]) == (3, 1, 15, 2)
+    counters = target.counters["a"]
+    assert (counters.received, counters.taken, counters.bytes, counters.dropped[OVERTAKEN]) == (3, 1, 15, 2)
     target.put("a", MESSAGE, 3.0, 3.0)
     assert target.take(8, 3.0, lambda _: 1.0)[0].lost == 0
 
@@ -40,7 +40,7 @@ def test_what_waited_too_long_is_dropped_and_refusals_count_as_lost() -> None:
     target = scheduler("a", "b")
     target.put("a", MESSAGE, 0.0, 0.0)
     target.put("b", MESSAGE, 0.9, 0.9)
-    target.refuse("b", "quota")
+    target.count_refused("b", "quota")
     assert [(frame.camera, frame.lost) for frame in target.take(8, 1.0, lambda _: 0.5)] == [("b", 1)]
     assert target.counters["a"].dropped == {STALE: 1}
     assert target.counters["b"].dropped == {"quota": 1}
@@ -68,10 +68,10 @@ def taken_after(target: FrameScheduler, camera: str, captured_at: float) -> list
 
 def test_what_the_clock_passes_over_does_not_wait_and_is_no_loss() -> None:
     target = scheduler("a")
-    target.keep_time(RATE, MAX_GAP_S)
+    target.set_clock(RATE, MAX_GAP_S)
     assert [at for k in range(8) for at in taken_after(target, "a", k / 15)] == [k / 15 for k in range(0, 8, 2)]
-    counts = target.counters["a"]
-    assert (counts.received, counts.taken, counts.passed, counts.bytes, counts.dropped) == (8, 4, 4, 40, {})
+    counters = target.counters["a"]
+    assert (counters.received, counters.taken, counters.passed, counters.bytes, counters.dropped) == (8, 4, 4, 40, {})
     for k in range(8, 12):  # two ticks while nobody takes: the newest message is good for the second
         target.put("a", MESSAGE, k / 15, 0.0)
     [frame] = target.take(8, 0.0, lambda _: 1.0)
@@ -82,7 +82,7 @@ def test_what_the_clock_passes_over_does_not_wait_and_is_no_loss() -> None:
                         | st.floats(-1.5, 1.5), max_size=60))
 def test_the_recogniser_s_clock_sees_the_same_ticks_behind_the_scheduler(steps_s: list[float]) -> None:
     target, alone, behind = scheduler("a"), Clock(RATE, MAX_GAP_S), Clock(RATE, MAX_GAP_S)
-    target.keep_time(RATE, MAX_GAP_S)
+    target.set_clock(RATE, MAX_GAP_S)
     at, wanted, found = 100.0, [], []
     for step_s in steps_s:
         at += step_s
@@ -99,30 +99,30 @@ def test_the_recogniser_s_clock_sees_the_same_ticks_behind_the_scheduler(steps_s
 
 def test_a_tick_whose_message_was_no_use_is_the_next_one_s() -> None:
     target = scheduler("a")
-    target.keep_time(RATE, MAX_GAP_S)
+    target.set_clock(RATE, MAX_GAP_S)
     assert taken_after(target, "a", 0.0) == [0.0]
     assert taken_after(target, "a", 2 / 15) == [2 / 15]
-    target.spoilt("a", 0)  # too late: the next tick has begun
+    target.undo_tick("a", 0)  # too late: the next tick has begun
     assert taken_after(target, "a", 3 / 15) == []
-    target.spoilt("a", 1)
+    target.undo_tick("a", 1)
     assert taken_after(target, "a", 3 / 15 + 0.01) == [3 / 15 + 0.01]
-    target.spoilt("nobody", 0)
+    target.undo_tick("nobody", 0)
 
 
 def test_clocks_start_anew_with_a_camera_s_stream_and_with_a_model() -> None:
     target = scheduler("a", "b")
-    target.keep_time(RATE, MAX_GAP_S)
+    target.set_clock(RATE, MAX_GAP_S)
     assert taken_after(target, "a", 0.0) == [0.0]
     assert taken_after(target, "a", 0.05) == []
     target.discard("a")
     assert taken_after(target, "a", 0.06) == [0.06]
-    target.keep_time(30.0, MAX_GAP_S)
+    target.set_clock(30.0, MAX_GAP_S)
     assert [at for k in range(4) for at in taken_after(target, "b", k / 30)] == [k / 30 for k in range(4)]
-    target.keep_time(RATE, MAX_GAP_S)
+    target.set_clock(RATE, MAX_GAP_S)
     target.put("a", MESSAGE, 9.0, 0.0)
     shown = target.take(8, 0.0, lambda _: 1.0)
-    target.keep_time(RATE, MAX_GAP_S)
-    target.show(shown)  # to another engine, as what came before
+    target.set_clock(RATE, MAX_GAP_S)
+    target.advance(shown)  # to another engine, as what came before
     assert taken_after(target, "a", 9.05) == []
     assert taken_after(target, "a", 9.0 + 1 / RATE) == [9.0 + 1 / RATE]
 
@@ -161,26 +161,26 @@ def test_a_camera_that_left_leaves_nothing() -> None:
     target.close("a")
     assert target.take(8, 0.0, lambda _: 1.0) == []
     assert not target.counters
-    with pytest.raises(UsageError, match="no place"):
+    with pytest.raises(UsageError, match="not open"):
         target.put("a", MESSAGE, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("each_s", "most"), [(0.0005, 8), (0.004, 8), (0.008, 5), (0.016, 2), (0.5, 2)])
 def test_as_much_is_under_way_as_is_soon_done(each_s: float, most: int) -> None:
-    pace, now = BatchSizer(), 0.0
-    assert pace.most == BATCH
-    pace.done(now)  # what nobody handed on
+    sizer, now = BatchSizer(), 0.0
+    assert sizer.size == BATCH
+    sizer.on_done(now)  # what nobody handed on
     for _ in range(40):  # one batch waits while one is worked on
-        pace.sent(now, 4)
-        pace.sent(now, 2)
+        sizer.on_sent(now, 4)
+        sizer.on_sent(now, 2)
         now += 4 * each_s
-        pace.done(now)
+        sizer.on_done(now)
         now += 2 * each_s
-        pace.done(now)
+        sizer.on_done(now)
         now += 1.0  # nothing to do is no work
-    assert pace.most == most
-    assert protocol.CREDITS * pace.most * each_s <= max(UNDER_WAY_S, protocol.CREDITS * LEAST * each_s)
-    pace.sent(now, 8)
-    pace.forget()
-    pace.done(now + 60)
-    assert pace.most == most
+    assert sizer.size == most
+    assert protocol.CREDITS * sizer.size * each_s <= max(UNDER_WAY_S, protocol.CREDITS * LEAST * each_s)
+    sizer.on_sent(now, 8)
+    sizer.reset()
+    sizer.on_done(now + 60)
+    assert sizer.size == most

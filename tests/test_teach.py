@@ -38,7 +38,7 @@ from engines.training.stream_loader import Batch
 from engines.training.support_clips import SupportClip, action_span, make_examples
 from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
-from stream.evaluation import evaluate_clips
+from stream.evaluation.clips import evaluate_clips
 from stream.recognizer import Recognizer
 from stream.teaching.support_videos import find
 from stream.teaching.teach import event_rule, teach_folder

@@ -30,7 +30,7 @@ from engines.model.file import load, save
 from engines.networks.network import Network
 from engines.training import exemplars
 from engines.training.calibrate import ValidationClip, calibrate, read_clips
-from engines.training.distributed import Ranks, init_distributed
+from engines.training.distributed import Ranks, init_distributed, seeded
 from engines.training.initialisation import RULE, add_readout, architecture_of_start, options_of, pixels_of, started
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
@@ -124,7 +124,7 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
     are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows. Raises UsageError,
     DatasetError, ModelError.
     """
-    with init_distributed() as ranks:
+    with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
         recipe = resolve_defaults(recipe)
         data = select(recipe, data)
         sources = TrainingSources(data, frame_rate=recipe.frame_rate, read_frames=read_frames,

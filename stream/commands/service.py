@@ -38,11 +38,11 @@ def serve(config: Annotated[Path | None, typer.Argument(
 
       gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk
     """
-    from stream.service.config import Config, Gate, read
+    from stream.service.config import Config, PromotionConfig, read_config
 
     def configured() -> Config:
-        told = Config() if config is None else read(config)
-        return told if gate is None else told.model_copy(update={"gate": Gate(recording=gate)})
+        told = Config() if config is None else read_config(config)
+        return told if gate is None else told.model_copy(update={"gate": PromotionConfig(recording=gate)})
 
     wanted = configured()
     if check:
@@ -74,17 +74,17 @@ def serve(config: Annotated[Path | None, typer.Argument(
             from stream.service.cluster.cluster import Cluster
             with Cluster(wanted) as workers:
                 if workers.health_address:
-                    log.info("http://%s/health and /metrics tell how it goes", workers.health_address)
+                    log.info("state and metrics: http://%s/health and /metrics", workers.health_address)
                 workers.run(stop, changed)
             return
         from stream.service.service import Service
         with Service(wanted) as service:
             for address in service.addresses:
-                log.info("cameras may dial %s", address)
+                log.info("cameras may connect to %s", address)
             for address in wanted.results.publish:
                 log.info("results are published at %s", address)
             if service.health_address:
-                log.info("http://%s/health and /metrics tell how it goes", service.health_address)
+                log.info("state and metrics: http://%s/health and /metrics", service.health_address)
             service.run(stop, changed)
     finally:
         for number, handler in before.items():
@@ -162,9 +162,9 @@ def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, o
 
       gatestream keys new cell-3
     """
-    from stream.service.ingress.security import SERVER, default_folder, new
+    from stream.service.ingress.security import SERVER, create_keys, default_folder
 
-    own, other = new(folder or default_folder(), name)
+    own, other = create_keys(folder or default_folder(), name)
     if name == SERVER:
         print(f"{own}: for every camera\n{other}: secret, stays here")
     else:
@@ -174,9 +174,9 @@ def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, o
 @keys.command("list")
 def list_keys(folder: KeyFolder = None) -> None:
     """List the cameras that may dial."""
-    from stream.service.ingress.security import allowed, default_folder
+    from stream.service.ingress.security import allowed_keys, default_folder
 
-    for name, public in allowed(folder or default_folder()).items():
+    for name, public in allowed_keys(folder or default_folder()).items():
         print(name, public.decode())
 
 
@@ -184,6 +184,6 @@ def list_keys(folder: KeyFolder = None) -> None:
 def allow_key(file: Annotated[Path, typer.Argument(metavar="FILE.key", help="A public key.")],
               folder: KeyFolder = None) -> None:
     """Let a camera dial whose keys were made elsewhere."""
-    from stream.service.ingress.security import allow, default_folder
+    from stream.service.ingress.security import allow_key, default_folder
 
-    print(allow(folder or default_folder(), file))
+    print(allow_key(folder or default_folder(), file))

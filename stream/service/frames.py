@@ -1,4 +1,4 @@
-"""The last seconds of what cameras sent, as it came: to warm up an engine, and to show what came before an event."""
+"""Frames as cameras sent them, not yet decoded: one, and those of the last seconds."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from dataclasses import dataclass
 
 from stream.wire import Message
 
-MOST_BYTES = 256 * 1024 * 1024  # of all cameras; the oldest go first
+MOST_BYTES = 256 * 1024 * 1024  # of all cameras
 
 
 @dataclass(frozen=True, slots=True)
 class PendingFrame:
-    """A message that waits. index: its number among its camera's; lost: those before it that nobody took since the
-    last one that was taken; captured_at, arrived_at: seconds, Unix time and steady; passed_at: when the last one was
-    captured that was passed over since the last one that was taken."""
+    """A camera's message on its way to the engine. Times in seconds."""
 
     camera: str
     message: Message
-    index: int
-    lost: int
-    captured_at: float
-    arrived_at: float
-    passed_at: float | None = None
+    index: int  # its number among its camera's messages
+    lost: int  # frames before it, since the last one that the engine took, that were dropped
+    captured_at: float  # Unix time
+    arrived_at: float  # steady clock
+    passed_at: float | None = None  # capture time of the last frame that the clock passed over since then
 
 
 class RecentFrames:
-    """Keeps messages for some seconds after they came. Plain bookkeeping with times given by the caller."""
+    """The last seconds of all cameras, to warm up an engine and to show what came before an event.
+
+    Owned by the receiver thread; other threads may read `newest`. Beyond `most_bytes` the oldest frames go."""
 
     def __init__(self, seconds: float, most_bytes: int = MOST_BYTES) -> None:
         self.seconds, self._most_bytes = seconds, most_bytes
         self._all: deque[PendingFrame] = deque()
         self._bytes = 0
-        self.newest: dict[str, PendingFrame] = {}
-        """Of each camera, until its stream is over."""
+        self.newest: dict[str, PendingFrame] = {}  # of each camera whose stream has not ended
 
     def add(self, frame: PendingFrame) -> None:
-        """Takes the newest message of a camera; those that came too long before it go."""
+        """Adds a camera's newest frame, and removes those that arrived more than `seconds` before it."""
         self._all.append(frame)
         self.newest[frame.camera] = frame
         self._bytes += len(frame.message.payload)
@@ -46,11 +45,11 @@ class RecentFrames:
             self._bytes -= len(self._all.popleft().message.payload)
 
     def of(self, camera: str) -> Sequence[PendingFrame]:
-        """A camera's messages, oldest first."""
+        """A camera's frames, oldest first."""
         return [frame for frame in self._all if frame.camera == camera]
 
     def forget(self, camera: str) -> None:
-        """Drops what a camera sent: its stream is over."""
+        """Removes the frames of a camera whose stream has ended."""
         self.newest.pop(camera, None)
         self._all = deque(frame for frame in self._all if frame.camera != camera)
         self._bytes = sum(len(frame.message.payload) for frame in self._all)
