@@ -21,14 +21,14 @@ from engines.datasets.footage import read_frames
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise
-from engines.networks.mobilenetv2 import STAGES
+from engines.networks.mobilenetv2 import STAGES, fold_norms
 from engines.networks.network import Network, build
+from engines.networks.readout import SQUASHED
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
 from engines.training.calibrate import temperature
-from engines.training.initialisation import SQUASHED, add_readout
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
-from engines.training.pretrained import folded, start_from
+from engines.training.pretrained import load_pretrained
 from engines.training.sampling import middle_frames
 from engines.training.sources import TrainingSources
 from engines.training.stream_task import StreamTask, subsample_depthwise
@@ -128,7 +128,7 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     learn(how, dataset, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]
     assert engines.load(how.out).contract.window_clips == 4
-    assert engines.load(how.out).contract.options["readout_width"] == 8
+    assert engines.load(how.out).contract.network.readout_width == 8
     first = engines.load(how.out.with_suffix(".run") / "trimmed.safetensors").contract.provenance["recipe"]
     assert (first["trimmed"], first["iterations"], first["readout_width"]) == (Recipe.trimmed_first_frames, 1, 0)
     assert first["trimmed_idle"] == Recipe.trimmed_first_idle
@@ -178,7 +178,7 @@ def test_a_memory_that_is_added_begins_as_a_running_mean_of_the_answers(width: i
             head.weight.normal_(0, 0.3)  # type: ignore[operator, union-attr]
         features = torch.rand(4, 1, network.width).repeat(1, 60, 1)  # what stays the same for long is its own mean
         before = network.scores(features[:, 0])
-        add_readout(network, width)
+        network.add_readout(width)
         assert network.memory is not None
         after = network.scores(network.memory(features, (torch.zeros(4, width),))[0][:, -1])
     assert [leaf.name for leaf in network.state_spec()] == ["memory"]
@@ -322,7 +322,7 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
     path = tmp_path / "timm.safetensors"
     save_file(state, path)
     network = build("tsn-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=(48, 64)).eval()
-    start_from(network, path)
+    load_pretrained(network, path)
     image = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         stem = torch.nn.functional.conv2d(image, state["conv_stem.weight"], stride=2, padding=1)
@@ -330,7 +330,7 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
                                               state["bn1.weight"], state["bn1.bias"])
         ours = network.backbone.features[0][0](image)
     assert (stem - ours).abs().max() < 1e-4
-    assert set(folded(state)) >= set(network.backbone.state_dict())
+    assert set(fold_norms(state)) >= set(network.backbone.state_dict())
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
@@ -371,7 +371,7 @@ def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Pa
     out = tmp_path / "trained.safetensors"
     learn(recipe(dataset, out, causal=False, readout_width=0, without_fold=2), dataset)
     contract = engines.load(out).contract
-    assert (contract.options["causal"], contract.options["segments"]) == (False, 6)
+    assert (contract.network.causal, contract.network.segments) == (False, 6)
     assert (contract.receptive_frames, contract.clip_frames, contract.window_clips) == (6, 6, 1)
     assert engines.load(out).network.segments == 6
 
@@ -379,7 +379,7 @@ def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Pa
 def test_modules_may_start_as_published_and_look_elsewhere(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
     network = learn(recipe(dataset, out, iterations=1, past_shift=1, transparent=False), dataset)
-    assert engines.load(out).contract.options["past_shift"] == 1
+    assert engines.load(out).contract.network.past_shift == 1
     gate = network.get_parameter("temporal.features_9.conv3D.weight")
     assert float(gate.detach().abs().mean()) > 0.005  # drawn at random, where a transparent one starts from nothing
 

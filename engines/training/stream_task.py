@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from engines.model.contract import Contract
-from engines.networks.mobilenetv2 import MobileNetV2
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.runtime.windowed import split
@@ -39,19 +38,21 @@ class AdamWConfig:
     module_lr: float  # of temporal modules
     head_lr: float  # of heads, read-out and fingertip
     weight_decay: float
-    frozen_layers: int  # first layers of MobileNetV2 that stay as they are
+    frozen_layers: int  # first of the backbone's `freezable_layers` that stay as they are
 
 
 class FingertipAuxHead(nn.Module):
     """Finds the fingertip during training, and is no part of the model file: a heat map on a middle stage, and place
     and motion read from the features before the read-out."""
 
-    def __init__(self, network: Network, layer: int = 13) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
+        assert network.backbone.middle is not None
+        layer, channels = network.backbone.middle
         self._kept: dict[str, Tensor] = {}
-        self.heat = nn.Conv2d(96, 1, 1)
+        self.heat = nn.Conv2d(channels, 1, 1)
         self.guess = nn.Linear(network.backbone.width, 4)
-        watched = network.backbone.get_submodule(f"features.{layer}")
+        watched = network.backbone.get_submodule(layer)
         watched.register_forward_hook(lambda _, __, out: self._kept.update(map=out))
         network.dropout.register_forward_pre_hook(lambda _, inputs: self._kept.update(features=inputs[0]))
 
@@ -73,9 +74,9 @@ class StreamTask(Task[Batch]):
     """Trains a network on streams with AdamW, state carried from chunk to chunk.
 
     truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has none: a frame's label is the
-    index of one of these; finds_tips: whether frames know the fingertip, which MobileNetV2 then learns to find, too;
-    held_out: decodes what validation looks at; spread: so many frames evenly over each of these clips, 0: the model's
-    frame rate.
+    index of one of these; finds_tips: whether frames know the fingertip, which a backbone with a middle stage then
+    learns to find, too; held_out: decodes what validation looks at; spread: so many frames evenly over each of these
+    clips, 0: the model's frame rate.
     """
 
     def __init__(self, network: Network, contract: Contract, open_stream: OpenStream, schedule: StreamSchedule,
@@ -85,12 +86,13 @@ class StreamTask(Task[Batch]):
         self.network, self.contract = network.to(ranks.device), contract
         network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = make_weight_average(network, average)
-        mobile = isinstance(network.backbone, MobileNetV2)
+        frozen = network.backbone.freezable_layers()[:config.frozen_layers]
         subsample_depthwise(network)
-        self.aux_head = self._finds_tips = FingertipAuxHead(network).to(ranks.device) if finds_tips and mobile else None
-        self._frozen = min(config.frozen_layers, split(network)[0]) if mobile else 0
-        for layer in range(config.frozen_layers if mobile else 0):
-            network.backbone.get_submodule(f"features.{layer}").requires_grad_(False)
+        finds_tips = finds_tips and network.backbone.middle is not None
+        self.aux_head = self._finds_tips = FingertipAuxHead(network).to(ranks.device) if finds_tips else None
+        self._frozen = min(len(frozen), split(network)[0])
+        for layer in frozen:
+            layer.requires_grad_(False)
         groups = [([p for p in network.backbone.parameters() if p.requires_grad], config.backbone_lr),
                   (list(network.temporal.parameters()), config.module_lr),
                   ([*network.heads.parameters(), *(self.aux_head.parameters() if self.aux_head else ()),

@@ -27,11 +27,13 @@ from engines.datasets.selection import with_idle, without_group, without_labels
 from engines.errors import UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import load, save
+from engines.networks.causal import USUAL
+from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training import exemplars
 from engines.training.calibrate import ValidationClip, calibrate, read_clips
 from engines.training.distributed import Ranks, init_distributed, seeded
-from engines.training.initialisation import RULE, add_readout, architecture_of_start, options_of, pixels_of, started
+from engines.training.initialisation import initialise, whole_config
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
@@ -66,7 +68,7 @@ class Recipe:
     causal: bool = True  # else trained and used on clips of `chunk` frames
     readout_width: int = 128  # width of the recurrent read-out, 0 for none
     input_size_hw: tuple[int, int] = (72, 96)
-    rule: str = RULE  # how a bidirectional start becomes causal, see `engines.causal`
+    rule: str = USUAL  # how a bidirectional start becomes causal, see `engines.causal`
     past_shift: int | None = None  # see `engines.build`
     transparent: bool = True  # modules that the start lacks change nothing at first
     # Streams, and how often they show what.
@@ -91,7 +93,7 @@ class Recipe:
     module_lr: float = 1e-3  # of temporal modules
     head_lr: float = 1e-3  # of heads and read-out
     weight_decay: float = 0.02
-    frozen_layers: int = 7  # first layers of MobileNetV2 that stay as they are
+    frozen_layers: int = 7  # first layers of the backbone that stay as they are, where it can
     average: float = 0.998  # decay of the running mean of the weights, which is saved
     precision: Precision = "auto"
     workers: int = 1  # processes that load data
@@ -146,7 +148,7 @@ def resolve_defaults(recipe: Recipe) -> Recipe:
                          "leave out one of the two")
     if recipe.trimmed_first is not None:
         return recipe
-    new = not after and architecture_of_start(recipe.init) is None
+    new = not after and whole_config(recipe.init) is None
     return replace(recipe, trimmed_first=recipe.iterations // 3 if new else 0)
 
 
@@ -163,15 +165,15 @@ def contract_of(recipe: Recipe, network: Network, sources: TrainingSources) -> C
     if network.causal and not recipe.trimmed:
         clip_frames, window_clips = max(1, round(recipe.clip_s * recipe.frame_rate)), recipe.window_clips
     return Contract(
-        name=recipe.name, architecture=network.architecture, options=options_of(network), heads=sources.heads,
-        frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
+        name=recipe.name, network=network.config, heads=sources.heads, frame_rate=recipe.frame_rate,
+        cover_hw=network.input_size_hw,
         receptive_frames=network.receptive_field if network.causal else T, clip_frames=clip_frames,
         window_clips=window_clips, warmup_frames=4, max_gap_s=1.0, background=sources.background_label,
         temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
         events=recipe.gesture_events if sources.drawable else EventRule(),
         provenance={"data": sources.name, "recipe": recorded(recipe), **recipe.provenance},
-        **pixels_of(network.architecture))
+        **network.backbone.pixels._asdict())
 
 
 def recorded(recipe: Recipe) -> dict[str, Any]:
@@ -227,12 +229,13 @@ class _Training:
         """Trains one network to the end and writes it."""
         torch.manual_seed(recipe.seed)
         sources, ranks = self.sources, self.ranks
-        network = started(recipe.architecture, {head: len(labels) for head, labels in sources.heads.items()},
-                          recipe.init, causal=recipe.causal, input_size_hw=recipe.input_size_hw,
-                          readout_width=recipe.readout_width, rule=recipe.rule, segments=recipe.frames,
-                          past_shift=recipe.past_shift, transparent=recipe.transparent)
+        size_hw = recipe.input_size_hw if whole_config(recipe.init) is None else None
+        wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, readout_width=recipe.readout_width,
+                                  segments=recipe.frames, past_shift=recipe.past_shift, input_size_hw=size_hw)
+        network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in sources.heads.items()},
+                             rule=recipe.rule, transparent=recipe.transparent)
         if recipe.trimmed_first and recipe.readout_width and network.memory is None:
-            add_readout(network, recipe.readout_width)
+            network.add_readout(recipe.readout_width)
         contract = contract_of(recipe, network, sources)
         held_out = cache(lambda: self.validation_clips(recipe, contract))
         if recipe.validate_every and not held_out():
