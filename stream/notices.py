@@ -26,7 +26,7 @@ class _Structured(logging.Formatter):
 
 
 @contextmanager
-def notices_on_stderr() -> Iterator[None]:
+def log_to_stderr() -> Iterator[None]:
     """Shows what the library logs, such as an engine that has to be built first."""
     logger, handler = logging.getLogger("gatestream"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Structured() if os.environ.get(FORMAT) == "json" else
@@ -39,7 +39,7 @@ def notices_on_stderr() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def stderr() -> TextIO | None:
+def inheritable_stderr() -> TextIO | None:
     """Where a process that is started should say what is wrong; None for where ours does by itself."""
     try:
         sys.stderr.fileno()
@@ -48,14 +48,14 @@ def stderr() -> TextIO | None:
     return sys.stderr
 
 
-def unmoved_by_the_terminal() -> None:
+def ignore_terminal_signals() -> None:
     """What a terminal sends to all its processes is the service's to answer, not that of those it has started."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def quiet_decoders() -> None:
+def silence_decoders() -> None:
     """libjpeg and libpng write to file descriptor 2 about every broken picture, and know no switch: from now on it
     leads nowhere, and Python's own errors go where it led."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)

@@ -71,7 +71,7 @@ class _Outputs:
                 self.failure = self.failure or error
 
 
-def events_in(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
+def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
     """The closed events of a recording, as the recogniser's camera of this name.
 
     An image that cannot be used costs that image. Raises UsageError or SourceError where the recording cannot be read;
@@ -144,7 +144,7 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
 
 
 @contextmanager
-def ended_by_signals(source: Source, stop: threading.Event) -> Iterator[None]:
+def stop_on_signals(source: Source, stop: threading.Event) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a run in good order; a second one raises KeyboardInterrupt. Main thread only."""
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():

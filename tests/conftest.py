@@ -68,7 +68,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A small causal model with memory, of which engines are built."""
     from small_models import make_model
 
-    return make_model(tmp_path_factory.mktemp("model"), memory=16)
+    return make_model(tmp_path_factory.mktemp("model"), readout_width=16)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,8 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTorchTensorRT:
     library = FakeTorchTensorRT()
     monkeypatch.setitem(sys.modules, "torch_tensorrt", library)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.0"))
-    monkeypatch.setattr(engines.runtime.registry, "obstacle", lambda name: None if name == "tensorrt" else "not tried")
+    monkeypatch.setattr(engines.runtime.registry, "unavailable_reason",
+                        lambda name: None if name == "tensorrt" else "not tried")
     monkeypatch.setattr(engines.runtime.tensorrt, "DEVICE", "cpu")
     monkeypatch.setattr(engines.runtime.tensorrt, "_gpu", lambda: ("GPU", "1.0"))
     for module in (engines.runtime.slot_pool, engines.runtime.tensorrt):

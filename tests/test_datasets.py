@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from engines.datasets import KINDS, Dataset, Segment, epic, folders, open_dataset
-from engines.datasets.mirror import mirrored
+from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError, UsageError
 
 EPIC_COLUMNS = ("narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp",
@@ -229,7 +229,7 @@ class TestSomethingAsPublished:
     @pytest.mark.parametrize("version", ["sthv1", "sthv2"])
     def test_the_three_pairs_that_a_flip_swaps(self, version: str, published: Path) -> None:
         labels = sorted((published / "label_maps" / f"{version}_label_map.txt").read_text().strip().split("\n"))
-        found = {(labels.index(label), labels.index(other)) for label, other in mirrored(labels).items()}
+        found = {(labels.index(label), labels.index(other)) for label, other in mirror_labels(labels).items()}
         assert found == {(86, 87), (87, 86), (93, 94), (94, 93), (166, 167), (167, 166)}
 
     def test_jester_labels(self, published: Path, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ class TestMirror:
         (("pulling it right out", "bright", "leftover"), {}),
     ])
     def test_directions_in_names(self, labels: tuple[str, ...], expected: dict[str, str]) -> None:
-        assert mirrored(labels) == expected
+        assert mirror_labels(labels) == expected
 
 
 class TestDiving48:
@@ -434,14 +434,14 @@ class TestFolders:
 
     def test_the_split_depends_on_names_only(self) -> None:
         pairs = [(label, f"{label}{i % 7}") for label in "abc" for i in range(20)] + [("a", "alone"), ("d", "once")]
-        expected = folders.held_out(pairs)
+        expected = folders.choose_validation(pairs)
         for seed in range(5):
-            assert folders.held_out(random.Random(seed).sample(pairs, len(pairs))) == expected
+            assert folders.choose_validation(random.Random(seed).sample(pairs, len(pairs))) == expected
         assert "once" not in expected  # a class with one recording is for training
 
     @pytest.mark.parametrize("groups", [1, 2, 3, 5, 50])
     def test_shares(self, groups: int) -> None:
-        held = folders.held_out([("a", f"g{i}") for i in range(groups)])
+        held = folders.choose_validation([("a", f"g{i}") for i in range(groups)])
         assert len(held) == min(max(1, round(0.2 * groups)), groups - 1)
 
 

@@ -36,8 +36,8 @@ CLIPS = 3
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     torch.manual_seed(0)
-    recipe = Recipe(Path(), Path(), "", memory=16, without_fold=2)
-    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), memory=16)
+    recipe = Recipe(Path(), Path(), "", readout_width=16, without_fold=2)
+    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), readout_width=16)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     save(path, contract_of(recipe, network), {name: value.numpy() for name, value in network.state_dict().items()})
     return load(path)
@@ -141,8 +141,8 @@ def test_any_dataset_with_time_between_its_actions_teaches_fusion(tmp_path: Path
                    {"train": recording("a"), "validation": recording("b")})
     heads = Pool(data, "train").heads
     network = build("gsf-mobilenetv2", heads={name: len(labels) for name, labels in heads.items()}, causal=True,
-                    input_size_hw=(72, 96), memory=16)
-    contract = contract_of(Recipe(Path(), Path(), "", memory=16), network, heads, "background")
+                    input_size_hw=(72, 96), readout_width=16)
+    contract = contract_of(Recipe(Path(), Path(), "", readout_width=16), network, heads, "background")
     init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
     save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()})
     recipe = FusionRecipe(tmp_path, out, str(init), window_clips=CLIPS, windows=30)

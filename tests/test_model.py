@@ -17,7 +17,7 @@ from engines.errors import GatestreamError, ModelError, SinkError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import Array, save
 
-OPTIONS = {"causal": True, "memory": 8, "percent": 25, "places": ["features_12", "features_15"]}
+OPTIONS = {"causal": True, "readout_width": 8, "gate_ratio": 25, "sites": ["features_12", "features_15"]}
 
 
 def contract(**changes: object) -> Contract:
@@ -108,8 +108,8 @@ def test_every_kind_of_damage_is_refused_in_one_line(case: str, weights: dict[st
 
 NETWORK_DAMAGE: dict[str, tuple[Callable[[dict[str, object]], None], str]] = {
     "another architecture": (lambda c: c.update(architecture="gsf-vgg"), "gsf-vgg"),
-    "other places": (lambda c: c.update(options=OPTIONS | {"places": ["features_12"]}), "features_15"),
-    "wider memory": (lambda c: c.update(options=OPTIONS | {"memory": 16}), "memory"),
+    "other sites": (lambda c: c.update(options=OPTIONS | {"sites": ["features_12"]}), "features_15"),
+    "wider memory": (lambda c: c.update(options=OPTIONS | {"readout_width": 16}), "memory"),
     "unknown option": (lambda c: c.update(options=OPTIONS | {"colour": 1}), "colour"),
 }
 

@@ -197,7 +197,7 @@ def test_verbs_and_nouns_are_learnt_from_streams_of_segments(kitchen: tuple[Data
     data, weights = kitchen
     figures: list[dict[str, float]] = []
     recipe = Recipe(tmp_path, tmp_path / "model.safetensors", str(weights), architecture="gsm-mobilenetv2",
-                    iterations=2, rows=2, chunk=4, memory=8, workers=0, validate_every=2, name="kitchen")
+                    iterations=2, rows=2, chunk=4, readout_width=8, workers=0, validate_every=2, name="kitchen")
     train(recipe, lambda _: None, lambda _, seen: figures.append(seen), data)
     model = engines.load(recipe.out)
     assert model.contract.heads == {"verb": ("take", "put", BACKGROUND),

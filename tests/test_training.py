@@ -25,10 +25,10 @@ from engines.networks.network import Network, build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
 from engines.training.calibrate import temperature
-from engines.training.initialisation import SQUASHED, add_memory
+from engines.training.initialisation import SQUASHED, add_readout
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pretrained import folded, start_from
-from engines.training.sampling import middles
+from engines.training.sampling import middle_frames
 from engines.training.stream_task import StreamTask, subsample_depthwise
 from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, completed, gather, train
 
@@ -66,7 +66,7 @@ def _video(path: Path, seed: int, frames: int = 16) -> None:
 
 def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
     arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"),
-                 "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0,
+                 "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "readout_width": 8, "workers": 0,
                  "checkpoint_every": 2, "trimmed_first": 0} | changes
     return Recipe(**arguments)  # type: ignore[arg-type]
 
@@ -121,9 +121,9 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     train(how, lambda _: None, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]
     assert engines.load(how.out).contract.window_clips == 4
-    assert engines.load(how.out).contract.options["memory"] == 8
+    assert engines.load(how.out).contract.options["readout_width"] == 8
     first = engines.load(how.out.with_suffix(".run") / "trimmed.safetensors").contract.provenance["recipe"]
-    assert (first["trimmed"], first["iterations"], first["memory"]) == (TRIMMED_FRAMES, 1, 0)
+    assert (first["trimmed"], first["iterations"], first["readout_width"]) == (TRIMMED_FRAMES, 1, 0)
     assert first["trimmed_idle"] == IDLE_FIRST
 
     again = replace(how, out=tmp_path / "again.safetensors")
@@ -147,7 +147,7 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("changes", "steps"), [
     ({}, 30), ({"iterations": 4}, 1), ({"trimmed_first": 7}, 7), ({"trimmed_first": 0}, 0), ({"trimmed": 4}, 0),
-    ({"causal": False, "memory": 0}, 0), ({"init": str(bundled()["gesture"])}, 0)])
+    ({"causal": False, "readout_width": 0}, 0), ({"init": str(bundled()["gesture"])}, 0)])
 def test_streams_come_after_a_third_as_many_steps_on_whole_gestures(dataset: Path, tmp_path: Path,
                                                                     changes: dict[str, object], steps: int) -> None:
     how = recipe(dataset, tmp_path / "model.safetensors", **{"trimmed_first": None, "iterations": 90, **changes})
@@ -155,7 +155,7 @@ def test_streams_come_after_a_third_as_many_steps_on_whole_gestures(dataset: Pat
 
 
 @pytest.mark.parametrize(("changes", "after"), [({"trimmed": 4}, "whole gestures"),
-                                                ({"causal": False, "memory": 0}, "bidirectional clips")])
+                                                ({"causal": False, "readout_width": 0}, "bidirectional clips")])
 def test_whole_gestures_come_before_causal_streams_only(dataset: Path, tmp_path: Path, changes: dict[str, object],
                                                         after: str) -> None:
     with pytest.raises(UsageError, match=f"whole gestures before {after}"):
@@ -171,7 +171,7 @@ def test_a_memory_that_is_added_begins_as_a_running_mean_of_the_answers(width: i
             head.weight.normal_(0, 0.3)  # type: ignore[operator, union-attr]
         features = torch.rand(4, 1, network.width).repeat(1, 60, 1)  # what stays the same for long is its own mean
         before = network.scores(features[:, 0])
-        add_memory(network, width)
+        add_readout(network, width)
         assert network.memory is not None
         after = network.scores(network.memory(features, (torch.zeros(4, width),))[0][:, -1])
     assert [leaf.name for leaf in network.state_spec()] == ["memory"]
@@ -208,7 +208,8 @@ def test_strokes_stored_twice_in_a_row_are_drawn_once(tmp_path: Path) -> None:
 
 def test_networks_are_compared_on_trimmed_gestures(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trimmed.safetensors"
-    how = recipe(dataset, out, trimmed=4, memory=0, causal=False, without_fold=2, validate_every=4, precision="f32")
+    how = recipe(dataset, out, trimmed=4, readout_width=0, causal=False, without_fold=2, validate_every=4,
+                 precision="f32")
     network = train(how, lambda _: None)
     assert network.segments == 4
     with (out.with_suffix(".run") / "metrics.csv").open(newline="") as file:
@@ -218,7 +219,7 @@ def test_networks_are_compared_on_trimmed_gestures(dataset: Path, tmp_path: Path
     for clip in egogestar.clips(dataset):
         if clip.fold == 2 and clip.label in LABELS:
             images = decode(clip.path, clip.label, how.input_size_hw).images
-            pixels = normalise(images[middles(len(images), 4)], kept)
+            pixels = normalise(images[middle_frames(len(images), 4)], kept)
             with torch.no_grad():
                 logits = engines.clip_scores(network, torch.from_numpy(pixels)[None])["gesture"][0]
             right.append(int(logits.argmax()) == LABELS.index(clip.label))
@@ -349,7 +350,7 @@ def test_what_is_left_out_calibrates(dataset: Path, tmp_path: Path) -> None:
 
 def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
-    train(recipe(dataset, out, causal=False, memory=0, without_fold=2), lambda _: None)
+    train(recipe(dataset, out, causal=False, readout_width=0, without_fold=2), lambda _: None)
     contract = engines.load(out).contract
     assert (contract.options["causal"], contract.options["segments"]) == (False, 6)
     assert (contract.receptive_frames, contract.clip_frames, contract.window_clips) == (6, 6, 1)
@@ -358,8 +359,8 @@ def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Pa
 
 def test_modules_may_start_as_published_and_look_elsewhere(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
-    network = train(recipe(dataset, out, iterations=1, ahead=1, transparent=False), lambda _: None)
-    assert engines.load(out).contract.options["ahead"] == 1
+    network = train(recipe(dataset, out, iterations=1, past_shift=1, transparent=False), lambda _: None)
+    assert engines.load(out).contract.options["past_shift"] == 1
     gate = network.get_parameter("temporal.features_9.conv3D.weight")
     assert float(gate.detach().abs().mean()) > 0.005  # drawn at random, where a transparent one starts from nothing
 

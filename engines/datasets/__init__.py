@@ -17,10 +17,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from engines.datasets import diving48, egogestar, epic, folders, kinetics, something
 from engines.datasets.base import Dataset, Media, Problem, Segment
 from engines.errors import DatasetError, UsageError
+from engines.names import ClassOrder, DatasetKind
 
 __all__ = ["KINDS", "Dataset", "Media", "Problem", "Segment", "open_dataset"]
 
@@ -34,37 +36,37 @@ class _Choices:
     """What a user may set: see `open_dataset`."""
 
     media: Path
-    order: something.Order
+    order: ClassOrder
     rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    recognised: Callable[[Path], str]
+    recognise: Callable[[Path], str]
     read: Callable[[Path, _Choices], Dataset]
-    looked_for: str
+    expected_files: str
 
 
-_KINDS = {
-    "epic": _Kind(epic.recognised, lambda folder, of: epic.read(folder, of.media), epic.LOOKED_FOR),
-    "something-v2": _Kind(something.recognised_v2, lambda folder, of: something.read_v2(folder, of.media),
-                          something.LOOKED_FOR_V2),
-    "diving48": _Kind(diving48.recognised, lambda folder, of: diving48.read(folder, of.media, of.rate),
-                      diving48.LOOKED_FOR),
-    "kinetics": _Kind(kinetics.recognised, lambda folder, of: kinetics.read(folder, of.media, of.rate),
-                      kinetics.LOOKED_FOR),
-    "something-v1": _Kind(something.recognised_v1, lambda folder, of: something.read_v1(folder, of.media, of.order),
-                          something.LOOKED_FOR_V1),
-    "egogestar": _Kind(egogestar.recognised, lambda folder, of: egogestar.read(folder), egogestar.LOOKED_FOR),
-    "folders": _Kind(folders.recognised, lambda folder, of: folders.read(folder, of.media, of.rate),
-                     folders.LOOKED_FOR),
+READERS = {
+    "epic": _Kind(epic.recognise, lambda folder, of: epic.read(folder, of.media), epic.EXPECTED_FILES),
+    "something-v2": _Kind(something.recognise_v2, lambda folder, of: something.read_v2(folder, of.media),
+                          something.EXPECTED_FILES_V2),
+    "diving48": _Kind(diving48.recognise, lambda folder, of: diving48.read(folder, of.media, of.rate),
+                      diving48.EXPECTED_FILES),
+    "kinetics": _Kind(kinetics.recognise, lambda folder, of: kinetics.read(folder, of.media, of.rate),
+                      kinetics.EXPECTED_FILES),
+    "something-v1": _Kind(something.recognise_v1, lambda folder, of: something.read_v1(folder, of.media, of.order),
+                          something.EXPECTED_FILES_V1),
+    "egogestar": _Kind(egogestar.recognise, lambda folder, of: egogestar.read(folder), egogestar.EXPECTED_FILES),
+    "folders": _Kind(folders.recognise, lambda folder, of: folders.read(folder, of.media, of.rate),
+                     folders.EXPECTED_FILES),
 }
-KINDS = ("auto", *_KINDS, "jester", "sense")  # jester: as something-v1; sense: as folders
-_SAME = {"jester": "something-v1", "sense": "folders"}
+KINDS: tuple[str, ...] = get_args(DatasetKind)
+ALIASES = {"jester": "something-v1", "sense": "folders"}
 
 
 def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str | os.PathLike[str] | None = None,
-                 order: something.Order = "sorted", rate: float | None = None) -> Dataset:
+                 order: ClassOrder = "sorted", rate: float | None = None) -> Dataset:
     """Reads the annotations of a dataset; opens no recording.
 
     path: its folder, annotations in it or in `annotations/`; kind: one of KINDS; media: where the recordings are, when
@@ -81,16 +83,16 @@ def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str
     choices = _Choices(Path(media) if media else folder, order, rate)
     if not choices.media.is_dir():
         raise UsageError(f"{choices.media}: no such folder", "the folder of the recordings", "check the path")
-    wanted = _KINDS if kind == "auto" else {name: _KINDS[name] for name in [_SAME.get(kind, kind)]}
+    wanted = READERS if kind == "auto" else {name: READERS[name] for name in [ALIASES.get(kind, kind)]}
     for name, reader in wanted.items():
         for place in (folder, *(inside for part in _ANNOTATIONS if (inside := folder / part).is_dir())):
-            found = reader.recognised(place)
+            found = reader.recognise(place)
             if found and not (name == "folders" and place != folder):
                 dataset = replace(reader.read(place, choices), found=found)
                 sizes = ", ".join(f"{len(segments)} {split}" for split, segments in dataset.splits.items())
-                log.info("%s: %s, told by %s (%s)", folder, dataset.name, found, sizes)
+                log.info("%s: %s, recognised by %s (%s)", folder, dataset.name, found, sizes)
                 return dataset
     there = sorted(inside.name for inside in folder.iterdir())
     raise DatasetError(f"{folder} with {', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}",
-                       "; or ".join(reader.looked_for for reader in wanted.values()),
+                       "; or ".join(reader.expected_files for reader in wanted.values()),
                        "check the path, or see gatestream data check --help")

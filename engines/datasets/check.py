@@ -26,7 +26,7 @@ from engines.errors import DatasetError
 _RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
 _TIMES_AGREE_S = 0.25  # between a recording's length and what is said about it; timestamps are rounded, audio is longer
 _TAIL_S = 2.0  # how far before its stated end a video's last frame is looked for
-_TOLD = 10  # items that a group of problems lists before it counts
+_LISTED = 10  # items that a group of problems lists before it counts
 
 Progress = Callable[[int, int], None]  # recordings done, of how many
 
@@ -73,7 +73,7 @@ class Report:
                 "splits": {split: len(segments) for split, segments in self.dataset.splits.items()},
                 "counts": self.counts, "recordings": self.recordings, "readable": self.readable,
                 "seconds": round(self.seconds, 3),
-                "problems": {kind: {"count": len(found), "first": [[p.where, p.detail] for p in found[:_TOLD]]}
+                "problems": {kind: {"count": len(found), "first": [[p.where, p.detail] for p in found[:_LISTED]]}
                              for kind, found in self.groups().items()}}
 
 
@@ -86,7 +86,8 @@ def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
     media = list(dict.fromkeys(segment.media for segments in dataset.splits.values() for segment in segments))
     seen: dict[Media, Recording] = {}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for done, (one, recording) in enumerate(zip(media, pool.map(lambda m: look(m, deep), media), strict=True), 1):
+        found = pool.map(lambda one: inspect_recording(one, deep), media)
+        for done, (one, recording) in enumerate(zip(media, found, strict=True), 1):
             seen[one] = recording
             if progress is not None:
                 progress(done, len(media))
@@ -110,17 +111,17 @@ def counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
     return found
 
 
-def look(media: Media, deep: bool = False) -> Recording:
+def inspect_recording(media: Media, deep: bool = False) -> Recording:
     """Opens one recording."""
     if not media.path.exists():
         return Recording(fault="missing", detail=str(media.path))
     try:
-        return _look_at_video(media, deep) if media.rate is None else _look_at_frames(media, deep)
+        return _inspect_video(media, deep) if media.rate is None else _inspect_frames(media, deep)
     except (DatasetError, OSError, cv2.error) as error:
         return Recording(fault="unreadable", detail=str(getattr(error, "got", error)))
 
 
-def _look_at_video(media: Media, deep: bool) -> Recording:
+def _inspect_video(media: Media, deep: bool) -> Recording:
     capture = open_video(media.path)
     try:
         rate, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -155,7 +156,7 @@ def _to_the_end(capture: cv2.VideoCapture) -> tuple[float, float | None]:
     return last_s, damaged_s
 
 
-def _look_at_frames(media: Media, deep: bool) -> Recording:
+def _inspect_frames(media: Media, deep: bool) -> Recording:
     assert media.rate is not None
     found = stills(media)
     if not found:

@@ -1,6 +1,6 @@
 """Frames of a segment at a frame rate and a size, picked by time as the live clock picks them.
 
-    images_u8_NHWC = frames(segment, rate=7.5, size_hw=(72, 96))           # BGR
+    images_u8_NHWC = decode_segment(segment, rate=7.5, size_hw=(72, 96))           # BGR
     images_u8_NHWC = cache.frames(segment, rate=7.5, size_hw=(72, 96))     # the same, decoded once; frame_cache.py
 
 A recording is laid on a grid of cells, each 1 / rate seconds long, from its first frame on. Of each cell the first
@@ -39,16 +39,16 @@ class _UncertainError(Exception):
     """Decoding began too late to know what the first cell shows."""
 
 
-def frames(segment: Segment, rate: float, size_hw: tuple[int, int]) -> Images:
+def decode_segment(segment: Segment, rate: float, size_hw: tuple[int, int]) -> Images:
     """Decodes a segment, scaled to cover `size_hw` and centre-cropped: uint8 [N, H, W, 3], one each 1 / rate seconds.
 
     Raises DatasetError, which names the recording, when nothing of it decodes or it ends before the segment starts.
     """
-    first, end = cells(segment, rate)
+    first, end = cell_range(segment, rate)
     return np.stack(list(_from(segment.media, rate, size_hw, first, end)))
 
 
-def cells(segment: Segment, rate: float) -> tuple[int, int | None]:
+def cell_range(segment: Segment, rate: float) -> tuple[int, int | None]:
     """First cell of a segment, and the one after its last (None: to the end of the recording)."""
     first = math.ceil(segment.start_s * rate - _ROUNDING)
     if segment.stop_s is None:
@@ -56,7 +56,7 @@ def cells(segment: Segment, rate: float) -> tuple[int, int | None]:
     return first, max(math.ceil(segment.stop_s * rate - _ROUNDING), first + 1)
 
 
-def every(media: Media, rate: float, size_hw: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+def iterate_frames(media: Media, rate: float, size_hw: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
     """The images of all cells of a recording, [H, W, 3], one at a time. Raises DatasetError."""
     return _from(media, rate, size_hw, 0, None)
 
@@ -72,7 +72,7 @@ def whole(media: Media, size_hw: tuple[int, int]) -> tuple[Images, NDArray[np.fl
     return np.stack([image for image, _ in found]), times_s - times_s[0]
 
 
-def ends_early(media: Media, at_s: float) -> DatasetError:
+def ends_early_error(media: Media, at_s: float) -> DatasetError:
     """The complaint about a segment that starts after its recording's end."""
     return DatasetError(f"{media.path}, which ends before {at_s:.2f} s", "a recording as long as its annotations say",
                         "get it again, or leave the segment out; see gatestream data check")
@@ -87,7 +87,7 @@ def _from(media: Media, rate: float, size_hw: tuple[int, int], first: int, end: 
             return
         except _UncertainError:
             continue
-    raise ends_early(media, first / rate)
+    raise ends_early_error(media, first / rate)
 
 
 def _cells(media: Media, rate: float, size_hw: tuple[int, int], first: int, end: int | None,
@@ -129,7 +129,7 @@ def _cells(media: Media, rate: float, size_hw: tuple[int, int], first: int, end:
         raise DatasetError(f"{media.path}, of which no frame decodes", "a video or a folder of images" if seen else
                            "a video that OpenCV can open, or a folder of images", "remove it or get it again")
     if following == first and latest < first:
-        raise ends_early(media, first / rate)
+        raise ends_early_error(media, first / rate)
     while end is not None and following < min(end, latest + 1):
         yield shown
         following += 1
@@ -197,7 +197,7 @@ def _picture(capture: cv2.VideoCapture) -> NDArray[np.uint8] | None:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRate:
-    """What `decode_rate` measured. frames: decoded, at the rate asked for; unreadable: segments that were skipped."""
+    """What `measure_decode_rate` measured. frames: decoded at the rate asked for; unreadable: segments left out."""
 
     frames: int
     seconds: float
@@ -209,7 +209,7 @@ class DecodeRate:
         return self.frames / self.seconds
 
 
-def decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int], workers: int = 1, seconds: float = 5.0,
+def measure_decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int], workers: int = 1, seconds: float = 5.0,
                 split: str = "train") -> DecodeRate:
     """Measures frames of `rate` and `size_hw` that `workers` processes decode in about `seconds`, without a cache.
 
@@ -239,7 +239,7 @@ def decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int], workers
 def _count(segment: Segment, rate: float, size_hw: tuple[int, int]) -> int:
     cv2.setNumThreads(1)
     try:
-        return len(frames(segment, rate, size_hw))
+        return len(decode_segment(segment, rate, size_hw))
     except DatasetError:
         return 0
 

@@ -19,7 +19,7 @@ from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError
 from engines.synthetic import BACKGROUND, LABELS
 
-LOOKED_FOR = "manifest.csv with the columns file, label, source, fold"
+EXPECTED_FILES = "manifest.csv with the columns file, label, source, fold"
 UNCLASSIFIED = "unclassified"
 MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}  # what a mirror makes of a label
 
@@ -75,18 +75,18 @@ def human_strokes(folder: Path) -> dict[str, list[NDArray[np.float32]]]:
     return strokes
 
 
-def recognised(folder: Path) -> str:
+def recognise(folder: Path) -> str:
     path = folder / "manifest.csv"
-    columns = tables.text(path).split("\n", 1)[0].strip().split(",") if path.is_file() else []
+    columns = tables.read_text(path).split("\n", 1)[0].strip().split(",") if path.is_file() else []
     return path.name if {"file", "label", "source", "fold"} <= set(columns) else ""
 
 
 def read(folder: Path) -> Dataset:
     """Clips of hand motion without a gesture carry the label "background". kind: the clip's source."""
-    gathering = tables.Gathering({"gesture": (*LABELS, BACKGROUND)})
+    builder = tables.DatasetBuilder({"gesture": (*LABELS, BACKGROUND)})
     for clip in clips(folder):
         label = BACKGROUND if clip.label == UNCLASSIFIED else clip.label
-        gathering.add("train", Segment(clip.name, Media(clip.path), labels={"gesture": label}, group=str(clip.fold),
+        builder.add("train", Segment(clip.name, Media(clip.path), labels={"gesture": label}, group=str(clip.fold),
                                        kind=clip.source))
     changed = {label: MIRRORED.get(label, "") for label in LABELS if MIRRORED.get(label) != label}
-    return gathering.dataset("EgoGestAR", mirrored={"gesture": changed}, background=BACKGROUND)
+    return builder.build("EgoGestAR", mirrored={"gesture": changed}, background=BACKGROUND)

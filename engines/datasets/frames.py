@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engines.datasets import decode
 from engines.datasets.base import Media, Segment
-from engines.datasets.frame_cache import FrameCache, default_place
+from engines.datasets.frame_cache import FrameCache, default_folder
 from engines.errors import DatasetError
 
 GIVE_UP = 50  # unreadable segments in a row end a training
@@ -20,13 +20,13 @@ def frames_of(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[
     """A segment at `rate` frames a second, from the user's cache of decoded frames: images uint8 [n, H, W, 3] (BGR,
     scaled to cover, centre-cropped; read-only, perhaps), and their times in the recording [n], in seconds. Raises
     DatasetError."""
-    images = _cache(str(default_place())).frames(segment, rate, size_hw)
-    return images, (decode.cells(segment, rate)[0] + np.arange(len(images))) / rate
+    images = _cache(str(default_folder())).frames(segment, rate, size_hw)
+    return images, (decode.cell_range(segment, rate)[0] + np.arange(len(images))) / rate
 
 
 @lru_cache(maxsize=4)
 def _cache(_: str) -> FrameCache:
-    return FrameCache(default_place())
+    return FrameCache(default_folder())
 
 
 @lru_cache(maxsize=65536)

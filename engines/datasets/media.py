@@ -1,7 +1,7 @@
 """Where the recordings of a dataset lie: each found by its name, as a video file or as a folder of frames.
 
-    library = Library([root / "videos", root])
-    library.find("41775")   -> Media(.../41775.webm), or Media(.../41775, rate=12, first=None), or what is missing
+    index = RecordingIndex([root / "videos", root])
+    index.find("41775")   -> Media(.../41775.webm), or Media(.../41775, rate=12, first=None), or what is missing
 
 Folders are listed once, so that 200,000 names cost one look at the disk.
 """
@@ -36,7 +36,7 @@ def number(path: Path) -> int | None:
     return int(digits[-1]) if digits else None
 
 
-class Library:
+class RecordingIndex:
     """Recordings by name in some folders (those that exist), the first that has it wins; videos before frames.
 
     rate: of folders of frames; deep: look into the folders' own folders, too (class folders).

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from engines.networks.fusion_rule import FusionRule
 
 FORMAT = "gatestream/1"
+OLD_OPTIONS = {"memory": "readout_width", "places": "sites", "percent": "gate_ratio", "ahead": "past_shift"}
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -73,6 +74,13 @@ class Contract(BaseModel):
     background: str | None = None
     events: EventRule = EventRule()
     provenance: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_old_options(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(options := values.get("options"), dict):
+            return values
+        return {**values, "options": {OLD_OPTIONS.get(name, name): value for name, value in options.items()}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:

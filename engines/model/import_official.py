@@ -56,11 +56,11 @@ def import_official(file: Path, out: Path, *, arch: str | None = None, labels: S
 def contract_of(network: Network, labels: Sequence[str], clip_s: float, name: str,
                 provenance: dict[str, Any]) -> Contract:
     """The contract of an official network: a clip of its own length is what one score comes from."""
-    channels = {place: conv.out_channels for place, conv in network.backbone.places().items()}
-    gated = [(module.channels, channels[place]) for place, module in network.temporal.items()
+    channels = {site: conv.out_channels for site, conv in network.backbone.sites().items()}
+    gated = [(module.channels, channels[site]) for site, module in network.temporal.items()
              if isinstance(module, GateShiftFuse)]
-    options = {"causal": False, "segments": network.segments, "places": list(network.temporal),
-               **({"percent": share_gated(gated)} if gated else {})}
+    options = {"causal": False, "segments": network.segments, "sites": list(network.temporal),
+               **({"gate_ratio": share_gated(gated)} if gated else {})}
     frame_rate = network.segments / clip_s
     try:
         return Contract(name=name, architecture=network.architecture, options=options, heads={HEAD: tuple(labels)},

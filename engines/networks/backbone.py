@@ -1,9 +1,9 @@
-"""What every backbone shares: it names places, and calls a hook with the raw output of the convolution there, or with
+"""What every backbone shares: it names sites, and calls a hook with the raw output of the convolution there, or with
 the input of a branch.
 
-    images_NCHW ─► convolution ─► hook(place, map) ─► batch norm ─► ReLU ─► ... ─► mean over space ─► features_ND
+    images_NCHW ─► convolution ─► hook(site, map) ─► batch norm ─► ReLU ─► ... ─► mean over space ─► features_ND
 
-A temporal module fills a place by being the hook's answer. Backbones know nothing of time.
+A temporal module fills a site by being the hook's answer. Backbones know nothing of time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ON_INPUT = ("tsm", "stsm")  # modules on the input of a branch, not on the outpu
 
 
 class Backbone(nn.Module, ABC):
-    """`forward(images_NCHW, hook) -> features_ND`; `hook(place, map)` is called at each place, in order.
+    """`forward(images_NCHW, hook) -> features_ND`; `hook(site, map)` is called at each site, in order.
 
     width: D; input_size_hw: the size it was published for. The stem is the first convolution registered.
     """
@@ -29,18 +29,18 @@ class Backbone(nn.Module, ABC):
     input_size_hw: tuple[int, int] = (224, 224)
 
     @abstractmethod
-    def places(self) -> dict[str, nn.Conv2d]:
-        """Name of each place -> the convolution whose output a temporal module takes there, in the hook's order."""
+    def sites(self) -> dict[str, nn.Conv2d]:
+        """Name of each site -> the convolution whose output a temporal module takes there, in the hook's order."""
 
     @abstractmethod
-    def input_places(self) -> dict[str, int]:
-        """Name of each place at a branch's input -> the channels of the map there, in the hook's order."""
+    def input_sites(self) -> dict[str, int]:
+        """Name of each site at a branch's input -> the channels of the map there, in the hook's order."""
 
     @abstractmethod
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         """Where modules of this kind ("gsm", "tsm", ...) sit unless told otherwise: on inputs for those `ON_INPUT`."""
 
-    def default_percent(self, causal: bool) -> int:
+    def default_gate_ratio(self, causal: bool) -> int:
         """Share of a map's channels that GSF gates unless told otherwise."""
         return 100
 

@@ -28,20 +28,20 @@ from engines.networks.temporal import TemporalModule
 
 
 class Rule(NamedTuple):
-    """dropped: else the taps are moved; ahead: how far back the channels come from that looked ahead."""
+    """dropped: else the taps are moved; past_shift: how far back the channels come from that looked ahead."""
 
     dropped: bool
-    ahead: int
+    past_shift: int
 
 
-RULES = {f"{taps}-{past}": Rule(taps == "dropped", ahead)
-         for taps in ("moved", "dropped") for past, ahead in (("two", 2), ("one", 1), ("stay", 0))}
+RULES = {f"{taps}-{past}": Rule(taps == "dropped", past_shift)
+         for taps in ("moved", "dropped") for past, past_shift in (("two", 2), ("one", 1), ("stay", 0))}
 
 
 def causal(network: Network, rule: str) -> Network:
     """A causal copy of a bidirectional `network`, which stays as it is.
 
-    `build(..., causal=True, ahead=2, 1 or 0)`, by the rule's second word, makes a network that takes its weights.
+    `build(..., causal=True, past_shift=2, 1 or 0)`, by the rule's second word, makes a network that takes its weights.
     Raises UsageError for an unknown rule and for a network that is causal already.
     """
     if rule not in RULES:
@@ -49,12 +49,12 @@ def causal(network: Network, rule: str) -> Network:
     if network.causal:
         raise UsageError(f"a {network.architecture} that is causal already", "a bidirectional network",
                          "use it as it is")
-    dropped, ahead = RULES[rule]
+    dropped, past_shift = RULES[rule]
     result = copy.deepcopy(network)
     result.causal = True
     for module in result.temporal.values():
         assert isinstance(module, TemporalModule)
-        module.causal, module.ahead = True, ahead
+        module.causal, module.past_shift = True, past_shift
         if dropped:
             _drop_future_taps(module)
     return result

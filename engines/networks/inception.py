@@ -16,7 +16,7 @@ Kernel = int | tuple[int, int]  # height x width
 
 
 class Inception(Backbone):
-    """Every convolution's output and input is a place, under its own name. Parameter names are those of the official
+    """Every convolution's output and input is a site, under its own name. Parameter names are those of the official
     checkpoints."""
 
     def norm_name(self, conv: str) -> str:
@@ -39,17 +39,17 @@ class Inception(Backbone):
     def conv_pool(self, name: str, x: Tensor, hook: Hook) -> Tensor:
         return max_pool(self.conv(name, x, hook), 2)
 
-    def places(self) -> dict[str, nn.Conv2d]:
+    def sites(self) -> dict[str, nn.Conv2d]:
         return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
 
-    def input_places(self) -> dict[str, int]:
-        return {f"{name}_input": conv.in_channels for name, conv in self.places().items()}
+    def input_sites(self) -> dict[str, int]:
+        return {f"{name}_input": conv.in_channels for name, conv in self.sites().items()}
 
     @abstractmethod
     def gated(self, module: str) -> tuple[str, ...]:
         """The convolution of each block that the GSM and GSF authors chose: on the first branch, mostly."""
 
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         return tuple(f"{name}_input" if module in ON_INPUT else name for name in self.gated(module))
 
 

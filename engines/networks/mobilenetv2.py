@@ -62,20 +62,20 @@ class MobileNetV2(Backbone):
         layers.append(_conv_relu6(channels, WIDTH, 1))
         self.features = nn.Sequential(*layers)
 
-    def places(self) -> dict[str, nn.Conv2d]:
+    def sites(self) -> dict[str, nn.Conv2d]:
         return {f"features_{i}": layer.projection for i, layer in enumerate(self.features)
                 if isinstance(layer, InvertedResidual) and layer.residual}
 
-    def input_places(self) -> dict[str, int]:
-        return {f"{name}_input": projection.out_channels for name, projection in self.places().items()}
+    def input_sites(self) -> dict[str, int]:
+        return {f"{name}_input": projection.out_channels for name, projection in self.sites().items()}
 
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
-        """Gates on late, small maps: earlier places cost as much and see little more (README, benchmark section)."""
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
+        """Gates on late, small maps: earlier sites cost as much and see little more (README, benchmark section)."""
         if module in ON_INPUT:
-            return tuple(self.input_places())
+            return tuple(self.input_sites())
         return tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
 
-    def default_percent(self, causal: bool) -> int:
+    def default_gate_ratio(self, causal: bool) -> int:
         return 25
 
     def steps(self) -> list[Step]:

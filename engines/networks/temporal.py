@@ -15,7 +15,7 @@ from torch import Tensor, nn
 State = tuple[Tensor, ...]
 
 
-class Leaf(NamedTuple):
+class TensorSpec(NamedTuple):
     """One tensor of state. `shape` leaves out the camera axis, which always comes first. Zeros mean fresh."""
 
     name: str
@@ -27,23 +27,23 @@ class TemporalModule(nn.Module, ABC):
     """Mixes a feature map along time: `forward(x_BTCHW, state) -> (y_BTCHW, state)` for any T.
 
     Causal modules read the past from `state`; bidirectional ones pad both ends with zeros and their state is ().
-    ahead: how far back the causal form finds the channels that look ahead in the published form (2, 1, or 0 frames:
-    they stay in their own); None for the module's usual causal form.
+    past_shift: how far back the causal form finds the channels that look ahead in the published form (2, 1, or 0
+    frames: they stay in their own); None for the module's usual causal form.
     """
 
-    def __init__(self, channels: int, causal: bool, ahead: int | None = None) -> None:
+    def __init__(self, channels: int, causal: bool, past_shift: int | None = None) -> None:
         super().__init__()
         self.channels = channels
         self.causal = causal
-        self.ahead = ahead
+        self.past_shift = past_shift
 
     @property
     @abstractmethod
-    def reach(self) -> int:
-        """How many frames back an output of the causal form can depend on."""
+    def receptive_field(self) -> int:
+        """Frames that an output of the causal form can depend on, its own included."""
 
     @abstractmethod
-    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
         """The leaves of state for maps of this size."""
 
     @abstractmethod

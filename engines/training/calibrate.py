@@ -17,7 +17,7 @@ from engines.datasets.footage import Footage, frames_at
 from engines.model.contract import Contract
 from engines.model.preprocess import fit, normalise
 from engines.networks.network import Network
-from engines.training.sampling import middles
+from engines.training.sampling import middle_frames
 
 LATE = 0.75  # from this share of a clip on, its label can be known
 GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))
@@ -46,7 +46,7 @@ def calibrated(contract: Contract, network: Network, head: str, held_out: Sequen
 def clip_logits(contract: Contract, network: Network, head: str, footage: Footage, spread: int = 0) -> Logits:
     """Logits [T, K] of a clip from fresh state, at the model's frame rate, or of `spread` frames evenly over it."""
     if spread:
-        picks = middles(len(footage.times_s), spread)
+        picks = middle_frames(len(footage.times_s), spread)
     else:
         ticks_s = np.arange(0, footage.duration_s, 1 / contract.frame_rate)
         picks = frames_at(footage.times_s, ticks_s)

@@ -6,10 +6,9 @@ Legend: B clips, T frames of a clip, H W the input's size, K heads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,11 +20,12 @@ from engines.datasets.base import Segment
 from engines.datasets.frames import GIVE_UP
 from engines.errors import DatasetError, GatestreamError
 from engines.training.loss import UNKNOWN
+from engines.training.workers import start_workers
 
 log = logging.getLogger("gatestream.training")
 Images = NDArray[np.uint8]
 # segment, generator of its own -> frames at the input's size, uint8 [T, H, W, 3] (BGR), and whether they are mirrored
-Look = Callable[[Segment, np.random.Generator], tuple[Images, bool]]
+ReadClip = Callable[[Segment, np.random.Generator], tuple[Images, bool]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ClipBatch:
 
 
 @dataclass(frozen=True)
-class Order:
+class ClipOrder:
     """Which clips each batch holds: every epoch is a permutation, whose rest that fills no update is left out."""
 
     seed: int
@@ -49,19 +49,21 @@ class Order:
     def batches_per_epoch(self) -> int:
         return max(1, self.clips // self.rows)
 
-    def batch(self, number: int) -> list[tuple[int, int]]:
-        """(epoch, clip) of each row of a batch, which are counted through all epochs."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        shuffled = np.random.default_rng((self.seed, epoch)).permutation(self.clips)
-        return [(epoch, int(shuffled[(place * self.rows + row) % self.clips])) for row in range(self.rows)]
+    def batches(self, first: int, end: int, rows: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+        """(epoch, clip) of these rows of each batch; batches are counted through all epochs, from `first` to `end`."""
+        for epoch in range(first // self.batches_per_epoch, -(-end // self.batches_per_epoch)):
+            shuffled = np.random.default_rng((self.seed, epoch)).permutation(self.clips)
+            begin = epoch * self.batches_per_epoch
+            for place in range(max(first - begin, 0), min(end - begin, self.batches_per_epoch)):
+                yield [(epoch, int(shuffled[(place * self.rows + row) % self.clips])) for row in rows]
 
 
-class Clips(Items["Clip | GatestreamError"]):
+class ClipDataset(Items["Clip | GatestreamError"]):
     """Clips by (epoch, number); one that cannot be read is named in the log, and the next one taken, unless strict."""
 
-    def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], look: Look, seed: int,
-                 mirrored: Mapping[str, Mapping[str, str]], strict: bool = False) -> None:
-        self._segments, self._heads, self._look, self._seed = segments, heads, look, seed
+    def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], read_clip: ReadClip,
+                 seed: int, mirrored: Mapping[str, Mapping[str, str]], strict: bool = False) -> None:
+        self._segments, self._heads, self._read_clip, self._seed = segments, heads, read_clip, seed
         self._mirrored, self._give_up = mirrored, 1 if strict else GIVE_UP
 
     def __getitem__(self, key: tuple[int, int]) -> Clip | GatestreamError:
@@ -70,7 +72,7 @@ class Clips(Items["Clip | GatestreamError"]):
         for step in range(self._give_up):
             segment = self._segments[(number + step) % len(self._segments)]
             try:
-                images, mirror = self._look(segment, rng)
+                images, mirror = self._read_clip(segment, rng)
                 return Clip(images, self.indices(segment, mirror), segment.id)
             except DatasetError as error:
                 log.warning("skipped: %s", error)
@@ -99,12 +101,12 @@ class Clip:
     name: str
 
 
-def may_flip(segment: Segment, mirrored: Mapping[str, Mapping[str, str]]) -> bool:
+def can_mirror(segment: Segment, mirrored: Mapping[str, Mapping[str, str]]) -> bool:
     """Whether all of a segment's labels have a name in a mirror."""
     return all(mirrored.get(head, {}).get(label, label) for head, label in segment.labels.items())
 
 
-def _together(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamError:
+def _collate(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamError:
     made = []
     for clip in clips:
         if isinstance(clip, GatestreamError):
@@ -114,12 +116,11 @@ def _together(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamErro
                      torch.tensor([clip.labels for clip in made]), tuple(clip.name for clip in made))
 
 
-def batches(clips: Clips, chosen: Sequence[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
+def load_batches(clips: ClipDataset, chosen: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
     """The chosen batches, made by so many loader workers. Raises what reading a clip raised."""
-    cv2.setNumThreads(1)  # OpenCV's thread pool does not survive the fork of a worker: it would hang
-    loader = DataLoader(clips, batch_sampler=chosen, num_workers=workers, collate_fn=_together,
+    loader = DataLoader(clips, batch_sampler=chosen, num_workers=workers, collate_fn=_collate,
                         prefetch_factor=2 if workers else None, generator=torch.Generator())
-    for batch in loader:
+    for batch in start_workers(loader):
         if isinstance(batch, GatestreamError):
             raise batch
         yield batch

@@ -27,28 +27,28 @@ from engines.model.preprocess import normalise
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.loss import UNKNOWN
-from engines.training.softmax_regression import Doubles, Examples, Head
+from engines.training.softmax_regression import Examples, Float64Array, LinearHead
 from engines.training.stream_loader import Batch
 from engines.training.support_clips import LATE
 
-KEPT = 96  # examples of a label in a model file, at most
-KEPT_NOTHING = 2000  # of background: a stream is full of it, and of many kinds
-MADE_UP = 100  # examples of a label that has none
+MAX_PER_LABEL = 96  # examples of a label in a model file, at most
+MAX_OF_BACKGROUND = 2000  # of background: a stream is full of it, and of many kinds
+PSEUDO_PER_LABEL = 100  # examples of a label that has none
 MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes them for their label, in logits
-MADE_UP_WEIGHT = 3.0  # of a made-up label against a taught one: they stand for more than they show
+PSEUDO_WEIGHT = 3.0  # of a made-up label against a taught one: they stand for more than they show
 ROUNDS = 40  # of halving, when looking for a margin
 FARTHEST = 1e6
 
 
-def kept(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.float32]]:
-    """The tensors to keep of these examples: at most KEPT of each label, evenly, of the label `nothing` more. The
-    weights of a label stay."""
+def select_exemplars(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.float32]]:
+    """The tensors to keep of these examples: at most MAX_PER_LABEL of each label, evenly, and more of the label
+    `nothing`. The weights of a label stay."""
     label_N = examples.target_NK.argmax(axis=1)
     chosen: list[int] = []
     weight_N = np.zeros(len(label_N))
     for label in np.unique(label_N):
         rows = np.flatnonzero(label_N == label)
-        most = min(KEPT_NOTHING if label == nothing else KEPT, len(rows))
+        most = min(MAX_OF_BACKGROUND if label == nothing else MAX_PER_LABEL, len(rows))
         few = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
         weight_N[few] = examples.weight_N[rows].sum() / len(few)
         chosen += few.tolist()
@@ -66,7 +66,7 @@ class _Moment(NamedTuple):
     progress: float
 
 
-def of_streams(contract: Contract, network: Network, batches: Iterable[Batch],
+def exemplars_from_streams(contract: Contract, network: Network, batches: Iterable[Batch],
                truths: Sequence[tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
     """The tensors to keep of a causal network's own training streams, for every head.
 
@@ -90,7 +90,7 @@ def of_streams(contract: Contract, network: Network, batches: Iterable[Batch],
             examples = Examples(np.array([row_D for row_D, *_ in taken], np.float64),
                                 np.eye(len(labels))[[label for _, label, _ in taken]], ones_N, ones_N,
                                 np.full(len(taken), -1), np.array([window for *_, window in taken]))
-            tensors |= kept(examples, head, nothing)
+            tensors |= select_exemplars(examples, head, nothing)
     return tensors
 
 
@@ -115,7 +115,7 @@ def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> 
                     yield _Moment(features_D, np.mean(rows, axis=0), window_truths, float(batch.truth.progress[b, t]))
 
 
-def stored(model: Model, head: str, labels: int, temperatures: tuple[float, float]) -> Examples:
+def load_exemplars(model: Model, head: str, labels: int, temperatures: tuple[float, float]) -> Examples:
     """The examples a model file carries for a head, which has `labels` labels by now; none for most files."""
     width = model.tensors[f"heads.{head}.weight"].shape[1]
     features_ND = model.tensors.get(f"{EXAMPLES}{head}.features", np.zeros((0, width), np.float32))
@@ -125,7 +125,8 @@ def stored(model: Model, head: str, labels: int, temperatures: tuple[float, floa
                     np.full(len(facts_N3), -1), facts_N3[:, 2] > 0)
 
 
-def made_up(seen: Examples, start: Head, known: int, wanted: Sequence[int], rng: np.random.Generator) -> Examples:
+def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequence[int],
+                     rng: np.random.Generator) -> Examples:
     """Examples of the `wanted` labels among the first `known` ones, which are all those the head `start` has rows for.
 
     seen: examples from recordings, which show how features vary.
@@ -139,14 +140,14 @@ def made_up(seen: Examples, start: Head, known: int, wanted: Sequence[int], rng:
     middle_D = np.mean(list(mean_LD.values()), axis=0)
     low_D, high_D = seen.features_ND.min(axis=0), seen.features_ND.max(axis=0)
     room_D = 0.25 * (high_D - low_D)
-    rows = Head(start.weight_KD[:known], start.bias_K[:known])
-    made: list[Doubles] = []
+    rows = LinearHead(start.weight_KD[:known], start.bias_K[:known])
+    made: list[Float64Array] = []
     for label in wanted:
         others = np.arange(known) != label
-        way_D = spread_DD @ (rows.weight_KD[label] - rows.weight_KD[others].mean(axis=0))
+        direction_D = spread_DD @ (rows.weight_KD[label] - rows.weight_KD[others].mean(axis=0))
         for margin in MARGINS:
-            place_D = middle_D + _how_far(rows, label, middle_D, way_D, margin) * way_D
-            drawn = rng.integers(len(residual_ND), size=MADE_UP // len(MARGINS))
+            place_D = middle_D + _distance_to_margin(rows, label, middle_D, direction_D, margin) * direction_D
+            drawn = rng.integers(len(residual_ND), size=PSEUDO_PER_LABEL // len(MARGINS))
             made.append(np.clip(place_D + residual_ND[drawn], np.minimum(low_D, place_D) - room_D,
                                 np.maximum(high_D, place_D) + room_D))
     features_ND = np.concatenate(made) if made else np.zeros((0, D))
@@ -154,15 +155,16 @@ def made_up(seen: Examples, start: Head, known: int, wanted: Sequence[int], rng:
     share_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True)) if made else logits_NK
     target_NK = np.zeros((len(features_ND), K))
     target_NK[:, :known] = share_NK / share_NK.sum(axis=1, keepdims=True)
-    weight = 2 * MADE_UP_WEIGHT / MADE_UP  # 2: as `now` and window examples together
+    weight = 2 * PSEUDO_WEIGHT / PSEUDO_PER_LABEL  # 2: as `now` and window examples together
     return Examples(features_ND, target_NK, np.full(len(features_ND), weight), np.ones(len(features_ND)),
                     np.full(len(features_ND), -1), np.zeros(len(features_ND), bool))
 
 
-def _how_far(rows: Head, label: int, from_D: Doubles, way_D: Doubles, margin: float) -> float:
-    """How far along the way the head prefers the label by `margin`; as far as it gets, where it never does."""
+def _distance_to_margin(rows: LinearHead, label: int, from_D: Float64Array, direction_D: Float64Array,
+                        margin: float) -> float:
+    """How far along the direction the head prefers the label by `margin`; as far as it gets, where it never does."""
     def lead(far: float) -> float:
-        logits_K = rows.logits((from_D + far * way_D)[None])[0]
+        logits_K = rows.logits((from_D + far * direction_D)[None])[0]
         return float(logits_K[label] - np.delete(logits_K, label).max())
 
     low, high = 0.0, 1.0

@@ -21,7 +21,7 @@ from engines.model.file import build_network, load
 from engines.model.import_official import PREPROCESSING
 from engines.networks.causal import causal as made_causal
 from engines.networks.gsf import GateShiftFuse, gated_channels
-from engines.networks.network import Memory, Network, build
+from engines.networks.network import Network, RecurrentReadout, build
 from engines.networks.temporal import TemporalModule
 from engines.training.pretrained import start_from
 
@@ -31,20 +31,20 @@ LEAK, SQUASHED = 0.8, 0.2  # of a memory that is added: what a frame leaves of i
 
 
 def started(architecture: str, heads: Mapping[str, int], init: str, *, causal: bool, segments: int = 8,
-            rule: str = RULE, input_size_hw: tuple[int, int] | None = None, memory: int = 0,
-            dropout: float = 0.5, ahead: int | None = None, transparent: bool = True) -> Network:
+            rule: str = RULE, input_size_hw: tuple[int, int] | None = None, readout_width: int = 0,
+            dropout: float = 0.5, past_shift: int | None = None, transparent: bool = True) -> Network:
     """A network in training mode with these heads (labels per head).
 
     init: "imagenet", backbone weights, a model file or an official checkpoint. The two last are whole networks, which
     bring their own architecture, input size and memory; a bidirectional one becomes causal by `rule` (see
     `engines.causal`). Their heads are kept where labels agree in number: one head only, or heads of the same names.
-    With weights of a backbone, ahead is as in `engines.build`, transparent as in `start_from`.
+    With weights of a backbone, past_shift is as in `engines.build`, transparent as in `start_from`.
     Raises UsageError, ModelError.
     """
     network = _whole_network(init, segments)
     if network is None:
         network = build(architecture, heads=heads, causal=causal, segments=segments, input_size_hw=input_size_hw,
-                        memory=memory, dropout=dropout, ahead=ahead)
+                        readout_width=readout_width, dropout=dropout, past_shift=past_shift)
         start_from(network, init, transparent)
         return network
     if network.causal and not causal:
@@ -65,7 +65,7 @@ def whole_network(path: str, segments: int = 8) -> Network:
     return network
 
 
-def add_memory(network: Network, width: int) -> None:
+def add_readout(network: Network, width: int) -> None:
     """Gives a causal network that has learnt without memory a new one, and new heads that read it.
 
     The memory begins as a running mean of the old heads' answers, which is far nearer to where it will end than chance:
@@ -73,7 +73,7 @@ def add_memory(network: Network, width: int) -> None:
     With fewer units than labels, all do.
     """
     old = {name: head for name, head in network.heads.items() if isinstance(head, nn.Linear)}
-    network.memory, network.width = Memory(network.backbone.width, width), width
+    network.memory, network.width = RecurrentReadout(network.backbone.width, width), width
     _replace_heads(network, {name: head.out_features for name, head in old.items()})
     if sum(head.out_features for head in old.values()) > width:
         return
@@ -142,18 +142,19 @@ def pixels_of(architecture: str) -> dict[str, Any]:
 
 def options_of(network: Network) -> dict[str, Any]:
     """The arguments of `engines.build` that make such a network again."""
-    channels = {place: conv.out_channels for place, conv in network.backbone.places().items()}
-    gated = [(module.channels, channels[place]) for place, module in network.temporal.items()
+    channels = {site: conv.out_channels for site, conv in network.backbone.sites().items()}
+    gated = [(module.channels, channels[site]) for site, module in network.temporal.items()
              if isinstance(module, GateShiftFuse)]
-    usual = network.backbone.default_percent(network.causal)
+    usual = network.backbone.default_gate_ratio(network.causal)
     as_usual = all(gated_channels(all_, usual) == f for f, all_ in gated)
-    percent = usual if as_usual else official.share_gated(gated)
-    if percent is None:
-        raise ModelError(f"a {network.architecture} that gates another share at each place", "one share",
+    gate_ratio = usual if as_usual else official.share_gated(gated)
+    if gate_ratio is None:
+        raise ModelError(f"a {network.architecture} that gates another share at each site", "one share",
                          "start from another file")
-    memory = network.memory.width if network.memory else 0
-    options = {"causal": network.causal, "memory": memory, "places": list(network.temporal), "percent": percent}
-    ahead = {module.ahead for module in network.temporal.values() if isinstance(module, TemporalModule)} - {None}
-    if ahead:
-        (options["ahead"],) = ahead
+    width = network.memory.width if network.memory else 0
+    options = {"causal": network.causal, "readout_width": width, "sites": list(network.temporal),
+               "gate_ratio": gate_ratio}
+    shifts = {module.past_shift for module in network.temporal.values() if isinstance(module, TemporalModule)} - {None}
+    if shifts:
+        (options["past_shift"],) = shifts
     return options if network.causal else {**options, "segments": network.segments}

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engines.errors import ModelError, UsageError
+from engines.errors import ModelError, UsageError, imports_of
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.mobilenetv2 import MobileNetV2
@@ -55,11 +55,11 @@ def start_from(network: Network, weights: str | Path, transparent: bool = True) 
 
 def make_transparent(network: Network) -> None:
     """Sets the modules so that the network computes what its backbone alone computes."""
-    places = network.backbone.places()
-    for place, module in network.temporal.items():
+    sites = network.backbone.sites()
+    for site, module in network.temporal.items():
         if not isinstance(module, GateShift):
             continue
-        projection = places[place]
+        projection = sites[site]
         nn.init.zeros_(module.conv3D.weight)
         nn.init.zeros_(module.bias)
         scale = 1.0
@@ -126,12 +126,9 @@ def _from_hub(backbone: str) -> Path:
     if backbone not in HUB_MODELS:
         raise UsageError(f"--init imagenet for {backbone}", f"one of {', '.join(HUB_MODELS)}",
                          "give a weights file with --init FILE")
-    try:
+    with imports_of("hub", "huggingface_hub", "--init imagenet", "give a weights file with --init FILE"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        raise UsageError("--init imagenet without the huggingface_hub package", "that package",
-                         "pip install 'gatestream[hub]', or give a weights file with --init FILE") from None
     try:
         return Path(hf_hub_download(HUB_MODELS[backbone], "model.safetensors"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

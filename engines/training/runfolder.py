@@ -76,27 +76,27 @@ class RunFolder:
                              "a checkpoint of this very recipe", "remove it to start anew, or choose another --out")
         return kept
 
-    def keep(self, parts: Mapping[str, Any]) -> None:
+    def save_checkpoint(self, parts: Mapping[str, Any]) -> None:
         """Writes the checkpoint."""
         if self._writes:
             buffer = io.BytesIO()
             torch.save({"config": self._config, **parts}, buffer)
             write_atomically(self.checkpoint, buffer.getvalue())
 
-    def keep_best(self, weights: Mapping[str, Tensor]) -> None:
+    def save_best(self, weights: Mapping[str, Tensor]) -> None:
         """Writes the best weights so far."""
         if self._writes:
             raw = serialise({name: value.detach().cpu().contiguous() for name, value in weights.items()})
             write_atomically(self.best, raw)
 
-    def read_best(self) -> dict[str, Tensor]:
+    def load_best(self) -> dict[str, Tensor]:
         """The best weights. Raises ModelError."""
         try:
             return parse(self.best.read_bytes())
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{self.best} ({error})", "the best weights of this run", "train again") from error
 
-    def record(self, row: Row) -> None:
+    def log(self, row: Row) -> None:
         """Adds a row to metrics.csv."""
         self.rows.append(row)
         if not self._writes:
@@ -117,7 +117,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, csv.Error):
             return []  # a run is not stopped for its log
 
-    def draw(self) -> None:
+    def plot(self) -> None:
         """Writes curves.png: one picture for each figure, over the iterations."""
         names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != "iteration"]
         if not (self._writes and names):
@@ -140,6 +140,6 @@ class RunFolder:
 
     def finish(self) -> None:
         """The last pictures; what only an unfinished run needs is removed."""
-        self.draw()
+        self.plot()
         if self._writes:
             self.checkpoint.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ class Augmentation:
         self._mix = mix if mix is not None and rng.random() < 0.35 * strength else None
         self._mix_share = float(rng.uniform(0.05, 0.35))
 
-    def matrix(self, from_hw: tuple[int, int]) -> NDArray[np.float64]:
+    def affine_matrix(self, from_hw: tuple[int, int]) -> NDArray[np.float64]:
         """The 2x3 map from source pixels to result pixels."""
         height, width = self._size_hw
         scale = self._zoom * max(height / from_hw[0], width / from_hw[1])
@@ -50,11 +50,11 @@ class Augmentation:
 
     def __call__(self, image_bgr: Image) -> Image:
         height, width = self._size_hw
-        image = cv2.warpAffine(image_bgr, self.matrix(image_bgr.shape[:2]), (width, height),
+        image = cv2.warpAffine(image_bgr, self.affine_matrix(image_bgr.shape[:2]), (width, height),
                                flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        return self.light(np.asarray(image, dtype=np.uint8))
+        return self.change_light(np.asarray(image, dtype=np.uint8))
 
-    def light(self, image_bgr: Image) -> Image:
+    def change_light(self, image_bgr: Image) -> Image:
         """Colour, contrast, softness and noise only."""
         image = image_bgr
         if self._mix is not None:

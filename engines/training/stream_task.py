@@ -27,20 +27,20 @@ from engines.training.distributed import Ranks
 from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.runfolder import Row
 from engines.training.stream_loader import Batch, Chunks, OpenStream, Schedule
-from engines.training.task import Mixed, Task, Term, averaged
+from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
 FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
 WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the helper's part falls, and never to nothing
 
 
 @dataclass(frozen=True)
-class Rates:
+class AdamWConfig:
     """Learning rates of the parts of a network, and AdamW's decay; frozen_layers: first layers that stay as they are
     (MobileNetV2 only)."""
 
-    backbone: float
-    module: float
-    head: float
+    backbone_lr: float
+    module_lr: float
+    head_lr: float
     weight_decay: float
     frozen_layers: int
 
@@ -88,27 +88,27 @@ class StreamTask(Task[Batch]):
     """
 
     def __init__(self, network: Network, contract: Contract, open_stream: OpenStream, schedule: Schedule,
-                 truths: Sequence[tuple[int, ...]], rates: Rates, *, iterations: int, rows: int, chunk: int,
+                 truths: Sequence[tuple[int, ...]], config: AdamWConfig, *, iterations: int, rows: int, chunk: int,
                  average: float, workers: int, ranks: Ranks, helped: bool,
                  held_out: Callable[[], Sequence[Held]], spread: int = 0) -> None:
         self.network, self.contract = network.to(ranks.device), contract
         network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = averaged(network, average)
+        self.average = make_weight_average(network, average)
         mobile = isinstance(network.backbone, MobileNetV2)
         subsample_depthwise(network)
-        self.helper = self._finds_tips = Helper(network).to(ranks.device) if helped and mobile else None
-        self._frozen = min(rates.frozen_layers, split(network)[0]) if mobile else 0
-        for layer in range(rates.frozen_layers if mobile else 0):
+        self.aux_head = self._finds_tips = Helper(network).to(ranks.device) if helped and mobile else None
+        self._frozen = min(config.frozen_layers, split(network)[0]) if mobile else 0
+        for layer in range(config.frozen_layers if mobile else 0):
             network.backbone.get_submodule(f"features.{layer}").requires_grad_(False)
-        groups = [([p for p in network.backbone.parameters() if p.requires_grad], rates.backbone),
-                  (list(network.temporal.parameters()), rates.module),
-                  ([*network.heads.parameters(), *(self.helper.parameters() if self.helper else ()),
-                    *(network.memory.parameters() if network.memory else ())], rates.head)]
+        groups = [([p for p in network.backbone.parameters() if p.requires_grad], config.backbone_lr),
+                  (list(network.temporal.parameters()), config.module_lr),
+                  ([*network.heads.parameters(), *(self.aux_head.parameters() if self.aux_head else ()),
+                    *(network.memory.parameters() if network.memory else ())], config.head_lr)]
         self.optimiser = torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups if p],
-                                           weight_decay=rates.weight_decay)
+                                           weight_decay=config.weight_decay)
         self._truths = torch.tensor(truths, device=ranks.device)
         self._iterations, self._warmup = iterations, max(1, min(200, iterations // 10))
-        self._rows, self._chunk, self._workers, self._ranks = ranks.share(rows), chunk, workers, ranks
+        self._rows, self._chunk, self._workers, self._ranks = ranks.own_rows(rows), chunk, workers, ranks
         self._open, self._schedule, self._decode, self._spread = open_stream, schedule, held_out, spread
 
     def rate(self, iteration: int) -> float:
@@ -131,7 +131,7 @@ class StreamTask(Task[Batch]):
     def fresh_state(self) -> State:
         return self.network.fresh_state(len(self._rows))
 
-    def names(self, batch: Batch) -> str:
+    def describe(self, batch: Batch) -> str:
         return "; ".join(batch.names)
 
     @cached_property
@@ -143,7 +143,7 @@ class StreamTask(Task[Batch]):
         heads."""
         heads = list(self.contract.heads)
         seen = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
-        for held in self._held_out[self._ranks.rank::self._ranks.size]:
+        for held in self._held_out[self._ranks.rank::self._ranks.world_size]:
             for i, head in enumerate(heads):
                 labels = self.contract.heads[head]
                 if held.labels.get(head) in labels:
@@ -152,24 +152,24 @@ class StreamTask(Task[Batch]):
                     truth, logp_K = labels.index(held.labels[head]), torch.from_numpy(window).double().log_softmax(0)
                     seen[i] += torch.tensor([float(int(window.argmax()) == truth), -float(logp_K[truth]), 1.0],
                                             dtype=torch.float64, device=self._ranks.device)
-        seen = self._ranks.total(seen)
+        seen = self._ranks.all_reduce(seen)
         shares, losses = (seen[:, :2] / seen[:, 2:].clamp(min=1)).T.tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
         return {"validation accuracy": float(np.mean(shares)), "validation loss": float(np.mean(losses)),
                 **(named if len(heads) > 1 else {})}
 
-    def step(self, batch: Batch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
+    def step(self, batch: Batch, state: State, iteration: int, autocast: Autocast) -> tuple[dict[str, LossTerm], State]:
         device = self._ranks.device
         keep = (~batch.fresh).float().to(device)
         state = tuple(leaf * keep.view(-1, *[1] * (leaf.ndim - 1)) for leaf in state)
         frames = torch.from_numpy(normalise(batch.pixels.flatten(0, 1).numpy(), self.contract)).to(device)
-        with mixed():
+        with autocast():
             maps = self._early(frames)
             features, state = self.network(maps.view(*batch.pixels.shape[:2], *maps.shape[1:]), state,
                                            slice(self._frozen, None))
         state = tuple(leaf.detach().float() for leaf in state)
         truth = Truth(*(column.to(device) for column in batch.truth))
-        terms: dict[str, Term] = {}
+        terms: dict[str, LossTerm] = {}
         logits = self.network.scores(features.float())
         for i, (head, labels) in enumerate(self.contract.heads.items()):
             known = truth._replace(label=self._truths[truth.label][..., i])
@@ -187,9 +187,10 @@ def _named(name: str, head: str, heads: Mapping[str, Tensor]) -> str:
     return name if len(heads) == 1 else f"{head} {name}"
 
 
-def _head_terms(logits_BTK: Tensor, truth: Truth, labels: tuple[str, ...], background: str | None) -> dict[str, Term]:
+def _head_terms(logits_BTK: Tensor, truth: Truth, labels: tuple[str, ...], background: str | None
+                ) -> dict[str, LossTerm]:
     late = (truth.progress > KNOWABLE_AT) & (truth.label != UNKNOWN)
     right = (logits_BTK.argmax(-1) == truth.label) & late
     return {"now": frame_loss(logits_BTK, truth, labels.index(background) if background in labels else None),
             "window": window_loss(logits_BTK, truth)._replace(weight=WINDOW_WEIGHT),
-            "late accuracy": Term(right.sum().float(), late.sum().float(), 0.0)}
+            "late accuracy": LossTerm(right.sum().float(), late.sum().float(), 0.0)}

@@ -271,7 +271,7 @@ class Stream:
         """What a performance looks like at a moment, and where its fingertip is, None where out of view."""
         pose = script.pose(t_s)
         seen = pose.tip_xy is not None and all(0 <= v <= 1 for v in pose.tip_xy)
-        return light.light(scene.draw(pose, t_s)), pose.tip_xy if seen else None
+        return light.change_light(scene.draw(pose, t_s)), pose.tip_xy if seen else None
 
     def _change(self, mirror: bool) -> Augmentation:
         mixable = self._material.backgrounds

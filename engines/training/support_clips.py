@@ -28,7 +28,7 @@ ENOUGH = 60  # examples a kind from one lesson, at most
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SupportClip:
     """One play of a recording, through the engine, from fresh state.
 
     recording: its name; plays of one recording share it; features [T, D] and window descriptors [T, D] of every tick;
@@ -62,7 +62,7 @@ def action_span(motion_T: NDArray[np.floating]) -> tuple[int, int]:
     return min(max(int(moving[0]) - 1, 0), most), max(min(int(moving[-1]) + 2, T), T - most)
 
 
-def examples_of(lessons: Sequence[Lesson], labels: Sequence[str], background: str, warmup: int,
+def make_examples(lessons: Sequence[SupportClip], labels: Sequence[str], background: str, warmup: int,
                 temperatures: tuple[float, float]) -> Examples:
     """Examples for `now` and for windows, whose logits are divided by the two temperatures in turn.
 
@@ -83,7 +83,7 @@ def examples_of(lessons: Sequence[Lesson], labels: Sequence[str], background: st
                                             (lesson.windows_TD, late, lesson.label, 1),
                                             (lesson.features_TD, np.concatenate([before, after]), background, 0),
                                             (lesson.windows_TD, before, background, 1)):
-            taken += [(rows_TD[tick], label, number, kind) for tick in thinned(ticks)]
+            taken += [(rows_TD[tick], label, number, kind) for tick in subsample(ticks)]
     share = Counter((label, number, kind) for _, label, number, kind in taken)
     recordings = Counter((label, kind) for label, _, kind in share)
     weight_N = [1 / share[label, number, kind] / recordings[label, kind] for _, label, number, kind in taken]
@@ -94,6 +94,6 @@ def examples_of(lessons: Sequence[Lesson], labels: Sequence[str], background: st
                     np.array([kind == 1 for *_, kind in taken]))
 
 
-def thinned(ticks: NDArray[np.int64], most: int = ENOUGH) -> NDArray[np.int64]:
+def subsample(ticks: NDArray[np.int64], most: int = ENOUGH) -> NDArray[np.int64]:
     """At most so many of them, evenly."""
     return ticks if len(ticks) <= most else ticks[np.linspace(0, len(ticks) - 1, most).astype(np.int64)]

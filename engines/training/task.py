@@ -1,4 +1,5 @@
-"""What a recipe gives the training loop: what is trained on what (`Task`), and how long and how carefully (`Plan`)."""
+"""What a recipe gives the training loop: what is trained on what (`Task`), and how long and how carefully
+(`LoopConfig`)."""
 
 from __future__ import annotations
 
@@ -6,42 +7,42 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from engines.names import Precision as Precision
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.runfolder import Row
 
 Batch = TypeVar("Batch")
-Precision = Literal["auto", "f32", "bf16", "f16"]
-Mixed = Callable[[], AbstractContextManager[Any]]
+Autocast = Callable[[], AbstractContextManager[Any]]
 Progress = Callable[[int, dict[str, float]], None]
 
 
-class Term(NamedTuple):
+class LossTerm(NamedTuple):
     """A mean to be: a sum over this process's rows, and over how many. weight: its part in the loss, 0 for a mere
     figure."""
 
     total: Tensor
-    over: Tensor
+    divisor: Tensor
     weight: float = 1.0
 
     @property
     def mean(self) -> Tensor:
-        return self.total / self.over.clamp(min=1)
+        return self.total / self.divisor.clamp(min=1)
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopConfig:
     """How long and how carefully. Numbers are in iterations, one update of the weights each.
 
     accumulation: batches summed up for one update; clip_norm: longest gradient; clip_partial: sums of some of these
-    batches are clipped before the rest is added; validate_every: 0 for never; watch: the figure of the validation that
-    should be high; patience: validations without a new best before the run ends, 0 for no end before `iterations`.
+    batches are clipped before the rest is added; validate_every: 0 for never; monitor: the figure of the validation
+    that should be high; patience: validations without a new best before the run ends, 0 for no end before `iterations`.
     """
 
     iterations: int
@@ -51,18 +52,19 @@ class Plan:
     clip_partial: bool = False
     precision: Precision = "auto"
     checkpoint_every: int = 250
-    record_every: int = 50
+    log_every: int = 50
     validate_every: int = 0
-    watch: str = "validation accuracy"
+    monitor: str = "validation accuracy"
     patience: int = 0
 
 
 class Task(ABC, Generic[Batch]):
-    """What is trained. network: on its device; helper: trained beside it and thrown away, or None; average: the mean
-    of the network's weights (see `averaged`); optimiser: its groups' learning rates are multiplied by `rate`."""
+    """What is trained. network: on its device; aux_head: trained beside it and thrown away, or None; average: the
+    mean of the network's weights (see `make_weight_average`); optimiser: its groups' learning rates are multiplied by
+    `rate`."""
 
     network: Network
-    helper: nn.Module | None = None
+    aux_head: nn.Module | None = None
     average: AveragedModel
     optimiser: torch.optim.Optimizer
 
@@ -75,18 +77,18 @@ class Task(ABC, Generic[Batch]):
         """This process's rows of every batch from iteration `first` on; must depend on nothing else."""
 
     @abstractmethod
-    def step(self, batch: Batch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
-        """The terms of a batch's loss, and the state to carry on. `mixed()` is where lower precision may be used."""
+    def step(self, batch: Batch, state: State, iteration: int, autocast: Autocast) -> tuple[dict[str, LossTerm], State]:
+        """The terms of a batch's loss, and the state to carry on. `autocast()` is where lower precision may be used."""
 
     @abstractmethod
-    def names(self, batch: Batch) -> str:
+    def describe(self, batch: Batch) -> str:
         """What is in a batch, for a message."""
 
     def fresh_state(self) -> State:
         """State to begin with, rows first; () for a recipe that carries none."""
         return ()
 
-    def begin(self) -> None:
+    def set_mode(self) -> None:
         """Called before each iteration: sets the network's mode."""
         self.network.train()
 
@@ -95,7 +97,7 @@ class Task(ABC, Generic[Batch]):
         return {}
 
 
-def averaged(network: Network, decay: float) -> AveragedModel:
+def make_weight_average(network: Network, decay: float) -> AveragedModel:
     """A running mean of the network's weights and statistics, to be made before hooks are put on the network."""
     def update(mean: Any, new: Any, seen: Any) -> None:
         if mean[0].is_floating_point():  # a mean that is too slow for its age would remember the first weights for long

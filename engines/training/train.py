@@ -29,15 +29,15 @@ from engines.networks.network import Network
 from engines.synthetic import BACKGROUND, LABELS, Pose, Scene
 from engines.training import exemplars
 from engines.training.calibrate import calibrated
-from engines.training.distributed import Ranks, joined
-from engines.training.initialisation import RULE, add_memory, architecture_of_start, options_of, pixels_of, started
+from engines.training.distributed import Ranks, init_distributed
+from engines.training.initialisation import RULE, add_readout, architecture_of_start, options_of, pixels_of, started
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
 from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
 from engines.training.stream_loader import Chunks, OpenStream, Schedule
-from engines.training.stream_task import Held, Rates, StreamTask
+from engines.training.stream_task import AdamWConfig, Held, StreamTask
 from engines.training.streams import Labelled, Material, Stream, idle_of
-from engines.training.task import Plan, Precision, Progress
+from engines.training.task import LoopConfig, Precision, Progress
 
 log = logging.getLogger("gatestream.training")
 
@@ -66,7 +66,7 @@ class Recipe:
     What is left out (clips or videos) calibrates the model instead. average: decay of the running mean
     of the weights that is saved; validate_every: iterations from one look at what is left out to the next, 0 for none:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
-    rule: how a bidirectional start becomes causal (see `engines.causal`); ahead, transparent: how modules that the
+    rule: how a bidirectional start becomes causal (see `engines.causal`); past_shift, transparent: how modules that the
     start lacks begin (see `started`); rendered_only: learn no label from recordings, background included, only what
     places look like from them; strokes that were drawn on a screen are no recordings; strict: stop at a segment of a
     dataset that cannot be read (an unreadable clip of EgoGestAR always ends a run). A network that is not causal is
@@ -75,10 +75,10 @@ class Recipe:
     knows where a gesture begins and ends. trimmed_idle: share of them that are moments of idle time instead.
     trimmed_first: iterations on whole gestures (of TRIMMED_FRAMES each, IDLE_FIRST of them idle time) before those on
     streams, which start from the network that this makes: how hands move is learnt sooner where every frame shows it,
-    and sooner without a memory, which comes with the streams (see `add_memory`). None: a third as many for a causal
+    and sooner without a read-out, which comes with the streams (see `add_readout`). None: a third as many for a causal
     network from weights of a backbone, on EgoGestAR's streams, else 0 (see `completed`).
 
-    A whole network to start from (`init`) brings its own architecture, memory and input size."""
+    A whole network to start from (`init`) brings its own architecture, read-out and input size."""
 
     dataset: Path
     out: Path
@@ -89,7 +89,7 @@ class Recipe:
     without_labels: tuple[str, ...] = ()
     architecture: str = "gsf-mobilenetv2"
     causal: bool = True
-    memory: int = 128
+    readout_width: int = 128
     input_size_hw: tuple[int, int] = (72, 96)
     frame_rate: float = 5.0
     iterations: int = 3600
@@ -111,7 +111,7 @@ class Recipe:
     validate_every: int = 0
     patience: int = 0
     rule: str = RULE
-    ahead: int | None = None
+    past_shift: int | None = None
     transparent: bool = True
     rendered_only: bool = False
     trimmed: int = 0
@@ -145,8 +145,8 @@ def contract_of(recipe: Recipe, network: Network, heads: Mapping[str, tuple[str,
     return Contract(
         name=recipe.name, architecture=network.architecture, options=options_of(network), heads=labels,
         frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
-        receptive_frames=1 + network.reach if network.causal else T, clip_frames=clip_frames, window_clips=window_clips,
-        warmup_frames=4, max_gap_s=1.0,
+        receptive_frames=network.receptive_field if network.causal else T, clip_frames=clip_frames,
+        window_clips=window_clips, warmup_frames=4, max_gap_s=1.0,
         temperature=dict.fromkeys(labels, recipe.temperature),
         window_temperature=dict.fromkeys(labels, recipe.window_temperature), background=background,
         events=EVENTS if heads is None else EventRule(),
@@ -212,8 +212,8 @@ def train(recipe: Recipe, report: Callable[[str], None] = print, progress: Progr
     data: what to train on, None for EgoGestAR in `recipe.dataset`; frames_of: how its segments are decoded. The run's
     own files are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows.
     """
-    with joined() as ranks:
-        said = report if ranks.first else lambda _: None
+    with init_distributed() as ranks:
+        said = report if ranks.is_main else lambda _: None
         recipe, before = completed(recipe, data), 0
         material = cache(partial(gather, recipe, said))
         if recipe.trimmed_first:
@@ -244,13 +244,13 @@ def _after_whole_gestures(recipe: Recipe, iterations: int, ranks: Ranks, report:
     # The file outlives the run: a later one may differ in what recipes do not record.
     started_from = {name: str(getattr(recipe, name)) for name in ("dataset", "init", "idle", "idle_without")}
     first = replace(recipe, out=out, trimmed=TRIMMED_FRAMES, trimmed_first=0, iterations=iterations,
-                    trimmed_idle=IDLE_FIRST, memory=0, backbone_lr=3 * recipe.backbone_lr, validate_every=0, patience=0,
-                    provenance=started_from)
+                    trimmed_idle=IDLE_FIRST, readout_width=0, backbone_lr=3 * recipe.backbone_lr, validate_every=0,
+                    patience=0, provenance=started_from)
     learnt = json.loads(json.dumps({"recipe": recorded(first), **started_from}))
     there = out.exists() and load(out).contract.provenance == learnt
-    if not ranks.total(torch.tensor([there and ranks.first], dtype=torch.float32, device=ranks.device)):
+    if not ranks.all_reduce(torch.tensor([there and ranks.is_main], dtype=torch.float32, device=ranks.device)):
         _train(first, ranks, report, progress, None, decoded, material)
-        ranks.total(torch.zeros(1, device=ranks.device))  # the others wait for the file
+        ranks.all_reduce(torch.zeros(1, device=ranks.device))  # the others wait for the file
     return replace(recipe, init=str(out), module_lr=0.3 * recipe.module_lr, head_lr=0.5 * recipe.head_lr,
                    rendered_first=recipe.rendered_first / 3)
 
@@ -262,17 +262,18 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     pool = None if data is None else Pool(data, "train")
     heads = {"gesture": recipe.labels} if pool is None else pool.heads
     network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
-                      causal=recipe.causal, input_size_hw=recipe.input_size_hw, memory=recipe.memory, rule=recipe.rule,
-                      segments=recipe.frames, ahead=recipe.ahead, transparent=recipe.transparent)
-    if recipe.trimmed_first and recipe.memory and network.memory is None:
-        add_memory(network, recipe.memory)
+                      causal=recipe.causal, input_size_hw=recipe.input_size_hw, readout_width=recipe.readout_width,
+                      rule=recipe.rule, segments=recipe.frames, past_shift=recipe.past_shift,
+                      transparent=recipe.transparent)
+    if recipe.trimmed_first and recipe.readout_width and network.memory is None:
+        add_readout(network, recipe.readout_width)
     contract = contract_of(recipe, network)
     if pool is not None and data is not None:
         named = replace(recipe, provenance={"data": data.name, **recipe.provenance})
         contract = contract_of(named, network, heads, pool.background_label)
     held_out = cache(lambda: left_out(recipe, contract.input_size_hw) if data is None
                      else held_out_of(data, contract.input_size_hw, contract.frame_rate, frames_of, recipe.strict))
-    folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
+    folder = RunFolder(recipe.out, recorded(recipe), ranks.is_main)
     open_stream = (_gestures(recipe, contract, material()) if pool is None
                    else _segments(pool, contract, frames_of, recipe.strict))
     truths = [(k,) for k in range(len(recipe.labels))] if pool is None else pool.truths
@@ -281,21 +282,22 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
                          "leave something out, or do not validate")
     task = StreamTask(
         network, contract, open_stream, Schedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share), truths,
-        Rates(recipe.backbone_lr, recipe.module_lr, recipe.head_lr, recipe.weight_decay, recipe.frozen_layers),
+        AdamWConfig(recipe.backbone_lr, recipe.module_lr, recipe.head_lr, recipe.weight_decay, recipe.frozen_layers),
         iterations=recipe.iterations, rows=recipe.rows, chunk=recipe.frames, average=recipe.average,
         workers=recipe.workers, ranks=ranks, helped=pool is None, held_out=held_out, spread=recipe.trimmed)
-    plan = Plan(recipe.iterations, recipe.seed, precision=recipe.precision, checkpoint_every=recipe.checkpoint_every,
-                validate_every=recipe.validate_every, patience=recipe.patience)
-    weights = run(task, plan, folder, ranks, report, progress)
+    config = LoopConfig(recipe.iterations, recipe.seed, precision=recipe.precision,
+                        checkpoint_every=recipe.checkpoint_every, validate_every=recipe.validate_every,
+                        patience=recipe.patience)
+    weights = run(task, config, folder, ranks, report, progress)
     trained = task.average.module
     assert isinstance(trained, Network)
     trained.load_state_dict(weights)
     trained.to("cpu").eval()
-    if ranks.first:
+    if ranks.is_main:
         chunks = Chunks(open_stream, Schedule(recipe.seed + 1, recipe.fresh_share), range(recipe.rows), recipe.chunk,
                         recipe.iterations, recipe.iterations + min(REMEMBERED_CHUNKS, recipe.iterations))
         live = trained.causal and not recipe.trimmed
-        examples = exemplars.of_streams(contract, trained, chunks.batches(0), truths) if live else {}
+        examples = exemplars.exemplars_from_streams(contract, trained, chunks.batches(0), truths) if live else {}
         write(recipe.out, contract, trained, held_out(), report, examples)
         folder.finish()
     return trained

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from engines.datasets.media import is_video
 from engines.errors import GatestreamError, UsageError
-from stream.archive.ray import ray_of
+from stream.archive.ray import connect_ray
 from stream.recognizer import Recognizer
-from stream.runner import events_in
+from stream.runner import recognize_file
 from stream.sinks.base import output_path, sink_errors
-from stream.sources.recording import is_recording
+from stream.sources.replay import is_recording
 
 NO_EVENT = {"head": None, "label": None, "started_at": None, "ended_at": None, "score": None}
 
@@ -43,7 +43,7 @@ class Labeller:
         """The rows of a recording: {"path": ...} -> path, head, label, started_at, ended_at, score, error."""
         path = str(row["path"])
         try:
-            found = events_in(self._recognizer, path, path)
+            found = recognize_file(self._recognizer, path, path)
         except GatestreamError as error:
             self._recognizer.reset(path)
             return [{"path": path, **NO_EVENT, "error": str(error)}]
@@ -68,7 +68,7 @@ def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto",
     folder at the same path. Raises UsageError without Ray or videos, SinkError where `out` cannot be written.
     """
     target, paths = output_path(out), [str(path.resolve()) for path in recordings(folder)]
-    with ray_of(address) as ray:
+    with connect_ray(address) as ray:
         data: Any = importlib.import_module("ray.data")
         data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
         cores = int(ray.cluster_resources()["CPU"])

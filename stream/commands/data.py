@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engines.errors import UsageError
+from engines.names import ClassOrder, DatasetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,22 +17,19 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Look at datasets, or render one.")
 
-_SHOWN = 3  # items of each kind of problem
-# As engines.datasets has them; written out so that help needs no imports.
-Kind = Literal["auto", "epic", "something-v2", "something-v1", "jester", "diving48", "kinetics", "folders", "sense",
-               "egogestar"]
+_EXAMPLES = 3  # of each kind of problem that are printed
 
 
 @commands.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
-          kind: Annotated[Kind, typer.Option(help="What it is; auto: told by its files.")] = "auto",
+          kind: Annotated[DatasetKind, typer.Option(help="What it is; auto: as its files say.")] = "auto",
           media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
               "Where the recordings are, when not with the annotations."))] = None,
           seconds: Annotated[float | None, typer.Option(min=0, metavar="S", help=(
               "Name segments shorter than this. Default: a clip of --model, if one is given."))] = None,
           model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
               "The model the data is for: its clip's length."))] = None,
-          order: Annotated[Literal["sorted", "lines"], typer.Option(help=(
+          order: Annotated[ClassOrder, typer.Option(help=(
               "Numbers of Something-Something V1's and Jester's classes."))] = "sorted",
           frame_rate: Annotated[float | None, typer.Option(min=0.1, metavar="F", help=(
               "Frames per second of folders of frames whose dataset does not say. Default: 30."))] = None,
@@ -51,13 +49,13 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
 
     from engines.datasets import open_dataset
     from engines.datasets.check import check as examine
-    from stream.sources.capture import silence
+    from stream.sources.capture import silence_opencv
 
     if seconds is None and model is not None:
         import engines
         contract = engines.load(model).contract
         seconds = contract.clip_frames / contract.frame_rate
-    silence()
+    silence_opencv()
     found = open_dataset(dataset, kind, media=media, order=order, rate=frame_rate)
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -68,15 +66,15 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         from json import dumps
         print(dumps(report.as_json(), indent=2))
     else:
-        for line in _lines(report):
+        for line in _format_lines(report):
             print(line)
     if strict and report.problems:
         raise typer.Exit(1)
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _format_lines(report: Report) -> Iterator[str]:
     dataset = report.dataset
-    yield f"{dataset.name}, told by {dataset.found}"
+    yield f"{dataset.name}, recognised by {dataset.found}"
     for split, segments in dataset.splits.items():
         heads = []
         for head, labels in report.counts[split].items():
@@ -91,10 +89,10 @@ def _lines(report: Report) -> Iterator[str]:
         yield "nothing wrong"
     for kind, problems in report.groups().items():
         yield f"{kind}: {len(problems)}"
-        for problem in problems[:_SHOWN]:
+        for problem in problems[:_EXAMPLES]:
             yield f"    {problem.where}{': ' if problem.detail else ''}{problem.detail}"
-        if len(problems) > _SHOWN:
-            yield f"    ... and {len(problems) - _SHOWN} more"
+        if len(problems) > _EXAMPLES:
+            yield f"    ... and {len(problems) - _EXAMPLES} more"
 
 
 @commands.command()

@@ -8,16 +8,27 @@ from typing import Annotated, Literal
 import typer
 
 from engines.errors import UsageError
+from engines.names import DatasetKind, Precision
 from stream.commands.model import model_to_write
+from stream.commands.options import in_panels
 
 Recipes = Literal["gatestream", "official"]
 Stages = Literal["clip", "fusion"]
-Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 commands = typer.Typer()
 
+PANELS = {
+    "What to train": "out name recipe stage",
+    "What to learn from": "kind idle idle_without rendered_only workers strict",
+    "What to leave out, and look at": "without_fold without_label calibration_from validate_every patience",
+    "Weights to start from": "init teacher rule keep_interleave",
+    "The network": "arch causal readout_width past_shift segments size rate",
+    "How long, and how": "iterations trimmed_first trimmed epochs batch lr freeze precision seed",
+    "Clip fusion (--stage fusion)": "windows window_clips",
+}
 
-@commands.command()
+
+@commands.command(cls=in_panels(PANELS))
 def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
           out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
           init: Annotated[str, typer.Option(metavar="imagenet|FILE", help=(
@@ -36,14 +47,14 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Learn from this bidirectional network's scores, too: a model file or official checkpoint."))] = None,
           rule: Annotated[str | None, typer.Option(metavar="NAME", help=(
               "How a bidirectional FILE to start from becomes causal: dropped-one, moved-two, ..."))] = None,
-          memory: Annotated[int | None, typer.Option(min=0, max=4096, metavar="N", help=(
+          readout_width: Annotated[int | None, typer.Option(min=0, max=4096, metavar="N", help=(
               "Width of a causal network's recurrent read-out, 0 for none (gatestream). Default: 128."))] = None,
-          ahead: Annotated[int | None, typer.Option(min=0, max=2, metavar="N", help=(
+          past_shift: Annotated[int | None, typer.Option(min=0, max=2, metavar="N", help=(
               "How many frames back causal modules find the channels that look ahead in the published form "
               "(gatestream). Default: as usual for the module."))] = None,
           keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
               "Start gates as published, which mixes up the channels of ImageNet's weights (gatestream)."))] = False,
-          kind: Annotated[str, typer.Option(metavar="NAME", help="Kind of dataset. See `gatestream data`.")] = "auto",
+          kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
           idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without gestures. May be "
                                                                                  "given several times.")] = None,
           idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
@@ -78,7 +89,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
           rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
               "Frames a second that the network sees (gatestream). Default: 5."))] = None,
-          precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
+          precision: Annotated[Precision, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "Look at what is left out each N steps (gatestream) or epochs (official), and keep what was best there; "
@@ -151,12 +162,14 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
             train_official(of_clips, data, report=shown.report, progress=shown)
     else:
         live = causal is not False
+        if readout_width is None:
+            readout_width = Recipe.readout_width if live else 0
         now, window = _calibration(calibration_from or [])
         of_streams = Recipe(dataset=dataset, out=out, init=init, idle=tuple(idle or ()), name=named,
                             without_fold=without_fold, idle_without=tuple(idle_without or ()),
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
-                            memory=(Recipe.memory if live else 0) if memory is None else memory, ahead=ahead,
-                            transparent=not keep_interleave, rendered_only=rendered_only, trimmed=trimmed,
+                            readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
+                            rendered_only=rendered_only, trimmed=trimmed,
                             trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
                             architecture=arch or Recipe.architecture,
                             frozen_layers=Recipe.frozen_layers if freeze is None else freeze,

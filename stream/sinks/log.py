@@ -65,7 +65,7 @@ class Run:
     events: int
 
 
-class Logged(NamedTuple):
+class LoggedEvent(NamedTuple):
     """An event of a log. id: stays the same, and no other event of any log has it; run: the number of its run."""
 
     id: str
@@ -113,10 +113,11 @@ class EventLog(Sink):
                 elif isinstance(record, Gap):
                     self._db.execute(_INSERT_GAP, (self.run, record.camera, record.at, record.seconds, record.action))
 
-    def keep(self, events: Sequence[Event], gaps: Sequence[Gap] = (), told: Sequence[int] = ()) -> list[int]:
-        """Commits events that are still to be announced, and gaps; the numbers of the events in this file.
+    def append(self, events: Sequence[Event], gaps: Sequence[Gap] = (), delivered: Sequence[int] = ()) -> list[int]:
+        """Commits events that are still to be delivered, and gaps; returns the numbers of the events in this file.
 
-        told: numbers of events that have been announced by now. All of it or nothing is written: raises SinkError.
+        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, and then nothing
+        is written.
         """
         assert self._db is not None
         with sink_errors("writing", self.path):
@@ -125,7 +126,8 @@ class EventLog(Sink):
                 numbers = [self._db.execute(_INSERT, self._row(event, announced=False)).lastrowid for event in events]
                 for gap in gaps:
                     self._db.execute(_INSERT_GAP, (self.run, gap.camera, gap.at, gap.seconds, gap.action))
-                self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?", [(number,) for number in told])
+                self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?",
+                                     [(number,) for number in delivered])
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -133,8 +135,12 @@ class EventLog(Sink):
                 raise
         return [number for number in numbers if number is not None]
 
-    def unannounced(self) -> list[tuple[int, Event]]:
-        """Events, with their numbers, that were kept and perhaps never announced: the service ended in between."""
+    def mark_delivered(self, numbers: Sequence[int]) -> None:
+        """Records that these events have been delivered. Raises SinkError."""
+        self.append((), delivered=numbers)
+
+    def pending(self) -> list[tuple[int, Event]]:
+        """Events, with their numbers, that were appended and perhaps never delivered: the service ended in between."""
         assert self._db is not None
         with sink_errors("reading", self.path):
             rows = self._db.execute("SELECT id, camera, head, label, started_at, ended_at, score FROM events"
@@ -155,13 +161,13 @@ class EventLog(Sink):
 
 
 def events(path: str | Path, **chosen: Any) -> list[Event]:
-    """The events of a log, chosen and in the order of `logged`."""
-    return [each.event for each in logged(path, **chosen)]
+    """The events of a log, chosen and in the order of `read_events`."""
+    return [each.event for each in read_events(path, **chosen)]
 
 
-def logged(path: str | Path, *, label: str | None = None, camera: str | None = None, head: str | None = None,
-           since: float | None = None, until: float | None = None, min_score: float | None = None,
-           run: int | None = None, newest: int | None = None) -> list[Logged]:
+def read_events(path: str | Path, *, label: str | None = None, camera: str | None = None, head: str | None = None,
+                since: float | None = None, until: float | None = None, min_score: float | None = None,
+                run: int | None = None, newest: int | None = None) -> list[LoggedEvent]:
     """The events of a log with their ids, by run, then by start; the log may be in use.
 
     label, camera, head: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
@@ -180,12 +186,12 @@ def logged(path: str | Path, *, label: str | None = None, camera: str | None = N
                           f" (SELECT * FROM events WHERE {where} ORDER BY id DESC LIMIT ?)"
                           " ORDER BY run, started_at, id", [*(value for _, value in used),
                                                             -1 if newest is None else newest])
-        return [Logged(f"{identity}-{number}", in_run,
+        return [LoggedEvent(f"{identity}-{number}", in_run,
                        Event(of_camera, of_head, name, started_at, ended_at, score, open=False))
                 for number, in_run, of_camera, of_head, name, started_at, ended_at, score in rows]
 
 
-def numbers(path: str | Path) -> dict[str, Counter[str]]:
+def count_events(path: str | Path) -> dict[str, Counter[str]]:
     """How many events a log has, by camera and label. Raises as `events` does."""
     found: dict[str, Counter[str]] = {}
     with closing(_open_to_read(path)) as db, sink_errors("reading", path):
@@ -199,7 +205,7 @@ def clip_name(id: str, camera: str, label: str) -> str:
     return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in (id, camera, label)) + ".mp4"
 
 
-def runs(path: str | Path) -> list[Run]:
+def read_runs(path: str | Path) -> list[Run]:
     """The runs of a log, oldest first. Raises as `events` does."""
     with closing(_open_to_read(path)) as db, sink_errors("reading", path):
         return [Run(*row) for row in db.execute(
@@ -209,7 +215,7 @@ def runs(path: str | Path) -> list[Run]:
 
 def find_run(path: str | Path, run: int) -> Run:
     """Run number `run` of a log, or the latest for -1. Raises UsageError when there is no such run."""
-    known = runs(path)
+    known = read_runs(path)
     for candidate in reversed(known):
         if run in (-1, candidate.id):
             return candidate

@@ -18,10 +18,17 @@ from engines.errors import DatasetError, GatestreamError, UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import Model, save, write_atomically
 from engines.runtime.registry import bidirectional
-from engines.training.few_shot import NO_QUIET, HeldOut, Quiet, TeachReport, background_of, teach
-from stream.events import events_of
+from engines.training.few_shot import (
+    NO_BACKGROUND_SCORES,
+    BackgroundScores,
+    HeldOut,
+    TeachReport,
+    background_label,
+    teach,
+)
+from stream.events import detect_events
 from stream.scoring import probabilities
-from stream.teaching.recordings import Recording, Watcher, find
+from stream.teaching.support_videos import Recording, Watcher, find
 
 FEW = 3  # recordings of a label; with fewer there is a warning
 OPEN_ABOVE = (0.9995, 0.999, 0.995, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -31,7 +38,7 @@ DURATION_SHARE = 0.5  # of the shortest action seen, that an event has to last a
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TeachResult:
     """What teaching gave. skipped: recordings left out, and why; warnings: what to know before relying on it."""
 
     contract: Contract
@@ -48,8 +55,8 @@ class Outcome:
 def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = (), head: str | None = None,
                  fresh: bool = False, strict: bool = False, fps: float | None = None, seed: int = 0,
                  engine: str = "auto", name: str | None = None,
-                 note: Callable[[str], None] = lambda _: None) -> Outcome:
-    """Teaches a model the labels of a folder (see `stream/teaching/recordings.py`) and writes it to `out`.
+                 note: Callable[[str], None] = lambda _: None) -> TeachResult:
+    """Teaches a model the labels of a folder (see `stream/teaching/support_videos.py`) and writes it to `out`.
 
     A label that the model has already is taught further. idle: folders of footage without actions; head: which one
     learns, needed when there are several; fresh: know the folder's labels only; strict: stop at a recording that
@@ -61,7 +68,7 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     if bidirectional(loaded):
         raise UsageError(f"{loaded.contract.name}, which is bidirectional", "a causal model to teach",
                          "train or convert one with --causal")
-    background = background_of(loaded.contract, head, fresh)
+    background = background_label(loaded.contract, head, fresh)
     recordings = find(folder, background, idle)
     compiled = engines.compile(loaded, engine=engine, slots=1)
     lessons, skipped = [], []
@@ -79,42 +86,44 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
         compiled.close()
     warnings = _checked(recordings, {lesson.recording for lesson in lessons}, folder, background)
     taught = teach(loaded, lessons, head, fresh=fresh, seed=seed, note=note)
-    if taught.report.made_up:
-        warnings.append(f"the model carries no examples of {', '.join(taught.report.made_up)}: they are protected by "
-                        "what its head says alone; add recordings of them to keep them at their best")
+    if taught.report.pseudo_labels:
+        warnings.append(f"the model carries no examples of {', '.join(taught.report.pseudo_labels)}: they are "
+                        "protected by what its head says alone; add recordings of them to keep them at their best")
     note("choosing when an event opens")
     contract = taught.contract
-    rule = event_rule(contract, head, taught.held_out, taught.quiet)
+    rule = event_rule(contract, head, taught.held_out, taught.background_scores)
     contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
     save(out, contract, taught.tensors)
-    return Outcome(contract, taught.report, skipped, warnings)
+    return TeachResult(contract, taught.report, skipped, warnings)
 
 
-def write_report(outcome: Outcome, path: Path) -> None:
+def write_report(outcome: TeachResult, path: Path) -> None:
     """The outcome as JSON. Raises SinkError."""
     write_atomically(path, (json.dumps(outcome.as_json(), indent=2) + "\n").encode())
 
 
-def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut], quiet: Quiet = NO_QUIET) -> EventRule:
+def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
+               background_scores: BackgroundScores = NO_BACKGROUND_SCORES) -> EventRule:
     """The rule with the best event F1 on recordings left out; the model's own, unless another is better, and else the
     strictest of the best: what nobody recorded may look like an action, too.
 
     None counts under which more moments of remembered background could open an event than could before the lesson, if
     there is another."""
-    if not any(one.lesson.ended for one in held_out):
+    if not any(one.clip.ended for one in held_out):
         return contract.events
     own, labels = contract.events, contract.heads[head]
-    shortest_s = min(one.lesson.ended - one.lesson.started for one in held_out
-                     if one.lesson.ended) / contract.frame_rate
+    shortest_s = min(one.clip.ended - one.clip.started for one in held_out
+                     if one.clip.ended) / contract.frame_rate
     lasting = own.model_copy(update={
         "min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
     rules = [lasting, *(lasting.model_copy(update={"open_above": above, "min_score": score, "close_below": round(
                             min(own.close_below, above - CLOSE_LOWER), 3)})
                         for above, score in product(OPEN_ABOVE, MIN_SCORE))]
-    most = (quiet.before_N > own.open_above).sum()
-    rules = [rule for rule in rules if (quiet.after_N > rule.open_above).sum() <= most] or rules[1:1 + len(MIN_SCORE)]
+    most = (background_scores.before_N > own.open_above).sum()
+    after_N = background_scores.after_N
+    rules = [rule for rule in rules if (after_N > rule.open_above).sum() <= most] or rules[1:1 + len(MIN_SCORE)]
     now, window = contract.temperature.get(head, 1.0), contract.window_temperature.get(head, 1.0)
-    scored = [(one.lesson.label if one.lesson.ended else None,
+    scored = [(one.clip.label if one.clip.ended else None,
                np.array([probabilities(row_K, now) for row_K in one.now_TK]),
                np.array([probabilities(row_K, window) for row_K in one.window_TK])) for one in held_out]
 
@@ -122,7 +131,7 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut], quiet
         right = total = 0
         for label, now_TK, window_TK in scored:
             times_s = (np.arange(len(now_TK)) / contract.frame_rate).tolist()
-            events = events_of(times_s, now_TK, window_TK, labels=labels, background=contract.background, rule=rule)
+            events = detect_events(times_s, now_TK, window_TK, labels=labels, background=contract.background, rule=rule)
             right += any(event.label == label for event in events)
             total += len(events) + (label is not None)
         return 2 * right / total if total else 0.0

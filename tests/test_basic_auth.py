@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from demo.users import Guard, add, read
+from demo.basic_auth import BasicAuth, add_user, read_users
 from engines.errors import UsageError
 from stream.commands.cli import main
 
@@ -19,9 +19,9 @@ from stream.commands.cli import main
 @pytest.fixture(scope="module")
 def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("users") / "users"
-    add(file, "ada", "lovelace:1843")
-    add(file, "bob", "first password")
-    add(file, "bob", "second password")
+    add_user(file, "ada", "lovelace:1843")
+    add_user(file, "bob", "first password")
+    add_user(file, "bob", "second password")
     return file
 
 
@@ -29,7 +29,7 @@ def basic(name: str, password: str) -> bytes:
     return b"Basic " + base64.b64encode(f"{name}:{password}".encode())
 
 
-def asked(guard: Guard, header: bytes | None, kind: str = "http") -> list[dict[str, Any]]:
+def asked(app: BasicAuth, header: bytes | None, kind: str = "http") -> list[dict[str, Any]]:
     """What comes back."""
     sent: list[dict[str, Any]] = []
 
@@ -40,7 +40,7 @@ def asked(guard: Guard, header: bytes | None, kind: str = "http") -> list[dict[s
         sent.append(message)
 
     scope = {"type": kind, "headers": [] if header is None else [(b"authorization", header)]}
-    asyncio.run(guard(scope, receive, send))
+    asyncio.run(app(scope, receive, send))
     return sent
 
 
@@ -56,11 +56,11 @@ CASES = [(None, False), (b"", False), (basic("ada", "lovelace:1843"), True), (ba
 @pytest.mark.parametrize(("header", "known"), CASES)
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 def test_only_users_are_let_through(header: bytes | None, known: bool, kind: str, users: Path) -> None:
-    said = asked(guard := Guard(page, read(users)), header, kind)
+    said = asked(app := BasicAuth(page, read_users(users)), header, kind)
     assert (said == [{"type": "the page"}]) == known
     if not known:
         assert said[0].get("status", said[0].get("code")) == (401 if kind == "http" else 1008)
-    assert asked(guard, header, kind) == said  # the second time it is remembered
+    assert asked(app, header, kind) == said  # the second time it is remembered
 
 
 def test_passwords_are_not_kept(users: Path) -> None:
@@ -68,25 +68,25 @@ def test_passwords_are_not_kept(users: Path) -> None:
     text = users.read_text()
     assert "password" not in text
     assert "lovelace" not in text
-    assert list(read(users)) == ["ada", "bob"]
+    assert list(read_users(users)) == ["ada", "bob"]
 
 
 @pytest.mark.parametrize(("name", "password", "says"), [
     ("a b", "long enough", "called 'a b'"), ("", "long enough", "called ''"), ("ada", "short", "5 characters")])
 def test_what_cannot_be_is_told(name: str, password: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says):
-        add(tmp_path / "users", name, password)
+        add_user(tmp_path / "users", name, password)
 
 
 @pytest.mark.parametrize("text", ["", "ada", "ada:zz:11", "ada:11:22:33"])
 def test_a_file_that_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "users").write_text(text)
     with pytest.raises(UsageError):
-        read(tmp_path / "users")
+        read_users(tmp_path / "users")
 
 
 def test_a_user_is_added_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(typer, "prompt", lambda *_, **__: "long enough")
     assert main(["ui", "--auth", str(tmp_path / "users"), "--add-user", "ada"]) == 0
-    assert list(read(tmp_path / "users")) == ["ada"]
+    assert list(read_users(tmp_path / "users")) == ["ada"]
     assert main(["ui", "--add-user", "ada"]) == 2

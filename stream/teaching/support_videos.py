@@ -21,7 +21,7 @@ from engines.errors import DatasetError, SourceError, UsageError
 from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, StepResult
-from engines.training.support_clips import Lesson, action_span
+from engines.training.support_clips import SupportClip, action_span
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
 from stream.sources import open_source
@@ -115,7 +115,7 @@ class Watcher:
         ready = Model(contract.model_copy(update={"cover_hw": contract.input_size_hw}), model.tensors, model.digest)
         self._recognizer = Recognizer(ready, self._tap)
 
-    def lessons(self, recording: Recording, name: str, background: str) -> list[Lesson]:
+    def lessons(self, recording: Recording, name: str, background: str) -> list[SupportClip]:
         """A lesson of each play. Raises SourceError for what cannot be read, DatasetError for what is too short."""
         images, times_s = self._decoded(recording.path)
         rate = self._model.contract.frame_rate
@@ -125,15 +125,15 @@ class Watcher:
             raise DatasetError(f"{recording.path}, of {times_s[-1]:.2f} s", f"{TICKS_LEAST / rate:.2f} s or more",
                                "record it again, a little longer")
         if recording.label == background:
-            return [Lesson(name, background, natural.features_TD, natural.windows_TD, 0, 0)]
+            return [SupportClip(name, background, natural.features_TD, natural.windows_TD, 0, 0)]
         started, ended = action_span(natural.motion_T)
-        made = [Lesson(name, recording.label, natural.features_TD, natural.windows_TD, started, ended)]
+        made = [SupportClip(name, recording.label, natural.features_TD, natural.windows_TD, started, ended)]
         for play in PLAYS[1:]:
             seen = self._played(images, times_s, play)
             first = round(play.before_s * rate + started / play.speed)
             last = min(max(round(play.before_s * rate + ended / play.speed), first + 1), len(seen.features_TD))
-            made.append(Lesson(name, recording.label, seen.features_TD, seen.windows_TD, min(first, last - 1), last,
-                               natural=False))
+            made.append(SupportClip(name, recording.label, seen.features_TD, seen.windows_TD, min(first, last - 1),
+                                    last, natural=False))
         return made
 
     def _decoded(self, path: Path) -> tuple[list[Image], NDArray[np.float64]]:

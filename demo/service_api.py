@@ -1,6 +1,6 @@
-"""A running `gatestream serve`, looked at from the page: its cameras, their pictures, its event log.
+"""A running `gatestream serve`, shown by the page: its cameras, their pictures, its event log.
 
-    GET /service/state                    {"health": as /health says, or null, "address": ..., "trouble": "a sentence"}
+    GET /service/state                    {"health": what /health has, or null, "address": ..., "error": "a sentence"}
     GET /service/cameras/{name}.jpg       a camera's newest picture
     GET /service/events?camera=&label=    {"events": [...], "labels": [...], "total": n}, the newest first
     GET /service/events.csv, .jsonl       to take away
@@ -25,14 +25,14 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 
 from engines.errors import GatestreamError, SourceError, UsageError
 from stream.sinks.export import export
-from stream.sinks.log import clip_name, logged, numbers
+from stream.sinks.log import clip_name, count_events, read_events
 
 ADDRESS = re.compile(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", re.ASCII)
 PATIENCE_S = 3.0
 
 
-class Service:
-    """The service whose /health is served at an address, host:port. Methods may be called from any thread.
+class ServiceClient:
+    """A client of the service whose /health is served at an address, host:port. Methods may be called from any thread.
 
     Raises UsageError for what is no address."""
 
@@ -43,7 +43,7 @@ class Service:
         self._client = httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S, trust_env=False)
 
     def health(self) -> dict[str, Any]:
-        """What it says of itself. Raises SourceError where none answers."""
+        """The object that /health serves. Raises SourceError where none answers."""
         try:
             return dict(self._client.get("/health").json())
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
@@ -59,11 +59,11 @@ class Service:
         return answer.content if answer.status_code == 200 else None
 
     def follow(self, camera: str) -> Iterator[list[dict[str, Any]]]:
-        """A camera's records as they come; none of them from time to time. Raises SourceError where it is not shown;
-        ends with the service."""
-        path = f"/cameras/{quote(camera, safe='')}/live"
+        """A camera's records as they come; an empty list from time to time. Ends with the service.
+
+        Raises SourceError where the service does not show it."""
         try:
-            with self._client.stream("GET", path) as answer:
+            with self._client.stream("GET", f"/cameras/{quote(camera, safe='')}/live") as answer:
                 if answer.status_code != 200:
                     raise SourceError(f"a service that does not show {camera}", "one that does",
                                       "set health.pictures in its configuration")
@@ -74,12 +74,12 @@ class Service:
                               "press Start once it runs again") from error
 
     def close(self) -> None:
-        """Ends connections; what follows a camera ends with them."""
+        """Ends all connections, and with them every `follow`."""
         self._client.close()
 
 
-def looking(service: Service) -> APIRouter:
-    """See the file's top."""
+def service_router(service: ServiceClient) -> APIRouter:
+    """The routes under /service."""
     router = APIRouter(prefix="/service")
 
     async def health() -> dict[str, Any]:
@@ -91,10 +91,10 @@ def looking(service: Service) -> APIRouter:
     @router.get("/state")
     async def state() -> JSONResponse:
         try:
-            said = {"health": await asyncio.to_thread(service.health), "trouble": ""}
+            found = {"health": await asyncio.to_thread(service.health), "error": ""}
         except GatestreamError as error:
-            said = {"health": None, "trouble": str(error)}
-        return JSONResponse({"address": service.address, **said})
+            found = {"health": None, "error": str(error)}
+        return JSONResponse({"address": service.address, **found})
 
     @router.get("/cameras/{name:path}.jpg")
     async def picture(name: str) -> Response:
@@ -106,26 +106,26 @@ def looking(service: Service) -> APIRouter:
 
     @router.get("/events")
     async def events(camera: str = "", label: str = "", last: int = 100) -> JSONResponse:
-        said = await health()
+        facts = await health()
         try:
-            log = _log(said)
-            found = await asyncio.to_thread(logged, log, camera=camera or None, label=label or None, newest=last)
-            counts = await asyncio.to_thread(numbers, log)
+            log = _log(facts)
+            found = await asyncio.to_thread(read_events, log, camera=camera or None, label=label or None, newest=last)
+            counts = await asyncio.to_thread(count_events, log)
         except GatestreamError as error:
-            return JSONResponse({"trouble": str(error), "events": [], "labels": [], "total": 0})
+            return JSONResponse({"error": str(error), "events": [], "labels": [], "total": 0})
         chosen = [counts.get(camera, Counter())] if camera else counts.values()
         total = sum(of_one[label] if label else of_one.total() for of_one in chosen)
         newest = sorted(found, key=lambda one: one.event.started_at, reverse=True)
-        rows = [{**one.event.as_json(), "id": one.id, "clip": _clip(said, one.id, one.event.camera, one.event.label)}
+        rows = [{**one.event.as_json(), "id": one.id, "clip": _clip(facts, one.id, one.event.camera, one.event.label)}
                 for one in newest]
-        return JSONResponse({"trouble": "", "events": rows, "total": total,
+        return JSONResponse({"error": "", "events": rows, "total": total,
                              "labels": sorted(set().union(*counts.values()))})
 
     @router.get("/events.{form}")
-    async def exported(form: Literal["csv", "jsonl"], camera: str = "", label: str = "") -> Response:
-        out, said = io.StringIO(newline=""), await health()
+    async def download(form: Literal["csv", "jsonl"], camera: str = "", label: str = "") -> Response:
+        out, facts = io.StringIO(newline=""), await health()
         try:
-            await asyncio.to_thread(export, _log(said), out, form, camera=camera or None, label=label or None)
+            await asyncio.to_thread(export, _log(facts), out, form, camera=camera or None, label=label or None)
         except GatestreamError as error:
             return PlainTextResponse(str(error), 400)
         return Response(out.getvalue(), media_type="text/csv" if form == "csv" else "application/jsonl",

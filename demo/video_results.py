@@ -18,27 +18,27 @@ from stream.sinks.overlay import label_colour
 from stream.sinks.video import AnnotatedVideo
 from stream.sources import open_source
 
-FORMS = ("csv", "jsonl", "vtt")
+FORMATS = ("csv", "jsonl", "vtt")
 POINTS = 300  # of a curve, at most
 SEEN_FROM = 0.2  # a label that never scores this much has no curve
 
 
 @dataclass(frozen=True)
-class Recognised:
-    """What was found. seconds: the video's length; curves: (time, label, highest score of the window by then);
-    annotated: the video with what was seen drawn in; files: events in each of FORMS."""
+class VideoResults:
+    """What was found in a video."""
 
     events: list[Event]
-    seconds: float
-    curves: list[tuple[float, str, float]]
-    annotated: Path
-    files: list[Path]
+    seconds: float  # the video's length
+    curves: list[tuple[float, str, float]]  # time, label, highest score of the window by then
+    annotated: Path  # the video with what was recognised drawn in
+    files: list[Path]  # events in each of FORMATS
 
 
-def recognise(recognizer: Recognizer, video: Path, folder: Path, progress: Callable[[float], None]) -> Recognised:
-    """Recognises a video and leaves files in a folder. Memory does not grow with the video's length.
+def recognize_video(recognizer: Recognizer, video: Path, folder: Path,
+                    progress: Callable[[float], None]) -> VideoResults:
+    """Recognises a video and writes files into a folder. Memory does not grow with the video's length.
 
-    progress: is told the share that is done. Raises UsageError, SourceError for what cannot be read, SinkError.
+    progress: is called with the share that is done. Raises UsageError, SourceError for what cannot be read, SinkError.
     """
     contract = recognizer.contract
     log, annotated = folder / "events.db", folder / f"{video.stem}-annotated.mp4"
@@ -50,14 +50,14 @@ def recognise(recognizer: Recognizer, video: Path, folder: Path, progress: Calla
             curves, _Progress(source.info.frames, progress))]
         run(source, recognizer, sinks)
     files = []
-    for form in FORMS:
+    for form in FORMATS:
         files.append(folder / f"{video.stem}.{form}")
         with files[-1].open("w", encoding="utf-8", newline="") as out:
             export(log, out, form)
-    return Recognised(events(log), curves.seconds, curves.rows(), annotated, files)
+    return VideoResults(events(log), curves.seconds, curves.rows(), annotated, files)
 
 
-def track(found: Recognised, player: str) -> str:
+def render_track(found: VideoResults, player: str) -> str:
     """The events as HTML: a line of time with a button for each, which makes the player (a CSS selector) jump there."""
     parts = []
     for event in found.events:
@@ -113,17 +113,17 @@ class _Curves(Sink):
 
 
 class _Progress(Sink):
-    """Tells what share of the frames is done, where their number is known."""
+    """Reports what share of the frames is done, where their number is known."""
 
-    def __init__(self, frames: int | None, told: Callable[[float], None]) -> None:
-        self._frames, self._told, self._seen = frames, told, 0
+    def __init__(self, frames: int | None, report: Callable[[float], None]) -> None:
+        self._frames, self._report, self._count = frames, report, 0
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         if frame is None:
             return
-        self._seen += 1
-        if self._frames and self._seen % 30 == 0:
-            self._told(min(1.0, self._seen / self._frames))
+        self._count += 1
+        if self._frames and self._count % 30 == 0:
+            self._report(min(1.0, self._count / self._frames))
 
     def close(self) -> None:
         pass

@@ -16,7 +16,7 @@ from engines.errors import SinkError
 from stream.frame import Gap
 from stream.sinks.base import output_path, sink_errors
 from stream.sources.base import Source
-from stream.sources.recording import SCHEMA
+from stream.sources.replay import SCHEMA
 
 
 def record(source: Source, path: str | Path, *, max_seconds: float | None = None, max_frames: int | None = None,

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 
 from stream.frame import Event
-from stream.service.config import Health
+from stream.service.config import HealthConfig
 from stream.service.egress.health import HealthServer, Metrics
-from stream.service.egress.live_feed import WAITING, Showing
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.scheduler import Guest
+from stream.service.egress.live_feed import WAITING, LiveFeed
+from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.log import EventLog, clip_name
 from stream.wire import Limits, Message
 
@@ -29,8 +28,8 @@ RAW = np.full((4, 6, 3), 90, np.uint8)
 ODD = 'gate 7/a "x"'
 
 
-def guest(camera: str, message: Message, at: float = 0.0) -> Guest:
-    return Guest(camera, message, 0, 0, at, at)
+def frame(camera: str, message: Message, at: float = 0.0) -> PendingFrame:
+    return PendingFrame(camera, message, 0, 0, at, at)
 
 
 def prediction(camera: str, at: float = 1.0) -> dict[str, Any]:
@@ -38,52 +37,52 @@ def prediction(camera: str, at: float = 1.0) -> dict[str, Any]:
 
 
 @pytest.fixture
-def recent() -> Recent:
-    found = Recent(2.0)
-    found.add(guest("cell", Message("gatestream", "cell", JPEG)))
-    found.add(guest("raw", Message("gatestream", "raw", RAW.tobytes(), "raw", RAW.shape)))
-    found.add(guest("broken", Message("gatestream", "broken", b"no picture", "png")))
-    found.add(guest(ODD, Message("gatestream", ODD, JPEG)))
+def recent() -> RecentFrames:
+    found = RecentFrames(2.0)
+    found.add(frame("cell", Message("gatestream", "cell", JPEG)))
+    found.add(frame("raw", Message("gatestream", "raw", RAW.tobytes(), "raw", RAW.shape)))
+    found.add(frame("broken", Message("gatestream", "broken", b"no picture", "png")))
+    found.add(frame(ODD, Message("gatestream", ODD, JPEG)))
     return found
 
 
 @pytest.fixture
-def showing(recent: Recent) -> Showing:
-    return Showing(lambda: recent, Limits())
+def live_feed(recent: RecentFrames) -> LiveFeed:
+    return LiveFeed(lambda: recent, Limits())
 
 
-def test_the_newest_picture_is_a_jpeg(showing: Showing, recent: Recent) -> None:
-    assert showing.picture("cell") == JPEG
-    shown = cv2.imdecode(np.frombuffer(showing.picture("raw") or b"", np.uint8), cv2.IMREAD_COLOR)
+def test_the_newest_picture_is_a_jpeg(live_feed: LiveFeed, recent: RecentFrames) -> None:
+    assert live_feed.picture("cell") == JPEG
+    shown = cv2.imdecode(np.frombuffer(live_feed.picture("raw") or b"", np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == RAW.shape
     assert abs(shown.mean() - 90) < 2
-    assert showing.picture("broken") is None
-    recent.add(guest("cell", Message("gatestream", "cell", b"newer"), 99.0))
-    assert showing.picture("cell") == b"newer"
+    assert live_feed.picture("broken") is None
+    recent.add(frame("cell", Message("gatestream", "cell", b"newer"), 99.0))
+    assert live_feed.picture("cell") == b"newer"
     recent.forget("cell")
-    assert showing.picture("cell") is None
+    assert live_feed.picture("cell") is None
 
 
-def test_who_follows_gets_its_camera_and_is_never_waited_for(showing: Showing) -> None:
-    followed = showing.follow("cell")
-    threading.Timer(0.05, lambda: [showing.tell([prediction("other"), prediction("cell", k)])
-                                   for k in range(WAITING + 50)] and showing.tell([prediction("other")])).start()
+def test_who_follows_gets_its_camera_and_is_never_waited_for(live_feed: LiveFeed) -> None:
+    followed = live_feed.follow("cell")
+    threading.Timer(0.05, lambda: [live_feed.write([prediction("other"), prediction("cell", k)])
+                                   for k in range(WAITING + 50)] and live_feed.write([prediction("other")])).start()
     said = [next(followed) for _ in range(WAITING)]
     assert [one["captured_at"] for batch in said for one in batch][:3] == [0, 1, 2]
     assert {one["camera"] for batch in said for one in batch} == {"cell"}
     while next(followed):  # what waits still
         pass
-    showing.close()
+    live_feed.close()
     assert list(followed) == []
-    showing.tell([prediction("cell")])
+    live_feed.write([prediction("cell")])
 
 
-@pytest.mark.parametrize(("said", "shows"), [
+@pytest.mark.parametrize(("settings", "shows"), [
     ({}, True), ({"bind": "[::1]:1"}, True), ({"bind": "localhost:1"}, True), ({"bind": "0.0.0.0:1"}, False),
     ({"bind": "10.0.0.1:1"}, False), ({"bind": "0.0.0.0:1", "pictures": True}, True), ({"pictures": False}, False),
     ({"bind": None}, False)])
-def test_pictures_are_shown_to_this_machine_unless_told_otherwise(said: dict[str, Any], shows: bool) -> None:
-    assert Health(**said).shows == shows
+def test_pictures_are_shown_to_this_machine_by_default(settings: dict[str, Any], shows: bool) -> None:
+    assert HealthConfig(**settings).serves_pictures == shows
 
 
 def state(**changes: Any) -> dict[str, Any]:
@@ -97,18 +96,18 @@ def state(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def served(showing: Showing, tmp_path: Path) -> Iterator[SimpleNamespace]:
+def served(live_feed: LiveFeed, tmp_path: Path) -> Iterator[SimpleNamespace]:
     """A health page with cameras to look at; `state` is what it says."""
     said = SimpleNamespace(state=state())
     metrics = Metrics(lambda: said.state)
-    server = HealthServer("127.0.0.1:0", lambda: said.state, metrics, showing)
+    server = HealthServer("127.0.0.1:0", lambda: said.state, metrics, live_feed)
     said.address, said.metrics = server.address, metrics
     yield said
-    showing.close()
+    live_feed.close()
     server.close()
 
 
-def test_cameras_are_served(served: SimpleNamespace, showing: Showing) -> None:
+def test_cameras_are_served(served: SimpleNamespace, live_feed: LiveFeed) -> None:
     answer = httpx.get(f"http://{served.address}/cameras/cell.jpg")
     assert answer.content == JPEG
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -118,7 +117,7 @@ def test_cameras_are_served(served: SimpleNamespace, showing: Showing) -> None:
     with httpx.stream("GET", f"http://{served.address}/cameras/cell/live") as answer:
         lines = answer.iter_lines()
         assert json.loads(next(lines)) == []  # nothing yet
-        showing.tell([prediction("cell")])
+        live_feed.write([prediction("cell")])
         assert json.loads(next(lines)) == [prediction("cell")]
 
 
@@ -132,14 +131,14 @@ def test_another_sites_page_and_a_service_that_does_not_show(path: str, served: 
 
 
 class TestPage:
-    """The page's side of it, demo/services.py."""
+    """The page's side of it, demo/service_api.py."""
 
     @pytest.fixture
     def service(self, served: SimpleNamespace) -> Iterator[Any]:
         pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
-        from demo.services import Service
+        from demo.service_api import ServiceClient
 
-        found = Service(served.address)
+        found = ServiceClient(served.address)
         yield found
         found.close()
 
@@ -148,10 +147,10 @@ class TestPage:
 
         from fastapi import FastAPI
 
-        from demo.services import looking
+        from demo.service_api import service_router
 
         app = FastAPI()
-        app.include_router(looking(service))
+        app.include_router(service_router(service))
 
         async def ask() -> httpx.Response:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
@@ -159,10 +158,10 @@ class TestPage:
 
         return asyncio.run(ask())
 
-    def test_records_and_pictures_come(self, service: Any, showing: Showing) -> None:
+    def test_records_and_pictures_come(self, service: Any, live_feed: LiveFeed) -> None:
         followed = service.follow("cell")
         assert next(followed) == []
-        showing.tell([prediction("cell")])
+        live_feed.write([prediction("cell")])
         assert next(followed) == [prediction("cell")]
         followed.close()
         assert service.picture(ODD) == JPEG
@@ -173,13 +172,13 @@ class TestPage:
 
     def test_a_service_that_is_not_there(self) -> None:
         pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
-        from demo.services import Service
+        from demo.service_api import ServiceClient
         from engines.errors import SourceError
 
-        nobody = Service("127.0.0.1:9")
+        nobody = ServiceClient("127.0.0.1:9")
         said = self.asked(nobody, "/service/state").json()
         assert said["health"] is None
-        assert "no service at 127.0.0.1:9" in said["trouble"]
+        assert "no service at 127.0.0.1:9" in said["error"]
         assert nobody.picture("cell") is None
         with pytest.raises(SourceError):
             next(nobody.follow("cell"))
@@ -188,17 +187,17 @@ class TestPage:
     @pytest.mark.parametrize("address", ["", "somewhere", "http://a:1", "a b:1", "a:x", "a:1/b", "user@a:1"])
     def test_what_is_no_address(self, address: str) -> None:
         pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
-        from demo.services import Service
+        from demo.service_api import ServiceClient
         from engines.errors import UsageError
 
         with pytest.raises(UsageError, match="host:port"):
-            Service(address)
+            ServiceClient(address)
 
     def test_events_are_filtered_exported_and_played(self, service: Any, served: SimpleNamespace,
                                                      tmp_path: Path) -> None:
-        assert "set results.log" in self.asked(service, "/service/events").json()["trouble"]
+        assert "set results.log" in self.asked(service, "/service/events").json()["error"]
         served.state = state(log="/nowhere/events.db")
-        assert "not on this machine" in self.asked(service, "/service/events").json()["trouble"]
+        assert "not on this machine" in self.asked(service, "/service/events").json()["error"]
         path, folder = tmp_path / "events.db", tmp_path / "clips"
         folder.mkdir()
         with EventLog(path, "gesture", "service") as log:
@@ -225,7 +224,7 @@ class TestPage:
             assert self.asked(service, f"/service/clips/{name}").status_code == 404
 
     @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser Chromium, which is not installed")
-    def test_tiles_events_and_the_live_view_are_shown(self, served: SimpleNamespace, service: Any, showing: Showing,
+    def test_tiles_events_and_the_live_view_are_shown(self, served: SimpleNamespace, service: Any, live_feed: LiveFeed,
                                                       tmp_path: Path, unused_port: int) -> None:
         sync = pytest.importorskip("playwright.sync_api", reason="needs Playwright, which drives the browser")
         from test_ui import PATIENCE_S, accessible, serving
@@ -246,22 +245,22 @@ class TestPage:
             page.locator(".tile", has_text=ODD).click()
             sync.expect(page.locator("#camera")).to_have_value(f"service:{ODD}", timeout=1000 * PATIENCE_S)
             scores = {"gesture": {"now": [["left", 0.5]], "window": [["left", 0.98]]}}
-            told = threading.Event()
+            ended = threading.Event()
 
-            def tell() -> None:
-                while not told.wait(0.1):
-                    showing.tell([{**prediction(ODD), "heads": scores, "warm": True, "clips": [1.0], "dropped": 0,
+            def write() -> None:
+                while not ended.wait(0.1):
+                    live_feed.write([{**prediction(ODD), "heads": scores, "warm": True, "clips": [1.0], "dropped": 0,
                                    "held": 0, "latency_ms": {"total": 1.0}}])
 
-            teller = threading.Thread(target=tell)
-            teller.start()
+            writer = threading.Thread(target=write)
+            writer.start()
             try:
                 sync.expect(page.locator("#bars .bar").first).to_contain_text("98 %", timeout=1000 * PATIENCE_S)
                 sync.expect(page.locator("#picture")).to_be_visible()
             finally:
-                told.set()
-                teller.join()
+                ended.set()
+                writer.join()
             served.state = None  # a service that is not well
             page.goto(f"{address}/cameras")
-            sync.expect(page.locator("#trouble")).to_contain_text("No service at", timeout=1000 * PATIENCE_S)
+            sync.expect(page.locator("#message")).to_contain_text("No service at", timeout=1000 * PATIENCE_S)
             browser.close()

@@ -16,8 +16,8 @@ from stream.frame import Frame
 from stream.service.egress.outbox import Publisher as Results
 from stream.service.ingress.sender import Sender
 from stream.sources import open_source
-from stream.sources.publisher import Publisher
-from stream.wire import header_of
+from stream.sources.subscriber import Subscriber
+from stream.wire import encode_header
 
 
 def picture(value: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def sending(send: Callable[[int], object]) -> Iterator[None]:
         thread.join()
 
 
-def frames(source: Publisher, count: int) -> list[Frame]:
+def frames(source: Subscriber, count: int) -> list[Frame]:
     return [item for item in islice(source.frames(), count) if isinstance(item, Frame)]
 
 
@@ -81,7 +81,7 @@ def test_imagezmqs_publisher_is_stamped_when_it_comes(
         imagezmq_publisher: tuple[imagezmq.ImageSender, str]) -> None:
     sender, address = imagezmq_publisher
     ticks = iter(range(1000))
-    source = Publisher(f"zmq://{address}", camera="cell", wall=lambda: float(next(ticks)))
+    source = Subscriber(f"zmq://{address}", camera="cell", wall=lambda: float(next(ticks)))
     with source, sending(lambda k: sender.send_image("what it says", picture(7))):
         seen = frames(source, 3)
     assert [frame.captured_at for frame in seen] == [0.0, 1.0, 2.0]
@@ -95,10 +95,10 @@ def test_spoilt_messages_are_counted_and_other_cameras_passed_over() -> None:
     def send(pub: zmq.Socket[bytes], k: int) -> None:
         name = "other" if k % 4 == 0 else "mine"
         body = b"spoilt" if k % 4 == 1 else image.tobytes()
-        pub.send_multipart([header_of(name, image.shape, encoding="raw", captured_at=float(k)), body])
+        pub.send_multipart([encode_header(name, image.shape, encoding="raw", captured_at=float(k)), body])
 
     with bound() as (pub, address):
-        source = Publisher(f"{address}?camera=mine", policy="every")
+        source = Subscriber(f"{address}?camera=mine", policy="every")
         with source, sending(lambda k: send(pub, k)):
             seen = frames(source, 6)
     assert {frame.camera for frame in seen} == {"mine"}
@@ -109,19 +109,20 @@ def test_spoilt_messages_are_counted_and_other_cameras_passed_over() -> None:
 
 def test_the_end_of_a_stream_ends_it_and_so_does_closing() -> None:
     with bound() as (pub, address):
-        source = Publisher(address)
-        with sending(lambda k: pub.send_multipart([header_of("desk", end=True), b""])):
+        source = Subscriber(address)
+        with sending(lambda k: pub.send_multipart([encode_header("desk", end=True), b""])):
             assert frames(source, 1) == []
-        closed = Publisher(address)
+        closed = Subscriber(address)
         threading.Timer(0.05, closed.close).start()
         assert frames(closed, 1) == []
 
 
 def test_the_newest_picture_is_taken() -> None:
     with bound() as (pub, address):
-        source = Publisher(address)
-        with source, sending(lambda k: pub.send_multipart(
-                [header_of("desk", (16, 16, 3), encoding="raw", captured_at=float(k)), picture(k % 256).tobytes()])):
+        source = Subscriber(address)
+        with source, sending(lambda k: pub.send_multipart([
+                encode_header("desk", (16, 16, 3), encoding="raw", captured_at=float(k)),
+                picture(k % 256).tobytes()])):
             stream = source.frames()
             first = next(stream)
             assert isinstance(first, Frame)
@@ -139,4 +140,4 @@ def test_addresses_that_cannot_be(address: str) -> None:
     from engines.errors import UsageError
 
     with pytest.raises(UsageError, match="zmq://host:port"):
-        Publisher(address)
+        Subscriber(address)

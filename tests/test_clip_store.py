@@ -17,9 +17,10 @@ pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])"
 
 from fastapi import FastAPI
 
-from demo import lessons as module
-from demo.lessons import Lessons, Teacher
-from demo.teaching import teaching
+from demo import trainer as module
+from demo.clip_store import ClipStore
+from demo.teach_api import teach_router
+from demo.trainer import Trainer
 from engines.errors import DatasetError, ModelError, SourceError, UsageError
 from stream.frame import Frame, Image
 from stream.service.egress.clips import write_video
@@ -40,32 +41,32 @@ def seen(path: Path) -> list[tuple[float, float]]:
 
 
 def test_recordings_are_kept_cut_and_deleted(tmp_path: Path) -> None:
-    lessons = Lessons(tmp_path / "new" / "lessons")
-    assert lessons.clips() == []
+    store = ClipStore(tmp_path / "new" / "lessons")
+    assert store.clips() == []
     for label in ("wave", "wave", "  Kaffee   kochen "):
-        lessons.add(label, pictures(3.0))
-    assert [(clip.label, clip.number) for clip in lessons.clips()] == [("Kaffee kochen", 1), ("wave", 1), ("wave", 2)]
-    assert lessons.clips()[1].whole_s == pytest.approx(3.0, abs=0.15)
-    lessons.cut("wave", 2, 1.0, 2.0)
-    times, brightness = zip(*seen(lessons.path("wave", 2)), strict=True)
+        store.add(label, pictures(3.0))
+    assert [(clip.label, clip.number) for clip in store.clips()] == [("Kaffee kochen", 1), ("wave", 1), ("wave", 2)]
+    assert store.clips()[1].whole_s == pytest.approx(3.0, abs=0.15)
+    store.trim("wave", 2, 1.0, 2.0)
+    times, brightness = zip(*seen(store.find("wave", 2)), strict=True)
     assert times[-1] == pytest.approx(1.0, abs=0.01)
     assert brightness[0] == pytest.approx(80, abs=7)
-    assert lessons.clips()[2].seconds < lessons.clips()[2].whole_s
-    lessons.cut("wave", 2, 0.0, 3.0)  # nothing is lost by a cut
-    assert len(seen(lessons.path("wave", 2))) == 31
-    lessons.remove("wave", 1)
-    lessons.add("wave", pictures(1.0))
-    assert [(clip.label, clip.number) for clip in lessons.clips()] == [("Kaffee kochen", 1), ("wave", 2), ("wave", 3)]
-    lessons.remove("Kaffee kochen", 1)
+    assert store.clips()[2].seconds < store.clips()[2].whole_s
+    store.trim("wave", 2, 0.0, 3.0)  # nothing is lost by a cut
+    assert len(seen(store.find("wave", 2))) == 31
+    store.remove("wave", 1)
+    store.add("wave", pictures(1.0))
+    assert [(clip.label, clip.number) for clip in store.clips()] == [("Kaffee kochen", 1), ("wave", 2), ("wave", 3)]
+    store.remove("Kaffee kochen", 1)
     assert [path.name for path in (tmp_path / "new" / "lessons" / "clips").iterdir()] == ["wave"]
 
 
 def test_pictures_are_kept_small(tmp_path: Path) -> None:
-    lessons = Lessons(tmp_path)
+    store = ClipStore(tmp_path)
     video = tmp_path / "large.mp4"
     write_video(video, pictures(1.0, (480, 640)), (480, 640))
-    lessons.add_file("wave", video)
-    with open_source(str(lessons.path("wave", 1))) as source:
+    store.add_file("wave", video)
+    with open_source(str(store.find("wave", 1))) as source:
         assert next(item for item in source.frames() if isinstance(item, Frame)).image_bgr.shape == (240, 320, 3)
 
 
@@ -74,27 +75,27 @@ def test_pictures_are_kept_small(tmp_path: Path) -> None:
     (".hidden", 2, "the name"), ("wave", 0.3, "of 0.3 s"), ("wave", 601, "more than 600 s")])
 def test_what_cannot_be_kept_leaves_nothing(label: str, seconds: float, says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says):
-        Lessons(tmp_path).add(label, pictures(seconds, (2, 2)))
+        ClipStore(tmp_path).add(label, pictures(seconds, (2, 2)))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    lessons = Lessons(tmp_path)
-    for call in (lambda: lessons.path("wave", 1), lambda: lessons.remove("wave", 1),
-                 lambda: lessons.cut("wave", 1, 0, 1), lambda: lessons.path("../..", 1)):
+    store = ClipStore(tmp_path)
+    for call in (lambda: store.find("wave", 1), lambda: store.remove("wave", 1),
+                 lambda: store.trim("wave", 1, 0, 1), lambda: store.find("../..", 1)):
         with pytest.raises(UsageError):
             call()
     (tmp_path / "wrong.mp4").write_bytes(b"no video")
     with pytest.raises(SourceError):
-        lessons.add_file("wave", tmp_path / "wrong.mp4")
+        store.add_file("wave", tmp_path / "wrong.mp4")
 
 
-def wait(teacher: Teacher) -> None:
-    teacher._thread.join(60)
-    assert not teacher.state()["busy"]
+def wait(trainer: Trainer) -> None:
+    trainer._thread.join(60)
+    assert not trainer.state()["busy"]
 
 
-class TestTeacher:
+class TestTrainer:
     def test_a_model_that_cannot_be_used_does_not_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         used: list[str] = []
 
@@ -108,18 +109,18 @@ class TestTeacher:
                 return {"recordings": len(used)}
 
         monkeypatch.setattr(module, "teach_folder", lambda model, folder, out, **_: out.write_bytes(b"1") and Outcome())
-        teacher = Teacher(Lessons(tmp_path), "gesture", "auto", use)
-        models = [teacher.model]
-        for work in (teacher.learn, teacher.learn, teacher.learn, teacher.undo, teacher.undo):
+        trainer = Trainer(ClipStore(tmp_path), "gesture", "auto", use)
+        models = [trainer.model]
+        for work in (trainer.train, trainer.train, trainer.train, trainer.undo, trainer.undo):
             work()
-            wait(teacher)
-            models.append(Path(teacher.model).name)
-            assert (teacher.state()["trouble"] != "") == (len(models) == 3)
+            wait(trainer)
+            models.append(Path(trainer.model).name)
+            assert (trainer.state()["error"] != "") == (len(models) == 3)
         assert models == ["gesture", "1.safetensors", "1.safetensors", "2.safetensors", "1.safetensors", "gesture"]
         assert [Path(model).name for model in used] == [
             "1.safetensors", "2.safetensors", "2.safetensors", "1.safetensors", "gesture"]
         with pytest.raises(UsageError, match="nothing learnt"):
-            teacher.undo()
+            trainer.undo()
 
     def test_a_learnt_model_that_does_not_open_is_passed_over(self, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,36 +134,36 @@ class TestTeacher:
             return model
 
         monkeypatch.setattr(module, "teach_folder", learn)
-        teacher = Teacher(Lessons(tmp_path), "gesture", "auto", lambda model: None)
-        folder = teacher._folder
+        trainer = Trainer(ClipStore(tmp_path), "gesture", "auto", lambda model: None)
+        folder = trainer._folder
         folder.mkdir(parents=True)
         for name, what in (("1", b"good"), ("2", b"spoilt"), ("3", b"spoilt")):
             (folder / f"{name}.safetensors").write_bytes(what)
-        assert teacher.opened(open_model) == teacher.model == str(folder / "1.safetensors")
-        assert teacher.state()["learnt"] == 1
-        teacher.learn()
-        wait(teacher)
-        assert teacher.model == str(folder / "4.safetensors")
+        assert trainer.open_newest(open_model) == trainer.model == str(folder / "1.safetensors")
+        assert trainer.state()["versions"] == 1
+        trainer.train()
+        wait(trainer)
+        assert trainer.model == str(folder / "4.safetensors")
         assert (folder / "3.safetensors").read_bytes() == b"spoilt"
         for path in folder.iterdir():
             path.write_bytes(b"spoilt")
-        assert Teacher(Lessons(tmp_path), "gesture", "auto", lambda model: None).opened(open_model) == "gesture"
+        assert Trainer(ClipStore(tmp_path), "gesture", "auto", lambda model: None).open_newest(open_model) == "gesture"
 
     def test_one_wish_at_a_time_and_faults_are_told(self, tmp_path: Path) -> None:
         go = threading.Event()
-        teacher = Teacher(Lessons(tmp_path), "gesture", "auto", lambda model: None)
-        teacher._begin(lambda: go.wait(10) and None)
+        trainer = Trainer(ClipStore(tmp_path), "gesture", "auto", lambda model: None)
+        trainer._start_thread(lambda: go.wait(10) and None)
         with pytest.raises(UsageError, match="one at a time"):
-            teacher.learn()
+            trainer.train()
         go.set()
-        wait(teacher)
-        teacher.learn()
-        wait(teacher)
-        assert "no folder of a label" in teacher.state()["trouble"]
-        teacher._begin(lambda: [][0])
-        wait(teacher)
-        assert "the server's log says why" in teacher.state()["trouble"]
-        assert teacher.state()["learnt"] == 0
+        wait(trainer)
+        trainer.train()
+        wait(trainer)
+        assert "no folder of a label" in trainer.state()["error"]
+        trainer._start_thread(lambda: [][0])
+        wait(trainer)
+        assert "the server's log says why" in trainer.state()["error"]
+        assert trainer.state()["versions"] == 0
 
 
 class Client:
@@ -189,7 +190,7 @@ class Client:
 @pytest.fixture
 def client(tmp_path: Path) -> Client:
     app = FastAPI()
-    app.include_router(teaching(Teacher(Lessons(tmp_path / "lessons"), "gesture", "auto", lambda model: None)))
+    app.include_router(teach_router(Trainer(ClipStore(tmp_path / "lessons"), "gesture", "auto", lambda model: None)))
     return Client(app)
 
 
@@ -206,8 +207,8 @@ def test_a_page_uploads_cuts_and_deletes(client: Client, tmp_path: Path) -> None
     assert client.get("/teach/clips/wave/1.mp4").status_code == 404
     assert client.get("/teach/model").status_code == 404
     said = client.post("/teach/clips", params={"label": "wave"}, content=b"no video").json()
-    assert said["trouble"].startswith("this file: ")
-    assert "trouble" in client.post("/teach/undo").json()
+    assert said["error"].startswith("this file: ")
+    assert "error" in client.post("/teach/undo").json()
     assert client.post("/teach/cut", json={"label": "wave"}).status_code == 422
 
 

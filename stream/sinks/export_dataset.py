@@ -11,10 +11,10 @@ from pathlib import Path
 from engines.datasets.epic_files import Narration, write_annotations
 from stream.evaluation.metrics import overlap
 from stream.sinks.base import sink_errors
-from stream.sinks.log import Logged, Run, clip_name
+from stream.sinks.log import LoggedEvent, Run, clip_name
 
 
-def write_epic(folder: Path, found: Sequence[Logged], runs: Sequence[Run]) -> list[str]:
+def write_epic(folder: Path, found: Sequence[LoggedEvent], runs: Sequence[Run]) -> list[str]:
     """EPIC-KITCHENS-100's files; returns the names of the videos, one for each camera and run.
 
     Times count from a run's first frame, where a recording of it begins, else from the run's start. The events of heads
@@ -38,7 +38,7 @@ def write_epic(folder: Path, found: Sequence[Logged], runs: Sequence[Run]) -> li
     return sorted({one.video_id for one in narrations})
 
 
-def write_something(folder: Path, found: Sequence[Logged]) -> list[str]:
+def write_something(folder: Path, found: Sequence[LoggedEvent]) -> list[str]:
     """Something-Something V2's files, for the videos that a service keeps of events; returns their names."""
     labels = sorted({each.event.label for each in found})
     names = [Path(clip_name(each.id, each.event.camera, each.event.label)).stem for each in found]
@@ -51,7 +51,7 @@ def write_something(folder: Path, found: Sequence[Logged]) -> list[str]:
     return names
 
 
-def _noun(verb: Logged, found: Sequence[Logged]) -> str:
+def _noun(verb: LoggedEvent, found: Sequence[LoggedEvent]) -> str:
     if verb.event.head != "verb":
         return verb.event.head
     nouns = [(overlap(verb.event, each.event), each.event.label) for each in found

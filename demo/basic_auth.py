@@ -1,4 +1,4 @@
-"""Who may see the page: names and passwords over HTTP Basic. Passwords are kept as scrypt hashes only.
+"""HTTP Basic authentication for the page. Passwords are kept as scrypt hashes only.
 
     users file: a line "name:salt:hash" for each user, hex; made by `gatestream ui --auth FILE --add-user NAME`
 """
@@ -19,20 +19,20 @@ from engines.errors import SinkError, UsageError
 from engines.model.file import write_atomically
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-LEAST = 8  # characters of a password
+MIN_PASSWORD = 8  # characters
 SCRYPT = {"n": 2**14, "r": 8, "p": 1}  # 16 MB and some 50 ms for each try
-REMEMBERED = 64  # headers that were right
+CACHED_HEADERS = 64  # that were right: scrypt is slow on purpose
 
 
-def add(file: Path, name: str, password: str) -> None:
-    """Adds a user, or gives one another password. Raises UsageError, SinkError."""
+def add_user(file: Path, name: str, password: str) -> None:
+    """Adds a user, or changes a user's password. Raises UsageError, SinkError."""
     if not NAME.fullmatch(name):
         raise UsageError(f"a user called {name!r}", "letters, digits, dots and dashes", "choose another name")
-    if len(password) < LEAST:
-        raise UsageError(f"a password of {len(password)} characters", f"{LEAST} or more", "choose a longer one")
-    users = read(file) if file.exists() else {}
+    if len(password) < MIN_PASSWORD:
+        raise UsageError(f"a password of {len(password)} characters", f"{MIN_PASSWORD} or more", "choose a longer one")
+    users = read_users(file) if file.exists() else {}
     salt = os.urandom(16)
-    users[name] = salt, _hashed(password, salt)
+    users[name] = salt, _hash(password, salt)
     lines = "".join(f"{one}:{salt.hex()}:{hashed.hex()}\n" for one, (salt, hashed) in users.items())
     write_atomically(file, lines.encode())
     try:
@@ -41,7 +41,7 @@ def add(file: Path, name: str, password: str) -> None:
         raise SinkError(f"{file} ({error.strerror})", "a file for yourself alone", "choose another place") from error
 
 
-def read(file: Path) -> dict[str, tuple[bytes, bytes]]:
+def read_users(file: Path) -> dict[str, tuple[bytes, bytes]]:
     """Salt and hash of each user. Raises UsageError."""
     try:
         rows = [line.split(":") for line in file.read_text(encoding="utf-8").split()]
@@ -53,17 +53,17 @@ def read(file: Path) -> dict[str, tuple[bytes, bytes]]:
     return users
 
 
-class Guard:
-    """An ASGI application that lets known users through to another one, and asks everybody else who they are."""
+class BasicAuth:
+    """ASGI middleware: passes requests and WebSockets of known users on, answers all others with 401 or a close."""
 
     def __init__(self, app: Any, users: dict[str, tuple[bytes, bytes]]) -> None:
         self._app, self._users = app, users
-        self._right: dict[bytes, None] = {}  # digests of headers that were right: scrypt is slow on purpose
-        self._one = asyncio.Semaphore(1)  # so that guesses keep one core busy at most
+        self._accepted: dict[bytes, None] = {}  # digests of headers that were right, oldest first
+        self._one_at_a_time = asyncio.Semaphore(1)  # guesses keep one core busy at most
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Serves one connection."""
-        if scope["type"] == "lifespan" or await self._known(dict(scope["headers"]).get(b"authorization", b"")):
+        if scope["type"] == "lifespan" or await self._accepts(dict(scope["headers"]).get(b"authorization", b"")):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
@@ -73,9 +73,9 @@ class Guard:
                 (b"www-authenticate", b'Basic realm="gatestream", charset="UTF-8"'), (b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"Who are you?\n"})
 
-    async def _known(self, header: bytes) -> bool:
+    async def _accepts(self, header: bytes) -> bool:
         digest = hashlib.sha256(header).digest()
-        if digest in self._right:
+        if digest in self._accepted:
             return True
         try:
             kind, _, rest = header.partition(b" ")
@@ -85,15 +85,15 @@ class Guard:
         if kind.lower() != b"basic":
             return False
         salt, wanted = self._users.get(name, (b"nobody", secrets.token_bytes(64)))  # unknown names take as long
-        async with self._one:
-            hashed = await asyncio.to_thread(_hashed, password, salt)
+        async with self._one_at_a_time:
+            hashed = await asyncio.to_thread(_hash, password, salt)
         if not hmac.compare_digest(hashed, wanted):
             return False
-        self._right[digest] = None
-        if len(self._right) > REMEMBERED:
-            del self._right[next(iter(self._right))]
+        self._accepted[digest] = None
+        if len(self._accepted) > CACHED_HEADERS:
+            del self._accepted[next(iter(self._accepted))]
         return True
 
 
-def _hashed(password: str, salt: bytes) -> bytes:
+def _hash(password: str, salt: bytes) -> bytes:
     return hashlib.scrypt(password.encode(), salt=salt, **SCRYPT)
