@@ -118,9 +118,9 @@ def uninstalled(packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> N
 
 def start_from_imagenet() -> None:
     from engines.networks.network import build
-    from engines.training.pretrained import start_from
+    from engines.training.pretrained import load_pretrained
 
-    start_from(build("tsn-mobilenetv2", heads={"label": 2}, segments=2, causal=True), "imagenet")
+    load_pretrained(build("tsn-mobilenetv2", heads={"label": 2}, segments=2, causal=True), "imagenet")
 
 
 def results_over_mqtt() -> None:
