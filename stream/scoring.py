@@ -1,4 +1,4 @@
-"""From one engine step to what the model says: calibrated probabilities of this frame and of the window.
+"""From one engine step to calibrated probabilities of this frame and of the window.
 
 Legend: D features of a frame, K labels of a head.
 """
@@ -16,23 +16,21 @@ from engines.runtime.engine import StepResult
 from stream.frame import Ranked
 from stream.window import ClipWindow, Fused, Fusion, Window
 
-TOP = 5  # labels given per head
+TOP = 5  # labels of a Prediction, per head
 Probs = NDArray[Any]
 
 
 class ScoringModel(Protocol):
-    """What is needed of a model besides its engine: `engines.Model` has it."""
+    """What scoring needs of a model; `engines.Model` has it."""
 
     contract: Contract
 
     @property
     def clip_fusion(self) -> Fusion | None:
-        """What fuses the clips of a window; None for their mean."""
-        ...
+        """Fuses the clips of a window; None for their mean."""
 
     def head_logits(self, features_D: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Logits [K] of every head for one descriptor."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +43,11 @@ class Scores:
 
 
 class Scorer:
-    """Scores the steps of one camera; remembers its window."""
+    """Scores the steps of one camera and keeps its window."""
 
     def __init__(self, model: ScoringModel) -> None:
         self._model, self._contract = model, model.contract
-        self._window: Window | ClipWindow | None = None  # made at the first step, which tells D
+        self._window: Window | ClipWindow | None = None  # made at the first step, when D is known
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
@@ -72,7 +70,7 @@ class Scorer:
         return self._window.push(features_D)
 
     def reset(self) -> None:
-        """Forgets the window."""
+        """Empties the window."""
         if self._window is not None:
             self._window.reset()
 
@@ -85,7 +83,7 @@ def probabilities(logits_K: NDArray[np.float32], temperature: float) -> Probs:
     return probs_K
 
 
-def ranked(labels: tuple[str, ...], probs_K: Probs) -> Ranked:
+def top_labels(labels: tuple[str, ...], probs_K: Probs) -> Ranked:
     """The TOP labels with their probabilities, best first."""
     best = np.argsort(-probs_K, kind="stable")[:TOP]
     return tuple((labels[index], float(probs_K[index])) for index in best)

@@ -242,6 +242,15 @@ class TestCache:
         FrameCache(tmp_path).frames(Segment("a", Media(clip)), 5.0, SIZE_HW)
         assert [path.name for path in tmp_path.glob(".decoding-*")] == [".decoding-new"]
 
+    def test_its_folders_are_the_users_alone(self, clip: Path, tmp_path: Path) -> None:
+        """As the engines' cache beside it asks for: TensorRT refuses a folder that others can write."""
+        usual = os.umask(0o002)
+        try:
+            FrameCache(tmp_path / "cache" / "frames").frames(Segment("a", Media(clip)), 5.0, SIZE_HW)
+        finally:
+            os.umask(usual)
+        assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("cache", "cache/frames")] == [0o700, 0o700]
+
     def test_a_folder_that_cannot_be(self, clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "file").write_text("")
         cache, segment = FrameCache(tmp_path / "file"), Segment("a", Media(clip))

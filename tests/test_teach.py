@@ -37,7 +37,7 @@ from engines.training.support_clips import SupportClip, action_span, make_exampl
 from engines.training.train import Recipe
 from stream.commands.cli import main
 from stream.commands.train import train
-from stream.evaluation import evaluate_clips
+from stream.evaluation.clips import evaluate_clips
 from stream.recognizer import Recognizer
 from stream.teaching.support_videos import find
 from stream.teaching.teach import event_rule, teach_folder

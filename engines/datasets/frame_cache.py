@@ -92,7 +92,7 @@ class FrameCache:
         """Decodes a whole recording into its file. DatasetError comes out; trouble with the disk does not."""
         aside: Path | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_private(self.folder)
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".decoding-")
             aside = Path(name)
             with os.fdopen(handle, "wb") as file:
@@ -143,6 +143,13 @@ class FrameCache:
             with contextlib.suppress(OSError):
                 path.unlink()
                 total -= size
+
+
+def _make_private(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, for this user alone. Raises OSError."""
+    for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)
 
 
 def _attempt(decoded: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:

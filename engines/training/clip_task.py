@@ -85,11 +85,8 @@ class ClipTask(Task[ClipBatch]):
 
     def batches(self, first: int) -> Iterator[ClipBatch]:
         end = self._config.epochs * self.updates_per_epoch * self._accumulation
-        own = self._ranks.own_rows(self._order.rows)
-        chosen = []
-        for number in range(first * self._accumulation, end):
-            whole = self._order.batch(number)
-            chosen.append([whole[row] for row in own])
+        rows = self._ranks.own_rows(self._order.rows)
+        chosen = self._order.batches(first * self._accumulation, end, rows)
         return load_batches(self._training, chosen, self._workers)
 
     def describe(self, batch: ClipBatch) -> str:

@@ -6,10 +6,9 @@ Legend: B clips, T frames of a clip, H W the input's size, K heads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from engines.datasets.base import Segment
 from engines.datasets.frames import GIVE_UP
 from engines.errors import DatasetError, GatestreamError
 from engines.training.loss import UNKNOWN
+from engines.training.workers import start_workers
 
 log = logging.getLogger("gatestream.training")
 Images = NDArray[np.uint8]
@@ -49,11 +49,13 @@ class ClipOrder:
     def batches_per_epoch(self) -> int:
         return max(1, self.clips // self.rows)
 
-    def batch(self, number: int) -> list[tuple[int, int]]:
-        """(epoch, clip) of each row of a batch, which are counted through all epochs."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        shuffled = np.random.default_rng((self.seed, epoch)).permutation(self.clips)
-        return [(epoch, int(shuffled[(place * self.rows + row) % self.clips])) for row in range(self.rows)]
+    def batches(self, first: int, end: int, rows: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+        """(epoch, clip) of these rows of each batch; batches are counted through all epochs, from `first` to `end`."""
+        for epoch in range(first // self.batches_per_epoch, -(-end // self.batches_per_epoch)):
+            shuffled = np.random.default_rng((self.seed, epoch)).permutation(self.clips)
+            begin = epoch * self.batches_per_epoch
+            for place in range(max(first - begin, 0), min(end - begin, self.batches_per_epoch)):
+                yield [(epoch, int(shuffled[(place * self.rows + row) % self.clips])) for row in rows]
 
 
 class ClipDataset(Items["Clip | GatestreamError"]):
@@ -114,12 +116,11 @@ def _collate(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamError
                      torch.tensor([clip.labels for clip in made]), tuple(clip.name for clip in made))
 
 
-def load_batches(clips: ClipDataset, chosen: Sequence[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
+def load_batches(clips: ClipDataset, chosen: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
     """The chosen batches, made by so many loader workers. Raises what reading a clip raised."""
-    cv2.setNumThreads(1)  # OpenCV's thread pool does not survive the fork of a worker: it would hang
     loader = DataLoader(clips, batch_sampler=chosen, num_workers=workers, collate_fn=_collate,
                         prefetch_factor=2 if workers else None, generator=torch.Generator())
-    for batch in loader:
+    for batch in start_workers(loader):
         if isinstance(batch, GatestreamError):
             raise batch
         yield batch

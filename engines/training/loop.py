@@ -10,14 +10,13 @@ Nothing depends on when a run was stopped: batches are functions of seed and ite
 every iteration, and a checkpoint holds all the rest, so that a killed run goes on to the very same weights.
 
 Several processes (`torchrun`) share out the rows of each batch. Every loss is a sum over rows with a count; sums and
-counts are added up over all processes before they are divided, so that the number of processes changes nothing.
+counts are added up over all processes before they are divided, so that the number of processes changes nothing but
+which random numbers dropout draws: each process has its own. Without dropout, weights agree within rounding.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Generic
@@ -27,11 +26,10 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError, UsageError
 from engines.networks.network import Network
-from engines.training.distributed import Ranks
+from engines.training.distributed import Ranks, seeded
+from engines.training.memory import keep_freed_memory
 from engines.training.runfolder import Row, RunFolder
 from engines.training.task import Autocast, Batch, LoopConfig, LossTerm, Precision, Progress, Task
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of the GNU C library's malloc.h
 
 
 def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, report: Callable[[str], None] = print,
@@ -41,17 +39,20 @@ def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, 
     Goes on from the folder's checkpoint. Raises ModelError for a loss or gradient that is not finite, naming the
     batch; the checkpoint before it is kept.
     """
-    _keep_memory()
-    run_ = _Run(task, config, folder, ranks, report)
-    first = run_.resume()
-    batches = task.batches(first)
-    for iteration in range(first, config.iterations):
-        figures = run_.update(iteration, batches)
-        if ranks.is_main:
-            progress(iteration + 1, figures)
-        if not run_.after(iteration + 1, figures):
-            break
-    return folder.load_best() if run_.best > -math.inf else task.average.module.state_dict()
+    with keep_freed_memory(), seeded(config.seed, ranks.device):
+        run_ = _Run(task, config, folder, ranks, report)
+        first = run_.resume()
+        batches = task.batches(first)
+        for iteration in range(first, config.iterations):
+            figures = run_.update(iteration, batches)
+            if ranks.is_main:
+                progress(iteration + 1, figures)
+            if not run_.after(iteration + 1, figures):
+                break
+    last = task.average.module.state_dict()
+    if run_.best == -math.inf:
+        return last
+    return ranks.broadcast(folder.load_best() if ranks.is_main else last)
 
 
 class _Run(Generic[Batch]):
@@ -197,14 +198,6 @@ class _Run(Generic[Batch]):
         if self.ranks.is_main:
             self.report(f"resuming at iteration {kept['iteration']} from {self.folder.checkpoint.name}")
         return int(kept["iteration"])
-
-
-def _keep_memory() -> None:
-    """Has the C library keep what was freed: getting each layer's maps from the system anew took a sixth of a step."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _precision(wanted: Precision, device: torch.device) -> torch.dtype:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.frames import frames_of as decoded
@@ -31,7 +30,7 @@ from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
 from engines.training.clip_task import ClipTask, SGDConfig
 from engines.training.clips import ClipDataset, ClipOrder, Images, can_mirror
-from engines.training.distributed import Ranks, init_distributed
+from engines.training.distributed import Ranks, init_distributed, seeded
 from engines.training.initialisation import RULE, options_of, pixels_of, started, whole_network
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
@@ -138,13 +137,12 @@ def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] =
     The weights that were best at that are saved, the last ones where there is nothing to look at. A killed run goes
     on; the run's own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
     """
-    with init_distributed() as ranks:
+    with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
         return _train(recipe, data, ranks, report if ranks.is_main else lambda _: None, progress, frames_of)
 
 
 def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
            frames_of: FramesOf) -> Network:
-    torch.manual_seed(recipe.seed)
     data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]

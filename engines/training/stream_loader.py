@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from engines.errors import GatestreamError
 from engines.training.loss import Truth
 from engines.training.streams import Labelled
+from engines.training.workers import start_workers
 
 # (row, iteration it begins at, generator of its own) -> its frames
 OpenStream = Callable[[int, int, np.random.Generator], Iterator[Labelled]]
@@ -95,14 +95,12 @@ class Chunks(IterableDataset["Batch | GatestreamError"]):
     def batches(self, workers: int) -> Iterator[Batch]:
         """The same batches, made by so many loader workers, 0 for none."""
         workers = min(workers, len(self._rows))
-        # OpenCV's thread pool does not survive the fork of a worker: it would hang.
-        cv2.setNumThreads(1)
         loader = DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
                             generator=torch.Generator())  # its own: the loader draws from it
         parts = max(1, workers)
         served = [row for part in range(parts) for row in self._rows[part::parts]]
         order = torch.tensor([served.index(row) for row in self._rows])
-        pieces = iter(loader)
+        pieces = start_workers(loader)
         for _ in range(self._first, self._iterations):
             made = [_checked(next(pieces)) for _ in range(parts)]
             yield _joined(made, order)

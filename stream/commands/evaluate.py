@@ -69,7 +69,7 @@ def evaluate(model: ModelArgument,
 
     from engines.datasets.footage import videos
     from engines.model.file import load, write_atomically
-    from stream.evaluation import evaluate as run_evaluation
+    from stream.evaluation.evaluate import evaluate as run_evaluation
     from stream.sinks.base import output_path
 
     for folder in (dataset, *(idle or ())):
@@ -83,7 +83,7 @@ def evaluate(model: ModelArgument,
                          "add --supervision PT,TL,TD, each 0 to 5")
     limit = None if max_false_events is None else _per_hour(max_false_events)
     if limit is not None:
-        from stream.evaluation.thresholds import refuse_bundled, search, write_rule
+        from stream.evaluation.thresholds import refuse_bundled, search_rules, write_rule
         if out is None:
             raise UsageError("--max-false-events without --out", "a file for the model with its thresholds",
                              "add --out FILE")
@@ -103,9 +103,9 @@ def evaluate(model: ModelArgument,
                            kind=kind, media=media)
     figures: dict[str, Any] = found.as_json()
     if limit is not None and out is not None:
-        chosen = search(found.stream, found.idles.values(), limit)
+        chosen = search_rules(found.stream, found.idles.values(), limit)
         figures["thresholds"] = chosen.as_json()
-        data = {"dataset": found.chosen.name, "split": split, "groups": list(found.chosen.groups),
+        data = {"dataset": found.selection.name, "split": split, "groups": list(found.selection.groups),
                 "idle": [path.stem for path in footage], "rendered_idle_minutes": rendered_idle,
                 "seed": seed}
         write_rule(model, chosen, data, out)

@@ -89,7 +89,8 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
         console = _console(json)
         if console is not None:
             title = f"{loaded.contract.name}, {compiled.name} {compiled.precision}"
-            view = TerminalView(opened.info.camera, title, loaded.contract.background, console)
+            view = TerminalView(opened.info.camera, title, loaded.contract.background, console,
+                                live=opened.info.live)
             sinks.append(stack.enter_context(view))
         stack.enter_context(stop_on_signals(opened, stop))
         raise_if_interrupted()

@@ -27,6 +27,12 @@ def start() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        from engines.errors import is_interrupt
+
+        if is_interrupt(error):
+            return 130
+        raise
 
 
 class ForeignPackageError(ImportError):

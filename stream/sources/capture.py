@@ -1,7 +1,4 @@
-"""The capture seam: cv2.VideoCapture behind four calls, its errors mapped and its chatter silenced.
-
-`FakeCapture` plays a script instead; readers and their tests need no camera.
-"""
+"""The capture seam: cv2.VideoCapture behind four calls, its errors mapped and its messages silenced; and a fake."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ class Capture(Protocol):
     def release(self) -> None: ...
 
 
-def picture(capture: Capture) -> Image | None:
+def retrieve_bgr(capture: Capture) -> Image | None:
     """The frame just grabbed, as BGR; None for one that cannot be decoded or used."""
     image = capture.retrieve()
     try:
@@ -64,7 +61,7 @@ def silence_opencv() -> None:
 
 @contextmanager
 def silence_stderr() -> Iterator[None]:
-    """libpng and libjpeg write to file descriptor 2 themselves and know no switch; meanwhile it leads nowhere."""
+    """Discards file descriptor 2 meanwhile: libpng and libjpeg write there themselves and have no switch."""
     with _stderr:
         try:
             saved = os.dup(2)
