@@ -40,25 +40,25 @@ def serve(config: Annotated[Path | None, typer.Argument(
     """
     from stream.service.config import Config, PromotionConfig, read_config
 
-    def load() -> Config:
-        loaded = Config() if config is None else read_config(config)
-        return loaded if gate is None else loaded.model_copy(update={"gate": PromotionConfig(recording=gate)})
+    def read_settings() -> Config:
+        read = Config() if config is None else read_config(config)
+        return read if gate is None else read.model_copy(update={"gate": PromotionConfig(recording=gate)})
 
-    wanted = load()
+    settings = read_settings()
     if check:
-        print(f"{config or 'the defaults'}: fine, {len(wanted.camera)} cameras configured")
+        print(f"{config or 'the defaults'}: fine, {len(settings.camera)} cameras configured")
         return
     from stream.notices import silence_decoders
 
     stop, reload = threading.Event(), threading.Event()
 
-    def changed() -> Config | None:
+    def reload_settings() -> Config | None:
         """The configuration, if it is to be read again; a faulty one is logged and not taken."""
         if not reload.is_set():
             return None
         reload.clear()
         try:
-            return load()
+            return read_settings()
         except UsageError as error:
             log.error("the configuration is not changed: %s", error)
             return None
@@ -72,20 +72,20 @@ def serve(config: Annotated[Path | None, typer.Argument(
         raise_if_interrupted()
         if cluster:
             from stream.service.cluster.cluster import Cluster
-            with Cluster(wanted) as workers:
+            with Cluster(settings) as workers:
                 if workers.health_address:
                     log.info("state and metrics: http://%s/health and /metrics", workers.health_address)
-                workers.run(stop, changed)
+                workers.run(stop, reload_settings)
             return
         from stream.service.service import Service
-        with Service(wanted) as service:
+        with Service(settings) as service:
             for address in service.addresses:
                 log.info("cameras may connect to %s", address)
-            for address in wanted.results.publish:
+            for address in settings.results.publish:
                 log.info("results are published at %s", address)
             if service.health_address:
                 log.info("state and metrics: http://%s/health and /metrics", service.health_address)
-            service.run(stop, changed)
+            service.run(stop, reload_settings)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
