@@ -144,7 +144,7 @@ class EventLog(Sink):
         assert self._db is not None
         with sink_errors("reading", self.path):
             rows = self._db.execute(f"SELECT id, {_EVENT} FROM events WHERE announced = 0 ORDER BY id").fetchall()
-        return [(number, Event(*values, False)) for number, *values in rows]
+        return [(number, _closed_event(*values)) for number, *values in rows]
 
     def _row(self, event: Event, announced: bool) -> tuple[object, ...]:
         return (self.run, event.camera, event.head, event.label, event.started_at, event.ended_at, event.score,
@@ -178,7 +178,7 @@ def read_events(path: str | Path, *, label: str | None = None, camera: str | Non
         rows = db.execute(f"SELECT id, run, {_EVENT} FROM (SELECT * FROM events WHERE {where} ORDER BY id DESC LIMIT ?)"
                           " ORDER BY run, started_at, id", [*(value for _, value in used),
                                                             -1 if newest is None else newest])
-        return [LoggedEvent(f"{identity}-{number}", in_run, Event(*values, False))
+        return [LoggedEvent(f"{identity}-{number}", in_run, _closed_event(*values))
                 for number, in_run, *values in rows]
 
 
@@ -211,6 +211,10 @@ def find_run(path: str | Path, run: int) -> Run:
         if run in (-1, candidate.id):
             return candidate
     raise UsageError(f"run {run} of {path}", f"one of {[each.id for each in known]}", "leave --run out to see all")
+
+
+def _closed_event(camera: str, head: str, label: str, started_at: float, ended_at: float, score: float) -> Event:
+    return Event(camera, head, label, started_at, ended_at, score, open=False)
 
 
 def _identity(db: sqlite3.Connection) -> str:
