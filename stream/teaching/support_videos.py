@@ -20,13 +20,13 @@ from engines.datasets.footage import VIDEO_SUFFIXES
 from engines.errors import DatasetError, SourceError, UsageError
 from engines.model.file import Model
 from engines.model.preprocess import prepare
-from engines.runtime.engine import Engine, StepResult
+from engines.runtime.engine import Engine
 from engines.training.support_clips import SupportClip, action_span
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
+from stream.scoring import Scores
 from stream.sources import open_source
 from stream.sources.images import is_image, natural_key
-from stream.window import Window
 
 BACKGROUNDS = frozenset({"background", "idle", "nothing", "none", "unclassified"})
 CAMERA = "teaching"
@@ -110,9 +110,8 @@ class FeatureExtractor:
         """fps: the rate of images."""
         self._model, self._fps = model, fps
         contract = model.contract
-        self._engine = _CapturingEngine(engine)
         ready = Model(contract.model_copy(update={"cover_hw": contract.input_size_hw}), model.tensors, model.digest)
-        self._recognizer = Recognizer(ready, self._engine)
+        self._recognizer = Recognizer(ready, engine)
 
     def extract(self, video: SupportVideo, name: str, background: str) -> list[SupportClip]:
         """A support clip for each playback. Raises SourceError where it cannot be read, DatasetError if too short."""
@@ -153,55 +152,29 @@ class FeatureExtractor:
         return images, times_s
 
     def _play(self, images: Sequence[Image], times_s: NDArray[np.float64], playback: Playback) -> _Played:
-        contract = self._model.contract
-        self._engine.clear()
-        step_s = 1 / contract.frame_rate
+        ticks: list[tuple[float, Scores]] = []
+        self._recognizer.score_listeners[CAMERA] = lambda at, _, scores: ticks.append((at, scores))
+        step_s = 1 / self._model.contract.frame_rate
         before_s = np.arange(0, playback.before_s - step_s / 2, step_s)
         body_s = playback.before_s + times_s / playback.speed
         after_s = body_s[-1] + np.arange(step_s, playback.after_s + step_s / 2, step_s)
         shown = [*([images[0]] * len(before_s)), *images, *([images[-1]] * len(after_s))]
-        for image, at in zip(shown, np.concatenate([before_s, body_s, after_s]), strict=True):
-            self._recognizer.push(image, float(at), CAMERA)
+        image_at = dict(zip(np.concatenate([before_s, body_s, after_s]).tolist(), shown, strict=True))
+        for at, image in image_at.items():
+            self._recognizer.push(image, at, CAMERA)
         self._recognizer.flush(CAMERA)
-        features_TD = np.array(self._engine.features)
-        window = Window(contract.clip_frames, contract.window_clips, features_TD.shape[1], self._model.clip_fusion)
-        windows_TD = np.array([window.push(row_D).descriptor_D for row_D in features_TD])
-        return _Played(features_TD, windows_TD, np.array(self._engine.motion))
+        motion, last = [], image_at[ticks[0][0]].astype(np.int16)
+        for at, _ in ticks:  # a held tick has no image of its own: nothing moves
+            image_i16 = image_at[at].astype(np.int16) if at in image_at else last
+            motion.append(float(np.abs(image_i16 - last).mean()))
+            last = image_i16
+        return _Played(np.array([scores.features_D for _, scores in ticks]),
+                       np.array([scores.descriptor_D for _, scores in ticks]), np.array(motion))
 
 
 class _Played(NamedTuple):
-    """Of each tick since the last gap: features [T, D], window descriptors [T, D], change of the image [T]."""
+    """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
 
     features_TD: NDArray[np.float32]
     windows_TD: NDArray[np.float32]
     motion_T: NDArray[np.float64]
-
-
-class _CapturingEngine(Engine):
-    """An engine for one camera that keeps the features of its steps since the last reset."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.contract = engine, engine.contract
-        self.name, self.precision, self.slots = engine.name, engine.precision, 1
-        self.clear()
-
-    def clear(self) -> None:
-        self.features: list[NDArray[np.float32]] = []
-        self.motion: list[float] = []
-        self._last: NDArray[np.int16] | None = None
-
-    def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
-        result = self._engine.step(frames_u8_BHWC, slots)
-        image = frames_u8_BHWC[0].astype(np.int16)
-        self.motion.append(0.0 if self._last is None else float(np.abs(image - self._last).mean()))
-        self._last = image
-        self.features.append(result.features[0])
-        return result
-
-    def _reset(self, slots: Sequence[int]) -> None:
-        self._engine.reset(slots)
-        self.clear()
-
-    @property
-    def state_bytes(self) -> int:
-        return self._engine.state_bytes
