@@ -12,6 +12,7 @@ import numpy as np
 
 from engines.errors import SinkError
 from engines.model.contract import Contract
+from engines.networks.config import NetworkConfig
 from engines.runtime.engine import Engine, StepResult
 from stream.frame import Frame, Gap, Image, Record
 from stream.sinks.base import Sink
@@ -23,10 +24,11 @@ LABELS = ("left", "right", "none")
 
 def contract(**changes: Any) -> Contract:
     """A small contract: 10 frames/s, clips of 3 frames, windows of 4 clips, no warm-up."""
+    size_hw = changes.pop("input_size_hw", (16, 16))
     fields: dict[str, Any] = {
-        "name": "fake", "architecture": "fake", "heads": {"gesture": LABELS}, "frame_rate": 10.0,
-        "input_size_hw": (16, 16), "cover_hw": (16, 16), "receptive_frames": 8, "warmup_frames": 0,
-        "clip_frames": 3, "window_clips": 4, "max_gap_s": 1.0, "background": "none"}
+        "name": "fake", "network": NetworkConfig(module="tsn", backbone="fake", input_size_hw=size_hw),
+        "heads": {"gesture": LABELS}, "frame_rate": 10.0, "cover_hw": (16, 16), "receptive_frames": 8,
+        "warmup_frames": 0, "clip_frames": 3, "window_clips": 4, "max_gap_s": 1.0, "background": "none"}
     return Contract(**{**fields, **changes})
 
 

@@ -181,7 +181,7 @@ class TestCommand:
             (good / "train/a/broken.mp4").write_bytes(b"x")
         assert main(["data", "check", str(good), *strict]) == code
         out = capfd.readouterr().out
-        assert out.startswith("class folders, told by train/<class>\n  train: ")
+        assert out.startswith("class folders, recognised by train/<class>\n  train: ")
         assert ("broken.mp4" in out) == fault
         assert ("nothing wrong" in out) != fault
 

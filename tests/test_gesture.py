@@ -69,7 +69,7 @@ def test_it_is_small_has_a_card_and_knows_its_contract() -> None:
     contract = engines.load("gesture").contract
     assert contract.heads == {"gesture": (*LABELS, BACKGROUND)}
     assert contract.architecture == "gsf-mobilenetv2"
-    assert contract.options["causal"] is True
+    assert contract.network.causal is True
 
 
 def test_it_recognises_the_simulated_camera(recognizers: dict[str, Recognizer]) -> None:

@@ -21,7 +21,7 @@ from records import GAP, PREDICTION, SUMMARY, disk_of, event, grey
 from engines import datasets
 from engines.errors import SinkError, UsageError
 from stream.commands.cli import main
-from stream.commands.events import _moment
+from stream.commands.events import _parse_time
 from stream.frame import Event, Frame
 from stream.sinks.base import OutputClosed
 from stream.sinks.export import WRITERS, export, write_elan, write_vtt
@@ -246,7 +246,7 @@ def test_verbs_find_their_nouns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("12.5", 12.5), ("2026-01-31T14:05:00+00:00", 1769868300.0)])
 def test_a_moment_is_seconds_or_a_time(text: str, seconds: float) -> None:
-    assert _moment(text) == seconds
+    assert _parse_time(text) == seconds
 
 
 def test_an_export_whose_reader_left_ends_quietly(tmp_path: Path) -> None:

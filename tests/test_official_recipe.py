@@ -20,12 +20,13 @@ from engines.errors import DatasetError, UsageError
 from engines.model import official
 from engines.model.file import save
 from engines.networks.causal import causal
+from engines.networks.config import NetworkConfig
 from engines.networks.network import Network, build, clip_scores
 from engines.training import clip_augment, official_recipe
 from engines.training.clip_task import ClipTask, SGDConfig, distillation_loss, epoch_rate
 from engines.training.clips import ClipDataset, ClipOrder, can_mirror, load_batches
 from engines.training.distributed import Ranks
-from engines.training.initialisation import options_of, started
+from engines.training.initialisation import initialise
 from engines.training.loop import run
 from engines.training.loss import UNKNOWN
 from engines.training.official_recipe import OfficialRecipe
@@ -304,17 +305,17 @@ def test_an_official_checkpoint_becomes_a_causal_network_with_other_heads(tmp_pa
     path = tmp_path / "segment8_checkpoint.pth.tar"
     torch.save({"state_dict": {f"module.{official.official_name(name, 'gsm-bninception')}": value
                                for name, value in network.state_dict().items()}}, path)
-    kept = started("anything", {"verb": 5}, str(path), causal=True)
+    config = NetworkConfig.of("any-thing", causal=True)
+    kept = initialise(config, str(path), {"verb": 5})
     assert kept.causal
-    assert kept.architecture == "gsm-bninception"
     assert kept.training
     assert torch.equal(kept.heads["verb"].weight, network.heads["action"].weight)
-    assert options_of(kept) == {"causal": True, "readout_width": 0, "sites": list(network.temporal), "gate_ratio": 100,
-                                "past_shift": 1}
+    assert kept.config == NetworkConfig.of("gsm-bninception", causal=True, input_size_hw=(224, 224),
+                                           sites=tuple(network.temporal), past_shift=1)
     site = next(iter(network.temporal))
     ours, theirs = (one.temporal[site].conv3D.weight for one in (kept, network))
     assert torch.equal(ours[:, :, 1:], theirs[:, :, :2])
-    fresh = started("anything", {"verb": 7, "noun": 5}, str(path), causal=False)
+    fresh = initialise(config.replace(causal=False), str(path), {"verb": 7, "noun": 5})
     assert not fresh.causal
     assert {head: linear.out_features for head, linear in fresh.heads.items()} == {"verb": 7, "noun": 5}
 
@@ -348,7 +349,7 @@ def test_the_command_converts_and_distils(project: Path, tmp_path: Path,
                  "--precision", "f32"])
     assert code == 0, capsys.readouterr().err
     model = engines.load(out)
-    assert model.contract.options["causal"] is True
+    assert model.contract.network.causal is True
     assert model.contract.heads == {"action": ("down", "up")}
     assert model.contract.name == "live"
     assert model.contract.provenance["data"] == "class folders"
@@ -368,7 +369,7 @@ def test_the_command_trains_on_streams_of_any_dataset_from_a_whole_network(
     assert code == 0, capsys.readouterr().err
     contract_ = engines.load(out).contract
     assert (contract_.architecture, contract_.frame_rate, contract_.input_size_hw) == ("gsf-resnet18", 5.0, (32, 32))
-    assert contract_.options["causal"] is True
+    assert contract_.network.causal is True
     assert contract_.provenance["recipe"]["iterations"] == 2
 
 

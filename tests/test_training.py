@@ -20,14 +20,14 @@ from engines.datasets.footage import decode
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise
-from engines.networks.mobilenetv2 import STAGES
+from engines.networks.mobilenetv2 import STAGES, fold_norms
 from engines.networks.network import Network, build
+from engines.networks.readout import SQUASHED
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
 from engines.training.calibrate import temperature
-from engines.training.initialisation import SQUASHED, add_readout
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
-from engines.training.pretrained import folded, start_from
+from engines.training.pretrained import load_pretrained
 from engines.training.sampling import middle_frames
 from engines.training.stream_task import StreamTask, subsample_depthwise
 from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, completed, gather, train
@@ -121,7 +121,7 @@ def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) ->
     train(how, lambda _: None, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]
     assert engines.load(how.out).contract.window_clips == 4
-    assert engines.load(how.out).contract.options["readout_width"] == 8
+    assert engines.load(how.out).contract.network.readout_width == 8
     first = engines.load(how.out.with_suffix(".run") / "trimmed.safetensors").contract.provenance["recipe"]
     assert (first["trimmed"], first["iterations"], first["readout_width"]) == (TRIMMED_FRAMES, 1, 0)
     assert first["trimmed_idle"] == IDLE_FIRST
@@ -171,7 +171,7 @@ def test_a_memory_that_is_added_begins_as_a_running_mean_of_the_answers(width: i
             head.weight.normal_(0, 0.3)  # type: ignore[operator, union-attr]
         features = torch.rand(4, 1, network.width).repeat(1, 60, 1)  # what stays the same for long is its own mean
         before = network.scores(features[:, 0])
-        add_readout(network, width)
+        network.add_readout(width)
         assert network.memory is not None
         after = network.scores(network.memory(features, (torch.zeros(4, width),))[0][:, -1])
     assert [leaf.name for leaf in network.state_spec()] == ["memory"]
@@ -251,7 +251,7 @@ def test_a_label_that_is_not_known_costs_nothing_and_a_head_without_background_a
     half = truth([UNKNOWN, 0], [1.0, 1.0], [0, 1])
     for background in (None, 2):
         assert torch.isclose(frame_loss(wrong, half, background, 0.0).mean, torch.tensor(10.0), atol=0.01)
-    assert window_loss(wrong, half).over == 1
+    assert window_loss(wrong, half).divisor == 1
     assert frame_loss(wrong, truth([UNKNOWN] * 2, [1.0] * 2, [0] * 2), 2).mean == 0
     assert frame_loss(wrong[:, :1], truth([0], [0.1], [0]), None).mean == 0
 
@@ -314,7 +314,7 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
     path = tmp_path / "timm.safetensors"
     save_file(state, path)
     network = build("tsn-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=(48, 64)).eval()
-    start_from(network, path)
+    load_pretrained(network, path)
     image = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         stem = torch.nn.functional.conv2d(image, state["conv_stem.weight"], stride=2, padding=1)
@@ -322,7 +322,7 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
                                               state["bn1.weight"], state["bn1.bias"])
         ours = network.backbone.features[0][0](image)
     assert (stem - ours).abs().max() < 1e-4
-    assert set(folded(state)) >= set(network.backbone.state_dict())
+    assert set(fold_norms(state)) >= set(network.backbone.state_dict())
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
@@ -352,7 +352,7 @@ def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Pa
     out = tmp_path / "trained.safetensors"
     train(recipe(dataset, out, causal=False, readout_width=0, without_fold=2), lambda _: None)
     contract = engines.load(out).contract
-    assert (contract.options["causal"], contract.options["segments"]) == (False, 6)
+    assert (contract.network.causal, contract.network.segments) == (False, 6)
     assert (contract.receptive_frames, contract.clip_frames, contract.window_clips) == (6, 6, 1)
     assert engines.load(out).network.segments == 6
 
@@ -360,7 +360,7 @@ def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Pa
 def test_modules_may_start_as_published_and_look_elsewhere(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
     network = train(recipe(dataset, out, iterations=1, past_shift=1, transparent=False), lambda _: None)
-    assert engines.load(out).contract.options["past_shift"] == 1
+    assert engines.load(out).contract.network.past_shift == 1
     gate = network.get_parameter("temporal.features_9.conv3D.weight")
     assert float(gate.detach().abs().mean()) > 0.005  # drawn at random, where a transparent one starts from nothing
 

@@ -24,6 +24,7 @@ from engines.datasets.footage import Footage
 from engines.model.contract import Contract
 from engines.model.file import save
 from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
+from engines.networks.config import NetworkConfig
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
@@ -36,6 +37,7 @@ from engines.training.task import LoopConfig, Precision, Progress
 
 SIZE_HW = (16, 16)
 LABELS = ("left", "right", "none")
+NETWORK = NetworkConfig(module="gsf", backbone="tiny", input_size_hw=SIZE_HW, sites=("only",), segments=4)
 
 
 class TinyBackbone(Backbone):
@@ -63,15 +65,15 @@ class TinyBackbone(Backbone):
 
 def tiny_network(seed: int = 0, dropout: float = 0.0, causal: bool = True, heads: dict[str, int] | None = None,
                  readout_width: int = 4) -> Network:
+    config = NETWORK.replace(causal=causal, readout_width=readout_width if causal else 0)
     with seeded(seed, torch.device("cpu")):
-        return Network("tiny", TinyBackbone(), {"only": GateShiftFuse(8, causal)}, heads or {"gesture": len(LABELS)},
-                       causal=causal, readout_width=readout_width if causal else 0, input_size_hw=SIZE_HW, segments=4,
-                       hop=1, dropout=dropout)
+        return Network(config, TinyBackbone(), {"only": GateShiftFuse(8, causal)}, heads or {"gesture": len(LABELS)},
+                       dropout)
 
 
 def contract() -> Contract:
-    return Contract(name="tiny", architecture="tiny", heads={"gesture": LABELS}, frame_rate=5.0, input_size_hw=SIZE_HW,
-                    cover_hw=SIZE_HW, receptive_frames=7, warmup_frames=0, clip_frames=3, window_clips=2,
+    return Contract(name="tiny", network=NETWORK, heads={"gesture": LABELS}, frame_rate=5.0, cover_hw=SIZE_HW,
+                    receptive_frames=7, warmup_frames=0, clip_frames=3, window_clips=2,
                     background="none")
 
 

@@ -23,6 +23,7 @@ from engines.errors import UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import fit
+from engines.networks.config import NetworkConfig
 from engines.networks.fusion_rule import FusionRule, tensor_shapes
 from engines.runtime.engine import Engine
 from engines.runtime.registry import ENGINES, bidirectional, onnx_module, unavailable_reason
@@ -55,12 +56,12 @@ class Overhead:
 
 def is_architecture(name: str) -> bool:
     """Whether `random_model` knows it, and no file of that name is meant."""
-    module, _, backbone = name.partition("-")
-    if not backbone or Path(name).exists():
+    config = NetworkConfig.of(name)
+    if not config.backbone or Path(name).exists():
         return False
     from engines.networks.network import BACKBONES, MODULES
 
-    return module in MODULES and backbone in BACKBONES
+    return config.module in MODULES and config.backbone in BACKBONES
 
 
 def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None) -> Model:
@@ -86,9 +87,9 @@ def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None
                 module.momentum = 1.0  # statistics are those of the one clip below
         network.train()(torch.randn(2, 3, 3, *network.input_size_hw), network.fresh_state(2))
     contract = Contract(
-        name=architecture, architecture=architecture, options={"causal": True}, frame_rate=SAMPLE_RATE,
+        name=architecture, network=network.config, frame_rate=SAMPLE_RATE,
         heads={head: tuple(map(str, range(labels))) for head, labels in SAMPLE_HEAD.items()},
-        input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0,
+        cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0,
         clip_frames=8, window_clips=4)
     tensors = {key: value.numpy() for key, value in network.state_dict().items()
                if not key.endswith("num_batches_tracked")}
@@ -112,12 +113,12 @@ def with_fusion(model: Model, form: str) -> Model:
 
 
 def with_hop(model: Model, hop: int) -> Model:
-    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError, ModelError."""
+    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError."""
     if not bidirectional(model):
         raise UsageError(f"a hop for {model.contract.name}, which is causal", "a bidirectional model with it",
                          "leave the hop out: every frame is scored")
-    options = {**model.contract.options, "hop": hop}
-    return Model(model.contract.model_copy(update={"options": options}), model.tensors, model.digest, model.path)
+    config = model.contract.network.replace(hop=hop)
+    return Model(model.contract.model_copy(update={"network": config}), model.tensors, model.digest, model.path)
 
 
 def open_random(model: Model, engine: str) -> Engine:
@@ -143,9 +144,10 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
     """
     engine = resolve_engine(engine)
     size_hw = size_hw or model.contract.input_size_hw
-    contract = model.contract.model_copy(update={"input_size_hw": size_hw, "cover_hw": size_hw})
+    config = model.contract.network.replace(input_size_hw=size_hw)
+    contract = model.contract.model_copy(update={"network": config, "cover_hw": size_hw})
     engines = {name: engine_of(network, contract, engine, precision)
-               for name, network in (("step", _at_size(model, size_hw)), ("bare", bare_backbone(model, size_hw)))}
+               for name, network in (("step", _at_size(model, config)), ("bare", bare_backbone(model, size_hw)))}
     frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(contract.frame_rate, TURN)]
     taken: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(2 + -(-steps // TURN)):  # the first two turns only warm up
@@ -200,17 +202,16 @@ def bare_backbone(model: Model, size_hw: tuple[int, int]) -> Network:
     """The model's backbone with heads and without anything temporal."""
     from engines.networks.network import build
 
-    architecture = "tsn-" + model.contract.architecture.partition("-")[2]
-    network = build(architecture, heads=_labels(model.contract), input_size_hw=size_hw, causal=True)
+    config = NetworkConfig(module="tsn", backbone=model.contract.network.backbone, causal=True, input_size_hw=size_hw)
+    network = build(config, heads=_labels(model.contract))
     network.backbone.load_state_dict(model.network.backbone.state_dict())
     return network.eval()
 
 
-def _at_size(model: Model, size_hw: tuple[int, int]) -> Network:
+def _at_size(model: Model, config: NetworkConfig) -> Network:
     from engines.networks.network import build
 
-    contract = model.contract
-    network = build(contract.architecture, heads=_labels(contract), input_size_hw=size_hw, **contract.options)
+    network = build(config, heads=_labels(model.contract))
     network.load_state_dict(model.network.state_dict())
     return network.eval()
 

@@ -90,7 +90,7 @@ def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str
             if found and not (name == "folders" and place != folder):
                 dataset = replace(reader.read(place, choices), found=found)
                 sizes = ", ".join(f"{len(segments)} {split}" for split, segments in dataset.splits.items())
-                log.info("%s: %s, told by %s (%s)", folder, dataset.name, found, sizes)
+                log.info("%s: %s, recognised by %s (%s)", folder, dataset.name, found, sizes)
                 return dataset
     there = sorted(inside.name for inside in folder.iterdir())
     raise DatasetError(f"{folder} with {', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}",

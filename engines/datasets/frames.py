@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,14 +32,13 @@ def _cache(_: str) -> FrameCache:
 def size_of(media: Media) -> tuple[int, int]:
     """Height and width of a recording. Raises DatasetError."""
     if media.rate is None:
-        capture = decode.open_video(media.path)
-        size_hw = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-        capture.release()
+        with decode.VideoReader(media.path) as video:
+            found = next((found for found in video.frames() if found is not None), None)
+        image = None if found is None else found[1]()
     else:
         stills = decode.stills(media)
-        image = cv2.imread(str(stills[0][1])) if stills else None
-        size_hw = (0, 0) if image is None else (image.shape[0], image.shape[1])
-    if not all(size_hw):
+        image = decode.read_still(stills[0][1]) if stills else None
+    if image is None:
         raise DatasetError(f"{media.path}, of which no frame decodes", "a video, or a folder of images",
                            "remove it or get it again")
-    return size_hw
+    return image.shape[0], image.shape[1]

@@ -97,7 +97,7 @@ def _best(model: Model, slots: int, precision: str | None) -> Engine:
 
 def bidirectional(model: Model) -> bool:
     """Whether a model needs whole clips, told without building it."""
-    return not model.contract.options.get("causal", False)  # as `engines.build` reads it
+    return not model.contract.network.causal
 
 
 def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:

@@ -87,7 +87,7 @@ def train(recipe: FusionRecipe, report: Callable[[str], None] = print, data: Dat
     """
     model = load(recipe.init)
     contract, heads = model.contract, heads_of(model)
-    if not contract.options.get("causal") or contract.fusion is not None:
+    if not contract.network.causal or contract.fusion is not None:
         state = "has it" if contract.fusion is not None else "is bidirectional"
         raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model without it",
                          "train a model first, then its fusion")
@@ -109,7 +109,7 @@ def train(recipe: FusionRecipe, report: Callable[[str], None] = print, data: Dat
         update["window_temperature"] = {**contract.window_temperature, head: temperature(list(scored))}
     update["provenance"] = {**contract.provenance, "fusion": {
         "windows": recipe.windows, "seed": recipe.seed, "held_out": {name: round(v, 4) for name, v in table.items()}}}
-    save(recipe.out, contract.model_copy(update=update), model.tensors | tensors)
+    save(recipe.out, contract.model_copy(update=update), model.tensors | tensors, half=model.half)
     return table
 
 

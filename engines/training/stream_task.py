@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from engines.datasets.footage import Footage
 from engines.model.contract import Contract
 from engines.model.preprocess import normalise
-from engines.networks.mobilenetv2 import MobileNetV2
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.runtime.windowed import split
@@ -35,8 +34,8 @@ WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the helper's part falls,
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """Learning rates of the parts of a network, and AdamW's decay; frozen_layers: first layers that stay as they are
-    (MobileNetV2 only)."""
+    """Learning rates of the parts of a network, and AdamW's decay; frozen_layers: first layers that stay as they are,
+    of the backbone's `freezable_layers`."""
 
     backbone_lr: float
     module_lr: float
@@ -49,12 +48,14 @@ class Helper(nn.Module):
     """Finds the fingertip during training and is thrown away afterwards: a heat map on a middle stage, and place
     and motion read from the features before the memory."""
 
-    def __init__(self, network: Network, layer: int = 13) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
+        assert network.backbone.middle is not None
+        layer, channels = network.backbone.middle
         self._kept: dict[str, Tensor] = {}
-        self.heat = nn.Conv2d(96, 1, 1)
+        self.heat = nn.Conv2d(channels, 1, 1)
         self.guess = nn.Linear(network.backbone.width, 4)
-        watched = network.backbone.get_submodule(f"features.{layer}")
+        watched = network.backbone.get_submodule(layer)
         watched.register_forward_hook(lambda _, __, out: self._kept.update(map=out))
         network.dropout.register_forward_pre_hook(lambda _, inputs: self._kept.update(features=inputs[0]))
 
@@ -94,12 +95,13 @@ class StreamTask(Task[Batch]):
         self.network, self.contract = network.to(ranks.device), contract
         network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = make_weight_average(network, average)
-        mobile = isinstance(network.backbone, MobileNetV2)
+        frozen = network.backbone.freezable_layers()[:config.frozen_layers]
         subsample_depthwise(network)
-        self.aux_head = self._finds_tips = Helper(network).to(ranks.device) if helped and mobile else None
-        self._frozen = min(config.frozen_layers, split(network)[0]) if mobile else 0
-        for layer in range(config.frozen_layers if mobile else 0):
-            network.backbone.get_submodule(f"features.{layer}").requires_grad_(False)
+        helped = helped and network.backbone.middle is not None
+        self.aux_head = self._finds_tips = Helper(network).to(ranks.device) if helped else None
+        self._frozen = min(len(frozen), split(network)[0])
+        for layer in frozen:
+            layer.requires_grad_(False)
         groups = [([p for p in network.backbone.parameters() if p.requires_grad], config.backbone_lr),
                   (list(network.temporal.parameters()), config.module_lr),
                   ([*network.heads.parameters(), *(self.aux_head.parameters() if self.aux_head else ()),

@@ -25,12 +25,14 @@ from engines.datasets.frames import frames_of as decoded
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import load, save
+from engines.networks.causal import USUAL
+from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.synthetic import BACKGROUND, LABELS, Pose, Scene
 from engines.training import exemplars
 from engines.training.calibrate import calibrated
 from engines.training.distributed import Ranks, init_distributed
-from engines.training.initialisation import RULE, add_readout, architecture_of_start, options_of, pixels_of, started
+from engines.training.initialisation import initialise, whole_config
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
 from engines.training.segments import FINER, FramesOf, Pool, SegmentStream, without_group
@@ -67,7 +69,7 @@ class Recipe:
     of the weights that is saved; validate_every: iterations from one look at what is left out to the next, 0 for none:
     then the best weights are saved, and the run ends after `patience` looks without a better one, 0 for no such end;
     rule: how a bidirectional start becomes causal (see `engines.causal`); past_shift, transparent: how modules that the
-    start lacks begin (see `started`); rendered_only: learn no label from recordings, background included, only what
+    start lacks begin (see `initialise`); rendered_only: learn no label from recordings, background included, only what
     places look like from them; strokes that were drawn on a screen are no recordings; strict: stop at a segment of a
     dataset that cannot be read (an unreadable clip of EgoGestAR always ends a run). A network that is not causal is
     trained and used on clips of `chunk` frames. trimmed: learn from whole gestures, of which so many frames each are
@@ -75,8 +77,8 @@ class Recipe:
     knows where a gesture begins and ends. trimmed_idle: share of them that are moments of idle time instead.
     trimmed_first: iterations on whole gestures (of TRIMMED_FRAMES each, IDLE_FIRST of them idle time) before those on
     streams, which start from the network that this makes: how hands move is learnt sooner where every frame shows it,
-    and sooner without a read-out, which comes with the streams (see `add_readout`). None: a third as many for a causal
-    network from weights of a backbone, on EgoGestAR's streams, else 0 (see `completed`).
+    and sooner without a read-out, which comes with the streams (see `Network.add_readout`). None: a third as many for a
+    causal network from weights of a backbone, on EgoGestAR's streams, else 0 (see `completed`).
 
     A whole network to start from (`init`) brings its own architecture, read-out and input size."""
 
@@ -110,7 +112,7 @@ class Recipe:
     average: float = 0.998
     validate_every: int = 0
     patience: int = 0
-    rule: str = RULE
+    rule: str = USUAL
     past_shift: int | None = None
     transparent: bool = True
     rendered_only: bool = False
@@ -143,15 +145,15 @@ def contract_of(recipe: Recipe, network: Network, heads: Mapping[str, tuple[str,
     if network.causal and not recipe.trimmed:
         clip_frames, window_clips = max(1, round(CLIP_S * recipe.frame_rate)), WINDOW_CLIPS
     return Contract(
-        name=recipe.name, architecture=network.architecture, options=options_of(network), heads=labels,
-        frame_rate=recipe.frame_rate, input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw,
+        name=recipe.name, network=network.config, heads=labels,
+        frame_rate=recipe.frame_rate, cover_hw=network.input_size_hw,
         receptive_frames=network.receptive_field if network.causal else T, clip_frames=clip_frames,
         window_clips=window_clips, warmup_frames=4, max_gap_s=1.0,
         temperature=dict.fromkeys(labels, recipe.temperature),
         window_temperature=dict.fromkeys(labels, recipe.window_temperature), background=background,
         events=EVENTS if heads is None else EventRule(),
         provenance={"recipe": {key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED},
-                    **recipe.provenance}, **pixels_of(network.architecture))
+                    **recipe.provenance}, **network.backbone.pixels._asdict())
 
 
 def gather(recipe: Recipe, report: Callable[[str], None]) -> Material:
@@ -231,7 +233,7 @@ def completed(recipe: Recipe, data: Dataset | None = None) -> Recipe:
                          "leave out one of the two")
     if recipe.trimmed_first is not None:
         return recipe
-    new = not after and architecture_of_start(recipe.init) is None
+    new = not after and whole_config(recipe.init) is None
     return replace(recipe, trimmed_first=recipe.iterations // 3 if new else 0)
 
 
@@ -261,12 +263,14 @@ def _train(recipe: Recipe, ranks: Ranks, report: Callable[[str], None], progress
     data = None if data is None else without_group(data, recipe.without_fold)
     pool = None if data is None else Pool(data, "train")
     heads = {"gesture": recipe.labels} if pool is None else pool.heads
-    network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
-                      causal=recipe.causal, input_size_hw=recipe.input_size_hw, readout_width=recipe.readout_width,
-                      rule=recipe.rule, segments=recipe.frames, past_shift=recipe.past_shift,
-                      transparent=recipe.transparent)
+    wanted = NetworkConfig.of(
+        recipe.architecture, causal=recipe.causal, readout_width=recipe.readout_width, segments=recipe.frames,
+        past_shift=recipe.past_shift,
+        input_size_hw=recipe.input_size_hw if whole_config(recipe.init) is None else None)
+    network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in heads.items()},
+                         rule=recipe.rule, transparent=recipe.transparent)
     if recipe.trimmed_first and recipe.readout_width and network.memory is None:
-        add_readout(network, recipe.readout_width)
+        network.add_readout(recipe.readout_width)
     contract = contract_of(recipe, network)
     if pool is not None and data is not None:
         named = replace(recipe, provenance={"data": data.name, **recipe.provenance})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Look at datasets, or render one.")
 
-_SHOWN = 3  # items of each kind of problem
+_EXAMPLES = 3  # of each kind of problem that are printed
 
 
 @commands.command()
@@ -66,15 +66,15 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         from json import dumps
         print(dumps(report.as_json(), indent=2))
     else:
-        for line in _lines(report):
+        for line in _format_lines(report):
             print(line)
     if strict and report.problems:
         raise typer.Exit(1)
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _format_lines(report: Report) -> Iterator[str]:
     dataset = report.dataset
-    yield f"{dataset.name}, told by {dataset.found}"
+    yield f"{dataset.name}, recognised by {dataset.found}"
     for split, segments in dataset.splits.items():
         heads = []
         for head, labels in report.counts[split].items():
@@ -89,10 +89,10 @@ def _lines(report: Report) -> Iterator[str]:
         yield "nothing wrong"
     for kind, problems in report.groups().items():
         yield f"{kind}: {len(problems)}"
-        for problem in problems[:_SHOWN]:
+        for problem in problems[:_EXAMPLES]:
             yield f"    {problem.where}{': ' if problem.detail else ''}{problem.detail}"
-        if len(problems) > _SHOWN:
-            yield f"    ... and {len(problems) - _SHOWN} more"
+        if len(problems) > _EXAMPLES:
+            yield f"    ... and {len(problems) - _EXAMPLES} more"
 
 
 @commands.command()

@@ -40,7 +40,7 @@ def models(name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Sho
     if card is not None and card.is_file():
         from rich.markdown import Markdown
         console.print(Markdown(card.read_text(encoding="utf-8")))
-    for line in _facts(model.contract):
+    for line in _describe(model.contract):
         console.print(line, markup=False)
 
 
@@ -60,7 +60,7 @@ def _list_models(console: Any) -> None:
 
 
 def _list_engines(console: Any) -> None:
-    """The engine cache. Entries of models that are no longer here are shown by their digest."""
+    """Prints the engine cache. An entry of a model that is not bundled is named by the model's digest."""
     from rich.table import Table
 
     from engines.model.file import bundled, load
@@ -77,7 +77,7 @@ def _list_engines(console: Any) -> None:
     console.print(f"engine cache: {cache.cache_dir()}", markup=False, soft_wrap=True)
 
 
-def _facts(contract: Contract) -> list[str]:
+def _describe(contract: Contract) -> list[str]:
     seen_s = contract.clip_frames * contract.window_clips / contract.frame_rate
     return [f"{contract.name}: {contract.architecture}, {contract.frame_rate:g} frames/s, "
             f"{contract.input_size_hw[1]}x{contract.input_size_hw[0]} pixels, window {seen_s:.1f} s",

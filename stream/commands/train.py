@@ -129,7 +129,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
 
     from engines.datasets import open_dataset
     from engines.synthetic import LABELS
-    from engines.training.initialisation import architecture_of_start
+    from engines.training.initialisation import whole_config
     from engines.training.official_recipe import OfficialRecipe
     from engines.training.official_recipe import train as train_official
     from engines.training.train import Recipe, completed
@@ -148,7 +148,11 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         option = next(name for name, value in alone.items() if value)
         raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
     size_hw = _size_hw(size)
-    arch = arch or architecture_of_start(init)
+    start = whole_config(init)
+    if start is not None and size_hw not in (None, start.input_size_hw):
+        raise UsageError(f"--size {size} from {init}", "the size it was built for, "
+                         "{1}x{0}".format(*start.input_size_hw or ()), "leave it out")
+    arch = arch or (None if start is None else start.architecture)
     named = name or ("gesture" if data is None else _model_name(out))
     if official:
         assert data is not None

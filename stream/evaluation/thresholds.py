@@ -118,9 +118,7 @@ def write_rule(model: str | Path, found: RuleSearch, data: Mapping[str, Any], ou
     loaded = engines.load(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
     contract = loaded.contract.model_copy(update={"events": found.best.rule, "provenance": provenance})
-    half = all(np.array_equal(tensor.astype(np.float16).astype(np.float32), tensor)
-               for tensor in loaded.tensors.values())
-    save(out, contract, loaded.tensors, half=half)
+    save(out, contract, loaded.tensors, half=loaded.half)
 
 
 def refuse_bundled(out: Path) -> None:

@@ -86,7 +86,7 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     contract = taught.contract
     rule = event_rule(contract, head, taught.held_out, taught.background_scores)
     contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
-    save(out, contract, taught.tensors)
+    save(out, contract, taught.tensors, half=loaded.half)
     return TeachResult(contract, taught.report, skipped, warnings)
 
 
