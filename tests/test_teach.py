@@ -40,7 +40,7 @@ from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
 from stream.evaluation.clips import evaluate_clips
 from stream.recognizer import Recognizer
-from stream.teaching.support_videos import find
+from stream.teaching.support_videos import find_videos
 from stream.teaching.teach import event_rule, teach_folder
 
 D = 6
@@ -358,7 +358,7 @@ def test_folders_that_teach_nothing(make: dict[str, bytes], error: type[Gatestre
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error) as caught:
-        find(tmp_path, "background")
+        find_videos(tmp_path, "background")
     assert says in str(caught.value)
 
 
@@ -371,7 +371,7 @@ def test_recordings_are_files_and_folders_of_images(tmp_path: Path) -> None:
     (tmp_path / "more" / "desk.mp4").write_text("desk")
     shutil.move(tmp_path / "more", tmp_path / ".more")
     found = [(one.path.relative_to(tmp_path).as_posix(), one.label)
-             for one in find(tmp_path, "nothing", [tmp_path / ".more"])]
+             for one in find_videos(tmp_path, "nothing", [tmp_path / ".more"])]
     assert found == [("Idle/long.MKV", "nothing"), ("knock", "knock"), ("wave/a", "wave"), ("wave/b.mp4", "wave"),
                      (".more/desk.mp4", "nothing")]
 
