@@ -6,27 +6,46 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import tempfile
 import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from itertools import repeat
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
-from engines.datasets.base import Dataset
-from engines.datasets.decode import DecodeRate, measure_decode_rate
+from engines.datasets.base import Dataset, Segment
+from engines.datasets.decode import decode_segment
+from engines.errors import DatasetError
 from engines.model.file import Model, build_network
 from engines.training.distributed import Ranks
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
-from engines.training.segments import FINER, MARGIN
-from engines.training.stream_loader import Schedule
+from engines.training.sections import LabelledFrame
+from engines.training.sources import DECODED_PER_FRAME as FINER
+from engines.training.sources import MARGIN
+from engines.training.stream_loader import StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.streams import Labelled
 from engines.training.task import LoopConfig
 from engines.training.train import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRate:
+    """What `measure_decode_rate` measured. frames: decoded at the rate asked for; unreadable: segments left out."""
+
+    frames: int
+    seconds: float
+    workers: int
+    unreadable: int
+
+    @property
+    def frames_per_s(self) -> float:
+        return self.frames / self.seconds
 
 
 @dataclass(frozen=True)
@@ -75,12 +94,12 @@ class _EnoughError(Exception):
 def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
     """Frames a second that our recipe learns from on this machine, for the network of a model; which stays as it is."""
     how = Recipe
-    frame = Labelled(np.random.default_rng(0).integers(0, 256, (*model.contract.input_size_hw, 3), np.uint8), 0)
-    task = StreamTask(build_network(model), model.contract, lambda *_: repeat(frame), Schedule(0, how.fresh_share),
-                      [(0,) * len(model.contract.heads)],
+    frame = LabelledFrame(np.random.default_rng(0).integers(0, 256, (*model.contract.input_size_hw, 3), np.uint8), 0)
+    task = StreamTask(build_network(model), model.contract, lambda *_: repeat(frame),
+                      StreamSchedule(0, how.fresh_share), [(0,) * len(model.contract.heads)],
                       AdamWConfig(how.backbone_lr, how.module_lr, how.head_lr, how.weight_decay, how.frozen_layers),
                       iterations=how.iterations, rows=how.rows, chunk=how.chunk, average=how.average, workers=0,
-                      ranks=Ranks(), helped=False, held_out=lambda: ())
+                      ranks=Ranks(), finds_tips=False, held_out=lambda: ())
     marks: list[float] = []
 
     def progress(_: int, __: dict[str, float]) -> None:
@@ -92,3 +111,42 @@ def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
         run_folder = RunFolder(Path(folder) / "timed.safetensors", {})
         run(task, LoopConfig(how.iterations), run_folder, Ranks(), progress=progress)
     return (len(marks) - 1) * how.rows * how.chunk / (marks[-1] - marks[0])
+
+
+def measure_decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int], workers: int = 1, seconds: float = 5.0,
+                split: str = "train") -> DecodeRate:
+    """Measures frames of `rate` and `size_hw` that `workers` processes decode in about `seconds`, without a cache.
+
+    Segments are taken from all over the split (any split where it has none), again and again where there are few.
+    Raises DatasetError where none of them can be decoded.
+    """
+    of = dataset.splits.get(split) or next(segments for segments in dataset.splits.values() if segments)
+    spread = cycle(of[place] for place in np.random.default_rng(0).permutation(len(of)))
+    decoded = unreadable = 0
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_idle, [0.2] * workers))  # every worker has started and imported what it needs
+        started = time.perf_counter()
+        waiting = {pool.submit(_count, segment, rate, size_hw) for segment in islice(spread, 2 * workers)}
+        while (took := time.perf_counter() - started) < seconds or not decoded + unreadable:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for one in done:
+                decoded += one.result()
+                unreadable += one.result() == 0
+            if unreadable >= len(of) and not decoded:
+                raise DatasetError(f"{dataset.name}, of which nothing decodes", "recordings beside the annotations",
+                                   "see gatestream data check")
+            waiting |= {pool.submit(_count, segment, rate, size_hw) for segment in islice(spread, len(done))}
+        pool.shutdown(wait=True, cancel_futures=True)
+    return DecodeRate(decoded, took, workers, unreadable)
+
+
+def _count(segment: Segment, rate: float, size_hw: tuple[int, int]) -> int:
+    cv2.setNumThreads(1)
+    try:
+        return len(decode_segment(segment, rate, size_hw))
+    except DatasetError:
+        return 0
+
+
+def _idle(seconds: float) -> None:
+    time.sleep(seconds)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from engines.datasets.base import Segment
 from engines.errors import DatasetError
 from engines.model.contract import Contract
-from engines.model.preprocess import normalise
 from engines.networks.network import Network, clip_scores
 from engines.networks.temporal import State
 from engines.training.clips import ClipBatch, ClipDataset, ClipOrder, Images, load_batches
 from engines.training.distributed import Ranks
 from engines.training.loss import UNKNOWN
+from engines.training.pixels import normalise
 from engines.training.runfolder import Row
 from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
@@ -99,8 +99,7 @@ class ClipTask(Task[ClipBatch]):
                 norm.eval()
 
     def _frames(self, pixels_BTHWC: Tensor) -> Tensor:
-        frames = torch.from_numpy(normalise(pixels_BTHWC.flatten(0, 1).numpy(), self.contract))
-        return frames.view(*pixels_BTHWC.shape[:2], *frames.shape[1:]).to(self._ranks.device)
+        return normalise(pixels_BTHWC.to(self._ranks.device), self.contract)
 
     def step(self, batch: ClipBatch, state: State, iteration: int,
              autocast: Autocast) -> tuple[dict[str, LossTerm], State]:

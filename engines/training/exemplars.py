@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Model
-from engines.model.preprocess import normalise
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.loss import UNKNOWN
+from engines.training.pixels import normalise
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead
 from engines.training.stream_loader import Batch
 from engines.training.support_clips import LATE
@@ -103,8 +103,7 @@ def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> 
             state = network.fresh_state(len(batch.pixels))
             recent = [deque(maxlen=contract.clip_frames * contract.window_clips) for _ in batch.pixels]
         state = tuple(leaf * (~batch.fresh).float().view(-1, *[1] * (leaf.ndim - 1)) for leaf in state)
-        frames = torch.from_numpy(normalise(batch.pixels.flatten(0, 1).numpy(), contract))
-        features, state = network(frames.view(*batch.pixels.shape[:2], *frames.shape[1:]), state)
+        features, state = network(normalise(batch.pixels, contract), state)
         for b, features_TD in enumerate(features.numpy()):
             if batch.fresh[b]:
                 recent[b].clear()
