@@ -21,10 +21,10 @@ from engines.errors import UsageError
 from engines.model.import_official import contract_of, import_official, read_labels
 from engines.model.official import ARCHITECTURES, architecture_of, official_name
 from engines.model.preprocess import normalise, prepare
+from engines.model.scores import probabilities
 from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
-from stream.scoring import probabilities
 
 CLASSES = ("Pushing", "Pulling", "Opening", "Closing", "Turning")
 FILE = "something-v1_RGB_BNInception_avg_segment12_checkpoint.pth.tar"

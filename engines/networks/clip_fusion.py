@@ -23,44 +23,28 @@ Legend: B windows, C clips, oldest first, D features of a clip, d inner width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from engines.errors import UsageError, first_problem
 from engines.networks.fusion_rule import EPSILON, FusionRule, directions
 
 
 class GatedClipFusion(nn.Module):
-    """See the file's top. `forward(clips_BCD, counts_BC) -> (descriptor_BD, gates_BC)`.
+    """Fuses the clips of windows: `forward(clips_BCD, counts_BC) -> (descriptor_BD, gates_BC)`.
 
-    counts: frames in each clip, 0 for one that is not there (a mask of booleans will do: one frame each).
-    A window without any clip gives zeros. Gates of clips that are not there, or left out, are 0.
+    counts: frames in each clip, 0 for one that is not there (a mask of booleans will do: one frame each). A window
+    without any clip gives zeros. Gates of clips that are not there, or left out, are 0. `keep` and `keep_above` of the
+    rule act outside training only: clips with equal gates stay together, and the best one always stays.
     """
 
-    def __init__(self, width: int, relate: Literal["attention", "bigru", "none"] = "attention", gate: bool = True, *,
-                 tied: bool = False, inner: int | None = None, keep: int | None = None,
-                 keep_above: float | None = None, clips: int | None = None) -> None:
-        """relate: what tells each clip of the others; gate: False leaves every gate open; tied: both directions
-        share their weights (and attention its normalisation, so that the order of clips no longer matters);
-        inner: d, by default D / 4 up to 64; keep, keep_above: outside training only that many clips with the largest
-        gates decide (equal gates stay together), or those with such a gate, at least the best one;
-        clips: a gate that squeezes and excites a window of just so many clips instead, for whole videos offline.
-
-        Raises UsageError for an option that cannot be.
-        """
+    def __init__(self, width: int, rule: FusionRule | None = None) -> None:
         super().__init__()
-        try:
-            self.rule = FusionRule(relate=relate, gate=gate, tied=tied, inner=inner, keep=keep, keep_above=keep_above)
-        except ValidationError as error:
-            raise UsageError(*first_problem(error), "see engines.networks.fusion_rule.FusionRule") from error
-        inner_width = self.rule.inner_width(width)
-        kind = Attention if relate == "attention" else Recurrence
-        self.relate = nn.ModuleDict({name: kind(width, inner_width) for name in directions(self.rule)})
-        self.gate = None if not gate else WindowGate(clips) if clips is not None else ClipGate(width, inner_width)
+        self.rule = rule = rule or FusionRule()
+        inner_width = rule.inner_width(width)
+        kind = Attention if rule.relate == "attention" else Recurrence
+        self.relate = nn.ModuleDict({name: kind(width, inner_width) for name in directions(rule)})
+        self.gate = ClipGate(width, inner_width) if rule.gate else None
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> tuple[Tensor, Tensor]:
         counts_BC = counts_BC.to(clips_BCD.dtype)
@@ -153,32 +137,7 @@ class ClipGate(nn.Module):
         return torch.sigmoid(self.score(hidden_BCd)[..., 0])
 
 
-class WindowGate(nn.Module):
-    """Squeeze-and-excitation (Hu et al., CVPR 2018) over the clips of a window, whose number is fixed."""
-
-    def __init__(self, clips: int, reduction: int = 2) -> None:
-        super().__init__()
-        if clips < 1:
-            raise UsageError(f"clips={clips}", "at least one clip", "leave it out for windows of any length")
-        self.clips = clips
-        self.squeeze = nn.Linear(clips, max(1, clips // reduction))
-        self.score = _zero(nn.Linear(max(1, clips // reduction), clips))
-
-    def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> Tensor:
-        if counts_BC.shape[1] != self.clips:
-            raise UsageError(f"a window of {counts_BC.shape[1]} clips", f"{self.clips} clips, as the gate was built",
-                             "mask the clips that are missing, or build without `clips`")
-        present_BC = clips_BCD.mean(-1) * (counts_BC > 0)
-        return torch.sigmoid(self.score(F.relu(self.squeeze(present_BC))))
-
-
 def _zero(layer: nn.Linear) -> nn.Linear:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def fusion_of(rule: FusionRule, width: int) -> GatedClipFusion:
-    """The module that a contract's fusion rule asks for, with fresh weights."""
-    options: dict[str, Any] = rule.model_dump()
-    return GatedClipFusion(width, **options)
