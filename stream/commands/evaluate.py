@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
-from engines.names import DatasetKind
 from stream.commands.model import model_to_write
 from stream.commands.options import EngineName, ModelArgument, in_panels
 

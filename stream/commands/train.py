@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
-from engines.names import DatasetKind, Precision
 from stream.commands.model import model_to_write
 from stream.commands.options import in_panels
 
 Recipes = Literal["gatestream", "official"]
 Stages = Literal["clip", "fusion"]
+Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 commands = typer.Typer()
 
@@ -89,7 +90,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
           rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
               "Frames a second that the network sees (gatestream). Default: 5."))] = None,
-          precision: Annotated[Precision, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
+          precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "Look at what is left out each N steps (gatestream) or epochs (official), and keep what was best there; "
