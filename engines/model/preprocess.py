@@ -4,13 +4,11 @@
     frames_BCHW = normalise(pixels_u8[None], contract)    # what the network sees; compiled engines do this inside
 
 Filters for shrinking: "area" averages what a pixel covers; "bilinear" interpolates and skips what lies between;
-"pillow-bilinear" weighs all pixels by a triangle as wide as the shrinking asks for, in 8 bits after each direction,
-as the Pillow library does, with which the official checkpoints were trained.
+"pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained: all pixels count, by a
+triangle as wide as the shrinking asks for.
 """
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -18,8 +16,6 @@ from numpy.typing import NDArray
 
 from engines.errors import UsageError
 from engines.model.contract import Contract
-
-BLOCK = 16  # outputs resampled at a time
 
 
 def prepare(image_bgr: NDArray[np.uint8], contract: Contract) -> NDArray[np.uint8]:
@@ -37,7 +33,7 @@ def fit(image_bgr: NDArray[np.uint8], cover_hw: tuple[int, int], size_hw: tuple[
     if resize_filter == "pillow-bilinear":
         covered_hw = _covering((height, width), cover_hw)
         middle = tuple(round((all_ - kept) / 2) for all_, kept in zip(covered_hw, size_hw, strict=True))
-        return _triangle(image_bgr, covered_hw, (middle[0], middle[1]), size_hw)
+        return _pillow(image_bgr, covered_hw, (middle[0], middle[1]), size_hw)
     crop_h, crop_w = _kept((height, width), cover_hw, size_hw)
     top, left = (height - crop_h) // 2, (width - crop_w) // 2
     crop = image_bgr[top:top + crop_h, left:left + crop_w]
@@ -97,7 +93,7 @@ def views(image_bgr: NDArray[np.uint8], contract: Contract, crops: int) -> NDArr
         return fit(image_bgr, contract.cover_hw, size_hw, "pillow-bilinear")[None]
     if crops not in tables:
         raise UsageError(f"{crops} crops", "1, 3, 5 or 10", "choose one of these")
-    cut = [_triangle(image_bgr, covered_hw, offset, size_hw) for offset in tables[crops]]
+    cut = [_pillow(image_bgr, covered_hw, offset, size_hw) for offset in tables[crops]]
     return np.stack([view for crop in cut for view in ((crop, crop[:, ::-1]) if crops == 10 else (crop,))])
 
 
@@ -109,43 +105,17 @@ def _covering(image_hw: tuple[int, int], cover_hw: tuple[int, int]) -> tuple[int
     return int(cover_w * height / width), cover_w
 
 
-def _triangle(image_bgr: NDArray[np.uint8], covered_hw: tuple[int, int], offset_yx: tuple[int, int],
-              size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+def _pillow(image_bgr: NDArray[np.uint8], covered_hw: tuple[int, int], offset_yx: tuple[int, int],
+            size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """The window of `size_hw` at `offset_yx` of the image scaled to `covered_hw`; only that window is computed."""
-    rows, columns = (_triangle_weights(*sides) for sides in
-                     zip(image_bgr.shape[:2], covered_hw, offset_yx, size_hw, strict=True))
-    top, bottom = _support(rows)
-    across = _resampled(image_bgr[top:bottom].transpose(1, 0, 2), columns)
-    return _resampled(across.transpose(1, 0, 2), rows[:, top:bottom])
+    from PIL import Image
 
-
-def _resampled(image: NDArray[np.uint8], weights: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Weighted sums along the first axis, rounded half up. In blocks, as neighbours need the same few inputs."""
-    made = np.empty((len(weights), *image.shape[1:]), np.uint8)
-    for start in range(0, len(weights), BLOCK):
-        block = weights[start:start + BLOCK]
-        first, end = _support(block)
-        seen = image[first:end].astype(np.float32, order="C").reshape(end - first, -1)
-        sums = block[:, first:end] @ seen + np.float32(0.5)
-        made[start:start + BLOCK] = sums.astype(np.uint8).reshape(-1, *image.shape[1:])
-    return made
-
-
-@lru_cache(maxsize=16)
-def _triangle_weights(inputs: int, outputs: int, offset: int, size: int) -> NDArray[np.float32]:
-    """Weight of each input pixel in `size` of the output pixels, from `offset` [size, inputs]; rows sum to 1."""
-    scale = inputs / outputs
-    centres = (np.arange(offset, offset + size) + 0.5) * scale
-    distances = np.abs(np.arange(inputs) + 0.5 - centres[:, None]) / max(scale, 1.0)
-    weights = np.maximum(0.0, 1.0 - distances)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return np.asarray(weights, np.float32)
-
-
-def _support(weights: NDArray[np.float32]) -> tuple[int, int]:
-    """First and one past the last input that any of these outputs needs."""
-    used = np.flatnonzero(weights.any(axis=0))
-    return int(used[0]), int(used[-1]) + 1
+    (top, left), (bottom, right) = ([at * all_ / covered for at, all_, covered in
+                                     zip(corner_yx, image_bgr.shape[:2], covered_hw, strict=True)]
+                                    for corner_yx in (offset_yx, np.add(offset_yx, size_hw)))
+    picture = Image.fromarray(np.ascontiguousarray(image_bgr))
+    box = left, top, min(right, picture.width), min(bottom, picture.height)
+    return np.array(picture.resize(size_hw[::-1], Image.Resampling.BILINEAR, box))
 
 
 def normalise(frames_u8_BHWC: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
