@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.datasets import ALIASES, KINDS, READERS, Dataset, Media, open_dataset
+from engines.datasets import KINDS, Dataset, Media, open_dataset
 from engines.datasets.check import Report, check, inspect_recording
 from engines.datasets.decode import decode_segment
 from engines.datasets.epic import frame_number
 from engines.datasets.mirror import mirror_labels
+from engines.datasets.readers import ALIASES, READERS
 from engines.datasets.rendered import NOUNS, VERBS, Rendered, render
 from engines.errors import SinkError, UsageError
 from engines.synthetic import LABELS

@@ -1,43 +1,50 @@
-"""Recordings that training holds in memory, every frame of them at a working size.
-
-    footage = decode(Path("clip.mp4"), "left", (96, 128))
-"""
+"""Frames of recordings, decoded once; the videos of a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.datasets.base import Media
-from engines.datasets.decode import Images, whole
+from engines.datasets import decode
+from engines.datasets.base import Media, Segment
+from engines.datasets.frame_cache import FrameCache, default_folder
+from engines.datasets.media import VIDEOS, is_video
 from engines.errors import DatasetError
 
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
+GIVE_UP = 50  # unreadable segments in a row end a training
 
 
-@dataclass(frozen=True)
-class Footage:
-    """Decoded frames at a working size: images uint8 [n, H, W, 3], times_s [n] from 0."""
+def read_frames(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[decode.Images, NDArray[np.float64]]:
+    """A segment at `rate` frames a second, from the user's cache of decoded frames: images uint8 [n, H, W, 3] (BGR,
+    scaled to cover, centre-cropped; read-only, perhaps), and their times in the recording [n], in seconds. Raises
+    DatasetError."""
+    images = _cache(str(default_folder())).frames(segment, rate, size_hw)
+    return images, (decode.cell_range(segment, rate)[0] + np.arange(len(images))) / rate
 
-    label: str
-    images: Images
-    times_s: NDArray[np.float64]
 
-    @property
-    def duration_s(self) -> float:
-        """From the first frame to the end of the last one."""
-        n = len(self.times_s)
-        return float(self.times_s[-1] * n / (n - 1)) if n > 1 else 0.0
+@lru_cache(maxsize=4)
+def _cache(_: str) -> FrameCache:
+    return FrameCache(default_folder())
 
-    @cached_property
-    def median(self) -> NDArray[np.uint8]:
-        """What stays when the hand moves: the background, [H, W, 3]."""
-        return np.asarray(np.median(self.images[:: max(1, len(self.images) // 24)], axis=0)).astype(np.uint8)
+
+@lru_cache(maxsize=65536)
+def size_of(media: Media) -> tuple[int, int]:
+    """Height and width of a recording. Raises DatasetError."""
+    if media.rate is None:
+        with decode.VideoReader(media.path) as video:
+            found = next((found for found in video.frames() if found is not None), None)
+        image = None if found is None else found[1]()
+    else:
+        stills = decode.stills(media)
+        image = decode.read_still(stills[0][1]) if stills else None
+    if image is None:
+        raise DatasetError(f"{media.path}, of which no frame decodes", "a video, or a folder of images",
+                           "remove it or get it again")
+    return image.shape[0], image.shape[1]
 
 
 def frames_at(times_s: NDArray[np.float64], when_s: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -45,19 +52,12 @@ def frames_at(times_s: NDArray[np.float64], when_s: NDArray[np.float64]) -> NDAr
     return np.clip(np.searchsorted(times_s, when_s), 0, len(times_s) - 1)
 
 
-def decode(path: Path, label: str, size_hw: tuple[int, int]) -> Footage:
-    """Decodes a whole video at `size_hw` (scaled to cover, centre-cropped). Raises DatasetError if nothing decodes."""
-    images, times_s = whole(Media(path), size_hw)
-    return Footage(label, images, times_s)
-
-
 def videos(folders: Iterable[Path]) -> list[Path]:
     """The video files of some folders, by name. Raises DatasetError when one has none."""
     found: list[Path] = []
     for folder in folders:
-        here = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        here = sorted(path for path in folder.glob("*") if is_video(path))
         if not here:
-            raise DatasetError(f"no video in {folder}", f"a folder of videos ({', '.join(sorted(VIDEO_SUFFIXES))})",
-                               "check the path")
+            raise DatasetError(f"no video in {folder}", f"a folder of videos ({', '.join(VIDEOS)})", "check the path")
         found += here
     return found

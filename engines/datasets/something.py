@@ -19,10 +19,10 @@ from typing import Any
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
+from engines.datasets.kinds import ClassOrder
 from engines.datasets.media import RecordingIndex
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
-from engines.names import ClassOrder
 
 EXPECTED_FILES_V2 = "labels.json and train.json (or something-something-v2-*.json)"
 EXPECTED_FILES_V1 = "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and Validation.csv"

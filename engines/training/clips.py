@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
 from engines.datasets.base import Segment
-from engines.datasets.frames import GIVE_UP
+from engines.datasets.footage import GIVE_UP
 from engines.errors import DatasetError, GatestreamError
 from engines.training.loss import UNKNOWN
 from engines.training.workers import start_workers

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.datasets.footage import VIDEO_SUFFIXES
+from engines.datasets.media import is_video
 from engines.errors import DatasetError, SourceError, UsageError
 from engines.model.file import Model
 from engines.model.preprocess import prepare
@@ -86,7 +86,7 @@ def _videos(place: Path) -> Iterator[Path]:
     if any(is_image(entry) for entry in entries):
         yield place
     for entry in entries:
-        if entry.suffix.lower() in VIDEO_SUFFIXES or (entry.is_dir() and any(map(is_image, entry.iterdir()))):
+        if is_video(entry) or (entry.is_dir() and any(map(is_image, entry.iterdir()))):
             yield entry
 
 
