@@ -48,24 +48,24 @@ class GatedClipFusion(nn.Module):
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> tuple[Tensor, Tensor]:
         counts_BC = counts_BC.to(clips_BCD.dtype)
-        there_BC = counts_BC > 0
-        related_BCD = clips_BCD = clips_BCD.masked_fill(~there_BC[..., None], 0)
-        for direction, look in self.relate.items():
-            related_BCD = related_BCD + look(clips_BCD, counts_BC, direction)
+        present_BC = counts_BC > 0
+        related_BCD = clips_BCD = clips_BCD.masked_fill(~present_BC[..., None], 0)
+        for direction, relate in self.relate.items():
+            related_BCD = related_BCD + relate(clips_BCD, counts_BC, direction)
         if self.gate is None:
-            gates_BC = there_BC.to(clips_BCD.dtype)
+            gates_BC = present_BC.to(clips_BCD.dtype)
         else:
-            gates_BC = self._chosen(self.gate(related_BCD, counts_BC), there_BC)
+            gates_BC = self._keep_best(self.gate(related_BCD, counts_BC), present_BC)
         weights_BC = counts_BC * gates_BC
         descriptor_BD = torch.einsum("bc,bcd->bd", weights_BC, related_BCD)
         return descriptor_BD / weights_BC.sum(1, keepdim=True).clamp(min=EPSILON), gates_BC
 
-    def _chosen(self, gates_BC: Tensor, there_BC: Tensor) -> Tensor:
+    def _keep_best(self, gates_BC: Tensor, present_BC: Tensor) -> Tensor:
         """The gates, with those of clips that are not to decide shut."""
         if self.training or (self.rule.keep is None and self.rule.keep_above is None):
-            return gates_BC * there_BC
-        ranked_BC = gates_BC.masked_fill(~there_BC, -1)
-        kept_BC = there_BC
+            return gates_BC * present_BC
+        ranked_BC = gates_BC.masked_fill(~present_BC, -1)
+        kept_BC = present_BC
         if self.rule.keep is not None:
             last = min(self.rule.keep, ranked_BC.shape[1]) - 1
             kept_BC = kept_BC & (ranked_BC >= ranked_BC.sort(1, descending=True).values[:, last, None])
@@ -76,7 +76,7 @@ class GatedClipFusion(nn.Module):
 
 
 class Attention(nn.Module):
-    """What each clip sees in itself and the clips before it ("past"), after it ("future"), or all ("both")."""
+    """Attention of each clip to itself and the clips before it ("past"), after it ("future"), or all ("both")."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -88,15 +88,15 @@ class Attention(nn.Module):
         query, key, value = self.query(clips_BCD), self.key(clips_BCD), self.value(clips_BCD)
         logits_BCC = query @ key.mT / query.shape[-1] ** 0.5 + counts_BC.clamp(min=EPSILON).log()[:, None]
         all_CC = torch.ones(logits_BCC.shape[1:], dtype=torch.bool, device=logits_BCC.device)
-        seen_CC = {"past": all_CC.tril(), "future": all_CC.triu(), "both": all_CC}[direction]
-        hidden_BCC = ~(seen_CC & (counts_BC > 0)[:, None])
-        shares_BCC = logits_BCC.masked_fill(hidden_BCC, torch.finfo(logits_BCC.dtype).min).softmax(-1)
-        seen: Tensor = self.out(shares_BCC @ value)
-        return seen
+        visible_CC = {"past": all_CC.tril(), "future": all_CC.triu(), "both": all_CC}[direction]
+        masked_BCC = ~(visible_CC & (counts_BC > 0)[:, None])
+        shares_BCC = logits_BCC.masked_fill(masked_BCC, torch.finfo(logits_BCC.dtype).min).softmax(-1)
+        related: Tensor = self.out(shares_BCC @ value)
+        return related
 
 
 class Recurrence(nn.Module):
-    """What a recurrent unit knows at each clip, run from the first ("past"), the last ("future"), or both ways."""
+    """A recurrent unit's state at each clip, run from the first ("past"), the last ("future"), or both ways."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -105,20 +105,20 @@ class Recurrence(nn.Module):
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor, direction: str) -> Tensor:
         shares_BC = counts_BC / counts_BC.amax(1, keepdim=True).clamp(min=EPSILON)
-        known_BCd = clips_BCD.new_zeros(*counts_BC.shape, self.cell.hidden_size)
+        hidden_BCd = clips_BCD.new_zeros(*counts_BC.shape, self.cell.hidden_size)
         if direction in ("past", "both"):
-            known_BCd = known_BCd + self._run(clips_BCD, shares_BC)
+            hidden_BCd = hidden_BCd + self._run(clips_BCD, shares_BC)
         if direction in ("future", "both"):
-            known_BCd = known_BCd + self._run(clips_BCD.flip(1), shares_BC.flip(1)).flip(1)
-        known: Tensor = self.out(known_BCd)
-        return known
+            hidden_BCd = hidden_BCd + self._run(clips_BCD.flip(1), shares_BC.flip(1)).flip(1)
+        related: Tensor = self.out(hidden_BCd)
+        return related
 
     def _run(self, clips_BCD: Tensor, shares_BC: Tensor) -> Tensor:
-        known_Bd = clips_BCD.new_zeros(len(clips_BCD), self.cell.hidden_size)
+        hidden_Bd = clips_BCD.new_zeros(len(clips_BCD), self.cell.hidden_size)
         rows = []
         for clip_BD, share_B in zip(clips_BCD.unbind(1), shares_BC.unbind(1), strict=True):
-            known_Bd = known_Bd + share_B[:, None] * (self.cell(clip_BD, known_Bd) - known_Bd)
-            rows.append(known_Bd)
+            hidden_Bd = hidden_Bd + share_B[:, None] * (self.cell(clip_BD, hidden_Bd) - hidden_Bd)
+            rows.append(hidden_Bd)
         return torch.stack(rows, dim=1)
 
 

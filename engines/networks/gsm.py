@@ -9,13 +9,10 @@ Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the 
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.config import NetworkConfig
 from engines.networks.temporal import State, TemporalModule, TensorSpec, with_past, with_zeros
 
 TAPS = 3  # the gate's convolution spans three frames
@@ -48,10 +45,6 @@ class GateShift(TemporalModule):
         nn.init.zeros_(self.conv3D.weight)
         nn.init.zeros_(self.bias)
         self.register_buffer("order", torch.tensor(interleave(channels)), persistent=False)
-
-    @classmethod
-    def build(cls, channels: int, config: NetworkConfig) -> Self:
-        return cls(channels, config.causal, config.past_shift)
 
     @property
     def bias(self) -> Tensor:
