@@ -243,12 +243,12 @@ class _Training:
                              "at", "leave something out, or do not validate")
         folder = RunFolder(recipe.out, recorded(recipe), ranks.is_main)
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
-        task = StreamTask(
-            network, contract, open_stream,
-            StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share), sources.truths,
-            AdamWConfig(**{one.name: getattr(recipe, one.name) for one in fields(AdamWConfig)}),
-            iterations=recipe.iterations, rows=recipe.rows, chunk=recipe.frames, average=recipe.average,
-            workers=recipe.workers, ranks=ranks, finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
+        schedule = StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share)
+        loader = StreamLoader(open_stream, schedule, ranks.own_rows(recipe.rows), recipe.frames, recipe.workers)
+        task = StreamTask(network, contract, loader, sources.truths,
+                          AdamWConfig(**{one.name: getattr(recipe, one.name) for one in fields(AdamWConfig)}),
+                          iterations=recipe.iterations, average=recipe.average, ranks=ranks,
+                          finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
         how_long = LoopConfig(**{one.name: getattr(recipe, one.name) for one in fields(LoopConfig)
                                  if hasattr(recipe, one.name)})
         weights = run(task, how_long, folder, ranks, self.report, progress)
@@ -279,9 +279,9 @@ class _Training:
         if not network.causal or recipe.trimmed:
             return {}
         end = recipe.iterations + min(recipe.remembered_chunks, recipe.iterations)
-        streams = StreamLoader(open_stream, StreamSchedule(recipe.seed + 1, recipe.fresh_share), range(recipe.rows),
-                               recipe.chunk, recipe.iterations, end)
-        return exemplars.exemplars_from_streams(contract, network, streams.batches(0), self.sources.truths)
+        schedule = StreamSchedule(recipe.seed + 1, recipe.fresh_share)
+        batches = StreamLoader(open_stream, schedule, range(recipe.rows), recipe.chunk).batches(recipe.iterations, end)
+        return exemplars.exemplars_from_streams(contract, network, batches, self.sources.truths)
 
 
 def _digest(data: Dataset) -> str:
