@@ -117,13 +117,13 @@ def test_fusion_finds_the_clip_that_matters_where_the_mean_cannot() -> None:
             clips_NCD[n, at, label] = 2
         return Windows(clips_NCD, np.full((count, 6), 5), labels_N)
 
-    heads = {"gesture": (np.eye(5, 16, dtype=np.float32), np.zeros(5, np.float32))}
-    right = compare(windows(400), windows(200), heads)
+    head = np.eye(5, 16, dtype=np.float32), np.zeros(5, np.float32)
+    right = compare(windows(400), windows(200), head)
     assert list(right) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
     assert right["dense average"] < 0.3
     assert min(right["+ gate"], right["+ fusion"], right["+ both"]) > 0.9
     same = windows(100)
-    first, again = (fit(same, heads, FusionRule(), seed=1) for _ in range(2))
+    first, again = (fit(same, head, FusionRule(), seed=1) for _ in range(2))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert GatedFusion(FusionRule(), first)
 

@@ -73,10 +73,10 @@ def subsample_depthwise(network: Network) -> None:
 class StreamTask(Task[Batch]):
     """Trains a network on streams with AdamW, state carried from chunk to chunk.
 
-    loader: of this process's rows; truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has none: a frame's label is the
-    index of one of these; finds_tips: whether frames know the fingertip, which a backbone with a middle stage then
-    learns to find, too; held_out: decodes what validation looks at; spread: so many frames evenly over each of these
-    clips, 0: the model's frame rate.
+    loader: of this process's rows; truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has
+    none: a frame's label is the index of one of these; finds_tips: whether frames know the fingertip, which a backbone
+    with a middle stage then learns to find, too; held_out: decodes what validation looks at; spread: so many frames
+    evenly over each of these clips, 0: the model's frame rate.
     """
 
     def __init__(self, network: Network, contract: Contract, loader: StreamLoader, truths: Sequence[tuple[int, ...]],

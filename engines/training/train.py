@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engines.datasets.base import Dataset
 from engines.datasets.footage import read_frames
-from engines.datasets.selection import with_idle, without_group, without_labels
+from engines.datasets.selection import select
 from engines.errors import UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import load, save
@@ -42,6 +42,8 @@ from engines.training.stream_loader import OpenStream, StreamLoader, StreamSched
 from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.task import LoopConfig, Precision, Progress
 from engines.training.training_stream import SectionShares, TrainingStream
+
+T = TypeVar("T", AdamWConfig, LoopConfig)
 
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
 NOT_RECORDED = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
@@ -128,7 +130,7 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
     """
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
         recipe = resolve_defaults(recipe)
-        data = select(recipe, data)
+        data = select(data, recipe.without_fold, recipe.without_labels, recipe.idle, recipe.idle_without)
         sources = TrainingSources(data, frame_rate=recipe.frame_rate, read_frames=read_frames,
                                   recorded=not recipe.rendered_only, rendered=recipe.rendered)
         training = _Training(data, sources, read_frames, ranks, report if ranks.is_main else lambda _: None)
@@ -150,12 +152,6 @@ def resolve_defaults(recipe: Recipe) -> Recipe:
         return recipe
     new = not after and whole_config(recipe.init) is None
     return replace(recipe, trimmed_first=recipe.iterations // 3 if new else 0)
-
-
-def select(recipe: Recipe, data: Dataset) -> Dataset:
-    """The dataset as the recipe wants it: without what it leaves out, with its idle footage. Raises UsageError."""
-    data = without_labels(without_group(data, recipe.without_fold), recipe.without_labels)
-    return with_idle(data, recipe.idle, recipe.idle_without)
 
 
 def contract_of(recipe: Recipe, network: Network, sources: TrainingSources) -> Contract:
@@ -218,8 +214,7 @@ class _Training:
                         validate_every=0, patience=0, provenance={"from": came_from})
         learnt = json.loads(json.dumps({"recipe": recorded(first), "from": came_from}))
         there = out.exists() and {name: load(out).contract.provenance.get(name) for name in learnt} == learnt
-        if not self.ranks.all_reduce(torch.tensor([there and self.ranks.is_main], dtype=torch.float32,
-                                             device=self.ranks.device)):
+        if not self.ranks.all_reduce(torch.tensor([float(there and self.ranks.is_main)], device=self.ranks.device)):
             self.run(first, progress)
             self.ranks.all_reduce(torch.zeros(1, device=self.ranks.device))  # the others wait for the file
         return replace(recipe, init=str(out), module_lr=0.3 * recipe.module_lr, head_lr=0.5 * recipe.head_lr,
@@ -239,19 +234,17 @@ class _Training:
         contract = contract_of(recipe, network, sources)
         held_out = cache(lambda: self.validation_clips(recipe, contract))
         if recipe.validate_every and not held_out():
-            raise UsageError("a validation without anything left out", "a fold, videos or a validation split to look "
-                             "at", "leave something out, or do not validate")
+            raise UsageError("a validation without anything left out", "a fold, videos or a validation split",
+                             "leave something out, or do not validate")
         folder = RunFolder(recipe.out, recorded(recipe), ranks.is_main)
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
         schedule = StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share)
         loader = StreamLoader(open_stream, schedule, ranks.own_rows(recipe.rows), recipe.frames, recipe.workers)
         task = StreamTask(network, contract, loader, sources.truths,
-                          AdamWConfig(**{one.name: getattr(recipe, one.name) for one in fields(AdamWConfig)}),
+                          _part_of(recipe, AdamWConfig),
                           iterations=recipe.iterations, average=recipe.average, ranks=ranks,
                           finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
-        how_long = LoopConfig(**{one.name: getattr(recipe, one.name) for one in fields(LoopConfig)
-                                 if hasattr(recipe, one.name)})
-        weights = run(task, how_long, folder, ranks, self.report, progress)
+        weights = run(task, _part_of(recipe, LoopConfig), folder, ranks, self.report, progress)
         trained = task.average.module
         assert isinstance(trained, Network)
         trained.load_state_dict(weights)
@@ -282,6 +275,11 @@ class _Training:
         schedule = StreamSchedule(recipe.seed + 1, recipe.fresh_share)
         batches = StreamLoader(open_stream, schedule, range(recipe.rows), recipe.chunk).batches(recipe.iterations, end)
         return exemplars.exemplars_from_streams(contract, network, batches, self.sources.truths)
+
+
+def _part_of(recipe: Recipe, kind: type[T]) -> T:
+    """A config with the fields that a recipe has of it."""
+    return kind(**{one.name: getattr(recipe, one.name) for one in fields(kind) if hasattr(recipe, one.name)})
 
 
 def _digest(data: Dataset) -> str:
