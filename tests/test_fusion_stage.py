@@ -24,7 +24,7 @@ from engines.training.fusion_stage import FusionRecipe, Windows, _name, cache_wi
 from engines.training.loss import UNKNOWN
 from engines.training.sections import LabelledFrame
 from engines.training.sources import TrainingSources
-from engines.training.train import Recipe, contract_of
+from engines.training.train import Recipe, make_contract
 from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
 from stream.frame import Prediction
@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), readout_width=16)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
-    save(path, contract_of(recipe, network, GESTURES), weights)
+    save(path, make_contract(recipe, network, GESTURES), weights)
     return load(path)
 
 
@@ -150,7 +150,7 @@ def test_any_dataset_with_time_between_its_actions_teaches_fusion(
     heads = sources.heads
     network = build("gsf-mobilenetv2", heads={name: len(labels) for name, labels in heads.items()}, causal=True,
                     input_size_hw=(72, 96), readout_width=16)
-    contract = contract_of(Recipe(Path(), "", readout_width=16), network, sources)
+    contract = make_contract(Recipe(Path(), "", readout_width=16), network, sources)
     init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
     save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()})
     recipe = FusionRecipe(out, str(init), window_clips=CLIPS, windows=30)

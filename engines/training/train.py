@@ -43,10 +43,10 @@ from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.task import LoopConfig, Precision, Progress
 from engines.training.training_stream import SectionShares, TrainingStream
 
-T = TypeVar("T", AdamWConfig, LoopConfig)
+Config = TypeVar("Config", AdamWConfig, LoopConfig)
 
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
-NOT_RECORDED = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
+UNRECORDED_FIELDS = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
 GESTURE_EVENTS = EventRule(open_above=0.999, close_below=0.65, close_after_s=0.25, min_duration_s=0.42, min_score=0.7,
                            split_after_s=60.0)  # never split: a square begins as a swipe to the right
 
@@ -154,7 +154,7 @@ def resolve_defaults(recipe: Recipe) -> Recipe:
     return replace(recipe, trimmed_first=recipe.iterations // 3 if new else 0)
 
 
-def contract_of(recipe: Recipe, network: Network, sources: TrainingSources) -> Contract:
+def make_contract(recipe: Recipe, network: Network, sources: TrainingSources) -> Contract:
     """The contract that a trained network goes out with."""
     T = recipe.trimmed or network.segments
     clip_frames, window_clips = (T, 1)
@@ -162,19 +162,19 @@ def contract_of(recipe: Recipe, network: Network, sources: TrainingSources) -> C
         clip_frames, window_clips = max(1, round(recipe.clip_s * recipe.frame_rate)), recipe.window_clips
     return Contract(
         name=recipe.name, network=network.config, heads=sources.heads, frame_rate=recipe.frame_rate,
-        cover_hw=network.input_size_hw,
-        receptive_frames=network.receptive_field if network.causal else T, clip_frames=clip_frames,
-        window_clips=window_clips, warmup_frames=4, max_gap_s=1.0, background=sources.background_label,
+        cover_hw=network.input_size_hw, receptive_frames=network.receptive_field if network.causal else T,
+        clip_frames=clip_frames, window_clips=window_clips, warmup_frames=4, max_gap_s=1.0,
+        background=sources.background_label,
         temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
         events=recipe.gesture_events if sources.drawable else EventRule(),
-        provenance={"data": sources.name, "recipe": recorded(recipe), **recipe.provenance},
+        provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance},
         **network.backbone.pixels._asdict())
 
 
-def recorded(recipe: Recipe) -> dict[str, Any]:
+def recipe_record(recipe: Recipe) -> dict[str, Any]:
     """What must agree for a killed run to go on."""
-    return {key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED}
+    return {key: value for key, value in asdict(recipe).items() if key not in UNRECORDED_FIELDS}
 
 
 def open_streams(recipe: Recipe, sources: TrainingSources, size_hw: tuple[int, int]) -> OpenStream:
@@ -212,7 +212,7 @@ class _Training:
         first = replace(recipe, out=out, trimmed=recipe.trimmed_first_frames, trimmed_first=0, iterations=iterations,
                         trimmed_idle=recipe.trimmed_first_idle, readout_width=0, backbone_lr=3 * recipe.backbone_lr,
                         validate_every=0, patience=0, provenance={"from": came_from})
-        learnt = json.loads(json.dumps({"recipe": recorded(first), "from": came_from}))
+        learnt = json.loads(json.dumps({"recipe": recipe_record(first), "from": came_from}))
         there = out.exists() and {name: load(out).contract.provenance.get(name) for name in learnt} == learnt
         if not self.ranks.all_reduce(torch.tensor([float(there and self.ranks.is_main)], device=self.ranks.device)):
             self.run(first, progress)
@@ -231,12 +231,12 @@ class _Training:
                              rule=recipe.rule, transparent=recipe.transparent)
         if recipe.trimmed_first and recipe.readout_width and network.memory is None:
             network.add_readout(recipe.readout_width)
-        contract = contract_of(recipe, network, sources)
+        contract = make_contract(recipe, network, sources)
         held_out = cache(lambda: self.validation_clips(recipe, contract))
         if recipe.validate_every and not held_out():
             raise UsageError("a validation without anything left out", "a fold, videos or a validation split",
                              "leave something out, or do not validate")
-        folder = RunFolder(recipe.out, recorded(recipe), ranks.is_main)
+        folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
         schedule = StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share)
         loader = StreamLoader(open_stream, schedule, ranks.own_rows(recipe.rows), recipe.frames, recipe.workers)
@@ -277,7 +277,7 @@ class _Training:
         return exemplars.exemplars_from_streams(contract, network, batches, self.sources.truths)
 
 
-def _part_of(recipe: Recipe, kind: type[T]) -> T:
+def _part_of(recipe: Recipe, kind: type[Config]) -> Config:
     """A config with the fields that a recipe has of it."""
     return kind(**{one.name: getattr(recipe, one.name) for one in fields(kind) if hasattr(recipe, one.name)})
 
