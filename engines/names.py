@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-# What a dataset is; auto: as its files say. jester is read as something-v1, sense as folders.
-DatasetKind = Literal["auto", "epic", "something-v2", "something-v1", "jester", "diving48", "kinetics", "folders",
-                      "sense", "egogestar"]
+# What a dataset is, and the module whose `READERS` has its reader, in the order in which `auto` tries them.
+DATASET_READERS = {
+    "epic": "engines.datasets.epic",
+    "something-v2": "engines.datasets.something",
+    "diving48": "engines.datasets.diving48",
+    "kinetics": "engines.datasets.kinetics",
+    "something-v1": "engines.datasets.something",
+    "jester": "engines.datasets.something",
+    "egogestar": "engines.datasets.egogestar",
+    "folders": "engines.datasets.folders",
+    "sense": "engines.datasets.folders",
+}
+if TYPE_CHECKING:
+    DatasetKind = str
+else:
+    DatasetKind = Literal[("auto", *DATASET_READERS)]
 ClassOrder = Literal["sorted", "lines"]  # numbers of Something-Something V1's and Jester's classes
 Precision = Literal["auto", "f32", "bf16", "f16"]  # of training's arithmetic; auto: bf16 where it is fast

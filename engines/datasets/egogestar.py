@@ -90,3 +90,6 @@ def read(folder: Path) -> Dataset:
                                        kind=clip.source))
     changed = {label: MIRRORED.get(label, "") for label in LABELS if MIRRORED.get(label) != label}
     return builder.build("EgoGestAR", mirrored={"gesture": changed}, background=BACKGROUND)
+
+
+READERS = {"egogestar": tables.Reader(recognise, lambda folder, _: read(folder), EXPECTED_FILES)}
