@@ -20,8 +20,8 @@ import av
 
 from engines.errors import SinkError, UsageError
 from stream.frame import Frame, Image
-from stream.service.egress.clips import write_video
 from stream.sinks.base import sink_errors
+from stream.sinks.video import write_video
 from stream.sources import open_source
 
 NAME = re.compile(r"\w[\w -]{0,38}\w|\w")

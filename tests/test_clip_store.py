@@ -23,7 +23,7 @@ from demo.teach_api import teach_router
 from demo.trainer import Trainer
 from engines.errors import DatasetError, ModelError, SourceError, UsageError
 from stream.frame import Frame, Image
-from stream.service.egress.clips import write_video
+from stream.sinks.video import write_video
 from stream.sources import open_source
 
 

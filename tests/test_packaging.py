@@ -13,7 +13,6 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     for name in ("engines", "stream", "demo"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "pictures", "*.md"))
-    shutil.copy(ROOT / "gatestream.py", folder)
+    shutil.copy(ROOT / "stream" / "commands" / "gatestream.py", folder)
     return folder
 
 
@@ -172,8 +171,8 @@ def test_what_lacks_its_extra_says_how_to_install_it(extra: str, tmp_path: Path,
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an unpacked source distribution, with a wheel that was built from it beside it."""
-    if int(version("setuptools").split(".")[0]) < 77:
-        pytest.skip("needs setuptools 77, to build with")
+    pytest.importorskip("hatchling.build", reason="needs hatchling, to build with")
+    pytest.importorskip("hatch_fancy_pypi_readme", reason="needs hatch-fancy-pypi-readme, to build with")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     for path in ROOT.iterdir():
         if path.name in ("engines", "stream", "demo", "tests", ".ci"):
@@ -183,8 +182,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "engines" / "zoo" / "gesture.safetensors").touch()
 
     def build(form: str, folder: Path) -> None:
-        code = f"from setuptools import build_meta; build_meta.build_{form}({str(out)!r})"
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=True, capture_output=True)
+        code = f"from hatchling import build; build.build_{form}({str(out)!r})"
+        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
 
     build("sdist", source)
     with tarfile.open(next(out.glob("*.tar.gz"))) as packed:
@@ -202,7 +201,7 @@ def test_a_source_distribution_has_what_its_tests_need(built: Path) -> None:
     assert files(ROOT) == files(built)
     guides = {path.relative_to(ROOT) for room in ("engines", "stream", "demo", "tests") for path in
               (ROOT / room).rglob("*.md")}
-    for file in (*guides, "README.md", "LICENSE", "NOTICE", "gatestream.py", "pyproject.toml", "setup.py"):
+    for file in (*guides, "README.md", "LICENSE", "engines/zoo/NOTICE", "pyproject.toml"):
         assert (built / file).is_file(), file
 
 

@@ -39,7 +39,7 @@ from engines.synthetic import Simulation  # noqa: E402
 from stream.commands.cli import main  # noqa: E402
 from stream.frame import Event, Frame, HeadScores, Prediction  # noqa: E402
 from stream.recognizer import Recognizer  # noqa: E402
-from stream.service.egress.clips import write_video  # noqa: E402
+from stream.sinks.video import write_video  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 PATIENCE_S = 60.0

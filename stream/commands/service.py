@@ -20,15 +20,15 @@ log = logging.getLogger("gatestream.service")
 
 @commands.command()
 def serve(config: Annotated[Path | None, typer.Argument(
-            metavar="[CONFIG.toml]", help="What to serve; without one, any camera of this machine may dial.")] = None,
+            metavar="[CONFIG.toml]", help="What to serve; by default, any camera of this machine may connect.")] = None,
           check: Annotated[bool, typer.Option("--check", help="Check the configuration, and end.")] = False,
           cluster: Annotated[bool, typer.Option("--cluster", help="On several machines or GPUs, with Ray.")] = False,
           gate: Annotated[Path | None, typer.Option(exists=True, metavar="FILE", help=(
-              "A recording in which a changed model has to find the events that the one before it finds."))] = None,
+              "A recording in which a new model has to find the events that the running one finds."))] = None,
           ) -> None:
-    """Recognise many cameras: ZeroMQ senders dial in, webcams, streams and files are opened, results go out.
+    """Recognise many cameras: ZeroMQ senders connect, webcams, streams and files are opened, results go out.
 
-    After SIGHUP the configuration is read again; a changed model takes over when it is ready.
+    After SIGHUP the configuration is read again; a new model takes over when it is ready.
 
     [bold]Examples[/bold]
 
@@ -60,7 +60,7 @@ def serve(config: Annotated[Path | None, typer.Argument(
         try:
             return read_settings()
         except UsageError as error:
-            log.error("the configuration stays as it is: %s", error)
+            log.error("the configuration is not changed: %s", error)
             return None
 
     signals = {signal.SIGINT: stop, signal.SIGTERM: stop}
@@ -147,14 +147,14 @@ def label(folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, 
 
 
 KeyFolder = Annotated[Path | None, typer.Option("--folder", metavar="FOLDER", help="Where keys are kept.")]
-keys = typer.Typer(no_args_is_help=True, help="Keys of cameras that may dial, and of the service (CURVE).")
+keys = typer.Typer(no_args_is_help=True, help="Keys of cameras that may connect, and of the service (CURVE).")
 commands.add_typer(keys, name="keys")
 
 
 @keys.command("new")
 def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, or a camera's name.")],
              folder: KeyFolder = None) -> None:
-    """Make the service's keys (server), or those of a camera, which may dial from then on.
+    """Make the service's keys (server), or those of a camera, which may connect from then on.
 
     [bold]Examples[/bold]
 
@@ -173,7 +173,7 @@ def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, o
 
 @keys.command("list")
 def list_keys(folder: KeyFolder = None) -> None:
-    """List the cameras that may dial."""
+    """List the cameras that may connect."""
     from stream.service.ingress.security import allowed_keys, default_folder
 
     for name, public in allowed_keys(folder or default_folder()).items():
@@ -183,7 +183,7 @@ def list_keys(folder: KeyFolder = None) -> None:
 @keys.command("allow")
 def allow_key(file: Annotated[Path, typer.Argument(metavar="FILE.key", help="A public key.")],
               folder: KeyFolder = None) -> None:
-    """Let a camera dial whose keys were made elsewhere."""
+    """Let a camera connect whose keys were made elsewhere."""
     from stream.service.ingress.security import allow_key, default_folder
 
     print(allow_key(folder or default_folder(), file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +30,7 @@ MAX_SIDE = 1920
 MIN_SIDE = 16  # codecs work in blocks of this
 MAX_HOLD_S = 5.0
 RESERVE_BYTES = 32_000_000
+TICKS = 1000  # a second, of the clock in `write_video`
 
 
 class AnnotatedVideo(Sink):
@@ -127,6 +128,27 @@ class AnnotatedVideo(Sink):
         if free < RESERVE_BYTES:
             raise SinkError(f"{free / 1e6:.0f} MB free for {self.path}", f"{RESERVE_BYTES / 1e6:.0f} MB to go on",
                             "free space on the disk; the video up to here is kept")
+
+
+def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tuple[int, int]) -> None:
+    """Writes H.264 in MP4, each picture at its own time (seconds, in order), scaled to one size.
+
+    The file is called NAME.part until it is complete. Raises av.FFmpegError, OSError."""
+    height, width = (side - side % 2 for side in size_hw)
+    part = path.with_suffix(".part")
+    with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
+        stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = max(2, width), max(2, height), "yuv420p"
+        stream.codec_context.time_base = Fraction(1, TICKS)
+        last, started_at = -1, None
+        for at, image in images:
+            started_at = at if started_at is None else started_at
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+            last = max(last + 1, round((at - started_at) * TICKS))
+            frame.pts, frame.time_base = last, Fraction(1, TICKS)
+            video.mux(stream.encode(frame.reformat(stream.width, stream.height)))
+        video.mux(stream.encode())
+    part.replace(path)
 
 
 @contextmanager

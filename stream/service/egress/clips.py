@@ -12,17 +12,13 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import av
-import numpy as np
 
 from engines.errors import FrameError, SinkError
 from stream.frame import ENGINE_RESTARTED, Image
@@ -31,13 +27,13 @@ from stream.service.egress.outbox import JsonRecord, ResultSink
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.base import sink_errors
 from stream.sinks.log import clip_name
+from stream.sinks.video import write_video
 from stream.wire import Limits, decode
 
 log = logging.getLogger("gatestream.service")
 
 LATE_S = 3.0  # a video waits so much longer than `after_s` for frames that do not come
 WAITING = 64  # videos that may wait to be written
-TICKS = 1000  # of a video's clock, a second
 NAME = re.compile(r"[0-9a-f]+-\d+_.*\.mp4")
 
 
@@ -174,24 +170,3 @@ class ClipRecorder(ResultSink):
                 left -= size
                 if left < 0 or changed_at < oldest:
                     path.unlink(missing_ok=True)
-
-
-def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tuple[int, int]) -> None:
-    """Writes H.264 in MP4, each picture at its own time (seconds, in order), scaled to one size.
-
-    The file is called NAME.part until it is complete. Raises av.FFmpegError, OSError."""
-    height, width = (side - side % 2 for side in size_hw)
-    part = path.with_suffix(".part")
-    with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
-        stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = max(2, width), max(2, height), "yuv420p"
-        stream.codec_context.time_base = Fraction(1, TICKS)
-        last, started_at = -1, None
-        for at, image in images:
-            started_at = at if started_at is None else started_at
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
-            last = max(last + 1, round((at - started_at) * TICKS))
-            frame.pts, frame.time_base = last, Fraction(1, TICKS)
-            video.mux(stream.encode(frame.reformat(stream.width, stream.height)))
-        video.mux(stream.encode())
-    part.replace(path)
