@@ -1,4 +1,4 @@
-"""Batches of trimmed clips, each so many frames spread over a segment, in an order that seed and epoch decide.
+"""Batches of trimmed clips: some frames spread over a segment, in an order that seed and epoch decide.
 
 Legend: B clips, T frames of a clip, H W the input's size, K heads.
 """
@@ -24,26 +24,26 @@ from engines.training.workers import start_workers
 
 log = logging.getLogger("gatestream.training")
 Images = NDArray[np.uint8]
-# segment, generator of its own -> frames at the input's size, uint8 [T, H, W, 3] (BGR), and whether they are mirrored
+# Segment, generator of its own -> frames at the input's size, uint8 [T, H, W, 3] BGR, and whether they are mirrored.
 ReadClip = Callable[[Segment, np.random.Generator], tuple[Images, bool]]
 
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """pixels uint8 [B, T, H, W, 3]; labels [B, K], UNKNOWN where a head has none; names of the segments."""
+    """Some clips, of the same size each."""
 
-    pixels: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
+    pixels: Tensor  # uint8 [B, T, H, W, 3]
+    labels: Tensor  # [B, K], UNKNOWN where a head has none
+    names: tuple[str, ...]  # of the segments
 
 
 @dataclass(frozen=True)
 class ClipOrder:
-    """Which clips each batch holds: every epoch is a permutation, whose rest that fills no update is left out."""
+    """Which clips each batch holds: every epoch is a permutation of all, whose rest that fills no batch is left out."""
 
     seed: int
-    clips: int
-    rows: int
+    clips: int  # how many there are
+    rows: int  # clips of a batch
 
     @property
     def batches_per_epoch(self) -> int:
@@ -59,7 +59,10 @@ class ClipOrder:
 
 
 class ClipDataset(Items["Clip | GatestreamError"]):
-    """Clips by (epoch, number); one that cannot be read is named in the log, and the next one taken, unless strict."""
+    """Clips by (epoch, number); in place of one that cannot be read the next is taken, and a warning names it.
+
+    strict: do not take another. An item is then the error: the loader would make another kind of one that is raised.
+    """
 
     def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], read_clip: ReadClip,
                  seed: int, mirrored: Mapping[str, Mapping[str, str]], strict: bool = False) -> None:
@@ -77,7 +80,7 @@ class ClipDataset(Items["Clip | GatestreamError"]):
             except DatasetError as error:
                 log.warning("skipped: %s", error)
                 last = error
-            except GatestreamError as error:  # the loader would make another kind of it on the way
+            except GatestreamError as error:
                 return error
         return last
 
@@ -94,10 +97,10 @@ class ClipDataset(Items["Clip | GatestreamError"]):
 
 @dataclass(frozen=True)
 class Clip:
-    """pixels uint8 [T, H, W, 3], labels [K], the segment's name."""
+    """What training sees of a segment."""
 
-    pixels: Images
-    labels: list[int]
+    pixels: Images  # uint8 [T, H, W, 3]
+    labels: list[int]  # of each head, UNKNOWN where it has none
     name: str
 
 
