@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.model.contract import Contract
 from engines.runtime.engine import StepResult
 from stream.frame import Ranked
-from stream.window import ClipWindow, Fused, Fusion, Window
+from stream.window import ClipWindow, Floats, Fused, Fusion, Window
 
 TOP = 5  # labels of a Prediction, per head
 Probs = NDArray[Any]
@@ -35,11 +35,13 @@ class ScoringModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Probabilities [K] of each head, `now` and over the `window`; the gate of each clip in it, oldest first."""
+    """Scores of one tick."""
 
-    now: dict[str, Probs]
-    window: dict[str, Probs]
-    gates: tuple[float, ...]
+    now: dict[str, Probs]  # probabilities [K] of each head at this frame
+    window: dict[str, Probs]  # and over the sliding window
+    gates: tuple[float, ...]  # of each clip in the window, oldest first
+    features_D: Floats  # of this frame
+    descriptor_D: Floats  # of the window
 
 
 class Scorer:
@@ -57,7 +59,7 @@ class Scorer:
                for head in contract.heads}
         window = {head: probabilities(window_logits[head], contract.window_temperature.get(head, 1.0))
                   for head in contract.heads}
-        return Scores(now, window, fused.gates)
+        return Scores(now, window, fused.gates, result.features[0], fused.descriptor_D)
 
     def _fuse(self, result: StepResult) -> Fused:
         contract, features_D, fusion = self._contract, result.features[0], self._model.clip_fusion

@@ -31,6 +31,7 @@ from engines.networks.causal import RULES
 from engines.runtime.engine import StepResult
 from engines.runtime.registry import ENGINES
 from stream.commands.cli import app, main
+from stream.commands.train import Precisions
 from stream.frame import Event
 from stream.sinks.log import EventLog
 
@@ -225,12 +226,14 @@ def test_help_repeats_what_the_code_says() -> None:
     """It imports nothing that it describes, so that it is instant."""
     from engines.training.fusion_stage import FusionRecipe
     from engines.training.official_recipe import OfficialRecipe
+    from engines.training.task import Precision
     from engines.training.train import Recipe
 
     options = {name: {option.name: option for option in command.params} for name, command in commands()}
     engine, train = options["gatestream run"]["engine"].help, options["gatestream train"]
     assert all(name in engine for name in ("auto", *ENGINES))
     assert all(name in RULES for name in re.findall(r"(?:dropped|moved)-[a-z]+", train["rule"].help))
+    assert Precisions == Precision
     said = {name: float(found[1]) for name, option in train.items()
             if (found := re.search(r"Default: ([0-9.e-]*[0-9])", option.help or ""))}
     assert said == {"readout_width": Recipe.readout_width, "rate": Recipe.frame_rate, "lr": Recipe.backbone_lr,

@@ -17,10 +17,10 @@ from engines.datasets import Dataset, Media, open_dataset
 from engines.datasets.check import Report, check, inspect_recording
 from engines.datasets.decode import decode_segment
 from engines.datasets.epic import frame_number
+from engines.datasets.kinds import DATASET_READERS, DatasetKind
 from engines.datasets.mirror import mirror_labels
 from engines.datasets.rendered import NOUNS, VERBS, Rendered, render
 from engines.errors import SinkError, UsageError
-from engines.names import DATASET_READERS, DatasetKind
 from engines.synthetic import LABELS
 from stream.commands.cli import main
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from engines.datasets import Dataset, Segment, epic, folders, open_dataset
+from engines.datasets.kinds import DATASET_READERS
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError, UsageError
-from engines.names import DATASET_READERS
 
 EPIC_COLUMNS = ("narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp",
                 "stop_timestamp", "start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class",

@@ -15,12 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fakes import FakeCapture
 
 from engines.errors import SourceError
 from stream.frame import Frame, Gap, Image
 from stream.sources import open_source
 from stream.sources.base import Policy
-from stream.sources.capture import Capture, FakeCapture
+from stream.sources.capture import Capture
 from stream.sources.mailbox import Mailbox, QueuedFrame
 from stream.sources.network import open_network
 from stream.sources.reader import LiveSource, Timeouts, Timing, connect_within

@@ -26,12 +26,16 @@ from stream.frame import Event, Frame
 from stream.sinks.base import OutputClosed
 from stream.sinks.export import WRITERS, export, write_elan, write_vtt
 from stream.sinks.export_dataset import write_epic
-from stream.sinks.log import EventLog, LoggedEvent, Run, count_events, events, read_runs
+from stream.sinks.log import EventLog, LoggedEvent, Run, count_events, read_events, read_runs
 
 # ---- event log -------------------------------------------------------------------------------------------------
 
 def open_log(path: Path) -> EventLog:
     return EventLog(path, "gesture", "clip.mp4")
+
+
+def events(path: Path, **chosen: Any) -> list[Event]:
+    return [each.event for each in read_events(path, **chosen)]
 
 
 def test_only_closed_events_are_logged_and_each_is_seen_by_others_at_once(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from engines.errors import ModelError, UsageError
 from engines.training import loop
 from engines.training.distributed import Ranks
 from engines.training.runfolder import RunFolder
-from engines.training.stream_loader import Batch, Chunks, Schedule
+from engines.training.stream_loader import Batch, StreamLoader, StreamSchedule
 from engines.training.task import make_weight_average
 
 ROOT = Path(tiny_training.__file__).resolve().parents[1]
@@ -70,8 +70,8 @@ def same(one: Batch, other: Batch) -> bool:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_depend_on_seed_and_iteration_only() -> None:
-    def chunks(rows: range, first: int) -> Chunks:
-        return Chunks(frames, Schedule(3, 0.4), rows, 4, first, 8)
+    def chunks(rows: range, first: int) -> StreamLoader:
+        return StreamLoader(frames, StreamSchedule(3, 0.4), rows, 4, first, 8)
 
     expected = list(chunks(range(5), 0).batches(0))
     assert len(expected) == 8
@@ -91,15 +91,15 @@ def test_batches_depend_on_seed_and_iteration_only() -> None:
 
 
 def test_a_row_goes_on_where_it_was() -> None:
-    schedule = Schedule(1, 0.0)
-    first, second = islice(Chunks(frames, schedule, [0], 4, 0, 2).batches(0), 2)
+    schedule = StreamSchedule(1, 0.0)
+    first, second = islice(StreamLoader(frames, schedule, [0], 4, 0, 2).batches(0), 2)
     whole = [frame.image_bgr for frame in islice(frames(0, 0, schedule.generator(0, 0)), 8)]
     assert np.array_equal(torch.cat([first.pixels[0], second.pixels[0]]).numpy(), np.stack(whole))
 
 
 def test_a_batch_that_breaks_the_loss_is_named_and_the_checkpoint_before_it_kept(tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    bad = next(i for i in range(4, 10) if any(Schedule(5, 0.4).begins(row, i) for row in range(4)))
+    bad = next(i for i in range(4, 10) if any(StreamSchedule(5, 0.4).begins(row, i) for row in range(4)))
     with pytest.raises(ModelError, match=f"at iteration {bad} .*stream of iteration {bad}: .*left") as caught:
         train(out, ALONE, bad_at=bad)
     assert "last good checkpoint" in caught.value.do
@@ -240,7 +240,7 @@ def test_loading_leaves_opencv_its_threads(workers: int) -> None:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(3)
     try:
-        assert len(list(Chunks(frames, Schedule(3, 0.4), range(2), 4, 0, 2).batches(workers))) == 2
+        assert len(list(StreamLoader(frames, StreamSchedule(3, 0.4), range(2), 4, 0, 2).batches(workers))) == 2
         assert cv2.getNumThreads() == 3
     finally:
         cv2.setNumThreads(threads)

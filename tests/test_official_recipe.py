@@ -375,7 +375,7 @@ def test_the_command_trains_on_streams_of_any_dataset_from_a_whole_network(
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--size", "96"], "--size 96"),
-    (["--idle", "."], "--idle with class folders"),
+    (["--recipe", "official", "--idle", "."], "--idle with the recipe official"),
     (["--recipe", "gatestream", "--teacher", "t.safetensors"], "a teacher for the recipe gatestream"),
     (["--recipe", "official", "--without-fold", "9"], "fold 9"),
     (["--arch", "gsf-lenet"], "gsf-lenet"),

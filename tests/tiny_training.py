@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.datasets.footage import Footage
 from engines.model.contract import Contract
 from engines.model.file import save
 from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
@@ -28,11 +27,12 @@ from engines.networks.config import NetworkConfig
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
+from engines.training.calibrate import ValidationClip
 from engines.training.distributed import Ranks, init_distributed, seeded
 from engines.training.runfolder import RunFolder
-from engines.training.stream_loader import Schedule
-from engines.training.stream_task import AdamWConfig, Held, StreamTask
-from engines.training.streams import Labelled
+from engines.training.sections import LabelledFrame
+from engines.training.stream_loader import StreamSchedule
+from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.task import LoopConfig, Precision, Progress
 
 SIZE_HW = (16, 16)
@@ -77,16 +77,16 @@ def contract() -> Contract:
                     background="none")
 
 
-def frames(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
+def frames(row: int, began: int, rng: np.random.Generator) -> Iterator[LabelledFrame]:
     """Noise that is brighter on one side for so many frames, then nothing."""
     gesture = 0
     while True:
         label = int(rng.integers(2))
         for k in range(int(rng.integers(2, 6))):
-            yield Labelled(picture(label, rng), label, (k + 1) / 5, gesture=gesture, source=LABELS[label])
+            yield LabelledFrame(picture(label, rng), label, (k + 1) / 5, gesture=gesture, source=LABELS[label])
         gesture += 1
         for _ in range(int(rng.integers(1, 4))):
-            yield Labelled(picture(2, rng), 2)
+            yield LabelledFrame(picture(2, rng), 2)
 
 
 def picture(label: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -96,26 +96,26 @@ def picture(label: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np
     return image.astype(np.uint8)
 
 
-def validation_clip(label: int, seed: int) -> Held:
+def validation_clip(label: int, seed: int) -> ValidationClip:
     rng = np.random.default_rng(seed)
     images = np.stack([picture(label, rng) for _ in range(6)])
-    return Held(Footage(LABELS[label], images, np.arange(6) / 5.0), {"gesture": LABELS[label]})
+    return ValidationClip(images, np.arange(6) / 5.0, {"gesture": LABELS[label]})
 
 
 def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, workers: int = 0, average: float = 0.9,
           checkpoint_every: int = 3, dropout: float = 0.0, validate_every: int = 0, patience: int = 0,
-          bad_at: int = -1, held_out: tuple[Held, ...] = (), precision: Precision = "f32",
+          bad_at: int = -1, held_out: tuple[ValidationClip, ...] = (), precision: Precision = "f32",
           progress: Progress = lambda _, __: None) -> Network:
     """Trains and writes `out`. bad_at: the iteration whose new streams break the loss."""
-    def spoilt(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
+    def spoilt(row: int, began: int, rng: np.random.Generator) -> Iterator[LabelledFrame]:
         for frame in frames(row, began, rng):
-            yield Labelled(frame.image_bgr, frame.label, float("nan") if began == bad_at else frame.progress,
+            yield LabelledFrame(frame.image_bgr, frame.label, float("nan") if began == bad_at else frame.progress,
                            gesture=frame.gesture, source=frame.source)
 
     held_out = held_out or tuple(validation_clip(k % 2, k) for k in range(4 if validate_every else 0))
-    task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, Schedule(5, 0.4), [(0,), (1,), (2,)],
+    task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, StreamSchedule(5, 0.4), [(0,), (1,), (2,)],
                       AdamWConfig(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
-                      workers=workers, ranks=ranks, helped=False, held_out=lambda: held_out)
+                      workers=workers, ranks=ranks, finds_tips=False, held_out=lambda: held_out)
     config = LoopConfig(iterations, precision=precision, checkpoint_every=checkpoint_every, log_every=2,
                 validate_every=validate_every, patience=patience)
     folder = RunFolder(out, {"iterations": iterations}, ranks.is_main)

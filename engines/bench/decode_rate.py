@@ -41,7 +41,7 @@ def measure_decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int],
     spread = cycle(of[place] for place in np.random.default_rng(0).permutation(len(of)))
     decoded = unreadable = 0
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
-        list(pool.map(time.sleep, [0.2] * workers))  # every worker has started and imported what it needs
+        list(pool.map(_wait, [0.2] * workers))  # every worker has started and imported what it needs
         started = time.perf_counter()
         waiting = {pool.submit(_count, segment, rate, size_hw) for segment in islice(spread, 2 * workers)}
         while (took := time.perf_counter() - started) < seconds or not decoded + unreadable:
@@ -62,3 +62,7 @@ def _count(segment: Segment, rate: float, size_hw: tuple[int, int]) -> int:
         return len(decode_segment(segment, rate, size_hw))
     except DatasetError:
         return 0
+
+
+def _wait(seconds: float) -> None:
+    time.sleep(seconds)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.media import images
+from engines.datasets.media import list_images
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
 
@@ -188,7 +188,7 @@ class _Finder:
     def _errata(self, folder: Path) -> None:
         if folder.name not in _CORRECTED:
             return
-        found = images(folder)
+        found = list_images(folder)
         if found and os.path.getmtime(found[0]) < _CORRECTED_ON.timestamp():
             self._builder.add_problem("frames older than their correction", folder,
                                     "corrected on 26 September 2020: get them again with --errata")

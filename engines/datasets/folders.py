@@ -19,7 +19,7 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.media import ASSUMED_RATE, IMAGES, is_video
+from engines.datasets.media import ASSUMED_RATE, IMAGE_SUFFIXES, is_video
 from engines.datasets.mirror import mirror_labels
 
 PROJECT = "project_config.json"
@@ -90,7 +90,7 @@ def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:
             continue
         if path.is_dir():
             frames = path / "rgb" if (path / "rgb").is_dir() else path
-            if any(inside.suffix.lower() in IMAGES for inside in frames.iterdir()):
+            if any(inside.suffix.lower() in IMAGE_SUFFIXES for inside in frames.iterdir()):
                 yield Media(frames, rate or ASSUMED_RATE, None)
         elif is_video(path):
             yield Media(path)

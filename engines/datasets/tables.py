@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.datasets.base import Dataset, Problem, Segment
+from engines.datasets.kinds import ClassOrder
 from engines.errors import DatasetError
-from engines.names import ClassOrder
 
 _TIMESTAMP = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 

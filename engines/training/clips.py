@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
 from engines.datasets.base import Segment
-from engines.datasets.frames import GIVE_UP
+from engines.datasets.decode import MAX_UNREADABLE
 from engines.errors import DatasetError, GatestreamError
 from engines.training.loss import UNKNOWN
 from engines.training.workers import start_workers
@@ -67,7 +67,7 @@ class ClipDataset(Items["Clip | GatestreamError"]):
     def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], read_clip: ReadClip,
                  seed: int, mirrored: Mapping[str, Mapping[str, str]], strict: bool = False) -> None:
         self._segments, self._heads, self._read_clip, self._seed = segments, heads, read_clip, seed
-        self._mirrored, self._give_up = mirrored, 1 if strict else GIVE_UP
+        self._mirrored, self._give_up = mirrored, 1 if strict else MAX_UNREADABLE
 
     def __getitem__(self, key: tuple[int, int]) -> Clip | GatestreamError:
         epoch, number = key

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.frames import frames_of as decoded
-from engines.datasets.frames import size_of
+from engines.datasets.decode import frame_size
+from engines.datasets.frame_cache import read_frames
+from engines.datasets.selection import without_group
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
@@ -36,7 +37,7 @@ from engines.training.initialisation import initialise, load_whole
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
 from engines.training.sampling import Style, sample_frames, validation_frames
-from engines.training.segments import FramesOf, without_group
+from engines.training.sources import ReadFrames
 from engines.training.task import LoopConfig, Precision, Progress
 
 UNRECORDED_FIELDS = {"out", "workers", "strict"}
@@ -130,18 +131,18 @@ def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
 
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
-          progress: Progress = lambda _, __: None, frames_of: FramesOf = decoded) -> Network:
+          progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
     """Trains on the split "train", looks at "validation" now and then, and writes the model file; returns its network.
 
     The weights that were best at that are saved, the last ones where there is nothing to look at. A killed run goes
     on; the run's own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
     """
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
-        return _train(recipe, data, ranks, report if ranks.is_main else lambda _: None, progress, frames_of)
+        return _train(recipe, data, ranks, report if ranks.is_main else lambda _: None, progress, read_frames)
 
 
 def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
-           frames_of: FramesOf) -> Network:
+           read_frames: ReadFrames) -> Network:
     data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]
@@ -159,7 +160,7 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
                          f"use --arch {made}")
     teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
     contract = make_contract(recipe, network, data, _clip_s(segments))
-    reader = _ClipReader(recipe, contract, data, frames_of)
+    reader = _ClipReader(recipe, contract, data, read_frames)
     order = ClipOrder(recipe.seed, len(segments), batch_size(recipe))
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
     sgd = SGDConfig(**{one.name: getattr(recipe, one.name) for one in fields(SGDConfig) if one.name != "accumulation"},
@@ -209,16 +210,16 @@ def _clip_s(segments: Sequence[Segment]) -> float:
 class _ClipReader:
     """What training and validation see of a segment."""
 
-    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, frames_of: FramesOf) -> None:
-        self._recipe, self._contract, self._data, self._frames_of = recipe, contract, data, frames_of
+    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames) -> None:
+        self._recipe, self._contract, self._data, self._read_frames = recipe, contract, data, read_frames
         gsf = recipe.architecture.startswith("gsf")
         self._randaugment = gsf if recipe.randaugment is None else recipe.randaugment
 
     def _decode(self, segment: Segment) -> Images:
         """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
-        height, width = size_of(segment.media)
+        height, width = frame_size(segment.media)
         scale = min(1.0, min(self._contract.cover_hw) / min(height, width))
-        return self._frames_of(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
+        return self._read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
 
     def training(self, segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
         images = self._decode(segment)

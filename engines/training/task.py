@@ -6,18 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engines.names import Precision as Precision
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.runfolder import Row
 
 Batch = TypeVar("Batch")
+Precision = Literal["auto", "f32", "bf16", "f16"]
 Autocast = Callable[[], AbstractContextManager[Any]]
 Progress = Callable[[int, dict[str, float]], None]  # updates done, figures of the last one
 

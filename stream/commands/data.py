@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engines.datasets.kinds import ClassOrder, DatasetKind
 from engines.errors import UsageError
-from engines.names import ClassOrder, DatasetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

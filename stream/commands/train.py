@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
-from engines.names import DatasetKind, Precision
 from stream.commands.model import model_to_write
 from stream.commands.options import in_panels
 
+if TYPE_CHECKING:
+    from engines.datasets import Dataset
+
 Recipes = Literal["gatestream", "official"]
 Stages = Literal["clip", "fusion"]
+Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 commands = typer.Typer()
 
 PANELS = {
     "What to train": "out name recipe stage",
-    "What to learn from": "kind idle idle_without rendered_only workers strict",
+    "What to learn from": "kind idle idle_without no_rendered rendered_only workers strict",
     "What to leave out, and look at": "without_fold without_label calibration_from validate_every patience",
     "Weights to start from": "init teacher rule keep_interleave",
     "The network": "arch causal readout_width past_shift segments size rate",
@@ -55,27 +59,29 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
               "Start gates as published, which mixes up the channels of ImageNet's weights (gatestream)."))] = False,
           kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
-          idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without gestures. May be "
+          idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without actions. May be "
                                                                                  "given several times.")] = None,
           idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
-                                                                                      "gestures. Likewise.")] = None,
+                                                                                      "actions. Likewise.")] = None,
           calibration_from: Annotated[list[Path] | None, typer.Option(metavar="FILE", help=(
               "Take the calibration of this model, trained with something left out. Likewise: their mean."))] = None,
           name: Annotated[str | None, typer.Option(metavar="NAME", help=(
-              "Name of the model. Default: gesture for EgoGestAR, else as FILE to write."))] = None,
+              "Name of the model. Default: as FILE to write."))] = None,
           without_fold: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out fold N; 0: none.")] = 0,
           without_label: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
-              "Never see this gesture, and have no label for it. Likewise."))] = None,
+              "Never see this label, and do not have it. Likewise."))] = None,
+          no_rendered: Annotated[bool, typer.Option("--no-rendered", help=(
+              "Show no rendered hands. Else some draw the labels that are called as their gestures are, and others "
+              "do nothing labelled, where there is a label for that (gatestream)."))] = False,
           rendered_only: Annotated[bool, typer.Option("--rendered-only", help=(
-              "Learn gestures from rendered hands only, which follow strokes drawn on a screen: of the recordings, "
-              "places are used and no label (EgoGestAR)."))]
-          = False,
+              "Learn labels from rendered hands only; of the recordings, places are used and no label "
+              "(gatestream)."))] = False,
           trimmed: Annotated[int, typer.Option(min=0, max=256, metavar="N", help=(
-              "Learn from whole gestures, N frames spread evenly over each, not from streams: to compare networks, not "
-              "for live use (EgoGestAR). 0: streams."))] = 0,
+              "Learn from whole actions, N frames spread evenly over each, not from streams: to compare networks, not "
+              "for live use (gatestream). 0: streams."))] = 0,
           trimmed_first: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
-              "Steps on whole gestures and moments of idle time, at three times the learning rate, before those on "
-              "streams (EgoGestAR). Default: a third as many; 0 from a FILE that is a model."))] = None,
+              "Steps on whole actions and moments of idle time, at three times the learning rate, before those on "
+              "streams (gatestream). Default: a third as many; 0 from a FILE that is a model."))] = None,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 3600,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
@@ -89,7 +95,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
           rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
               "Frames a second that the network sees (gatestream). Default: 5."))] = None,
-          precision: Annotated[Precision, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
+          precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "Look at what is left out each N steps (gatestream) or epochs (official), and keep what was best there; "
@@ -122,40 +128,36 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
     model_to_write(out)
-    if stage == "fusion":
-        _train_fusion(dataset, kind, out, init, idle or [], window_clips, windows, seed, strict)
-        return
     from dataclasses import replace
 
     from engines.datasets import open_dataset
-    from engines.synthetic import LABELS
+
+    data = open_dataset(dataset, kind)
+    if stage == "fusion":
+        _train_fusion(data, out, init, idle or [], window_clips, windows, seed, strict)
+        return
     from engines.training.initialisation import whole_config
     from engines.training.official_recipe import OfficialRecipe
     from engines.training.official_recipe import train as train_official
-    from engines.training.train import Recipe, completed
+    from engines.training.train import Recipe, resolve_defaults
     from engines.training.train import train as train_gatestream
 
-    unknown = sorted(set(without_label or ()) - set(LABELS))
-    if unknown:
-        raise UsageError(f"--without-label {unknown[0]}", f"one of {', '.join(LABELS)}", "choose one of these")
     official = recipe == "official" or (recipe is None and teacher is not None)
     if teacher is not None and not official:
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
-    data = open_dataset(dataset, kind) if official or not _is_egogestar(dataset, kind) else None
     alone = {"idle": idle or idle_without, "without-label": without_label, "rendered-only": rendered_only,
-             "trimmed": trimmed, "trimmed-first": trimmed_first}
-    if data is not None and any(alone.values()):
+             "no-rendered": no_rendered, "trimmed": trimmed, "trimmed-first": trimmed_first}
+    if official and any(alone.values()):
         option = next(name for name, value in alone.items() if value)
-        raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
+        raise UsageError(f"--{option} with the recipe official", "the recipe gatestream with it", "leave it out")
     size_hw = _size_hw(size)
     start = whole_config(init)
     if start is not None and size_hw not in (None, start.input_size_hw):
         raise UsageError(f"--size {size} from {init}", "the size it was built for, "
                          "{1}x{0}".format(*start.input_size_hw or ()), "leave it out")
     arch = arch or (None if start is None else start.architecture)
-    named = name or ("gesture" if data is None else _model_name(out))
+    named = name or _model_name(out)
     if official:
-        assert data is not None
         of_clips = OfficialRecipe(out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch,
                                   precision=precision, patience=patience, teacher=teacher, seed=seed, workers=workers,
                                   name=named, without_fold=without_fold, input_size_hw=size_hw, strict=strict)
@@ -169,11 +171,11 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         if readout_width is None:
             readout_width = Recipe.readout_width if live else 0
         now, window = _calibration(calibration_from or [])
-        of_streams = Recipe(dataset=dataset, out=out, init=init, idle=tuple(idle or ()), name=named,
+        of_streams = Recipe(out=out, init=init, idle=tuple(idle or ()), name=named,
                             without_fold=without_fold, idle_without=tuple(idle_without or ()),
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
                             readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
-                            rendered_only=rendered_only, trimmed=trimmed,
+                            rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed,
                             trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
                             architecture=arch or Recipe.architecture,
                             frozen_layers=Recipe.frozen_layers if freeze is None else freeze,
@@ -181,32 +183,22 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             validate_every=validate_every or 0, patience=patience, workers=workers,
                             frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
                             input_size_hw=size_hw or Recipe.input_size_hw)
-        of_streams = completed(of_streams, data)
+        of_streams = resolve_defaults(of_streams)
         with _Shown((of_streams.trimmed_first or 0) + iterations) as shown:
-            train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
+            train_gatestream(of_streams, data, report=shown.report, progress=shown)
     if _rank() == 0:
         print(f"wrote {out}")
 
 
-def _is_egogestar(dataset: Path, kind: str) -> bool:
-    """Whether the recipe gatestream renders more to a dataset, which it reads itself."""
-    return kind in ("auto", "egogestar") and (dataset / "manifest.csv").is_file()
-
-
-def _train_fusion(dataset: Path, kind: str, out: Path, init: str, idle: list[Path], window_clips: int, windows: int,
-                  seed: int, strict: bool) -> None:
-    from engines.datasets import open_dataset
+def _train_fusion(data: Dataset, out: Path, init: str, idle: list[Path], window_clips: int, windows: int, seed: int,
+                  strict: bool) -> None:
     from engines.training.fusion_stage import FusionRecipe
     from engines.training.fusion_stage import train as run_training
 
     if init == "imagenet":
         raise UsageError("--stage fusion from imagenet", "a finished model to start from", "give it with --init FILE")
-    recipe = FusionRecipe(dataset, out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed,
-                          strict=strict)
-    data = None if _is_egogestar(dataset, kind) else open_dataset(dataset, kind)
-    if data is not None and idle:
-        raise UsageError(f"--idle with {data.name}", "EgoGestAR with it", "leave it out")
-    table = run_training(recipe, lambda text: print(text, flush=True), data)
+    recipe = FusionRecipe(out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed, strict=strict)
+    table = run_training(recipe, data, lambda text: print(text, flush=True))
     for name, share in table.items():
         print(f"{name:14} {share:.3f}")
     print(f"wrote {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -207,49 +207,40 @@ def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], backgrou
     return report
 
 
-class _Clip:
-    """A segment while it is played, on a camera of its own; `last` are its newest scores."""
-
-    def __init__(self, segment: Segment, camera: str) -> None:
-        self.segment, self.camera = segment, camera
-        self.last: Scores | None = None
-
-    def on_scores(self, _at: float, _steps: int, scores: Scores) -> None:
-        self.last = scores
-
-
 def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
           background: str | None, meter: StreamMeter | None) -> list[ClipScores]:
-    """The last scores of each segment of one recording that has any."""
+    """The last scores of each segment of one recording that has any, each played on a camera of its own."""
     in_order = sorted(segments, key=lambda segment: segment.start_s)
-    waiting = deque(_Clip(segment, f"clip {number}") for number, segment in enumerate(in_order))
-    running: list[_Clip] = []
-    played: list[_Clip] = []
+    segment_of = {f"clip {number}": segment for number, segment in enumerate(in_order)}
+    waiting, running = deque(segment_of), deque[str]()
+    last: dict[str, Scores] = {}
+
+    def on_scores(camera: str, _at: float, _steps: int, scores: Scores) -> None:
+        last[camera] = scores
+
+    recognizer.score_listeners |= {camera: partial(on_scores, camera) for camera in segment_of}
     at = 0.0
     try:
         for image, at in read_images(media):
-            for clip in [one for one in running if _is_over(one.segment, at)]:
-                running.remove(clip)
-                recognizer.reset(clip.camera)
-            while waiting and waiting[0].segment.start_s <= at + TIME_NOISE_S:
-                clip = waiting.popleft()
-                recognizer.score_listeners[clip.camera] = clip.on_scores
-                running.append(clip)
-                played.append(clip)
+            for camera in [one for one in running if _is_over(segment_of[one], at)]:
+                running.remove(camera)
+                recognizer.reset(camera)
+            while waiting and segment_of[waiting[0]].start_s <= at + TIME_NOISE_S:
+                running.append(waiting.popleft())
             if not (waiting or running or meter):
                 break
-            for clip in running:
-                recognizer.push(image, at, clip.camera)
+            for camera in running:
+                recognizer.push(image, at, camera)
             if meter is not None:
                 meter.push(image, at)
     finally:
-        for clip in running:
-            recognizer.reset(clip.camera)
-        for clip in played:
-            del recognizer.score_listeners[clip.camera]
+        for camera in running:
+            recognizer.reset(camera)
+        for camera in segment_of:
+            del recognizer.score_listeners[camera]
         if meter is not None:
             meter.end(_truths(segments, at, background))
-    return [ClipScores(clip.segment, clip.last.window) for clip in played if clip.last is not None]
+    return [ClipScores(segment, last[camera].window) for camera, segment in segment_of.items() if camera in last]
 
 
 def _is_over(segment: Segment, at: float) -> bool:

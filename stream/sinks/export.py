@@ -1,4 +1,4 @@
-"""Writes logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT, ELAN."""
+"""Logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT, ELAN."""
 
 from __future__ import annotations
 

@@ -20,15 +20,15 @@ from itertools import chain
 
 import av
 
-from engines.errors import FrameError, SinkError
-from stream.frame import ENGINE_RESTARTED, Image
+from engines.errors import SinkError
+from stream.frame import ENGINE_RESTARTED
 from stream.service.config import ClipsConfig
 from stream.service.egress.outbox import JsonRecord, ResultSink
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.base import sink_errors
 from stream.sinks.log import clip_name
 from stream.sinks.video import write_video
-from stream.wire import Limits, decode
+from stream.wire import Limits
 
 log = logging.getLogger("gatestream.service")
 
@@ -145,7 +145,7 @@ class ClipRecorder(ResultSink):
         """Whether there was any picture for the video."""
         frames = sorted((frame for frame in clip.frames if frame.captured_at <= clip.ends_at),
                         key=lambda frame: frame.captured_at)
-        images = ((frame.captured_at, image) for frame in frames if (image := self._picture(frame)) is not None)
+        images = ((frame.captured_at, image) for frame in frames if (image := frame.image(self._limits)) is not None)
         first = next(images, None)
         if first is None:
             return False
@@ -153,12 +153,6 @@ class ClipRecorder(ResultSink):
         with sink_errors("writing", path):
             write_video(path, chain([first], images), first[1].shape[:2])
         return True
-
-    def _picture(self, frame: PendingFrame) -> Image | None:
-        try:
-            return decode(frame.message, self._limits)
-        except FrameError:
-            return None
 
     def _delete_old(self) -> None:
         """Deletes videos of ours that are too old, then the oldest ones beyond the limit."""

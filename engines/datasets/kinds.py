@@ -1,10 +1,10 @@
-"""Names that a user chooses from, for the command line: it shows help without importing what they stand for."""
+"""Names that a user chooses from. Imports no reader, so that the command line's help is instant."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-# What a dataset is, and the module whose `READERS` has its reader, in the order in which `auto` tries them.
+# What a dataset is: the module whose `READERS` has its reader, in the order in which "auto" tries them.
 DATASET_READERS = {
     "epic": "engines.datasets.epic",
     "something-v2": "engines.datasets.something",
@@ -21,4 +21,3 @@ if TYPE_CHECKING:
 else:
     DatasetKind = Literal[("auto", *DATASET_READERS)]
 ClassOrder = Literal["sorted", "lines"]  # numbers of Something-Something V1's and Jester's classes
-Precision = Literal["auto", "f32", "bf16", "f16"]  # of training's arithmetic; auto: bf16 where it is fast
