@@ -10,7 +10,7 @@ import typer
 
 from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
-from stream.commands.model import model_to_write
+from stream.commands.model import check_model_path
 from stream.commands.options import EngineName, ModelArgument, in_panels
 
 commands = typer.Typer()
@@ -87,7 +87,7 @@ def evaluate(model: ModelArgument,
         if out is None:
             raise UsageError("--max-false-events without --out", "a file for the model with its thresholds",
                              "add --out FILE")
-        model_to_write(out)
+        check_model_path(out)
         refuse_bundled(out)
         if not (idle or rendered_idle):
             raise UsageError("--max-false-events without footage that shows no gesture", "some of it",
