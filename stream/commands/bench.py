@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
-from engines.names import DatasetKind
 from stream.commands.options import EngineName, Hop, ModelName
 
 if TYPE_CHECKING:

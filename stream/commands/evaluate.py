@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
-from engines.names import DatasetKind
-from stream.commands.model import model_to_write
+from stream.commands.model import check_model_path
 from stream.commands.options import EngineName, ModelArgument, in_panels
 
 commands = typer.Typer()
@@ -67,7 +67,7 @@ def evaluate(model: ModelArgument,
     """
     from json import dumps
 
-    from engines.datasets.footage import videos
+    from engines.datasets.media import list_videos
     from engines.model.file import load, write_atomically
     from stream.evaluation.evaluate import evaluate as run_evaluation
     from stream.sinks.base import output_path
@@ -87,7 +87,7 @@ def evaluate(model: ModelArgument,
         if out is None:
             raise UsageError("--max-false-events without --out", "a file for the model with its thresholds",
                              "add --out FILE")
-        model_to_write(out)
+        check_model_path(out)
         refuse_bundled(out)
         if not (idle or rendered_idle):
             raise UsageError("--max-false-events without footage that shows no gesture", "some of it",
@@ -97,7 +97,7 @@ def evaluate(model: ModelArgument,
                          "add --max-false-events N/h, or leave --out out; the numbers go to --json FILE")
     recipe = load(model).contract.provenance.get("recipe", {})
     held_out = set(recipe.get("idle_without", ()))
-    footage = [path for folder in idle or () for path in _select_held_out(videos([folder]), held_out)]
+    footage = [path for folder in idle or () for path in _select_held_out(list_videos([folder]), held_out)]
     found = run_evaluation(model, dataset, fold=fold, idle=footage, engine=engine, seed=seed, split=split,
                            groups=group or (), rendered_idle_s=60 * rendered_idle, rounds=rounds, strict=strict,
                            kind=kind, media=media)

@@ -147,7 +147,7 @@ def import_official(
 
       gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
     """
-    model_to_write(out)
+    check_model_path(out)
     from engines.model.import_official import import_official as write
     from engines.model.import_official import read_labels
 
@@ -158,8 +158,8 @@ def import_official(
           f"{len(names)} classes")
 
 
-def model_to_write(out: Path) -> None:
-    """Refuses a name that is no model file's or cannot be written, before anything else is done."""
+def check_model_path(out: Path) -> None:
+    """Raises UsageError or SinkError where no model file of this name can be written; called before any work."""
     from stream.sinks.base import output_path
 
     if out.suffix != ".safetensors":

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from engines.errors import UsageError
+
 ModelName = Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A bundled model or a model file.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model or a model file.")]
 EngineName = Annotated[str, typer.Option(
@@ -15,6 +17,14 @@ EngineName = Annotated[str, typer.Option(
     help="What runs the network: auto, tensorrt, inductor, openvino, eager, or a file of gatestream export.")]
 Hop = Annotated[int | None, typer.Option(min=1, metavar="N", help=(
     "With a bidirectional model: score its clips again after every N frames. Default: as the model says."))]
+
+
+def parse_size_hw(text: str) -> tuple[int, int]:
+    """96x72 -> (72, 96). Raises UsageError."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size {text}", "WIDTHxHEIGHT in pixels, such as 96x72", "write it like that")
+    return int(height), int(width)
 
 
 def in_panels(panels: Mapping[str, str]) -> type[TyperCommand]:

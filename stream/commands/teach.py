@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stream.commands.model import model_to_write
+from stream.commands.model import check_model_path
 from stream.commands.options import EngineName, ModelArgument
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def teach(model: ModelArgument,
 
       gatestream teach mine.safetensors more-gestures --out mine.safetensors --idle at-my-desk
     """
-    model_to_write(out)
+    check_model_path(out)
     from rich.console import Console
     from rich.markup import escape
 

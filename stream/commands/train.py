@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
-from engines.names import DatasetKind, Precision
-from stream.commands.model import model_to_write
-from stream.commands.options import in_panels
+from stream.commands.model import check_model_path
+from stream.commands.options import in_panels, parse_size_hw
 
 if TYPE_CHECKING:
     from engines.datasets import Dataset
 
 Recipes = Literal["gatestream", "official"]
 Stages = Literal["clip", "fusion"]
+Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 commands = typer.Typer()
 
 PANELS = {
     "What to train": "out name recipe stage",
     "What to learn from": "kind idle idle_without no_rendered rendered_only workers strict",
-    "What to leave out, and look at": "without_fold without_label calibration_from validate_every patience",
+    "What to leave out and validate on": "without_fold without_label calibration_from validate_every patience",
     "Weights to start from": "init teacher rule keep_interleave",
     "The network": "arch causal readout_width past_shift segments size rate",
     "How long, and how": "iterations trimmed_first trimmed epochs batch lr freeze precision seed",
@@ -94,13 +95,13 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
           rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
               "Frames a second that the network sees (gatestream). Default: 5."))] = None,
-          precision: Annotated[Precision, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
+          precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
-              "Look at what is left out each N steps (gatestream) or epochs (official), and keep what was best there; "
-              "0: never. Default: as the recipe."))] = None,
+              "Validate on what is left out every N steps (gatestream) or epochs (official), and save what was best "
+              "there; 0: never. Default: as the recipe."))] = None,
           patience: Annotated[int, typer.Option(min=0, metavar="N", help=(
-              "Stop after so many looks without a new best; 0: never."))] = 0,
+              "Stop after so many validations without a new best; 0: never."))] = 0,
           workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that load data.")] = 1,
           strict: Annotated[bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")] = False,
           lr: Annotated[float | None, typer.Option(min=1e-8, max=1.0, metavar="R", help=(
@@ -109,9 +110,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           freeze: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "First layers of MobileNetV2 that stay as they are (gatestream). Default: 7."))] = None,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0) -> None:
-    """Train a recogniser. Killed and started again, it goes on where it was. What is left out calibrates the scores.
+    """Train a model.
 
-    Progress, curves and the checkpoint are in a folder beside the model file. With several GPUs, start it as
+    What is left out calibrates its scores. Progress, curves and the checkpoint are in a folder beside the model file: a
+    run that was killed continues when it is started again. For several GPUs start it with
     `torchrun --nproc-per-node N -m stream train ...`.
 
     [bold]Examples[/bold]
@@ -126,7 +128,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     """
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
-    model_to_write(out)
+    check_model_path(out)
     from dataclasses import replace
 
     from engines.datasets import open_dataset
@@ -149,7 +151,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     if official and any(alone.values()):
         option = next(name for name, value in alone.items() if value)
         raise UsageError(f"--{option} with the recipe official", "the recipe gatestream with it", "leave it out")
-    size_hw = _size_hw(size)
+    size_hw = None if size is None else parse_size_hw(size)
     start = whole_config(init)
     if start is not None and size_hw not in (None, start.input_size_hw):
         raise UsageError(f"--size {size} from {init}", "the size it was built for, "
@@ -163,13 +165,13 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         of_clips = replace(of_clips, architecture=arch or of_clips.architecture, rule=rule or of_clips.rule)
         if validate_every is not None:
             of_clips = replace(of_clips, validate_epochs=validate_every)
-        with _Shown() as shown:
+        with _ProgressBar() as shown:
             train_official(of_clips, data, report=shown.report, progress=shown)
     else:
         live = causal is not False
         if readout_width is None:
             readout_width = Recipe.readout_width if live else 0
-        now, window = _calibration(calibration_from or [])
+        now, window = _mean_temperatures(calibration_from or [])
         of_streams = Recipe(out=out, init=init, idle=tuple(idle or ()), name=named,
                             without_fold=without_fold, idle_without=tuple(idle_without or ()),
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
@@ -183,7 +185,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
                             input_size_hw=size_hw or Recipe.input_size_hw)
         of_streams = resolve_defaults(of_streams)
-        with _Shown((of_streams.trimmed_first or 0) + iterations) as shown:
+        with _ProgressBar((of_streams.trimmed_first or 0) + iterations) as shown:
             train_gatestream(of_streams, data, report=shown.report, progress=shown)
     if _rank() == 0:
         print(f"wrote {out}")
@@ -210,23 +212,13 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _size_hw(text: str | None) -> tuple[int, int] | None:
-    """96x72 -> (72, 96)."""
-    if text is None:
-        return None
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"--size {text}", "WIDTHxHEIGHT in pixels, such as 96x72", "correct it")
-    return int(height), int(width)
-
-
 def _model_name(out: Path) -> str:
     import re
 
     return re.sub(r"[^A-Za-z0-9._-]", "-", out.stem)[:64]
 
 
-def _calibration(files: list[Path]) -> tuple[float, float]:
+def _mean_temperatures(files: list[Path]) -> tuple[float, float]:
     """Mean temperatures of the first head of some models, for `now` and `window`; 1 without models."""
     from statistics import geometric_mean
 
@@ -238,7 +230,7 @@ def _calibration(files: list[Path]) -> tuple[float, float]:
     return round(means[0], 3), round(means[1], 3)
 
 
-class _Shown:
+class _ProgressBar:
     """Training progress: a bar on a terminal, a line now and then in a log."""
 
     def __init__(self, iterations: int | None = None) -> None:
@@ -249,7 +241,7 @@ class _Shown:
         self._iterations = iterations
         self._task = self._bar.add_task("starting", total=iterations)
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> _ProgressBar:
         self._bar.start()
         return self
 
