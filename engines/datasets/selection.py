@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.footage import videos
+from engines.datasets.media import list_videos
 from engines.errors import UsageError
 from engines.synthetic import BACKGROUND
 
@@ -17,11 +17,20 @@ log = logging.getLogger("gatestream.datasets")
 IDLE = "idle"  # the kind of segments that `with_idle` adds
 
 
-def without_group(data: Dataset, group: int, required: bool = True) -> Dataset:
-    """The dataset with the segments of this group, if it is not 0, moved from training to validation.
+def select(data: Dataset, group: int = 0, labels: Collection[str] = (), idle: Iterable[Path] = (),
+           idle_without: Collection[str] = (), required: bool = True) -> Dataset:
+    """The dataset without a group (see `without_group`) and labels, with idle footage (see `with_idle`).
 
-    required: raise UsageError for a group that is not there; else it is ignored, with a warning.
+    required: raise UsageError for a group or label that is not there; else it is ignored, a group with a warning.
     """
+    data = without_group(data, group, required)
+    if not required:
+        labels = set(labels) & {label for names in data.heads.values() for label in names}
+    return with_idle(without_labels(data, labels), idle, idle_without)
+
+
+def without_group(data: Dataset, group: int, required: bool = True) -> Dataset:
+    """The dataset with the segments of this group, if it is not 0, moved from training to validation."""
     everything = data.splits.get("train", ())
     left_out = [segment for segment in everything if segment.group == str(group)]
     if not group:
@@ -55,7 +64,7 @@ def with_idle(data: Dataset, folders: Iterable[Path], without: Collection[str] =
 
     without: names of videos to validate with instead. Raises DatasetError for a folder without videos.
     """
-    found = videos(folders)
+    found = list_videos(folders)
     if not found:
         return data
     background = data.background or BACKGROUND

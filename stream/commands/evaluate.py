@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
 from stream.commands.model import check_model_path
-from stream.commands.options import EngineName, ModelArgument, in_panels
+from stream.commands.options import EngineName, Kind, MediaFolder, ModelArgument, in_panels
 
 commands = typer.Typer()
 
@@ -30,9 +29,8 @@ def evaluate(model: ModelArgument,
                  "Which split. Default: validation, else test, else all there is."))] = None,
              group: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
                  "Only the clips of this group, such as a person. May be given several times."))] = None,
-             kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
-             media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
-                 "Where the recordings are, when not with the annotations."))] = None,
+             kind: Kind = "auto",
+             media: MediaFolder = None,
              idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
                  "Videos without gestures: evaluates streams and false events, too. Those the model's training left "
                  "out, if any. May be given several times."))] = None,
@@ -67,7 +65,7 @@ def evaluate(model: ModelArgument,
     """
     from json import dumps
 
-    from engines.datasets.footage import videos
+    from engines.datasets.media import list_videos
     from engines.model.file import load, write_atomically
     from stream.evaluation.evaluate import evaluate as run_evaluation
     from stream.sinks.base import output_path
@@ -97,7 +95,7 @@ def evaluate(model: ModelArgument,
                          "add --max-false-events N/h, or leave --out out; the numbers go to --json FILE")
     recipe = load(model).contract.provenance.get("recipe", {})
     held_out = set(recipe.get("idle_without", ()))
-    footage = [path for folder in idle or () for path in _select_held_out(videos([folder]), held_out)]
+    footage = [path for folder in idle or () for path in _select_held_out(list_videos([folder]), held_out)]
     found = run_evaluation(model, dataset, fold=fold, idle=footage, engine=engine, seed=seed, split=split,
                            groups=group or (), rendered_idle_s=60 * rendered_idle, rounds=rounds, strict=strict,
                            kind=kind, media=media)
