@@ -154,7 +154,7 @@ class Recognizer:
              lost: int = 0, waited_s: float = 0.0) -> list[Item]:
         """Takes the next image of a camera; returns what it caused, in order.
 
-        image_bgr: uint8 [H, W, 3] of any size (`stream.images` says what else is converted), or a function that decodes
+        image_bgr: uint8 [H, W, 3] of any size (`stream.images`: what else is converted), or a function that decodes
         it, called only if the camera's clock wants the image; the other arguments are those of `Arrival`.
         Most cameras are faster than the model: an image between two ticks of its clock gives []. A camera joins
         with its first image. Raises FrameError for an image that cannot be used: it costs that frame only,

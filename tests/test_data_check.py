@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 
-from engines.datasets import KINDS, Dataset, Media, open_dataset
+from engines.datasets import Dataset, Media, open_dataset
 from engines.datasets.check import Report, check, inspect_recording
 from engines.datasets.decode import decode_segment
 from engines.datasets.epic import frame_number
+from engines.datasets.kinds import DATASET_READERS, DatasetKind
 from engines.datasets.mirror import mirror_labels
-from engines.datasets.readers import ALIASES, READERS
 from engines.datasets.rendered import NOUNS, VERBS, Rendered, render
 from engines.errors import SinkError, UsageError
 from engines.synthetic import LABELS
@@ -172,7 +174,8 @@ def faststart(data: bytes) -> bytes:
 
 class TestCommand:
     def test_kinds_are_those_of_the_readers(self) -> None:
-        assert {*READERS, *ALIASES, "auto"} == set(KINDS)
+        assert get_args(DatasetKind) == ("auto", *DATASET_READERS)
+        assert all(kind in importlib.import_module(module).READERS for kind, module in DATASET_READERS.items())
 
     @pytest.mark.parametrize(("strict", "fault", "code"), [([], False, 0), (["--strict"], False, 0), ([], True, 0),
                                                           (["--strict"], True, 1)])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from engines.bench.data_throughput import measure_decode_rate
+from engines.bench.decode_rate import measure_decode_rate
 from engines.datasets import Dataset, Media, Segment, decode
 from engines.datasets.decode import decode_segment
 from engines.datasets.frame_cache import FrameCache

@@ -16,7 +16,7 @@ import engines.bench.overhead as overhead
 import engines.bench.stages as bench_module
 import engines.runtime.onnx as onnx_engine
 from engines.bench import data_throughput
-from engines.bench.data_throughput import DecodeRate
+from engines.bench.decode_rate import DecodeRate
 from engines.bench.doctor import doctor
 from engines.bench.stages import bench, format_lines
 from engines.datasets.base import Dataset, Media, Segment

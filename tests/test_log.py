@@ -196,6 +196,14 @@ def test_the_table_shows_every_event_as_it_is() -> None:
     assert "3661.00" in out.getvalue()
 
 
+@pytest.mark.usefixtures("in_utc")
+def test_the_table_shows_live_events_by_the_wall_clock() -> None:
+    out, at = io.StringIO(), 1_795_962_306.71
+    WRITERS["table"]([LoggedEvent("a-1", 1, event("left", at, at + 1.3))], out)
+    assert out.getvalue().splitlines()[1].split() == [
+        "0", "gesture", "left", "2026-11-29", "14:25:06", "14:25:08", "1.30", "0.93"]
+
+
 def test_subtitles_count_from_the_first_frame_and_are_escaped() -> None:
     out = io.StringIO()
     write_vtt([LoggedEvent("a-1", 1, event("a <b> & c", 1_700_003_661.5, 1_700_003_662))], out, origin_s=1_700_000_000)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import time
-from collections.abc import Iterator
 
 import pytest
 from records import GAP, PREDICTION, SUMMARY, event, frame
@@ -86,15 +84,6 @@ def test_without_a_terminal_there_is_one_plain_line_for_each_closed_event() -> N
         view.write(frame(0.1), [event(), GAP])
     assert out.getvalue() == ("0:01.2 - 0:02.1  left  0.93  (gesture, camera 0)\n"
                               "0:07.5  gap of 3.2 s: reset  (camera 0)\n")
-
-
-@pytest.fixture
-def in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "UTC")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 @pytest.mark.usefixtures("in_utc")

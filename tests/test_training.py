@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import engines
 from engines.datasets import egogestar
 from engines.datasets.base import Media, Segment
-from engines.datasets.footage import read_frames
+from engines.datasets.frame_cache import read_frames
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise

@@ -1,4 +1,4 @@
-"""Which waits for the other on this machine: training, or the data it is given.
+"""Whether training waits for its data on this machine: frames a second that are trained on, and decoded.
 
     print("\\n".join(format_lines(measure(engines.load("gesture"), open_dataset(Path("epic")), workers=2))))
 """
@@ -6,21 +6,17 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from engines.datasets.base import Dataset, Segment
-from engines.datasets.decode import decode_segment
-from engines.errors import DatasetError
+from engines.bench.decode_rate import DecodeRate, measure_decode_rate
+from engines.datasets.base import Dataset
 from engines.model.file import Model, build_network
 from engines.training.distributed import Ranks
 from engines.training.loop import run
@@ -34,31 +30,16 @@ from engines.training.task import LoopConfig
 from engines.training.train import Recipe
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeRate:
-    """What `measure_decode_rate` measured. frames: decoded at the rate asked for; unreadable: segments left out."""
-
-    frames: int
-    seconds: float
-    workers: int
-    unreadable: int
-
-    @property
-    def frames_per_s(self) -> float:
-        return self.frames / self.seconds
-
-
 @dataclass(frozen=True)
 class DataThroughput:
-    """trained_per_s: frames a second that our recipe learns from when it has to wait for none; decoded: at its size
-    and at `FINER` times its frame rate, which leaves room for other speeds. Decoded is once, then cached."""
+    """What was measured. Recordings are decoded once, then cached."""
 
-    trained_per_s: float
-    decoded: DecodeRate
+    trained_per_s: float  # frames a second that our recipe learns from when it waits for none
+    decoded: DecodeRate  # at its size and FINER times its frame rate, which leaves room for other speeds
 
     @property
     def share(self) -> float:
-        """Decoded frames for each that training takes in the same time; below `FINER`, the first pass waits."""
+        """Frames decoded for each that is trained on in the same time; below FINER, the first epoch waits."""
         return self.decoded.frames_per_s / self.trained_per_s
 
     def as_json(self) -> dict[str, Any]:
@@ -67,7 +48,7 @@ class DataThroughput:
 
 
 def format_lines(measured: DataThroughput) -> list[str]:
-    """As text."""
+    """The figures as lines of text."""
     decoded, wanted = measured.decoded, FINER * measured.trained_per_s
     out = [f"training: {measured.trained_per_s:.0f} frames/s, for which {wanted:.0f} are decoded",
            f"decoding: {decoded.frames_per_s:.0f} frames/s with {decoded.workers} "
@@ -80,7 +61,7 @@ def format_lines(measured: DataThroughput) -> list[str]:
 
 
 def measure(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0) -> DataThroughput:
-    """Measures one after the other, about `seconds` each. Raises DatasetError where nothing decodes."""
+    """Measures decoding, then training, about `seconds` each. Raises DatasetError where nothing decodes."""
     height, width = model.contract.input_size_hw
     size_hw = round(height * MARGIN), round(width * MARGIN)
     decoded = measure_decode_rate(data, FINER * model.contract.frame_rate, size_hw, workers, seconds)
@@ -111,42 +92,3 @@ def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
         run_folder = RunFolder(Path(folder) / "timed.safetensors", {})
         run(task, LoopConfig(how.iterations), run_folder, Ranks(), progress=progress)
     return (len(marks) - 1) * how.rows * how.chunk / (marks[-1] - marks[0])
-
-
-def measure_decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int], workers: int = 1, seconds: float = 5.0,
-                split: str = "train") -> DecodeRate:
-    """Measures frames of `rate` and `size_hw` that `workers` processes decode in about `seconds`, without a cache.
-
-    Segments are taken from all over the split (any split where it has none), again and again where there are few.
-    Raises DatasetError where none of them can be decoded.
-    """
-    of = dataset.splits.get(split) or next(segments for segments in dataset.splits.values() if segments)
-    spread = cycle(of[place] for place in np.random.default_rng(0).permutation(len(of)))
-    decoded = unreadable = 0
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_idle, [0.2] * workers))  # every worker has started and imported what it needs
-        started = time.perf_counter()
-        waiting = {pool.submit(_count, segment, rate, size_hw) for segment in islice(spread, 2 * workers)}
-        while (took := time.perf_counter() - started) < seconds or not decoded + unreadable:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for one in done:
-                decoded += one.result()
-                unreadable += one.result() == 0
-            if unreadable >= len(of) and not decoded:
-                raise DatasetError(f"{dataset.name}, of which nothing decodes", "recordings beside the annotations",
-                                   "see gatestream data check")
-            waiting |= {pool.submit(_count, segment, rate, size_hw) for segment in islice(spread, len(done))}
-        pool.shutdown(wait=True, cancel_futures=True)
-    return DecodeRate(decoded, took, workers, unreadable)
-
-
-def _count(segment: Segment, rate: float, size_hw: tuple[int, int]) -> int:
-    cv2.setNumThreads(1)
-    try:
-        return len(decode_segment(segment, rate, size_hw))
-    except DatasetError:
-        return 0
-
-
-def _idle(seconds: float) -> None:
-    time.sleep(seconds)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +25,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from engines.datasets.base import Media, Segment
-from engines.datasets.media import images, number
+from engines.datasets.media import image_number, list_images
 from engines.errors import DatasetError
 from engines.model.preprocess import fit
 
@@ -35,6 +36,7 @@ MAX_FAILURES = 50  # packets in a row that do not decode; then the file has ende
 _LEAD_S = 1.0  # decoding starts so long before a segment, at a keyframe: its first cell may show a frame before it
 _ROUNDING = 1e-6  # of a cell
 _FALLBACK_RATE = 30.0
+MAX_UNREADABLE = 50  # segments in a row that cannot be read end a training
 
 
 class _UncertainError(Exception):
@@ -63,15 +65,19 @@ def iterate_frames(media: Media, rate: float, size_hw: tuple[int, int]) -> Itera
     return _from(media, rate, size_hw, 0, None)
 
 
-def whole(media: Media, size_hw: tuple[int, int]) -> tuple[Images, NDArray[np.float64]]:
-    """Every frame of a recording that decodes, scaled to cover `size_hw` and centre-cropped, uint8 [N, H, W, 3], and
-    its time from the first one's, [N] seconds. Raises DatasetError when none decodes."""
-    found = [(fit(image, size_hw, size_hw), at_s) for at_s, load in _timed(media, 0.0) if (image := load()) is not None]
-    if not found:
-        raise DatasetError(f"{media.path}, of which no frame decodes", "a video or a folder of images",
-                           "remove it or get it again")
-    times_s = np.array([at_s for _, at_s in found])
-    return np.stack([image for image, _ in found]), times_s - times_s[0]
+@lru_cache(maxsize=65536)
+def frame_size(media: Media) -> tuple[int, int]:
+    """Height and width of a recording's first frame that decodes. Raises DatasetError."""
+    for _, load in _timed(media, 0.0):
+        if (image := load()) is not None:
+            return image.shape[0], image.shape[1]
+    raise DatasetError(f"{media.path}, of which no frame decodes", "a video, or a folder of images",
+                       "remove it or get it again")
+
+
+def frames_at(times_s: NDArray[np.float64], when_s: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which of the frames at `times_s` are seen at these moments: the first one from each on, in the end the last."""
+    return np.clip(np.searchsorted(times_s, when_s), 0, len(times_s) - 1)
 
 
 def ends_early_error(media: Media, at_s: float) -> DatasetError:
@@ -222,13 +228,13 @@ def stills(media: Media) -> list[tuple[float, Path]]:
     """Time and path of each image of a folder of frames, in order. Raises DatasetError."""
     assert media.rate is not None
     try:
-        found = images(media.path)
+        found = list_images(media.path)
     except OSError as error:
         raise DatasetError(f"{media.path} ({error.strerror})", "a folder of images", "check the path") from error
     if media.first is None:
         return [(place / media.rate, path) for place, path in enumerate(found)]
     return [((index - media.first) / media.rate, path) for path in found
-            if (index := number(path)) is not None and index >= media.first]
+            if (index := image_number(path)) is not None and index >= media.first]
 
 
 def read_still(path: Path) -> NDArray[np.uint8] | None:

@@ -17,7 +17,6 @@ from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError
 from engines.synthetic import BACKGROUND, LABELS
 
-EXPECTED_FILES = "manifest.csv with the columns file, label, source, fold"
 COLUMNS = ("file", "label", "source", "fold")
 UNCLASSIFIED = "unclassified"
 MIRRORED = {"left": "right", "right": "left", "up": "up", "down": "down"}  # a mirrored square is no square
@@ -69,3 +68,7 @@ def _once(stroke: NDArray[np.float32]) -> NDArray[np.float32]:
     half = len(stroke) // 2
     twice = len(stroke) % 2 == 0 and np.allclose(stroke[:half], stroke[half:], atol=0.5)
     return stroke[:half] if twice else stroke
+
+
+READERS = {"egogestar": tables.Reader(recognise, lambda folder, _: read(folder),
+                                      "manifest.csv with the columns file, label, source, fold")}

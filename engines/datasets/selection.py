@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.footage import videos
+from engines.datasets.media import list_videos
 from engines.errors import UsageError
 from engines.synthetic import BACKGROUND
 
@@ -55,7 +55,7 @@ def with_idle(data: Dataset, folders: Iterable[Path], without: Collection[str] =
 
     without: names of videos to validate with instead. Raises DatasetError for a folder without videos.
     """
-    found = videos(folders)
+    found = list_videos(folders)
     if not found:
         return data
     background = data.background or BACKGROUND

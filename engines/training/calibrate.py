@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from engines.datasets.base import Segment
-from engines.datasets.footage import frames_at
+from engines.datasets.decode import frames_at
 from engines.errors import DatasetError
 from engines.model.contract import Contract
 from engines.networks.network import Network

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.datasets.base import Dataset
-from engines.datasets.footage import read_frames
+from engines.datasets.frame_cache import read_frames
 from engines.datasets.selection import with_idle, without_group, without_labels
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.clip_fusion import GatedFusion

@@ -47,7 +47,7 @@ def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, 
             figures = run_.update(iteration, batches)
             if ranks.is_main:
                 progress(iteration + 1, figures)
-            if not run_.after(iteration + 1, figures):
+            if not run_.finish_iteration(iteration + 1, figures):
                 break
     last = task.average.module.state_dict()
     if run_.best == -math.inf:
@@ -56,7 +56,7 @@ def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, 
 
 
 class _Run(Generic[Batch]):
-    """One run's moving parts."""
+    """What one run carries from update to update."""
 
     def __init__(self, task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks,
                  report: Callable[[str], None]) -> None:
@@ -67,14 +67,14 @@ class _Run(Generic[Batch]):
                              "twice", "use bf16 or f32")
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == torch.float16)
         self.autocast: Autocast = partial(torch.autocast, ranks.device.type, self.precision,
-                                    enabled=self.precision != torch.float32)
+                                          enabled=self.precision != torch.float32)
         self.parameters = [p for group in task.optimiser.param_groups for p in group["params"]]
         for group in task.optimiser.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.state = task.fresh_state()
         self.sums: dict[str, float] = {}
         self.summed = 0
-        self.best, self.worse = -math.inf, 0
+        self.best, self.without_best = -math.inf, 0
         ranks.sync_batch_norms(task.network)
 
     def update(self, iteration: int, batches: Iterator[Batch]) -> dict[str, float]:
@@ -91,8 +91,8 @@ class _Run(Generic[Batch]):
             last = part + 1 == config.accumulation
             batch = next(batches)
             terms, state = task.step(batch, self.state, iteration, self.autocast)
-            loss, seen = self._loss(terms, batch, iteration)
-            figures = {name: figures.get(name, 0.0) + value / config.accumulation for name, value in seen.items()}
+            loss, own = self._loss(terms, batch, iteration)
+            figures = {name: figures.get(name, 0.0) + value / config.accumulation for name, value in own.items()}
             self.state = tuple(leaf.detach() for leaf in state)
             self.scaler.scale(loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
             if last or config.clip_partial:
@@ -108,13 +108,13 @@ class _Run(Generic[Batch]):
         """This process's part of the loss of the whole batch, and the figures of the whole batch."""
         own = torch.stack([torch.stack([term.total.detach().double(), term.divisor.detach().double()])
                            for term in terms.values()])
-        everyones = self.ranks.all_reduce(own)
-        counts = everyones[:, 1].clamp(min=1)
-        means = (everyones[:, 0] / counts).tolist()
+        summed = self.ranks.all_reduce(own)
+        counts = summed[:, 1].clamp(min=1)
+        means = (summed[:, 0] / counts).tolist()
         figures = dict(zip(terms, means, strict=True))
         total = sum(term.weight * figures[name] for name, term in terms.items() if term.weight)
         if not math.isfinite(total):
-            raise self._stopped(f"a loss of {total}", batch, iteration)
+            raise self._failure(f"a loss of {total}", batch, iteration)
         parts = [term.weight * term.total / count.to(term.total.dtype)
                  for term, count in zip(terms.values(), counts, strict=True) if term.weight]
         return torch.stack(parts).sum(), {"loss": total, **figures}
@@ -124,15 +124,15 @@ class _Run(Generic[Batch]):
         self.scaler.unscale_(self.task.optimiser)
         norm = float(nn.utils.clip_grad_norm_(self.task.network.parameters(), self.config.clip_norm))
         if not math.isfinite(norm) and not self.scaler.is_enabled():  # the scaler leaves such a step out
-            raise self._stopped(f"a gradient of length {norm}", batch, iteration)
+            raise self._failure(f"a gradient of length {norm}", batch, iteration)
 
-    def _stopped(self, got: str, batch: Batch, iteration: int) -> ModelError:
+    def _failure(self, got: str, batch: Batch, iteration: int) -> ModelError:
         kept = f"; the last good checkpoint is {self.folder.checkpoint}" if self.folder.checkpoint.exists() else ""
         return ModelError(f"{got} at iteration {iteration} ({self.task.describe(batch)})", "a finite one",
                           f"look at these recordings, or lower the learning rates{kept}")
 
-    def after(self, done: int, figures: Mapping[str, float]) -> bool:
-        """Records, validates and keeps what is due after `done` iterations; whether to go on."""
+    def finish_iteration(self, done: int, figures: Mapping[str, float]) -> bool:
+        """Logs, validates and saves what is due after `done` iterations; whether to go on."""
         config, last = self.config, done == self.config.iterations
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in figures.items()}
         self.summed += 1
@@ -142,16 +142,16 @@ class _Run(Generic[Batch]):
                    **{name: value / self.summed for name, value in self.sums.items()}}
             self.sums, self.summed = {}, 0
             if validates:
-                row |= self._validated(done)
+                row |= self._validate(done)
             self.folder.log(row)
-        goes_on = not last and not 0 < config.patience <= self.worse
+        goes_on = not last and not 0 < config.patience <= self.without_best
         if goes_on and (done % config.checkpoint_every == 0 or validates):
-            self._keep(done)
+            self._save_checkpoint(done)
         if validates and goes_on:
             self.folder.plot()
         return goes_on
 
-    def _validated(self, done: int) -> Row:
+    def _validate(self, done: int) -> Row:
         network = self.task.average.module
         assert isinstance(network, Network)
         network.eval()
@@ -159,10 +159,10 @@ class _Run(Generic[Batch]):
             row = self.task.validate(network)
         figure = row.get(self.config.monitor, -math.inf)
         if figure > self.best:
-            self.best, self.worse = figure, 0
+            self.best, self.without_best = figure, 0
             self.folder.save_best(network.state_dict())
         else:
-            self.worse += 1
+            self.without_best += 1
         if self.ranks.is_main:
             self.report(f"{done}: {self.config.monitor} {figure:.4f} (best {self.best:.4f})")
         return row
@@ -173,11 +173,11 @@ class _Run(Generic[Batch]):
                                  "optimiser": self.task.optimiser, "scaler": self.scaler}
         return parts if self.task.aux_head is None else {**parts, "aux_head": self.task.aux_head}
 
-    def _keep(self, done: int) -> None:
+    def _save_checkpoint(self, done: int) -> None:
         state = [self.ranks.gather_rows(leaf) for leaf in self.state]
         self.folder.save_checkpoint({"iteration": done, "state": state, "sums": self.sums, "summed": self.summed,
-                          "best": self.best, "worse": self.worse,
-                          **{name: part.state_dict() for name, part in self._parts().items()}})
+                                     "best": self.best, "without_best": self.without_best,
+                                     **{name: part.state_dict() for name, part in self._parts().items()}})
 
     def resume(self) -> int:
         """Takes everything from the folder's checkpoint; the iteration to go on with, 0 without one."""
@@ -191,7 +191,7 @@ class _Run(Generic[Batch]):
             self.state = tuple(leaf[list(own)].to(self.ranks.device)
                                for leaf, own in zip(kept["state"], rows, strict=True))
             self.sums, self.summed = kept["sums"], int(kept["summed"])
-            self.best, self.worse = float(kept["best"]), int(kept["worse"])
+            self.best, self.without_best = float(kept["best"]), int(kept["without_best"])
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ModelError(f"checkpoint {self.folder.checkpoint} ({error})", "a checkpoint of this very recipe",
                              "remove it to start anew") from error
@@ -211,6 +211,6 @@ def _precision(wanted: Precision, device: torch.device) -> torch.dtype:
 
 
 def _multiplies_bf16() -> bool:
-    """Whether this processor has instructions for it. Emulated, a step took more than ten times as long."""
+    """Whether this processor has instructions for it: emulated, a step took more than ten times as long."""
     able = torch.cpu.get_capabilities()
     return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.footage import read_frames, size_of
+from engines.datasets.decode import frame_size
+from engines.datasets.frame_cache import read_frames
 from engines.datasets.selection import without_group
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
@@ -216,7 +217,7 @@ class _ClipReader:
 
     def _decode(self, segment: Segment) -> Images:
         """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
-        height, width = size_of(segment.media)
+        height, width = frame_size(segment.media)
         scale = min(1.0, min(self._contract.cover_hw) / min(height, width))
         return self._read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
 

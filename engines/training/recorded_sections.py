@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.datasets.base import Segment
-from engines.datasets.footage import GIVE_UP, frames_at
+from engines.datasets.decode import MAX_UNREADABLE, frames_at
 from engines.errors import DatasetError
 from engines.training.sections import GRACE_FRAMES, Image, LabelledFrame, Sections, one_of
 from engines.training.sources import Labels, TrainingSources
@@ -64,7 +64,7 @@ class RecordedSections(Sections):
     def __init__(self, sources: TrainingSources, size_hw: tuple[int, int], rate: float, rng: np.random.Generator,
                  strength: float = 1.0, strict: bool = False) -> None:
         super().__init__(sources, size_hw, rate, rng, strength)
-        self._labels, self._unread, self._give_up = list(sources.actions), 0, 1 if strict else GIVE_UP
+        self._labels, self._unread, self._give_up = list(sources.actions), 0, 1 if strict else MAX_UNREADABLE
         self._trimmed = not sources.untrimmed
 
     def action(self, alone: bool = False) -> Iterator[LabelledFrame]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.footage import read_frames
+from engines.datasets.frame_cache import read_frames
 from engines.datasets.selection import IDLE, heads_with
 from engines.errors import DatasetError
 from engines.synthetic import BACKGROUND, LABELS

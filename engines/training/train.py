@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.datasets.base import Dataset
-from engines.datasets.footage import read_frames
+from engines.datasets.frame_cache import read_frames
 from engines.datasets.selection import with_idle, without_group, without_labels
 from engines.errors import UsageError
 from engines.model.contract import Contract, EventRule

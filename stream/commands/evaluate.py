@@ -67,7 +67,7 @@ def evaluate(model: ModelArgument,
     """
     from json import dumps
 
-    from engines.datasets.footage import videos
+    from engines.datasets.media import list_videos
     from engines.model.file import load, write_atomically
     from stream.evaluation.evaluate import evaluate as run_evaluation
     from stream.sinks.base import output_path
@@ -97,7 +97,7 @@ def evaluate(model: ModelArgument,
                          "add --max-false-events N/h, or leave --out out; the numbers go to --json FILE")
     recipe = load(model).contract.provenance.get("recipe", {})
     held_out = set(recipe.get("idle_without", ()))
-    footage = [path for folder in idle or () for path in _select_held_out(videos([folder]), held_out)]
+    footage = [path for folder in idle or () for path in _select_held_out(list_videos([folder]), held_out)]
     found = run_evaluation(model, dataset, fold=fold, idle=footage, engine=engine, seed=seed, split=split,
                            groups=group or (), rendered_idle_s=60 * rendered_idle, rounds=rounds, strict=strict,
                            kind=kind, media=media)

@@ -54,9 +54,9 @@ class HeadClips:
         """The model's labels, then those it does not have."""
         self.unknown = self.labels[len(own):]
         self.segments = [one.segment for one in chosen]
-        self.scores_NK = _stacked([one.window[head] for one in chosen], len(own))
+        self.scores_NK = _stack([one.window[head] for one in chosen], len(own))
         self.truth_N = np.array([self.labels.index(one.segment.labels[head]) for one in chosen], np.int64)
-        self._nothing_NK = _stacked([one.window[head] for one in nothing], len(own))
+        self._nothing_NK = _stack([one.window[head] for one in nothing], len(own))
         self._background = own.index(background) if background in own else None
         self._temperature = contract.window_temperature.get(head, 1.0)
 
@@ -257,6 +257,6 @@ def _truths(segments: Iterable[Segment], end_s: float, background: str | None) -
     return truths
 
 
-def _stacked(rows: Sequence[Array], width: int) -> Array:
+def _stack(rows: Sequence[Array], width: int) -> Array:
     return np.stack(rows) if rows else np.zeros((0, width))
 

@@ -84,7 +84,7 @@ def evaluate(model: str, dataset: Path, *, fold: int | None = 0, idle: Sequence[
 def measure(recognizer: Recognizer, selection: Selection, *, idle: Sequence[Path] = (), seed: int = 0,
             rendered_idle_s: float = 0.0, rounds: int = 1, strict: bool = False) -> EvaluationReport:
     """As `evaluate`, with a recogniser and segments at hand."""
-    footage, unread = _readable(idle, strict)
+    footage, unread = _split_readable(idle, strict)
     with StreamMeter(recognizer) as meter:
         clips = evaluate_clips(recognizer, selection.segments, selection.background, strict=strict, meter=meter)
         lost = {one.what for one in clips.skipped}
@@ -105,7 +105,7 @@ def measure(recognizer: Recognizer, selection: Selection, *, idle: Sequence[Path
     return EvaluationReport(recognizer.contract, selection, clips, stream, idles, [*clips.skipped, *unread])
 
 
-def _readable(paths: Sequence[Path], strict: bool) -> tuple[list[Path], list[Skipped]]:
+def _split_readable(paths: Sequence[Path], strict: bool) -> tuple[list[Path], list[Skipped]]:
     """The videos of which a picture can be read, and those of which none can."""
     good: list[Path] = []
     bad: list[Skipped] = []

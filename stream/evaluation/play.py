@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.datasets import Media, Segment
-from engines.datasets.media import number
+from engines.datasets.media import image_number
 from engines.synthetic import Simulation, unlike_gestures
 from stream.frame import Frame, Image
 from stream.sources import open_source
@@ -38,7 +38,7 @@ def read_images(media: Media) -> Frames:
     numbers = None  # of a folder whose numbers are times: a missing image leaves a hole
     if media.rate is not None and media.first is not None and media.path.is_dir():
         paths = sorted((path for path in media.path.iterdir() if is_image(path)), key=natural_key)
-        numbers = [number(path) for path in paths]
+        numbers = [image_number(path) for path in paths]
     with open_source(str(media.path), camera=CAMERA, fps=media.rate) as source:
         for item in source.frames():
             if isinstance(item, Frame):

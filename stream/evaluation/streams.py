@@ -182,9 +182,9 @@ class StreamMeter:
         reported = [self._reported[event.head, event.started_at, event.label] for event, _ in known]
         unknown = [event for event, _ in self._closed[head] if event.label == UNKNOWN]
         return HeadStream(truths, [event for event, _ in known], reported, [at for _, at in known], self._seconds,
-                          precision, unknown, self._named(head, truths), self.rounds)
+                          precision, unknown, self._named_labels(head, truths), self.rounds)
 
-    def _named(self, head: str, truths: Sequence[Truth]) -> list[str]:
+    def _named_labels(self, head: str, truths: Sequence[Truth]) -> list[str]:
         """The label that the window favours at the last tick in each truth, background aside."""
         contract, times_T = self.record.contract, self.record.times_T
         labels = contract.heads[head]

@@ -153,12 +153,12 @@ def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
         found[head] = []
         for run in record.sequences(head):
             active_T = run.window_TK.max(axis=1) if background is None else 1 - run.now_TK[:, background]
-            kept = _needed(run.times_T, active_T >= floor, contract.events.close_after_s)
+            kept = _needed_ticks(run.times_T, active_T >= floor, contract.events.close_after_s)
             found[head].append(ScoreSequence(run.times_T[kept], run.now_TK[kept], run.window_TK[kept]))
     return found
 
 
-def _needed(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
+def _needed_ticks(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
     """The active ticks, and after them the quiet ones up to the first that ends an event begun there."""
     kept: list[int] = []
     until = -np.inf  # quiet ticks are needed until one is as late as this

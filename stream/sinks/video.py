@@ -93,10 +93,10 @@ class AnnotatedVideo(Sink):
                 self.part.unlink()
             return
         try:
-            with _faults("finishing", self.part):
+            with _ffmpeg_errors("finishing", self.part):
                 self._video.mux(self._stream.encode())
         finally:
-            with _faults("finishing", self.part):
+            with _ffmpeg_errors("finishing", self.part):
                 self._video.close()
         with sink_errors("renaming", self.part):
             os.replace(self.part, self.path)
@@ -106,7 +106,7 @@ class AnnotatedVideo(Sink):
         scale = min(1.0, MAX_SIDE / max(height, width))
         self._size_hw = (_even(height * scale), _even(width * scale))
         form, (codec, pixels, options) = KINDS[self.path.suffix.lower()]
-        with _faults("opening", self.part):
+        with _ffmpeg_errors("opening", self.part):
             self._video = av.open(self.part, "w", format=form)
             self._stream = self._video.add_stream(codec, Fraction(self.frame_rate).limit_denominator(1001),
                                                   options=options)
@@ -117,7 +117,7 @@ class AnnotatedVideo(Sink):
         assert self._video is not None
         picture = av.VideoFrame.from_ndarray(image, format="bgr24")
         picture.pts = self._written
-        with _faults("writing", self.part):
+        with _ffmpeg_errors("writing", self.part):
             self._video.mux(self._stream.encode(picture))
         self._written += 1
 
@@ -152,7 +152,7 @@ def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tupl
 
 
 @contextmanager
-def _faults(what: str, path: Path) -> Iterator[None]:
+def _ffmpeg_errors(what: str, path: Path) -> Iterator[None]:
     """FFmpeg's exceptions as SinkError."""
     with sink_errors(what, path):
         try:

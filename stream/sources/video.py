@@ -6,7 +6,7 @@ nominal step: 1 / the header's rate, or 1/30 s when that is zero or absurd too. 
 with each other are a timeline that began anew; it is followed from there on.
 
 Damage: what the decoder cannot give is passed over, and counted as lost. When the frames so far came evenly, a
-hole in their times tells how many are missing; in files of variable rate a hole is no loss. The header's claims of
+hole in their times shows how many are missing; in files of variable rate a hole is no loss. The header's claims of
 length are never believed.
 """
 
@@ -80,7 +80,7 @@ def _believable(step_s: float) -> bool:
 class VideoFile(Source):
     """A video file through OpenCV (FFmpeg), upright when the file carries a rotation flag.
 
-    fps: play at this rate, whatever the file's times say; capture: read from this instead of opening `path`, which
+    fps: play at this rate, instead of by the file's times; capture: read from this instead of opening `path`, which
     then only names it.
     Raises SourceError when nothing in it can be read as a picture.
     """
