@@ -90,3 +90,9 @@ def imports_of(extra: str, packages: str, use: str, otherwise: str = "",
         raise_interrupt(error)
         raise error_type(f"{use} without a usable {packages} ({error})", packages,
                          f"pip install 'gatestream[{extra}]'{otherwise and ', or '}{otherwise}") from error
+
+
+def one_line(error: BaseException, index: int = 0) -> str:
+    """A line of a foreign error's message, the first unless another is asked for; its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[index] if lines else type(error).__name__

@@ -28,6 +28,7 @@ from engines.datasets import decode
 from engines.datasets.base import Media, Segment
 from engines.datasets.media import images
 from engines.errors import DatasetError
+from engines.runtime.cache import make_private_dir
 
 log = logging.getLogger("gatestream.datasets")
 
@@ -92,7 +93,7 @@ class FrameCache:
         """Decodes a whole recording into its file. DatasetError comes out; trouble with the disk does not."""
         aside: Path | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private_dir(self.folder)
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".decoding-")
             aside = Path(name)
             with os.fdopen(handle, "wb") as file:

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from engines.runtime.registry import ENGINES
+
 ModelName = Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A bundled model or a model file.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model or a model file.")]
 EngineName = Annotated[str, typer.Option(
     metavar="NAME|FILE",
-    help="What runs the network: auto, tensorrt, inductor, openvino, eager, or a file of gatestream export.")]
+    help=f"What runs the network: auto, {', '.join(ENGINES)}, or a file of gatestream export.")]
 Hop = Annotated[int | None, typer.Option(min=1, metavar="N", help=(
     "With a bidirectional model: score its clips again after every N frames. Default: as the model says."))]
 
