@@ -1,7 +1,7 @@
 """The sessions of the Live page, on one recogniser that one thread owns.
 
     a browser's camera    recognize(jpeg, captured_at) ──► records
-    a camera of ours      start_camera(source) ──► on_records(records, picture, at) again and again, until `stop`
+    a camera of ours      start_camera(source) ──► send({"at": ..., "records": [...]}, picture, at) until `stop`
     a service's camera    start_service_camera(service, camera) ──► the same; it is the service that recognises
 
 Each session is a camera of its own: its state, its events, its threshold. Its latest pictures are kept for a minute, so
@@ -44,8 +44,7 @@ SHOWN_WIDTH = 640  # of pictures that go to a browser
 REORDERED_S = 1.0  # a picture at most this much older than the one before it was overtaken on the way
 RECENT_S, RECENT_BYTES = 60.0, 32 * 1024 * 1024  # of pictures kept
 Records = list[dict[str, Any]]
-OnRecords = Callable[[Records, bytes, float], None]  # records, JPEG or b"", capture time; from another thread
-OnError = Callable[[str], None]  # a sentence; from another thread
+Send = Callable[[dict[str, Any], bytes, float], None]  # message, JPEG or b"", its capture time; from any thread
 
 
 class LiveSessions:
@@ -71,9 +70,9 @@ class LiveSessions:
         self._thread.shutdown(cancel_futures=True)
         self.recognizer.close()
 
-    def join(self) -> LiveSession:
-        """A new session."""
-        return LiveSession(self, f"viewer {next(self._numbers)}")
+    def join(self, send: Send = lambda *_: None) -> LiveSession:
+        """A new session; `send` takes what its cameras cause."""
+        return LiveSession(self, f"viewer {next(self._numbers)}", send)
 
     def push(self, image_bgr: Image | Callable[[], Image], captured_at: float, camera: str, lost: int = 0) -> Records:
         """What an image causes. Raises GatestreamError."""
@@ -114,8 +113,8 @@ class LiveSessions:
 class LiveSession:
     """One page. Its methods are called from one thread at a time; `close` ends everything."""
 
-    def __init__(self, sessions: LiveSessions, camera: str) -> None:
-        self._sessions, self.camera = sessions, camera
+    def __init__(self, sessions: LiveSessions, camera: str, send: Send) -> None:
+        self._sessions, self.camera, self._send = sessions, camera, send
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
         self._following, self._visible = threading.Event(), threading.Event()
@@ -131,18 +130,17 @@ class LiveSession:
         records = self._sessions.push(image_bgr, captured_at, self.camera)
         return records + self._gate_records(records, image_bgr)
 
-    def start_camera(self, spec: str, on_records: OnRecords, on_error: OnError) -> None:
+    def start_camera(self, spec: str) -> None:
         """Recognises a camera of this machine or network from now on. Call `stop` before.
 
         Raises UsageError, SourceError when it does not open."""
         self._source = open_source(spec, camera=self.camera, policy="newest")
-        self._start(partial(self._play, self._source, on_records, on_error))
+        self._start(partial(self._play, self._source))
 
-    def start_service_camera(self, service: ServiceClient, camera: str, on_records: OnRecords,
-                             on_error: OnError) -> None:
+    def start_service_camera(self, service: ServiceClient, camera: str) -> None:
         """Shows a service's camera from now on. Call `stop` before."""
         self._following.set()
-        self._start(partial(self._follow, service, camera, on_records, on_error))
+        self._start(partial(self._follow, service, camera))
 
     def _start(self, work: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=work, daemon=True)
@@ -221,7 +219,7 @@ class LiveSession:
         while at - self._recent[0][0] > RECENT_S or self._recent_bytes > RECENT_BYTES:
             self._recent_bytes -= len(self._recent.popleft()[1])
 
-    def _play(self, source: Source, on_records: OnRecords, on_error: OnError) -> None:
+    def _play(self, source: Source) -> None:
         try:
             for item in source.frames():
                 if isinstance(item, Frame):
@@ -230,18 +228,18 @@ class LiveSession:
                     picture = _encode_jpeg(item.image_bgr)
                     self._remember(picture, item.captured_at)
                     visible = self._visible.is_set()
-                    on_records(records, picture if visible else b"", item.captured_at)
+                    self._send_records(records, picture if visible else b"", item.captured_at)
                     if not visible:
                         self._visible.wait(0.5 / self._sessions.recognizer.contract.frame_rate)
                 else:
-                    on_records([item.as_json()], b"", item.at)
-            on_error("This camera has ended.")
+                    self._send_records([item.as_json()], b"", item.at)
+            self._send_error("This camera has ended.")
         except GatestreamError as error:
-            on_error(str(error))
+            self._send_error(str(error))
         except RuntimeError:  # the page's server has ended
             log.debug("%s has ended", self.camera)
 
-    def _follow(self, service: ServiceClient, camera: str, on_records: OnRecords, on_error: OnError) -> None:
+    def _follow(self, service: ServiceClient, camera: str) -> None:
         try:
             for records in service.follow(camera):
                 if not self._following.is_set():
@@ -251,11 +249,17 @@ class LiveSession:
                 if picture is not None:
                     self._remember(picture, made[-1]["captured_at"])
                 shown = picture if picture is not None and self._visible.is_set() else b""
-                on_records(records, shown, made[-1]["captured_at"] if made else 0.0)
-            on_error("The service has ended. Press Start once it runs again.")
+                self._send_records(records, shown, made[-1]["captured_at"] if made else 0.0)
+            self._send_error("The service has ended. Press Start once it runs again.")
         except GatestreamError as error:
             if self._following.is_set():
-                on_error(str(error))
+                self._send_error(str(error))
+
+    def _send_records(self, records: Records, picture: bytes, at: float) -> None:
+        self._send({"at": at, "records": records}, picture, at)
+
+    def _send_error(self, text: str) -> None:
+        self._send({"error": text}, b"", 0.0)
 
 
 def _encode_jpeg(image_bgr: Image) -> bytes:

@@ -30,21 +30,7 @@ from stream.scoring import Scorer
 
 LARGEST = "4gb"  # of a video
 KEPT_S = 24 * 3600  # what was made of a video, and Gradio's copy of it
-# In the page's head: what Gradio is given as css holds inside its middle column alone.
-CSS = """
-iframe.page { width: 100%; height: 1100px; border: 0; }
-.event-track { position: relative; height: 34px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
-.event-track button { position: absolute; top: 4px; height: 24px; border-radius: 4px; cursor: pointer; font-size: 13px;
-  color: #111 !important; overflow: hidden; white-space: nowrap; padding: 0 4px; text-align: left; }
-.wrap .or { color: inherit !important; }
-#player video { max-height: 60vh; }
-.prose th, .prose td { word-break: normal !important; overflow-wrap: normal !important; padding: 4px 8px !important; }
-.prose { overflow-x: auto; }
-footer { display: none !important; }
-@media (max-width: 720px) {
-  .gradio-container .main, .gradio-container .html-container { padding: 4px !important; }
-}
-"""
+CSS = Path(__file__).parent / "page" / "pages.css"
 # Fonts of this machine: Gradio's usual ones would be fetched from the network.
 # Its links have too little contrast in the dark.
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
@@ -54,8 +40,9 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 def mount_pages(app: FastAPI, engine: str, trainer: Trainer) -> FastAPI:
     """The application with the pages in it."""
     async def mount() -> FastAPI:
-        return gr.mount_gradio_app(app, pages(engine, trainer), path="/", theme=THEME, head=f"<style>{CSS}</style>",
-                                   footer_links=[], max_file_size=LARGEST, ssr_mode=False, show_error=True)
+        return gr.mount_gradio_app(app, pages(engine, trainer), path="/", theme=THEME,
+                                   head=f"<style>{CSS.read_text()}</style>", footer_links=[], max_file_size=LARGEST,
+                                   ssr_mode=False, show_error=True)
 
     # Where no event loop runs, Gradio opens one for each of its locks and closes none of them.
     with ThreadPoolExecutor(1) as elsewhere:

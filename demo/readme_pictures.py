@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
             if len(closed) >= CLOSED_EVENTS and any(event.open for event in events):
                 break
     paper = Console(record=True, width=100, height=24, file=io.StringIO())
-    paper.print(view.picture())
+    paper.print(view.render())
     paper.save_svg(str(folder / "run.svg"), title="gatestream run")
     cv2.imwrite(str(folder / "frame.jpg"), draw(frame.image_bgr, overlay), [cv2.IMWRITE_JPEG_QUALITY, 88])
 

@@ -66,7 +66,8 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient,
             await socket.close(1008)
             return
         await socket.accept()
-        session, queue = sessions.join(), SendQueue()
+        queue = SendQueue()
+        session = sessions.join(queue.put)
 
         def greet() -> None:
             queue.put({"hello": hello(sessions)})
@@ -139,17 +140,12 @@ async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: 
     if received["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(received.get("code", 1000))
 
-    def on_records(records: list[dict[str, Any]], picture: bytes, at: float) -> None:
-        queue.put({"at": at, "records": records}, picture, at)
-
-    def on_error(text: str) -> None:
-        queue.put({"error": text})
-
     picture = received.get("bytes")
     try:
         if picture is not None:
             [captured_at] = struct.unpack("<d", picture[:8])
-            on_records(await asyncio.to_thread(session.recognize, picture[8:], captured_at), b"", captured_at)
+            records = await asyncio.to_thread(session.recognize, picture[8:], captured_at)
+            queue.put({"at": captured_at, "records": records})
             return
         request = dict(json.loads(received["text"]).items())
         if "threshold" in request:
@@ -167,13 +163,12 @@ async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: 
         if "source" in request or "service" in request:
             queue.put({"at": 0.0, "records": await asyncio.to_thread(session.stop)})
             if "service" in request:
-                await asyncio.to_thread(session.start_service_camera, service, str(request["service"]), on_records,
-                                        on_error)
+                await asyncio.to_thread(session.start_service_camera, service, str(request["service"]))
             elif request["source"] is not None:
-                await asyncio.to_thread(session.start_camera, str(request["source"]), on_records, on_error)
+                await asyncio.to_thread(session.start_camera, str(request["source"]))
     except GatestreamError as error:
         if picture is not None:  # the page waits for an answer to each picture
             queue.put({"at": 0.0, "records": []})
-        on_error(str(error))
+        queue.put({"error": str(error)})
     except (ValueError, TypeError, AttributeError, KeyError, struct.error):
-        on_error("The page and its server do not understand one another: reload the page.")
+        queue.put({"error": "The page and its server do not understand one another: reload the page."})

@@ -13,7 +13,7 @@ from stream.recognizer import Recognizer
 from stream.runner import run
 from stream.sinks.base import Sink
 from stream.sinks.export import export
-from stream.sinks.log import EventLog, events
+from stream.sinks.log import EventLog, read_events
 from stream.sinks.overlay import label_colour
 from stream.sinks.video import AnnotatedVideo
 from stream.sources import open_source
@@ -54,7 +54,7 @@ def recognize_video(recognizer: Recognizer, video: Path, folder: Path,
         files.append(folder / f"{video.stem}.{form}")
         with files[-1].open("w", encoding="utf-8", newline="") as out:
             export(log, out, form)
-    return VideoResults(events(log), curves.seconds, curves.rows(), annotated, files)
+    return VideoResults([one.event for one in read_events(log)], curves.seconds, curves.rows(), annotated, files)
 
 
 def render_track(found: VideoResults, player: str) -> str:

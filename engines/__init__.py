@@ -28,6 +28,10 @@ _HOMES = {"load": "engines.model.file", "compile": "engines.runtime.registry", "
 __all__ = ["build", "causal", "clip_scores", "compile", "export", "load", "official"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name == "official":
         return importlib.import_module("engines.model.official")

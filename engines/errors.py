@@ -16,6 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class GatestreamError(Exception):
@@ -92,7 +96,17 @@ def imports_of(extra: str, packages: str, use: str, otherwise: str = "",
                          f"pip install 'gatestream[{extra}]'{otherwise and ', or '}{otherwise}") from error
 
 
-def one_line(error: BaseException, index: int = 0) -> str:
-    """A line of a foreign error's message, the first unless another is asked for; its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[index] if lines else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message; its type's name if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """What was got and what was wanted, of the first problem that pydantic found."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    field = ".".join(map(str, first["loc"]))
+    if field:
+        return f"no {field}" if first["type"] == "missing" else f"{field}={first['input']!r:.80}", message
+    got, _, wanted = message.partition(": ")
+    return got, wanted

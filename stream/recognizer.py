@@ -27,11 +27,11 @@ from stream.events import EventTracker
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.images import as_bgr
 from stream.ring import SlotTable
-from stream.scoring import Scorer, Scores, ScoringModel, ranked
+from stream.scoring import Scorer, Scores, ScoringModel, top_labels
 
 Decoder = Callable[[], NDArray[Any]]
 Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
-ScoresCallback = Callable[[str, float, int, Scores], None]  # camera, time, steps since its last reset, scores
+ScoreListener = Callable[[float, int, Scores], None]  # time, steps since the camera's last reset, scores
 
 
 @dataclass(slots=True)
@@ -100,12 +100,13 @@ class _BatchItem:
 class Recognizer:
     """Recognises the actions of up to `engine.slots` cameras.
 
-        with Recognizer.open(model="gesture") as recognizer, open_source("clip.mp4") as source:
+        with (Recognizer.open(model="gesture") as recognizer,
+              open_source("sim://gestures?seconds=20&realtime=0") as source):
             for frame in source.frames():
                 if isinstance(frame, Frame):
                     for item in recognizer.push(frame.image_bgr, frame.captured_at):
-                        print(item)                        # Prediction | Event | Gap
-            for event in recognizer.flush():               # what was still open when the stream ended
+                        print(item)                                  # Prediction | Event | Gap
+            for event in recognizer.flush():                         # what was still open at the end
                 print(event)
 
     The same images at the same times give the same items, live or replayed, but for their latencies.
@@ -116,8 +117,8 @@ class Recognizer:
                  threads: ThreadPoolExecutor | None = None) -> None:
         """timer: gives seconds, for latencies only; threads: decode and prepare images of several cameras at a time."""
         self.contract, self.engine = model.contract, engine
-        self.on_scores: ScoresCallback | None = None
-        """Called at every tick, held ones too, with the full scores, of which a Prediction has the best."""
+        self.score_listeners: dict[str, ScoreListener] = {}
+        """By camera: called at every tick, held ones too, with the full scores, of which a Prediction has the best."""
         self._rules: Mapping[str, EventRule] = {}
         self._model, self._timer, self._threads = model, timer, threads
         self._in_preparation: Counter[str] = Counter()  # images of each camera given to `prepare_async`, not yet pushed
@@ -153,7 +154,7 @@ class Recognizer:
              lost: int = 0, waited_s: float = 0.0) -> list[Item]:
         """Takes the next image of a camera; returns what it caused, in order.
 
-        image_bgr: uint8 [H, W, 3] of any size (`stream.images` says what else is converted), or a function that decodes
+        image_bgr: uint8 [H, W, 3] of any size (`stream.images`: what else is converted), or a function that decodes
         it, called only if the camera's clock wants the image; the other arguments are those of `Arrival`.
         Most cameras are faster than the model: an image between two ticks of its clock gives []. A camera joins
         with its first image. Raises FrameError for an image that cannot be used: it costs that frame only,
@@ -324,8 +325,8 @@ class Recognizer:
 
     def _track(self, stream: _CameraState, at: float, scores: Scores) -> list[Event]:
         stream.previous_at = at
-        if self.on_scores is not None:
-            self.on_scores(stream.camera, at, stream.steps, scores)
+        if stream.camera in self.score_listeners:
+            self.score_listeners[stream.camera](at, stream.steps, scores)
         if not self._warm(stream):
             return []
         events = [event for head, tracker in stream.trackers.items()
@@ -338,7 +339,7 @@ class Recognizer:
 
     def _publish(self, item: _BatchItem, scores: Scores) -> Prediction:
         stream = item.stream
-        heads = {head: HeadScores(ranked(labels, scores.now[head]), ranked(labels, scores.window[head]))
+        heads = {head: HeadScores(top_labels(labels, scores.now[head]), top_labels(labels, scores.window[head]))
                  for head, labels in self.contract.heads.items()}
         return Prediction(camera=stream.camera, frame=item.number, captured_at=item.arrival.captured_at,
                           warm=self._warm(stream), heads=heads, clips=scores.gates,

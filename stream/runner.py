@@ -1,10 +1,9 @@
-"""One source through one recogniser into the sinks, until the source ends or someone says stop.
+"""One source through one recogniser into the sinks, until the source ends or it is stopped.
 
     source.frames() ──Frame──► recognizer.push ──records──► every sink
                     ──Gap─────────────────────────────────► every sink
 
-However it ends, what was recognised is kept: open events are closed, a summary is written, and only then does the
-first fault surface.
+However it ends, open events are closed and a summary is written before the first error is raised.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import numpy as np
@@ -56,7 +55,7 @@ class Percentiles:
 
 
 class _Outputs:
-    """All sinks. One that fails is left out from then on; its error is kept for the end."""
+    """All sinks. One that fails gets no more records; its error is for the end."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
@@ -72,10 +71,10 @@ class _Outputs:
 
 
 def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
-    """The closed events of a recording, as the recogniser's camera of this name.
+    """The closed events of a recording, pushed as the camera of this name.
 
-    An image that cannot be used costs that image. Raises UsageError or SourceError where the recording cannot be read;
-    then `reset` the camera.
+    An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
+    `reset` the camera.
     """
     closed: list[Event] = []
     with open_source(recording, camera=camera, policy="every") as source:
@@ -97,16 +96,20 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
 
     max_seconds: of the stream's own time, and for live sources of real time too; max_frames: camera frames;
     stop: when set, the run ends after the current frame (close the source to end a wait for the next one).
-    An image that cannot be used costs that image and is counted. The source is closed at the end; the sinks are
-    the caller's to close. Raises SourceError, EngineError or SinkError after all else is written; a sink that
-    fails ends the run.
+    An image that cannot be used is counted as dropped. Closes the source, not the sinks. A sink that fails ends the
+    run. Raises SourceError, EngineError or SinkError after all else is written.
     """
     outputs, latencies = _Outputs(sinks), Percentiles()
     camera, live = source.info.camera, source.info.live
     began, frames, lost = timer(), 0, 0
     first_at: float | None = None
     try:
-        with _closed_after(max_seconds if live else None, source):
+        with ExitStack() as stack:
+            if max_seconds is not None and live:  # ends the wait for a frame, too
+                ending = threading.Timer(max_seconds, source.close)
+                ending.daemon = True
+                ending.start()
+                stack.callback(ending.cancel)
             for item in source.frames():
                 if outputs.failure or (stop is not None and stop.is_set()):
                     break
@@ -158,18 +161,3 @@ def stop_on_signals(source: Source, stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _closed_after(seconds: float | None, source: Source) -> Iterator[None]:
-    """Closes the source after so many seconds of real time, even when it gives no frames."""
-    if seconds is None:
-        yield
-        return
-    timer = threading.Timer(seconds, source.close)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from importlib.machinery import ModuleSpec
@@ -34,6 +35,16 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("needs the reference data in ../shared, which is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local time is UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import UsageError
-from stream.archive.label import recordings
+from stream.archive.label import find_recordings
 from stream.commands.cli import main
 
 
@@ -42,4 +42,4 @@ def test_an_archive_is_labelled_as_each_video_alone(tmp_path: Path, capsys: pyte
 
 def test_a_folder_without_videos(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no video"):
-        recordings(tmp_path)
+        find_recordings(tmp_path)

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from engines.errors import ModelError, UsageError
+from engines.networks.config import NetworkConfig
 from engines.networks.network import BACKBONES, Network, build
 from engines.runtime.lowering import StepNetwork
-from engines.training.pretrained import start_from
+from engines.training.pretrained import load_pretrained
 
 SIZES_HW = {"bninception": (64, 96), "inceptionv3": (75, 107), "resnet18": (48, 64), "resnet50": (48, 64),
             "mobilenetv2": (48, 64)}
@@ -30,7 +31,7 @@ def lively(architecture: str) -> Network:
     """A float64 causal network whose gates, fuses and norms are far from their starting values."""
     torch.manual_seed(1)
     network = build(architecture, heads={"action": 4}, causal=True,
-                    input_size_hw=SIZES_HW[architecture.partition("-")[2]])
+                    input_size_hw=SIZES_HW[NetworkConfig.of(architecture).backbone])
     for name, value in network.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 1.5)
@@ -61,9 +62,9 @@ def test_the_hook_is_called_at_every_place_in_order_with_the_raw_map(backbone: s
     assert seen == list(sites)
     assert inputs == list(network.input_sites())
     assert features.shape == (2, network.width)
-    for causal, (module, known) in product((False, True), (("gsm", sites), ("gsf", sites),
-                                                           ("tsm", network.input_sites()))):
-        chosen = network.default_sites(module, causal)
+    for chosen, known in [(network.default_input_sites(), network.input_sites()),
+                          *((network.default_sites(module, causal), sites)
+                            for module, causal in product(("gsm", "gsf"), (False, True)))]:
         assert chosen == tuple(site for site in known if site in chosen)
         assert len(chosen) >= 4
 
@@ -130,7 +131,7 @@ def test_modules_start_transparent_from_the_backbones_weights(architecture: str,
     path = tmp_path / "weights.safetensors"
     save_file({name: value for name, value in plain.backbone.state_dict().items()
                if not name.endswith("num_batches_tracked")} | {"fc.bias": torch.zeros(1000)}, path)
-    start_from(network, path)
+    load_pretrained(network, path)
     plain.backbone.float().double()  # starting weights are read as single precision
     clip = torch.rand(1, 3, 3, *network.input_size_hw, dtype=torch.float64)
     ours, theirs = (net(clip, net.fresh_state(1))[0] for net in (network, plain))
@@ -141,6 +142,6 @@ def test_other_backbones_weights_and_unknown_ones_are_refused(tmp_path: Path) ->
     path = tmp_path / "weights.safetensors"
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
     with pytest.raises(ModelError, match=r"bn1\.weight.*resnet18"):
-        start_from(lively("gsm-resnet18"), path)
+        load_pretrained(lively("gsm-resnet18"), path)
     with pytest.raises(UsageError, match="imagenet for bninception"):
-        start_from(lively("gsm-bninception"), "imagenet")
+        load_pretrained(lively("gsm-bninception"), "imagenet")

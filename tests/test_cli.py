@@ -31,6 +31,7 @@ from engines.networks.causal import RULES
 from engines.runtime.engine import StepResult
 from engines.runtime.registry import ENGINES
 from stream.commands.cli import app, main
+from stream.commands.train import Precisions
 from stream.frame import Event
 from stream.sinks.log import EventLog
 
@@ -225,12 +226,14 @@ def test_help_repeats_what_the_code_says() -> None:
     """It imports nothing that it describes, so that it is instant."""
     from engines.training.fusion_stage import FusionRecipe
     from engines.training.official_recipe import OfficialRecipe
+    from engines.training.task import Precision
     from engines.training.train import Recipe
 
     options = {name: {option.name: option for option in command.params} for name, command in commands()}
     engine, train = options["gatestream run"]["engine"].help, options["gatestream train"]
     assert all(name in engine for name in ("auto", *ENGINES))
     assert all(name in RULES for name in re.findall(r"(?:dropped|moved)-[a-z]+", train["rule"].help))
+    assert Precisions == Precision
     said = {name: float(found[1]) for name, option in train.items()
             if (found := re.search(r"Default: ([0-9.e-]*[0-9])", option.help or ""))}
     assert said == {"readout_width": Recipe.readout_width, "rate": Recipe.frame_rate, "lr": Recipe.backbone_lr,
@@ -248,8 +251,7 @@ def test_version_needs_no_torch() -> None:
     assert out.split()[1] == stream.__version__
 
 
-@pytest.mark.parametrize(("line", "completed"), [("be", {"bench"}), ("bench ca", {"cameras"}),
-                                                 ("run --poli", {"--policy"}), ("bench stages --st", {"--steps"})])
+@pytest.mark.parametrize(("line", "completed"), [("bench ca", {"cameras"}), ("run --poli", {"--policy"})])
 def test_a_shell_completes(line: str, completed: set[str]) -> None:
     words = f"gatestream {line}"
     asked = {"_GATESTREAM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(line.split()))}
@@ -443,8 +445,7 @@ except KeyboardInterrupt as error:
 }
 
 
-@pytest.mark.parametrize(("module", "how"), [("typer", "by the import itself"), ("cv2", "as an ImportError"),
-                                             ("openvino", "by the import itself"), ("openvino", "as an ImportError")])
+@pytest.mark.parametrize(("module", "how"), [("typer", "by the import itself"), ("openvino", "as an ImportError")])
 def test_ctrl_c_during_an_import_ends_the_program(module: str, how: str, tmp_path: Path) -> None:
     (tmp_path / f"{module}.py").write_text(f"import os, signal\n{INTERRUPTED[how]}\n")
     paths = os.pathsep.join((str(tmp_path), str(ROOT)))

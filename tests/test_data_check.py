@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 
-from engines.datasets import ALIASES, KINDS, READERS, Dataset, Media, open_dataset
+from engines.datasets import Dataset, Media, open_dataset
 from engines.datasets.check import Report, check, inspect_recording
 from engines.datasets.decode import decode_segment
 from engines.datasets.epic import frame_number
+from engines.datasets.kinds import DATASET_READERS, DatasetKind
 from engines.datasets.mirror import mirror_labels
 from engines.datasets.rendered import NOUNS, VERBS, Rendered, render
 from engines.errors import SinkError, UsageError
@@ -171,7 +174,8 @@ def faststart(data: bytes) -> bytes:
 
 class TestCommand:
     def test_kinds_are_those_of_the_readers(self) -> None:
-        assert {*READERS, *ALIASES, "auto"} == set(KINDS)
+        assert get_args(DatasetKind) == ("auto", *DATASET_READERS)
+        assert all(kind in importlib.import_module(module).READERS for kind, module in DATASET_READERS.items())
 
     @pytest.mark.parametrize(("strict", "fault", "code"), [([], False, 0), (["--strict"], False, 0), ([], True, 0),
                                                           (["--strict"], True, 1)])
@@ -181,7 +185,7 @@ class TestCommand:
             (good / "train/a/broken.mp4").write_bytes(b"x")
         assert main(["data", "check", str(good), *strict]) == code
         out = capfd.readouterr().out
-        assert out.startswith("class folders, told by train/<class>\n  train: ")
+        assert out.startswith("class folders, recognised by train/<class>\n  train: ")
         assert ("broken.mp4" in out) == fault
         assert ("nothing wrong" in out) != fault
 

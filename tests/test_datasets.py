@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.datasets import KINDS, Dataset, Segment, epic, folders, open_dataset
+from engines.datasets import Dataset, Segment, epic, folders, open_dataset
+from engines.datasets.kinds import DATASET_READERS
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError, UsageError
 
@@ -467,10 +468,35 @@ class TestEgoGestAR:
 
 
 class TestOpening:
-    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "auto"])
+    @pytest.mark.parametrize("kind", list(DATASET_READERS))
     def test_an_empty_folder_says_what_was_looked_for(self, kind: str, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="with nothing; wanted "):
             open_dataset(tmp_path, kind)
+
+    def test_a_reader_is_one_file_and_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "toy_reader.py").write_text("""
+from engines.datasets import tables
+from engines.datasets.base import Media, Segment
+
+def recognise(folder):
+    return "toy.txt" if (folder / "toy.txt").is_file() else ""
+
+def read(folder, options):
+    builder = tables.DatasetBuilder({"action": ["jump"]})
+    for name in tables.read_lines(folder / "toy.txt"):
+        builder.add("train", Segment(name, Media(options.media / name), labels={"action": "jump"}))
+    return builder.build("Toy")
+
+READERS = {"toy": tables.Reader(recognise, read, "toy.txt")}
+""")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(DATASET_READERS, "toy", "toy_reader")
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "toy.txt").write_text("1.mp4\n")
+        for kind in ("auto", "toy"):
+            dataset = open_dataset(tmp_path / "data", kind)
+            assert (dataset.name, dataset.found) == ("Toy", "toy.txt")
+            assert only(dataset).media.path == tmp_path / "data" / "1.mp4"
 
     def test_nothing_known(self, tmp_path: Path) -> None:
         touch(tmp_path / "notes.txt")

@@ -16,10 +16,10 @@ import engines.bench.overhead as overhead
 import engines.bench.stages as bench_module
 import engines.runtime.onnx as onnx_engine
 from engines.bench import data_throughput
+from engines.bench.decode_rate import DecodeRate
 from engines.bench.doctor import Check, doctor
 from engines.bench.stages import bench, format_lines
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.decode import DecodeRate
 from engines.errors import EngineError, UsageError
 from engines.model.file import Model
 from engines.runtime import cache

@@ -52,7 +52,7 @@ def test_what_has_no_gates_to_look_at(arch: str, options: dict[str, Any], error:
 
 
 def test_the_part_that_the_network_sees(tmp_path: Path) -> None:
-    contract = make_model(tmp_path).contract.model_copy(update={"cover_hw": (80, 80), "input_size_hw": (40, 60)})
+    contract = make_model(tmp_path, size_hw=(40, 60)).contract.model_copy(update={"cover_hw": (80, 80)})
     assert seen_part((80, 80), contract) == (0.5, 0.75)
     assert seen_part((160, 80), contract) == (0.25, 0.75)
     assert seen_part((80, 160), contract) == (0.5, 0.375)

@@ -16,7 +16,9 @@ import engines
 from engines.model.file import bundled
 from engines.synthetic import BACKGROUND, LABELS
 from stream.commands.cli import main
-from stream.evaluation import Truth, match
+from stream.evaluation.metrics import match
+from stream.evaluation.play import Truth
+from stream.evaluation.streams import IOU
 from stream.events import UNKNOWN
 from stream.frame import Event, Frame, Item, Prediction
 from stream.recognizer import Recognizer
@@ -67,7 +69,7 @@ def test_it_is_small_has_a_card_and_knows_its_contract() -> None:
     contract = engines.load("gesture").contract
     assert contract.heads == {"gesture": (*LABELS, BACKGROUND)}
     assert contract.architecture == "gsf-mobilenetv2"
-    assert contract.options["causal"] is True
+    assert contract.network.causal is True
 
 
 def test_it_recognises_the_simulated_camera(recognizers: dict[str, Recognizer]) -> None:
@@ -77,7 +79,7 @@ def test_it_recognises_the_simulated_camera(recognizers: dict[str, Recognizer]) 
         frames = [item for item in source.frames() if isinstance(item, Frame)]
         truths = [Truth(span.label, span.started_at, span.ended_at) for span in source.spans(118)]
     found = events(play(recognizers["openvino"], frames))
-    f1 = 2 * len(match(truths, found)) / (len(truths) + len(found))
+    f1 = 2 * len(match(truths, found, IOU)) / (len(truths) + len(found))
     assert len(truths) > 15
     assert f1 >= 0.8
 

@@ -89,7 +89,7 @@ def test_every_architecture_is_recognised_and_prepared_for_as_published(arch: st
     if "resnet" in arch:
         values = {"colour": "RGB", "value_scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     assert {name: getattr(made, name) for name in values} == values
-    assert made.options.get("gate_ratio") == (100 if arch.startswith("gsf") else None)
+    assert made.network.gate_ratio == (100 if arch.startswith("gsf") else None)
 
 
 @pytest.mark.parametrize(("arguments", "named"), [

@@ -21,17 +21,21 @@ from records import GAP, PREDICTION, SUMMARY, disk_of, event, grey
 from engines import datasets
 from engines.errors import SinkError, UsageError
 from stream.commands.cli import main
-from stream.commands.events import _moment
+from stream.commands.events import _parse_time
 from stream.frame import Event, Frame
 from stream.sinks.base import OutputClosed
 from stream.sinks.export import WRITERS, export, write_elan, write_vtt
 from stream.sinks.export_dataset import write_epic
-from stream.sinks.log import EventLog, LoggedEvent, Run, count_events, events, read_runs
+from stream.sinks.log import EventLog, LoggedEvent, Run, count_events, read_events, read_runs
 
 # ---- event log -------------------------------------------------------------------------------------------------
 
 def open_log(path: Path) -> EventLog:
     return EventLog(path, "gesture", "clip.mp4")
+
+
+def events(path: Path, **chosen: Any) -> list[Event]:
+    return [each.event for each in read_events(path, **chosen)]
 
 
 def test_only_closed_events_are_logged_and_each_is_seen_by_others_at_once(tmp_path: Path) -> None:
@@ -192,6 +196,14 @@ def test_the_table_shows_every_event_as_it_is() -> None:
     assert "3661.00" in out.getvalue()
 
 
+@pytest.mark.usefixtures("in_utc")
+def test_the_table_shows_live_events_by_the_wall_clock() -> None:
+    out, at = io.StringIO(), 1_795_962_306.71
+    WRITERS["table"]([LoggedEvent("a-1", 1, event("left", at, at + 1.3))], out)
+    assert out.getvalue().splitlines()[1].split() == [
+        "0", "gesture", "left", "2026-11-29", "14:25:06", "14:25:08", "1.30", "0.93"]
+
+
 def test_subtitles_count_from_the_first_frame_and_are_escaped() -> None:
     out = io.StringIO()
     write_vtt([LoggedEvent("a-1", 1, event("a <b> & c", 1_700_003_661.5, 1_700_003_662))], out, origin_s=1_700_000_000)
@@ -242,7 +254,7 @@ def test_verbs_find_their_nouns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("12.5", 12.5), ("2026-01-31T14:05:00+00:00", 1769868300.0)])
 def test_a_moment_is_seconds_or_a_time(text: str, seconds: float) -> None:
-    assert _moment(text) == seconds
+    assert _parse_time(text) == seconds
 
 
 def test_an_export_whose_reader_left_ends_quietly(tmp_path: Path) -> None:

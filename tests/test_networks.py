@@ -16,7 +16,7 @@ from engines.errors import ModelError, UsageError
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.network import Network, build, clip_scores
-from engines.training.pretrained import start_from
+from engines.training.pretrained import load_pretrained
 
 SIZE_HW = (48, 64)
 CAUSAL = [("gsm-mobilenetv2", 0), ("gsf-mobilenetv2", 0), ("gsf-mobilenetv2", 24), ("tsn-mobilenetv2", 0),
@@ -215,7 +215,7 @@ def test_modules_start_transparent_from_imagenet_weights(tmp_path: Path) -> None
     outputs = []
     for architecture in ("tsn-mobilenetv2", "gsm-mobilenetv2", "gsf-mobilenetv2"):
         network = lively(architecture)
-        start_from(network, path)
+        load_pretrained(network, path)
         outputs.append(network(frames(1, 3), network.fresh_state(1))[0])
     assert (outputs[1] - outputs[0]).abs().max() < 1e-10
     assert (outputs[2] - outputs[0]).abs().max() < 1e-10
@@ -224,11 +224,11 @@ def test_modules_start_transparent_from_imagenet_weights(tmp_path: Path) -> None
 def test_wrong_starting_weights_are_refused(tmp_path: Path) -> None:
     network = build("gsf-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=SIZE_HW)
     with pytest.raises(UsageError, match="nowhere"):
-        start_from(network, tmp_path / "nowhere.safetensors")
+        load_pretrained(network, tmp_path / "nowhere.safetensors")
     other = tmp_path / "other.safetensors"
     save_file({"features.0.0.weight": torch.zeros(3, 3)}, other)
     with pytest.raises(ModelError, match=r"features\.0\.0\.weight"):
-        start_from(network, other)
+        load_pretrained(network, other)
     other.write_bytes(b"not safetensors at all")
     with pytest.raises(ModelError, match="safetensors"):
-        start_from(network, other)
+        load_pretrained(network, other)

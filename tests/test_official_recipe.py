@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,12 +20,13 @@ from engines.errors import DatasetError, UsageError
 from engines.model import official
 from engines.model.file import save
 from engines.networks.causal import causal
+from engines.networks.config import NetworkConfig
 from engines.networks.network import Network, build, clip_scores
 from engines.training import clip_augment, official_recipe
 from engines.training.clip_task import ClipTask, SGDConfig, distillation_loss, epoch_rate
 from engines.training.clips import ClipDataset, ClipOrder, can_mirror, load_batches
 from engines.training.distributed import Ranks
-from engines.training.initialisation import options_of, started
+from engines.training.initialisation import initialise
 from engines.training.loop import run
 from engines.training.loss import UNKNOWN
 from engines.training.official_recipe import OfficialRecipe
@@ -95,11 +97,45 @@ def test_randaugment_leaves_a_quarter_of_the_clips_alone_and_repeats_itself() ->
 
 def test_every_epoch_is_another_permutation() -> None:
     order = ClipOrder(seed=1, clips=11, rows=3)
-    epochs = [[clip for number in range(3 * e, 3 * e + 3) for _, clip in order.batch(number)] for e in range(2)]
+    epochs = [[clip for batch in order.batches(3 * e, 3 * e + 3, range(3)) for _, clip in batch] for e in range(2)]
     assert all(len(set(clips)) == 9 for clips in epochs)
     assert epochs[0] != epochs[1]
-    assert {e for e, _ in order.batch(5)} == {1}
-    assert [clip for _, clip in ClipOrder(1, 2, 4).batch(0)].count(0) == 2  # fewer clips than rows: each twice
+    assert {e for e, _ in next(order.batches(5, 6, range(3)))} == {1}
+    assert list(order.batches(2, 5, range(3))) == [*order.batches(0, 6, range(3))][2:5]
+    assert [row for _, row in next(order.batches(4, 5, [0, 2]))] == epochs[1][3:6:2]
+    few = next(ClipOrder(1, 2, 4).batches(0, 1, range(4)))
+    assert [clip for _, clip in few].count(0) == 2  # fewer clips than rows: each twice
+
+
+def test_an_epoch_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something-Something V2 has 169,000 clips: a schedule of 60 epochs is never made at once."""
+    many = [replace(SEGMENTS[k % 8], id=f"clip {k}") for k in range(60)]
+    task = task_of(SGDConfig(epochs=50), tiny_network(causal=False), rows=4, segments=many)
+    epochs = [np.random.default_rng((0, epoch)).permutation(60).reshape(15, 4) for epoch in (1, 2)]
+    expected = [[many[clip].id for clip in batch] for batch in np.concatenate(epochs)[14:17]]
+    shuffled: list[object] = []
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: shuffled.append(seed) or generator(seed))
+    batches_from_29 = task.batches(29)
+    found = [next(batches_from_29).names for _ in range(3)]
+    assert [list(names) for names in found] == expected
+    assert [seed for seed in shuffled if len(seed) == 2] == [(0, 1), (0, 2)]  # type: ignore[arg-type]
+
+
+generator = np.random.default_rng
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_clips_leaves_opencv_its_threads(workers: int) -> None:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        loaded = load_batches(ClipDataset(SEGMENTS, HEADS, look, 3, {}), [[(0, 1)], [(0, 2)]], workers)
+        assert [batch.names for batch in loaded] == [("clip 1",), ("clip 2",)]
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def look(segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
@@ -111,7 +147,7 @@ def look(segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_clips_depend_on_seed_epoch_and_number_only() -> None:
     clips = ClipDataset(SEGMENTS, HEADS, look, 3, {})
-    chosen = [ClipOrder(3, 8, 4).batch(number) for number in range(4)]
+    chosen = list(ClipOrder(3, 8, 4).batches(0, 4, range(4)))
     expected = list(load_batches(clips, chosen, 0))
     for other, first in [(list(load_batches(clips, chosen, 2)), 0), (list(load_batches(clips, chosen[2:], 0)), 2)]:
         for ours, wanted in zip(other, expected[first:], strict=True):
@@ -269,17 +305,17 @@ def test_an_official_checkpoint_becomes_a_causal_network_with_other_heads(tmp_pa
     path = tmp_path / "segment8_checkpoint.pth.tar"
     torch.save({"state_dict": {f"module.{official.official_name(name, 'gsm-bninception')}": value
                                for name, value in network.state_dict().items()}}, path)
-    kept = started("anything", {"verb": 5}, str(path), causal=True)
+    config = NetworkConfig.of("any-thing", causal=True)
+    kept = initialise(config, str(path), {"verb": 5})
     assert kept.causal
-    assert kept.architecture == "gsm-bninception"
     assert kept.training
     assert torch.equal(kept.heads["verb"].weight, network.heads["action"].weight)
-    assert options_of(kept) == {"causal": True, "readout_width": 0, "sites": list(network.temporal), "gate_ratio": 100,
-                                "past_shift": 1}
+    assert kept.config == NetworkConfig.of("gsm-bninception", causal=True, input_size_hw=(224, 224),
+                                           sites=tuple(network.temporal), past_shift=1)
     site = next(iter(network.temporal))
     ours, theirs = (one.temporal[site].conv3D.weight for one in (kept, network))
     assert torch.equal(ours[:, :, 1:], theirs[:, :, :2])
-    fresh = started("anything", {"verb": 7, "noun": 5}, str(path), causal=False)
+    fresh = initialise(config.replace(causal=False), str(path), {"verb": 7, "noun": 5})
     assert not fresh.causal
     assert {head: linear.out_features for head, linear in fresh.heads.items()} == {"verb": 7, "noun": 5}
 
@@ -313,7 +349,7 @@ def test_the_command_converts_and_distils(project: Path, tmp_path: Path,
                  "--precision", "f32"])
     assert code == 0, capsys.readouterr().err
     model = engines.load(out)
-    assert model.contract.options["causal"] is True
+    assert model.contract.network.causal is True
     assert model.contract.heads == {"action": ("down", "up")}
     assert model.contract.name == "live"
     assert model.contract.provenance["data"] == "class folders"
@@ -333,13 +369,13 @@ def test_the_command_trains_on_streams_of_any_dataset_from_a_whole_network(
     assert code == 0, capsys.readouterr().err
     contract_ = engines.load(out).contract
     assert (contract_.architecture, contract_.frame_rate, contract_.input_size_hw) == ("gsf-resnet18", 5.0, (32, 32))
-    assert contract_.options["causal"] is True
+    assert contract_.network.causal is True
     assert contract_.provenance["recipe"]["iterations"] == 2
 
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--size", "96"], "--size 96"),
-    (["--idle", "."], "--idle with class folders"),
+    (["--recipe", "official", "--idle", "."], "--idle with the recipe official"),
     (["--recipe", "gatestream", "--teacher", "t.safetensors"], "a teacher for the recipe gatestream"),
     (["--recipe", "official", "--without-fold", "9"], "fold 9"),
     (["--arch", "gsf-lenet"], "gsf-lenet"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import email
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+import stream
 from engines.errors import GatestreamError
 from stream.commands.cli import main
 
@@ -28,7 +32,7 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     for name in ("engines", "stream", "demo"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "pictures", "*.md"))
-    shutil.copy(ROOT / "gatestream.py", folder)
+    shutil.copy(ROOT / "stream" / "commands" / "gatestream.py", folder)
     return folder
 
 
@@ -65,9 +69,10 @@ def test_a_package_of_ours_that_was_overwritten_is_named(package: str, command: 
     assert "pip uninstall shoes and then pip install --force-reinstall --no-deps gatestream" in line
 
 
-@pytest.mark.parametrize(("package", "command"), [("stream", ["models"]), ("engines", ["models"]), ("demo", ["ui"])])
-@pytest.mark.parametrize(("distribution", "do"), [("shoes", "or pip uninstall shoes"), (None, "rename it, or take ")])
-def test_a_package_that_comes_before_ours_is_named(package: str, command: list[str], distribution: str | None, do: str,
+@pytest.mark.parametrize(("package", "distribution", "command", "do"), [
+    ("stream", "shoes", ["models"], "or pip uninstall shoes"), ("engines", None, ["models"], "rename it, or take "),
+    ("demo", "shoes", ["ui"], "or pip uninstall shoes")])
+def test_a_package_that_comes_before_ours_is_named(package: str, distribution: str | None, command: list[str], do: str,
                                                    site: Path, tmp_path: Path) -> None:
     install(tmp_path / "first", package, distribution)
     line = error_line(python(site, "-c", START, *command, first=tmp_path / "first"))
@@ -113,9 +118,9 @@ def uninstalled(packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> N
 
 def start_from_imagenet() -> None:
     from engines.networks.network import build
-    from engines.training.pretrained import start_from
+    from engines.training.pretrained import load_pretrained
 
-    start_from(build("tsn-mobilenetv2", heads={"label": 2}, segments=2, causal=True), "imagenet")
+    load_pretrained(build("tsn-mobilenetv2", heads={"label": 2}, segments=2, causal=True), "imagenet")
 
 
 def results_over_mqtt() -> None:
@@ -162,3 +167,57 @@ def test_what_lacks_its_extra_says_how_to_install_it(extra: str, tmp_path: Path,
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [re.split(r"[\[<>=]", name)[0].replace("_", "-") for name in project["optional-dependencies"][extra]]
     assert any(name in line.split("; ")[0].lower().replace("_", "-") for name in wanted)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unpacked source distribution, with a wheel that was built from it beside it."""
+    pytest.importorskip("hatchling.build", reason="needs hatchling, to build with")
+    pytest.importorskip("hatch_fancy_pypi_readme", reason="needs hatch-fancy-pypi-readme, to build with")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    for path in ROOT.iterdir():
+        if path.name in ("engines", "stream", "demo", "tests", ".ci"):
+            shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+        elif path.is_file() and path.name != ".git":
+            shutil.copy(path, source)
+    (source / "engines" / "zoo" / "gesture.safetensors").touch()
+
+    def build(form: str, folder: Path) -> None:
+        code = f"from hatchling import build; build.build_{form}({str(out)!r})"
+        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+
+    build("sdist", source)
+    with tarfile.open(next(out.glob("*.tar.gz"))) as packed:
+        packed.extractall(out, filter="data")
+    (folder,) = (path for path in out.iterdir() if path.is_dir())
+    build("wheel", folder)
+    return folder
+
+
+def test_a_source_distribution_has_what_its_tests_need(built: Path) -> None:
+    def files(of: Path) -> set[str]:
+        return {path.relative_to(of).as_posix() for path in of.rglob("*") if path.is_file()
+                and "__pycache__" not in path.parts and path.parts[len(of.parts)] in ("tests", ".ci", "demo")}
+
+    assert files(ROOT) == files(built)
+    guides = {path.relative_to(ROOT) for room in ("engines", "stream", "demo", "tests") for path in
+              (ROOT / room).rglob("*.md")}
+    for file in (*guides, "README.md", "LICENSE", "engines/zoo/NOTICE", "pyproject.toml"):
+        assert (built / file).is_file(), file
+
+
+def test_a_wheel_has_what_users_need_and_no_more(built: Path) -> None:
+    with zipfile.ZipFile(next(built.parent.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+        info = next(name for name in names if name.endswith("METADATA"))
+        metadata = email.message_from_bytes(wheel.read(info))
+    assert {name.split("/")[0] for name in names} == {"engines", "stream", "demo", "gatestream.py", info.split("/")[0]}
+    assert {"engines/zoo/gesture.safetensors", "engines/zoo/gesture.md", "demo/page/live.html", "engines/py.typed",
+            "stream/py.typed"} <= names
+    assert not any(name.startswith("demo/pictures/") for name in names)
+    assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
+    assert metadata["Version"] == stream.__version__
+    description = metadata.get_payload()
+    assert isinstance(description, str)
+    assert description.startswith("# gatestream")
+    assert re.findall(r"<img|\]\((?!https?:|#)[^)]*\)", description) == []  # they lead nowhere on a package index

@@ -177,7 +177,7 @@ def test_lost_frames_are_counted_and_shown() -> None:
 def test_ticks_that_a_camera_left_out_are_held_and_those_of_lost_images_are_skipped(lost: int, held: int) -> None:
     target = recognizer()
     steps: list[int] = []
-    target.on_scores = lambda camera, at, count, scores: steps.append(count)
+    target.score_listeners["0"] = lambda at, count, scores: steps.append(count)
     play(target, "LL")
     prediction, *_ = target.push(picture("R"), 5 * TICK_S, lost=lost)
     assert isinstance(prediction, Prediction)

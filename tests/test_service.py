@@ -25,7 +25,7 @@ import engines
 from engines.synthetic import Simulation
 from stream.frame import Image
 from stream.service.ingress.sender import Sender
-from stream.sinks.log import events, read_runs
+from stream.sinks.log import read_events, read_runs
 from stream.wire import encode_header
 
 PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
@@ -171,7 +171,7 @@ def test_cameras_are_recognised_logged_and_published(service: Service, gestures:
         assert line in metrics
     assert service.end() < 5
     assert service.process.returncode == 0
-    logged = [(event.label, round(event.started_at, 3)) for event in events(service.log)]
+    logged = [(event.label, round(event.started_at, 3)) for _, _, event in read_events(service.log)]
     assert logged[:len(closed)] == [(one["label"], round(one["started_at"], 3)) for one in closed]
 
 
@@ -229,7 +229,8 @@ def test_nothing_published_is_lost_when_the_service_is_killed(service: Service, 
         said += published(sub)
     print(f"{KILLS} kills, {len(said)} results published; restarts took up to {max(restarts_s):.1f} s")
     service.end()
-    logged = {(event.label, round(event.started_at, 3), round(event.ended_at, 3)) for event in events(service.log)}
+    logged = {(event.label, round(event.started_at, 3), round(event.ended_at, 3))
+              for _, _, event in read_events(service.log)}
     closed = [one for one in said if one["type"] == "event" and not one["open"]]
     assert closed
     by_id = {one["id"]: (one["label"], round(one["started_at"], 3), round(one["ended_at"], 3)) for one in closed}
@@ -279,7 +280,7 @@ folder = "{tmp_path / 'clips'}"
         assert wait(service.state)["refused"]["not its source"] >= 1
     finally:
         service.end()
-    first = events(service.log)[0]
+    first = read_events(service.log)[0].event
     [video] = [path for path in (tmp_path / "clips").glob("*.mp4") if path.stem.endswith(f"-1_room_{first.label}")]
     opened = cv2.VideoCapture(str(video))
     assert opened.get(cv2.CAP_PROP_FRAME_COUNT) >= 10

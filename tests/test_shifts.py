@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from engines.errors import UsageError
-from engines.networks.mobilenetv2 import InvertedResidual
+from engines.networks.mobilenetv2 import InvertedResidual, fold_norms
 from engines.networks.shift import Shift
 from engines.networks.stsm import PRESETS, SpatioTemporalShift, checked
 from engines.networks.temporal import State
 from engines.networks.tsm import TemporalShift
-from engines.training.pretrained import folded
 
 C = 32
 MIXED = [[1 / 8, [1, -1, 0]], [0.29, [-1, 1, 1]], [1 / 4, [0, 0, -1]]]
@@ -68,7 +67,7 @@ def test_online_tsm_in_a_residual_block_gives_the_official_numbers(shared: Path,
     shapes |= {f"{theirs}.{leaf}": (f"{ours}.{leaf}", (channels,)) for theirs, (ours, channels) in norms.items()
                for leaf in ("weight", "bias", "running_mean", "running_var")}
     block = InvertedResidual(16, 16, stride=1, expansion=6).double().eval()
-    block.load_state_dict(folded({ours: torch.from_numpy(fill(f"mod.tsm_online.{theirs}", shape)).double()
+    block.load_state_dict(fold_norms({ours: torch.from_numpy(fill(f"mod.tsm_online.{theirs}", shape)).double()
                                   for theirs, (ours, shape) in shapes.items()}))
     module = TemporalShift(16, True)
     state: State = (torch.zeros(1, 1, 2, 5, 5, dtype=torch.float64),)

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fakes import FakeCapture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from engines.errors import GatestreamError, SourceError, UsageError
 from stream.frame import Frame, Image
 from stream.sources import Source, open_source
 from stream.sources.address import mask_secrets
-from stream.sources.capture import FakeCapture
 from stream.sources.images import ImageFiles, natural_key
 from stream.sources.paced import PacedSource
 from stream.sources.video import FALLBACK_FPS, StreamTime, VideoFile

@@ -18,7 +18,9 @@ from fakes import contract
 
 import engines
 from engines.datasets import Media, Segment
-from engines.datasets.footage import decode
+from engines.datasets.base import Dataset
+from engines.datasets.egogestar import MIRRORED, REVERSED
+from engines.datasets.selection import without_labels
 from engines.errors import DatasetError, GatestreamError, SourceError, UsageError
 from engines.model.contract import EventRule
 from engines.model.file import Model, load, save
@@ -31,15 +33,14 @@ from engines.training.exemplars import MAX_OF_BACKGROUND, MAX_PER_LABEL
 from engines.training.few_shot import MAX_BACKGROUND_FACTOR, BackgroundScores, FewShotResult, HeldOut, _balance, teach
 from engines.training.loss import Truth
 from engines.training.softmax_regression import Examples, LinearHead, fit
+from engines.training.sources import TrainingSources
 from engines.training.stream_loader import Batch
-from engines.training.streams import Material, Stream
 from engines.training.support_clips import SupportClip, action_span, make_examples
-from engines.training.train import Recipe
+from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
-from stream.commands.train import train
-from stream.evaluation import evaluate_clips
+from stream.evaluation.clips import evaluate_clips
 from stream.recognizer import Recognizer
-from stream.teaching.support_videos import find
+from stream.teaching.support_videos import find_videos
 from stream.teaching.teach import event_rule, teach_folder
 
 D = 6
@@ -357,7 +358,7 @@ def test_folders_that_teach_nothing(make: dict[str, bytes], error: type[Gatestre
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error) as caught:
-        find(tmp_path, "background")
+        find_videos(tmp_path, "background")
     assert says in str(caught.value)
 
 
@@ -370,7 +371,7 @@ def test_recordings_are_files_and_folders_of_images(tmp_path: Path) -> None:
     (tmp_path / "more" / "desk.mp4").write_text("desk")
     shutil.move(tmp_path / "more", tmp_path / ".more")
     found = [(one.path.relative_to(tmp_path).as_posix(), one.label)
-             for one in find(tmp_path, "nothing", [tmp_path / ".more"])]
+             for one in find_videos(tmp_path, "nothing", [tmp_path / ".more"])]
     assert found == [("Idle/long.MKV", "nothing"), ("knock", "knock"), ("wave/a", "wave"), ("wave/b.mp4", "wave"),
                      (".more/desk.mp4", "nothing")]
 
@@ -409,12 +410,17 @@ def test_an_output_that_cannot_be_written_is_told_at_once(classroom: Path, tmp_p
 
 
 def test_training_can_leave_labels_out(classroom: Path) -> None:
-    recipe = Recipe(Path(), Path("out"), "", without_labels=("star", "tick"))
-    assert recipe.labels == (*(label for label in LABELS if label not in ("star", "tick")), "background")
-    swipe = decode(classroom / "old" / "left" / "0.avi", "left", (72, 96))
-    stream = Stream(Material([swipe], [], {}), ("left", "tick", "background"), (72, 96), 7.5,
-                    np.random.default_rng(0), rendered_share=0.3)
-    shown = {frame.label for frame in islice(stream.frames(), 400)}  # mirrored and reversed, it would be "right"
-    assert shown == {0, 1, 2}
+    swipe = Segment("swipe", Media(classroom / "old" / "left" / "0.avi"), labels={"gesture": "left"})
+    star = replace(swipe, id="star", labels={"gesture": "star"})
+    gestures = Dataset("gestures", {"gesture": (*LABELS, "background")}, {"train": [swipe, star]},
+                       mirrored={"gesture": MIRRORED}, reversed={"gesture": REVERSED}, background="background")
+    labels = tuple(label for label in (*LABELS, "background") if label not in ("star", "tick"))
+    assert without_labels(gestures, ("star", "tick")).heads == {"gesture": labels}
+    data = without_labels(gestures, [label for label in LABELS if label not in ("left", "tick")])
+    assert data.splits == {"train": [swipe]}
+    sources = TrainingSources(data, frame_rate=7.5)
+    stream = TrainingStream(sources, (72, 96), 7.5, np.random.default_rng(0), SectionShares(rendered=0.3))
+    shown = {sources.truths[frame.label] for frame in islice(stream.frames(), 400)}
+    assert shown == {(0,), (1,), (2,)}  # mirrored and reversed, the swipe would be "right"
     with pytest.raises(UsageError, match="wave"):
-        train(classroom, Path("out.safetensors"), without_label=["wave"])
+        without_labels(data, ["wave"])

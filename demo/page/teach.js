@@ -148,7 +148,7 @@ function report(found) {
 if (location.pathname === "/teach") {
   $("title").textContent = "Teach";
   $("teach").hidden = false;
-  $("told").hidden = true;
+  $("history").hidden = true;
   $("record").onclick = record;
   $("files").onchange = upload;
   $("learn").onclick = () => { notify(""); ask("learn", {}); };

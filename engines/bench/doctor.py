@@ -24,7 +24,7 @@ from engines.model.file import load
 from engines.runtime import cache
 from engines.runtime.engine import Engine, Floats, StepResult
 from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, compare, probability_difference, probe_clip, run_clip
-from engines.runtime.registry import ENGINES, bidirectional, unavailable_reason
+from engines.runtime.registry import ENGINES, unavailable_reason
 from engines.runtime.registry import compile as compile_engine
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = 
 
 
 def _laws(model: Model, hop: int | None, find_events: Callable[[Model, Engine], Events] | None) -> Iterator[Check]:
-    if bidirectional(model) or hop is not None:
+    if not model.contract.network.causal or hop is not None:
         yield _checked("window on eager = clip", partial(_window, model, hop))
         return
     frames = probe_clip(model.contract, FRAMES)
@@ -113,7 +113,7 @@ def _able(name: str) -> bool:
 
 def _engine(name: str, model: Model) -> Outcome:
     """Whether `auto` takes an engine for this model, and why; none of the answers is a fault."""
-    if bidirectional(model):
+    if not model.contract.network.causal:
         return True, "picked: only it scores whole clips" if name == "eager" else "not picked: the model needs clips"
     reason = unavailable_reason(name)
     if reason is not None:

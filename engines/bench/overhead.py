@@ -21,9 +21,10 @@ from engines.errors import UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import fit
+from engines.networks.config import NetworkConfig
 from engines.networks.fusion_rule import FusionRule, tensor_shapes
 from engines.runtime.backend import Spec, open_unproven
-from engines.runtime.registry import ENGINES, bidirectional, find, unavailable_reason
+from engines.runtime.registry import ENGINES, find, unavailable_reason
 
 Figures = dict[str, float]
 
@@ -50,12 +51,12 @@ class Overhead:
 
 def is_architecture(name: str) -> bool:
     """Whether `random_model` knows it, and no file of that name is meant."""
-    module, _, backbone = name.partition("-")
-    if not backbone or Path(name).exists():
+    config = NetworkConfig.of(name)
+    if not config.backbone or Path(name).exists():
         return False
     from engines.networks.network import BACKBONES, MODULES
 
-    return module in MODULES and backbone in BACKBONES
+    return config.module in MODULES and config.backbone in BACKBONES
 
 
 def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None) -> Model:
@@ -81,9 +82,9 @@ def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None
                 module.momentum = 1.0  # statistics are those of the one clip below
         network.train()(torch.randn(2, 3, 3, *network.input_size_hw), network.fresh_state(2))
     contract = Contract(
-        name=architecture, architecture=architecture, options={"causal": True}, frame_rate=SAMPLE_RATE,
+        name=architecture, network=network.config, frame_rate=SAMPLE_RATE,
         heads={head: tuple(map(str, range(labels))) for head, labels in SAMPLE_HEAD.items()},
-        input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0,
+        cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0,
         clip_frames=8, window_clips=4)
     tensors = {key: value.numpy() for key, value in network.state_dict().items()
                if not key.endswith("num_batches_tracked")}
@@ -107,12 +108,12 @@ def with_fusion(model: Model, form: str) -> Model:
 
 
 def with_hop(model: Model, hop: int) -> Model:
-    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError, ModelError."""
-    if not bidirectional(model):
+    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError."""
+    if model.contract.network.causal:
         raise UsageError(f"a hop for {model.contract.name}, which is causal", "a bidirectional model with it",
                          "leave the hop out: every frame is scored")
-    options = {**model.contract.options, "hop": hop}
-    return Model(model.contract.model_copy(update={"options": options}), model.tensors, model.digest, model.path)
+    config = model.contract.network.replace(hop=hop)
+    return Model(model.contract.model_copy(update={"network": config}), model.tensors, model.digest, model.path)
 
 
 def resolve_engine(engine: str) -> str:
@@ -133,11 +134,11 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
     """
     engine = resolve_engine(engine)
     size_hw = size_hw or model.contract.input_size_hw
-    contract = model.contract.model_copy(update={"input_size_hw": size_hw, "cover_hw": size_hw})
-    resized = Model(contract, model.tensors, model.digest)
+    config = model.contract.network.replace(input_size_hw=size_hw)
+    resized = Model(model.contract.model_copy(update={"network": config, "cover_hw": size_hw}), model.tensors, "")
     engines = {name: open_unproven(find(engine), Spec(one, precision=precision))
                for name, one in (("step", resized), ("bare", bare_backbone(resized)))}
-    frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(contract.frame_rate, TURN)]
+    frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(model.contract.frame_rate, TURN)]
     taken: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(2 + -(-steps // TURN)):  # the first two turns only warm up
         for name, built in engines.items():
@@ -152,8 +153,8 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
     average = np.mean if typical(model) == "mean" else np.median
     step, bare = (average(np.reshape(taken[name], (-1, TURN)), axis=1) for name in ("step", "bare"))
     # Turn by turn: both networks ran within milliseconds, whatever the machine did before and after.
-    return Overhead(contract.name, engine, precision, size_hw, state_bytes, typical(model), percentiles(taken["step"]),
-                    percentiles(taken["bare"]), float(np.median(step / bare)))
+    return Overhead(model.contract.name, engine, precision, size_hw, state_bytes, typical(model),
+                    percentiles(taken["step"]), percentiles(taken["bare"]), float(np.median(step / bare)))
 
 
 def format_table(rows: Sequence[Overhead]) -> list[str]:
@@ -176,7 +177,7 @@ def percentiles(seconds: Sequence[float]) -> Figures:
 
 def typical(model: Model) -> str:
     """Which figure stands for the others."""
-    return "mean" if bidirectional(model) else "p50"
+    return "p50" if model.contract.network.causal else "mean"
 
 
 def camera_images(rate: float, count: int = 60) -> list[NDArray[np.uint8]]:
@@ -192,9 +193,10 @@ def bare_backbone(model: Model) -> Model:
     from engines.networks.network import build
 
     contract = model.contract
-    network = build("tsn-" + contract.architecture.partition("-")[2], input_size_hw=contract.input_size_hw, causal=True,
-                    heads={head: len(labels) for head, labels in contract.heads.items()})
+    config = NetworkConfig(module="tsn", backbone=contract.network.backbone, causal=True,
+                           input_size_hw=contract.input_size_hw)
+    network = build(config, heads={head: len(labels) for head, labels in contract.heads.items()})
     network.backbone.load_state_dict(model.network.backbone.state_dict())
-    bare = Model(contract, {}, digest="")
+    bare = Model(contract.model_copy(update={"network": config}), {}, digest="")
     bare.network = network.eval()
     return bare

@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 
 from engines.datasets.base import Dataset, Media, Problem, Segment
-from engines.datasets.decode import FAILED_GRABS, open_video, stills
+from engines.datasets.decode import VideoReader, stills
 from engines.errors import DatasetError
 
 _RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
@@ -122,38 +122,24 @@ def inspect_recording(media: Media, deep: bool = False) -> Recording:
 
 
 def _inspect_video(media: Media, deep: bool) -> Recording:
-    capture = open_video(media.path)
-    try:
-        rate, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        size_hw = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-        if not capture.read()[0]:
+    with VideoReader(media.path) as video:
+        first = next(video.frames(), None)
+        image = None if first is None else first[1]()
+        if image is None:
             return Recording(fault="unreadable", detail=f"{media.path}: its first frame does not decode")
-        stated_s = frames / rate if rate > 0 and frames > 0 else 0.0
-        if not deep and stated_s > _TAIL_S:
-            capture.set(cv2.CAP_PROP_POS_MSEC, (stated_s - _TAIL_S) * 1e3)
-        last_s, damaged_s = _to_the_end(capture)
-        seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
-        if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
-            detail = f"{media.path}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
-        elif damaged_s is not None:
-            detail = f"{media.path}: a frame after {damaged_s:.2f} s does not decode"
-        return Recording(seconds, rate, size_hw, "damaged" if detail else "", detail)
-    finally:
-        capture.release()
-
-
-def _to_the_end(capture: cv2.VideoCapture) -> tuple[float, float | None]:
-    """Decodes from here to the end: time of the last frame, and of the last one before the first damage, in seconds."""
-    last_s, failed, damaged_s = 0.0, 0, None
-    while failed < FAILED_GRABS:
-        if not capture.grab():
-            failed += 1
-            continue
-        if failed and damaged_s is None:
-            damaged_s = last_s
-        failed = 0
-        last_s = max(last_s, capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)
-    return last_s, damaged_s
+        rate, stated_s = video.rate, video.seconds
+        last_s, damaged_s = 0.0, None
+        for found in video.frames(0.0 if deep else max(stated_s - _TAIL_S, 0.0)):
+            if found is not None:
+                last_s = found[0]
+            elif damaged_s is None:
+                damaged_s = last_s
+    seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
+    if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
+        detail = f"{media.path}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
+    elif damaged_s is not None:
+        detail = f"{media.path}: a frame after {damaged_s:.2f} s does not decode"
+    return Recording(seconds, rate, (image.shape[0], image.shape[1]), "damaged" if detail else "", detail)
 
 
 def _inspect_frames(media: Media, deep: bool) -> Recording:

@@ -14,7 +14,6 @@ from engines.datasets.base import Dataset, Segment
 from engines.datasets.media import ASSUMED_RATE, RecordingIndex
 from engines.errors import DatasetError
 
-EXPECTED_FILES = "Diving48_V2_train.json (or Diving48_train.json) and Diving48_vocab.json"
 VOCABULARY = "Diving48_vocab.json"
 _FOLDERS = ("rgb", "videos", "frames", "Diving48_rgb/rgb")
 
@@ -24,9 +23,8 @@ def recognise(folder: Path) -> str:
     return f"{found.name}, {VOCABULARY}" if found and (folder / VOCABULARY).is_file() else ""
 
 
-def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
-    """rate: frames per second of folders of frames."""
-    rate = rate or ASSUMED_RATE
+def read(folder: Path, options: tables.ReadOptions) -> Dataset:
+    media, rate = options.media, options.rate or ASSUMED_RATE
     vocabulary = tables.read_json(folder / VOCABULARY)
     if not isinstance(vocabulary, list) or not all(isinstance(parts, list) for parts in vocabulary):
         raise DatasetError(f"{folder / VOCABULARY}, which is no list of lists", "the parts of each class's name",
@@ -69,3 +67,7 @@ def _take(builder: tables.DatasetBuilder, index: RecordingIndex, split: str, whe
 def _file(folder: Path, split: str) -> Path | None:
     return next((path for version in ("V2_", "") if (path := folder / f"Diving48_{version}{split}.json").is_file()),
                 None)
+
+
+READERS = {"diving48": tables.Reader(recognise, read, "Diving48_V2_train.json (or Diving48_train.json) and "
+                                                      "Diving48_vocab.json")}

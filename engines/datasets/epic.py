@@ -20,11 +20,10 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.media import images
+from engines.datasets.media import list_images
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
 
-EXPECTED_FILES = "EPIC_100_train.csv, EPIC_100_validation.csv or EPIC_100_uda_*.csv"
 _SPLITS = {"train": "train", "validation": "validation", "test": "test_timestamps"}
 _UDA = {"train": "uda_source_train", "source_validation": "uda_source_val", "validation": "uda_target_val"}
 _TIMES = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame",
@@ -56,14 +55,14 @@ def recognise(folder: Path) -> str:
     return next((f"EPIC_100_{name}.csv" for name in names if (folder / f"EPIC_100_{name}.csv").is_file()), "")
 
 
-def read(folder: Path, media: Path) -> Dataset:
-    """folder: of the annotations; media: of the recordings. The UDA challenge's files are read where the main ones
-    are absent: `train` is its source, `validation` its target."""
+def read(folder: Path, options: tables.ReadOptions) -> Dataset:
+    """The UDA challenge's files are read where the main ones are absent: `train` is its source, `validation` its
+    target."""
     main = [split for split, name in _SPLITS.items() if (folder / f"EPIC_100_{name}.csv").is_file()]
     files = _SPLITS if main else _UDA
     verbs, nouns = _classes(folder, "verb"), _classes(folder, "noun")
     builder = tables.DatasetBuilder({"verb": verbs, "noun": nouns})
-    info, find = _info(folder), _Finder(media, builder)
+    info, find = _info(folder), _Finder(options.media, builder)
     for split, name in files.items():
         path = folder / f"EPIC_100_{name}.csv"
         if not path.is_file():
@@ -189,7 +188,11 @@ class _Finder:
     def _errata(self, folder: Path) -> None:
         if folder.name not in _CORRECTED:
             return
-        found = images(folder)
+        found = list_images(folder)
         if found and os.path.getmtime(found[0]) < _CORRECTED_ON.timestamp():
             self._builder.add_problem("frames older than their correction", folder,
                                     "corrected on 26 September 2020: get them again with --errata")
+
+
+READERS = {"epic": tables.Reader(recognise, read, "EPIC_100_train.csv, EPIC_100_validation.csv or "
+                                                  "EPIC_100_uda_*.csv")}

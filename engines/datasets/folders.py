@@ -19,10 +19,9 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.media import ASSUMED_RATE, IMAGES, is_video
+from engines.datasets.media import ASSUMED_RATE, IMAGE_SUFFIXES, is_video
 from engines.datasets.mirror import mirror_labels
 
-EXPECTED_FILES = "folders of videos or of frames named after classes, alone or under train/ and val/"
 PROJECT = "project_config.json"
 VALIDATION_SHARE = 0.2
 _GIVEN = {"train": "train", "videos_train": "train", "training": "train", "val": "validation", "valid": "validation",
@@ -39,8 +38,9 @@ def recognise(folder: Path) -> str:
     return f"<class>/ ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})" if found else ""
 
 
-def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
-    """media: where the folders of the classes are (`folder` may hold a project's settings only)."""
+def read(folder: Path, options: tables.ReadOptions) -> Dataset:
+    """The folders of the classes are in `options.media`; `folder` may hold a project's settings only."""
+    media, rate = options.media, options.rate
     given = {path: _GIVEN[path.name.lower()] for path in _folders(media) if path.name.lower() in _GIVEN}
     classes = [(split, path) for root, split in given.items() for path in _folders(root)] if given else \
         [("", path) for path in _folders(media)]
@@ -90,7 +90,7 @@ def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:
             continue
         if path.is_dir():
             frames = path / "rgb" if (path / "rgb").is_dir() else path
-            if any(inside.suffix.lower() in IMAGES for inside in frames.iterdir()):
+            if any(inside.suffix.lower() in IMAGE_SUFFIXES for inside in frames.iterdir()):
                 yield Media(frames, rate or ASSUMED_RATE, None)
         elif is_video(path):
             yield Media(path)
@@ -112,3 +112,8 @@ def _stated(folder: Path) -> list[str]:
     settings = tables.read_json(path)
     classes = settings.get("classes", []) if isinstance(settings, dict) else []
     return [str(name) for name in classes]
+
+
+_READER = tables.Reader(recognise, read, "folders of videos or of frames named after classes, alone or under train/ "
+                                         "and val/", in_subfolder=False)
+READERS = {"folders": _READER, "sense": _READER}

@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from engines.datasets import decode
 from engines.datasets.base import Media, Segment
-from engines.datasets.media import images
+from engines.datasets.media import list_images
 from engines.errors import DatasetError
 from engines.runtime.cache import make_private_dir
 
@@ -42,6 +43,21 @@ def default_folder() -> Path:
     """The user's folder for decoded frames; it need not exist."""
     chosen = os.environ.get("GATESTREAM_CACHE")
     return Path(chosen) / "frames" if chosen else Path(platformdirs.user_cache_dir("gatestream", False)) / "frames"
+
+
+def read_frames(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[decode.Images, NDArray[np.float64]]:
+    """A segment at `rate` frames a second, decoded once: images uint8 [N, H, W, 3], times in the recording [N].
+
+    From the user's cache. BGR, scaled to cover `size_hw`, centre-cropped, perhaps read-only; times in seconds. Raises
+    DatasetError.
+    """
+    images = _cache(str(default_folder())).frames(segment, rate, size_hw)
+    return images, (decode.cell_range(segment, rate)[0] + np.arange(len(images))) / rate
+
+
+@lru_cache(maxsize=4)
+def _cache(_: str) -> FrameCache:
+    return FrameCache(default_folder())
 
 
 class FrameCache:
@@ -165,7 +181,7 @@ def _version(media: Media) -> tuple[object, ...]:
         seen = media.path.stat()
         parts: list[object] = [str(media.path.absolute()), seen.st_mtime_ns, seen.st_size]
         if media.rate is not None:
-            inside = images(media.path)
+            inside = list_images(media.path)
             for path in inside[:1] + inside[-1:]:
                 parts += [len(inside), path.name, path.stat().st_mtime_ns, path.stat().st_size]
     except OSError as error:

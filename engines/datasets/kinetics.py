@@ -14,7 +14,6 @@ from engines.datasets.media import ASSUMED_RATE, RecordingIndex
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
 
-EXPECTED_FILES = "a CSV with the columns label, youtube_id, time_start, time_end"
 _COLUMNS = ("youtube_id", "time_start", "time_end")
 _SPLITS = {"train": "train", "val": "validation", "validate": "validation", "validation": "validation",
            "test": "test", "holdout_test": "test"}
@@ -24,13 +23,13 @@ def recognise(folder: Path) -> str:
     return ", ".join(path.name for path in _files(folder))
 
 
-def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
-    """rate: frames per second of folders of frames."""
+def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     rows = [(path, row) for path in _files(folder) for row in tables.read_csv(path, _COLUMNS)]
     labels = sorted({row["label"] for _, row in rows if row.get("label")})
     builder = tables.DatasetBuilder({"action": labels})
-    splits = [media / name for name in ("train", "val", "validation", "validate", "test", "videos")]
-    index = RecordingIndex([folder for folder in splits if folder.is_dir()] + [media], rate or ASSUMED_RATE, deep=True)
+    splits = [options.media / name for name in ("train", "val", "validation", "validate", "test", "videos")]
+    index = RecordingIndex([folder for folder in splits if folder.is_dir()] + [options.media],
+                           options.rate or ASSUMED_RATE, deep=True)
     for path, row in rows:
         name = row["youtube_id"]
         stated = row.get("split") or path.stem.replace("-", "_").split("_")[-1]
@@ -64,3 +63,6 @@ def _files(folder: Path) -> list[Path]:
         if all(column in header for column in _COLUMNS):
             found.append(path)
     return found
+
+
+READERS = {"kinetics": tables.Reader(recognise, read, "a CSV with the columns label, youtube_id, time_start, time_end")}

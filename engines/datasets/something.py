@@ -22,10 +22,7 @@ from engines.datasets.base import Dataset, Segment
 from engines.datasets.media import RecordingIndex
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
-from engines.names import ClassOrder
 
-EXPECTED_FILES_V2 = "labels.json and train.json (or something-something-v2-*.json)"
-EXPECTED_FILES_V1 = "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and Validation.csv"
 RATE = 12.0  # frames per second of all three
 Row = tuple[str, str | None]  # id, label
 _SPLITS = ("train", "validation", "test")
@@ -46,13 +43,14 @@ def recognise_v1(folder: Path) -> str:
     return found.name if found and (_stem(found.name) or _file(folder, "labels", "csv") or _packed(found)) else ""
 
 
-def read_v2(folder: Path, media: Path) -> Dataset:
+def read_v2(folder: Path, options: tables.ReadOptions) -> Dataset:
     path = _file(folder, "labels", "json")
     if path is None:
-        raise DatasetError(f"{folder} without labels.json", EXPECTED_FILES_V2, "get the labels beside the other files")
+        raise DatasetError(f"{folder} without labels.json", READERS["something-v2"].expected_files,
+                           "get the labels beside the other files")
     labels = tables.order_by_number(tables.read_json(path), path)
     builder = tables.DatasetBuilder({"action": labels})
-    index = RecordingIndex(_folders(media), RATE)
+    index = RecordingIndex(_folders(options.media), RATE)
     for split in _SPLITS:
         file = _file(folder, split, "json")
         if file is not None:
@@ -61,7 +59,8 @@ def read_v2(folder: Path, media: Path) -> Dataset:
     return builder.build("Something-Something V2", mirrored={"action": mirror_labels(labels)})
 
 
-def read_v1(folder: Path, media: Path, order: ClassOrder = "sorted") -> Dataset:
+def read_v1(folder: Path, options: tables.ReadOptions) -> Dataset:
+    order = options.order
     found = {split: file for split in _SPLITS if (file := _file(folder, split, "csv"))}
     rows = {split: list(_rows(file, split)) for split, file in found.items()}
     listed = _file(folder, "labels", "csv")
@@ -74,7 +73,7 @@ def read_v1(folder: Path, media: Path, order: ClassOrder = "sorted") -> Dataset:
         labels = list(dict.fromkeys(label for _, label in rows.get("train", []) if label))
     labels = sorted(labels) if order == "sorted" else labels
     builder = tables.DatasetBuilder({"action": labels})
-    index = RecordingIndex(_folders(media), RATE)
+    index = RecordingIndex(_folders(options.media), RATE)
     for split, items in rows.items():
         for name, label in items:
             _take(builder, index, split, name, None if split == "test" else label, "")
@@ -159,3 +158,10 @@ def _file(folder: Path, part: str, suffix: str) -> Path | None:
 def _folders(media: Path) -> Sequence[Path]:
     folders = [media / name for name in _FOLDERS]
     return [folder for folder in folders if folder.is_dir()] + [media]
+
+
+_V1 = tables.Reader(recognise_v1, read_v1, "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and "
+                                           "Validation.csv")
+READERS = {"something-v2": tables.Reader(recognise_v2, read_v2, "labels.json and train.json (or "
+                                                                "something-something-v2-*.json)"),
+           "something-v1": _V1, "jester": _V1}

@@ -10,14 +10,35 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.datasets.base import Dataset, Problem, Segment
+from engines.datasets.kinds import ClassOrder
 from engines.errors import DatasetError
 
 _TIMESTAMP = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a user may set, see `open_dataset`."""
+
+    media: Path  # folder of the recordings
+    order: ClassOrder = "sorted"
+    rate: float | None = None  # frames per second of folders of frames
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One format of annotations."""
+
+    recognise: Callable[[Path], str]  # a folder -> the names of the files that this format has there, "" for another
+    read: Callable[[Path, ReadOptions], Dataset]  # that folder; raises DatasetError for what cannot be understood
+    expected_files: str  # that `recognise` looks for, for a message
+    in_subfolder: bool = True  # may lie in a folder `annotations`, too
 
 
 def read_text(path: Path) -> str:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import ModelError, UsageError
+from engines.networks.config import NetworkConfig
 from engines.networks.gsf import gated_channels
 from engines.networks.network import BACKBONES, Network, build
 
@@ -53,7 +54,7 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
     source = "state dict" if isinstance(path_or_state_dict, Mapping) else os.fspath(path_or_state_dict)
     weights = read(path_or_state_dict)
     sites = _sites(source, weights, arch)
-    gate_ratio = _gate_ratio(source, weights, arch, sites)
+    gate_ratio = _gate_ratio(source, weights, arch, sites) if arch.startswith("gsf") else None
     head = weights.get("new_fc.weight", torch.empty(()))
     labels = head.shape[0] if head.ndim == 2 else 0
     network = build(arch, heads={HEAD: max(1, labels)}, segments=segments, gate_ratio=gate_ratio, sites=tuple(sites))
@@ -93,15 +94,14 @@ def official_name(name: str, arch: str) -> str:
 
 def _prefix(site: str, arch: str) -> str:
     """What the official names of the module at a site begin with."""
-    module, _, backbone = arch.partition("-")
-    return f"base_model.{site.replace('_', '.')}.{module}." if backbone.startswith("resnet") \
-        else f"base_model.{module}_{site}."
+    config = NetworkConfig.of(arch)
+    return f"base_model.{BACKBONES[config.backbone].official_prefix(config.module, site)}"
 
 
 def _available(arch: str) -> dict[str, int]:
     """Channels of every site that the architecture's backbone names, in order."""
     with torch.device("meta"):
-        sites = BACKBONES[arch.partition("-")[2]]().sites()
+        sites = BACKBONES[NetworkConfig.of(arch).backbone]().sites()
     return {site: conv.out_channels for site, conv in sites.items()}
 
 
@@ -180,27 +180,20 @@ def _sites(source: str, weights: Mapping[str, Tensor], arch: str) -> list[str]:
 
 
 def _gate_ratio(source: str, weights: Mapping[str, Tensor], arch: str, sites: Iterable[str]) -> int:
-    """The share of gated channels that every module's batch norm tells of."""
+    """The percentage of channels that modules gate, by the size of each one's batch norm."""
     available = _available(arch)
     gated = {name: (weights[name].numel(), available[site]) for site in sites
              if (name := f"{_prefix(site, arch)}bn.weight") in weights}
     if not gated:
         return 100  # nothing tells; the comparison will name what is missing
-    gate_ratio = share_gated(gated.values())
-    if gate_ratio is not None:
-        return gate_ratio
-    shapes = [f"{name} of {f} channels in {channels}" for name, (f, channels) in gated.items()]
-    raise ModelError(f"{source} with {_some(shapes)}", "one share of gated channels throughout",
-                     "choose an official checkpoint")
-
-
-def share_gated(gated: Iterable[tuple[int, int]]) -> int | None:
-    """The percentage that gives each of these (gated, all) channels, the nearest to the true one; None if none does."""
-    pairs = list(gated)
-    share = 100 * sum(f for f, _ in pairs) / sum(channels for _, channels in pairs)
-    fitting = [gate_ratio for gate_ratio in range(1, 101)
-               if all(gated_channels(channels, gate_ratio) == f for f, channels in pairs)]
-    return min(fitting, key=lambda gate_ratio: abs(gate_ratio - share), default=None)
+    share = 100 * sum(f for f, _ in gated.values()) / sum(channels for _, channels in gated.values())
+    fitting = [ratio for ratio in range(1, 101)
+               if all(gated_channels(channels, ratio) == f for f, channels in gated.values())]
+    if not fitting:
+        shapes = [f"{name} of {f} channels in {channels}" for name, (f, channels) in gated.items()]
+        raise ModelError(f"{source} with {_some(shapes)}", "one share of gated channels throughout",
+                         "choose an official checkpoint")
+    return min(fitting, key=lambda ratio: abs(ratio - share))
 
 
 def _compare(source: str, arch: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
     live = engines.causal(network, "dropped-one")
 
-No paper defines a causal form; each rule answers two questions, and measured accuracy has to choose (README).
+No paper defines a causal form; each rule answers two questions, and measured accuracy has to choose.
 Which taps: a convolution over frames t-1, t, t+1 (the gate's, and GSF's fuse convolution)
     moved     keeps all its weights and looks at t-2, t-1, t;
     dropped   keeps the weights of t-1 and t in their places; that of t+1 is dropped, and t-2 starts at zero.
@@ -17,12 +17,7 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from engines.errors import UsageError
-from engines.networks.gsf import GateShiftFuse
-from engines.networks.gsm import GateShift
 from engines.networks.network import Network
 from engines.networks.temporal import TemporalModule
 
@@ -36,6 +31,7 @@ class Rule(NamedTuple):
 
 RULES = {f"{taps}-{past}": Rule(taps == "dropped", past_shift)
          for taps in ("moved", "dropped") for past, past_shift in (("two", 2), ("one", 1), ("stay", 0))}
+USUAL = "dropped-one"
 
 
 def causal(network: Network, rule: str) -> Network:
@@ -47,29 +43,14 @@ def causal(network: Network, rule: str) -> Network:
     if rule not in RULES:
         raise UsageError(f"rule {rule!r} for a causal form", f"one of {', '.join(RULES)}", "choose one of these")
     if network.causal:
-        raise UsageError(f"a {network.architecture} that is causal already", "a bidirectional network",
+        raise UsageError(f"a {network.config.architecture} that is causal already", "a bidirectional network",
                          "use it as it is")
     dropped, past_shift = RULES[rule]
     result = copy.deepcopy(network)
-    result.causal = True
+    result.config = network.config.replace(causal=True, past_shift=past_shift, hop=None)
     for module in result.temporal.values():
         assert isinstance(module, TemporalModule)
         module.causal, module.past_shift = True, past_shift
         if dropped:
-            _drop_future_taps(module)
+            module.drop_future_taps()
     return result
-
-
-@torch.no_grad()
-def _drop_future_taps(module: TemporalModule) -> None:
-    if isinstance(module, GateShift):
-        module.conv3D.weight.copy_(_later(module.conv3D.weight, dim=2))
-    if isinstance(module, GateShiftFuse):
-        for conv in (module.channel_conv1, module.channel_conv2):
-            conv.weight.copy_(_later(conv.weight, dim=3))
-
-
-def _later(weight: Tensor, dim: int) -> Tensor:
-    """Each tap takes over from the one before it, because the causal form's taps lie one frame earlier."""
-    oldest, kept = torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)
-    return torch.cat([oldest, kept], dim)

@@ -7,11 +7,15 @@ Legend: B clips, T frames, C channels of the map, f of them gated, c = f/2 of a 
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.gsm import GateShift
+from engines.networks.backbone import Backbone
+from engines.networks.config import NetworkConfig
+from engines.networks.gsm import GateShift, one_later
 from engines.networks.temporal import State, TensorSpec, with_past, with_zeros
 
 FUSE_TAPS = 3
@@ -33,6 +37,14 @@ class GateShiftFuse(GateShift):
         self.conv3D.reset_parameters()
         self.channel_conv1 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
         self.channel_conv2 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
+
+    @classmethod
+    def build(cls, channels: int, config: NetworkConfig) -> Self:
+        return cls(channels, config.causal, config.gate_ratio or 100, config.past_shift)
+
+    @classmethod
+    def defaults(cls, config: NetworkConfig, backbone: Backbone) -> dict[str, object]:
+        return {**super().defaults(config, backbone), "gate_ratio": backbone.default_gate_ratio(config.causal)}
 
     @property
     def receptive_field(self) -> int:
@@ -66,3 +78,16 @@ class GateShiftFuse(GateShift):
         weights = [F.conv2d(half, conv.weight, conv.bias, padding=(1, 0))[:, 0]
                    for half, conv in zip(image.chunk(2, dim=2), (self.channel_conv1, self.channel_conv2), strict=True)]
         return torch.sigmoid(torch.cat(weights, dim=1)).transpose(1, 2), state
+
+    def make_transparent(self, projection: nn.Conv2d, scale: float = 2.0) -> None:
+        """The mean of two parts, with weights of 1/2, is made up for by twice the scale in the projection."""
+        super().make_transparent(projection, scale)
+        for conv in (self.channel_conv1, self.channel_conv2):
+            for parameter in conv.parameters():
+                nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def drop_future_taps(self) -> None:
+        super().drop_future_taps()
+        for conv in (self.channel_conv1, self.channel_conv2):
+            conv.weight.copy_(one_later(conv.weight, dim=3))

@@ -9,10 +9,13 @@ Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the 
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.networks.config import NetworkConfig
 from engines.networks.normalisation import batch_norm
 from engines.networks.temporal import State, TemporalModule, TensorSpec, with_past, with_zeros
 
@@ -25,6 +28,11 @@ def interleave(channels: int) -> list[int]:
     quarter = channels // 4
     half = [i * quarter + j for j in range(quarter) for i in range(2)]
     return half + [channels // 2 + k for k in half]
+
+
+def one_later(weight: Tensor, dim: int) -> Tensor:
+    """Each tap takes over from the one before it, the first begins at zero: causal taps lie one frame earlier."""
+    return torch.cat([torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)], dim)
 
 
 class GateShift(TemporalModule):
@@ -41,6 +49,10 @@ class GateShift(TemporalModule):
         nn.init.zeros_(self.conv3D.weight)
         nn.init.zeros_(self.bias)
         self.register_buffer("order", torch.tensor(interleave(channels)), persistent=False)
+
+    @classmethod
+    def build(cls, channels: int, config: NetworkConfig) -> Self:
+        return cls(channels, config.causal, config.past_shift)
 
     @property
     def bias(self) -> Tensor:
@@ -103,3 +115,16 @@ class GateShift(TemporalModule):
                 kept = (kept_first, kept_second)
             return torch.cat([first[:, :T], second[:, :T]], dim=2), kept
         return torch.cat([with_zeros(first, 0, 1)[:, 1:], with_zeros(second, 1, 0)[:, :T]], dim=2), ()
+
+    @torch.no_grad()
+    def make_transparent(self, projection: nn.Conv2d, scale: float = 1.0) -> None:
+        nn.init.zeros_(self.conv3D.weight)
+        nn.init.zeros_(self.bias)
+        # The module puts channel order[k] at place k: store each original channel k where it will be taken from.
+        for parameter in (projection.weight, projection.bias):
+            if parameter is not None:
+                parameter[self.order] = scale * parameter[:self.channels].clone()
+
+    @torch.no_grad()
+    def drop_future_taps(self) -> None:
+        self.conv3D.weight.copy_(one_later(self.conv3D.weight, dim=2))

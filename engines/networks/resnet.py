@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.backbone import ON_INPUT, Backbone, Hook, Step, mean_over_space
+from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
 
 PLANES = (64, 128, 256, 512)
 LATE = ("layer3", "layer4")
@@ -86,13 +86,15 @@ class ResNet(Backbone):
 
     def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         """As published in every block; causal gates in the last two stages, as the maps before them are so large that
-        keeping their past costs most of a step (README, benchmark section)."""
-        if module in ON_INPUT:
-            return tuple(self.input_sites())
+        keeping their past costs most of a step."""
         return tuple(site for site in self.blocks() if not causal or site.startswith(LATE))
 
     def default_gate_ratio(self, causal: bool) -> int:
         return 25 if causal else 100
+
+    @staticmethod
+    def official_prefix(module: str, site: str) -> str:
+        return f"{site.replace('_', '.')}.{module}."
 
     def steps(self) -> list[Step]:
         return [self._stem, *(partial(block, site=site) for site, block in self.blocks().items()), mean_over_space]
@@ -101,9 +103,15 @@ class ResNet(Backbone):
         return F.max_pool2d(F.relu(self.bn1(self.conv1(images_NCHW))), 3, 2, 1)
 
 
-def resnet18() -> ResNet:
-    return ResNet((2, 2, 2, 2), bottleneck=False)
+class ResNet18(ResNet):
+    hub_model = "timm/resnet18.tv_in1k"
+
+    def __init__(self) -> None:
+        super().__init__((2, 2, 2, 2), bottleneck=False)
 
 
-def resnet50() -> ResNet:
-    return ResNet((3, 4, 6, 3), bottleneck=True)
+class ResNet50(ResNet):
+    hub_model = "timm/resnet50.tv_in1k"
+
+    def __init__(self) -> None:
+        super().__init__((3, 4, 6, 3), bottleneck=True)

@@ -26,6 +26,8 @@ class Shift(TemporalModule):
     frame), and they keep their dh and dw. Raises ValueError if no channel would move, or more than there are.
     """
 
+    on_input = True
+
     def __init__(self, channels: int, causal: bool, moves: Sequence[Move], past_shift: int | None = None) -> None:
         super().__init__(channels, causal, past_shift)
         moved = sum(count for count, _ in moves)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Self
 
 from engines.errors import UsageError
-from engines.networks.shift import Offset, Shift
-
-Group = tuple[float, Offset]  # share of the channels, (dt, dh, dw) with each of -1, 0, 1
+from engines.networks.config import Group, NetworkConfig
+from engines.networks.shift import Shift
 
 _T: tuple[Group, ...] = ((1 / 8, (-1, 0, 0)), (1 / 8, (1, 0, 0)))
 _H: tuple[Group, ...] = ((1 / 16, (0, -1, 0)), (1 / 16, (0, 1, 0)))
@@ -39,6 +39,10 @@ class SpatioTemporalShift(Shift):
         # Shares are written as decimals: 0.29 of 100 channels is 29, whatever the binary fraction.
         moves = [(int(channels * share + 1e-9), offset) for share, offset in checked(groups)]
         super().__init__(channels, causal, moves, past_shift)
+
+    @classmethod
+    def build(cls, channels: int, config: NetworkConfig) -> Self:
+        return cls(channels, config.causal, config.shift, config.past_shift)
 
 
 def checked(groups: str | Sequence[Group]) -> tuple[Group, ...]:

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.errors import EngineError, one_line
+from engines.errors import EngineError, first_line
 from engines.runtime.backend import NO_GPU, Backend, Facts, Spec, has_gpu
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def compile_network(network: Network, contract: Contract, slots: int, precision:
             return CompiledPool("inductor", contract, slots, precision, compiled, step.network.fresh_state(), device,
                                 batch or (slots if device == "cuda" else 1))
     except RuntimeError as error:
-        raise EngineError(f"torch failing to compile {contract.architecture} ({one_line(error)})",
+        raise EngineError(f"torch failing to compile {contract.architecture} ({first_line(error)})",
                           "a network, a compiler and a device that go together",
                           "use --engine openvino or --engine eager") from error
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError, SinkError, imports_of, one_line
+from engines.errors import EngineError, SinkError, first_line, imports_of
 from engines.model.contract import Contract
 from engines.runtime.backend import Backend, Facts, Spec, build_proven
 from engines.runtime.engine import Engine, Floats, StepResult
@@ -53,7 +53,7 @@ class OnnxEngine(Engine):
         try:
             self._session = onnxruntime.InferenceSession(os.fspath(file), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no base of their own
-            raise _foreign(file, one_line(error)) from error
+            raise _foreign(file, first_line(error)) from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         inputs = {port.name: port.shape for port in self._session.get_inputs()}
         outputs = {port.name: port.shape for port in self._session.get_outputs()}
@@ -82,7 +82,7 @@ class OnnxEngine(Engine):
         try:
             values = self._session.run(self._outputs, {"image": image_u8_1HWC, **state})
         except Exception as error:  # as above
-            raise EngineError(f"ONNX Runtime failing while it ran ({one_line(error)})", "a step without a fault",
+            raise EngineError(f"ONNX Runtime failing while it ran ({first_line(error)})", "a step without a fault",
                               "use --engine openvino or --engine eager") from error
         return dict(zip(self._outputs, values, strict=True))
 
@@ -163,7 +163,7 @@ def convert(model: Model) -> torch.onnx.ONNXProgram:
                 output_names=["features", *(f"scores.{head}" for head in contract.heads),
                               *(f"state.{name}.out" for name in names)])
     except RuntimeError as error:
-        raise EngineError(f"no ONNX form of {contract.architecture} ({one_line(error)})",
+        raise EngineError(f"no ONNX form of {contract.architecture} ({first_line(error)})",
                           "a network that can be converted", "use --engine openvino") from error
     assert program is not None
     program.model.metadata_props.update({CONTRACT: contract.model_dump_json(), MODEL: model.digest})

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError, one_line, raise_interrupt
+from engines.errors import EngineError, raise_interrupt
 from engines.model.contract import Contract
 from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
@@ -96,7 +96,7 @@ class OpenVINOEngine(Engine):
             for _, request, _ in running:  # the memory that they write is not to be used before they end
                 with contextlib.suppress(RuntimeError):
                     request.wait()
-            raise EngineError(f"OpenVINO failing while it ran ({one_line(error, -1)})", "a step without a fault",
+            raise EngineError(f"OpenVINO failing while it ran ({_last_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
         for here, request, batch in running:  # when all have run: a step that fails moves no camera
             for result, output in zip(results, request.store(self._pools, slots[here]), strict=False):
@@ -208,7 +208,7 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
         try:
             ov.save_model(convert(spec.model.network, spec.model.contract), folder / GRAPH, compress_to_fp16=False)
         except RuntimeError as error:
-            raise EngineError(f"a built engine that cannot be written ({one_line(error, -1)})", f"space in {folder}",
+            raise EngineError(f"a built engine that cannot be written ({_last_line(error)})", f"space in {folder}",
                               "free some space, or set GATESTREAM_CACHE to another folder") from error
     return {}
 
@@ -224,7 +224,7 @@ def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> OpenV
         graph = core().read_model(folder / GRAPH)
         return engine_of(graph, spec.model.contract, spec.slots, precision, facts.get("batches", ()))
     except RuntimeError as error:
-        raise EngineError(f"OpenVINO refusing a built engine ({one_line(error, -1)})", "a graph it can load",
+        raise EngineError(f"OpenVINO refusing a built engine ({_last_line(error)})", "a graph it can load",
                           f"delete {folder}, or use --engine eager") from error
 
 
@@ -283,7 +283,7 @@ def convert(network: Network, contract: Contract) -> ov.Model:
         graph.reshape({port: list(tensor.shape) for port, tensor in zip(graph.inputs, example, strict=True)})
         return _with_pixels(graph, contract)
     except RuntimeError as error:
-        raise EngineError(f"OpenVINO failing to convert {contract.architecture} ({one_line(error, -1)})",
+        raise EngineError(f"OpenVINO failing to convert {contract.architecture} ({_last_line(error)})",
                           "a network it can convert", "use --engine eager") from error
 
 
@@ -328,6 +328,12 @@ def _multiplications(graph: ov.Model) -> float:
             weights = node.input_value(1).shape[skipped[node.get_type_name()]:]
             total += float(np.prod(node.output(0).shape)) * float(np.prod(weights))
     return total
+
+
+def _last_line(error: Exception) -> str:
+    """Where OpenVINO says what is wrong, behind the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 BACKEND = Backend("openvino", "OpenVINO", precisions=precisions, key=key, build=build, tune=tune, open=open_engine)

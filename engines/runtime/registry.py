@@ -41,7 +41,8 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
     if slots < 1:
         raise UsageError(f"{slots} slots", "1 or more", "give one slot per camera")
     name = os.fspath(engine)
-    if not bidirectional(model) and hop is not None:
+    causal = model.contract.network.causal
+    if causal and hop is not None:
         raise UsageError(f"a hop of {hop} frames for {model.contract.name}, which is causal",
                          "a bidirectional model with it", "leave the hop out: causal models score every frame")
     if calibration_u8 is not None and name != "tensorrt":
@@ -49,7 +50,7 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
                          "leave the frames out, or ask for that engine")
     spec = Spec(model, slots, precision, hop, calibration_u8)
     if name == "auto":
-        return _compile("eager", spec) if bidirectional(model) else _compile_best(spec)
+        return _compile_best(spec) if causal else _compile("eager", spec)
     if name in ENGINES:
         return _compile(name, spec)
     if Path(name).is_file():
@@ -112,13 +113,8 @@ def _open_file(file: Path, spec: Spec) -> Engine:
     return backend.open_entry(openvino, spec, cache.unpack(file, backend.key_of(openvino, spec)))
 
 
-def bidirectional(model: Model) -> bool:
-    """Whether a model needs whole clips, read from its contract."""
-    return not model.contract.options.get("causal", False)  # as `engines.build` reads it
-
-
 def _refuse_bidirectional(model: Model) -> None:
-    if bidirectional(model):
+    if not model.contract.network.causal:
         raise EngineError(f"{model.contract.name}, a bidirectional model, for a compiled engine", "a causal model",
                           "use --engine eager, which scores its clips again and again, or a causal model")
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.errors import EngineError, one_line
+from engines.errors import EngineError, first_line
 from engines.model.contract import Contract
 from engines.runtime.eager import PooledEngine
 from engines.runtime.engine import StepResult
@@ -101,7 +101,7 @@ class CompiledPool(PooledEngine):
                     results = self._results
                 parts.append(results[:present].cpu().numpy().copy())
         except RuntimeError as error:
-            raise EngineError(f"{self.name} failing while it ran ({one_line(error)})", "a step without a fault",
+            raise EngineError(f"{self.name} failing while it ran ({first_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
         for rows, state in stepped:  # when all have run: a step that fails moves no camera
             self._store(rows, state)

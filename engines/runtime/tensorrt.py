@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.errors import EngineError, UsageError, one_line, raise_interrupt
+from engines.errors import EngineError, UsageError, first_line, raise_interrupt
 from engines.runtime import cache
 from engines.runtime.backend import BY_PARITY, NO_GPU, Backend, Facts, Frames, Spec, has_gpu, missing
 from engines.runtime.parity import probe_clip
@@ -95,7 +95,7 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
     except EngineError:
         raise
     except Exception as error:  # the errors of torch-tensorrt and of modelopt have no base of their own
-        raise EngineError(f"TensorRT failing to build {contract.architecture} in {precision} ({one_line(error)})",
+        raise EngineError(f"TensorRT failing to build {contract.architecture} in {precision} ({first_line(error)})",
                           "a network and versions that it can build", "use --engine inductor") from error
     return {"state_shapes": [list(leaf.shape[1:]) for leaf in leaves]}
 
@@ -121,7 +121,7 @@ def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> Compi
             return CompiledPool("tensorrt", spec.model.contract, spec.slots, precision, step, leaves, DEVICE,
                                 spec.slots)
     except Exception as error:  # as above
-        raise EngineError(f"TensorRT refusing a built engine ({one_line(error)})", "one that it can load and run",
+        raise EngineError(f"TensorRT refusing a built engine ({first_line(error)})", "one that it can load and run",
                           f"delete {folder}, or use --engine inductor") from error
 
 
@@ -134,7 +134,7 @@ def _library() -> ModuleType:
             import torch_tensorrt
     except Exception as error:  # its libraries fail in many ways
         raise_interrupt(error)
-        raise EngineError(f"a torch-tensorrt that cannot be loaded ({one_line(error)})",
+        raise EngineError(f"a torch-tensorrt that cannot be loaded ({first_line(error)})",
                           f"torch-tensorrt for torch {torch.__version__}, with TensorRT's libraries",
                           "pip install --upgrade 'gatestream[tensorrt]', or use --engine inductor") from error
     found: ModuleType = torch_tensorrt
@@ -150,7 +150,7 @@ def _gpu() -> tuple[str, str]:
         answer = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=30).stdout
         return torch.cuda.get_device_name(), answer.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError, RuntimeError, AssertionError) as error:
-        raise EngineError(f"no answer from the GPU ({one_line(error)})", "an NVIDIA GPU with its driver",
+        raise EngineError(f"no answer from the GPU ({first_line(error)})", "an NVIDIA GPU with its driver",
                           "install the driver (nvidia-smi must work), or use --engine openvino") from error
 
 
@@ -169,7 +169,7 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
         from modelopt.torch.quantization.utils import export_torch_mode
     except Exception as error:  # as torch-tensorrt's
         raise_interrupt(error)
-        raise EngineError(f"no usable nvidia-modelopt ({one_line(error)}), which calibrates int8",
+        raise EngineError(f"no usable nvidia-modelopt ({first_line(error)}), which calibrates int8",
                           "the nvidia-modelopt package", "pip install 'gatestream[int8]', or use f16") from error
 
     def calibrate(watched: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""How GSM and GSF change a clip's pictures for training: RandAugment (GSF), multi-scale crop, flip.
+"""How GSM and GSF augment clips for training: RandAugment (GSF), multi-scale crop, flip.
 
 Everything is drawn once for a clip, but RandAugment's interpolation, which is drawn for each frame as published.
 RandAugment: Cubuk et al., CVPR Workshops 2020 (arXiv 1909.13719), in the form "rand-m9-mstd0.5": two of 15 operations,
@@ -19,30 +19,29 @@ from PIL import Image, ImageEnhance, ImageOps
 Images = NDArray[np.uint8]
 Rng = np.random.Generator
 SCALES = (1.0, 0.875, 0.75, 0.66)
-APART = 1  # how many scales apart width and height of a crop may be
-SNAP = 3  # a side so near the input's becomes the input's
-STRENGTH, SPREAD, FULL, OPERATIONS, PROBABILITY = 9.0, 0.5, 10.0, 2, 0.5
+MAX_SCALE_STEPS = 1  # between the scales of a crop's width and height
+SNAP = 3  # pixels: a side so near the input's becomes the input's
+STRENGTH, SPREAD, MAX_STRENGTH, OPERATIONS, PROBABILITY = 9.0, 0.5, 10.0, 2, 0.5
 FILL = (124, 116, 104)  # RGB
 
 
 def crop_sizes(image_hw: tuple[int, int], input_hw: tuple[int, int]) -> list[tuple[int, int]]:
-    """The (height, width) of every crop there may be, height before width, larger before smaller."""
+    """The (height, width) of every possible crop, ordered by height, then width, larger before smaller."""
     short = min(image_hw)
     sides = [int(short * scale) for scale in SCALES]
     heights, widths = ([wanted if abs(side - wanted) < SNAP else side for side in sides] for wanted in input_hw)
-    return [(h, w) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= APART]
+    return [(h, w) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= MAX_SCALE_STEPS]
 
 
 def crop_offsets(image_hw: tuple[int, int], crop_hw: tuple[int, int]) -> list[tuple[int, int]]:
-    """The 13 (top, left) of a crop: corners, centre, middles of the sides, and half-way between those and the
-    centre."""
+    """The 13 (top, left) of a crop: corners, centre, middles of the sides, and half-way from the corners to it."""
     y, x = ((image - crop) // 4 for image, crop in zip(image_hw, crop_hw, strict=True))
     quarters = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3)]
     return [(top * y, left * x) for top, left in quarters]
 
 
 def multi_scale_crop(images_THWC: Images, input_hw: tuple[int, int], rng: Rng) -> Images:
-    """One of the crops at one of the offsets, resized to the input's size."""
+    """One of the crops at one of the offsets, resized to the input's size [T, *input_hw, 3]."""
     image_hw = (images_THWC.shape[1], images_THWC.shape[2])
     sizes = crop_sizes(image_hw, input_hw)
     height, width = sizes[int(rng.integers(len(sizes)))]
@@ -58,8 +57,8 @@ def _resize(image: Images, size_hw: tuple[int, int]) -> Images:
 
 
 def rand_augment(images_THWC: Images, rng: Rng) -> Images:
-    """Two operations at one strength for the whole clip."""
-    strength = float(np.clip(rng.normal(STRENGTH, SPREAD), 0, FULL)) / FULL
+    """Up to two operations at one strength for the whole clip, at the same size."""
+    strength = float(np.clip(rng.normal(STRENGTH, SPREAD), 0, MAX_STRENGTH)) / MAX_STRENGTH
     names = list(_OPERATIONS)
     chosen = [_OPERATIONS[names[int(rng.integers(len(names)))]](strength, rng) for _ in range(OPERATIONS)
               if rng.random() < PROBABILITY]
@@ -92,7 +91,7 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> OperationF
 
 
 def _affine(matrix: Callable[[float, Image.Image], tuple[float, ...]], most: float) -> OperationFactory:
-    """An affine map by up to `most`, one way or the other."""
+    """An affine transform by up to `most`, one way or the other."""
     def make(strength: float, rng: Rng) -> Operation:
         by = most * strength * (1 if rng.random() < 0.5 else -1)
         return lambda image, filter_: image.transform(image.size, Image.Transform.AFFINE, matrix(by, image),

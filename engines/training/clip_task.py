@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from engines.datasets.base import Segment
 from engines.errors import DatasetError
 from engines.model.contract import Contract
-from engines.model.preprocess import normalise
 from engines.networks.network import Network, clip_scores
 from engines.networks.temporal import State
 from engines.training.clips import ClipBatch, ClipDataset, ClipOrder, Images, load_batches
 from engines.training.distributed import Ranks
 from engines.training.loss import UNKNOWN
+from engines.training.pixels import normalise
 from engines.training.runfolder import Row
 from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
@@ -33,20 +33,20 @@ LEAST_RATE = 1e-7  # of the learning rate, at the end
 
 @dataclass(frozen=True)
 class SGDConfig:
-    """How weights are updated; see `OfficialRecipe`."""
+    """How weights are updated: by SGD, at a rate that rises for some epochs and falls to the end."""
 
     epochs: int = 60
-    warmup: int = 10
+    warmup: int = 10  # epochs
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    accumulation: int = 1
-    partial_norm: bool = False
-    multipliers: bool = False
-    average: float = 0.0
-    distil_temperature: float = 2.0
-    distil_weight: float = 1.0
-    label_weight: float = 1.0
+    accumulation: int = 1  # batches summed up for one update
+    partial_norm: bool = False  # no batch norm is learnt but the first, and those of the backbone stand still
+    multipliers: bool = False  # biases learn twice as fast; neither they nor batch norms decay
+    average: float = 0.0  # decay of the running mean of the weights; 0: the last weights
+    distil_temperature: float = 2.0  # of both networks' scores, with a teacher
+    distil_weight: float = 1.0  # of the teacher's scores in the loss
+    label_weight: float = 1.0  # of the labels in the loss
 
 
 def epoch_rate(epoch: float, epochs: int = 60, warmup: int = 10) -> float:
@@ -58,9 +58,12 @@ def epoch_rate(epoch: float, epochs: int = 60, warmup: int = 10) -> float:
 
 
 class ClipTask(Task[ClipBatch]):
-    """See the file's top. validation_clips: segments that `read_centre` shows at the input's size; workers: that load
-    data; teacher: on the same pixels; it is neither trained nor changed; strict: stop at a clip to validate with
-    that cannot be read."""
+    """Learns labels of clips, or a teacher's scores, or both.
+
+    validation_clips: segments; read_centre: their frames at the input's size, uint8 [T, H, W, 3]; workers: that load
+    data; teacher: sees the same pixels, and is not changed; strict: stop at a segment to validate with that cannot be
+    read.
+    """
 
     def __init__(self, network: Network, contract: Contract, config: SGDConfig, training: ClipDataset, order: ClipOrder,
                  validation_clips: Sequence[Segment], read_centre: Callable[[Segment], Images], ranks: Ranks, *,
@@ -85,11 +88,8 @@ class ClipTask(Task[ClipBatch]):
 
     def batches(self, first: int) -> Iterator[ClipBatch]:
         end = self._config.epochs * self.updates_per_epoch * self._accumulation
-        own = self._ranks.own_rows(self._order.rows)
-        chosen = []
-        for number in range(first * self._accumulation, end):
-            whole = self._order.batch(number)
-            chosen.append([whole[row] for row in own])
+        rows = self._ranks.own_rows(self._order.rows)
+        chosen = self._order.batches(first * self._accumulation, end, rows)
         return load_batches(self._training, chosen, self._workers)
 
     def describe(self, batch: ClipBatch) -> str:
@@ -102,8 +102,7 @@ class ClipTask(Task[ClipBatch]):
                 norm.eval()
 
     def _frames(self, pixels_BTHWC: Tensor) -> Tensor:
-        frames = torch.from_numpy(normalise(pixels_BTHWC.flatten(0, 1).numpy(), self.contract))
-        return frames.view(*pixels_BTHWC.shape[:2], *frames.shape[1:]).to(self._ranks.device)
+        return normalise(pixels_BTHWC.to(self._ranks.device), self.contract)
 
     def step(self, batch: ClipBatch, state: State, iteration: int,
              autocast: Autocast) -> tuple[dict[str, LossTerm], State]:

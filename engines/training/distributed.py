@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ranks:
-    """`rank` of `size` processes; each computes the rows rank, rank + size, ... of every batch on its `device`."""
+    """This process among those that train together; it computes the rows rank, rank + world_size, ... of a batch."""
 
     rank: int = 0
     world_size: int = 1
@@ -68,8 +68,20 @@ class Ranks:
         dist.all_gather(parts, own.contiguous())
         return torch.stack(parts, dim=1).flatten(0, 1)
 
+    def broadcast(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The main process's weights, on every process. Others pass weights of the same names, shapes and types."""
+        if self.world_size == 1:
+            return dict(weights)
+        shared = {name: weights[name].detach().to(self.device, copy=True).contiguous() for name in sorted(weights)}
+        for value in shared.values():
+            dist.broadcast(value, src=0)
+        return shared
+
     def sync_batch_norms(self, network: nn.Module) -> None:
-        """Makes the batch norms of a network take their statistics from all processes' rows."""
+        """Makes the batch norms of a network take their statistics from all processes' rows.
+
+        Not torch's SyncBatchNorm, which refuses to run on a processor.
+        """
         if self.world_size == 1:
             return
         for module in network.modules():
@@ -92,3 +104,11 @@ def init_distributed() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from `seed` inside; afterwards torch's generators go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

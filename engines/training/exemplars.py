@@ -1,12 +1,11 @@
-"""What a model still knows of the labels it learnt before, when their recordings are not at hand.
+"""Exemplars: what stands for the labels that a model knows when it is taught others without their recordings.
 
-A causal model file carries examples (features, not images) of every label it was trained on or taught, for the next
-lesson:
+A causal model file carries them (features, not images) for every label that it was trained on or taught:
 
     examples.<head>.features [N, D]    examples.<head>.facts [N, 3]: label, weight, 0 for `now` or 1 for a window
 
-Of labels that have none, examples are made up from the head's own rows: among features that vary as those of the
-recordings do, the ones that it takes for the label. Their wanted shares are what the head says of them.
+For labels that have none, pseudo-exemplars are made from the head's own rows: features that vary as those of the
+recordings do, and that the head takes for the label. Their targets are the head's own scores.
 
 Legend: N examples, D features, K labels; B rows, T frames of a chunk.
 """
@@ -23,26 +22,24 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Model
-from engines.model.preprocess import normalise
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.loss import UNKNOWN
+from engines.training.pixels import normalise
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead
 from engines.training.stream_loader import Batch
 from engines.training.support_clips import LATE
 
-MAX_PER_LABEL = 96  # examples of a label in a model file, at most
+MAX_PER_LABEL = 96  # exemplars in a model file
 MAX_OF_BACKGROUND = 2000  # of background: a stream is full of it, and of many kinds
-PSEUDO_PER_LABEL = 100  # examples of a label that has none
-MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes them for their label, in logits
-PSEUDO_WEIGHT = 3.0  # of a made-up label against a taught one: they stand for more than they show
-ROUNDS = 40  # of halving, when looking for a margin
-FARTHEST = 1e6
+PSEUDO_PER_LABEL = 100
+PSEUDO_WEIGHT = 3.0  # of a label that has pseudo-exemplars against a taught one: they stand for more than they show
+MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes pseudo-exemplars for their label, in logits
+MAX_DISTANCE, BISECTIONS = 1e6, 40  # when looking for a margin
 
 
 def select_exemplars(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.float32]]:
-    """The tensors to keep of these examples: at most MAX_PER_LABEL of each label, evenly, and more of the label
-    `nothing`. The weights of a label stay."""
+    """Some of the examples as tensors of a model file, evenly chosen, with the weight of all. `nothing`: background."""
     label_N = examples.target_NK.argmax(axis=1)
     chosen: list[int] = []
     weight_N = np.zeros(len(label_N))
@@ -58,20 +55,20 @@ def select_exemplars(examples: Examples, head: str, nothing: int) -> dict[str, N
 
 
 class _Moment(NamedTuple):
-    """A frame of a stream: its features, the mean over its window, indices of truths in the window, its own last."""
+    """A frame of a stream."""
 
     features_D: NDArray[np.float32]
-    window_D: NDArray[np.float32]
-    window_truths: tuple[int, ...]
+    window_D: NDArray[np.float32]  # mean over the window that ends with it
+    window_truths: tuple[int, ...]  # of the window's frames, its own last
     progress: float
 
 
 def exemplars_from_streams(contract: Contract, network: Network, batches: Iterable[Batch],
                truths: Sequence[tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
-    """The tensors to keep of a causal network's own training streams, for every head.
+    """Exemplars of every head as tensors of a model file, from streams that a causal network was trained on.
 
-    Late moments of actions are examples of their labels, for `now` and for windows; of background all moments are,
-    and windows in which there is nothing else. truths: see `StreamTask`.
+    Late moments of actions stand for their labels, for `now` and for windows; for background all moments do, and
+    windows that show nothing else. truths: see `StreamTask`.
     """
     moments = list(_moments(contract, network, batches))
     tensors: dict[str, NDArray[np.float32]] = {}
@@ -103,8 +100,7 @@ def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> 
             state = network.fresh_state(len(batch.pixels))
             recent = [deque(maxlen=contract.clip_frames * contract.window_clips) for _ in batch.pixels]
         state = tuple(leaf * (~batch.fresh).float().view(-1, *[1] * (leaf.ndim - 1)) for leaf in state)
-        frames = torch.from_numpy(normalise(batch.pixels.flatten(0, 1).numpy(), contract))
-        features, state = network(frames.view(*batch.pixels.shape[:2], *frames.shape[1:]), state)
+        features, state = network(normalise(batch.pixels, contract), state)
         for b, features_TD in enumerate(features.numpy()):
             if batch.fresh[b]:
                 recent[b].clear()
@@ -116,7 +112,7 @@ def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> 
 
 
 def load_exemplars(model: Model, head: str, labels: int, temperatures: tuple[float, float]) -> Examples:
-    """The examples a model file carries for a head, which has `labels` labels by now; none for most files."""
+    """The exemplars that a model file carries for a head, which has `labels` labels by now; perhaps none."""
     width = model.tensors[f"heads.{head}.weight"].shape[1]
     features_ND = model.tensors.get(f"{EXAMPLES}{head}.features", np.zeros((0, width), np.float32))
     facts_N3 = model.tensors.get(f"{EXAMPLES}{head}.facts", np.zeros((0, 3), np.float32))
@@ -127,7 +123,7 @@ def load_exemplars(model: Model, head: str, labels: int, temperatures: tuple[flo
 
 def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequence[int],
                      rng: np.random.Generator) -> Examples:
-    """Examples of the `wanted` labels among the first `known` ones, which are all those the head `start` has rows for.
+    """Made-up examples of the `wanted` labels, by a head whose first `known` rows are of labels that it has learnt.
 
     seen: examples from recordings, which show how features vary.
     """
@@ -162,17 +158,17 @@ def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequ
 
 def _distance_to_margin(rows: LinearHead, label: int, from_D: Float64Array, direction_D: Float64Array,
                         margin: float) -> float:
-    """How far along the direction the head prefers the label by `margin`; as far as it gets, where it never does."""
-    def lead(far: float) -> float:
-        logits_K = rows.logits((from_D + far * direction_D)[None])[0]
+    """How far along the direction the head prefers the label by `margin`; 0 where it never does."""
+    def lead(distance: float) -> float:
+        logits_K = rows.logits((from_D + distance * direction_D)[None])[0]
         return float(logits_K[label] - np.delete(logits_K, label).max())
 
     low, high = 0.0, 1.0
-    while lead(high) < margin and high < FARTHEST:
+    while lead(high) < margin and high < MAX_DISTANCE:
         low, high = high, 2 * high
-    if high >= FARTHEST:
+    if high >= MAX_DISTANCE:
         return 0.0
-    for _ in range(ROUNDS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if lead(middle) < margin else (low, middle)
     return high

@@ -1,8 +1,11 @@
 """New labels for a model from a few recordings: the network stays as it is, its head learns.
 
-Rows of labels that nothing new is shown of stay exactly as they are, and so does background's while there are labels
-that the model has no examples of; the others move from where they are as far as recordings left out say is right.
-What it learnt is measured by leaving out each recording in turn.
+    result = teach(model, support_clips, "gesture")
+    save(path, result.contract, result.tensors)
+
+Rows of labels that no recording shows stay exactly as they are, and so does background's while there are labels that
+the model has no exemplars of; the others move from where they are, by a penalty that cross-validation chooses. What was
+learnt is measured by leaving out each recording in turn.
 
 Legend: T ticks, D features, K labels, N examples.
 """
@@ -27,14 +30,14 @@ from engines.training.support_clips import LATE, SupportClip, make_examples
 
 BACKGROUND = "background"
 MAX_BACKGROUND_FACTOR = 5.0  # times as much as a label counts background, where there are so many more examples of it
-ALIKE = 0.3  # share of two labels' recordings that are taken for one another, from which they are too alike
-ALIKE_LEAST = 2  # such recordings, at least
-SUSPECTS = 6  # recordings whose removal is tried, at most
+ALIKE_SHARE = 0.3  # of two labels' recordings that are taken for one another, from which the labels are too alike
+ALIKE_RECORDINGS = 2  # such recordings, at least
+MAX_REMOVALS = 6  # recordings whose removal is tried
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A recording, and what a head that never saw it says: logits of `now` and of the window, [T, K]."""
+    """A recording, and the logits of a head that has not seen it."""
 
     clip: SupportClip
     now_TK: Float64Array
@@ -43,34 +46,29 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A recording that a head which never saw it takes for something else, with that probability.
-
-    gain: by how much the others' mean cross-entropy falls without it, in cross-validation; None when not tried.
-    """
+    """A recording that a head which has not seen it takes for something else."""
 
     recording: str
     label: str
     answer: str
-    probability: float
-    gain: float | None = None
+    probability: float  # of the answer
+    gain: float | None = None  # by how much the others' cross-entropy falls without it; None when not tried
 
 
 @dataclass(frozen=True)
 class TeachReport:
-    """confusion: (label, answer) -> recordings, each left out in turn; alike: (label, label, share taken for one
-    another), most first; pseudo_labels: old labels without examples; l2_to_start: see
-    `engines/training/softmax_regression.py`."""
+    """What the recordings were, and what leaving out each in turn has shown."""
 
-    recordings: dict[str, int]
-    confusion: dict[tuple[str, str], int]
-    mistakes: list[Mistake]
-    alike: list[tuple[str, str, float]]
-    pseudo_labels: tuple[str, ...]
-    l2_to_start: float
+    recordings: dict[str, int]  # of each label
+    confusion: dict[tuple[str, str], int]  # (label, answer): recordings
+    mistakes: list[Mistake]  # surest first
+    alike: list[tuple[str, str, float]]  # two labels, and the share taken for one another; most first
+    pseudo_labels: tuple[str, ...]  # old labels that the model has no exemplars of
+    l2_to_start: float  # penalty that was chosen, see `softmax_regression.fit`
 
     @property
     def accuracy(self) -> float:
-        """Share of recordings named right when left out; NaN when none could be left out."""
+        """Share of recordings recognised when left out; NaN when none could be left out."""
         total = sum(self.confusion.values())
         return sum(n for (label, answer), n in self.confusion.items() if label == answer) / total if total else np.nan
 
@@ -86,7 +84,7 @@ class TeachReport:
 
 @dataclass(frozen=True)
 class BackgroundScores:
-    """Probabilities of any action at N remembered moments of background: by the head before the lesson, and after."""
+    """Probabilities of any action at the exemplars of background, by the head as it was and as it is now."""
 
     before_N: NDArray[np.float32]
     after_N: NDArray[np.float32]
@@ -97,10 +95,10 @@ NO_BACKGROUND_SCORES = BackgroundScores(np.zeros(0, np.float32), np.zeros(0, np.
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """A taught model, not yet written: contract and tensors of its file; what was measured."""
+    """A taught model, not yet written, and what was measured."""
 
     contract: Contract
-    tensors: dict[str, NDArray[np.float32]]
+    tensors: dict[str, NDArray[np.float32]]  # of the model file
     report: TeachReport
     held_out: list[HeldOut]
     background_scores: BackgroundScores
@@ -112,48 +110,48 @@ def background_label(contract: Contract, head: str, fresh: bool) -> str:
     return known or (BACKGROUND if fresh or contract.background is None else contract.background)
 
 
-def teach(model: Model, lessons: Sequence[SupportClip], head: str, *, fresh: bool = False, seed: int = 0,
+def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool = False, seed: int = 0,
           note: Callable[[str], None] = lambda _: None) -> FewShotResult:
-    """Teaches `head` what the lessons show.
+    """Teaches a causal model's `head` the labels of some clips; the same `seed` gives the same head.
 
-    fresh: forget the head's labels, and know the lessons' only. Deterministic by `seed`. note: told what is being done.
+    fresh: forget the labels that the head has; note: called with what is being done.
     """
     contract = model.contract
     background = background_label(contract, head, fresh)
-    shown = dict.fromkeys(lesson.label for lesson in lessons)
+    shown = dict.fromkeys(clip.label for clip in clips)
     known = () if fresh else contract.heads[head]
     labels = (*known, *(label for label in (*shown, background) if label not in known and label != background),
               *((background,) if background not in known else ()))
+    nothing = labels.index(background)
     temperatures = (1.0, 1.0) if fresh else (contract.temperature.get(head, 1.0),
                                              contract.window_temperature.get(head, 1.0))
     start = _start(model, head, labels, fresh)
-    seen = make_examples(lessons, labels, background, contract.warmup_frames, temperatures)
-    nothing = labels.index(background)
+    seen = make_examples(clips, labels, background, contract.warmup_frames, temperatures)
     stored = None if fresh else exemplars.load_exemplars(model, head, len(labels), temperatures)
-    remembered = _balance(seen if stored is None else seen.concatenate(stored), nothing)
-    fed = remembered.target_NK.argmax(axis=1)
-    without = tuple(label for i, label in enumerate(known) if i not in fed)
+    real = _balance(seen if stored is None else seen.concatenate(stored), nothing)
+    with_examples = set(real.target_NK.argmax(axis=1).tolist())
+    without = tuple(label for i, label in enumerate(known) if i not in with_examples)
     pseudo = exemplars.pseudo_exemplars(seen, start, len(known), [labels.index(label) for label in without],
                                         np.random.default_rng(seed))
-    examples = remembered.concatenate(pseudo)
-    taught = {*shown, background} if not without else {*shown} - {background}
-    frozen_K = np.array([label in known and label not in taught for label in labels])
+    examples = real.concatenate(pseudo)
+    learns = {*shown, background} if not without else {*shown} - {background}
+    frozen_K = np.array([label in known and label not in learns for label in labels])
 
     note("choosing how far the head may move")
     l2_to_start, _ = choose_l2(examples, start, frozen_K, seed)
     learnt = fit(examples, start, frozen_K, l2_to_start)
-    names = sorted({lesson.recording for lesson in lessons})
+    names = sorted({clip.recording for clip in clips})
     held_out = []
     for i, name in enumerate(names):
         note(f"leaving out {i + 1} of {len(names)}")
-        lesson = next(one for one in lessons if one.recording == name and one.natural)
-        if len({one.recording for one in lessons if one.label == lesson.label}) > 1:
+        clip = next(one for one in clips if one.recording == name and one.natural)
+        if len({one.recording for one in clips if one.label == clip.label}) > 1:
             other = fit(examples.select(examples.recording_N != i), start, frozen_K, l2_to_start)
-            held_out.append(HeldOut(lesson, other.logits(lesson.features_TD), other.logits(lesson.windows_TD)))
+            held_out.append(HeldOut(clip, other.logits(clip.features_TD), other.logits(clip.windows_TD)))
     if fresh:
         temperatures = _temperatures(held_out, labels)
     note("asking which recordings hurt")
-    report = _report(lessons, labels, background, held_out, temperatures[1], without, l2_to_start)
+    report = _report(clips, labels, background, held_out, temperatures[1], without, l2_to_start)
     report = replace(report, mistakes=_with_gains(report.mistakes, names, examples, start, frozen_K, l2_to_start, seed))
     changed = contract.model_copy(update={
         "heads": {**contract.heads, head: labels}, "background": background,
@@ -164,7 +162,7 @@ def teach(model: Model, lessons: Sequence[SupportClip], head: str, *, fresh: boo
     tensors = {name: value for name, value in model.tensors.items() if not name.startswith(f"{EXAMPLES}{head}.")}
     tensors |= {f"heads.{head}.weight": learnt.weight_KD.astype(np.float32),
                 f"heads.{head}.bias": learnt.bias_K.astype(np.float32),
-                **exemplars.select_exemplars(remembered, head, nothing)}
+                **exemplars.select_exemplars(real, head, nothing)}
     scores = NO_BACKGROUND_SCORES if stored is None else \
         _background_scores(stored, start, learnt, len(known), nothing, temperatures[0])
     return FewShotResult(changed, tensors, report, held_out, scores)
@@ -181,7 +179,7 @@ def _start(model: Model, head: str, labels: Sequence[str], fresh: bool) -> Linea
 
 def _background_scores(stored: Examples, start: LinearHead, learnt: LinearHead, known: int, nothing: int,
                        temperature: float) -> BackgroundScores:
-    """What the head `start`, which has rows for the first `known` labels, and the learnt one say of background."""
+    """By the head `start`, which has rows for the first `known` labels, and by the learnt one."""
     background_ND = stored.features_ND[(stored.target_NK[:, nothing] > 0) & ~stored.window_N]
     if not len(background_ND):
         return NO_BACKGROUND_SCORES
@@ -193,8 +191,8 @@ def _background_scores(stored: Examples, start: LinearHead, learnt: LinearHead, 
 
 
 def _balance(examples: Examples, nothing: int) -> Examples:
-    """Every label counts 2, in all: once for `now`, once for windows. Background, of which a live stream is full,
-    counts more where there are more examples of it than of the others."""
+    """Every label counts 2 in all, half of it for windows. Background, of which a live stream is full, counts more
+    where there are more examples of it than of the others."""
     label_N = examples.target_NK.argmax(axis=1)
     total_K = np.bincount(label_N, examples.weight_N, examples.target_NK.shape[1])
     others = np.delete(np.bincount(label_N, minlength=len(total_K)), nothing)
@@ -205,7 +203,7 @@ def _balance(examples: Examples, nothing: int) -> Examples:
 
 
 def _temperatures(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[float, float]:
-    """Calibration on recordings left out, for `now` and for windows."""
+    """Temperatures of `now` and of windows, by the recordings left out."""
     now = [(row_K.astype(np.float32), labels.index(one.clip.label)) for one in held_out
            for row_K in one.now_TK[one.clip.started + int(LATE * (one.clip.ended - one.clip.started)):
                                    one.clip.ended]]
@@ -213,9 +211,9 @@ def _temperatures(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[f
     return temperature(now), temperature(window)
 
 
-def _report(lessons: Sequence[SupportClip], labels: Sequence[str], background: str, held_out: Sequence[HeldOut],
+def _report(clips: Sequence[SupportClip], labels: Sequence[str], background: str, held_out: Sequence[HeldOut],
             window_temperature: float, without: tuple[str, ...], l2_to_start: float) -> TeachReport:
-    counts = Counter(lesson.label for lesson in lessons if lesson.natural)
+    counts = Counter(clip.label for clip in clips if clip.natural)
     confusion: Counter[tuple[str, str]] = Counter()
     mistakes = []
     for one in held_out:
@@ -230,7 +228,7 @@ def _report(lessons: Sequence[SupportClip], labels: Sequence[str], background: s
         for b in labels[i + 1:]:
             crossed = confusion[a, b] + confusion[b, a]
             asked = sum(n for (label, _), n in confusion.items() if label in (a, b))
-            if background not in (a, b) and crossed >= ALIKE_LEAST and crossed >= ALIKE * asked:
+            if background not in (a, b) and crossed >= ALIKE_RECORDINGS and crossed >= ALIKE_SHARE * asked:
                 alike.append((a, b, crossed / asked))
     return TeachReport(dict(counts), dict(+confusion), sorted(mistakes, key=lambda one: -one.probability),
                        sorted(alike, key=lambda one: -one[2]), without, l2_to_start)
@@ -238,14 +236,14 @@ def _report(lessons: Sequence[SupportClip], labels: Sequence[str], background: s
 
 def _with_gains(mistakes: Sequence[Mistake], names: Sequence[str], examples: Examples, start: LinearHead,
                 frozen_K: NDArray[np.bool_], l2_to_start: float, seed: int) -> list[Mistake]:
-    """Tries the removal of the surest mistakes: what the others then lose, against what they lose with it."""
+    """The mistakes with what removing each of the surest would gain: the others' loss with it, less that without."""
     numbers = {name: i for i, name in enumerate(names)}
 
-    def lose(others_N: NDArray[np.bool_], learn_N: NDArray[np.bool_] | None) -> float:
+    def loss(others_N: NDArray[np.bool_], learn_N: NDArray[np.bool_] | None) -> float:
         return cross_validate(examples, start, frozen_K, l2_to_start, seed, learn_N, judge_N=others_N)
 
     tried = []
-    for one in mistakes[:SUSPECTS]:
+    for one in mistakes[:MAX_REMOVALS]:
         others_N = examples.recording_N != numbers[one.recording]
-        tried.append(replace(one, gain=lose(others_N, None) - lose(others_N, others_N)))
-    return [*tried, *mistakes[SUSPECTS:]]
+        tried.append(replace(one, gain=loss(others_N, None) - loss(others_N, others_N)))
+    return [*tried, *mistakes[MAX_REMOVALS:]]

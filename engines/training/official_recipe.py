@@ -17,26 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.frames import frames_of as decoded
-from engines.datasets.frames import size_of
+from engines.datasets.decode import frame_size
+from engines.datasets.frame_cache import read_frames
+from engines.datasets.selection import without_group
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
-from engines.model.import_official import PREPROCESSING
 from engines.model.preprocess import fit
+from engines.networks.causal import USUAL
+from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
 from engines.training.clip_task import ClipTask, SGDConfig
 from engines.training.clips import ClipDataset, ClipOrder, Images, can_mirror
-from engines.training.distributed import Ranks, init_distributed
-from engines.training.initialisation import RULE, options_of, pixels_of, started, whole_network
+from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.initialisation import initialise, load_whole
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
 from engines.training.sampling import Style, sample_frames, validation_frames
-from engines.training.segments import FramesOf, without_group
+from engines.training.sources import ReadFrames
 from engines.training.task import LoopConfig, Precision, Progress
 
 UNRECORDED_FIELDS = {"out", "workers", "strict"}
@@ -60,7 +61,7 @@ class OfficialRecipe:
     init: str = "imagenet"
     architecture: str = "gsf-resnet50"
     causal: bool = False
-    rule: str = RULE
+    rule: str = USUAL
     segments: int = 8
     input_size_hw: tuple[int, int] | None = None
     epochs: int = 60
@@ -111,17 +112,15 @@ def _style(recipe: OfficialRecipe) -> Style:
 def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_s: float) -> Contract:
     """The contract of a network trained on clips: what one score comes from is T frames in `clip_s` seconds."""
     size_hw, T = network.input_size_hw, network.segments
-    backbone = network.architecture.partition("-")[2]
-    published = PREPROCESSING.get(backbone, {}).get("cover_hw", (256, 256))
     cover_hw = tuple(size * cover // usual for size, cover, usual in
-                     zip(size_hw, published, network.backbone.input_size_hw, strict=True))
+                     zip(size_hw, network.backbone.cover_hw, network.backbone.input_size_hw, strict=True))
     heads = {head: tuple(labels) for head, labels in data.heads.items()}
-    return Contract(name=recipe.name, architecture=network.architecture, options=options_of(network), heads=heads,
-                    frame_rate=T / clip_s, input_size_hw=size_hw, cover_hw=(cover_hw[0], cover_hw[1]),
+    return Contract(name=recipe.name, network=network.config, heads=heads,
+                    frame_rate=T / clip_s, cover_hw=(cover_hw[0], cover_hw[1]),
                     resize_filter="pillow-bilinear", receptive_frames=network.receptive_field if network.causal else T,
                     warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),
                     background=data.background, provenance={"data": data.name, "recipe": recipe_record(recipe)},
-                    **pixels_of(network.architecture))
+                    **network.backbone.pixels._asdict())
 
 
 def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
@@ -132,19 +131,18 @@ def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
 
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
-          progress: Progress = lambda _, __: None, frames_of: FramesOf = decoded) -> Network:
+          progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
     """Trains on the split "train", looks at "validation" now and then, and writes the model file; returns its network.
 
     The weights that were best at that are saved, the last ones where there is nothing to look at. A killed run goes
     on; the run's own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
     """
-    with init_distributed() as ranks:
-        return _train(recipe, data, ranks, report if ranks.is_main else lambda _: None, progress, frames_of)
+    with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
+        return _train(recipe, data, ranks, report if ranks.is_main else lambda _: None, progress, read_frames)
 
 
 def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
-           frames_of: FramesOf) -> Network:
-    torch.manual_seed(recipe.seed)
+           read_frames: ReadFrames) -> Network:
     data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]
@@ -152,16 +150,17 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
         raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
                            "labelled segments in the split 'train', or a teacher", "check the dataset's annotations")
     heads = {head: tuple(labels) for head, labels in data.heads.items()}
-    network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
-                      causal=recipe.causal, segments=recipe.segments, rule=recipe.rule,
-                      input_size_hw=recipe.input_size_hw, dropout=recipe.dropout)
-    network.segments = recipe.segments
-    if network.architecture != recipe.architecture:
-        raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {network.architecture}",
-                         "the same architecture", f"use --arch {network.architecture}")
+    wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
+                              input_size_hw=recipe.input_size_hw)
+    network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in heads.items()},
+                         rule=recipe.rule, dropout=recipe.dropout)
+    made = network.config.architecture
+    if made != recipe.architecture:
+        raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {made}", "the same architecture",
+                         f"use --arch {made}")
     teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
     contract = make_contract(recipe, network, data, _clip_s(segments))
-    reader = _ClipReader(recipe, contract, data, frames_of)
+    reader = _ClipReader(recipe, contract, data, read_frames)
     order = ClipOrder(recipe.seed, len(segments), batch_size(recipe))
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
     sgd = SGDConfig(**{one.name: getattr(recipe, one.name) for one in fields(SGDConfig) if one.name != "accumulation"},
@@ -190,16 +189,15 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
 
 def load_teacher(path: str, network: Network, heads: Mapping[str, tuple[str, ...]], segments: int) -> Network:
     """A teacher for `network`: of the same input and as many labels. Raises UsageError for any other."""
-    teacher = whole_network(path, segments)
+    teacher = load_whole(path, segments)
     theirs, ours = [[head.out_features for head in one.heads.values()] for one in (teacher, network)]
     if theirs != ours or teacher.input_size_hw != network.input_size_hw:
         raise UsageError(f"a teacher {path} with {theirs} labels and input {teacher.input_size_hw}",
                          f"{ours} labels ({', '.join(heads)}) and input {network.input_size_hw}",
                          "choose a teacher of the same dataset and size")
-    theirs_pixels, ours_pixels = pixels_of(teacher.architecture), pixels_of(network.architecture)
-    if theirs_pixels != ours_pixels:
-        raise UsageError(f"a {teacher.architecture} to teach a {network.architecture}, which sees other pixel values",
-                         "a teacher with the same kind of backbone", "choose another teacher")
+    if teacher.backbone.pixels != network.backbone.pixels:
+        raise UsageError(f"a {teacher.config.architecture} to teach a {network.config.architecture}, which sees other "
+                         "pixel values", "a teacher with the same kind of backbone", "choose another teacher")
     return teacher
 
 
@@ -212,16 +210,16 @@ def _clip_s(segments: Sequence[Segment]) -> float:
 class _ClipReader:
     """What training and validation see of a segment."""
 
-    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, frames_of: FramesOf) -> None:
-        self._recipe, self._contract, self._data, self._frames_of = recipe, contract, data, frames_of
+    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames) -> None:
+        self._recipe, self._contract, self._data, self._read_frames = recipe, contract, data, read_frames
         gsf = recipe.architecture.startswith("gsf")
         self._randaugment = gsf if recipe.randaugment is None else recipe.randaugment
 
     def _decode(self, segment: Segment) -> Images:
         """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
-        height, width = size_of(segment.media)
+        height, width = frame_size(segment.media)
         scale = min(1.0, min(self._contract.cover_hw) / min(height, width))
-        return self._frames_of(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
+        return self._read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
 
     def training(self, segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
         images = self._decode(segment)

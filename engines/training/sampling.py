@@ -5,6 +5,8 @@
     sample_frames(37, 8, np.random.RandomState(seed))        -> one at random from each segment
 
 Frames count from 0; the official file numbers are one higher. Videos shorter than S frames repeat frames.
+
+Legend: S segments.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 from engines.errors import UsageError
 
 Indices = NDArray[np.int64]
-# What training does with a video of fewer frames than segments, and GSM's validation with one of no more:
-# "gsm" repeats the first frame, "gsf" takes the middle frames all the same.
+# Of a video with fewer frames than segments (GSM's validation: no more), "gsm" repeats the first frame, "gsf" takes the
+# middle frames all the same.
 Style = Literal["gsm", "gsf"]
 
 

@@ -1,5 +1,4 @@
-"""What a recipe gives the training loop: what is trained on what (`Task`), and how long and how carefully
-(`LoopConfig`)."""
+"""What a recipe gives the training loop: what is trained on what (`Task`), and how (`LoopConfig`)."""
 
 from __future__ import annotations
 
@@ -7,29 +6,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engines.names import Precision as Precision
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.runfolder import Row
 
 Batch = TypeVar("Batch")
+Precision = Literal["auto", "f32", "bf16", "f16"]
 Autocast = Callable[[], AbstractContextManager[Any]]
-Progress = Callable[[int, dict[str, float]], None]
+Progress = Callable[[int, dict[str, float]], None]  # updates done, figures of the last one
 
 
 class LossTerm(NamedTuple):
-    """A mean to be: a sum over this process's rows, and over how many. weight: its part in the loss, 0 for a mere
-    figure."""
+    """A mean over the rows of all processes, which add up totals and divisors before they divide."""
 
-    total: Tensor
-    divisor: Tensor
-    weight: float = 1.0
+    total: Tensor  # a sum over this process's rows
+    divisor: Tensor  # how many they are
+    weight: float = 1.0  # part in the loss; 0 for a mere figure
 
     @property
     def mean(self) -> Tensor:
@@ -38,35 +36,28 @@ class LossTerm(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how carefully. Numbers are in iterations, one update of the weights each.
-
-    accumulation: batches summed up for one update; clip_norm: longest gradient; clip_partial: sums of some of these
-    batches are clipped before the rest is added; validate_every: 0 for never; monitor: the figure of the validation
-    that should be high; patience: validations without a new best before the run ends, 0 for no end before `iterations`.
-    """
+    """How long and how carefully. An iteration is one update of the weights."""
 
     iterations: int
     seed: int = 0
-    accumulation: int = 1
-    clip_norm: float = 5.0
-    clip_partial: bool = False
+    accumulation: int = 1  # batches summed up for one update
+    clip_norm: float = 5.0  # longest gradient
+    clip_partial: bool = False  # sums of some of an update's batches are clipped before the rest is added
     precision: Precision = "auto"
-    checkpoint_every: int = 250
-    log_every: int = 50
-    validate_every: int = 0
-    monitor: str = "validation accuracy"
-    patience: int = 0
+    checkpoint_every: int = 250  # iterations
+    log_every: int = 50  # iterations
+    validate_every: int = 0  # iterations; 0: never
+    monitor: str = "validation accuracy"  # figure of the validation that should be high
+    patience: int = 0  # validations without a new best that end the run; 0: it goes on to the last iteration
 
 
 class Task(ABC, Generic[Batch]):
-    """What is trained. network: on its device; aux_head: trained beside it and thrown away, or None; average: the
-    mean of the network's weights (see `make_weight_average`); optimiser: its groups' learning rates are multiplied by
-    `rate`."""
+    """What is trained, and on what. One for each recipe."""
 
-    network: Network
-    aux_head: nn.Module | None = None
-    average: AveragedModel
-    optimiser: torch.optim.Optimizer
+    network: Network  # on its device
+    aux_head: nn.Module | None = None  # trained beside the network and thrown away
+    average: AveragedModel  # of the network's weights, see `make_weight_average`
+    optimiser: torch.optim.Optimizer  # its learning rates are multiplied by `rate`
 
     @abstractmethod
     def rate(self, iteration: int) -> float:
@@ -78,7 +69,7 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def step(self, batch: Batch, state: State, iteration: int, autocast: Autocast) -> tuple[dict[str, LossTerm], State]:
-        """The terms of a batch's loss, and the state to carry on. `autocast()` is where lower precision may be used."""
+        """The terms of a batch's loss, and the state to carry on. Lower precision may be used inside `autocast()`."""
 
     @abstractmethod
     def describe(self, batch: Batch) -> str:

@@ -10,8 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from engines.errors import UsageError
-from engines.names import DatasetKind
-from stream.commands.options import EngineName, Hop, ModelName
+from stream.commands.options import EngineName, Hop, Kind, MediaFolder, ModelName
 
 if TYPE_CHECKING:
     from engines.model.contract import Contract
@@ -100,9 +99,8 @@ class _Unfused:
 def data(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
          model: Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
              "A bundled model, a model file or an architecture such as gsf-resnet50."))] = "gesture",
-         kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
-         media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
-             "Where the recordings are, when not with the annotations."))] = None,
+         kind: Kind = "auto",
+         media: MediaFolder = None,
          workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that decode.")] = 1,
          json: AsJson = False) -> None:
     """Compare the frames a second that a dataset's recordings give with those that training a model takes.
@@ -154,9 +152,9 @@ def soak(model: ModelName = "gesture", engine: EngineName = "auto",
     """
     from stream.service.bench.soak import soak as watch
 
-    seen = watch(model, minutes, engine)
-    print(f"{seen.minutes:.1f} minutes of stream, {seen.predictions} predictions: {seen.resident_mb:.0f} MB "
-          f"resident (largest {seen.largest_mb:.0f}), growing {seen.slope_mb_per_minute:+.3f} MB a minute")
+    report = watch(model, minutes, engine)
+    print(f"{report.minutes:.1f} minutes of stream, {report.predictions} predictions: {report.resident_mb:.0f} MB "
+          f"resident (largest {report.largest_mb:.0f}), growing {report.slope_mb_per_minute:+.3f} MB a minute")
 
 
 def _print_report(report: Any, text: list[str], as_json: bool) -> None:

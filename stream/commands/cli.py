@@ -48,9 +48,9 @@ app = typer.Typer(name="gatestream", cls=_Commands, no_args_is_help=True, rich_m
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-def _show_versions(wanted: bool) -> None:
-    """One line for a report of a fault, told by what is installed: importing torch takes seconds."""
-    if not wanted:
+def _show_versions(asked: bool) -> None:
+    """Prints one line for the report of a fault, from what pip has installed: importing torch takes seconds."""
+    if not asked:
         return
     from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: Exception, debug: bool) -> int:
-    """Says in one line what went wrong; the exit code."""
+    """Prints in one line what went wrong; returns the exit code."""
     if is_interrupt(error):
         return INTERRUPTED
     if debug:

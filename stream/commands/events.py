@@ -16,7 +16,7 @@ from stream.commands.output import utf8_stdout
 commands = typer.Typer()
 
 
-def _moment(text: str) -> float:
+def _parse_time(text: str) -> float:
     """Seconds, or a date and time of this machine's zone."""
     try:
         return float(text)
@@ -37,9 +37,9 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
            label: Annotated[str | None, typer.Option(metavar="NAME", help="Only this label.")] = None,
            camera: Annotated[str | None, typer.Option(metavar="NAME", help="Only this camera.")] = None,
            head: Annotated[str | None, typer.Option(metavar="NAME", help="Only this head of the model.")] = None,
-           since: Annotated[float | None, typer.Option(metavar="TIME", parser=_moment, help=(
+           since: Annotated[float | None, typer.Option(metavar="TIME", parser=_parse_time, help=(
                "Only what ends at or after this: seconds, or 2026-01-31T14:05."))] = None,
-           until: Annotated[float | None, typer.Option(metavar="TIME", parser=_moment,
+           until: Annotated[float | None, typer.Option(metavar="TIME", parser=_parse_time,
                                                        help="Only what starts by then.")] = None,
            min_score: Annotated[float | None, typer.Option(min=0, max=1, metavar="P",
                                                            help="Only what scored at least this.")] = None,

@@ -42,7 +42,7 @@ def models(name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Sho
     if card is not None and card.is_file():
         from rich.markdown import Markdown
         console.print(Markdown(card.read_text(encoding="utf-8")))
-    for line in _facts(model.contract):
+    for line in _describe(model.contract):
         console.print(line, markup=False)
 
 
@@ -62,7 +62,7 @@ def _list_models(console: Any) -> None:
 
 
 def _list_engines(console: Any) -> None:
-    """The engine cache. Entries of models that are no longer here are shown by their digest."""
+    """Prints the engine cache. An entry of a model that is not bundled is named by the model's digest."""
     from rich.table import Table
 
     from engines.model.file import bundled, load
@@ -79,7 +79,7 @@ def _list_engines(console: Any) -> None:
     console.print(f"engine cache: {cache.cache_dir()}", markup=False, soft_wrap=True)
 
 
-def _facts(contract: Contract) -> list[str]:
+def _describe(contract: Contract) -> list[str]:
     seen_s = contract.clip_frames * contract.window_clips / contract.frame_rate
     return [f"{contract.name}: {contract.architecture}, {contract.frame_rate:g} frames/s, "
             f"{contract.input_size_hw[1]}x{contract.input_size_hw[0]} pixels, window {seen_s:.1f} s",
@@ -163,7 +163,7 @@ def import_official(
 
       gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
     """
-    model_to_write(out)
+    check_model_path(out)
     from engines.model.import_official import import_official as write
     from engines.model.import_official import read_labels
 
@@ -174,8 +174,8 @@ def import_official(
           f"{len(names)} classes")
 
 
-def model_to_write(out: Path) -> None:
-    """Refuses a name that is no model file's or cannot be written, before anything else is done."""
+def check_model_path(out: Path) -> None:
+    """Raises UsageError or SinkError where no model file of this name can be written; called before any work."""
     from stream.sinks.base import output_path
 
     if out.suffix != ".safetensors":

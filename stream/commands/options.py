@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from engines.datasets.kinds import DatasetKind
+from engines.errors import UsageError
 from engines.runtime.registry import ENGINES
 
 ModelName = Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A bundled model or a model file.")]
@@ -15,8 +18,19 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled m
 EngineName = Annotated[str, typer.Option(
     metavar="NAME|FILE",
     help=f"What runs the network: auto, {', '.join(ENGINES)}, or a file of gatestream export.")]
+Kind = Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")]
+MediaFolder = Annotated[Path | None, typer.Option("--media", metavar="FOLDER", help=(
+    "Where the recordings are, when not with the annotations."))]
 Hop = Annotated[int | None, typer.Option(min=1, metavar="N", help=(
     "With a bidirectional model: score its clips again after every N frames. Default: as the model says."))]
+
+
+def parse_size_hw(text: str) -> tuple[int, int]:
+    """96x72 -> (72, 96). Raises UsageError."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size {text}", "WIDTHxHEIGHT in pixels, such as 96x72", "write it like that")
+    return int(height), int(width)
 
 
 def in_panels(panels: Mapping[str, str]) -> type[TyperCommand]:

@@ -27,7 +27,7 @@ SourceName = Annotated[str, typer.Argument(
 JsonTarget = Annotated[str | None, typer.Option(
     metavar="FILE|-", help="Write each result as a line of JSON; -: stdout.")]
 LogTarget = Annotated[Path | None, typer.Option(metavar="FILE.db", help="Add events to a log; see gatestream events.")]
-VideoTarget = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the video with what was seen drawn in.")]
+VideoTarget = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the video with the results drawn in.")]
 MaxSeconds = Annotated[float | None, typer.Option(min=0, metavar="S", help="Stop after S seconds of the stream.")]
 MaxFrames = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N camera frames.")]
 Policy = Annotated[Literal["auto", "every", "newest"], typer.Option(
@@ -52,7 +52,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
 
       gatestream run sim://gestures           the same until Ctrl-C
 
-      gatestream run 0 --log events.db        a webcam; its events are kept
+      gatestream run 0 --log events.db        a webcam; its events go into a log
 
       gatestream run in.mp4 --save-video out.mp4
 
@@ -72,7 +72,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
         loaded = engines.load(model)
         opened = stack.enter_context(open_source(source, camera=camera, policy=policy, fps=fps))
         sinks: list[Sink] = []
-        if log is not None:  # first: an event is durable before anyone hears of it
+        if log is not None:  # first: an event is durable before it is shown
             from stream.sinks.log import EventLog
             name = mask_secrets(source) if parse_scheme(source) else source
             sinks.append(stack.enter_context(EventLog(log, loaded.contract.name, name)))
@@ -86,10 +86,11 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
             sinks.append(stack.enter_context(AnnotatedVideo(save_video, opened.info.fps, loaded.contract.background)))
         compiled = engines.compile(loaded, engine=engine, slots=1, hop=hop)
         recognizer = stack.enter_context(Recognizer(loaded, compiled))
-        console = _console(json)
+        console = _open_console(json)
         if console is not None:
             title = f"{loaded.contract.name}, {compiled.name} {compiled.precision}"
-            view = TerminalView(opened.info.camera, title, loaded.contract.background, console)
+            view = TerminalView(opened.info.camera, title, loaded.contract.background, console,
+                                live=opened.info.live)
             sinks.append(stack.enter_context(view))
         stack.enter_context(stop_on_signals(opened, stop))
         raise_if_interrupted()
@@ -119,7 +120,7 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
     print(f"{out}: {frames} frames")
 
 
-def _console(json: str | None) -> Console | None:
+def _open_console(json: str | None) -> Console | None:
     """Where the view goes: stdout, or stderr when results take stdout; not at all where nobody would look."""
     from rich.console import Console
 

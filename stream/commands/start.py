@@ -1,7 +1,7 @@
-"""The program's start: looks whether the packages it consists of are its own, before any of them is imported.
+"""The program's start: checks that the packages it consists of are its own, before any of them is imported.
 
 `engines`, `stream` and `demo` are common words. Another distribution's package of such a name overwrites ours, or comes
-before it on the path; what fails then names neither. Imports nothing of ours before it has looked.
+before it on the path; what fails then names neither. Imports nothing of ours before it has checked.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ def start() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        from engines.errors import is_interrupt
+
+        if is_interrupt(error):
+            return 130
+        raise
 
 
 class ForeignPackageError(ImportError):

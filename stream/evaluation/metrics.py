@@ -175,7 +175,7 @@ def average_precision(scores_TK: Array, targets_TK: Array) -> Array:
 
 
 def auroc(positive: Sequence[float] | Array, negative: Sequence[float] | Array) -> float:
-    """How surely a score tells positives from negatives: 1 always, 0.5 not at all."""
+    """How well a score separates positives from negatives: 1 always, 0.5 not at all."""
     from sklearn.metrics import roc_auc_score
 
     if not len(positive) or not len(negative):

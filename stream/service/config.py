@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -245,17 +246,14 @@ def _key_lines(text: str) -> dict[KeyPath, int]:
     """The line of every table and key of a valid TOML text."""
     lines: dict[KeyPath, int] = {(): 1}
     table: KeyPath = ()
-    counts: dict[str, int] = {}
+    counts: Counter[KeyPath] = Counter()
     for number, line in enumerate(text.splitlines(), 1):
-        if found := re.match(r"\s*\[\[\s*([\w.-]+)\s*\]\]", line):
-            counts[found[1]] = counts.get(found[1], -1) + 1
-            table = (*found[1].split("."), counts[found[1]])
-            lines[table] = number
-        elif found := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
-            table = tuple(found[1].split("."))
-            lines[table] = number
-        elif found := re.match(r"\s*([\w.-]+)\s*=", line):
-            lines[(*table, *found[1].split("."))] = number
+        if found := re.match(r"\s*(\[{0,2})\s*([\w.-]+)\s*[]=]", line):
+            path: KeyPath = tuple(found[2].split("."))
+            if found[1]:
+                table = (*path, counts[path]) if found[1] == "[[" else path
+                counts[path] += 1
+            lines[table if found[1] else (*table, *path)] = number
     return lines
 
 

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stream.wire import Message
+from engines.errors import FrameError
+from stream.frame import Image
+from stream.wire import Limits, Message, decode
 
 MOST_BYTES = 256 * 1024 * 1024  # of all cameras
 
@@ -22,6 +24,13 @@ class PendingFrame:
     captured_at: float  # Unix time
     arrived_at: float  # steady clock
     passed_at: float | None = None  # capture time of the last frame that the clock passed over since then
+
+    def image(self, limits: Limits) -> Image | None:
+        """The picture, BGR uint8 [H, W, 3]; None if it cannot be decoded."""
+        try:
+            return decode(self.message, limits)
+        except FrameError:
+            return None
 
 
 class RecentFrames:

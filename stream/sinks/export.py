@@ -1,4 +1,4 @@
-"""Writes logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT, ELAN."""
+"""Logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT, ELAN."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from stream.sinks.base import write_text
 from stream.sinks.log import LoggedEvent, find_run, read_events
 
 Writer = Callable[[Sequence[LoggedEvent], TextIO], object]
+UNIX_TIMES_S = 1e9  # from here on: no file is 31 years long
 ELAN_SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
 
 
 def write_table(found: Sequence[LoggedEvent], out: TextIO) -> None:
-    """A table for people."""
+    """A table for people: times of live events are this machine's wall clock, of files seconds."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("camera", "head", "label"):
         table.add_column(name, overflow="fold")
-    for name in ("start s", "end s", "length s", "score"):
+    for name in ("start", "end", "length s", "score"):
         table.add_column(name, justify="right", no_wrap=True)
     for _, _, event in found:
-        table.add_row(event.camera, event.head, event.label, f"{event.started_at:.2f}", f"{event.ended_at:.2f}",
-                      f"{event.ended_at - event.started_at:.2f}", f"{event.score:.2f}")
+        table.add_row(event.camera, event.head, event.label, _table_time(event.started_at, "%Y-%m-%d %H:%M:%S"),
+                      _table_time(event.ended_at, "%H:%M:%S"), f"{event.ended_at - event.started_at:.2f}",
+                      f"{event.score:.2f}")
     Console(file=out, markup=False, highlight=False).print(table)
 
 
@@ -106,6 +108,10 @@ def export(path: str | Path, out: TextIO, form: str = "table", run: int | None =
     else:
         raise UsageError(f"format {form!r}", f"one of {', '.join((*WRITERS, *OF_ONE_RUN))}", "choose one with --format")
     write_text(out, text.getvalue(), getattr(out, "name", "the output"))
+
+
+def _table_time(at: float, form: str) -> str:
+    return f"{at:.2f}" if at < UNIX_TIMES_S else datetime.fromtimestamp(at).strftime(form)
 
 
 def _vtt_time(seconds: float) -> str:

@@ -1,5 +1,4 @@
-"""Logged events as the annotation files of public datasets: what was recognised, and looked through, becomes training
-data."""
+"""Logged events as the annotation files of public datasets, to train from."""
 
 from __future__ import annotations
 
@@ -46,8 +45,9 @@ def write_something(folder: Path, found: Sequence[LoggedEvent]) -> list[str]:
                for name, each in zip(names, found, strict=True)]
     with sink_errors("writing", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, said in (("labels", {label: str(number) for number, label in enumerate(labels)}), ("train", records)):
-            (folder / f"{name}.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+        numbers = {label: str(number) for number, label in enumerate(labels)}
+        for name, table in (("labels", numbers), ("train", records)):
+            (folder / f"{name}.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     return names
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ MAX_SIDE = 1920
 MIN_SIDE = 16  # codecs work in blocks of this
 MAX_HOLD_S = 5.0
 RESERVE_BYTES = 32_000_000
+TICKS = 1000  # a second, of the clock in `write_video`
 
 
 class AnnotatedVideo(Sink):
@@ -92,10 +94,10 @@ class AnnotatedVideo(Sink):
                 self.part.unlink()
             return
         try:
-            with _faults("finishing", self.part):
+            with _ffmpeg_errors("finishing", self.part):
                 self._video.mux(self._stream.encode())
         finally:
-            with _faults("finishing", self.part):
+            with _ffmpeg_errors("finishing", self.part):
                 self._video.close()
         with sink_errors("renaming", self.part):
             os.replace(self.part, self.path)
@@ -105,7 +107,7 @@ class AnnotatedVideo(Sink):
         scale = min(1.0, MAX_SIDE / max(height, width))
         self._size_hw = (_even(height * scale), _even(width * scale))
         form, (codec, pixels, options) = KINDS[self.path.suffix.lower()]
-        with _faults("opening", self.part):
+        with _ffmpeg_errors("opening", self.part):
             self._video = av.open(self.part, "w", format=form)
             self._stream = self._video.add_stream(codec, Fraction(self.frame_rate).limit_denominator(1001),
                                                   options=options)
@@ -116,7 +118,7 @@ class AnnotatedVideo(Sink):
         assert self._video is not None
         picture = av.VideoFrame.from_ndarray(image, format="bgr24")
         picture.pts = self._written
-        with _faults("writing", self.part):
+        with _ffmpeg_errors("writing", self.part):
             self._video.mux(self._stream.encode(picture))
         self._written += 1
 
@@ -129,8 +131,39 @@ class AnnotatedVideo(Sink):
                             "free space on the disk; the video up to here is kept")
 
 
+def write_video(path: Path, images: Iterable[tuple[float, Image]], max_height: int | None = None) -> bool:
+    """Writes H.264 in MP4, each picture at its own time (seconds, in order), in the size of the first.
+
+    max_height: pixels, to which larger pictures are scaled. Returns whether there was any picture. Nothing is left of a
+    video that fails. Raises SinkError, and what `images` raises.
+    """
+    pictures = iter(images)
+    first = next(pictures, None)
+    if first is None:
+        return False
+    scale = min(1.0, max_height / first[1].shape[0]) if max_height else 1.0
+    height, width = (max(2, round(side * scale) // 2 * 2) for side in first[1].shape[:2])
+    part, last = path.with_suffix(".part"), -1
+    try:
+        with _ffmpeg_errors("writing", path):
+            with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
+                stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.codec_context.time_base = Fraction(1, TICKS)
+                for at, image in chain([first], pictures):
+                    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+                    last = max(last + 1, round((at - first[0]) * TICKS))
+                    frame.pts, frame.time_base = last, Fraction(1, TICKS)
+                    video.mux(stream.encode(frame.reformat(width, height)))
+                video.mux(stream.encode())
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
 @contextmanager
-def _faults(what: str, path: Path) -> Iterator[None]:
+def _ffmpeg_errors(what: str, path: Path) -> Iterator[None]:
     """FFmpeg's exceptions as SinkError."""
     with sink_errors(what, path):
         try:

@@ -48,14 +48,14 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
         return Webcam(int(spec), camera, policy)
     if scheme in ("rtsp", "rtsps", "http", "https"):
         from stream.sources.network import open_network
-        return _paced(open_network(spec, camera, policy), policy)
+        return _pace(open_network(spec, camera, policy), policy)
     if scheme == "sim":
         from stream.sources.simulated import SimulatedSource
         return SimulatedSource(spec, camera=camera, policy=policy)
     if scheme == "zmq":
         from stream.sources.subscriber import Subscriber
         return Subscriber(spec, camera, policy)
-    return _paced(_open_path(spec, camera, fps), policy)
+    return _pace(_open_path(spec, camera, fps), policy)
 
 
 def check_source(spec: str) -> None:
@@ -70,10 +70,10 @@ def check_source(spec: str) -> None:
                          "check the address")
     path = Path(spec).expanduser()
     if scheme is None and not spec.isdecimal() and not path.exists() and not glob.has_magic(spec):
-        raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))
+        raise UsageError(f"{spec!r}: no such file", KNOWN, _suggest(path))
 
 
-def _paced(source: Source, policy: Policy) -> Source:
+def _pace(source: Source, policy: Policy) -> Source:
     if policy != "newest" or source.info.live:
         return source
     from stream.sources.paced import PacedSource
@@ -109,10 +109,10 @@ def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
             raise UsageError(f"{spec}: no image has such a name", "a pattern such as 'frames/*.jpg'",
                              "check the folder and the ending")
         return ImageFiles(paths, camera or paths[0].resolve().parent.name, fps)
-    raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))  # it has gone since it was checked
+    raise UsageError(f"{spec!r}: no such file", KNOWN, _suggest(path))  # it has gone since it was checked
 
 
-def _near(path: Path) -> str:
+def _suggest(path: Path) -> str:
     """What to do about a name that is not there."""
     folder = path.parent
     if not folder.is_dir():

@@ -1,7 +1,4 @@
-"""The capture seam: cv2.VideoCapture behind four calls, its errors mapped and its chatter silenced.
-
-`FakeCapture` plays a script instead; readers and their tests need no camera.
-"""
+"""The capture seam: cv2.VideoCapture behind four calls, its errors mapped and its messages silenced."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ class Capture(Protocol):
     def release(self) -> None: ...
 
 
-def picture(capture: Capture) -> Image | None:
+def retrieve_bgr(capture: Capture) -> Image | None:
     """The frame just grabbed, as BGR; None for one that cannot be decoded or used."""
     image = capture.retrieve()
     try:
@@ -64,7 +61,7 @@ def silence_opencv() -> None:
 
 @contextmanager
 def silence_stderr() -> Iterator[None]:
-    """libpng and libjpeg write to file descriptor 2 themselves and know no switch; meanwhile it leads nowhere."""
+    """Discards file descriptor 2 meanwhile: libpng and libjpeg write there themselves and have no switch."""
     with _stderr:
         try:
             saved = os.dup(2)
@@ -133,37 +130,3 @@ class OpenCvCapture:
 
     def release(self) -> None:
         self._capture.release()
-
-
-class FakeCapture:
-    """Plays `script`: an image with its stream time, None for a failed grab, an exception to raise.
-
-    After the script every grab fails.
-    """
-
-    claimed_frames: int | None = None
-
-    def __init__(self, script: Iterable[tuple[Image | None, float] | BaseException | None],
-                 fps: float | None = None) -> None:
-        self._script: Iterator[tuple[Image | None, float] | BaseException | None] = iter(script)
-        self._now: tuple[Image | None, float] = (None, math.nan)
-        self.size_hw: tuple[int, int] | None = None
-        self.fps = fps
-        self.released = False
-
-    def grab(self) -> bool:
-        step = next(self._script, None)
-        if isinstance(step, BaseException):
-            raise step
-        if step is not None:
-            self._now = step
-        return step is not None
-
-    def retrieve(self) -> Image | None:
-        return self._now[0]
-
-    def position_s(self) -> float:
-        return self._now[1]
-
-    def release(self) -> None:
-        self.released = True

@@ -47,7 +47,7 @@ def read_image(path: Path) -> Image:
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """The image that these bytes of a file are. Raises FrameError, which names it."""
+    """Decodes the bytes of an image file; `name` is for messages. Raises FrameError."""
     size_hw = parse_size_hw(data)
     if size_hw is not None:
         check_size(size_hw)
@@ -76,11 +76,7 @@ class ImageFiles(Source):
     def __init__(self, paths: Sequence[Path], camera: str, fps: float | None = None) -> None:
         self._paths = sorted(paths, key=natural_key)
         self._fps = fps or DEFAULT_FPS
-        self._closed = False
         self.info = SourceInfo(camera, False, None, self._fps, len(self._paths))
-
-    def close(self) -> None:
-        self._closed = True
 
     def frames(self) -> Iterator[Frame | Gap]:
         lost, refusal = 0, None

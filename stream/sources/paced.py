@@ -9,8 +9,6 @@ from dataclasses import replace
 from stream.frame import Frame, Gap
 from stream.sources.base import Source
 
-SLICE_S = 0.1  # how soon `close` ends a wait
-
 
 class PacedSource(Source):
     """`source`, each frame not before its time. A frame whose successor is already due is lost, and counted."""
@@ -19,11 +17,10 @@ class PacedSource(Source):
                  sleep: Callable[[float], None] = time.sleep) -> None:
         self._source, self._now, self._sleep = source, now, sleep
         self._skipped = 0
-        self._closed = False
         self.info = source.info
 
     def close(self) -> None:
-        self._closed = True
+        super().close()
         self._source.close()
 
     def frames(self) -> Iterator[Frame | Gap]:
@@ -42,15 +39,11 @@ class PacedSource(Source):
                     self.lost += 1
                     waiting = replace(item, lost=item.lost + waiting.lost + 1)
                     continue
-                if not self._wait_until(start_s + waiting.captured_at):
+                if not self._wait_until(start_s + waiting.captured_at, self._now, self._sleep):
                     return
                 yield waiting
             waiting = item
         self.lost = self._source.lost + self._skipped
-        if waiting is not None and start_s is not None and self._wait_until(start_s + waiting.captured_at):
+        if waiting is not None and start_s is not None \
+                and self._wait_until(start_s + waiting.captured_at, self._now, self._sleep):
             yield waiting
-
-    def _wait_until(self, due_s: float) -> bool:
-        while not self._closed and (left_s := due_s - self._now()) > 0:
-            self._sleep(min(left_s, SLICE_S))
-        return not self._closed

@@ -1,10 +1,8 @@
-"""Recordings that replay exactly: every frame as it was, with the time it was taken, in one SQLite file.
-
-    open_source("desk.frames")                          # gatestream run desk.frames: the same events
+"""Recordings that replay exactly: every frame with the time it was taken, in one SQLite file.
 
     about(camera, fps) ; frames(id, at, number, lost, image) ; gaps(before, at, seconds, action)
 
-Images are PNG, which loses nothing. A gap comes before the frame with id `before`. What was recorded before a crash can
+Images are PNG, which loses nothing. A gap comes before the frame with id `before`. A recording that a crash ended can
 be replayed.
 """
 
@@ -34,7 +32,7 @@ PRAGMA user_version = {VERSION};
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a file is one of these, as its first bytes tell."""
+    """Whether the file's first bytes are those of a recording."""
     try:
         with path.open("rb") as file:
             head = file.read(72)
@@ -44,16 +42,16 @@ def is_recording(path: Path) -> bool:
 
 
 class Replay(Source):
-    """A recording as a source: the frames and gaps that were recorded. Raises SourceError for a file that is none."""
+    """A recording as a source of its frames and gaps. Raises SourceError for a file that is none."""
 
     def __init__(self, path: Path, camera: str | None = None) -> None:
-        self._path, self._closed = path, False
-        with closing(self._opened()) as db:
+        self._path = path
+        with closing(self._open()) as db:
             name, fps = db.execute("SELECT camera, fps FROM about").fetchone() or ("", None)
             [count] = db.execute("SELECT count(*) FROM frames").fetchone()
         self.info = SourceInfo(camera or name, False, None, fps, count)
 
-    def _opened(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         try:
             db = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
             [version] = db.execute("PRAGMA user_version").fetchone()
@@ -68,12 +66,9 @@ class Replay(Source):
         return SourceError(f"{self._path} ({why})", f"a recording of version {VERSION}, as gatestream record writes it",
                            "check the file")
 
-    def close(self) -> None:
-        self._closed = True
-
     def frames(self) -> Iterator[Frame | Gap]:
         try:
-            with closing(self._opened()) as db:
+            with closing(self._open()) as db:
                 yield from self._read(db)
         except sqlite3.Error as error:
             raise self._unreadable(str(error)) from error

@@ -13,16 +13,16 @@ from stream.frame import Frame, Gap
 from stream.sources.base import Policy, Source, SourceInfo
 from stream.wire import Limits, Message, decode, parse
 
-SLICE_MS = 100  # `close` is noticed so soon
+SLICE_MS = 100  # how soon `close` is noticed
 GIVE_UP_S = 120.0  # without a picture: as other network cameras
 NEWEST, EVERY = 2, 1000  # messages that may wait
 
 
 class Subscriber(Source):
-    """zmq://host:port dials a publisher; with ?camera=NAME only that camera's pictures of it are taken.
+    """zmq://host:port connects to a publisher; ?camera=NAME takes only that camera's pictures.
 
-    captured_at is what the sender says, else when the message came. With `newest` older messages are passed over.
-    Raises UsageError for an address that cannot be.
+    captured_at is what the sender states, else when the message came. With `newest` older messages are dropped.
+    Raises UsageError for another form of address.
     """
 
     def __init__(self, spec: str, camera: str | None = None, policy: Policy = "auto",
@@ -38,7 +38,7 @@ class Subscriber(Source):
         self._only = wanted.get("camera")
         self.info = SourceInfo(camera or self._only or f"{parts.hostname}:{port}", True, None, None, None)
         self._newest, self._wall, self._steady = policy != "every", wall, steady
-        self._closed, self._what = False, spec
+        self._what = spec
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
@@ -49,20 +49,20 @@ class Subscriber(Source):
 
     def frames(self) -> Iterator[Frame | Gap]:
         index, unseen = -1, 0
-        heard_at = self._steady()
+        received_at = self._steady()
         try:
             while not self._closed:
                 if not self._socket.poll(SLICE_MS):
-                    if self._steady() - heard_at > GIVE_UP_S:
+                    if self._steady() - received_at > GIVE_UP_S:
                         raise SourceError(f"{self._what}: no picture for {GIVE_UP_S:g} s", "a publisher that sends",
                                           "check that it runs and binds that address")
                     continue
-                found, lost = self._received()
+                found, lost = self._receive()
                 unseen += lost
                 self.lost += lost
                 if found is None:
                     continue
-                heard_at = self._steady()
+                received_at = self._steady()
                 if found.end:
                     return
                 try:
@@ -77,8 +77,8 @@ class Subscriber(Source):
         finally:
             self._context.destroy(linger=0)
 
-    def _received(self) -> tuple[Message | None, int]:
-        """The message to take, the newest if that is what counts; and how many were passed over or spoilt."""
+    def _receive(self) -> tuple[Message | None, int]:
+        """The next message, or the newest by policy; and how many were dropped or could not be parsed."""
         found: Message | None = None
         lost = 0
         while True:
@@ -95,6 +95,3 @@ class Subscriber(Source):
             found = message
             if not self._newest or message.end:
                 return found, lost
-
-    def close(self) -> None:
-        self._closed = True

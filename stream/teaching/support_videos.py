@@ -1,4 +1,4 @@
-"""Recordings to teach from: which there are, and what the engine makes of them.
+"""The recordings of a folder, and the support clips that an engine makes of them.
 
     FOLDER/wave/1.mp4           a recording is a video file
     FOLDER/wave/2/0001.jpg ...  or a folder of images
@@ -16,24 +16,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.datasets.footage import VIDEO_SUFFIXES
+from engines.datasets.media import is_video
 from engines.errors import DatasetError, SourceError, UsageError
 from engines.model.file import Model
 from engines.model.preprocess import prepare
-from engines.runtime.engine import Engine, StepResult
+from engines.runtime.engine import Engine
 from engines.training.support_clips import SupportClip, action_span
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
+from stream.scoring import Scores
 from stream.sources import open_source
 from stream.sources.images import is_image, natural_key
-from stream.window import Window
 
 BACKGROUNDS = frozenset({"background", "idle", "nothing", "none", "unclassified"})
 CAMERA = "teaching"
-TICKS_LEAST = 3  # of the model's clock, in a recording that teaches anything
+MIN_TICKS = 3  # of the model's clock, in a recording
 
 
-class Play(NamedTuple):
+class Playback(NamedTuple):
     """How a recording is played: at this speed, its first image held before it and its last one after it."""
 
     speed: float = 1.0
@@ -41,18 +41,18 @@ class Play(NamedTuple):
     after_s: float = 0.0
 
 
-PLAYS = (Play(), Play(1.0, 1.2, 1.0), Play(0.75, 0.6, 1.0), Play(1.33, 0.3, 0.6))
+PLAYBACKS = (Playback(), Playback(1.0, 1.2, 1.0), Playback(0.75, 0.6, 1.0), Playback(1.33, 0.3, 0.6))
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A video file or a folder of images, and what it shows."""
+class SupportVideo:
+    """A video file or a folder of images, and the label of what it shows."""
 
     path: Path
     label: str
 
 
-def find(folder: Path, background: str, idle: Sequence[Path] = ()) -> list[Recording]:
+def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> list[SupportVideo]:
     """The recordings of a folder with a folder for each label, and of folders of idle footage.
 
     Raises UsageError where there is no such folder, DatasetError for a folder without labels, a label without
@@ -67,32 +67,31 @@ def find(folder: Path, background: str, idle: Sequence[Path] = ()) -> list[Recor
     if all(label == background for _, label in labelled):
         raise DatasetError(f"{folder}, which has no folder of a label in it", "a folder for each label, named after "
                            "it, with its recordings", "make one, such as " + str(folder / "wave"))
-    found: dict[str, Recording] = {}
+    found: dict[str, SupportVideo] = {}
     for place, label in (*labelled, *((place, background) for place in idle)):
-        paths = list(_recordings(place))
+        paths = list(_videos(place))
         if not paths:
             raise DatasetError(f"{place}, which has no recordings", "video files, or folders of images",
                                "record some, or remove the folder")
         for path in paths:
-            recording = Recording(path, label)
-            twin = found.setdefault(_digest(path), recording)
+            twin = found.setdefault(_digest(path), SupportVideo(path, label))
             if twin.label != label:
                 raise DatasetError(f"{path} and {twin.path}, which are the same", "each recording under one label",
                                    "remove it where it does not belong")
     return list(found.values())
 
 
-def _recordings(place: Path) -> Iterator[Path]:
+def _videos(place: Path) -> Iterator[Path]:
     entries = sorted((entry for entry in place.iterdir() if not entry.name.startswith(".")), key=natural_key)
     if any(is_image(entry) for entry in entries):
         yield place
     for entry in entries:
-        if entry.suffix.lower() in VIDEO_SUFFIXES or (entry.is_dir() and any(map(is_image, entry.iterdir()))):
+        if is_video(entry) or (entry.is_dir() and any(map(is_image, entry.iterdir()))):
             yield entry
 
 
 def _digest(path: Path) -> str:
-    """Of a recording's content; two with the same are the same."""
+    """The checksum of a recording's content."""
     files = sorted(filter(is_image, path.iterdir()), key=natural_key) if path.is_dir() else [path]
     total = hashlib.sha256()
     try:
@@ -104,39 +103,38 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
-class Watcher:
-    """Plays recordings to an engine just as live use would, and keeps what the engine makes of them."""
+class FeatureExtractor:
+    """Plays recordings to an engine just as live use would, and collects its features. The caller closes the engine."""
 
     def __init__(self, model: Model, engine: Engine, fps: float | None = None) -> None:
-        """fps: the rate of images. Closing the engine is the caller's part."""
+        """fps: the rate of images."""
         self._model, self._fps = model, fps
         contract = model.contract
-        self._tap = _Tap(engine)
         ready = Model(contract.model_copy(update={"cover_hw": contract.input_size_hw}), model.tensors, model.digest)
-        self._recognizer = Recognizer(ready, self._tap)
+        self._recognizer = Recognizer(ready, engine)
 
-    def lessons(self, recording: Recording, name: str, background: str) -> list[SupportClip]:
-        """A lesson of each play. Raises SourceError for what cannot be read, DatasetError for what is too short."""
-        images, times_s = self._decoded(recording.path)
+    def extract(self, video: SupportVideo, name: str, background: str) -> list[SupportClip]:
+        """A support clip for each playback. Raises SourceError where it cannot be read, DatasetError if too short."""
+        images, times_s = self._decode(video.path)
         rate = self._model.contract.frame_rate
-        natural = self._played(images, times_s, PLAYS[0])
-        T = len(natural.features_TD)
-        if T < TICKS_LEAST:
-            raise DatasetError(f"{recording.path}, of {times_s[-1]:.2f} s", f"{TICKS_LEAST / rate:.2f} s or more",
+        natural = self._play(images, times_s, PLAYBACKS[0])
+        if len(natural.features_TD) < MIN_TICKS:
+            raise DatasetError(f"{video.path}, of {times_s[-1]:.2f} s", f"{MIN_TICKS / rate:.2f} s or more",
                                "record it again, a little longer")
-        if recording.label == background:
+        if video.label == background:
             return [SupportClip(name, background, natural.features_TD, natural.windows_TD, 0, 0)]
         started, ended = action_span(natural.motion_T)
-        made = [SupportClip(name, recording.label, natural.features_TD, natural.windows_TD, started, ended)]
-        for play in PLAYS[1:]:
-            seen = self._played(images, times_s, play)
-            first = round(play.before_s * rate + started / play.speed)
-            last = min(max(round(play.before_s * rate + ended / play.speed), first + 1), len(seen.features_TD))
-            made.append(SupportClip(name, recording.label, seen.features_TD, seen.windows_TD, min(first, last - 1),
-                                    last, natural=False))
-        return made
+        clips = [SupportClip(name, video.label, natural.features_TD, natural.windows_TD, started, ended)]
+        for playback in PLAYBACKS[1:]:
+            played = self._play(images, times_s, playback)
+            first = round(playback.before_s * rate + started / playback.speed)
+            last = min(max(round(playback.before_s * rate + ended / playback.speed), first + 1),
+                       len(played.features_TD))
+            clips.append(SupportClip(name, video.label, played.features_TD, played.windows_TD, min(first, last - 1),
+                                     last, natural=False))
+        return clips
 
-    def _decoded(self, path: Path) -> tuple[list[Image], NDArray[np.float64]]:
+    def _decode(self, path: Path) -> tuple[list[Image], NDArray[np.float64]]:
         """Images at the model's size, and their seconds from the first one on."""
         images, times = [], []
         with open_source(str(path), camera=CAMERA, fps=self._fps if path.is_dir() else None) as source:
@@ -147,62 +145,36 @@ class Watcher:
         if not images:
             raise SourceError(f"{path}, of which no image can be read", "a video or images", "record it again")
         times_s = np.array(times) - times[0]
-        longest_s = self._model.contract.max_gap_s * min(play.speed for play in PLAYS)
+        longest_s = self._model.contract.max_gap_s * min(playback.speed for playback in PLAYBACKS)
         if len(times_s) > 1 and np.diff(times_s).max() > longest_s:
             raise DatasetError(f"{path}, with a hole of {np.diff(times_s).max():.2f} s in it",
                                f"holes of {longest_s:.2f} s at most", "record it again in one piece")
         return images, times_s
 
-    def _played(self, images: Sequence[Image], times_s: NDArray[np.float64], play: Play) -> _Seen:
-        contract = self._model.contract
-        self._tap.forget()
-        step_s = 1 / contract.frame_rate
-        before_s = np.arange(0, play.before_s - step_s / 2, step_s)
-        body_s = play.before_s + times_s / play.speed
-        after_s = body_s[-1] + np.arange(step_s, play.after_s + step_s / 2, step_s)
+    def _play(self, images: Sequence[Image], times_s: NDArray[np.float64], playback: Playback) -> _Played:
+        ticks: list[tuple[float, Scores]] = []
+        self._recognizer.score_listeners[CAMERA] = lambda at, _, scores: ticks.append((at, scores))
+        step_s = 1 / self._model.contract.frame_rate
+        before_s = np.arange(0, playback.before_s - step_s / 2, step_s)
+        body_s = playback.before_s + times_s / playback.speed
+        after_s = body_s[-1] + np.arange(step_s, playback.after_s + step_s / 2, step_s)
         shown = [*([images[0]] * len(before_s)), *images, *([images[-1]] * len(after_s))]
-        for image, at in zip(shown, np.concatenate([before_s, body_s, after_s]), strict=True):
-            self._recognizer.push(image, float(at), CAMERA)
+        image_at = dict(zip(np.concatenate([before_s, body_s, after_s]).tolist(), shown, strict=True))
+        for at, image in image_at.items():
+            self._recognizer.push(image, at, CAMERA)
         self._recognizer.flush(CAMERA)
-        features_TD = np.array(self._tap.features)
-        window = Window(contract.clip_frames, contract.window_clips, features_TD.shape[1], self._model.clip_fusion)
-        windows_TD = np.array([window.push(row_D).descriptor_D for row_D in features_TD])
-        return _Seen(features_TD, windows_TD, np.array(self._tap.motion))
+        motion, last = [], image_at[ticks[0][0]].astype(np.int16)
+        for at, _ in ticks:  # a held tick has no image of its own: nothing moves
+            image_i16 = image_at[at].astype(np.int16) if at in image_at else last
+            motion.append(float(np.abs(image_i16 - last).mean()))
+            last = image_i16
+        return _Played(np.array([scores.features_D for _, scores in ticks]),
+                       np.array([scores.descriptor_D for _, scores in ticks]), np.array(motion))
 
 
-class _Seen(NamedTuple):
-    """Of each tick since the last gap: features [T, D], window descriptors [T, D], change of the image [T]."""
+class _Played(NamedTuple):
+    """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
 
     features_TD: NDArray[np.float32]
     windows_TD: NDArray[np.float32]
     motion_T: NDArray[np.float64]
-
-
-class _Tap(Engine):
-    """An engine for one camera whose steps are kept since its last reset, but for the one that ends a stream."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.contract = engine, engine.contract
-        self.name, self.precision, self.slots = engine.name, engine.precision, 1
-        self.forget()
-
-    def forget(self) -> None:
-        self.features: list[NDArray[np.float32]] = []
-        self.motion: list[float] = []
-        self._last: NDArray[np.int16] | None = None
-
-    def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
-        result = self._engine.step(frames_u8_BHWC, slots)
-        image = frames_u8_BHWC[0].astype(np.int16)
-        self.motion.append(0.0 if self._last is None else float(np.abs(image - self._last).mean()))
-        self._last = image
-        self.features.append(result.features[0])
-        return result
-
-    def _reset(self, slots: Sequence[int]) -> None:
-        self._engine.reset(slots)
-        self.forget()
-
-    @property
-    def state_bytes(self) -> int:
-        return self._engine.state_bytes

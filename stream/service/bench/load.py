@@ -87,7 +87,7 @@ def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str 
     Raises UsageError off Linux, EngineError when the service does not start.
     """
     if not Path("/proc/self/statm").is_file():
-        raise UsageError(f"a service under load on {sys.platform}", "Linux, which tells of other processes",
+        raise UsageError(f"a service under load on {sys.platform}", "Linux, which shows what processes use",
                          "leave --cameras out here")
     contract = engines.load(model).contract
     with ExitStack() as stack:

@@ -12,32 +12,25 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
-from itertools import chain
-from pathlib import Path
-from typing import Any
 
-import av
-import numpy as np
-
-from engines.errors import FrameError, SinkError
-from stream.frame import ENGINE_RESTARTED, Image
+from engines.errors import SinkError
+from stream.frame import ENGINE_RESTARTED
 from stream.service.config import ClipsConfig
 from stream.service.egress.outbox import JsonRecord, ResultSink
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.base import sink_errors
 from stream.sinks.log import clip_name
-from stream.wire import Limits, decode
+from stream.sinks.video import write_video
+from stream.wire import Limits
 
 log = logging.getLogger("gatestream.service")
 
 LATE_S = 3.0  # a video waits so much longer than `after_s` for frames that do not come
 WAITING = 64  # videos that may wait to be written
-TICKS = 1000  # of a video's clock, a second
 NAME = re.compile(r"[0-9a-f]+-\d+_.*\.mp4")
 
 
@@ -141,7 +134,7 @@ class ClipRecorder(ResultSink):
             try:
                 self.counts["written"] += self._write_clip(clip)
                 self._delete_old()
-            except (SinkError, av.FFmpegError, ValueError) as error:
+            except (SinkError, ValueError) as error:
                 self.counts["failed"] += 1
                 log.error("the video %s cannot be written: %s", clip.name, error)
 
@@ -149,20 +142,8 @@ class ClipRecorder(ResultSink):
         """Whether there was any picture for the video."""
         frames = sorted((frame for frame in clip.frames if frame.captured_at <= clip.ends_at),
                         key=lambda frame: frame.captured_at)
-        images = ((frame.captured_at, image) for frame in frames if (image := self._picture(frame)) is not None)
-        first = next(images, None)
-        if first is None:
-            return False
-        path = self._settings.folder / clip.name
-        with sink_errors("writing", path):
-            write_video(path, chain([first], images), first[1].shape[:2])
-        return True
-
-    def _picture(self, frame: PendingFrame) -> Image | None:
-        try:
-            return decode(frame.message, self._limits)
-        except FrameError:
-            return None
+        images = ((frame.captured_at, image) for frame in frames if (image := frame.image(self._limits)) is not None)
+        return write_video(self._settings.folder / clip.name, images)
 
     def _delete_old(self) -> None:
         """Deletes videos of ours that are too old, then the oldest ones beyond the limit."""
@@ -174,24 +155,3 @@ class ClipRecorder(ResultSink):
                 left -= size
                 if left < 0 or changed_at < oldest:
                     path.unlink(missing_ok=True)
-
-
-def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tuple[int, int]) -> None:
-    """Writes H.264 in MP4, each picture at its own time (seconds, in order), scaled to one size.
-
-    The file is called NAME.part until it is complete. Raises av.FFmpegError, OSError."""
-    height, width = (side - side % 2 for side in size_hw)
-    part = path.with_suffix(".part")
-    with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
-        stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = max(2, width), max(2, height), "yuv420p"
-        stream.codec_context.time_base = Fraction(1, TICKS)
-        last, started_at = -1, None
-        for at, image in images:
-            started_at = at if started_at is None else started_at
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
-            last = max(last + 1, round((at - started_at) * TICKS))
-            frame.pts, frame.time_base = last, Fraction(1, TICKS)
-            video.mux(stream.encode(frame.reformat(stream.width, stream.height)))
-        video.mux(stream.encode())
-    part.replace(path)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 
-from engines.errors import FrameError
 from stream.service.egress.outbox import JsonRecord, ResultSink
 from stream.service.frames import RecentFrames
-from stream.wire import Limits, decode
+from stream.wire import Limits
 
 PERIOD_S = 1.0  # from one batch to the next, at most
 WAITING = 100  # batches of records that wait for a slow reader; it loses further ones
@@ -31,11 +30,8 @@ class LiveFeed(ResultSink):
             return None
         if frame.message.encoding == "jpeg":
             return frame.message.payload
-        try:
-            image = decode(frame.message, self._limits)
-        except FrameError:
-            return None
-        return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
+        image = frame.image(self._limits)
+        return None if image is None else bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
     def follow(self, camera: str) -> Iterator[list[JsonRecord]]:
         """Records of a camera from now on, in order; an empty list every PERIOD_S in which none come. Ends with the

@@ -81,23 +81,23 @@ class WorkerSocket:
         one before it still finishes what it has."""
         while True:
             try:
-                identity, kind, content = self.socket.recv_multipart(zmq.NOBLOCK)
+                identity, kind, body = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            said = json.loads(content)
+            content = json.loads(body)
             self.last_at = self._steady()
             if kind == protocol.READY and accept:
                 self.send(protocol.encode(protocol.STOP, {}))
-                self._identity, self.engine, self.was_ready = identity, said["engine"], True
-                self.pid, self.events = said.get("pid", 0), said.get("events", [])
+                self._identity, self.engine, self.was_ready = identity, content["engine"], True
+                self.pid, self.events = content.get("pid", 0), content.get("events", [])
                 self.batch.reset()
-            credits = said.get("credits", 1)
+            credits = content.get("credits", 1)
             self._credits[identity] += credits
             if kind == protocol.DONE and credits and identity == self._identity:
                 self.batch.on_done(self.last_at)
-            if said.get("last") and identity == self._identity:
+            if content.get("last") and identity == self._identity:
                 self._identity = None
-            yield kind, said
+            yield kind, content
 
     def send(self, parts: Sequence[bytes]) -> None:
         """Sends a message to the live worker, if there is one."""

@@ -51,7 +51,7 @@ def wait_or_kill(process: subprocess.Popen[bytes], within_s: float) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 where the system does not tell (no Linux)."""
+    """Resident memory of a process; 0 where the system does not say (not Linux)."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

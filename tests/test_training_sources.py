@@ -1,5 +1,5 @@
-"""Streams of any dataset's segments: every frame's truth is what covers its time, mirrors swap labels, faults cost one
-segment."""
+"""Sources of training streams, of any dataset: every frame's truth is what covers its time, mirrors swap labels, faults
+cost one segment, hands are rendered where they serve a label."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from safetensors.torch import save_file
 
 import engines
 from engines.datasets.base import Dataset, Media, Segment
+from engines.datasets.selection import with_idle, without_group, without_labels
 from engines.errors import DatasetError, UsageError
 from engines.networks.network import build
+from engines.synthetic import BACKGROUND
 from engines.training.loss import UNKNOWN
-from engines.training.segments import BACKGROUND, Pool, SegmentStream, without_group
+from engines.training.sections import LabelledFrame
+from engines.training.sources import ReadFrames, TrainingSources
 from engines.training.train import Recipe, train
+from engines.training.training_stream import SectionShares, TrainingStream
 
 RATE, LENGTH_S, TICK_S = 10.0, 20.0, 0.1
+ACTIONS = SectionShares(idle=0.0)  # no sections of idle time
 HEADS = {"verb": ("take", "put"), "noun": ("cup", "left hand", "right hand")}
 KITCHEN = [Segment("a", Media(Path("kitchen.mp4")), 3.0, 5.0, {"verb": "take", "noun": "cup"}),
            Segment("b", Media(Path("kitchen.mp4")), 4.5, 8.0, {"verb": "put"}),
@@ -45,11 +50,20 @@ def clock(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[NDAr
     return images, times_s
 
 
-def told(pool: Pool, seconds: float = 300.0, seed: int = 0) -> list[tuple[float, bool, tuple[int, ...], object]]:
+def sources_of(data: Dataset, rendered: bool = False, read: ReadFrames = clock) -> TrainingSources:
+    return TrainingSources(data, frame_rate=RATE, read_frames=read, rendered=rendered)
+
+
+def stream_of(sources: TrainingSources, shares: SectionShares = ACTIONS, seed: int = 0, strength: float = 1.0,
+              strict: bool = False) -> TrainingStream:
+    return TrainingStream(sources, (16, 32), RATE, np.random.default_rng(seed), shares, strength, strict)
+
+
+def read_off(sources: TrainingSources, seconds: float = 300.0, shares: SectionShares = ACTIONS
+             ) -> list[tuple[float, bool, tuple[int, ...], LabelledFrame]]:
     """(time, mirrored, labels, frame) of each frame of a stream, as its picture tells."""
-    stream = SegmentStream(pool, (16, 32), RATE, np.random.default_rng(seed), clock, strength=0.0)
-    frames = list(islice(stream.frames(), int(seconds * RATE)))
-    return [(float(frame.image_bgr[8, 4 if left else 28, 0]) / 10, not left, pool.truths[frame.label], frame)
+    frames = list(islice(stream_of(sources, shares, strength=0.0).frames(), int(seconds * RATE)))
+    return [(float(frame.image_bgr[8, 4 if left else 28, 0]) / 10, not left, sources.truths[frame.label], frame)
             for frame in frames
             for left in [frame.image_bgr[8, 4, 0] > frame.image_bgr[8, 28, 0]]]
 
@@ -59,36 +73,36 @@ def index(labels: Mapping[str, str], heads: Mapping[str, tuple[str, ...]]) -> tu
 
 
 def test_a_frame_shows_what_covers_its_time_and_background_elsewhere() -> None:
-    pool = Pool(dataset(KITCHEN, mirrored={"noun": {"cup": "", "left hand": "", "right hand": ""}}), "train")
-    assert pool.heads == {"verb": ("take", "put", BACKGROUND),
-                          "noun": ("cup", "left hand", "right hand", BACKGROUND)}
+    sources = sources_of(dataset(KITCHEN, mirrored={"noun": {"cup": "", "left hand": "", "right hand": ""}}))
+    assert sources.heads == {"verb": ("take", "put", BACKGROUND),
+                             "noun": ("cup", "left hand", "right hand", BACKGROUND)}
     seen = set()
-    for time_s, mirrored, labels, _ in told(pool):
+    for time_s, mirrored, labels, _ in read_off(sources):
         if mirrored:  # only the segment without a noun may be
             continue
         sure = [one for one in KITCHEN if one.start_s + TICK_S < time_s < (one.stop_s or 0) - TICK_S]
         near = [one for one in KITCHEN if one.start_s - TICK_S <= time_s <= (one.stop_s or 0) + TICK_S]
-        allowed = {index(one.labels, pool.heads) for one in near}
+        allowed = {index(one.labels, sources.heads) for one in near}
         assert labels in (allowed if sure else allowed | {(2, 3)}), time_s
         seen.add(labels)
     assert seen == {(0, 0), (1, UNKNOWN), (1, 1), (2, 3)}
 
 
 def test_time_in_which_nothing_is_done_is_found() -> None:
-    pool = Pool(dataset(KITCHEN), "train")
-    assert [(gap.start_s, gap.stop_s) for gap in pool.gaps] == [(0.0, 3.0), (8.0, 12.0)]
-    assert {pool.truth(gap.labels) for gap in pool.gaps} == {pool.background}
+    sources = sources_of(dataset(KITCHEN))
+    assert [(gap.start_s, gap.stop_s) for gap in sources.idle] == [(0.0, 3.0), (8.0, 12.0)]
+    assert {sources.truth(gap.labels) for gap in sources.idle} == {sources.background}
     idle = [*TRIMMED, Segment("z", Media(Path("z.mp4")), labels={"verb": "nothing"})]
-    named = Pool(dataset(idle, heads={"verb": ("take", "put", "nothing")}, background="nothing"), "train")
-    assert named.gaps == idle[2:]
+    named = sources_of(dataset(idle, heads={"verb": ("take", "put", "nothing")}, background="nothing"))
+    assert named.idle == idle[2:]
     with pytest.raises(DatasetError, match="nothing is done"):
-        next(SegmentStream(Pool(dataset(TRIMMED), "train"), (16, 32), RATE, np.random.default_rng(0), clock).sparse())
+        next(stream_of(sources_of(dataset(TRIMMED))).sparse())
 
 
 def test_sparse_streams_show_one_action_after_long_time_without_any() -> None:
-    pool = Pool(dataset(KITCHEN), "train")
-    frames = islice(SegmentStream(pool, (16, 32), RATE, np.random.default_rng(0), clock, 0.0).sparse((2.0, 3.0)), 3000)
-    runs = [(empty, list(run)) for empty, run in groupby(frames, lambda frame: frame.label == pool.background)]
+    sources = sources_of(dataset(KITCHEN))
+    frames = islice(stream_of(sources, strength=0.0).sparse((2.0, 3.0)), 3000)
+    runs = [(empty, list(run)) for empty, run in groupby(frames, lambda frame: frame.label == sources.background)]
     for empty, run in runs[:-1]:
         times_s = [max(frame.image_bgr[8, 4, 0], frame.image_bgr[8, 28, 0]) / 10 for frame in run]
         if empty:
@@ -103,7 +117,7 @@ def test_sparse_streams_show_one_action_after_long_time_without_any() -> None:
 
 
 def test_progress_grows_gestures_are_counted_and_the_frames_after_them_do_not_count() -> None:
-    frames = [frame for *_, frame in told(Pool(dataset(KITCHEN[2:]), "train"), 120)]
+    frames = [frame for *_, frame in read_off(sources_of(dataset(KITCHEN[2:])), 120)]
     gestures: dict[int, list[float]] = {}
     for frame in frames:
         if frame.gesture >= 0:
@@ -120,17 +134,17 @@ def test_progress_grows_gestures_are_counted_and_the_frames_after_them_do_not_co
 
 def test_a_mirror_swaps_left_and_right() -> None:
     mirrored = {"noun": {"left hand": "right hand", "right hand": "left hand"}}
-    pool = Pool(dataset(KITCHEN[2:], mirrored=mirrored), "train")
-    nouns = {(turned, labels[1]) for _, turned, labels, frame in told(pool, 60) if frame.gesture >= 0}
+    sources = sources_of(dataset(KITCHEN[2:], mirrored=mirrored))
+    nouns = {(turned, labels[1]) for _, turned, labels, frame in read_off(sources, 60) if frame.gesture >= 0}
     assert nouns == {(False, 1), (True, 2)}
 
 
 def test_trimmed_clips_have_no_background_but_their_own() -> None:
-    assert Pool(dataset(TRIMMED), "train").heads == HEADS
-    assert {labels for _, _, labels, _ in told(Pool(dataset(TRIMMED), "train"))} == {(0, UNKNOWN), (1, UNKNOWN)}
-    own = Pool(dataset(TRIMMED, background="put"), "train")
+    assert sources_of(dataset(TRIMMED)).heads == HEADS
+    assert {labels for _, _, labels, _ in read_off(sources_of(dataset(TRIMMED)))} == {(0, UNKNOWN), (1, UNKNOWN)}
+    own = sources_of(dataset(TRIMMED, background="put"))
     assert own.heads == HEADS
-    frames = [(labels, frame.gesture >= 0) for _, _, labels, frame in told(own)]
+    frames = [(labels, frame.gesture >= 0) for _, _, labels, frame in read_off(own, shares=SectionShares())]
     assert set(frames) == {((0, UNKNOWN), True), ((1, UNKNOWN), False)}
 
 
@@ -142,13 +156,13 @@ def test_a_segment_that_cannot_be_read_is_named_and_skipped(caplog: pytest.LogCa
         return clock(segment, rate, size_hw)
 
     everything = False
-    pool = Pool(dataset(TRIMMED), "train")
-    stream = SegmentStream(pool, (16, 32), RATE, np.random.default_rng(0), broken)
+    sources = sources_of(dataset(TRIMMED), read=broken)
+    stream = stream_of(sources)
     with caplog.at_level(logging.WARNING):
         assert {frame.source for frame in islice(stream.frames(), 500)} == {"y"}
     assert "x.mp4, which is broken" in caplog.text
     with pytest.raises(DatasetError, match=r"x\.mp4, which is broken"):
-        list(islice(SegmentStream(pool, (16, 32), RATE, np.random.default_rng(0), broken, strict=True).frames(), 500))
+        list(islice(stream_of(sources, strict=True).frames(), 500))
     everything = True
     with pytest.raises(DatasetError, match="broken"):
         next(stream.frames())
@@ -161,7 +175,57 @@ def test_a_segment_that_cannot_be_read_is_named_and_skipped(caplog: pytest.LogCa
     ([Segment("a", Media(Path("a.mp4")), labels={"adverb": "slowly"})], "'adverb'")])
 def test_labels_that_make_no_sense_are_refused(segments: list[Segment], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
-        Pool(dataset(segments), "train")
+        sources_of(dataset(segments))
+
+
+FOLDERS = dataset(TRIMMED, heads={"verb": ("take", "put", "left")})  # of trimmed clips: none is of "left"
+
+
+def test_hands_are_rendered_for_the_labels_that_they_can_draw_and_for_background() -> None:
+    drawn = sources_of(FOLDERS, rendered=True)
+    assert drawn.drawable == {"left": drawn.truth({"verb": "left"})}
+    assert not drawn.renders_idle
+    frames = list(islice(stream_of(drawn).frames(), 4000))
+    tips = {drawn.truths[frame.label] for frame in frames if frame.tip_xy is not None}
+    assert tips == {(2,), (UNKNOWN,)}  # what rendered hands do between gestures has no label
+    shown = [(frame.gesture, drawn.truths[frame.label]) for frame in frames if frame.gesture >= 0]
+    share = len({gesture for gesture, truth in shown if truth == (2,)}) / len(set(shown))
+    assert 0.1 < share < 0.6  # of three labels one can be drawn, by 45 % of the sections, with several in one
+    for data, idle in ((dataset(KITCHEN), True), (dataset(TRIMMED), False)):
+        sources = sources_of(data, rendered=True)
+        assert (sources.drawable, sources.renders_idle, sources.renders) == ({}, idle, idle)
+    kitchen = sources_of(dataset(KITCHEN), rendered=True)
+    rendered = {kitchen.truths[frame.label] for frame in islice(stream_of(kitchen).frames(), 2000) if not frame.source}
+    assert rendered == {(2, 3)}  # only hands that do nothing
+    assert not sources_of(dataset(KITCHEN)).renders
+
+
+def test_idle_footage_gives_a_label_for_nothing_and_comes_as_often_as_other_idle_time(tmp_path: Path) -> None:
+    for name in ("one.mp4", "two.mp4", "three.mp4"):
+        (tmp_path / name).touch()
+    data = with_idle(FOLDERS, [tmp_path], without=["two"])
+    assert data.heads == {"verb": ("take", "put", "left", BACKGROUND)}
+    assert [one.media.path.name for one in data.splits["validation"]] == ["two.mp4"]
+    sources = sources_of(data)
+    assert [one.media.path.name for one in sources.idle] == ["one.mp4", "three.mp4"]
+    assert {sources.truths[frame.label] for frame in islice(stream_of(sources, SectionShares()).frames(), 2000)} == {
+        (0,), (1,), (3,)}
+    many = [Segment(f"{k}", Media(Path(f"{k}.mp4")), labels={"verb": "put"}) for k in range(9)]
+    own = sources_of(with_idle(dataset([*TRIMMED, *many], background="put"), [tmp_path]))
+    assert sum(one.media.path.parent == tmp_path for one in own.idle) == 9
+    assert all(one.labels == {"verb": "put"} for one in own.idle)
+    with pytest.raises(DatasetError, match="no video"):
+        with_idle(FOLDERS, [tmp_path / "nowhere"])
+
+
+def test_a_label_that_is_left_out_is_neither_shown_nor_there() -> None:
+    mirrored = {"noun": {"left hand": "right hand", "right hand": "left hand"}}
+    data = without_labels(dataset(KITCHEN, mirrored=mirrored), ["right hand", "cup"])
+    assert data.heads["noun"] == ("left hand",)
+    assert [one.id for one in data.splits["train"]] == ["b", "c"]
+    assert sources_of(data).mirror({"noun": "left hand"}) is None
+    with pytest.raises(UsageError, match="'fly'"):
+        without_labels(data, ["fly"])
 
 
 def test_a_group_that_is_left_out_validates() -> None:
@@ -172,6 +236,7 @@ def test_a_group_that_is_left_out_validates() -> None:
     assert without_group(data, 0) is data
     with pytest.raises(UsageError, match="fold 7"):
         without_group(data, 7)
+    assert without_group(data, 7, required=False) is data
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +261,9 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path]:
 def test_verbs_and_nouns_are_learnt_from_streams_of_segments(kitchen: tuple[Dataset, Path], tmp_path: Path) -> None:
     data, weights = kitchen
     figures: list[dict[str, float]] = []
-    recipe = Recipe(tmp_path, tmp_path / "model.safetensors", str(weights), architecture="gsm-mobilenetv2",
+    recipe = Recipe(tmp_path / "model.safetensors", str(weights), architecture="gsm-mobilenetv2",
                     iterations=2, rows=2, chunk=4, readout_width=8, workers=0, validate_every=2, name="kitchen")
-    train(recipe, lambda _: None, lambda _, seen: figures.append(seen), data)
+    train(recipe, data, lambda _: None, lambda _, seen: figures.append(seen))
     model = engines.load(recipe.out)
     assert model.contract.heads == {"verb": ("take", "put", BACKGROUND),
                                     "noun": ("cup", "left hand", "right hand", BACKGROUND)}
@@ -211,6 +276,6 @@ def test_verbs_and_nouns_are_learnt_from_streams_of_segments(kitchen: tuple[Data
 
 def test_validation_needs_something_left_out(kitchen: tuple[Dataset, Path], tmp_path: Path) -> None:
     data, weights = kitchen
-    recipe = Recipe(tmp_path, tmp_path / "model.safetensors", str(weights), iterations=2, validate_every=1)
+    recipe = Recipe(tmp_path / "model.safetensors", str(weights), iterations=2, validate_every=1)
     with pytest.raises(UsageError, match="left out"):
-        train(recipe, lambda _: None, data=Dataset("kitchen", HEADS, {"train": data.splits["train"]}))
+        train(recipe, Dataset("kitchen", HEADS, {"train": data.splits["train"]}), lambda _: None)
