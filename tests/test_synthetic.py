@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from engines.errors import UsageError
-from engines.synthetic import LABELS, Points, Pose, Scene, Script, Simulation, stray, stroke, unlike_gestures
+from engines.synthetic import LABELS, Points, Pose, Scene, Script, Simulation, stray, stroke, distinct_stray
 from engines.synthetic.hand import POSTURES
-from engines.synthetic.strokes import DURATIONS, like_a_gesture
+from engines.synthetic.strokes import DURATIONS, resembles_gesture
 from stream.frame import Frame
 from stream.sources import open_source
 from stream.sources.simulated import SimulatedSource
@@ -71,26 +71,26 @@ def test_strays_fit_their_box() -> None:
 
 @pytest.mark.parametrize("label", LABELS)
 def test_drawings_of_a_gesture_have_its_shape_wherever_and_however_large(label: str) -> None:
-    alike = [like_a_gesture(7 * stroke(label, np.random.default_rng(1000 + seed))[0] + 3) for seed in range(40)]
+    alike = [resembles_gesture(7 * stroke(label, np.random.default_rng(1000 + seed))[0] + 3) for seed in range(40)]
     assert np.mean(alike) >= 0.9
 
 
 def test_strays_that_are_to_be_clear_are_like_no_gesture_nor_is_a_half_of_them() -> None:
     for seed in range(40):
-        points, _ = unlike_gestures(np.random.default_rng(seed))
+        points, _ = distinct_stray(np.random.default_rng(seed))
         halves = [half for half in (points[:60], points[60:]) if np.ptp(half, axis=0).max() >= 0.5]
-        assert not any(like_a_gesture(part) for part in (points, *halves)), seed
+        assert not any(resembles_gesture(part) for part in (points, *halves)), seed
 
 
 @pytest.mark.parametrize("idle", ["roam", "stray"])
 def test_a_finger_that_points_on_its_way_somewhere_does_not_swipe(idle: str) -> None:
-    script = Script(np.random.default_rng(4), idle_s=(300.0, 300.0), idle={idle: 1.0}, strays=unlike_gestures)
+    script = Script(np.random.default_rng(4), idle_s=(300.0, 300.0), idle={idle: 1.0}, strays=distinct_stray)
     script.spans(1.0)  # plans all of the idle time
     moving = [(part.path, part.posture) for part in script._parts if part.path is not None]
     _, *between = moving[:-4]  # the way in; at the end waits, approach and gesture
     ways = [path * (4 / 3, 1.0) for path, posture in between if posture == "pointing"]
     assert len(ways) > 20
-    assert not any(like_a_gesture(way) for way in ways)
+    assert not any(resembles_gesture(way) for way in ways)
 
 
 def test_an_unknown_gesture_is_named() -> None:

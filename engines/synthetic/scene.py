@@ -10,6 +10,9 @@ from engines.synthetic.backgrounds import random_background
 from engines.synthetic.hand import Hand, Image, Look
 from engines.synthetic.script import Pose
 
+_CLEAR_PLACES = ("curtain", "room", "shelf", "tile", "wall")
+_CLEAR_CONTRAST = 60.0  # between skin and most of the place, of 255
+_LOOKS = 24  # hands of which one is chosen
 _MARGIN = 0.14  # of the frame on each side, for the camera to sway in
 
 
@@ -17,19 +20,26 @@ class Scene:
     """One place, one light, one person. `draw` depends on nothing but its arguments and the seed.
 
     size_hw: frame size in pixels; background_bgr: an image (any size) to stand behind the hand, else one is
-    rendered.
+    rendered; clear: a place before which the hand stands out, in good light, with nothing else that moves.
     """
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int],
-                 background_bgr: NDArray[np.uint8] | None = None) -> None:
+                 background_bgr: NDArray[np.uint8] | None = None, clear: bool = False) -> None:
         self.size_hw = height, width = size_hw
         self.look = Look.random(rng)
-        self.hand = Hand(self.look, size_hw)
         full_hw = (round(height * (1 + 2 * _MARGIN)), round(width * (1 + 2 * _MARGIN)))
-        room = random_background(rng, full_hw) if background_bgr is None else _covering(background_bgr, full_hw)
+        if background_bgr is None:
+            room = random_background(rng, full_hw, str(rng.choice(_CLEAR_PLACES)) if clear else None)
+        else:
+            room = _cover(background_bgr, full_hw)
         cast = np.exp(rng.uniform(0, 0.12) * rng.standard_normal(3))
         level = float(np.exp(0.25 * rng.standard_normal())) if background_bgr is None else 1.0
         self._room: Image = np.clip(room * (cast * level), 0, 255).astype(np.uint8)
+        if clear:
+            looks = [Look.random(rng, lit=True) for _ in range(_LOOKS)]
+            self.look = next((look for look in looks if _contrast(look, self._room) > _CLEAR_CONTRAST),
+                             max(looks, key=lambda look: _contrast(look, self._room)))
+        self.hand = Hand(self.look, size_hw)
         if rng.random() < 0.6:
             softness = float(rng.uniform(0.3, 1.2) * height / 240 + 0.05)
             self._room = np.asarray(cv2.GaussianBlur(self._room, (0, 0), softness), np.uint8)
@@ -49,7 +59,7 @@ class Scene:
         self._noise_level = noise / max(float(self._noise[:32, :32].std()), 1.0)
         self._noise_seed = int(rng.integers(2 ** 31))
         self._soft = bool(rng.random() < 0.25)
-        self._clutter = _Clutter(rng, size_hw) if rng.random() < 0.2 else None
+        self._clutter = _Clutter(rng, size_hw) if rng.random() < 0.2 and not clear else None
 
     def draw(self, pose: Pose, t_s: float) -> Image:
         """The image at `t_s` seconds: uint8 BGR [H, W, 3]."""
@@ -118,7 +128,13 @@ def _noise_tile(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
     return grain if rng.random() < 0.3 else np.asarray(cv2.blur(grain, (2, 2)), np.uint8)
 
 
-def _covering(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> Image:
+def _contrast(look: Look, room: Image) -> float:
+    """What three quarters of a room differ from the skin by at least, 0..255."""
+    difference = np.abs(room[::8, ::8].astype(float) - look.skin_bgr).max(axis=2)
+    return float(np.quantile(difference, 0.25))
+
+
+def _cover(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> Image:
     """Scales an image to just cover a size, and cuts the middle out."""
     height, width = size_hw
     scale = max(height / image_bgr.shape[0], width / image_bgr.shape[1])

@@ -35,6 +35,8 @@ DURATIONS: dict[str, Duration] = {
     "del": Duration(2.0, 3.8, 5.5), "carret": Duration(1.2, 2.5, 4.7), "tick": Duration(1.2, 2.4, 4.7),
 }
 _SPREAD = 0.38  # of the logarithm of a duration
+# Width and height times this: recorded head-camera carets are 1.4 times as wide as high, swipes 4 degrees off at most.
+CLEAR_STRETCH = {"carret": (1.5, 1.0), "left": (1.0, 0.5), "right": (1.0, 0.5), "up": (0.5, 1.0), "down": (0.5, 1.0)}
 
 STRAYS = {"wander": 0.3, "zigzag": 0.15, "early": 0.2, "backwards": 0.15, "scribble": 0.1, "diagonal": 0.1}
 # Not those that begin as a gesture, nor those that run the other way round: some people draw gestures so.
@@ -49,6 +51,14 @@ def stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
     least, median, most = DURATIONS[label]
     duration_s = float(np.clip(median * np.exp(_SPREAD * rng.standard_normal()), least, most))
     return _humanise(_ideal(label, rng), rng, closed=label == "circlecc"), duration_s
+
+
+def clear_stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
+    """A gesture as people show it to a head camera, proportions as in recorded clips: carets wider and swipes straighter
+    than `stroke`, and at its class's usual pace."""
+    points, duration_s = stroke(label, rng)
+    median = DURATIONS[label].median
+    return _normalise(points * CLEAR_STRETCH.get(label, (1.0, 1.0))), median * (duration_s / median) ** 0.4
 
 
 def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tuple[Points, float]:
@@ -79,19 +89,19 @@ def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tup
     else:
         angle = np.deg2rad(rng.uniform(30, 60)) + rng.integers(4) * np.pi / 2
         points = _humanise(np.array([[0, 0], [np.cos(angle), np.sin(angle)]]), rng)
-    return _boxed(points), float(rng.uniform(0.6, 4.0))
+    return _normalise(points), float(rng.uniform(0.6, 4.0))
 
 
-def unlike_gestures(rng: np.random.Generator) -> tuple[Points, float]:
+def distinct_stray(rng: np.random.Generator) -> tuple[Points, float]:
     """Motion that nobody would take for a gesture, nor any long part of it: half a random walk is a swipe or a tick."""
     while True:
         points, duration_s = stray(rng, CLEAR_STRAYS)
         parts = [points[round(a * len(points)):round(b * len(points))] for a, b in STRETCHES]
-        if not any(like_a_gesture(part) for part in parts if np.ptp(part, axis=0).max() >= 0.5):
+        if not any(resembles_gesture(part) for part in parts if np.ptp(part, axis=0).max() >= 0.5):
             return points, duration_s
 
 
-def like_a_gesture(points: Points) -> bool:
+def resembles_gesture(points: Points) -> bool:
     """Whether a path [N, 2] has the shape of one of ours, wherever and however large and fast it is drawn."""
     apart = _drawn() - _shape(points)
     return bool(np.sqrt(apart[..., 0] ** 2 + apart[..., 1] ** 2).mean(axis=1).min() < ALIKE)  # np.linalg.norm: slower
@@ -164,7 +174,7 @@ def _humanise(path: Points, rng: np.random.Generator, closed: bool = False) -> P
     for _ in range(3):
         waves, phase = rng.uniform(0.7, 5.0, 2), rng.uniform(0, 2 * np.pi, 2)
         points = points + rng.uniform(0, 0.01) * np.sin(2 * np.pi * waves * t + phase)
-    return _boxed(points)
+    return _normalise(points)
 
 
 def _travel(corners: Points, rng: np.random.Generator, bow: float) -> Points:
@@ -196,7 +206,7 @@ def _smooth(points: Points, sigma: float) -> Points:
     return np.column_stack([np.convolve(padded[:, axis], kernel, mode="valid") for axis in (0, 1)])
 
 
-def _boxed(points: Points) -> Points:
+def _normalise(points: Points) -> Points:
     low = points.min(axis=0)
     return np.asarray((points - low) / max(float((points.max(axis=0) - low).max()), 1e-9))
 

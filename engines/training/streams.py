@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from engines.datasets.egogestar import MIRRORED, UNCLASSIFIED
 from engines.datasets.footage import Footage, frames_at
-from engines.synthetic import BACKGROUND, IDLE, Scene, Script, stroke, unlike_gestures
+from engines.synthetic import BACKGROUND, IDLE, Scene, Script, stroke, distinct_stray
 from engines.training.stream_augment import Augmentation
 
 Image = NDArray[np.uint8]
@@ -254,7 +254,7 @@ class Stream:
             backdrop = one_of(self._material.backgrounds, rng)
             backdrop = np.ascontiguousarray(backdrop[:, ::-1]) if rng.random() < 0.5 else backdrop
         return Scene(rng, self._size_hw, backdrop), Script(
-            rng, strokes=self._stroke, labels=self._drawn, idle_s=idle_s, idle=idle, strays=unlike_gestures,
+            rng, strokes=self._stroke, labels=self._drawn, idle_s=idle_s, idle=idle, strays=distinct_stray,
             aspect=self._size_hw[1] / self._size_hw[0])
 
     def _stroke(self, label: str, rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
