@@ -18,10 +18,10 @@ import pandas as pd
 from fastapi import FastAPI
 
 import engines
-from demo.lessons import Teacher
-from demo.videos import Recognised, recognise, track
+from demo.trainer import Trainer
+from demo.video_results import VideoResults, recognize_video, render_track
 from engines.bench.doctor import doctor
-from engines.bench.stages import bench, lines
+from engines.bench.stages import bench, format_lines
 from engines.errors import GatestreamError
 from engines.model.contract import Contract
 from engines.model.file import Model
@@ -30,60 +30,47 @@ from stream.scoring import Scorer
 
 LARGEST = "4gb"  # of a video
 KEPT_S = 24 * 3600  # what was made of a video, and Gradio's copy of it
-# In the page's head: what Gradio is given as css holds inside its middle column alone.
-CSS = """
-iframe.page { width: 100%; height: 1100px; border: 0; }
-.event-track { position: relative; height: 34px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
-.event-track button { position: absolute; top: 4px; height: 24px; border-radius: 4px; cursor: pointer; font-size: 13px;
-  color: #111 !important; overflow: hidden; white-space: nowrap; padding: 0 4px; text-align: left; }
-.wrap .or { color: inherit !important; }
-#player video { max-height: 60vh; }
-.prose th, .prose td { word-break: normal !important; overflow-wrap: normal !important; padding: 4px 8px !important; }
-.prose { overflow-x: auto; }
-footer { display: none !important; }
-@media (max-width: 720px) {
-  .gradio-container .main, .gradio-container .html-container { padding: 4px !important; }
-}
-"""
+CSS = Path(__file__).parent / "page" / "pages.css"
 # Fonts of this machine: Gradio's usual ones would be fetched from the network.
 # Its links have too little contrast in the dark.
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
     link_text_color_dark="*secondary_300", link_text_color_visited_dark="*secondary_300")
 
 
-def mounted(app: FastAPI, engine: str, teacher: Teacher) -> FastAPI:
+def mount_pages(app: FastAPI, engine: str, trainer: Trainer) -> FastAPI:
     """The application with the pages in it."""
     async def mount() -> FastAPI:
-        return gr.mount_gradio_app(app, pages(engine, teacher), path="/", theme=THEME, head=f"<style>{CSS}</style>",
-                                   footer_links=[], max_file_size=LARGEST, ssr_mode=False, show_error=True)
+        return gr.mount_gradio_app(app, pages(engine, trainer), path="/", theme=THEME,
+                                   head=f"<style>{CSS.read_text()}</style>", footer_links=[], max_file_size=LARGEST,
+                                   ssr_mode=False, show_error=True)
 
     # Where no event loop runs, Gradio opens one for each of its locks and closes none of them.
     with ThreadPoolExecutor(1) as elsewhere:
         return elsewhere.submit(asyncio.run, mount()).result()
 
 
-def pages(engine: str, teacher: Teacher) -> gr.Blocks:
+def pages(engine: str, trainer: Trainer) -> gr.Blocks:
     """All pages, a tab each."""
     with gr.Blocks(title="gatestream", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
         with gr.Tab("Live"):
             gr.HTML('<iframe class="page" src="/live" title="Live" allow="camera"></iframe>')
         with gr.Tab("Video"):
-            _video(engine, teacher)
+            _video(engine, trainer)
         with gr.Tab("Cameras"):
             gr.HTML('<iframe class="page" src="/cameras" title="Cameras"></iframe>')
         with gr.Tab("Teach"):
             gr.HTML('<iframe class="page" src="/teach" title="Teach" allow="camera"></iframe>')
         with gr.Tab("Model"):
-            _model(engine, teacher)
+            _model(engine, trainer)
     return blocks
 
 
-def _video(engine: str, teacher: Teacher) -> None:
+def _video(engine: str, trainer: Trainer) -> None:
     results_folder = tempfile.TemporaryDirectory(prefix="gatestream-")  # gone when the page's server is
     upload = gr.File(label="A video", file_types=["video"], type="filepath")
-    trouble = gr.Markdown()
+    message = gr.Markdown()
     with gr.Column(visible=False) as results:
-        said = gr.Markdown()
+        summary = gr.Markdown()
         player = gr.Video(label="The video", elem_id="player", interactive=False)
         line = gr.HTML()
         table = gr.Dataframe(headers=["label", "from s", "to s", "score"], label="Events", interactive=False)
@@ -92,45 +79,45 @@ def _video(engine: str, teacher: Teacher) -> None:
         files = gr.File(label="To take away: events as CSV, JSON lines and subtitles, and the video with them drawn in",
                         file_count="multiple", interactive=False)
 
-    def shown(path: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+    def show(path: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         if path is None:
-            return {results: gr.update(visible=False), trouble: ""}
-        _tidy(Path(results_folder.name))
+            return {results: gr.update(visible=False), message: ""}
+        _delete_old(Path(results_folder.name))
         folder = Path(tempfile.mkdtemp(dir=results_folder.name))
         try:
-            with Recognizer.open(teacher.model, engine, slots=1) as recognizer:
-                found = recognise(recognizer, Path(path), folder, progress)
+            with Recognizer.open(trainer.model, engine, slots=1) as recognizer:
+                found = recognize_video(recognizer, Path(path), folder, progress)
         except GatestreamError as error:
             why = str(error).replace(path, Path(path).name)
-            return {results: gr.update(visible=False), trouble: f"**This video cannot be recognised:** {why}."}
-        return {results: gr.update(visible=True), trouble: "", said: _said(found), player: path,
-                line: track(found, "#player video"),
+            return {results: gr.update(visible=False), message: f"**This video cannot be recognised:** {why}."}
+        return {results: gr.update(visible=True), message: "", summary: _summary(found), player: path,
+                line: render_track(found, "#player video"),
                 table: [[event.label, round(event.started_at, 2), round(event.ended_at, 2), round(event.score, 2)]
                         for event in found.events],
                 curves: pd.DataFrame(found.curves, columns=["seconds", "label", "score"]),
                 files: [str(file) for file in (*found.files, found.annotated)]}
 
-    upload.change(shown, upload, [results, trouble, said, player, line, table, curves, files])
+    upload.change(show, upload, [results, message, summary, player, line, table, curves, files])
 
 
-def _tidy(folder: Path) -> None:
+def _delete_old(folder: Path) -> None:
     """Deletes results that Gradio has copied to its own cache long ago."""
     for old in folder.iterdir():
         if time.time() - old.stat().st_mtime > KEPT_S:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _said(found: Recognised) -> str:
+def _summary(found: VideoResults) -> str:
     events = len(found.events)
     return f"**{events} {'event' if events == 1 else 'events'}** in {found.seconds:.0f} s. Press one to jump to it."
 
 
-def _model(engine: str, teacher: Teacher) -> None:
+def _model(engine: str, trainer: Trainer) -> None:
     with gr.Row():  # a function instead of a value: asked whenever the page is opened
         with gr.Column(scale=3):
-            gr.Markdown(lambda: _card(engines.load(teacher.model)))
+            gr.Markdown(lambda: _card(engines.load(trainer.model)))
         with gr.Column(scale=2):
-            gr.Dataframe(lambda: _facts(engines.load(teacher.model).contract), headers=["what", "value"],
+            gr.Dataframe(lambda: _facts(engines.load(trainer.model).contract), headers=["what", "value"],
                          label="Contract", interactive=False, wrap=True, column_widths=["40%", "60%"])
             prove = gr.Button("Prove it on this machine")
             checks = gr.Dataframe(headers=["check", "result", "what was found"], label="Doctor", interactive=False,
@@ -138,19 +125,19 @@ def _model(engine: str, teacher: Teacher) -> None:
             measure = gr.Button("Measure its speed on this machine")
             speed = gr.Code(label="Bench", language=None, interactive=False, visible=False)
 
-    def proved() -> Any:
+    def prove_it() -> Any:
         rows: list[list[str]] = []
-        for check in doctor(teacher.model):
+        for check in doctor(trainer.model):
             rows.append([check.name, "ok" if check.ok else "FAIL", check.detail])
             yield list(rows)
 
-    def measured() -> Any:
+    def measure_it() -> Any:
         yield gr.update(visible=True, value="measuring for about a minute ...")
-        model = engines.load(teacher.model)
-        yield gr.update(value="\n".join(lines(bench(model, engine, fuse=Scorer(model).score))))
+        model = engines.load(trainer.model)
+        yield gr.update(value="\n".join(format_lines(bench(model, engine, fuse=Scorer(model).score))))
 
-    prove.click(proved, None, checks)
-    measure.click(measured, None, speed)
+    prove.click(prove_it, None, checks)
+    measure.click(measure_it, None, speed)
 
 
 def _card(model: Model) -> str:

@@ -1,12 +1,13 @@
-"""The server behind the page: a WebSocket for each viewer of Live, and the page's files.
+"""The server behind the page: a WebSocket for each Live page, and the page's files.
 
-    browser ──► server   binary: time (float64, little-endian, Unix seconds) + JPEG; text: {"source": "sim://gestures"},
-                         {"service": "cell-3"}, a camera of the service;
-                         null for the browser's own camera; {"threshold": 0.9}, null for the model's;
-                         {"gates": true}, records of gates come, too; {"hidden": true}, nobody sees the page;
-                         {"keep": {"label": "wave", "from": time, "to": time}}, of what it showed
-    server ──► browser   text: {"hello": {...}}, {"at": time, "records": [...]}, {"trouble": "a sentence"},
-                         {"kept": {"label": "wave", "number": 3, ...}}
+    browser ──► server   binary: time (float64, little-endian, Unix seconds) + JPEG; text, one of
+                         {"source": "sim://gestures"}, null for the browser's own camera
+                         {"service": "cell-3"}                   a camera of the service
+                         {"threshold": 0.9}                      above which events open, null for the model's own
+                         {"gates": true}, {"hidden": true}       records of gates come, too; nobody sees the page
+                         {"save": {"label": "wave", "from": time, "to": time}}     stores what was shown
+    server ──► browser   text: {"hello": {...}}, {"at": time, "records": [...]}, {"error": "a sentence"},
+                         {"saved": {"label": "wave", "number": 3, ...}}
                          binary: time + JPEG, a picture of a camera that the server opened
 """
 
@@ -16,6 +17,7 @@ import asyncio
 import json
 import logging
 import struct
+import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +28,11 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from demo.lessons import Lessons, Teacher
-from demo.services import Service, looking
-from demo.teaching import of_this_site, teaching
-from demo.viewers import Outbox, Viewer, Viewers
+from demo.clip_store import ClipStore
+from demo.live_sessions import LiveSession, LiveSessions
+from demo.service_api import ServiceClient, service_router
+from demo.teach_api import is_same_origin, teach_router
+from demo.trainer import Trainer
 from engines.errors import GatestreamError
 
 log = logging.getLogger("gatestream.ui")
@@ -38,14 +41,15 @@ PAGE = Path(__file__).parent / "page"
 OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def app_of(viewers: Viewers, teacher: Teacher, service: Service, hosts: tuple[str, ...] = ()) -> FastAPI:
-    """The application. hosts: names it may be asked for by, besides this machine's own."""
+def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient,
+              hosts: tuple[str, ...] = ()) -> FastAPI:
+    """The application. hosts: names it may be reached by, besides this machine's own."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page of another site that the same browser shows could else reach us under a name of its own.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*OWN_NAMES, *hosts])
     app.mount("/page", StaticFiles(directory=PAGE))
-    app.include_router(teaching(teacher))
-    app.include_router(looking(service))
+    app.include_router(teach_router(trainer))
+    app.include_router(service_router(service))
 
     @app.get("/cameras")
     async def cameras() -> FileResponse:
@@ -58,88 +62,113 @@ def app_of(viewers: Viewers, teacher: Teacher, service: Service, hosts: tuple[st
 
     @app.websocket("/live/feed")
     async def feed(socket: WebSocket) -> None:
-        if not of_this_site(socket):  # any site's page may open a WebSocket to us
+        if not is_same_origin(socket):  # any site's page may open a WebSocket to us
             await socket.close(1008)
             return
         await socket.accept()
-        viewer, outbox = viewers.join(), Outbox()
+        queue = SendQueue()
+        session = sessions.join(queue.put)
 
         def greet() -> None:
-            outbox.put({"hello": hello(viewers)})
+            queue.put({"hello": hello(sessions)})
 
         greet()
-        viewers.changed.add(greet)
-        sending = asyncio.create_task(_send(socket, outbox))
+        sessions.on_change.add(greet)
+        sending = asyncio.create_task(_send(socket, queue))
         try:
             with suppress(WebSocketDisconnect, RuntimeError):
                 while True:
-                    await _hear(await socket.receive(), viewer, outbox, teacher.lessons, service)
+                    await _handle(await socket.receive(), session, queue, trainer.store, service)
         finally:
-            viewers.changed.discard(greet)
+            sessions.on_change.discard(greet)
             sending.cancel()
-            await asyncio.to_thread(viewer.leave)
+            await asyncio.to_thread(session.close)
 
     return app
 
 
-def hello(viewers: Viewers) -> dict[str, Any]:
-    """What a page has to know."""
-    contract = viewers.recognizer.contract
+def hello(sessions: LiveSessions) -> dict[str, Any]:
+    """What a page has to know of the model."""
+    contract = sessions.recognizer.contract
     height, width = contract.cover_hw
     return {"model": contract.name, "labels": sorted({label for labels in contract.heads.values() for label in labels}),
             "background": contract.background, "width": 2 * width, "height": 2 * height,
             "threshold": contract.events.open_above, "clip_s": contract.clip_frames / contract.frame_rate}
 
 
-async def _send(socket: WebSocket, outbox: Outbox) -> None:
+class SendQueue:
+    """What waits to be sent to one page: all messages, and the newest picture. `put` may come from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()
+        self._lock = threading.Lock()
+        self._messages: list[dict[str, Any]] = []
+        self._picture: tuple[bytes, float] | None = None
+
+    def put(self, message: dict[str, Any], picture: bytes = b"", captured_at: float = 0.0) -> None:
+        """Adds a message, and a picture if there is one."""
+        with self._lock:
+            self._messages.append(message)
+            if picture:
+                self._picture = picture, captured_at
+        self._loop.call_soon_threadsafe(self._ready.set)
+
+    async def take(self) -> tuple[list[dict[str, Any]], tuple[bytes, float] | None]:
+        """Waits for something, and takes all there is."""
+        await self._ready.wait()
+        with self._lock:
+            self._ready.clear()
+            messages, self._messages = self._messages, []
+            picture, self._picture = self._picture, None
+        return messages, picture
+
+
+async def _send(socket: WebSocket, queue: SendQueue) -> None:
     with suppress(WebSocketDisconnect, RuntimeError):
         while True:
-            said, picture = await outbox.take()
-            for one in said:
-                await socket.send_text(json.dumps(one))
+            messages, picture = await queue.take()
+            for message in messages:
+                await socket.send_text(json.dumps(message))
             if picture is not None:
                 await socket.send_bytes(struct.pack("<d", picture[1]) + picture[0])
 
 
-async def _hear(heard: dict[str, Any] | Any, viewer: Viewer, outbox: Outbox, lessons: Lessons,
-                service: Service) -> None:
-    """One message of a page. Raises WebSocketDisconnect."""
-    if heard["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(heard.get("code", 1000))
+async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: ClipStore,
+                  service: ServiceClient) -> None:
+    """Handles one message of a page. Raises WebSocketDisconnect."""
+    if received["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(received.get("code", 1000))
 
-    def told(records: list[dict[str, Any]], picture: bytes, at: float) -> None:
-        outbox.put({"at": at, "records": records}, picture, at)
-
-    def failed(trouble: str) -> None:
-        outbox.put({"trouble": trouble})
-
+    picture = received.get("bytes")
     try:
-        if (picture := heard.get("bytes")) is not None:
+        if picture is not None:
             [captured_at] = struct.unpack("<d", picture[:8])
-            told(await asyncio.to_thread(viewer.see, picture[8:], captured_at), b"", captured_at)
-        else:
-            said = dict(json.loads(heard["text"]).items())
-            if "threshold" in said:
-                await asyncio.to_thread(viewer.tune, None if said["threshold"] is None else float(said["threshold"]))
-            if "gates" in said:
-                await asyncio.to_thread(viewer.show_gates, bool(said["gates"]))
-            if "hidden" in said:
-                viewer.look(not said["hidden"])
-            if "keep" in said:
-                kept = said["keep"]
-                clip = await asyncio.to_thread(viewer.keep, lessons, str(kept["label"]), float(kept["from"]),
-                                               float(kept["to"]))
-                outbox.put({"kept": asdict(clip)})
-            if "source" in said or "service" in said:
-                closed = await asyncio.to_thread(viewer.stop)
-                outbox.put({"at": 0.0, "records": closed})
-                if "service" in said:
-                    await asyncio.to_thread(viewer.follow, service, str(said["service"]), told, failed)
-                elif said["source"] is not None:
-                    await asyncio.to_thread(viewer.watch, str(said["source"]), told, failed)
+            records = await asyncio.to_thread(session.recognize, picture[8:], captured_at)
+            queue.put({"at": captured_at, "records": records})
+            return
+        request = dict(json.loads(received["text"]).items())
+        if "threshold" in request:
+            threshold = request["threshold"]
+            await asyncio.to_thread(session.set_threshold, None if threshold is None else float(threshold))
+        if "gates" in request:
+            await asyncio.to_thread(session.show_gates, bool(request["gates"]))
+        if "hidden" in request:
+            session.set_visible(not request["hidden"])
+        if "save" in request:
+            part = request["save"]
+            clip = await asyncio.to_thread(session.save_clip, store, str(part["label"]), float(part["from"]),
+                                           float(part["to"]))
+            queue.put({"saved": asdict(clip)})
+        if "source" in request or "service" in request:
+            queue.put({"at": 0.0, "records": await asyncio.to_thread(session.stop)})
+            if "service" in request:
+                await asyncio.to_thread(session.start_service_camera, service, str(request["service"]))
+            elif request["source"] is not None:
+                await asyncio.to_thread(session.start_camera, str(request["source"]))
     except GatestreamError as error:
-        if heard.get("bytes") is not None:  # the page waits for an answer to each picture
-            outbox.put({"at": 0.0, "records": []})
-        failed(str(error))
+        if picture is not None:  # the page waits for an answer to each picture
+            queue.put({"at": 0.0, "records": []})
+        queue.put({"error": str(error)})
     except (ValueError, TypeError, AttributeError, KeyError, struct.error):
-        failed("The page and its server do not understand one another: reload the page.")
+        queue.put({"error": "The page and its server do not understand one another: reload the page."})

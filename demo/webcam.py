@@ -30,84 +30,84 @@ from stream.teaching.teach import teach_folder
 
 WINDOW = "gatestream"
 ESCAPE, NO_KEY = 27, 0xFF
-LESSONS, TAUGHT = Path("taught"), Path("taught.safetensors")
-LESSON_RATE = 15.0  # pictures a second
-COUNTDOWN_S, LESSON_S = 3.0, 3.0
+CLIPS, TAUGHT = Path("taught"), Path("taught.safetensors")
+CLIP_RATE = 15.0  # images a second
+COUNTDOWN_S, CLIP_S = 3.0, 3.0
 TIMES = 3  # that an action is shown before it is learnt
 
 
-class Lesson:
-    """One showing of an action: its name is typed, a countdown runs, pictures are kept."""
+class ClipCapture:
+    """Captures one recording of an action: its name is typed, a countdown runs, images are collected."""
 
     def __init__(self) -> None:
         self.name, self.named = "", False
-        self.began_at = 0.0
-        self.clock = Clock(LESSON_RATE, max_gap_s=LESSON_S)
+        self.starts_at = 0.0
+        self.clock = Clock(CLIP_RATE, max_gap_s=CLIP_S)
         self.images: list[Image] = []
 
-    def typed(self, key: int, now: float) -> None:
+    def on_key(self, key: int, now: float) -> None:
         """Takes a key of the name."""
         if key in (10, 13) and self.name:
-            self.named, self.began_at = True, now + COUNTDOWN_S
+            self.named, self.starts_at = True, now + COUNTDOWN_S
         elif key in (8, 127):
             self.name = self.name[:-1]
         elif chr(key).isalnum() or (chr(key) in "-_ " and self.name):
             self.name += chr(key)
 
-    def see(self, frame: Frame) -> bool:
-        """Keeps a picture, if it is time; whether the lesson is over."""
-        begun = self.named and frame.captured_at >= self.began_at
-        over = begun and frame.captured_at > self.began_at + LESSON_S
-        if begun and not over and self.clock.tick(frame.captured_at).use:
+    def on_frame(self, frame: Frame) -> bool:
+        """Takes an image, if it is time; returns whether the recording is complete."""
+        started = self.named and frame.captured_at >= self.starts_at
+        over = started and frame.captured_at > self.starts_at + CLIP_S
+        if started and not over and self.clock.tick(frame.captured_at).use:
             self.images.append(frame.image_bgr)
         return over
 
-    def says(self, now: float) -> str:
-        """What the window tells of it."""
+    def prompt(self, now: float) -> str:
+        """What the person has to do."""
         if not self.named:
             return f"name of the action: {self.name}_  (Enter)"
-        return f"show {self.name} in {self.began_at - now:.0f}" if now < self.began_at else f"show {self.name} now"
+        return f"show {self.name} in {self.starts_at - now:.0f}" if now < self.starts_at else f"show {self.name} now"
 
-    def keep(self) -> int:
-        """Writes the pictures; how often the action has been shown by now."""
-        folder = next(folder for n in count(1) if not (folder := LESSONS / self.name / str(n)).exists())
+    def save(self) -> int:
+        """Writes the images; returns how many recordings of the action there are."""
+        folder = next(folder for n in count(1) if not (folder := CLIPS / self.name / str(n)).exists())
         folder.mkdir(parents=True)
         for k, image in enumerate(self.images):
             cv2.imwrite(str(folder / f"{k:04d}.jpg"), image)
         return int(folder.name)
 
 
-class Teacher:
-    """Learns in the background what lessons have shown."""
+class BackgroundTeaching:
+    """Teaches the model the recordings in a thread of its own."""
 
     def __init__(self, model: str) -> None:
         self._model, self._thread = model, threading.Thread()
-        self.learnt: Recognizer | None = None
-        self.says = ""
+        self.recognizer: Recognizer | None = None  # of the new model, until somebody takes it
+        self.status = ""
 
-    def learn(self) -> None:
-        """Begins, unless it is at it already: then the next lesson makes it begin again."""
+    def start(self) -> None:
+        """Starts, unless it runs: then the next recording makes it start again."""
         if not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._learn, daemon=True)
+            self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
-    def _learn(self) -> None:
+    def _run(self) -> None:
         try:
-            self.says = "learning ..."
-            outcome = teach_folder(self._model, LESSONS, TAUGHT, fps=LESSON_RATE)
-            self.learnt = Recognizer.open(TAUGHT, slots=1)
-            self.says = f"learnt: {outcome.report.accuracy:.0%} right when left out"
+            self.status = "learning ..."
+            result = teach_folder(self._model, CLIPS, TAUGHT, fps=CLIP_RATE)
+            self.recognizer = Recognizer.open(TAUGHT, slots=1)
+            self.status = f"learnt: {result.report.accuracy:.0%} right when left out"
         except GatestreamError as error:
-            self.says = str(error)
+            self.status = str(error)
 
 
 class Window:
     """What the keys change: one object for as long as the window is open."""
 
     def __init__(self, model: str, rate: float | None) -> None:
-        self.recognizer, self.teacher = Recognizer.open(model, slots=1), Teacher(model)
+        self.recognizer, self.teaching = Recognizer.open(model, slots=1), BackgroundTeaching(model)
         self.state, self.rate = OverlayState(self.recognizer.contract.background), rate
-        self.lesson: Lesson | None = None
+        self.capture: ClipCapture | None = None
         self.video: AnnotatedVideo | None = None
         self.frozen = False
         cv2.namedWindow(WINDOW, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
@@ -118,32 +118,32 @@ class Window:
         self.state.update(records, frame)
         if self.video is not None:
             self.video.write(frame, records)
-        if self.lesson is not None and self.lesson.see(frame):
-            if self.lesson.keep() >= TIMES:
-                self.teacher.learn()
-            self.lesson = None
-        if self.teacher.learnt is not None:
+        if self.capture is not None and self.capture.on_frame(frame):
+            if self.capture.save() >= TIMES:
+                self.teaching.start()
+            self.capture = None
+        if self.teaching.recognizer is not None:
             self.recognizer.close()
-            self.recognizer, self.teacher.learnt = self.teacher.learnt, None
+            self.recognizer, self.teaching.recognizer = self.teaching.recognizer, None
         if not self.frozen:
             image = draw(frame.image_bgr, self.state)
-            text = self.lesson.says(frame.captured_at) if self.lesson is not None else self.teacher.says
+            text = self.capture.prompt(frame.captured_at) if self.capture is not None else self.teaching.status
             cv2.putText(image, text[:60], (10, image.shape[0] // 2), cv2.FONT_HERSHEY_SIMPLEX, image.shape[1] / 900,
                         (255, 255, 255), 2, cv2.LINE_AA)
             cv2.imshow(WINDOW, image)
 
-    def press(self, key: int, now: float) -> bool:
-        """Does what a key says; whether to go on."""
-        if self.lesson is not None and not self.lesson.named and key != ESCAPE:
-            self.lesson.typed(key, now)
+    def on_key(self, key: int, now: float) -> bool:
+        """Does what a key says; returns whether to go on."""
+        if self.capture is not None and not self.capture.named and key != ESCAPE:
+            self.capture.on_key(key, now)
         elif key == ord("q"):
             return False
         elif key == ord(" "):
             self.frozen = not self.frozen
         elif key == ord("t"):
-            self.lesson = Lesson()
+            self.capture = ClipCapture()
         elif key == ESCAPE:
-            self.lesson = None
+            self.capture = None
         elif key == ord("r") and self.video is None:
             path = next(path for n in count(1) if not (path := Path(f"gatestream-{n}.mp4")).exists())
             self.video = AnnotatedVideo(path, self.rate, self.recognizer.contract.background)
@@ -173,7 +173,7 @@ def run(source: str, model: str) -> None:
             if isinstance(frame, Frame):
                 window.show(frame)
                 key = cv2.waitKey(1) & 0xFF
-                if key != NO_KEY and not window.press(key, frame.captured_at):
+                if key != NO_KEY and not window.on_key(key, frame.captured_at):
                     break
                 if cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:  # closed with the mouse
                     break
@@ -185,9 +185,9 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", default="0", help="a webcam's number, or any source of gatestream run")
     parser.add_argument("--model", default="gesture", help="a bundled model, or a model file")
-    said = parser.parse_args()
+    options = parser.parse_args()
     try:
-        run(said.source, said.model)
+        run(options.source, options.model)
     except GatestreamError as error:
         print(f"gatestream: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,4 +1,4 @@
-"""Tensor programs: networks, model files, engines, training. Knows no camera and no time of day.
+"""gatestream's tensor programs: networks, model files, engines, training. Knows no camera and no time of day.
 
     import engines
     model = engines.load("gesture")                              # model.contract, model.network
@@ -31,6 +31,10 @@ _HOMES = {"load": "engines.model.file", "compile": "engines.runtime.registry", "
           "build": "engines.networks.network", "causal": "engines.networks.causal",
           "clip_scores": "engines.networks.network"}
 __all__ = ["build", "causal", "clip_scores", "compile", "export", "load", "official"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

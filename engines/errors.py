@@ -14,6 +14,13 @@ A message always has three parts: what was got, what was wanted, what to do abou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class GatestreamError(Exception):
     """Base of the tree. `got`, `wanted` and `do` are short phrases without a full stop."""
@@ -56,3 +63,50 @@ class SinkError(GatestreamError):
 
 class DatasetError(GatestreamError):
     """Training or evaluation data is missing, unreadable or inconsistent."""
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C: an extension module that is being loaded makes an ImportError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def raise_interrupt(error: Exception) -> None:
+    """Raises KeyboardInterrupt where that is what `error` came of."""
+    if is_interrupt(error):
+        raise KeyboardInterrupt from error
+
+
+@contextmanager
+def imports_of(extra: str, packages: str, use: str, otherwise: str = "",
+               error_type: type[GatestreamError] = UsageError) -> Iterator[None]:
+    """Around imports of `packages` that only an extra of gatestream installs: says so where they cannot be imported.
+
+        with imports_of("mqtt", "paho-mqtt", "results over MQTT"):
+            import paho.mqtt
+
+    otherwise: what else one may do.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise_interrupt(error)
+        raise error_type(f"{use} without a usable {packages} ({error})", packages,
+                         f"pip install 'gatestream[{extra}]'{otherwise and ', or '}{otherwise}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message; its type's name if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """What was got and what was wanted, of the first problem that pydantic found."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    field = ".".join(map(str, first["loc"]))
+    if field:
+        return f"no {field}" if first["type"] == "missing" else f"{field}={first['input']!r:.80}", message
+    got, _, wanted = message.partition(": ")
+    return got, wanted

@@ -2,7 +2,7 @@
 
 import sys
 
-from stream.commands.cli import main
+from stream.commands.start import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

@@ -26,17 +26,12 @@ TIME_NOISE_S = 1e-6  # Unix times as float64 are good to about this
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What to do with one frame.
+    """What to do with one frame."""
 
-    use: step the model with this frame; held: step the previous image this many times first;
-    action: "reset" or "new stream" before this frame, else None; gap_s: with an action, the seconds without a
-    frame, or for "new stream" how far time ran back.
-    """
-
-    use: bool
-    held: int = 0
-    gap_s: float | None = None
-    action: Literal["reset", "new stream"] | None = None
+    use: bool  # step the model with it
+    held: int = 0  # step the previous image this many times first
+    gap_s: float | None = None  # with an action: seconds without a frame, or how far time ran back
+    action: Literal["reset", "new stream"] | None = None  # before this frame
 
 
 _PASS = Tick(use=False)
@@ -57,13 +52,13 @@ class Clock:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the stream: the next frame is a first one."""
+        """Starts over: the next frame is the first of a stream."""
         self._origin_s: float | None = None
         self._latest_s = 0.0
         self._cell = 0
 
     def tick(self, captured_at: float) -> Tick:
-        """Judges the next frame, taken at `captured_at` seconds. Raises FrameError when that is not a number."""
+        """What to do with the next frame. captured_at: seconds. Raises FrameError when that is not a number."""
         if not math.isfinite(captured_at):
             raise FrameError(f"a frame captured at {captured_at}", "a time in seconds",
                              "pass the capture time of the frame, e.g. time.time()")
@@ -85,8 +80,7 @@ class Clock:
         return Tick(use=True, held=held)
 
     def wants(self, captured_at: float, passed_at: float | None = None) -> bool:
-        """Whether `tick` would use a frame taken then, after `pass_over(passed_at)`. Changes nothing. Raises as `tick`
-        does."""
+        """Whether `tick` would use this frame after `pass_over(passed_at)`. Changes nothing; raises as `tick` does."""
         before = self._origin_s, self._latest_s, self._cell
         try:
             if passed_at is not None:
@@ -96,8 +90,7 @@ class Clock:
             self._origin_s, self._latest_s, self._cell = before
 
     def pass_over(self, captured_at: float) -> None:
-        """Takes note of a frame that a clock like this one passed over. If they have come apart, and this one would use
-        it, it never was."""
+        """Notes a frame that a clock like this one passed over; ignores one that this clock would use."""
         if not self.wants(captured_at):
             self.tick(captured_at)
 

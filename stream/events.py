@@ -6,14 +6,14 @@ top probability instead: with no class for "nothing", single frames are too unce
     idle ──activity >= close_below──► candidate ──activity >= open_above──► open ──quiet for close_after_s──► closed
 
 * An event runs from the candidate's first active frame (activity >= close_below) to its last active frame.
-* Its label has the most evidence: the mean probability over the active frames, the n-th weighing n^1.5,
-  because causal scores know more later. That mean is the event's score.
-* It counts from when it has lasted min_duration_s with a score of at least min_score. It is then announced
-  (`open`), announced again when its label changes, and always closed: as "unknown" if its score has fallen below
-  min_score by then (a movement that began like an action). Any other event leaves no trace, unless the rule says
-  report_unknown: then one that lasted min_duration_s is reported at its end as "unknown".
+* Its label has the highest mean probability over the active frames, the n-th weighing n^1.5, because causal scores
+  get better with time. That mean is the event's score.
+* It counts from when it has lasted min_duration_s with a score of at least min_score. It is then reported
+  (`open`), reported again when its label changes, and always closed: as "unknown" if its score has fallen below
+  min_score by then (a movement that began like an action). Other events are not reported; with report_unknown, those
+  that lasted min_duration_s are, at their end, as "unknown".
 * Two actions back to back: when the newest frames favour one other label for split_after_s without a break, and
-  the frames before them stood for their own label as long, the event is split there.
+  the frames before them favoured their own label as long, the event is split there.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class _Evidence:
     def score(self) -> float:
         return float(self._weighted_K.max()) / self._total
 
-    def stands(self, lasted_s: float, score: float) -> bool:
+    def holds(self, lasted_s: float, score: float) -> bool:
         return self.ended_at - self.started_at >= lasted_s - TIME_NOISE_S and self.score >= score
 
 
 class EventTracker:
-    """Follows one head of one camera. Pure bookkeeping: times come from the arguments only."""
+    """Turns the scores of one head of one camera into events. All times come from the arguments."""
 
     def __init__(self, camera: str, head: str, labels: Sequence[str], background: str | None, rule: EventRule) -> None:
         self._camera, self._head, self._labels = camera, head, tuple(labels)
@@ -76,12 +76,12 @@ class EventTracker:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the current event, if any."""
+        """Drops the current event, if any."""
         self._whole: _Evidence | None = None  # the current event
         self._before: _Evidence | None = None  # its part before another label took the lead
         self._rival: tuple[int, _Evidence] | None = None  # that other label, and the part since
         self._opened = False
-        self._announced: int | None = None
+        self._reported: int | None = None
 
     def update(self, captured_at: float, now_probs_K: Probs, window_probs_K: Probs) -> list[Event]:
         """Takes the scores of one tick; returns events that opened, changed their label, or closed."""
@@ -94,19 +94,19 @@ class EventTracker:
         else:
             self._follow_lead(self._whole, captured_at, probs_K)
         self._whole.add(captured_at, probs_K)
-        return self._split() + self._announce()
+        return self._split() + self._report()
 
     def flush(self) -> list[Event]:
         """Ends the stream: closes the current event, if it counts."""
-        whole, announced, opened = self._whole, self._announced, self._opened
+        whole, reported, opened = self._whole, self._reported, self._opened
         self.reset()
         if whole is None:
             return []
         event = self._event(whole, opened=False)
-        if announced is not None and whole.score >= self.rule.min_score:
+        if reported is not None and whole.score >= self.rule.min_score:
             return [event]
-        lasted = opened and whole.stands(self.rule.min_duration_s, 0.0)
-        if announced is not None or (self.rule.report_unknown and lasted):
+        lasted = opened and whole.holds(self.rule.min_duration_s, 0.0)
+        if reported is not None or (self.rule.report_unknown and lasted):
             return [replace(event, label=UNKNOWN)]
         return []
 
@@ -124,7 +124,7 @@ class EventTracker:
         return self.flush() if over or not self._opened else []
 
     def _follow_lead(self, whole: _Evidence, at: float, probs_K: Probs) -> None:
-        """Keeps account of a label that leads against the event's own."""
+        """Tracks a label that leads against the event's own."""
         leader = int(probs_K.argmax())
         if self._rival is None or self._rival[0] != leader:
             if leader == (self._before or whole).label:
@@ -136,24 +136,24 @@ class EventTracker:
     def _split(self) -> list[Event]:
         if not (self._opened and self._before and self._rival):
             return []
-        if not (self._stands_alone(self._before) and self._stands_alone(self._rival[1])):
+        if not (self._holds_alone(self._before) and self._holds_alone(self._rival[1])):
             return []
         closed = self._event(self._before, opened=False)
-        self._whole, self._before, self._rival, self._announced = self._rival[1], None, None, None
+        self._whole, self._before, self._rival, self._reported = self._rival[1], None, None, None
         return [closed]
 
-    def _stands_alone(self, part: _Evidence) -> bool:
-        return part.stands(max(self.rule.split_after_s, self.rule.min_duration_s), self.rule.min_score)
+    def _holds_alone(self, part: _Evidence) -> bool:
+        return part.holds(max(self.rule.split_after_s, self.rule.min_duration_s), self.rule.min_score)
 
-    def _announce(self) -> list[Event]:
+    def _report(self) -> list[Event]:
         whole = self._whole
-        if whole is None or not self._opened or whole.label == self._announced:
+        if whole is None or not self._opened or whole.label == self._reported:
             return []
-        if self._announced is None and not whole.stands(self.rule.min_duration_s, self.rule.min_score):
+        if self._reported is None and not whole.holds(self.rule.min_duration_s, self.rule.min_score):
             return []
-        if self._announced is not None and self._before and self._stands_alone(self._before):
+        if self._reported is not None and self._before and self._holds_alone(self._before):
             return []  # either a split or a return to the old label will settle it
-        self._announced = whole.label
+        self._reported = whole.label
         return [self._event(whole, opened=True)]
 
     def _event(self, part: _Evidence, *, opened: bool) -> Event:
@@ -161,7 +161,7 @@ class EventTracker:
                      started_at=part.started_at, ended_at=part.ended_at, score=part.score, open=opened)
 
 
-def events_of(times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs, *, labels: Sequence[str],
+def detect_events(times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs, *, labels: Sequence[str],
               background: str | None, rule: EventRule, camera: str = "0", head: str = "action") -> list[Event]:
     """The closed events of a recorded stream, T ticks long, through the same rule as live."""
     tracker = EventTracker(camera, head, labels, background, rule)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +21,13 @@ Ranked = tuple[tuple[str, float], ...]  # (label, calibrated probability), best 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One camera image.
-
-    image_bgr: uint8 [H, W, 3]; captured_at: seconds; index: number of the frame in its source, from 0;
-    lost: frames the source knows it lost since the previous one (unreadable, skipped, overwritten).
-    """
+    """One camera image."""
 
     image_bgr: Image
     captured_at: float
-    index: int
+    index: int  # number of the frame in its source, from 0
     camera: str
-    lost: int = 0
+    lost: int = 0  # frames the source knows it lost since the previous one (unreadable, skipped, overwritten)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +44,17 @@ class HeadScores:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says at one tick of its clock.
-
-    frame: number of the camera frame it was made from; warm: the network has seen enough frames since its
-    last reset; clips: gate of each clip in the window, oldest first; latency_ms: parts and their total;
-    dropped, held: frames lost and ticks filled with the previous image, counted since the stream began.
-    """
+    """The scores at one tick of the model's clock."""
 
     camera: str
-    frame: int
+    frame: int  # number of the camera frame it was made from
     captured_at: float
-    warm: bool
+    warm: bool  # the network has had enough frames since its last reset
     heads: dict[str, HeadScores]
-    clips: tuple[float, ...]
-    latency_ms: dict[str, float]
-    dropped: int
-    held: int
+    clips: tuple[float, ...]  # gate of each clip in the window, oldest first
+    latency_ms: dict[str, float]  # parts and their total
+    dropped: int  # frames lost since the stream began
+    held: int  # ticks filled with the previous image since the stream began
 
     def as_json(self) -> dict[str, Any]:
         return {"type": "prediction", "camera": self.camera, "frame": self.frame,
@@ -76,33 +67,33 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One recognised action. `open` events have begun and not ended: `ended_at` is the latest time seen."""
+    """One recognised action."""
 
     camera: str
     head: str
     label: str
     started_at: float
-    ended_at: float
+    ended_at: float  # of an open event, the latest time it was active
     score: float
-    open: bool
+    open: bool  # it has not ended yet
 
     def as_json(self) -> dict[str, Any]:
         return {"type": "event", "camera": self.camera, "head": self.head, "label": self.label,
                 "started_at": round(self.started_at, 4), "ended_at": round(self.ended_at, 4),
                 "score": round(self.score, 4), "open": self.open}
 
-
-def event_of(said: Mapping[str, Any]) -> Event:
-    """The event that a JSON object of `Event.as_json` stands for."""
-    return Event(**{name: said[name] for name in Event.__slots__})
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The event that `as_json` has written; keys it does not know are passed over."""
+        return cls(**{name: record[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
     """A hole in a stream: `seconds` without a usable frame before `at`.
 
-    action: "reset" (longer than the model's limit), "new stream" (time ran backwards),
-    "reconnected" (the camera was lost and came back), ENGINE_RESTARTED (what the engine knew of the camera was lost).
+    action: "reset" (longer than the model's limit), "new stream" (time ran backwards), "reconnected" (the camera was
+    lost and came back), ENGINE_RESTARTED (the camera's state was lost).
     """
 
     camera: str
@@ -114,22 +105,22 @@ class Gap:
         return {"type": "gap", "camera": self.camera, "at": round(self.at, 4),
                 "seconds": round(self.seconds, 4), "action": self.action}
 
-
-def gap_of(said: Mapping[str, Any]) -> Gap:
-    """The gap that a JSON object of `Gap.as_json` stands for."""
-    return Gap(**{name: said[name] for name in Gap.__slots__})
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The gap that `as_json` has written; keys it does not know are passed over."""
+        return cls(**{name: record[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Totals of one camera's stream. `fps`: camera frames handled per second of wall time."""
+    """Totals of one camera's stream."""
 
     camera: str
     frames: int
     predictions: int
     events: int
     dropped: int
-    fps: float
+    fps: float  # camera frames handled per second of wall time
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _as_uint8(array: NDArray[Any]) -> Image:
     raise FrameError(f"an image of type {array.dtype}", "uint8, uint16 or float in 0..1", "convert it to uint8")
 
 
-def stated_size_hw(data: bytes) -> tuple[int, int] | None:
+def parse_size_hw(data: bytes) -> tuple[int, int] | None:
     """Height and width as a PNG, BMP or JPEG file states them before any decoding; None for other formats."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])

@@ -1,4 +1,4 @@
-"""What a program says beside its results: lines of text, or of JSON where GATESTREAM_LOG=json is set."""
+"""A program's log lines on stderr: text, or JSON where GATESTREAM_LOG=json is set; and what else may write there."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import TextIO
 FORMAT = "GATESTREAM_LOG"  # environment variable, so that the processes of a service agree
 
 
-class _Structured(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     """A JSON object a line, for programs that collect logs."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said = {"time": round(record.created, 3), "level": record.levelname.lower(), "logger": record.name,
+        line = {"time": round(record.created, 3), "level": record.levelname.lower(), "logger": record.name,
                 "message": record.getMessage()}
         if record.exc_info:
-            said["trace"] = self.formatException(record.exc_info)
-        return json.dumps(said)
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
 @contextmanager
-def notices_on_stderr() -> Iterator[None]:
+def log_to_stderr() -> Iterator[None]:
     """Shows what the library logs, such as an engine that has to be built first."""
     logger, handler = logging.getLogger("gatestream"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Structured() if os.environ.get(FORMAT) == "json" else
+    handler.setFormatter(_JsonFormatter() if os.environ.get(FORMAT) == "json" else
                          logging.Formatter("gatestream: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -39,8 +39,8 @@ def notices_on_stderr() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def stderr() -> TextIO | None:
-    """Where a process that is started should say what is wrong; None for where ours does by itself."""
+def inheritable_stderr() -> TextIO | None:
+    """Our stderr, for a process that is started; None to let it inherit file descriptor 2."""
     try:
         sys.stderr.fileno()
     except (OSError, ValueError, AttributeError):
@@ -48,16 +48,16 @@ def stderr() -> TextIO | None:
     return sys.stderr
 
 
-def unmoved_by_the_terminal() -> None:
-    """What a terminal sends to all its processes is the service's to answer, not that of those it has started."""
+def ignore_terminal_signals() -> None:
+    """For processes that a service starts: the service alone answers what a terminal sends to all its processes."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def quiet_decoders() -> None:
-    """libjpeg and libpng write to file descriptor 2 about every broken picture, and know no switch: from now on it
-    leads nowhere, and Python's own errors go where it led."""
+def silence_decoders() -> None:
+    """Discards file descriptor 2 from now on, Python's own errors excepted: libjpeg and libpng write there about every
+    broken picture and have no switch."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -28,9 +27,11 @@ from stream.events import EventTracker
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.images import as_bgr
 from stream.ring import SlotTable
-from stream.scoring import Scorer, Scores, ScoringModel, ranked
+from stream.scoring import Scorer, Scores, ScoringModel, top_labels
 
-Watcher = Callable[[str, float, int, Scores], None]
+Decoder = Callable[[], NDArray[Any]]
+Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
+ScoreListener = Callable[[float, int, Scores], None]  # time, steps since the camera's last reset, scores
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Counts:
     held: int = 0
 
 
-class _Stream:
+class _CameraState:
     """Everything remembered of one camera but the network's state, which sits in the engine's `slot`."""
 
     def __init__(self, camera: str, slot: int, model: ScoringModel, rule: EventRule | None) -> None:
@@ -69,42 +70,29 @@ class _Stream:
         self.scorer.reset()
 
 
-Decoder = Callable[[], NDArray[Any]]
-Begun = Callable[[], Image | FrameError | None]
-
-
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """The next image of a camera.
+    """The next image of a camera, for `Recognizer.push_many`."""
 
-    image_bgr: uint8 [H, W, 3] of any size (see `stream.images` for what else is converted), or what decodes it, which
-    is called only if the camera's clock wants the image;
-    captured_at: seconds, on any clock that runs evenly; index: number of the frame, counted by default;
-    lost: frames that nobody looked at since the last one: ticks that they may have been for are skipped, not held, as
-    there is no time for them, and recognition suffers less (0.83 instead of 0.78 of the clips right with 40 % lost);
-    passed_at: when the last one was taken that was passed over since, by a clock like the camera's own;
-    waited_s: how long the image waited before this call.
-    """
-
-    image_bgr: NDArray[Any] | Decoder
-    captured_at: float
+    image_bgr: NDArray[Any] | Decoder  # as for `Recognizer.push`
+    captured_at: float  # seconds, on any clock that runs evenly
     camera: str = "0"
-    index: int | None = None
-    lost: int = 0
-    waited_s: float = 0.0
-    passed_at: float | None = None
+    index: int | None = None  # number of the frame; counted by default
+    lost: int = 0  # frames dropped since the last one: the ticks they were for are skipped, not held
+    waited_s: float = 0.0  # how long the image waited before this call
+    passed_at: float | None = None  # capture time of the last frame that a clock like the camera's own passed over
 
 
 @dataclass(slots=True)
-class _Turn:
-    """A camera's part in one step of the engine."""
+class _BatchItem:
+    """One camera's part in one step of the engine."""
 
-    stream: _Stream
+    stream: _CameraState
     arrival: Arrival
     number: int
     held: int
     image: Image
-    latency: dict[str, float]
+    latency: dict[str, float]  # seconds of each part
     items: list[Item]
     events: list[Event] = field(default_factory=list)
 
@@ -112,9 +100,14 @@ class _Turn:
 class Recognizer:
     """Recognises the actions of up to `engine.slots` cameras.
 
-        with Recognizer.open(model="gesture") as recognizer:
-            for item in recognizer.push(image_bgr, captured_at=time.time()):
-                print(item)                                # Prediction | Event | Gap
+        with (Recognizer.open(model="gesture") as recognizer,
+              open_source("sim://gestures?seconds=20&realtime=0") as source):
+            for frame in source.frames():
+                if isinstance(frame, Frame):
+                    for item in recognizer.push(frame.image_bgr, frame.captured_at):
+                        print(item)                                  # Prediction | Event | Gap
+            for event in recognizer.flush():                         # what was still open at the end
+                print(event)
 
     The same images at the same times give the same items, live or replayed, but for their latencies.
     Not thread-safe: use it from one thread. Leaving the `with` block closes the engine.
@@ -124,15 +117,13 @@ class Recognizer:
                  threads: ThreadPoolExecutor | None = None) -> None:
         """timer: gives seconds, for latencies only; threads: decode and prepare images of several cameras at a time."""
         self.contract, self.engine = model.contract, engine
-        self.watcher: Watcher | None = None
-        """Called with (camera, time, steps since its last reset, scores) at every tick, held ones too: the full scores,
-        of which a Prediction tells the best."""
+        self.score_listeners: dict[str, ScoreListener] = {}
+        """By camera: called at every tick, held ones too, with the full scores, of which a Prediction has the best."""
         self._rules: Mapping[str, EventRule] = {}
-        self._model, self._timer = model, timer
-        self._threads = threads
-        self._begun: Counter[str] = Counter()  # images of each camera that were begun and not pushed
+        self._model, self._timer, self._threads = model, timer, threads
+        self._in_preparation: Counter[str] = Counter()  # images of each camera given to `prepare_async`, not yet pushed
         self._slots = SlotTable(engine.slots)
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, _CameraState] = {}
 
     @classmethod
     def open(cls, model: str | os.PathLike[str] = "gesture", engine: str = "auto", slots: int = 8,
@@ -151,8 +142,7 @@ class Recognizer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -162,8 +152,10 @@ class Recognizer:
 
     def push(self, image_bgr: NDArray[Any] | Decoder, captured_at: float, camera: str = "0", index: int | None = None,
              lost: int = 0, waited_s: float = 0.0) -> list[Item]:
-        """Takes the next image of a camera; returns what it caused, in order. See `Arrival` for the arguments.
+        """Takes the next image of a camera; returns what it caused, in order.
 
+        image_bgr: uint8 [H, W, 3] of any size (`stream.images`: what else is converted), or a function that decodes
+        it, called only if the camera's clock wants the image; the other arguments are those of `Arrival`.
         Most cameras are faster than the model: an image between two ticks of its clock gives []. A camera joins
         with its first image. Raises FrameError for an image that cannot be used: it costs that frame only,
         and is counted as dropped. Raises UsageError when no slot is free, EngineError when the engine fails.
@@ -173,72 +165,67 @@ class Recognizer:
             raise outcome
         return outcome
 
-    def begin(self, arrivals: Sequence[Arrival]) -> list[Begun]:
-        """Has the threads prepare images while the engine is busy with others; `push_many` has to be given them next.
+    def prepare_async(self, arrivals: Sequence[Arrival]) -> list[Prepared]:
+        """Starts to decode and resize images on the threads while the engine is busy; `push_many` takes them next.
 
-        Of a camera that was begun and not pushed it is not known yet which image its clock wants: that one waits."""
-        begun: list[Begun] = []
+        A camera's second image waits for the first to be pushed: only then is it known whether its clock wants it."""
+        prepared: list[Prepared] = []
         for arrival in arrivals:
-            prepare = partial(self._prepared, arrival)
-            known = arrival.camera not in self._begun
-            self._begun[arrival.camera] += 1
-            begun.append(self._threads.submit(prepare).result if self._threads is not None and known else prepare)
-        return begun
+            job = partial(self._prepare, arrival)
+            if self._threads is None or arrival.camera in self._in_preparation:
+                prepared.append(job)
+            else:
+                prepared.append(self._threads.submit(job).result)
+            self._in_preparation[arrival.camera] += 1
+        return prepared
 
-    def push_many(self, arrivals: Sequence[Arrival], begun: Sequence[Begun] | None = None) \
+    def push_many(self, arrivals: Sequence[Arrival], prepared: Sequence[Prepared] | None = None) \
             -> list[list[Item] | GatestreamError]:
         """Takes the next image of several cameras, which the engine then advances side by side.
 
-        begun: what `begin` gave for them, if they were begun before. Returns for each what `push` would: what the image
-        caused, or the error that it would raise; one camera's error is no other's. Raises UsageError for a camera that
-        is there twice, EngineError.
+        prepared: what `prepare_async` returned for them, if it was called. Returns for each what `push` would: what the
+        image caused, or the error that it would raise; one camera's error does not touch the others. Raises UsageError
+        for two images of one camera, EngineError.
         """
-        begun = self.begin(arrivals) if begun is None else begun
-        there = Counter(arrival.camera for arrival in arrivals)
-        self._begun -= there
-        twice = [name for name, count in there.items() if count > 1]
+        prepared = self.prepare_async(arrivals) if prepared is None else prepared
+        images_of = Counter(arrival.camera for arrival in arrivals)
+        self._in_preparation -= images_of
+        twice = [name for name, count in images_of.items() if count > 1]
         if twice:
             raise UsageError(f"two images of camera {twice[0]!r} at once", "one of each camera",
                              "push them one after the other")
         began = self._timer()
         outcomes: list[list[Item] | GatestreamError] = []
-        turns: list[_Turn] = []
-        for arrival, prepared in zip(arrivals, begun, strict=True):
+        batch: list[_BatchItem] = []
+        for arrival, image in zip(arrivals, prepared, strict=True):
             try:
-                items, turn = self._admitted(arrival, prepared())
+                outcomes.append(self._admit(arrival, image(), batch))
             except (FrameError, UsageError) as error:
                 outcomes.append(error)
-                continue
-            outcomes.append(items)
-            if turn is not None:
-                turns.append(turn)
         ready = self._timer()
-        for turn in turns:
-            turn.latency["preprocess"] = ready - began
-        self._hold(turns)
-        stepped = self._step([turn.stream for turn in turns], [turn.image for turn in turns],
-                             [turn.latency for turn in turns])
-        for turn, scores in zip(turns, stepped, strict=True):
-            turn.events += self._track(turn.stream, turn.arrival.captured_at, scores)
-            turn.latency["total"] = turn.arrival.waited_s + self._timer() - began
-            turn.stream.counts.predictions += 1
-            turn.items += [self._publish(turn, scores), *turn.events]
+        for one in batch:
+            one.latency["preprocess"] = ready - began
+        self._hold(batch)
+        for one, scores in zip(batch, self._step(batch, [one.image for one in batch]), strict=True):
+            one.events += self._track(one.stream, one.arrival.captured_at, scores)
+            one.latency["total"] = one.arrival.waited_s + self._timer() - began
+            one.stream.counts.predictions += 1
+            one.items += [self._publish(one, scores), *one.events]
         return outcomes
 
     def flush(self, camera: str = "0") -> list[Event]:
         """Ends a camera's stream: closes its open events, returns them, and frees its slot."""
-        stream = self._streams.get(camera)
-        closed = stream.close_events() if stream else []
+        closed = self.close_events(camera)
         self.reset(camera)
         return closed
 
-    def cut(self, camera: str = "0") -> list[Event]:
+    def close_events(self, camera: str = "0") -> list[Event]:
         """Closes a camera's open events and returns them; its stream goes on."""
         stream = self._streams.get(camera)
         return stream.close_events() if stream else []
 
     def set_rules(self, rules: Mapping[str, EventRule]) -> None:
-        """How scores of some cameras become events, from now on; those of all others do as the contract says."""
+        """Sets the event rules of some cameras from now on; all others follow the contract's."""
         self._rules = dict(rules)
         for stream in self._streams.values():
             for tracker in stream.trackers.values():
@@ -260,13 +247,13 @@ class Recognizer:
         stream = self._streams.get(camera)
         return replace(stream.counts) if stream else Counts()
 
-    def _join(self, camera: str) -> _Stream:
-        stream = self._streams[camera] = _Stream(camera, self._slots.take(camera), self._model,
+    def _join(self, camera: str) -> _CameraState:
+        stream = self._streams[camera] = _CameraState(camera, self._slots.take(camera), self._model,
                                                  self._rules.get(camera))
         self.engine.reset([stream.slot])
         return stream
 
-    def _prepared(self, arrival: Arrival) -> Image | FrameError | None:
+    def _prepare(self, arrival: Arrival) -> Image | FrameError | None:
         """The network's input; None when the camera's clock does not want it. Touches nothing: threads may share it."""
         stream = self._streams.get(arrival.camera)
         try:
@@ -281,8 +268,8 @@ class Recognizer:
         except FrameError as error:
             return error
 
-    def _admitted(self, arrival: Arrival, prepared: Image | FrameError | None) -> tuple[list[Item], _Turn | None]:
-        """Lets an image into its camera's stream: what that alone caused, and the tick it is good for, if any."""
+    def _admit(self, arrival: Arrival, prepared: Image | FrameError | None, batch: list[_BatchItem]) -> list[Item]:
+        """Lets an image into its camera's stream, and into the batch if a tick is due; the list its items go to."""
         stream = self._streams.get(arrival.camera) or self._join(arrival.camera)
         counts = stream.counts
         number = counts.frames if arrival.index is None else arrival.index
@@ -300,48 +287,46 @@ class Recognizer:
             items.append(Gap(arrival.camera, arrival.captured_at, tick.gap_s or 0.0, tick.action))
             self.engine.reset([stream.slot])
             stream.forget()
-        if prepared is None:
-            return items, None
-        latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
-        held = 0 if arrival.lost else tick.held
-        return items, _Turn(stream, arrival, number, held, prepared, latency, items)
+        if prepared is not None:
+            latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
+            held = 0 if arrival.lost else tick.held
+            batch.append(_BatchItem(stream, arrival, number, held, prepared, latency, items))
+        return items
 
-    def _hold(self, turns: Sequence[_Turn]) -> None:
+    def _hold(self, batch: Sequence[_BatchItem]) -> None:
         """Fills ticks without an image with the one before; they count for state and events alone."""
-        waiting = [(turn, turn.stream.previous, turn.stream.previous_at) for turn in turns]
-        for tick in range(1, max((turn.held for turn in turns), default=0) + 1):
-            held = [(turn, image, since) for turn, image, since in waiting if image is not None and turn.held >= tick]
-            stepped = self._step([turn.stream for turn, _, _ in held], [image for _, image, _ in held],
-                                 [turn.latency for turn, _, _ in held])
-            for (turn, _, since), scores in zip(held, stepped, strict=True):
-                at = since + (turn.arrival.captured_at - since) * tick / (turn.held + 1)
-                turn.events += self._track(turn.stream, at, scores)
-                turn.stream.counts.held += 1
+        waiting = [(one, one.stream.previous, one.stream.previous_at) for one in batch]
+        for tick in range(1, max((one.held for one in batch), default=0) + 1):
+            held = [(one, image, since) for one, image, since in waiting if image is not None and one.held >= tick]
+            stepped = self._step([one for one, _, _ in held], [image for _, image, _ in held])
+            for (one, _, since), scores in zip(held, stepped, strict=True):
+                at = since + (one.arrival.captured_at - since) * tick / (one.held + 1)
+                one.events += self._track(one.stream, at, scores)
+                one.stream.counts.held += 1
 
-    def _step(self, streams: Sequence[_Stream], images: Sequence[Image],
-              latencies: Sequence[dict[str, float]]) -> list[Scores]:
+    def _step(self, batch: Sequence[_BatchItem], images: Sequence[Image]) -> list[Scores]:
         """Advances some cameras by one tick. Adds its seconds to their latencies."""
-        if not streams:
+        if not batch:
             return []
         began = self._timer()
-        result = self.engine.step(np.stack(images), [stream.slot for stream in streams])
+        result = self.engine.step(np.stack(images), [one.stream.slot for one in batch])
         scored = stepped = self._timer()
         scores = []
-        for i, (stream, image, latency) in enumerate(zip(streams, images, latencies, strict=True)):
-            scores.append(stream.scorer.score(StepResult(
+        for i, (one, image) in enumerate(zip(batch, images, strict=True)):
+            scores.append(one.stream.scorer.score(StepResult(
                 result.features[i:i + 1], {head: logits[i:i + 1] for head, logits in result.scores.items()},
                 None if result.spans is None else result.spans[i:i + 1])))
-            stream.steps += 1
-            stream.previous = image
-            latency["engine"] += stepped - began
+            one.stream.steps += 1
+            one.stream.previous = image
+            one.latency["engine"] += stepped - began
             before, scored = scored, self._timer()
-            latency["fuse"] += scored - before
+            one.latency["fuse"] += scored - before
         return scores
 
-    def _track(self, stream: _Stream, at: float, scores: Scores) -> list[Event]:
+    def _track(self, stream: _CameraState, at: float, scores: Scores) -> list[Event]:
         stream.previous_at = at
-        if self.watcher is not None:
-            self.watcher(stream.camera, at, stream.steps, scores)
+        if stream.camera in self.score_listeners:
+            self.score_listeners[stream.camera](at, stream.steps, scores)
         if not self._warm(stream):
             return []
         events = [event for head, tracker in stream.trackers.items()
@@ -349,14 +334,14 @@ class Recognizer:
         stream.counts.events += sum(not event.open for event in events)
         return events
 
-    def _warm(self, stream: _Stream) -> bool:
+    def _warm(self, stream: _CameraState) -> bool:
         return stream.steps >= self.contract.warmup_frames
 
-    def _publish(self, turn: _Turn, scores: Scores) -> Prediction:
-        stream = turn.stream
-        heads = {head: HeadScores(ranked(labels, scores.now[head]), ranked(labels, scores.window[head]))
+    def _publish(self, item: _BatchItem, scores: Scores) -> Prediction:
+        stream = item.stream
+        heads = {head: HeadScores(top_labels(labels, scores.now[head]), top_labels(labels, scores.window[head]))
                  for head, labels in self.contract.heads.items()}
-        return Prediction(camera=stream.camera, frame=turn.number, captured_at=turn.arrival.captured_at,
+        return Prediction(camera=stream.camera, frame=item.number, captured_at=item.arrival.captured_at,
                           warm=self._warm(stream), heads=heads, clips=scores.gates,
-                          latency_ms={part: 1000 * value for part, value in turn.latency.items()},
+                          latency_ms={part: 1000 * value for part, value in item.latency.items()},
                           dropped=stream.counts.dropped, held=stream.counts.held)

@@ -24,7 +24,7 @@ class Ring:
         return min(self._written, self._capacity)
 
     def append(self, row: Any) -> None:
-        """Adds a newest row; the oldest one goes when the ring is full."""
+        """Adds a row in place of the oldest one when the ring is full."""
         self._written += 1
         self.replace_newest(row)
 

@@ -1,10 +1,9 @@
-"""One source through one recogniser into the sinks, until the source ends or someone says stop.
+"""One source through one recogniser into the sinks, until the source ends or it is stopped.
 
     source.frames() ──Frame──► recognizer.push ──records──► every sink
                     ──Gap─────────────────────────────────► every sink
 
-However it ends, what was recognised is kept: open events are closed, a summary is written, and only then does the
-first fault surface.
+However it ends, open events are closed and a summary is written before the first error is raised.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Percentiles:
 
 
 class _Outputs:
-    """All sinks. One that fails is left out from then on; its error is kept for the end."""
+    """All sinks. One that fails gets no more records; its error is for the end."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
@@ -71,11 +70,11 @@ class _Outputs:
                 self.failure = self.failure or error
 
 
-def events_in(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
-    """The closed events of a recording, as the recogniser's camera of this name.
+def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
+    """The closed events of a recording, pushed as the camera of this name.
 
-    An image that cannot be used costs that image. Raises UsageError or SourceError where the recording cannot be read;
-    then `reset` the camera.
+    An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
+    `reset` the camera.
     """
     closed: list[Event] = []
     with open_source(recording, camera=camera, policy="every") as source:
@@ -97,16 +96,15 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
 
     max_seconds: of the stream's own time, and for live sources of real time too; max_frames: camera frames;
     stop: when set, the run ends after the current frame (close the source to end a wait for the next one).
-    An image that cannot be used costs that image and is counted. The source is closed at the end; the sinks are
-    the caller's to close. Raises SourceError, EngineError or SinkError after all else is written; a sink that
-    fails ends the run.
+    An image that cannot be used is counted as dropped. Closes the source, not the sinks. A sink that fails ends the
+    run. Raises SourceError, EngineError or SinkError after all else is written.
     """
     outputs, latencies = _Outputs(sinks), Percentiles()
     camera, live = source.info.camera, source.info.live
     began, frames, lost = timer(), 0, 0
     first_at: float | None = None
     try:
-        with _closed_after(max_seconds if live else None, source):
+        with _close_after(max_seconds if live else None, source):
             for item in source.frames():
                 if outputs.failure or (stop is not None and stop.is_set()):
                     break
@@ -144,7 +142,7 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
 
 
 @contextmanager
-def ended_by_signals(source: Source, stop: threading.Event) -> Iterator[None]:
+def stop_on_signals(source: Source, stop: threading.Event) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a run in good order; a second one raises KeyboardInterrupt. Main thread only."""
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
@@ -161,7 +159,7 @@ def ended_by_signals(source: Source, stop: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _closed_after(seconds: float | None, source: Source) -> Iterator[None]:
+def _close_after(seconds: float | None, source: Source) -> Iterator[None]:
     """Closes the source after so many seconds of real time, even when it gives no frames."""
     if seconds is None:
         yield

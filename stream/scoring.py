@@ -1,4 +1,4 @@
-"""From one engine step to what the model says: calibrated probabilities of this frame and of the window.
+"""From one engine step to calibrated probabilities of this frame and of the window.
 
 Legend: D features of a frame, K labels of a head.
 """
@@ -14,42 +14,42 @@ from numpy.typing import NDArray
 from engines.model.contract import Contract
 from engines.runtime.engine import StepResult
 from stream.frame import Ranked
-from stream.window import ClipWindow, Fused, Fusion, Window
+from stream.window import ClipWindow, Floats, Fused, Fusion, Window
 
-TOP = 5  # labels given per head
+TOP = 5  # labels of a Prediction, per head
 Probs = NDArray[Any]
 
 
 class ScoringModel(Protocol):
-    """What is needed of a model besides its engine: `engines.Model` has it."""
+    """What scoring needs of a model; `engines.Model` has it."""
 
     contract: Contract
 
     @property
     def clip_fusion(self) -> Fusion | None:
-        """What fuses the clips of a window; None for their mean."""
-        ...
+        """Fuses the clips of a window; None for their mean."""
 
     def head_logits(self, features_D: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Logits [K] of every head for one descriptor."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Probabilities [K] of each head, `now` and over the `window`; the gate of each clip in it, oldest first."""
+    """Scores of one tick."""
 
-    now: dict[str, Probs]
-    window: dict[str, Probs]
-    gates: tuple[float, ...]
+    now: dict[str, Probs]  # probabilities [K] of each head at this frame
+    window: dict[str, Probs]  # and over the sliding window
+    gates: tuple[float, ...]  # of each clip in the window, oldest first
+    features_D: Floats  # of this frame
+    descriptor_D: Floats  # of the window
 
 
 class Scorer:
-    """Scores the steps of one camera; remembers its window."""
+    """Scores the steps of one camera and keeps its window."""
 
     def __init__(self, model: ScoringModel) -> None:
         self._model, self._contract = model, model.contract
-        self._window: Window | ClipWindow | None = None  # made at the first step, which tells D
+        self._window: Window | ClipWindow | None = None  # made at the first step, when D is known
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
@@ -59,7 +59,7 @@ class Scorer:
                for head in contract.heads}
         window = {head: probabilities(window_logits[head], contract.window_temperature.get(head, 1.0))
                   for head in contract.heads}
-        return Scores(now, window, fused.gates)
+        return Scores(now, window, fused.gates, result.features[0], fused.descriptor_D)
 
     def _fuse(self, result: StepResult) -> Fused:
         contract, features_D, fusion = self._contract, result.features[0], self._model.clip_fusion
@@ -72,7 +72,7 @@ class Scorer:
         return self._window.push(features_D)
 
     def reset(self) -> None:
-        """Forgets the window."""
+        """Empties the window."""
         if self._window is not None:
             self._window.reset()
 
@@ -85,7 +85,7 @@ def probabilities(logits_K: NDArray[np.float32], temperature: float) -> Probs:
     return probs_K
 
 
-def ranked(labels: tuple[str, ...], probs_K: Probs) -> Ranked:
+def top_labels(labels: tuple[str, ...], probs_K: Probs) -> Ranked:
     """The TOP labels with their probabilities, best first."""
     best = np.argsort(-probs_K, kind="stable")[:TOP]
     return tuple((labels[index], float(probs_K[index])) for index in best)

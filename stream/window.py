@@ -26,17 +26,15 @@ class Fusion(Protocol):
     """Fuses the clips of a window."""
 
     def project(self, clips_CD: Floats) -> Floats:
-        """What `fuse` needs of each clip on its own, [C, X]: asked for at each frame of a clip, then kept."""
-        ...
+        """What `fuse` needs of each clip on its own, [C, X]: computed at each frame of a clip, then kept."""
 
     def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
              projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
 
         projected_CX: what `project` gave, if it is known. Every clip has its full count but one at an end, where the
-        stream began or the clip is still growing. Inputs are not to be written.
+        stream began or the clip is still growing. Must not write its inputs.
         """
-        ...
 
 
 class AverageFusion:
@@ -53,10 +51,10 @@ class AverageFusion:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """descriptor_D: float32 [D]; gates: one for each clip in the window, oldest first."""
+    """A fused window."""
 
-    descriptor_D: Floats
-    gates: tuple[float, ...]
+    descriptor_D: Floats  # float32 [D]
+    gates: tuple[float, ...]  # one for each clip, oldest first
 
 
 class Window:
@@ -93,7 +91,7 @@ class Window:
         return Fused(descriptor_D, tuple(gates_C.tolist()))
 
     def reset(self) -> None:
-        """Forgets everything: the next frame starts a first clip."""
+        """Starts over: the next frame starts a first clip."""
         self._clips.clear()
         self._count = 0
 
@@ -114,24 +112,24 @@ class ClipWindow:
 
     def __init__(self, window_clips: int, fusion: Fusion | None = None) -> None:
         self._window_clips, self._fusion = window_clips, fusion or AverageFusion()
-        self._seen: deque[tuple[range, Floats]] = deque()
+        self._clips: deque[tuple[range, Floats]] = deque()
 
     def push(self, features_D: Floats, span: range) -> Fused:
         """Adds the mean features, float32 [D], of the frames in `span`, unless they are the last again; then fuses."""
-        if not self._seen or self._seen[-1][0] != span:
-            self._seen.append((span, features_D))
-        chosen = [len(self._seen) - 1]
-        for index in reversed(range(len(self._seen))):
-            if len(chosen) < self._window_clips and self._seen[index][0].stop <= self._seen[chosen[-1]][0].start:
+        if not self._clips or self._clips[-1][0] != span:
+            self._clips.append((span, features_D))
+        chosen = [len(self._clips) - 1]
+        for index in reversed(range(len(self._clips))):
+            if len(chosen) < self._window_clips and self._clips[index][0].stop <= self._clips[chosen[-1]][0].start:
                 chosen.append(index)
-        clips = [self._seen[index] for index in reversed(chosen)]
+        clips = [self._clips[index] for index in reversed(chosen)]
         if len(chosen) == self._window_clips:
             for _ in range(chosen[-1]):  # later windows begin later
-                self._seen.popleft()
+                self._clips.popleft()
         descriptor_D, gates_C = self._fusion.fuse(np.stack([features for _, features in clips]),
                                                   np.array([len(frames) for frames, _ in clips], np.int64))
         return Fused(descriptor_D, tuple(gates_C.tolist()))
 
     def reset(self) -> None:
-        """Forgets everything."""
-        self._seen.clear()
+        """Starts over."""
+        self._clips.clear()

@@ -1,11 +1,11 @@
-"""What ZeroMQ cameras send, and what they are answered.
+"""The messages of ZeroMQ cameras, and the replies to them.
 
     imagezmq    {"msg": ..., "dtype": ..., "shape": ...} + pixels, or {"msg": ...} + a JPEG
     NetGear     {"terminate_flag": false, "compression": ..., "message": ..., ...} + pixels or a JPEG
-    gatestream  {"gatestream": 1, "camera": ..., ...} + pixels, a JPEG or a PNG; see `header_of`
+    gatestream  {"gatestream": 1, "camera": ..., ...} + pixels, a JPEG or a PNG; see `encode_header`
 
-A message is a JSON header and a payload. Nothing here decodes a picture or knows a socket: what a header claims is
-checked against the payload's length before anything is allocated.
+A message is a JSON header and a payload. Nothing here knows a socket: `parse` checks what a header claims against the
+payload's length before anything is allocated, and `decode` decodes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from engines.errors import FrameError
 from stream.frame import Image
-from stream.images import as_bgr, stated_size_hw
+from stream.images import as_bgr, parse_size_hw
 
 Protocol = Literal["imagezmq", "netgear", "gatestream"]
 Encoding = Literal["jpeg", "png", "raw"]
@@ -31,65 +31,61 @@ VERSION = 1
 HEADER_BYTES = 64 * 1024
 DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 NAME_CHARACTERS = 64
-# Values of this many bits in 16-bit words, and by how far they are shifted to become bytes.
+# Pixel formats in 16-bit words, and by how many bits they are shifted to become bytes.
 WIDE = {"mono10": 2, "mono12": 4, "mono16": 8}
 BAYER = {"bayer_rg8": cv2.COLOR_BayerRGGB2BGR, "bayer_gr8": cv2.COLOR_BayerGRBG2BGR,
          "bayer_gb8": cv2.COLOR_BayerGBRG2BGR, "bayer_bg8": cv2.COLOR_BayerBGGR2BGR}  # GenICam's names, in lower case
 REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
            8: cv2.IMREAD_REDUCED_COLOR_8}
-Shrinkable = Callable[[tuple[int, int]], int]
+ShrinkFactor = Callable[[tuple[int, int]], int]  # of a JPEG's [H, W]: by how much it may be smaller than it was sent
 PIXEL_FORMATS = ("bgr8", "rgb8", "bgra8", "rgba8", "mono8", *WIDE, *BAYER)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is refused before it costs anything. payload_bytes: of one message; pixels: of one picture."""
+    """Larger messages are refused before they cost anything."""
 
-    payload_bytes: int = 32 * 1024 * 1024
-    pixels: int = 40_000_000
+    payload_bytes: int = 32 * 1024 * 1024  # of one message
+    pixels: int = 40_000_000  # of one picture
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A camera's message, not yet decoded.
-
-    name: the camera as it calls itself, None when it does not; captured_at: Unix time, None when it does not say;
-    pixel_format: None means as the array's shape says, BGR; end: the camera says that its stream is over;
-    port: of a NetGear sender among several, which its answer has to name.
-    """
+    """A camera's message, not yet decoded. None means that the sender did not state it."""
 
     protocol: Protocol
-    name: str | None
+    name: str | None  # of the camera
     payload: bytes
     encoding: Encoding = "jpeg"
     shape: tuple[int, ...] = ()
     dtype: str = "uint8"
-    pixel_format: str | None = None
-    captured_at: float | None = None
+    pixel_format: str | None = None  # None: BGR, grey or BGRA by the array's shape
+    captured_at: float | None = None  # Unix time
     sequence: int | None = None
-    end: bool = False
-    port: str | None = None
+    end: bool = False  # the camera's stream is over
+    port: str | None = None  # of a NetGear sender among several, which the reply has to name
 
     @property
     def is_text(self) -> bool:
-        """Whether there is no picture in it: some imagezmq senders send words with a payload of one byte."""
+        """Whether it has no picture: some imagezmq senders send words with a payload of one byte."""
         return self.protocol == "imagezmq" and self.encoding != "raw" and len(self.payload) < 16
 
 
-def header_of(camera: str, image_shape: Sequence[int] | None = None, *, encoding: Encoding = "jpeg",
+def encode_header(camera: str, image_shape: Sequence[int] | None = None, *, encoding: Encoding = "jpeg",
               dtype: str = "uint8", pixel_format: str | None = None, captured_at: float | None = None,
               sequence: int | None = None, end: bool = False) -> bytes:
-    """Our own header. shape, dtype and pixel_format are needed for raw pixels only; the other message part is the
-    payload: C-order bytes, a JPEG or a PNG."""
-    said: dict[str, Any] = {"gatestream": VERSION, "camera": camera, "encoding": encoding}
+    """The header of our own form; the second part of the message is the payload: C-order bytes, a JPEG or a PNG.
+
+    image_shape, dtype, pixel_format: of raw pixels only."""
+    header: dict[str, Any] = {"gatestream": VERSION, "camera": camera, "encoding": encoding}
     if encoding == "raw":
-        said |= {"shape": list(image_shape or ()), "dtype": dtype, "pixel_format": pixel_format}
-    said |= {"captured_at": captured_at, "sequence": sequence, "end": end or None}
-    return json.dumps({key: value for key, value in said.items() if value is not None}).encode()
+        header |= {"shape": list(image_shape or ()), "dtype": dtype, "pixel_format": pixel_format}
+    header |= {"captured_at": captured_at, "sequence": sequence, "end": end or None}
+    return json.dumps({key: value for key, value in header.items() if value is not None}).encode()
 
 
 def parse(parts: Sequence[bytes], limits: Limits) -> Message:
-    """The message of these parts. Raises FrameError."""
+    """Parses the parts of a message. Raises FrameError."""
     if len(parts) not in (1, 2):
         raise FrameError(f"a message of {len(parts)} parts", "a JSON header and a payload",
                          "send as imagezmq, NetGear or gatestream camera do")
@@ -97,7 +93,7 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
     payload = parts[1] if len(parts) == 2 else b""
     if len(payload) > limits.payload_bytes:
         raise FrameError(f"a payload of {len(payload)} bytes", f"{limits.payload_bytes} at most",
-                         "compress the pictures, or raise max_message_mb")
+                         "compress the pictures, or allow larger messages")
     if "gatestream" in header:
         return _ours(header, payload, limits)
     if "terminate_flag" in header:
@@ -108,10 +104,11 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
                      "one of imagezmq, NetGear or gatestream", "send as one of these does")
 
 
-def answer(message: Message | None, prediction: Mapping[str, Any] | None = None, error: str | None = None) -> bytes:
-    """What a sender that waits is told: its camera's latest prediction, if there is one, or what was wrong.
+def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None = None,
+                 error: str | None = None) -> bytes:
+    """The reply to a waiting sender: its camera's latest prediction, if there is one, or the error.
 
-    One form satisfies all of NetGear's modes; imagezmq hands over any bytes.
+    One form serves all of NetGear's modes; imagezmq passes any bytes on.
     """
     if message is not None and message.protocol == "netgear":
         data = {"error": error} if error else None if prediction is None else dict(prediction)
@@ -122,20 +119,15 @@ def answer(message: Message | None, prediction: Mapping[str, Any] | None = None,
     return b"OK" if prediction is None else json.dumps(prediction).encode()
 
 
-def whole(_: tuple[int, int]) -> int:
-    """Pictures as large as they were sent."""
-    return 1
+def decode(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR",
+           shrinkable: ShrinkFactor = lambda _: 1) -> Image:
+    """Decodes the picture of a message to BGR uint8 [H, W, 3].
 
-
-def decoded(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR", shrinkable: Shrinkable = whole) \
-        -> Image:
-    """The picture in a message, BGR uint8 [H, W, 3].
-
-    colour: of raw arrays that do not say; shrinkable: from a JPEG's [H, W], by how much it may be smaller than it was
-    sent (1, 2, 4, 8), which is decoded faster. Raises FrameError.
+    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster.
+    Raises FrameError.
     """
     if message.encoding != "raw":
-        return _uncompressed(message.payload, limits, shrinkable)
+        return _decompress(message.payload, limits, shrinkable)
     array = np.frombuffer(message.payload, message.dtype).reshape(message.shape)
     form = message.pixel_format
     if form in BAYER:
@@ -147,8 +139,8 @@ def decoded(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "B
     return np.ascontiguousarray(image[..., ::-1]) if reverse else image
 
 
-def name_of(value: object) -> str | None:
-    """A camera's name as a sender may give it: short, printable text. Numbers are none: some send the time."""
+def parse_camera_name(value: object) -> str | None:
+    """A camera's name: short, printable text; else None. Numbers are no names: some senders send the time."""
     if not isinstance(value, str) or not value.strip() or len(value) > NAME_CHARACTERS or not value.isprintable():
         return None
     return value.strip()
@@ -172,7 +164,7 @@ def _ours(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
     if header["gatestream"] != VERSION:
         raise FrameError(f"a message of version {_short(header['gatestream'])}", f"version {VERSION}",
                          "use the same gatestream at both ends")
-    name = name_of(header.get("camera"))
+    name = parse_camera_name(header.get("camera"))
     if name is None:
         raise FrameError(f"a camera called {_short(header.get('camera'))}",
                          f"a printable name of up to {NAME_CHARACTERS} characters", "name the camera")
@@ -199,7 +191,7 @@ def _ours(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
 
 def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
     port = header.get("port")
-    facts: dict[str, Any] = _told(header.get("message"))
+    facts = _facts(header.get("message"))
     facts["port"] = str(port) if isinstance(port, str | int) and len(str(port)) <= 8 else None
     if header["terminate_flag"] is True:
         return Message("netgear", payload=b"", end=True, **facts)
@@ -216,19 +208,19 @@ def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
 
 
 def _imagezmq(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
-    facts = _told(header["msg"])
+    facts = _facts(header["msg"])
     if "shape" not in header and "dtype" not in header:
         return Message("imagezmq", payload=payload, **facts)
     shape, dtype = _array(header, payload, limits)
     return Message("imagezmq", payload=payload, encoding="raw", shape=shape, dtype=dtype, **facts)
 
 
-def _told(told: object) -> dict[str, Any]:
+def _facts(text: object) -> dict[str, Any]:
     """Name, capture time and sequence number, as a sender may put them into its message."""
-    if isinstance(told, dict):
-        return {"name": name_of(told.get("camera")), "captured_at": _time(told.get("captured_at")),
-                "sequence": _number(told.get("sequence"))}
-    return {"name": name_of(told)}
+    if isinstance(text, dict):
+        return {"name": parse_camera_name(text.get("camera")), "captured_at": _time(text.get("captured_at")),
+                "sequence": _number(text.get("sequence"))}
+    return {"name": parse_camera_name(text)}
 
 
 def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> tuple[tuple[int, ...], str]:
@@ -251,8 +243,8 @@ def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> tuple[tupl
     return tuple(shape), dtype
 
 
-def _uncompressed(payload: bytes, limits: Limits, shrinkable: Shrinkable) -> Image:
-    size_hw = stated_size_hw(payload)
+def _decompress(payload: bytes, limits: Limits, shrinkable: ShrinkFactor) -> Image:
+    size_hw = parse_size_hw(payload)
     if size_hw is None:
         raise FrameError(f"{len(payload)} bytes that are no JPEG or PNG", "a whole picture", "check the sender")
     if size_hw[0] * size_hw[1] > limits.pixels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -33,6 +34,16 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("needs the reference data in ../shared, which is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local time is UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.fixture
@@ -68,7 +79,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A small causal model with memory, of which engines are built."""
     from small_models import make_model
 
-    return make_model(tmp_path_factory.mktemp("model"), memory=16)
+    return make_model(tmp_path_factory.mktemp("model"), readout_width=16)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +113,8 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTorchTensorRT:
     library = FakeTorchTensorRT()
     monkeypatch.setitem(sys.modules, "torch_tensorrt", library)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.0"))
-    monkeypatch.setattr(engines.runtime.registry, "obstacle", lambda name: None if name == "tensorrt" else "not tried")
+    monkeypatch.setattr(engines.runtime.registry, "unavailable_reason",
+                        lambda name: None if name == "tensorrt" else "not tried")
     monkeypatch.setattr(engines.runtime.tensorrt, "DEVICE", "cpu")
     monkeypatch.setattr(engines.runtime.tensorrt, "_gpu", lambda: ("GPU", "1.0"))
     for module in (engines.runtime.slot_pool, engines.runtime.tensorrt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ import numpy as np
 
 from engines.errors import SinkError
 from engines.model.contract import Contract
+from engines.networks.config import NetworkConfig
 from engines.runtime.engine import Engine, StepResult
-from stream.frame import Frame, Gap, Record
+from stream.frame import Frame, Gap, Image, Record
 from stream.sinks.base import Sink
 from stream.sources.base import Source, SourceInfo
 from stream.window import Fusion
@@ -22,10 +24,11 @@ LABELS = ("left", "right", "none")
 
 def contract(**changes: Any) -> Contract:
     """A small contract: 10 frames/s, clips of 3 frames, windows of 4 clips, no warm-up."""
+    size_hw = changes.pop("input_size_hw", (16, 16))
     fields: dict[str, Any] = {
-        "name": "fake", "architecture": "fake", "heads": {"gesture": LABELS}, "frame_rate": 10.0,
-        "input_size_hw": (16, 16), "cover_hw": (16, 16), "receptive_frames": 8, "warmup_frames": 0,
-        "clip_frames": 3, "window_clips": 4, "max_gap_s": 1.0, "background": "none"}
+        "name": "fake", "network": NetworkConfig(module="tsn", backbone="fake", input_size_hw=size_hw),
+        "heads": {"gesture": LABELS}, "frame_rate": 10.0, "cover_hw": (16, 16), "receptive_frames": 8,
+        "warmup_frames": 0, "clip_frames": 3, "window_clips": 4, "max_gap_s": 1.0, "background": "none"}
     return Contract(**{**fields, **changes})
 
 
@@ -147,3 +150,37 @@ class FakeTorchTensorRT:
         if self.unreadable:
             raise ValueError("no such program")
         return self.programs[Path(path).read_text()]
+
+
+class FakeCapture:
+    """Plays `script`: an image with its stream time, None for a failed grab, an exception to raise.
+
+    After the script every grab fails.
+    """
+
+    claimed_frames: int | None = None
+
+    def __init__(self, script: Iterable[tuple[Image | None, float] | BaseException | None],
+                 fps: float | None = None) -> None:
+        self._script: Iterator[tuple[Image | None, float] | BaseException | None] = iter(script)
+        self._now: tuple[Image | None, float] = (None, math.nan)
+        self.size_hw: tuple[int, int] | None = None
+        self.fps = fps
+        self.released = False
+
+    def grab(self) -> bool:
+        step = next(self._script, None)
+        if isinstance(step, BaseException):
+            raise step
+        if step is not None:
+            self._now = step
+        return step is not None
+
+    def retrieve(self) -> Image | None:
+        return self._now[0]
+
+    def position_s(self) -> float:
+        return self._now[1]
+
+    def release(self) -> None:
+        self.released = True

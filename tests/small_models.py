@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.numpy import save as serialise
 from torch import nn
 
 import engines
@@ -34,16 +35,21 @@ def lively(network: nn.Module) -> None:
             head.weight.mul_(20)
 
 
+def write_unchecked(path: Path, contract: Contract, tensors: dict[str, Any]) -> None:
+    """A model file of whatever this is, as `save` would not write it."""
+    path.write_bytes(serialise(tensors, metadata={"contract": contract.model_dump_json()}))
+
+
 def make_model(folder: Path, architecture: str = "gsf-mobilenetv2", seed: int = 0, colour: str = "RGB",
                causal: bool = True, size_hw: tuple[int, int] = SIZE_HW, **options: Any) -> Model:
     torch.manual_seed(seed)
-    options = {"causal": causal, **options}
-    network = engines.build(architecture, heads={"gesture": len(LABELS), "hand": 2}, input_size_hw=size_hw, **options)
+    network = engines.build(architecture, heads={"gesture": len(LABELS), "hand": 2}, input_size_hw=size_hw,
+                            causal=causal, **options)
     lively(network)
     contract = Contract(
-        name="test", architecture=architecture, options=options, colour="BGR" if colour == "BGR" else "RGB",
+        name="test", network=network.config, colour="BGR" if colour == "BGR" else "RGB",
         frame_rate=15, heads={"gesture": LABELS, "hand": ("left", "right")}, temperature={"gesture": 2.0},
-        input_size_hw=size_hw, cover_hw=(size_hw[0] + 8, size_hw[1] + 8), receptive_frames=9, warmup_frames=4,
+        cover_hw=(size_hw[0] + 8, size_hw[1] + 8), receptive_frames=9, warmup_frames=4,
         clip_frames=8, window_clips=3)
     path = folder / f"{architecture}-{seed}.safetensors"
     save(path, contract, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, half=False)

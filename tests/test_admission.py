@@ -9,25 +9,25 @@ import pytest
 
 from stream.service.config import Config
 from stream.service.ingress.admission import FROZEN_AFTER_S, Admission, Refused
-from stream.service.ingress.scheduler import Lobby
+from stream.service.ingress.scheduler import FrameScheduler
 from stream.wire import Message
 
 
 def admission(camera: Any = (), **receive: Any) -> Admission:
-    return Admission(Config.model_validate({"receive": receive, "camera": camera}), Lobby())
+    return Admission(Config.model_validate({"receive": receive, "camera": camera}), FrameScheduler())
 
 
 def message(name: str | None = "a", payload: bytes = b"12345") -> Message:
     return Message("imagezmq", name, payload)
 
 
-@pytest.mark.parametrize(("told", "dialled", "peer", "name"), [
+@pytest.mark.parametrize(("sent_name", "own_name", "peer", "name"), [
     ("a", None, "10.0.0.1", "a"), (None, None, "10.0.0.7", "by address"), (None, None, "10.0.0.1", "imagezmq@10.0.0.1"),
-    (None, None, "", "imagezmq@local"), ("a", "dialled", "10.0.0.1", "dialled"),
+    (None, None, "", "imagezmq@local"), ("a", "own", "10.0.0.1", "own"),
 ])
-def test_whose_a_message_is(told: str | None, dialled: str | None, peer: str, name: str) -> None:
+def test_whose_a_message_is(sent_name: str | None, own_name: str | None, peer: str, name: str) -> None:
     target = admission([{"name": "by address", "address": "10.0.0.7"}])
-    assert target.admit(message(told), dialled, peer, 1.0).name == name
+    assert target.admit(message(sent_name), own_name, peer, 1.0).name == name
 
 
 @pytest.mark.parametrize(("rate", "seconds", "sent", "least", "most"), [(5.0, 10, 400, 54, 55), (5.0, 10, 40, 40, 40)])
@@ -51,9 +51,9 @@ def test_bytes_have_a_quota_of_their_own() -> None:
 
 def test_the_same_picture_for_long_is_a_frozen_camera() -> None:
     target = admission()
-    visitor = target.admit(message(), None, "", 1.0)
-    visitor.present = True
+    session = target.admit(message(), None, "", 1.0)
+    session.present = True
     target.admit(message(), None, "", 2.0 + FROZEN_AFTER_S)
-    assert visitor.frozen(2.0 + FROZEN_AFTER_S)
+    assert session.frozen(2.0 + FROZEN_AFTER_S)
     target.admit(message(payload=b"other"), None, "", 3.0 + FROZEN_AFTER_S)
-    assert not visitor.frozen(3.0 + FROZEN_AFTER_S)
+    assert not session.frozen(3.0 + FROZEN_AFTER_S)

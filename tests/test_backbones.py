@@ -1,4 +1,4 @@
-"""Laws of every backbone: it names its places in order, takes modules causally, and compiled engines can follow."""
+"""Laws of every backbone: it names its sites in order, takes modules causally, and compiled engines can follow."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from engines.errors import ModelError, UsageError
+from engines.networks.config import NetworkConfig
 from engines.networks.network import BACKBONES, Network, build
 from engines.runtime.lowering import StepNetwork
-from engines.training.pretrained import start_from
+from engines.training.pretrained import load_pretrained
 
 SIZES_HW = {"bninception": (64, 96), "inceptionv3": (75, 107), "resnet18": (48, 64), "resnet50": (48, 64),
             "mobilenetv2": (48, 64)}
@@ -30,7 +31,7 @@ def lively(architecture: str) -> Network:
     """A float64 causal network whose gates, fuses and norms are far from their starting values."""
     torch.manual_seed(1)
     network = build(architecture, heads={"action": 4}, causal=True,
-                    input_size_hw=SIZES_HW[architecture.partition("-")[2]])
+                    input_size_hw=SIZES_HW[NetworkConfig.of(architecture).backbone])
     for name, value in network.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 1.5)
@@ -44,27 +45,27 @@ def lively(architecture: str) -> Network:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_hook_is_called_at_every_place_in_order_with_the_raw_map(backbone: str) -> None:
     network = BACKBONES[backbone]().eval()
-    places, seen, inputs, made = network.places(), [], [], {}
-    for place, conv in places.items():
-        conv.register_forward_hook(lambda _, __, out, place=place: made.update({place: out}))
+    sites, seen, inputs, made = network.sites(), [], [], {}
+    for site, conv in sites.items():
+        conv.register_forward_hook(lambda _, __, out, site=site: made.update({site: out}))
 
-    def hook(place: str, x: torch.Tensor) -> torch.Tensor:
-        if place in places:
-            assert x is made[place]
-            seen.append(place)
+    def hook(site: str, x: torch.Tensor) -> torch.Tensor:
+        if site in sites:
+            assert x is made[site]
+            seen.append(site)
         else:
-            assert x.shape[1] == network.input_places()[place]
-            inputs.append(place)
+            assert x.shape[1] == network.input_sites()[site]
+            inputs.append(site)
         return x
 
     features = network(torch.rand(2, 3, *network.input_size_hw), hook)
-    assert seen == list(places)
-    assert inputs == list(network.input_places())
+    assert seen == list(sites)
+    assert inputs == list(network.input_sites())
     assert features.shape == (2, network.width)
-    for causal, (module, known) in product((False, True), (("gsm", places), ("gsf", places),
-                                                           ("tsm", network.input_places()))):
-        chosen = network.default_places(module, causal)
-        assert chosen == tuple(place for place in known if place in chosen)
+    for chosen, known in [(network.default_input_sites(), network.input_sites()),
+                          *((network.default_sites(module, causal), sites)
+                            for module, causal in product(("gsm", "gsf"), (False, True)))]:
+        assert chosen == tuple(site for site in known if site in chosen)
         assert len(chosen) >= 4
 
 
@@ -74,16 +75,16 @@ def test_a_backbone_in_two_parts_is_the_whole(backbone: str) -> None:
     images = torch.rand(2, 3, *SIZES_HW[backbone])
     met: list[str] = []
 
-    def hook(place: str, x: torch.Tensor) -> torch.Tensor:
-        met.append(place)
+    def hook(site: str, x: torch.Tensor) -> torch.Tensor:
+        met.append(site)
         return 0.9 * x
 
-    whole, places = network(images, hook), tuple(met)
+    whole, sites = network(images, hook), tuple(met)
     for cut in (0, 1, len(network.steps()) // 2, len(network.steps())):
         met.clear()
         halfway = network(images, hook, slice(cut))
         assert torch.equal(network(halfway, hook, slice(cut, None)), whole)
-        assert tuple(met) == places
+        assert tuple(met) == sites
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
@@ -110,9 +111,9 @@ def test_building_leaves_norms_as_they_were() -> None:
 
 
 def test_places_may_be_given_in_any_order() -> None:
-    places = ("layer4_1", "layer1_0")
-    network = build("gsm-resnet18", heads={"action": 4}, causal=True, input_size_hw=(48, 64), places=places).eval()
-    assert tuple(network.temporal) == places[::-1]
+    sites = ("layer4_1", "layer1_0")
+    network = build("gsm-resnet18", heads={"action": 4}, causal=True, input_size_hw=(48, 64), sites=sites).eval()
+    assert tuple(network.temporal) == sites[::-1]
     _, state = network(torch.rand(1, 1, 3, 48, 64), network.fresh_state(1))
     assert [leaf.shape[1:] for leaf in state] == [leaf.shape for leaf in network.state_spec()]
 
@@ -130,7 +131,7 @@ def test_modules_start_transparent_from_the_backbones_weights(architecture: str,
     path = tmp_path / "weights.safetensors"
     save_file({name: value for name, value in plain.backbone.state_dict().items()
                if not name.endswith("num_batches_tracked")} | {"fc.bias": torch.zeros(1000)}, path)
-    start_from(network, path)
+    load_pretrained(network, path)
     plain.backbone.float().double()  # starting weights are read as single precision
     clip = torch.rand(1, 3, 3, *network.input_size_hw, dtype=torch.float64)
     ours, theirs = (net(clip, net.fresh_state(1))[0] for net in (network, plain))
@@ -141,6 +142,6 @@ def test_other_backbones_weights_and_unknown_ones_are_refused(tmp_path: Path) ->
     path = tmp_path / "weights.safetensors"
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
     with pytest.raises(ModelError, match=r"bn1\.weight.*resnet18"):
-        start_from(lively("gsm-resnet18"), path)
+        load_pretrained(lively("gsm-resnet18"), path)
     with pytest.raises(UsageError, match="imagenet for bninception"):
-        start_from(lively("gsm-bninception"), "imagenet")
+        load_pretrained(lively("gsm-bninception"), "imagenet")

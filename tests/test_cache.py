@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_built_once_then_found(folder: Path) -> None:
     builder = Builder()
-    first, second = cache.obtain(KEY, builder), cache.obtain(dict(reversed(KEY.items())), builder)
+    first, second = cache.get_or_build(KEY, builder), cache.get_or_build(dict(reversed(KEY.items())), builder)
     assert builder.built == 1
     assert first == second
     assert (second.folder.parent, second.facts) == (folder, {"precision": "f32"})
@@ -48,9 +48,9 @@ def test_built_once_then_found(folder: Path) -> None:
 @pytest.mark.parametrize("part", KEY)
 def test_any_changed_part_of_the_key_builds_anew(part: str, caplog: pytest.LogCaptureFixture) -> None:
     builder = Builder()
-    cache.obtain(KEY, builder)
+    cache.get_or_build(KEY, builder)
     with caplog.at_level(logging.WARNING):
-        cache.obtain({**KEY, part: "other"}, builder)
+        cache.get_or_build({**KEY, part: "other"}, builder)
     assert builder.built == 2
     assert len(cache.entries()) == 2
     assert (f"for {part} {KEY[part]} and not other" in caplog.text) == (part == "library")  # else a different engine
@@ -72,7 +72,7 @@ def become_another(entry: Path) -> None:
     for path in entry.iterdir():
         path.unlink()
     facts = Builder("foreign")(entry)
-    cache.seal(entry, {**KEY, "model": "other"}, facts)
+    cache.write_manifest(entry, {**KEY, "model": "other"}, facts)
 
 
 def become_older(entry: Path) -> None:
@@ -99,10 +99,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_damaged_or_foreign_entry_is_built_again(damage: Callable[[Path], object],
                                                  caplog: pytest.LogCaptureFixture) -> None:
     builder = Builder()
-    entry = cache.obtain(KEY, builder)
+    entry = cache.get_or_build(KEY, builder)
     damage(entry.folder)
     with caplog.at_level(logging.WARNING):
-        again = cache.obtain(KEY, builder)
+        again = cache.get_or_build(KEY, builder)
     assert builder.built == 2
     assert "damaged" in caplog.text
     assert (again.folder / "step.xml").read_text() == "graph"
@@ -113,7 +113,7 @@ def test_where_nothing_can_be_written_engines_work_without(folder: Path, caplog:
     folder.write_text("a file where the cache folder should be")
     builder = Builder()
     with caplog.at_level(logging.WARNING):
-        entry = cache.obtain(KEY, builder)
+        entry = cache.get_or_build(KEY, builder)
     assert "cannot be written" in caplog.text
     assert (entry.folder / "step.xml").read_text() == "graph"
     assert cache.entries() == []
@@ -125,7 +125,7 @@ def test_a_build_that_fails_leaves_nothing(folder: Path) -> None:
         raise EngineError("a bad graph", "a good one", "try again")
 
     with pytest.raises(EngineError):
-        cache.obtain(KEY, fail)
+        cache.get_or_build(KEY, fail)
     assert list(folder.iterdir()) == []
 
 
@@ -137,7 +137,7 @@ def test_builders_at_once_all_get_a_good_entry(folder: Path) -> None:
         together.wait(timeout=30)  # all are building before any is done
         return facts
 
-    threads = [threading.Thread(target=lambda: entries.append(cache.obtain(KEY, build))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: entries.append(cache.get_or_build(KEY, build))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -149,11 +149,11 @@ def test_builders_at_once_all_get_a_good_entry(folder: Path) -> None:
 def test_without_the_variable_it_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GATESTREAM_CACHE")
     monkeypatch.setattr(cache.platformdirs, "user_cache_dir", lambda name, **_: str(tmp_path / name))
-    assert cache.place() == tmp_path / "gatestream" / "engines"
+    assert cache.cache_dir() == tmp_path / "gatestream" / "engines"
 
 
 def test_packed_entry_opens_again_and_a_damaged_one_does_not(tmp_path: Path) -> None:
-    entry, file = cache.obtain(KEY, Builder()), tmp_path / "a.engine"
+    entry, file = cache.get_or_build(KEY, Builder()), tmp_path / "a.engine"
     cache.pack(entry, file)
     opened = cache.unpack(file, KEY)
     assert (opened.facts, (opened.folder / "step.xml").read_text()) == (entry.facts, "graph")

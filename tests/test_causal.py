@@ -17,7 +17,7 @@ from engines.networks.network import Network
 
 SIZE_HW = (48, 64)
 NETWORKS: list[dict[str, Any]] = [
-    {"architecture": "gsm-mobilenetv2"}, {"architecture": "gsf-mobilenetv2", "percent": 50},
+    {"architecture": "gsm-mobilenetv2"}, {"architecture": "gsf-mobilenetv2", "gate_ratio": 50},
     {"architecture": "tsm-mobilenetv2"}, {"architecture": "stsm-mobilenetv2", "shift": "THW-diagonal"}]
 
 
@@ -83,21 +83,21 @@ def test_weights_are_the_originals_under_the_rule(options: dict[str, Any], rule:
 @pytest.mark.parametrize("options", NETWORKS, ids=lambda options: options["architecture"])
 def test_build_makes_the_same_network_for_these_weights(options: dict[str, Any], rule: str) -> None:
     live = engines.causal(make(**options), rule)
-    built = make(causal=True, ahead=RULES[rule].ahead, **options)
+    built = make(causal=True, past_shift=RULES[rule].past_shift, **options)
     built.load_state_dict(live.state_dict())
     assert built.state_spec() == live.state_spec()
-    assert built.reach == live.reach
+    assert built.receptive_field == live.receptive_field
     assert torch.equal(built(clip(), built.fresh_state(1))[0], live(clip(), live.fresh_state(1))[0])
 
 
 @pytest.mark.parametrize("kind", [GateShift, GateShiftFuse])
-@pytest.mark.parametrize("ahead", [2, 1, 0])
-def test_dropping_keeps_the_gate_where_the_future_is_empty(kind: type[GateShift], ahead: int) -> None:
+@pytest.mark.parametrize("past_shift", [2, 1, 0])
+def test_dropping_keeps_the_gate_where_the_future_is_empty(kind: type[GateShift], past_shift: int) -> None:
     """The last frame of a clip has zeros after it: there a gate without its future tap is the published gate."""
-    network = make(architecture="gsm-mobilenetv2" if kind is GateShift else "gsf-mobilenetv2", percent=100)
-    live = engines.causal(network, f"dropped-{('stay', 'one', 'two')[ahead]}")
-    place = next(iter(network.temporal))
-    published, causal = network.temporal[place], live.temporal[place]
+    network = make(architecture="gsm-mobilenetv2" if kind is GateShift else "gsf-mobilenetv2", gate_ratio=100)
+    live = engines.causal(network, f"dropped-{('stay', 'one', 'two')[past_shift]}")
+    site = next(iter(network.temporal))
+    published, causal = network.temporal[site], live.temporal[site]
     assert isinstance(published, kind)
     assert isinstance(causal, kind)
     x = torch.randn(2, 5, published.channels, 4, 4, dtype=torch.float64)
@@ -111,7 +111,7 @@ def test_dropping_keeps_the_gate_where_the_future_is_empty(kind: type[GateShift]
                   if leaf.name in ("first", "second"))
     moved, _ = causal.shift(x, state)
     assert torch.equal(moved[:, :, second:], published.shift(x, ())[0][:, :, second:])
-    assert torch.equal(moved[:, 2:, :second], x[:, 2 - ahead:5 - ahead, :second])
+    assert torch.equal(moved[:, 2:, :second], x[:, 2 - past_shift:5 - past_shift, :second])
 
 
 def test_moved_two_is_the_form_that_build_makes() -> None:

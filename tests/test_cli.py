@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from fakes import FakeEngine, FakeModel, contract
+from typer.main import get_command
 
 import engines
+import stream
 from engines.bench.doctor import Check
 from engines.errors import EngineError
-from engines.model.file import Model
+from engines.model.file import Model, bundled
+from engines.networks.causal import RULES
 from engines.runtime.engine import StepResult
-from stream.commands.cli import main
+from engines.runtime.registry import ENGINES
+from stream.commands.cli import app, main
+from stream.commands.train import Precisions
+from stream.frame import Event
+from stream.sinks.log import EventLog
 
 ROOT = Path(__file__).resolve().parents[1]
 SIMULATION = "sim://gestures?width=64&height=48&realtime=0"
@@ -188,6 +199,72 @@ def test_help_teaches(arguments: list[str], capfd: pytest.CaptureFixture[str]) -
     assert err == ""
 
 
+def commands(command: Any = None, name: str = "gatestream") -> Iterator[tuple[str, Any]]:
+    """Every command of the program by its name, as typer makes it."""
+    command = get_command(app) if command is None else command
+    yield name, command
+    for part, one in getattr(command, "commands", {}).items():
+        yield from commands(one, f"{name} {part}")
+
+
+def test_help_of_many_options_is_in_panels() -> None:
+    bare = {name: [option.name for option in command.params
+                   if option.param_type_name == "option" and not option.rich_help_panel] for name, command in commands()
+            if sum(one.param_type_name == "option" for one in command.params) > 10}
+    assert "gatestream train" in bare
+    assert "gatestream run" in bare
+    assert {name: options for name, options in bare.items() if options} == {}
+    assert [name for name, one in get_command(app).commands.items() if not one.rich_help_panel] == []
+
+
+def test_help_says_what_exit_codes_mean(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "130 interrupted" in capfd.readouterr().out
+
+
+def test_help_repeats_what_the_code_says() -> None:
+    """It imports nothing that it describes, so that it is instant."""
+    from engines.training.fusion_stage import FusionRecipe
+    from engines.training.official_recipe import OfficialRecipe
+    from engines.training.task import Precision
+    from engines.training.train import Recipe
+
+    options = {name: {option.name: option for option in command.params} for name, command in commands()}
+    engine, train = options["gatestream run"]["engine"].help, options["gatestream train"]
+    assert all(name in engine for name in ("auto", *ENGINES))
+    assert all(name in RULES for name in re.findall(r"(?:dropped|moved)-[a-z]+", train["rule"].help))
+    assert Precisions == Precision
+    said = {name: float(found[1]) for name, option in train.items()
+            if (found := re.search(r"Default: ([0-9.e-]*[0-9])", option.help or ""))}
+    assert said == {"readout_width": Recipe.readout_width, "rate": Recipe.frame_rate, "lr": Recipe.backbone_lr,
+                    "freeze": Recipe.frozen_layers}
+    assert {name: train[name].default for name in ("iterations", "windows", "window_clips", "epochs", "segments")} == {
+        "iterations": Recipe.iterations, "windows": FusionRecipe.windows, "window_clips": FusionRecipe.window_clips,
+        "epochs": OfficialRecipe.epochs, "segments": OfficialRecipe.segments}
+
+
+def test_version_needs_no_torch() -> None:
+    with program("--version") as process:
+        out, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "False\n")
+    assert re.fullmatch(r"gatestream \d+\.\d+\.\d+ \(Python 3\.\d+\.\d+, torch \S+, openvino \S+\)\n", out)
+    assert out.split()[1] == stream.__version__
+
+
+@pytest.mark.parametrize(("line", "completed"), [("bench ca", {"cameras"}), ("run --poli", {"--policy"})])
+def test_a_shell_completes(line: str, completed: set[str]) -> None:
+    words = f"gatestream {line}"
+    asked = {"_GATESTREAM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(line.split()))}
+    done = subprocess.run([sys.executable, "-m", "stream"], cwd=ROOT, env={**os.environ, **asked}, capture_output=True,
+                          text=True, timeout=60, check=True)
+    assert set(done.stdout.split()) == completed
+
+
+def test_completion_can_be_installed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert {"--install-completion", "--show-completion"} <= set(capfd.readouterr().out.split())
+
+
 def test_models_shows_models_engines_and_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                               capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GATESTREAM_CACHE", str(tmp_path))
@@ -225,7 +302,8 @@ def test_doctor_fails_when_one_check_does(found: tuple[bool, ...], code: int, mo
         ["ok" if ok else "FAIL" for ok in found]
 
 
-def test_bench_times_fusion_as_live_use_does_it(monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("command", [["bench"], ["bench", "stages"]])
+def test_bench_times_fusion_as_live_use_does_it(command: list[str], monkeypatch: pytest.MonkeyPatch,
                                                 capfd: pytest.CaptureFixture[str]) -> None:
     def measure(model: FakeModel, engine: str, steps: int, fuse: Callable[[StepResult], Any],
                 plain: None) -> dict[str, Any]:
@@ -235,8 +313,25 @@ def test_bench_times_fusion_as_live_use_does_it(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(engines, "load", lambda name: FakeModel(), raising=False)
     monkeypatch.setattr("engines.bench.stages.bench", measure)
-    assert main(["bench", "lamps", "--engine", "eager", "--steps", "10", "--json"]) == 0
+    assert main([*command, "lamps", "--engine", "eager", "--steps", "10", "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == {"engine": "eager", "steps": 10, "scores": [0.002, 0.002, 0.995]}
+
+
+def test_bench_cameras_and_bench_data_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capfd: pytest.CaptureFixture[str]) -> None:
+    asked: list[Any] = []
+    report = SimpleNamespace(as_json=dict, text=lambda: ["it keeps up"])
+    monkeypatch.setattr("stream.service.bench.load.measure",
+                        lambda *args, **named: asked.append((args, named)) or report)
+    assert main(["bench", "cameras", "64", "--rate", "10"]) == 0
+    assert main(["bench", "cameras", "16", "--soak", "30", "--model", "lamps"]) == 0
+    assert asked == [((64, 10.0, 30.0, "gesture", "auto"), {"churn": False}),
+                     ((16, 15.0, 1800.0, "lamps", "auto"), {"churn": True})]
+    assert capfd.readouterr().out == "it keeps up\nit keeps up\n"
+    assert main(["bench", "data", str(tmp_path / "none")]) == 2
+    assert "no such folder" in one_line(capfd)
+    assert main(["bench", "--help"]) == 0
+    assert {"stages", "data", "cameras", "soak"} <= set(capfd.readouterr().out.split())
 
 
 PROGRAM = """
@@ -283,6 +378,104 @@ def test_a_reader_that_leaves_ends_the_stream_quietly() -> None:
         process.stdout.close()
         assert process.wait(timeout=20) == 0
         assert process.stderr.read() == "False\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["models"]])
+def test_a_reader_that_leaves_before_anything_is_printed_is_no_fault(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody_reads:
+        done = subprocess.run([sys.executable, "-m", "stream", *arguments], cwd=ROOT, stdout=nobody_reads,
+                              stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_another_pipe_that_breaks_is_a_fault(monkeypatch: pytest.MonkeyPatch,
+                                             capfd: pytest.CaptureFixture[str]) -> None:
+    def broken(model: object, **_: object) -> FakeEngine:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(engines, "compile", broken)
+    assert main(["run", SIMULATION]) == 1
+    assert "an unexpected BrokenPipeError" in one_line(capfd)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_without_space_is_told(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "stream", "models"], cwd=ROOT, stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no space left for standard output" in done.stderr
+
+
+ENCODED = """
+import sys
+from stream.commands.cli import main
+for line in open("lines", encoding="utf-8"):
+    print("exit code", main(line.split()))
+"""
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "cp1252"},
+                                      {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_no_character_is_a_fault(settings: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "card.md").write_text("# Zwei Lampen \u2013 \u4e8c\u76de\u706f\n\n* blau\n", encoding="utf-8")
+    shutil.copy(bundled()["gesture"], tmp_path / "card.safetensors")
+    with EventLog(tmp_path / "log.db", "lamps", "desk") as log:
+        log.write(None, [Event("\u4e8c", "lamp", "\u706f", 1.0, 2.0, 0.9, False)])
+    lines = ["--help", "train --help", "models", "models gesture", "models card.safetensors", "events log.db",
+             "events log.db --format csv", "events log.db --format jsonl"]
+    (tmp_path / "lines").write_text("\n".join(lines), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", ENCODED], cwd=tmp_path, capture_output=True, timeout=60, check=False,
+                          env={**os.environ, **settings, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"exit code 0") == len(lines)
+    assert "\u4e8c,lamp,\u706f,1.0,2.0".encode() in done.stdout  # a file format, as --out writes it
+
+
+INTERRUPTED = {
+    "by the import itself": "os.kill(os.getpid(), signal.SIGINT)",
+    # As pybind11 does, while it initialises a module.
+    "as an ImportError": """try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt as error:
+    raise ImportError("initialization failed") from error""",
+}
+
+
+@pytest.mark.parametrize(("module", "how"), [("typer", "by the import itself"), ("openvino", "as an ImportError")])
+def test_ctrl_c_during_an_import_ends_the_program(module: str, how: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text(f"import os, signal\n{INTERRUPTED[how]}\n")
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    done = subprocess.run([sys.executable, "-m", "stream", "run", SIMULATION + "&seconds=1"], capture_output=True,
+                          cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+SWALLOWED = """
+import os, signal, sys
+import engines
+from fakes import FakeEngine, FakeModel
+
+def swallow(model, **_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        return FakeEngine(model)
+
+engines.load, engines.compile = lambda name: FakeModel(), swallow
+from stream.commands.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_that_a_library_swallows_ends_the_program() -> None:
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    done = subprocess.run([sys.executable, "-c", SWALLOWED, "run", SIMULATION + "&seconds=1"], capture_output=True,
+                          text=True, timeout=60, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_python_dash_m_is_the_program() -> None:

@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from stream.service.config import Clips
-from stream.service.egress.clips import Recorder
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.scheduler import Guest
+from stream.service.config import ClipsConfig
+from stream.service.egress.clips import ClipRecorder
+from stream.service.frames import PendingFrame, RecentFrames
 from stream.wire import Limits, Message
 
 RATE = 10.0
@@ -29,9 +28,9 @@ class Bench:
     """A recorder and a camera that sends ten pictures a second, each of another shade."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        self.now, self.recent = 0.0, Recent(5.0)
+        self.now, self.recent = 0.0, RecentFrames(5.0)
         self.folder = folder / "clips"
-        self.recorder = Recorder(Clips(folder=self.folder, **settings), self._call, self.recent, Limits(),
+        self.recorder = ClipRecorder(ClipsConfig(folder=self.folder, **settings), self._call, self.recent, Limits(),
                                  lambda: self.now, lambda: self.now + 1e9)
 
     def _call(self, what: Callable[[], None]) -> None:
@@ -40,16 +39,16 @@ class Bench:
     def send(self, until: float, camera: str = "cell/3", payload: Callable[[int], bytes] = jpeg) -> None:
         while self.now < until - 1e-6:
             k = round(self.now * RATE)
-            guest = Guest(camera, Message("gatestream", camera, payload(k)), k, 0, self.now, self.now)
-            self.recent.add(guest)
-            self.recorder.see(guest)
+            frame = PendingFrame(camera, Message("gatestream", camera, payload(k)), k, 0, self.now, self.now)
+            self.recent.add(frame)
+            self.recorder.on_frame(frame)
             self.now = (k + 1) / RATE
-            self.recorder.watch()
+            self.recorder.flush()
 
     def event(self, started_at: float, ended_at: float, open: bool = False, number: int = 1) -> str:
         said = {"type": "event", "camera": "cell/3", "head": "gesture", "label": "left", "started_at": started_at,
                 "ended_at": ended_at, "score": 1.0, "open": open, "id": f"abc-{number}"}
-        self.recorder.tell([said])
+        self.recorder.write([said])
         return self.recorder.name_of(said)
 
     def finished(self) -> dict[str, int]:
@@ -85,9 +84,9 @@ def test_what_came_before_and_after_is_in_it_at_its_time(tmp_path: Path) -> None
 def test_a_camera_that_goes_has_its_video_all_the_same(tmp_path: Path) -> None:
     bench = Bench(tmp_path, before_s=1.0, after_s=5.0)
     bench.send(4.0)
-    name = bench.event(2.0, 3.0)  # never told to be open
+    name = bench.event(2.0, 3.0)  # never reported as open
     bench.now += 9.0
-    bench.recorder.watch()
+    bench.recorder.flush()
     assert bench.finished() == {"written": 1}
     assert len(pictures(bench.folder / name)) == 30
 
@@ -98,9 +97,9 @@ def test_pictures_that_are_broken_or_absent_cost_no_more(tmp_path: Path) -> None
     name = bench.event(2.0, 3.0)
     bench.send(4.1)
     bench.now += 100
-    bench.event(90.0, 91.0, number=2)  # announced again after a restart: its pictures are gone
+    bench.event(90.0, 91.0, number=2)  # delivered again after a restart: its pictures are gone
     bench.now += 9
-    bench.recorder.watch()
+    bench.recorder.flush()
     bench.finished()
     assert [path.name for path in bench.folder.glob("*")] == [Path(name).name]
     assert len(pictures(bench.folder / name)) == 10
@@ -135,11 +134,11 @@ def test_old_ones_go_and_nothing_else(keep_days: float, keep_mb: float, left: li
 
 
 def test_what_is_kept_is_bounded_in_seconds_and_bytes() -> None:
-    recent = Recent(2.0, most_bytes=1000)
+    recent = RecentFrames(2.0, most_bytes=1000)
     for k in range(100):
-        recent.add(Guest("ab"[k % 2], Message("gatestream", "a", bytes(10)), k, 0, k / 10, k / 10))
-    assert [guest.index for guest in recent.of("a")] == list(range(80, 100, 2))
+        recent.add(PendingFrame("ab"[k % 2], Message("gatestream", "a", bytes(10)), k, 0, k / 10, k / 10))
+    assert [frame.index for frame in recent.of("a")] == list(range(80, 100, 2))
     recent.forget("a")
     assert recent.of("a") == []
-    recent.add(Guest("c", Message("gatestream", "c", bytes(990)), 0, 0, 10.0, 10.0))
-    assert [guest.index for guest in recent.of("b")] == [99]
+    recent.add(PendingFrame("c", Message("gatestream", "c", bytes(990)), 0, 0, 10.0, 10.0))
+    assert [frame.index for frame in recent.of("b")] == [99]

@@ -27,7 +27,7 @@ PATIENCE_S = 120.0
 def test_cameras_go_where_the_load_is_least_and_stay() -> None:
     placement = Placement()
     assert placement.configure({"a": 1, "b": 1}) == set()
-    assert placement.homeless == ["a", "b"]
+    assert placement.unassigned == ["a", "b"]
     assert placement.join("one") == {"one"}
     assert placement.join("two") == set()  # sticky: nobody moves for a new worker
     assert placement.configure({"a": 1, "b": 1, "c": 3, "d": 1}) == {"one", "two"}

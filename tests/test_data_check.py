@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 
-from engines.datasets import KINDS, Dataset, Media, open_dataset
-from engines.datasets.check import Report, check, look
-from engines.datasets.decode import frames
+from engines.datasets import Dataset, Media, open_dataset
+from engines.datasets.check import Report, check, inspect_recording
+from engines.datasets.decode import decode_segment
 from engines.datasets.epic import frame_number
-from engines.datasets.mirror import mirrored
+from engines.datasets.kinds import DATASET_READERS, DatasetKind
+from engines.datasets.mirror import mirror_labels
 from engines.datasets.rendered import NOUNS, VERBS, Rendered, render
 from engines.errors import SinkError, UsageError
 from engines.synthetic import LABELS
-from stream.commands import data
 from stream.commands.cli import main
 
 SIZE_HW = (48, 64)
@@ -144,13 +146,14 @@ class TestCheck:
         for i in range(1, 21):
             assert cv2.imwrite(str(tmp_path / f"{i:05d}.png"), np.zeros((*SIZE_HW, 3), np.uint8))
         media = Media(tmp_path, 10.0, None)
-        assert (look(media).seconds, look(media).size_hw, look(media).fault) == (2.0, SIZE_HW, "")
+        found = inspect_recording(media)
+        assert (found.seconds, found.size_hw, found.fault) == (2.0, SIZE_HW, "")
         (tmp_path / "00007.png").write_bytes(b"no picture")
-        assert look(media).fault == ""
-        assert look(media, deep=True).fault == "damaged"
-        assert look(Media(tmp_path / "nowhere", 10.0)).fault == "missing"
+        assert inspect_recording(media).fault == ""
+        assert inspect_recording(media, deep=True).fault == "damaged"
+        assert inspect_recording(Media(tmp_path / "nowhere", 10.0)).fault == "missing"
         (tmp_path / "none").mkdir()
-        assert look(Media(tmp_path / "none", 10.0)).fault == "unreadable"
+        assert inspect_recording(Media(tmp_path / "none", 10.0)).fault == "unreadable"
 
 
 def faststart(data: bytes) -> bytes:
@@ -171,7 +174,8 @@ def faststart(data: bytes) -> bytes:
 
 class TestCommand:
     def test_kinds_are_those_of_the_readers(self) -> None:
-        assert set(data.Kind.__args__) == set(KINDS)  # type: ignore[attr-defined]
+        assert get_args(DatasetKind) == ("auto", *DATASET_READERS)
+        assert all(kind in importlib.import_module(module).READERS for kind, module in DATASET_READERS.items())
 
     @pytest.mark.parametrize(("strict", "fault", "code"), [([], False, 0), (["--strict"], False, 0), ([], True, 0),
                                                           (["--strict"], True, 1)])
@@ -181,7 +185,7 @@ class TestCommand:
             (good / "train/a/broken.mp4").write_bytes(b"x")
         assert main(["data", "check", str(good), *strict]) == code
         out = capfd.readouterr().out
-        assert out.startswith("class folders, told by train/<class>\n  train: ")
+        assert out.startswith("class folders, recognised by train/<class>\n  train: ")
         assert ("broken.mp4" in out) == fault
         assert ("nothing wrong" in out) != fault
 
@@ -251,7 +255,7 @@ class TestRendered:
                 [(segment.labels["verb"], segment.labels["noun"]) for segment in segments]
             for span, segment in zip(take.spans, segments, strict=True):
                 assert (segment.start_s, segment.stop_s) == pytest.approx((span.started_at, span.ended_at), abs=0.006)
-                for k, image in enumerate(frames(segment, 10.0, (72, 128)), int(np.ceil(segment.start_s * 10))):
+                for k, image in enumerate(decode_segment(segment, 10.0, (72, 128)), int(np.ceil(segment.start_s * 10))):
                     drawn = take.simulation.frame(k)
                     assert np.abs(image.astype(int) - drawn).mean() < 12  # what compression leaves of the noise
                     assert take.simulation.script.pose(k / 10).tip_xy is not None
@@ -270,7 +274,7 @@ class TestRendered:
 
     def test_every_gesture_has_a_verb_and_flips_know_their_direction(self) -> None:
         assert tuple(VERBS) == LABELS
-        assert mirrored(tuple(VERBS.values())) == {
+        assert mirror_labels(tuple(VERBS.values())) == {
             "swipe-left": "swipe-right", "swipe-right": "swipe-left", "circle-counterclockwise": "",
             "square-clockwise": ""}
 

@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.datasets import KINDS, Dataset, Segment, epic, folders, open_dataset
-from engines.datasets.mirror import mirrored
+from engines.datasets import Dataset, Segment, epic, folders, open_dataset
+from engines.datasets.kinds import DATASET_READERS
+from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError, UsageError
 
 EPIC_COLUMNS = ("narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp",
@@ -229,7 +230,7 @@ class TestSomethingAsPublished:
     @pytest.mark.parametrize("version", ["sthv1", "sthv2"])
     def test_the_three_pairs_that_a_flip_swaps(self, version: str, published: Path) -> None:
         labels = sorted((published / "label_maps" / f"{version}_label_map.txt").read_text().strip().split("\n"))
-        found = {(labels.index(label), labels.index(other)) for label, other in mirrored(labels).items()}
+        found = {(labels.index(label), labels.index(other)) for label, other in mirror_labels(labels).items()}
         assert found == {(86, 87), (87, 86), (93, 94), (94, 93), (166, 167), (167, 166)}
 
     def test_jester_labels(self, published: Path, tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ class TestMirror:
         (("pulling it right out", "bright", "leftover"), {}),
     ])
     def test_directions_in_names(self, labels: tuple[str, ...], expected: dict[str, str]) -> None:
-        assert mirrored(labels) == expected
+        assert mirror_labels(labels) == expected
 
 
 class TestDiving48:
@@ -434,14 +435,14 @@ class TestFolders:
 
     def test_the_split_depends_on_names_only(self) -> None:
         pairs = [(label, f"{label}{i % 7}") for label in "abc" for i in range(20)] + [("a", "alone"), ("d", "once")]
-        expected = folders.held_out(pairs)
+        expected = folders.choose_validation(pairs)
         for seed in range(5):
-            assert folders.held_out(random.Random(seed).sample(pairs, len(pairs))) == expected
+            assert folders.choose_validation(random.Random(seed).sample(pairs, len(pairs))) == expected
         assert "once" not in expected  # a class with one recording is for training
 
     @pytest.mark.parametrize("groups", [1, 2, 3, 5, 50])
     def test_shares(self, groups: int) -> None:
-        held = folders.held_out([("a", f"g{i}") for i in range(groups)])
+        held = folders.choose_validation([("a", f"g{i}") for i in range(groups)])
         assert len(held) == min(max(1, round(0.2 * groups)), groups - 1)
 
 
@@ -467,10 +468,35 @@ class TestEgoGestAR:
 
 
 class TestOpening:
-    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "auto"])
+    @pytest.mark.parametrize("kind", list(DATASET_READERS))
     def test_an_empty_folder_says_what_was_looked_for(self, kind: str, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="with nothing; wanted "):
             open_dataset(tmp_path, kind)
+
+    def test_a_reader_is_one_file_and_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "toy_reader.py").write_text("""
+from engines.datasets import tables
+from engines.datasets.base import Media, Segment
+
+def recognise(folder):
+    return "toy.txt" if (folder / "toy.txt").is_file() else ""
+
+def read(folder, options):
+    builder = tables.DatasetBuilder({"action": ["jump"]})
+    for name in tables.read_lines(folder / "toy.txt"):
+        builder.add("train", Segment(name, Media(options.media / name), labels={"action": "jump"}))
+    return builder.build("Toy")
+
+READERS = {"toy": tables.Reader(recognise, read, "toy.txt")}
+""")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(DATASET_READERS, "toy", "toy_reader")
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "toy.txt").write_text("1.mp4\n")
+        for kind in ("auto", "toy"):
+            dataset = open_dataset(tmp_path / "data", kind)
+            assert (dataset.name, dataset.found) == ("Toy", "toy.txt")
+            assert only(dataset).media.path == tmp_path / "data" / "1.mp4"
 
     def test_nothing_known(self, tmp_path: Path) -> None:
         touch(tmp_path / "notes.txt")

@@ -22,7 +22,7 @@ from engines.runtime.eager import EagerEngine
 from engines.runtime.engine import Engine
 from engines.runtime.inductor import InductorEngine
 from engines.runtime.lowering import StepNetwork
-from engines.runtime.parity import difference, probabilities, probe_clip, run_clip
+from engines.runtime.parity import compare, probabilities, probe_clip, run_clip
 
 ENGINES = ("eager", "openvino")
 
@@ -62,10 +62,10 @@ def make_engine(request: pytest.FixtureRequest, model: Model, bidirectional_mode
 
 @pytest.mark.parametrize("matrix_most", [lowering.FUSE_MATRIX_MOST, 4])
 @pytest.mark.parametrize(("architecture", "options"), [
-    ("gsf-mobilenetv2", {"percent": 100, "places": ["features_3", "features_16"]}),
-    ("gsf-mobilenetv2", {"percent": 100, "places": ["features_13"], "ahead": 1}),
-    ("gsf-mobilenetv2", {"ahead": 0}),
-    ("gsf-resnet18", {"percent": 100, "places": ["layer4_0"]}),
+    ("gsf-mobilenetv2", {"gate_ratio": 100, "sites": ["features_3", "features_16"]}),
+    ("gsf-mobilenetv2", {"gate_ratio": 100, "sites": ["features_13"], "past_shift": 1}),
+    ("gsf-mobilenetv2", {"past_shift": 0}),
+    ("gsf-resnet18", {"gate_ratio": 100, "sites": ["layer4_0"]}),
 ])
 def test_both_forms_of_the_fuse_step_are_the_same_function(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, options: dict[str, Any],
@@ -78,31 +78,31 @@ def test_both_forms_of_the_fuse_step_are_the_same_function(
 
 @pytest.mark.parametrize("per_channel_most", [0, 1e12])
 @pytest.mark.parametrize("architecture", ["gsm-mobilenetv2", "gsf-mobilenetv2"])
-@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize("past_shift", [0, 1, 2])
 def test_both_forms_of_the_gate_step_are_the_same_function(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, ahead: int,
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, past_shift: int,
         per_channel_most: float) -> None:
     monkeypatch.setattr(lowering, "PER_CHANNEL_MOST", per_channel_most)
-    model = make_model(tmp_path, architecture, ahead=ahead)
+    model = make_model(tmp_path, architecture, past_shift=past_shift)
     assert all(step.by_planes == (per_channel_most == 0) for step in StepNetwork(model.network).temporal.values())
     assert_lowered_step_equals(model)
 
 
 @pytest.mark.parametrize(("architecture", "options"), [
-    ("gsf-mobilenetv2", {"memory": 16}),
-    ("gsf-mobilenetv2", {"percent": 100, "places": ["features_3", "features_16"]}),
+    ("gsf-mobilenetv2", {"readout_width": 16}),
+    ("gsf-mobilenetv2", {"gate_ratio": 100, "sites": ["features_3", "features_16"]}),
     ("gsm-mobilenetv2", {}),
-    ("gsm-mobilenetv2", {"places": ["features_5", "features_8"]}),
-    ("tsn-mobilenetv2", {"memory": 16}),
-    ("gsf-mobilenetv2", {"ahead": 1}),
-    ("gsf-mobilenetv2", {"ahead": 0}),
-    ("gsm-mobilenetv2", {"ahead": 1}),
-    ("gsm-mobilenetv2", {"ahead": 0}),
-    ("tsm-mobilenetv2", {"memory": 16}),
-    ("tsm-mobilenetv2", {"ahead": 2}),
+    ("gsm-mobilenetv2", {"sites": ["features_5", "features_8"]}),
+    ("tsn-mobilenetv2", {"readout_width": 16}),
+    ("gsf-mobilenetv2", {"past_shift": 1}),
+    ("gsf-mobilenetv2", {"past_shift": 0}),
+    ("gsm-mobilenetv2", {"past_shift": 1}),
+    ("gsm-mobilenetv2", {"past_shift": 0}),
+    ("tsm-mobilenetv2", {"readout_width": 16}),
+    ("tsm-mobilenetv2", {"past_shift": 2}),
     ("stsm-mobilenetv2", {}),
     ("stsm-mobilenetv2", {"shift": "HW"}),
-    ("stsm-mobilenetv2", {"shift": "THW-diagonal", "ahead": 2}),
+    ("stsm-mobilenetv2", {"shift": "THW-diagonal", "past_shift": 2}),
 ])
 def test_lowered_step_is_the_same_function(tmp_path: Path, architecture: str, options: dict[str, Any]) -> None:
     assert_lowered_step_equals(make_model(tmp_path, architecture, **options))
@@ -257,7 +257,7 @@ def test_auto_takes_a_gpu_where_there_is_one_that_works(
     monkeypatch.setattr(registry, "_has_gpu", lambda: True)
     monkeypatch.setattr(compiled_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
     assert engines.compile(model, precision="f32").name == "inductor"
-    monkeypatch.setattr(compiled_engine, "difference", lambda *_: 0.5)
+    monkeypatch.setattr(compiled_engine, "compare", lambda *_: 0.5)
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model, precision="f32").name == "openvino"
     assert "off by" in caplog.text
@@ -271,13 +271,13 @@ def test_torch_traces_the_whole_inductor_step(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch, "compile", lambda module, **how: real(module, backend="aot_eager", **how))
     monkeypatch.setattr(compiled_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
     for seed in (0, 3):  # two models of one architecture in one process: code may be shared, weights not
-        model = make_model(tmp_path, "gsf-resnet18", seed=seed, places=["layer4_0"])
+        model = make_model(tmp_path, "gsf-resnet18", seed=seed, sites=["layer4_0"])
         engine = engines.compile(model, "inductor", slots=2)
         frames = probe_clip(model.contract, 12)
         wanted = run_clip(engines.compile(model, "eager"), frames)
         assert engine.name == "inductor"
         assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1
-        assert difference(model.contract, wanted, run_clip(engine, frames, slot=1)) <= 1e-3
+        assert compare(model.contract, wanted, run_clip(engine, frames, slot=1)) <= 1e-3
 
 
 def test_probabilities_sum_to_one_and_difference_sees_nan(model: Model) -> None:
@@ -286,4 +286,4 @@ def test_probabilities_sum_to_one_and_difference_sees_nan(model: Model) -> None:
     hand = np.zeros((2, 2), np.float32)
     broken = logits.copy()
     broken[0, 0] = np.nan
-    assert difference(model.contract, {"gesture": logits, "hand": hand}, {"gesture": broken, "hand": hand}) == np.inf
+    assert compare(model.contract, {"gesture": logits, "hand": hand}, {"gesture": broken, "hand": hand}) == np.inf

@@ -20,26 +20,17 @@ from engines.datasets import Dataset, Media, Segment, open_dataset
 from engines.datasets.rendered import render
 from engines.errors import DatasetError, GatestreamError, SinkError, UsageError
 from engines.model.contract import EventRule
-from engines.model.file import load, save
+from engines.model.file import bundled, load, save
 from engines.runtime.engine import StepResult
 from stream.commands.cli import main
-from stream.evaluation import (
-    Report,
-    StreamMeter,
-    Truth,
-    choose,
-    evaluate_clips,
-    evaluate_stream,
-    joined,
-    match,
-    measure,
-    played_on,
-    rendered_idle,
-)
-from stream.evaluation.data import left_out_by_training, most_at_once
-from stream.evaluation.play import idle_room, pictures
+from stream.evaluation.clips import evaluate_clips
+from stream.evaluation.data import held_out_groups, max_overlap, select
+from stream.evaluation.evaluate import EvaluationReport, measure
+from stream.evaluation.metrics import match
+from stream.evaluation.play import Truth, concatenate_videos, idle_room, join_clips, read_images, render_idle
 from stream.evaluation.report import write_report
-from stream.evaluation.thresholds import search, write_rule
+from stream.evaluation.streams import IOU, StreamMeter, evaluate_stream
+from stream.evaluation.thresholds import search_rules, write_rule
 from stream.frame import Event
 from stream.recognizer import Recognizer
 
@@ -66,7 +57,7 @@ def event(label: str, started_at: float, ended_at: float) -> Event:
 def test_matching(truths: list[tuple[str, float, float]], events: list[tuple[str, float, float]],
                   pairs: list[tuple[int, int]]) -> None:
     stretches, found = [Truth(*one) for one in truths], [event(*one) for one in events]
-    assert sorted((stretches.index(truth), found.index(seen)) for truth, seen in match(stretches, found)) == pairs
+    assert sorted(match(stretches, found, IOU)) == pairs
 
 
 def film(path: Path, *parts: tuple[str, float]) -> Path:
@@ -125,7 +116,7 @@ def test_clips_are_right_when_the_last_window_names_them(videos: dict[str, Path]
 
 def test_a_joined_stream_is_recognised_and_timed(videos: dict[str, Path], recognizer: Recognizer) -> None:
     clips = [clip(videos[label], label, str(k)) for k, label in enumerate(("left", "right", "left"))]
-    frames, truths = joined(clips, [videos["none"]], seed=1, idle_s=(1.0, 1.5))
+    frames, truths = join_clips(clips, [videos["none"]], seed=1, idle_s=(1.0, 1.5))
     found = evaluate_stream(recognizer, frames, truths=truths)
     report = found.first
     assert [truth.label for truth in report.truths] == [seen.label for seen in report.events]
@@ -144,7 +135,7 @@ def test_a_joined_stream_is_recognised_and_timed(videos: dict[str, Path], recogn
 
 def test_rounds_tell_how_accuracy_changes_with_time(videos: dict[str, Path], recognizer: Recognizer) -> None:
     clips = [clip(videos[label], label, str(k)) for k, label in enumerate(("left", "right"))]
-    frames, truths = joined(clips, [videos["none"]], seed=1, idle_s=(1.0, 1.5), rounds=3)
+    frames, truths = join_clips(clips, [videos["none"]], seed=1, idle_s=(1.0, 1.5), rounds=3)
     with StreamMeter(recognizer) as meter:
         for image, at in frames:
             meter.push(image, at)
@@ -163,7 +154,7 @@ def test_joining_is_decided_by_the_seed(videos: dict[str, Path]) -> None:
     clips = [clip(videos[label], label) for label in ("left", "right")]
     runs = []
     for seed in (4, 4, 5):
-        frames, truths = joined(clips, [videos["none"]], seed)
+        frames, truths = join_clips(clips, [videos["none"]], seed)
         times = [at for _, at in frames]
         assert times == sorted(times)
         runs.append((times, truths))
@@ -172,17 +163,17 @@ def test_joining_is_decided_by_the_seed(videos: dict[str, Path]) -> None:
 
 
 def test_every_event_of_idle_footage_is_counted(videos: dict[str, Path], recognizer: Recognizer) -> None:
-    quiet = evaluate_stream(recognizer, played_on([videos["none"]] * 2)).first
+    quiet = evaluate_stream(recognizer, concatenate_videos([videos["none"]] * 2)).first
     assert quiet.events == []
     assert quiet.seconds == pytest.approx(3.9)
-    loud = evaluate_stream(recognizer, played_on([videos["none"], videos["left"], videos["none"]])).first
+    loud = evaluate_stream(recognizer, concatenate_videos([videos["none"], videos["left"], videos["none"]])).first
     assert loud.events_per_minute == pytest.approx(60 / loud.seconds)
     assert loud.false_events_per_hour == pytest.approx(3600 / loud.seconds)
 
 
 def with_a_hole(paths: list[Path]) -> Iterator[tuple[np.ndarray, float]]:
     """A stream with ticks to be held, and one hole that resets it in the middle of an event."""
-    for k, (image, at) in enumerate(played_on(paths)):
+    for k, (image, at) in enumerate(concatenate_videos(paths)):
         if k % 7 != 3:
             yield image, at + (5.0 if k > 25 else 0.0)
 
@@ -195,12 +186,12 @@ def with_a_hole(paths: list[Path]) -> Iterator[tuple[np.ndarray, float]]:
 def test_recorded_scores_give_the_events_of_the_live_path(videos: dict[str, Path], rule: EventRule,
                                                           warmup: int) -> None:
     paths = [videos[name] for name in ("none", "left", "right", "flash", "long")]
-    plain = evaluate_stream(recogniser(warmup_frames=warmup), with_a_hole(paths), played_on(paths))
-    live = evaluate_stream(recogniser(warmup_frames=warmup, events=rule), with_a_hole(paths), played_on(paths))
+    plain = evaluate_stream(recogniser(warmup_frames=warmup), with_a_hole(paths), concatenate_videos(paths))
+    live = evaluate_stream(recogniser(warmup_frames=warmup, events=rule), with_a_hole(paths), concatenate_videos(paths))
     for rule_tried, report in ((rule, live), (None, plain)):
         told = sorted([*report.first.events, *report.first.taken_back], key=lambda event: event.ended_at)
         assert plain.record.events("gesture", rule_tried) == told != []
-    assert len(list(live.record.runs("gesture"))) == 3
+    assert len(list(live.record.sequences("gesture"))) == 3
 
 
 def test_a_full_disk_is_told(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,11 +210,11 @@ def test_overlapping_segments_of_a_long_recording_are_played_in_one_pass(
 
     parts = [part("b", "right", 3.0, 5.0), part("a", "left", 1.0, 3.0), part("ab", "left", 2.0, 4.5),
              part("late", "left", 60.0, 61.0)]
-    assert most_at_once(parts) == 2
+    assert max_overlap(parts) == 2
     opened = []
     from stream.evaluation import clips as module
-    pictures = module.pictures
-    monkeypatch.setattr(module, "pictures", lambda media: opened.append(media) or pictures(media))
+    read_images = module.read_images
+    monkeypatch.setattr(module, "read_images", lambda media: opened.append(media) or read_images(media))
     together = recogniser()
     with StreamMeter(together) as meter:
         report = evaluate_clips(together, parts, "none", meter=meter)
@@ -245,7 +236,7 @@ def test_what_cannot_be_read_is_named_and_skipped(videos: dict[str, Path], recog
     broken = tmp_path / "broken.avi"
     broken.write_bytes(b"no video")
     data = dataset(clip(videos["left"], "left"), clip(broken, "right"), clip(tmp_path / "gone.avi", "right"))
-    chosen = choose(data, recognizer.contract)
+    chosen = select(data, recognizer.contract)
     report = measure(recognizer, chosen, idle=[videos["none"], broken])
     assert report.clips.accuracy() == 1.0
     assert [one["what"] for one in report.as_json()["skipped"]] == ["right-broken-", "right-gone-", str(broken)]
@@ -255,12 +246,12 @@ def test_what_cannot_be_read_is_named_and_skipped(videos: dict[str, Path], recog
         measure(recogniser(), chosen, strict=True)
 
 
-def whole(videos: dict[str, Path], idle: str = "flash", **more: object) -> Report:
+def whole(videos: dict[str, Path], idle: str = "flash", **more: object) -> EvaluationReport:
     """A report of everything there can be: right and wrong clips, a label the model lacks, clips of nothing."""
     recognizer = recogniser()
     data = dataset(clip(videos["left"], "left"), clip(videos["right"], "right"), clip(videos["left"], "circle"),
                    clip(videos["none"], "unclassified"))
-    return measure(recognizer, choose(data, recognizer.contract), idle=[videos[idle]], **more)
+    return measure(recognizer, select(data, recognizer.contract), idle=[videos[idle]], **more)
 
 
 def test_a_whole_report(videos: dict[str, Path], tmp_path: Path) -> None:
@@ -291,7 +282,7 @@ def test_a_whole_report(videos: dict[str, Path], tmp_path: Path) -> None:
 
 def test_a_report_of_almost_nothing(videos: dict[str, Path], recognizer: Recognizer, tmp_path: Path) -> None:
     data = dataset(clip(videos["none"], "unclassified"))
-    report = measure(recognizer, choose(data, recognizer.contract), idle=[videos["none"]])
+    report = measure(recognizer, select(data, recognizer.contract), idle=[videos["none"]])
     found = json.loads(json.dumps(report.as_json(), allow_nan=False))
     assert found["clips"]["accuracy"] is None
     assert "stream" not in found
@@ -310,7 +301,7 @@ def test_verb_and_noun_make_actions_and_a_submission(videos: dict[str, Path], tm
              Segment("P02_1_0", Media(videos["none"]))]                              # a test clip without labels
     data = replace(dataset(*parts, heads=("noun", "verb")),
                    rare={"noun": frozenset({"left"}), "verb": frozenset({"right"})})
-    report = measure(recognizer, choose(data, recognizer.contract))
+    report = measure(recognizer, select(data, recognizer.contract))
     found = report.as_json()
     assert found["clips"]["heads"]["verb"]["top1"] == 1.0
     assert found["clips"]["heads"]["noun"]["top1"] == 0.5
@@ -328,8 +319,8 @@ def test_verb_and_noun_make_actions_and_a_submission(videos: dict[str, Path], tm
 def test_a_missing_image_of_a_folder_leaves_a_hole(tmp_path: Path) -> None:
     for number in (3, 4, 5, 9, 10):
         cv2.imwrite(str(tmp_path / f"frame_{number:010d}.png"), np.zeros((24, 32, 3), np.uint8))
-    assert [at for _, at in pictures(Media(tmp_path, rate=10.0, first=3))] == pytest.approx([0, 0.1, 0.2, 0.6, 0.7])
-    assert [at for _, at in pictures(Media(tmp_path, rate=5.0, first=None))] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    for rate, first, times in ((10.0, 3, [0, 0.1, 0.2, 0.6, 0.7]), (5.0, None, [0, 0.2, 0.4, 0.6, 0.8])):
+        assert [at for _, at in read_images(Media(tmp_path, rate=rate, first=first))] == pytest.approx(times)
 
 
 class ManyLabels(FakeModel):
@@ -352,9 +343,9 @@ def test_recordings_in_the_layout_of_epic_are_streams_with_submission(tmp_path: 
     render(tmp_path / "epic", clips=6, size_hw=(48, 64), rate=10.0, video_s=12.0)
     data = open_dataset(tmp_path / "epic")
     model = ManyLabels(heads={"noun": data.heads["noun"], "verb": data.heads["verb"]}, background=None)
-    chosen = choose(data, model.contract)
+    chosen = select(data, model.contract)
     wanted = data.splits["validation"]
-    recognizer = Recognizer(model, ManyLabelsEngine(model, slots=most_at_once(chosen.segments) + 1))
+    recognizer = Recognizer(model, ManyLabelsEngine(model, slots=max_overlap(chosen.segments) + 1))
     report = measure(recognizer, chosen)
     found = json.loads(json.dumps(report.as_json(), allow_nan=False))
     assert found["skipped"] == []
@@ -376,23 +367,23 @@ def test_choosing(videos: dict[str, Path], recognizer: Recognizer) -> None:
     one, other = (clip(videos["left"], "left", group=name) for name in "12")
     nothing = clip(videos["none"], "unclassified", group="2")
     data = dataset(one, other, nothing)
-    assert [part.group for part in choose(data, recognizer.contract).segments] == ["1", "2", "2"]
-    chosen = choose(data, recognizer.contract, groups=["2"])
+    assert [part.group for part in select(data, recognizer.contract).segments] == ["1", "2", "2"]
+    chosen = select(data, recognizer.contract, groups=["2"])
     assert [part.labels["gesture"] for part in chosen.segments] == ["left", "none"]
     halves = Dataset("halves", data.heads, {"train": [one], "validation": [other]})
-    assert choose(halves, recognizer.contract).segments[0].group == "2"
-    assert choose(halves, recognizer.contract, "train").segments[0].group == "1"
+    assert select(halves, recognizer.contract).segments[0].group == "2"
+    assert select(halves, recognizer.contract, "train").segments[0].group == "1"
     with pytest.raises(UsageError, match="train, validation"):
-        choose(halves, recognizer.contract, "test")
+        select(halves, recognizer.contract, "test")
     with pytest.raises(DatasetError, match="groups among 1, 2"):
-        choose(data, recognizer.contract, groups=["3"])
+        select(data, recognizer.contract, groups=["3"])
     with pytest.raises(UsageError, match="verb, noun"):
-        choose(Dataset("e", {"verb": ("a",), "noun": ("b",)}, {"all": [one]}), recognizer.contract)
+        select(Dataset("e", {"verb": ("a",), "noun": ("b",)}, {"all": [one]}), recognizer.contract)
 
 
 def test_rendered_rooms_differ_and_show_no_gesture() -> None:
-    first, second = ([image for image, _ in room] for room in rendered_idle(4.0, 5.0, room_s=2.0))
-    again = [image for image, _ in rendered_idle(4.0, 5.0, room_s=2.0)[0]]
+    first, second = ([image for image, _ in room] for room in render_idle(4.0, 5.0, room_s=2.0))
+    again = [image for image, _ in render_idle(4.0, 5.0, room_s=2.0)[0]]
     assert len(first) == len(second) == 10
     assert all((one == other).all() for one, other in zip(first, again, strict=True))
     assert (first[0] != second[0]).any()
@@ -402,23 +393,23 @@ def test_rendered_rooms_differ_and_show_no_gesture() -> None:
 @pytest.mark.parametrize("limit", [0.0, 1000.0])
 def test_the_threshold_search_keeps_to_the_limit(videos: dict[str, Path], limit: float) -> None:
     report = whole(videos)
-    found = search(report.stream, report.idles.values(), limit)
+    found = search_rules(report.stream, report.idles.values(), limit)
     assert found.before.false_events_per_hour > 700
     assert found.best.false_events_per_hour <= limit
     assert found.best.f1 >= (found.before.f1 if limit else 0.5)
     live = recogniser(events=found.best.rule)
-    again = evaluate_stream(live, played_on([videos["flash"]])).first
+    again = evaluate_stream(live, concatenate_videos([videos["flash"]])).first
     assert again.false_events_per_hour == pytest.approx(found.best.false_events_per_hour)
 
 
 def test_a_search_that_cannot_be_is_refused(videos: dict[str, Path]) -> None:
     report = whole(videos, "stuck")
     with pytest.raises(UsageError, match="false events per hour"):
-        search(report.stream, report.idles.values(), 0.0)
+        search_rules(report.stream, report.idles.values(), 0.0)
     with pytest.raises(UsageError, match="idle footage"):
-        search(report.stream, [], 6.0)
+        search_rules(report.stream, [], 6.0)
     with pytest.raises(UsageError, match="stream"):
-        search(None, report.idles.values(), 6.0)
+        search_rules(None, report.idles.values(), 6.0)
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -430,9 +421,11 @@ def test_thresholds_are_written_and_weights_stay(videos: dict[str, Path], tmp_pa
     save(path, bundled.contract, weights, half=half)
     before = load(path)
     report = whole(videos)
-    found = search(report.stream, report.idles.values(), 0.0)
-    write_rule(path, found, {"dataset": "lamps"})
-    after = load(path)
+    found = search_rules(report.stream, report.idles.values(), 0.0)
+    out, bytes_before = tmp_path / "calm.safetensors", path.read_bytes()
+    write_rule(path, found, {"dataset": "lamps"}, out)
+    assert path.read_bytes() == bytes_before
+    after = load(out)
     assert after.contract.events == found.best.rule
     told = after.contract.provenance["event_thresholds"]
     assert told["data"] == {"dataset": "lamps"}
@@ -444,7 +437,10 @@ def test_thresholds_are_written_and_weights_stay(videos: dict[str, Path], tmp_pa
 
 @pytest.mark.parametrize(("options", "told"), [
     (["--max-false-events", "few"], "6/h"),
-    (["--max-false-events", "6/h"], "own"),                        # a bundled model is not written to
+    (["--max-false-events", "6/h"], "--out"),                      # a model is not written to unasked
+    (["--max-false-events", "6/h", "--out", str(bundled()["gesture"])], "own"),  # nor a bundled one at all
+    (["--max-false-events", "6/h", "--out", "calm.onnx"], ".safetensors"),
+    (["--out", "calm.safetensors"], "--max-false-events"),
     (["--submission", "out.zip"], "--supervision"),
     (["--report", "no-such-folder/out.html"], "no-such-folder"),
 ])
@@ -458,7 +454,7 @@ def test_wrong_use_is_told_before_the_work(options: list[str], told: str, tmp_pa
 def test_the_group_that_training_left_out_is_known_in_any_dataset(fold: int, groups: tuple[str, ...]) -> None:
     segments = [Segment(name, Media(Path(name)), labels={"lamp": "left"}, group=name) for name in ("1", "2")]
     contract = FakeModel(provenance={"recipe": {"without_fold": fold}}).contract
-    assert left_out_by_training(Dataset("lamps", {"lamp": ("left",)}, {"train": segments}), contract) == groups
+    assert held_out_groups(Dataset("lamps", {"lamp": ("left",)}, {"train": segments}), contract) == groups
 
 
 @pytest.fixture
@@ -493,9 +489,10 @@ def test_what_training_left_out_is_measured(folds: bool, options: list[str], cli
     if folds:
         (tmp_path / "data" / "manifest.csv").write_text(
             "file,label,source,fold\nval/left/1.avi,left,head,1\nval/right/2.avi,right,head,2")
-    assert main(["evaluate", str(own), "data", "--idle", "idle", "--max-false-events", "1000/h", *options]) == 0
+    assert main(["evaluate", str(own), "data", "--idle", "idle", "--max-false-events", "1000/h",
+                 "--out", "calm.safetensors", *options]) == 0
     assert json.loads(capfd.readouterr().out)["clips"]["heads"]["gesture"]["clips"] == clips
-    assert sorted(load(own).contract.provenance["event_thresholds"]["data"]["idle"]) == idle
+    assert sorted(load("calm.safetensors").contract.provenance["event_thresholds"]["data"]["idle"]) == idle
 
 
 def test_the_command_writes_all_it_is_asked_for(own: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -508,20 +505,22 @@ def test_the_command_writes_all_it_is_asked_for(own: Path, tmp_path: Path, capfd
         film(data / f"{name}.avi", (name, 2))
         lines.append(f"{name}.avi,{name},head,2")
     (data / "manifest.csv").write_text("\n".join(lines))
-    assert main(["evaluate", str(own), str(data), "--idle", str(idle), "--max-false-events", "0/h",
+    calm, before = tmp_path / "calm.safetensors", own.read_bytes()
+    assert main(["evaluate", str(own), str(data), "--idle", str(idle), "--max-false-events", "0/h", "--out", str(calm),
                  "--report", str(tmp_path / "report.html"), "--json", str(tmp_path / "report.json")]) == 0
     assert capfd.readouterr().out == ""
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["clips"]["accuracy"] == 1.0
     assert found["thresholds"]["chosen"]["false_events_per_hour"] == 0
-    assert load(own).contract.events == EventRule(**found["thresholds"]["chosen"]["events"])
-    assert load(own).contract.provenance["event_thresholds"]["data"]["idle"] == ["flash"]
+    assert own.read_bytes() == before
+    assert load(calm).contract.events == EventRule(**found["thresholds"]["chosen"]["events"])
+    assert load(calm).contract.provenance["event_thresholds"]["data"]["idle"] == ["flash"]
     assert "Thresholds for 0 false events an hour" in (tmp_path / "report.html").read_text()
 
 
 def test_real_clips_by_fold(shared: Path) -> None:
     data = open_dataset(shared / "data" / "egogestar")
     contract = load("gesture").contract
-    sizes = [len([part for part in choose(data, contract, groups=[str(fold)]).segments
+    sizes = [len([part for part in select(data, contract, groups=[str(fold)]).segments
                   if part.labels["gesture"] != contract.background]) for fold in (1, 2, 3, 4)]
     assert sizes == [66, 58, 66, 68]

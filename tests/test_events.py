@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.model.contract import EventRule
-from stream.events import EventTracker, events_of
+from stream.events import EventTracker, detect_events
 from stream.frame import Event
 
 LABELS = ("left", "right", "none")
@@ -32,7 +32,7 @@ def track(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 def closed(text: str, rule: EventRule = RULE) -> list[tuple[str, float, float]]:
     times, probs_TK = track(text)
-    events = events_of(times, probs_TK, probs_TK, labels=LABELS, background="none", rule=rule)
+    events = detect_events(times, probs_TK, probs_TK, labels=LABELS, background="none", rule=rule)
     return [(event.label, round(event.started_at, 3), round(event.ended_at, 3)) for event in events]
 
 
@@ -103,7 +103,7 @@ def test_score_weighs_later_frames_more() -> None:
 def closed_score(text: str) -> float:
     times, probs_TK = track(text)
     rule = RULE.model_copy(update={"min_score": 0.1})
-    (event,) = events_of(times, probs_TK, probs_TK, labels=LABELS, background="none", rule=rule)
+    (event,) = detect_events(times, probs_TK, probs_TK, labels=LABELS, background="none", rule=rule)
     return event.score
 
 
@@ -114,7 +114,7 @@ def closed_score(text: str) -> float:
 def test_without_background_the_window_scores_decide(tops: list[float], wanted: list[tuple[str, float, float]]) -> None:
     window_TK = np.array([[top, 0.35 - top / 4, 0.0] for top in tops])
     now_TK = np.full_like(window_TK, 1 / 3)
-    events = events_of(np.arange(len(tops)) / 10, now_TK, window_TK, labels=("walk", "run", "sit"), background=None,
+    events = detect_events(np.arange(len(tops)) / 10, now_TK, window_TK, labels=("walk", "run", "sit"), background=None,
                        rule=RULE)
     assert [(event.label, round(event.started_at, 3), round(event.ended_at, 3)) for event in events] == wanted
 
@@ -130,14 +130,14 @@ def test_events_are_apart_in_order_and_every_announced_one_closes(text: str) -> 
     assert all(0 <= event.score <= 1 + 1e-9 and event.label != "none" for event in told)
     for event, following in pairwise(ends):
         assert event.started_at <= event.ended_at < following.started_at
-    assert [event for event in told if not event.open] == events_of(
+    assert [event for event in told if not event.open] == detect_events(
         times, probs_TK, probs_TK, labels=LABELS, background="none", rule=RULE, camera="0", head="gesture")
 
 
 @pytest.mark.parametrize("start", [1e-3, 1.7e9])
 def test_only_differences_of_time_matter(start: float) -> None:
     times, probs_TK = track("..LLLL...LLLL....LLLLLLRRRRRR..")
-    here, there = (events_of(at, probs_TK, probs_TK, labels=LABELS, background="none", rule=RULE)
+    here, there = (detect_events(at, probs_TK, probs_TK, labels=LABELS, background="none", rule=RULE)
                    for at in (times, times + start))
     assert [(event.label, event.score) for event in here] == [(event.label, event.score) for event in there]
     np.testing.assert_allclose([event.started_at + start for event in here], [event.started_at for event in there])

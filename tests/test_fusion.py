@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeEngine, FakeModel
+from small_models import write_unchecked
 from test_model import contract, weights  # noqa: F401 - a fixture
 from test_recognizer import play, still
 
@@ -319,7 +320,7 @@ def test_fusion_tensors_that_do_not_fit_are_refused_by_name(case: str, fused: tu
     held = dict(fused[1])
     damage(held)
     path = tmp_path / "fused.safetensors"
-    save(path, fused[0].model_copy(update={"fusion": FUSED} | {
+    write_unchecked(path, fused[0].model_copy(update={"fusion": FUSED} | {
         key: value and FusionRule(**value) for key, value in changes.items()}), held)
     with pytest.raises(ModelError, match=named):
         engines.load(path)

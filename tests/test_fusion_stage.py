@@ -20,36 +20,42 @@ from engines.model.file import Model, load, save
 from engines.networks.fusion_rule import FusionRule
 from engines.networks.network import build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
-from engines.training.fusion_stage import FusionRecipe, Windows, _name, cached, compared, fitted, train
+from engines.training.fusion_stage import FusionRecipe, Windows, _name, cache_windows, compare, fit, train
 from engines.training.loss import UNKNOWN
-from engines.training.segments import Pool
-from engines.training.streams import Labelled, Material, Stream
+from engines.training.sections import LabelledFrame
+from engines.training.sources import TrainingSources
 from engines.training.train import Recipe, contract_of
+from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
 from stream.window import Window
 
 CLIPS = 3
+NO_RECORDING = Segment("none", Media(Path("none")), labels={"gesture": "left"})
+GESTURES = TrainingSources(
+    Dataset("gestures", {"gesture": (*LABELS, BACKGROUND)}, {"train": [NO_RECORDING]}, background=BACKGROUND),
+    frame_rate=7.5, recorded=False)  # rendered hands only
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     torch.manual_seed(0)
-    recipe = Recipe(Path(), Path(), "", memory=16, without_fold=2)
-    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), memory=16)
+    recipe = Recipe(Path(), "", readout_width=16, without_fold=2)
+    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), readout_width=16)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save(path, contract_of(recipe, network), {name: value.numpy() for name, value in network.state_dict().items()})
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    save(path, contract_of(recipe, network, GESTURES), weights)
     return load(path)
 
 
-def rendered(seed: int) -> Iterator[Labelled]:
-    material = Material([], [], {}, [])
-    return Stream(material, (*LABELS, BACKGROUND), (72, 96), 7.5, np.random.default_rng(seed), 1.0).sparse()
+def rendered(seed: int) -> Iterator[LabelledFrame]:
+    stream = TrainingStream(GESTURES, (72, 96), 7.5, np.random.default_rng(seed), SectionShares()).sparse()
+    return (frame._replace(label=GESTURES.truths[frame.label][0]) for frame in stream)
 
 
-def shows(label: int, progress: float, gesture: int) -> Labelled:
-    return Labelled(np.zeros((2, 2, 3), np.uint8), label, progress, gesture=gesture)
+def shows(label: int, progress: float, gesture: int) -> LabelledFrame:
+    return LabelledFrame(np.zeros((2, 2, 3), np.uint8), label, progress, gesture=gesture)
 
 
 NOTHING = shows(10, 0.0, -1)
@@ -63,12 +69,12 @@ NOTHING = shows(10, 0.0, -1)
     ([shows(3, 1.0, 0), NOTHING, shows(3, 1.0, 1)], None),              # the same twice
     ([NOTHING, shows(UNKNOWN, 1.0, 0)], None),                          # it has no label
 ])
-def test_a_window_is_named_by_the_one_gesture_in_it(frames: list[Labelled], name: int | None) -> None:
+def test_a_window_is_named_by_the_one_gesture_in_it(frames: list[LabelledFrame], name: int | None) -> None:
     assert _name(frames, background=10) == name
 
 
 def test_windows_are_those_of_live_use(model: Model) -> None:
-    windows = cached(model, [rendered(3)], 12, CLIPS)
+    windows = cache_windows(model, [rendered(3)], 12, CLIPS)
     assert len(windows) == 12
     assert windows.counts_NC[:, :-1].min() == model.contract.clip_frames
     assert set(windows.counts_NC[:, -1]) > {model.contract.clip_frames}  # some still grow
@@ -95,7 +101,7 @@ def test_windows_are_those_of_live_use(model: Model) -> None:
 
 def test_streams_that_end_are_named(model: Model) -> None:
     with pytest.raises(DatasetError, match="wanted 500 windows"):
-        cached(model, [islice(rendered(3), 60)], 500, CLIPS)
+        cache_windows(model, [islice(rendered(3), 60)], 500, CLIPS)
 
 
 def test_fusion_finds_the_clip_that_matters_where_the_mean_cannot() -> None:
@@ -112,12 +118,12 @@ def test_fusion_finds_the_clip_that_matters_where_the_mean_cannot() -> None:
         return Windows(clips_NCD, np.full((count, 6), 5), labels_N)
 
     heads = {"gesture": (np.eye(5, 16, dtype=np.float32), np.zeros(5, np.float32))}
-    right = compared(windows(400), windows(200), heads)
+    right = compare(windows(400), windows(200), heads)
     assert list(right) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
     assert right["dense average"] < 0.3
     assert min(right["+ gate"], right["+ fusion"], right["+ both"]) > 0.9
     same = windows(100)
-    first, again = (fitted(same, heads, FusionRule(), seed=1) for _ in range(2))
+    first, again = (fit(same, heads, FusionRule(), seed=1) for _ in range(2))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert GatedFusion(FusionRule(), first)
 
@@ -132,29 +138,35 @@ def clock(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[NDAr
     return images, times_s
 
 
-def test_any_dataset_with_time_between_its_actions_teaches_fusion(tmp_path: Path) -> None:
+def test_any_dataset_with_time_between_its_actions_teaches_fusion(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def recording(name: str) -> list[Segment]:
         return [Segment(f"{name}{k}", Media(Path(name)), 2.0 + 4 * k, 4.0 + 4 * k,
                         {"verb": ("left", "right")[k % 2], "noun": "lamp"}) for k in range(6)]
 
     data = Dataset("lamps", {"verb": ("left", "right"), "noun": ("lamp",)},
                    {"train": recording("a"), "validation": recording("b")})
-    heads = Pool(data, "train").heads
+    sources = TrainingSources(data, frame_rate=5.0)
+    heads = sources.heads
     network = build("gsf-mobilenetv2", heads={name: len(labels) for name, labels in heads.items()}, causal=True,
-                    input_size_hw=(72, 96), memory=16)
-    contract = contract_of(Recipe(Path(), Path(), "", memory=16), network, heads, "background")
+                    input_size_hw=(72, 96), readout_width=16)
+    contract = contract_of(Recipe(Path(), "", readout_width=16), network, sources)
     init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
     save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()})
-    recipe = FusionRecipe(tmp_path, out, str(init), window_clips=CLIPS, windows=30)
-    table = train(recipe, lambda _: None, data, clock)
+    recipe = FusionRecipe(out, str(init), window_clips=CLIPS, windows=30)
+    table = train(recipe, data, lambda _: None, clock)
     assert list(table) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
     assert load(out).contract.fusion == FusionRule()
     tensors = load(init).tensors
+    elsewhere = {"provenance": {"recipe": {"without_fold": 3, "without_labels": ["door"]}}}  # in another dataset
+    save(init, contract.model_copy(update=elsewhere), tensors)
+    train(recipe, data, lambda _: None, clock)
+    assert "lamps has no fold 3" in caplog.text
     for update, error in (({"heads": {**heads, "noun": ("door", "background")}}, "labels are not those"),
                           ({"background": None}, "no label for time without any")):
         save(init, contract.model_copy(update=update), tensors)
         with pytest.raises(UsageError, match=error):
-            train(recipe, lambda _: None, data, clock)
+            train(recipe, data, lambda _: None, clock)
 
 
 def test_the_command_writes_a_model_that_runs_live(

@@ -11,7 +11,7 @@ import torch
 from engines.errors import DatasetError, ModelError
 from engines.model.clip_fusion import GatedFusion
 from engines.networks.fusion_rule import FusionRule, tensor_shapes
-from engines.training.fusion_fit import fit_fusion
+from engines.training.fusion_stage import fit_fusion
 from stream.window import AverageFusion, Fusion
 
 CLIPS, WIDTH, LABELS, FRAMES = 6, 32, 6, 6

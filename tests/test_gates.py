@@ -14,7 +14,7 @@ from small_models import make_model
 from engines.errors import EngineError, UsageError
 from engines.model.preprocess import normalise, prepare, seen_part
 from engines.networks.gsm import GateShift
-from engines.runtime.gate_heatmap import GateView
+from engines.runtime.gate_heatmap import GateHeatmap
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (5, 60, 80, 3), np.uint8)
 
@@ -31,8 +31,8 @@ def test_open_gates_are_the_mean_of_all_modules(arch: str, tmp_path: Path, monke
         planes.append(found[0, -1, [0, -1]].abs())  # [2, H, W] of the last frame
         return found, kept
 
-    view = GateView(model)
-    shown = [view.see(image) for image in IMAGES]
+    view = GateHeatmap(model)
+    shown = [view.update(image) for image in IMAGES]
     with monkeypatch.context() as patch, torch.inference_mode():
         patch.setattr(GateShift, "gate", gate)
         model.network(torch.from_numpy(normalise(clip, model.contract))[None], model.network.fresh_state(1))
@@ -48,11 +48,11 @@ def test_open_gates_are_the_mean_of_all_modules(arch: str, tmp_path: Path, monke
 def test_what_has_no_gates_to_look_at(arch: str, options: dict[str, Any], error: type[Exception], says: str,
                                       tmp_path: Path) -> None:
     with pytest.raises(error, match=says):
-        GateView(make_model(tmp_path, arch, **options))
+        GateHeatmap(make_model(tmp_path, arch, **options))
 
 
 def test_the_part_that_the_network_sees(tmp_path: Path) -> None:
-    contract = make_model(tmp_path).contract.model_copy(update={"cover_hw": (80, 80), "input_size_hw": (40, 60)})
+    contract = make_model(tmp_path, size_hw=(40, 60)).contract.model_copy(update={"cover_hw": (80, 80)})
     assert seen_part((80, 80), contract) == (0.5, 0.75)
     assert seen_part((160, 80), contract) == (0.25, 0.75)
     assert seen_part((80, 160), contract) == (0.5, 0.375)

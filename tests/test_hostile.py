@@ -134,7 +134,8 @@ def test_hostile_senders_change_nothing(seed: int, tmp_path: Path) -> None:
         assert refused > MESSAGES / 2
         assert after["memory_bytes"] - before["memory_bytes"] < 100e6  # two pictures of 2000 x 2000 pixels are 24e6
         grown_mb = (after["memory_bytes"] - before["memory_bytes"]) / 1e6
-        dropped = {name: told["dropped"] for name, told in after["cameras"].items() if name not in ("alone", "beside")}
+        dropped = {name: camera["dropped"] for name, camera in after["cameras"].items()
+                   if name not in ("alone", "beside")}
         print(f"{MESSAGES} messages: refused {after['refused']}, {dropped}; memory {grown_mb:+.1f} MB")
     finally:
         service.end()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engines.errors import FrameError
-from stream.images import PIXEL_LIMIT, as_bgr, check_size, stated_size_hw
+from stream.images import PIXEL_LIMIT, as_bgr, check_size, parse_size_hw
 from stream.sources.images import read_image
 
 
@@ -114,14 +114,14 @@ def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
 def test_the_size_is_read_before_decoding(suffix: str) -> None:
     data = cv2.imencode(suffix, picture(37, 21, 3))[1].tobytes()
-    assert stated_size_hw(data) == (37, 21)
+    assert parse_size_hw(data) == (37, 21)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
 def test_reading_the_size_survives_files_cut_off_anywhere(suffix: str) -> None:
     data = cv2.imencode(suffix, picture(9, 9, 3))[1].tobytes()
     for length in range(len(data)):
-        assert stated_size_hw(data[:length]) in (None, (9, 9))
+        assert parse_size_hw(data[:length]) in (None, (9, 9))
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -34,8 +34,8 @@ FILE = "something-v1_RGB_BNInception_avg_segment12_checkpoint.pth.tar"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of two half-gated modules, one of whose statistics is beyond half precision."""
     torch.manual_seed(0)
-    network = engines.build("gsf-bninception", heads={"action": len(CLASSES)}, percent=50,
-                            places=("inception_4a_1x1", "inception_5b_1x1"))
+    network = engines.build("gsf-bninception", heads={"action": len(CLASSES)}, gate_ratio=50,
+                            sites=("inception_4a_1x1", "inception_5b_1x1"))
     network.get_submodule("backbone.conv1_7x7_s2_bn").running_var.fill_(1e6)  # type: ignore[operator, union-attr]
     path = tmp_path_factory.mktemp("official") / FILE
     torch.save({"epoch": 59, "model_state_dict": {f"module.{official_name(name, 'gsf-bninception')}": value
@@ -89,7 +89,7 @@ def test_every_architecture_is_recognised_and_prepared_for_as_published(arch: st
     if "resnet" in arch:
         values = {"colour": "RGB", "value_scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     assert {name: getattr(made, name) for name in values} == values
-    assert made.options.get("percent") == (100 if arch.startswith("gsf") else None)
+    assert made.network.gate_ratio == (100 if arch.startswith("gsf") else None)
 
 
 @pytest.mark.parametrize(("arguments", "named"), [

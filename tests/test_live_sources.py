@@ -15,19 +15,20 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fakes import FakeCapture
 
 from engines.errors import SourceError
 from stream.frame import Frame, Gap, Image
 from stream.sources import open_source
 from stream.sources.base import Policy
-from stream.sources.capture import Capture, FakeCapture
-from stream.sources.mailbox import Mailbox, Post
+from stream.sources.capture import Capture
+from stream.sources.mailbox import Mailbox, QueuedFrame
 from stream.sources.network import open_network
-from stream.sources.reader import LiveSource, Patience, Timing, open_within
+from stream.sources.reader import LiveSource, Timeouts, Timing, connect_within
 from stream.sources.webcam import Webcam
 
 PICTURE: Image = np.full((8, 8, 3), 99, np.uint8)
-PATIENCE = Patience(open_s=1.0, give_up_s=60.0, first_pause_s=1.0, longest_pause_s=8.0)
+PATIENCE = Timeouts(open_s=1.0, give_up_s=60.0, first_pause_s=1.0, longest_pause_s=8.0)
 LIMIT_S = 10.0  # how long a test waits for what should come at once
 
 
@@ -69,7 +70,7 @@ def test_with_newest_the_latest_frame_takes_over_what_it_replaces() -> None:
     mailbox.put(frame(0), (gap,))
     mailbox.put(frame(1))
     mailbox.put(frame(4, lost=2))
-    assert mailbox.take(0, lambda: 0.0) == Post(frame(4, lost=4), (gap,))
+    assert mailbox.take(0, lambda: 0.0) == QueuedFrame(frame(4, lost=4), (gap,))
 
 
 def test_with_every_the_writer_waits_for_room() -> None:
@@ -97,7 +98,7 @@ def test_what_the_reader_died_of_comes_after_the_frames_it_left() -> None:
     mailbox = Mailbox(4, newest=False)
     mailbox.put(frame(0))
     mailbox.close(RuntimeError("driver"))
-    assert mailbox.take(0, lambda: 0.0) == Post(frame(0))
+    assert mailbox.take(0, lambda: 0.0) == QueuedFrame(frame(0))
     with pytest.raises(RuntimeError, match="driver"):
         mailbox.take(0, lambda: 0.0)
 
@@ -278,7 +279,7 @@ def test_opening_takes_no_longer_than_its_limit() -> None:
         return None
 
     with pytest.raises(SourceError, match=r"no answer within 0\.05 s"):
-        open_within(0.05, connect, "camera")
+        connect_within(0.05, connect, "camera")
     hold.set()
 
 
@@ -286,7 +287,7 @@ def test_what_opening_raises_reaches_the_caller() -> None:
     def connect() -> Capture | None:
         raise RuntimeError("driver")
     with pytest.raises(RuntimeError, match="driver"):
-        open_within(LIMIT_S, connect, "camera")
+        connect_within(LIMIT_S, connect, "camera")
 
 
 @pytest.mark.parametrize("url", ["rtsp://127.0.0.1:1/live", "rtsps://127.0.0.1:1/live", "http://127.0.0.1:1/live"])

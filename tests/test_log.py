@@ -20,17 +20,22 @@ from records import GAP, PREDICTION, SUMMARY, disk_of, event, grey
 
 from engines import datasets
 from engines.errors import SinkError, UsageError
-from stream.commands.cli import _moment, main
+from stream.commands.cli import main
+from stream.commands.events import _parse_time
 from stream.frame import Event, Frame
 from stream.sinks.base import OutputClosed
-from stream.sinks.datasets import write_epic
 from stream.sinks.export import WRITERS, export, write_elan, write_vtt
-from stream.sinks.log import EventLog, Logged, Run, events, numbers, runs
+from stream.sinks.export_dataset import write_epic
+from stream.sinks.log import EventLog, LoggedEvent, Run, count_events, read_events, read_runs
 
 # ---- event log -------------------------------------------------------------------------------------------------
 
 def open_log(path: Path) -> EventLog:
     return EventLog(path, "gesture", "clip.mp4")
+
+
+def events(path: Path, **chosen: Any) -> list[Event]:
+    return [each.event for each in read_events(path, **chosen)]
 
 
 def test_only_closed_events_are_logged_and_each_is_seen_by_others_at_once(tmp_path: Path) -> None:
@@ -53,7 +58,7 @@ def test_the_newest_are_found_and_all_are_counted(tmp_path: Path) -> None:
         log.write(None, kept)
     assert [events(path, newest=count) for count in (0, 2, 9)] == [[], kept[1:], [kept[1], kept[0], kept[2]]]
     assert events(path, newest=1, label="up") == [kept[1]]
-    assert numbers(path) == {"0": {"left": 2, "up": 1}}
+    assert count_events(path) == {"0": {"left": 2, "up": 1}}
 
 
 def test_events_survive_a_killed_process(tmp_path: Path) -> None:
@@ -66,7 +71,7 @@ def test_events_survive_a_killed_process(tmp_path: Path) -> None:
     with open_log(path) as log:
         log.write(None, [event("up", 3, 4)])
     assert events(path) == [event(), event("up", 3, 4)]
-    assert [(run.model, run.source, run.events) for run in runs(path)] == [("gesture", "0", 1),
+    assert [(run.model, run.source, run.events) for run in read_runs(path)] == [("gesture", "0", 1),
                                                                            ("gesture", "clip.mp4", 1)]
 
 
@@ -118,7 +123,7 @@ def test_a_file_that_is_no_event_log_is_refused_and_not_touched(tmp_path: Path, 
     path = tmp_path / "log.db"
     make(path)
     before = path.read_bytes()
-    for use in (open_log, events, runs):
+    for use in (open_log, events, read_runs):
         with pytest.raises(SinkError, match=words) as refusal:
             use(path)
         assert str(path) in str(refusal.value)
@@ -186,21 +191,30 @@ def test_export_formats(tmp_path: Path, form: str, wanted: str) -> None:
 
 def test_the_table_shows_every_event_as_it_is() -> None:
     out = io.StringIO()
-    WRITERS["table"]([Logged("a-1", 1, event("[red]left")), Logged("a-2", 1, event("up", 3661, 3662.5))], out)
+    WRITERS["table"]([LoggedEvent("a-1", 1, event("[red]left")), LoggedEvent("a-2", 1, event("up", 3661, 3662.5))], out)
     assert "[red]left" in out.getvalue()
     assert "3661.00" in out.getvalue()
 
 
+@pytest.mark.usefixtures("in_utc")
+def test_the_table_shows_live_events_by_the_wall_clock() -> None:
+    out, at = io.StringIO(), 1_795_962_306.71
+    WRITERS["table"]([LoggedEvent("a-1", 1, event("left", at, at + 1.3))], out)
+    assert out.getvalue().splitlines()[1].split() == [
+        "0", "gesture", "left", "2026-11-29", "14:25:06", "14:25:08", "1.30", "0.93"]
+
+
 def test_subtitles_count_from_the_first_frame_and_are_escaped() -> None:
     out = io.StringIO()
-    write_vtt([Logged("a-1", 1, event("a <b> & c", 1_700_003_661.5, 1_700_003_662))], out, origin_s=1_700_000_000)
+    write_vtt([LoggedEvent("a-1", 1, event("a <b> & c", 1_700_003_661.5, 1_700_003_662))], out, origin_s=1_700_000_000)
     assert out.getvalue() == "WEBVTT\n\n01:01:01.500 --> 01:01:02.000\na &lt;b&gt; &amp; c\n"
 
 
 def test_elan_has_a_tier_for_each_camera_and_its_times_in_the_video() -> None:
     out = io.StringIO()
-    write_elan([Logged("a-1", 1, event("left & up", 101.5, 102)), Logged("a-2", 1, event("up", 103, 104, camera="b")),
-                Logged("a-3", 1, event("up", 105, 106))], out, origin_s=100)
+    write_elan([LoggedEvent("a-1", 1, event("left & up", 101.5, 102)),
+                LoggedEvent("a-2", 1, event("up", 103, 104, camera="b")),
+                LoggedEvent("a-3", 1, event("up", 105, 106))], out, origin_s=100)
     document = ElementTree.fromstring(out.getvalue())
     slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in document.iter("TIME_SLOT")}
     said = {tier.get("TIER_ID"): [(slots[one.get("TIME_SLOT_REF1")], slots[one.get("TIME_SLOT_REF2")],
@@ -231,7 +245,7 @@ def test_events_become_a_dataset_that_can_be_read(form: str, tmp_path: Path) -> 
 def test_verbs_find_their_nouns(tmp_path: Path) -> None:
     said = [("verb", "cut", 1, 3, "a"), ("noun", "bread", 0, 1.5, "a"), ("noun", "knife", 1, 3, "a"),
             ("noun", "cup", 1, 3, "b"), ("verb", "wash", 5, 6, "a")]
-    found = [Logged(f"a-{k}", 1, event(label, start, end, camera=camera, head=head))
+    found = [LoggedEvent(f"a-{k}", 1, event(label, start, end, camera=camera, head=head))
              for k, (head, label, start, end, camera) in enumerate(said)]
     write_epic(tmp_path, found, [Run(1, 0.0, "m", "s", None, 5)])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "EPIC_100_train.csv").read_text())))
@@ -240,7 +254,7 @@ def test_verbs_find_their_nouns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("12.5", 12.5), ("2026-01-31T14:05:00+00:00", 1769868300.0)])
 def test_a_moment_is_seconds_or_a_time(text: str, seconds: float) -> None:
-    assert _moment(text) == seconds
+    assert _parse_time(text) == seconds
 
 
 def test_an_export_whose_reader_left_ends_quietly(tmp_path: Path) -> None:

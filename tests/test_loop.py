@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -10,20 +11,19 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tiny_training
 import torch
-from tiny_training import LABELS, frames, picture, tiny_network, train
+from tiny_training import frames, tiny_network, train
 
-from engines.datasets.footage import Footage
 from engines.errors import ModelError, UsageError
 from engines.training import loop
 from engines.training.distributed import Ranks
 from engines.training.runfolder import RunFolder
-from engines.training.stream_loader import Batch, Chunks, Schedule
-from engines.training.stream_task import Held
-from engines.training.task import averaged
+from engines.training.stream_loader import Batch, StreamLoader, StreamSchedule
+from engines.training.task import make_weight_average
 
 ROOT = Path(tiny_training.__file__).resolve().parents[1]
 ALONE = Ranks()
@@ -70,8 +70,8 @@ def same(one: Batch, other: Batch) -> bool:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_depend_on_seed_and_iteration_only() -> None:
-    def chunks(rows: range, first: int) -> Chunks:
-        return Chunks(frames, Schedule(3, 0.4), rows, 4, first, 8)
+    def chunks(rows: range, first: int) -> StreamLoader:
+        return StreamLoader(frames, StreamSchedule(3, 0.4), rows, 4, first, 8)
 
     expected = list(chunks(range(5), 0).batches(0))
     assert len(expected) == 8
@@ -91,15 +91,15 @@ def test_batches_depend_on_seed_and_iteration_only() -> None:
 
 
 def test_a_row_goes_on_where_it_was() -> None:
-    schedule = Schedule(1, 0.0)
-    first, second = islice(Chunks(frames, schedule, [0], 4, 0, 2).batches(0), 2)
+    schedule = StreamSchedule(1, 0.0)
+    first, second = islice(StreamLoader(frames, schedule, [0], 4, 0, 2).batches(0), 2)
     whole = [frame.image_bgr for frame in islice(frames(0, 0, schedule.generator(0, 0)), 8)]
     assert np.array_equal(torch.cat([first.pixels[0], second.pixels[0]]).numpy(), np.stack(whole))
 
 
 def test_a_batch_that_breaks_the_loss_is_named_and_the_checkpoint_before_it_kept(tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    bad = next(i for i in range(4, 10) if any(Schedule(5, 0.4).begins(row, i) for row in range(4)))
+    bad = next(i for i in range(4, 10) if any(StreamSchedule(5, 0.4).begins(row, i) for row in range(4)))
     with pytest.raises(ModelError, match=f"at iteration {bad} .*stream of iteration {bad}: .*left") as caught:
         train(out, ALONE, bad_at=bad)
     assert "last good checkpoint" in caught.value.do
@@ -111,7 +111,7 @@ def test_a_batch_that_breaks_the_loss_is_named_and_the_checkpoint_before_it_kept
 
 def test_the_average_of_weights_is_saved_and_leaves_integers_alone() -> None:
     network = tiny_network()
-    mean = averaged(network, 0.8)
+    mean = make_weight_average(network, 0.8)
     start = {name: value.clone() for name, value in mean.module.state_dict().items()}
     mean.update_parameters(network)
     with torch.no_grad():
@@ -134,25 +134,17 @@ def test_without_averaging_the_last_weights_are_saved(tmp_path: Path) -> None:
     assert any(not torch.equal(p, ours[name]) for name, p in kept[0.9].named_parameters())
 
 
-def clip(label: int, seed: int) -> Held:
-    rng = np.random.default_rng(seed)
-    images = np.stack([picture(label, rng) for _ in range(6)])
-    return Held(Footage(LABELS[label], images, np.arange(6) / 5.0), {"gesture": LABELS[label]})
-
-
 def test_the_best_weights_are_saved_and_patience_ends_a_run(tmp_path: Path) -> None:
-    held_out = tuple(clip(k % 2, k) for k in range(4))
     seen: list[int] = []
     out = tmp_path / "model.safetensors"
-    network = train(out, ALONE, iterations=60, validate_every=2, patience=3, held_out=held_out, average=0.0,
+    network = train(out, ALONE, iterations=60, validate_every=2, patience=3, average=0.0,
                     progress=lambda i, _: seen.append(i))
     rows = RunFolder(out, {})._metrics(60)
     accuracy = [row["validation accuracy"] for row in rows]
     best = int(np.argmax(accuracy))
     assert seen[-1] == 2 * len(accuracy) == 2 * (best + 4) < 60
     again = tmp_path / "again.safetensors"
-    until_best = train(again, ALONE, iterations=60, validate_every=2, patience=best + 4, average=0.0,
-                       held_out=held_out)
+    until_best = train(again, ALONE, iterations=60, validate_every=2, patience=best + 4, average=0.0)
     for name, value in until_best.state_dict().items():
         assert torch.equal(value, network.state_dict()[name])
 
@@ -212,3 +204,43 @@ def test_lower_precision_trains_the_same_weights_nearly(tmp_path: Path) -> None:
              for precision in ("f32", "bf16")]
     full, low = (torch.cat([p.flatten() for p in network.parameters()]) for network in first)
     assert 0 < (full - low).abs().max() < 0.1
+
+
+def test_a_run_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    following = torch.rand(3)
+    torch.manual_seed(1)
+    train(tmp_path / "model.safetensors", ALONE, iterations=2)
+    assert torch.equal(torch.rand(3), following)
+
+
+def test_a_run_gives_memory_back_afterwards(tmp_path: Path) -> None:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("needs the GNU C library")
+
+    class MallInfo(ctypes.Structure):  # of malloc.h
+        _fields_ = [(name, ctypes.c_size_t) for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+    libc.mallinfo2.restype, libc.malloc.restype = MallInfo, ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    train(tmp_path / "model.safetensors", ALONE, iterations=2)
+    before = libc.mallinfo2().hblks
+    large = libc.malloc(100 << 20)  # comes from the system at once, and goes back to it
+    during = libc.mallinfo2().hblks
+    libc.free(large)
+    assert (during, libc.mallinfo2().hblks) == (before + 1, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_opencv_its_threads(workers: int) -> None:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        assert len(list(StreamLoader(frames, StreamSchedule(3, 0.4), range(2), 4, 0, 2).batches(workers))) == 2
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(threads)

@@ -83,7 +83,7 @@ STRETCHES = st.lists(st.builds(lambda label, start, length: Stretch(label, start
 def test_matching_laws(truths: list[Stretch], events: list[Stretch]) -> None:
     previous = len(truths) + len(events)
     for iou in (0.1, 0.3, 0.5, 0.9):
-        pairs = metrics.matched(truths, events, iou)
+        pairs = metrics.match(truths, events, iou)
         assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs) <= previous
         assert all(truths[i].label == events[j].label and metrics.overlap(truths[i], events[j]) >= iou
                    for i, j in pairs)
@@ -152,7 +152,7 @@ def test_calibration_laws(rows: int, labels: int, seed: int, temperature: float)
     soft /= soft.sum(axis=1, keepdims=True)
     plain = np.exp(logits)
     plain /= plain.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(metrics.retempered(soft, temperature), plain, atol=1e-9)
+    np.testing.assert_allclose(metrics.undo_temperature(soft, temperature), plain, atol=1e-9)
     curve = metrics.reliability(plain, rng.integers(0, labels, rows))
     assert curve.counts.sum() == rows
     assert 0 <= curve.ece <= 1
@@ -175,7 +175,7 @@ def test_nothing_to_count_is_nan() -> None:
         metrics.reliability(none_NK, none_N).ece, *metrics.percentiles([]).values(),
         *metrics.average_precision(none_NK, none_NK.astype(bool)))))
     assert metrics.confusion(none_N, none_N, 2).tolist() == [[0, 0], [0, 0]]
-    assert metrics.retempered(none_NK, 2.0).shape == (0, 3)
+    assert metrics.undo_temperature(none_NK, 2.0).shape == (0, 3)
     assert metrics.frame_targets(np.zeros(0), [Stretch("a", 0, 1)], ["a"]).shape == (0, 1)
 
 

@@ -8,21 +8,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from small_models import write_unchecked
 
 import engines
 from engines.errors import GatestreamError, ModelError, SinkError, UsageError
 from engines.model.contract import Contract
-from engines.model.file import Array, save
+from engines.model.file import Array, bundled, save
+from engines.networks.config import NetworkConfig
 
-OPTIONS = {"causal": True, "memory": 8, "percent": 25, "places": ["features_12", "features_15"]}
+NETWORK: dict[str, Any] = {"module": "gsf", "backbone": "mobilenetv2", "causal": True, "input_size_hw": (48, 64),
+                           "readout_width": 8, "gate_ratio": 25, "sites": ("features_12", "features_15")}
+BUNDLED_SITES = ("features_9", "features_10", "features_12", "features_13", "features_15", "features_16")
 
 
 def contract(**changes: object) -> Contract:
-    fields = {"name": "small", "architecture": "gsf-mobilenetv2", "options": OPTIONS,
-              "heads": {"gesture": ("wave", "background")}, "frame_rate": 7.5, "input_size_hw": (48, 64),
+    fields = {"name": "small", "network": NETWORK, "heads": {"gesture": ("wave", "background")}, "frame_rate": 7.5,
               "cover_hw": (48, 64), "receptive_frames": 9, "warmup_frames": 2, "clip_frames": 4, "window_clips": 3,
               "background": "background"} | changes
     return Contract.model_validate(fields)
@@ -30,7 +34,7 @@ def contract(**changes: object) -> Contract:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Array]:
-    network = engines.build("gsf-mobilenetv2", heads={"gesture": 2}, input_size_hw=(48, 64), **OPTIONS)
+    network = engines.build(NetworkConfig(**NETWORK), heads={"gesture": 2})
     return {name: value.float().numpy() for name, value in network.state_dict().items()}
 
 
@@ -107,10 +111,10 @@ def test_every_kind_of_damage_is_refused_in_one_line(case: str, weights: dict[st
 
 
 NETWORK_DAMAGE: dict[str, tuple[Callable[[dict[str, object]], None], str]] = {
-    "another architecture": (lambda c: c.update(architecture="gsf-vgg"), "gsf-vgg"),
-    "other places": (lambda c: c.update(options=OPTIONS | {"places": ["features_12"]}), "features_15"),
-    "wider memory": (lambda c: c.update(options=OPTIONS | {"memory": 16}), "memory"),
-    "unknown option": (lambda c: c.update(options=OPTIONS | {"colour": 1}), "colour"),
+    "another architecture": (lambda c: c.update(network=NETWORK | {"backbone": "vgg"}), "gsf-vgg"),
+    "other sites": (lambda c: c.update(network=NETWORK | {"sites": ["features_12"]}), "features_15"),
+    "a wider read-out": (lambda c: c.update(network=NETWORK | {"readout_width": 16}), "memory"),
+    "unknown option": (lambda c: c.update(network=NETWORK | {"colour": 1}), "colour"),
 }
 
 
@@ -132,9 +136,101 @@ def test_weights_that_are_not_finite_are_refused(value: float, weights: dict[str
     spoilt[name] = weights[name].copy()
     spoilt[name][0, 0] = value
     path = tmp_path / "small.safetensors"
-    save(path, contract(), spoilt)
+    write_unchecked(path, contract(), spoilt)
     with pytest.raises(ModelError, match=r"heads\.gesture\.weight"):
         engines.load(path)
+    path.write_bytes(b"what was there")
+    for half in (True, False):
+        with pytest.raises(ModelError, match=r"heads\.gesture\.weight"):
+            save(path, contract(), spoilt, half=half)
+    assert path.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_half_precision_cannot_hold_stays_as_it_is(weights: dict[str, Array], tmp_path: Path) -> None:
+    path, statistics, wide = tmp_path / "small.safetensors", "temporal.features_12.bn.running_var", "heads.gesture.bias"
+    held = weights | {statistics: weights[statistics] * np.float32(1.0001), wide: np.array([70_000, 1.5], np.float32)}
+    held[statistics][0] = 1e5
+    save(path, contract(), held)
+    model = engines.load(path)
+    assert model.half
+    for name, value in model.tensors.items():
+        exact = name in (wide,) or name.endswith(("running_mean", "running_var"))
+        assert np.array_equal(value, held[name] if exact else held[name].astype(np.float16).astype(np.float32)), name
+    assert model.network.state_dict()[statistics][0] == 1e5
+    save(path, contract(), held, half=False)
+    assert not engines.load(path).half
+
+
+OLD: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # architecture, options then, options now
+    "trained": ("gsf-mobilenetv2",
+                {"causal": True, "memory": 8, "places": ["features_12", "features_15"], "percent": 50},
+                {"causal": True, "readout_width": 8, "sites": ("features_12", "features_15"), "gate_ratio": 50}),
+    "made causal": ("gsm-mobilenetv2",
+                    {"causal": True, "memory": 0, "places": ["features_12"], "percent": 25, "ahead": 1},
+                    {"causal": True, "sites": ("features_12",), "gate_ratio": 25, "past_shift": 1}),
+    "of clips": ("gsf-mobilenetv2",
+                 {"causal": False, "memory": 0, "places": ["features_12"], "percent": 25, "segments": 12},
+                 {"sites": ("features_12",), "gate_ratio": 25, "segments": 12}),
+    "imported GSM": ("gsm-mobilenetv2", {"causal": False, "segments": 16, "places": ["features_13"]},
+                     {"segments": 16, "sites": ("features_13",)}),
+    "of few options": ("tsm-mobilenetv2", {"causal": True}, {"causal": True}),
+    "without any": ("tsn-mobilenetv2", {}, {}),
+    "as built": ("stsm-mobilenetv2", {"causal": False, "shift": [[0.25, [-1, 0, 1]]], "segments": 6, "hop": 2},
+                 {"shift": ((0.25, (-1, 0, 1)),), "segments": 6, "hop": 2})}
+
+
+@pytest.mark.parametrize("form", OLD)
+def test_files_of_every_older_form_load(form: str, tmp_path: Path) -> None:
+    architecture, then, now = OLD[form]
+    config = NetworkConfig.of(architecture, input_size_hw=(48, 64), **now)
+    network = engines.build(config, heads={"gesture": 2})
+    path = tmp_path / "old.safetensors"
+    state = {name: value.numpy() for name, value in network.state_dict().items()}
+    save(path, contract(network=network.config), state, half=False)
+
+    def rewrite(fields: dict[str, object]) -> None:
+        del fields["network"]
+        fields |= {"architecture": architecture, "input_size_hw": [48, 64], **({"options": then} if then else {})}
+
+    _rewrite(rewrite)(path)
+    model = engines.load(path)
+    assert model.contract.network == config
+    assert (model.contract.architecture, model.contract.input_size_hw) == (architecture, (48, 64))
+    assert model.network.config == network.config
+    assert all(np.array_equal(value.numpy(), state[name]) for name, value in model.network.state_dict().items()
+               if not name.endswith("num_batches_tracked"))
+    save(path, model.contract, model.tensors, half=model.half)
+    assert engines.load(path).contract == model.contract
+    assert b'"options"' not in path.read_bytes()[:5000]
+
+
+def test_the_bundled_file_is_of_an_older_form_and_loads() -> None:
+    raw = bundled()["gesture"].read_bytes()
+    fields = json.loads(json.loads(raw[8:8 + struct.unpack_from("<Q", raw)[0]])["__metadata__"]["contract"])
+    assert fields["options"] == {"causal": True, "memory": 128, "places": list(BUNDLED_SITES), "percent": 25}
+    model = engines.load("gesture")
+    assert model.contract.network == NetworkConfig.of(
+        "gsf-mobilenetv2", causal=True, readout_width=128, sites=BUNDLED_SITES, gate_ratio=25, input_size_hw=(72, 96))
+    assert model.network.config == model.contract.network
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"options": {"memory": -1}}, "readout_width"), ({"options": {"causal": False, "ahead": 1}}, "past_shift=1"),
+    ({"input_size_hw": None}, "input_size_hw"), ({"options": 7}, "options=7"),
+    ({"architecture": 7}, "architecture '7-'")])
+def test_what_is_wrong_in_an_older_form_is_named(change: dict[str, object], named: str, weights: dict[str, Array],
+                                                 tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    save(path, contract(), weights)
+
+    def rewrite(fields: dict[str, object]) -> None:
+        del fields["network"]
+        fields |= {"architecture": "gsf-mobilenetv2", "input_size_hw": [48, 64]} | change
+
+    _rewrite(rewrite)(path)
+    with pytest.raises(ModelError, match=named):
+        _ = engines.load(path).network
 
 
 def test_a_name_that_is_nothing_lists_what_there_is(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Results over MQTT with a real broker: what is needed arrives, also what was told while the broker was away."""
+"""Results over MQTT with a real broker: what is needed arrives, also what was written while the broker was away."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from engines.errors import UsageError
 from stream.frame import Event, Gap
-from stream.service.config import Mqtt
-from stream.service.egress.mqtt import Broker
+from stream.service.config import MqttConfig
+from stream.service.egress.mqtt import MqttSink
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 PATIENCE_S = 20.0
@@ -72,34 +72,34 @@ class Listener:
         self._client.loop_stop()
 
 
-def said(label: str, open: bool, camera: str = "cell/3") -> dict[str, Any]:
+def event(label: str, open: bool, camera: str = "cell/3") -> dict[str, Any]:
     return Event(camera, "gesture", label, 1.0, 2.0, 0.9, open).as_json()
 
 
 def test_events_become_a_sensor_and_wait_for_the_broker(tmp_path: Path, unused_port: int) -> None:
     password = tmp_path / "password"
     password.write_text("secret\n")
-    settings = Mqtt(host="127.0.0.1", port=unused_port, username="us", password_file=password)
+    settings = MqttConfig(host="127.0.0.1", port=unused_port, username="us", password_file=password)
     with broker(unused_port, tmp_path):
         listener = Listener(unused_port)
         wait(lambda: listener.subscribed)
-        told = Broker(settings)
-        told.tell([said("left", open=True), Gap("cell/3", 1.0, 2.0, "reset").as_json()])  # it is not connected yet
+        sink = MqttSink(settings)
+        sink.write([event("left", open=True), Gap("cell/3", 1.0, 2.0, "reset").as_json()])  # it is not connected yet
         wait(lambda: listener.latest.get("gatestream/status") == "online")
         wait(lambda: "gatestream/cell-3/gap" in listener.latest)
         assert listener.latest["gatestream/cell-3/now/gesture"] == "left"
-        told.tell([said("left", open=False)])
+        sink.write([event("left", open=False)])
         wait(lambda: listener.latest["gatestream/cell-3/now/gesture"] == "idle")
-        assert json.loads(listener.latest["gatestream/cell-3/event"]) == said("left", open=False)
+        assert json.loads(listener.latest["gatestream/cell-3/event"]) == event("left", open=False)
         sensor = json.loads(listener.latest["homeassistant/sensor/gatestream_cell-3_gesture/config"])
         assert sensor["state_topic"] == "gatestream/cell-3/now/gesture"
         assert sensor["availability_topic"] == "gatestream/status"
         assert sensor["device"]["name"] == "cell/3"
-        told.close(1.0)
+        sink.close(1.0)
         wait(lambda: listener.latest["gatestream/status"] == "offline")
         listener.close()
 
 
 def test_a_password_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="broker's password"):
-        Broker(Mqtt(username="us", password_file=tmp_path / "none"))
+        MqttSink(MqttConfig(username="us", password_file=tmp_path / "none"))

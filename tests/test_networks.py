@@ -16,7 +16,7 @@ from engines.errors import ModelError, UsageError
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.network import Network, build, clip_scores
-from engines.training.pretrained import start_from
+from engines.training.pretrained import load_pretrained
 
 SIZE_HW = (48, 64)
 CAUSAL = [("gsm-mobilenetv2", 0), ("gsf-mobilenetv2", 0), ("gsf-mobilenetv2", 24), ("tsn-mobilenetv2", 0),
@@ -24,12 +24,12 @@ CAUSAL = [("gsm-mobilenetv2", 0), ("gsf-mobilenetv2", 0), ("gsf-mobilenetv2", 24
 MIXING = ["gsm-mobilenetv2", "gsf-mobilenetv2", "tsm-mobilenetv2", "stsm-mobilenetv2"]
 
 
-def lively(architecture: str, *, causal: bool = True, memory: int = 0,
-           places: tuple[str, ...] | None = None, **options: Any) -> Network:
+def lively(architecture: str, *, causal: bool = True, readout_width: int = 0,
+           sites: tuple[str, ...] | None = None, **options: Any) -> Network:
     """A float64 network whose gates and norms are far from their starting values."""
     torch.manual_seed(3)
-    network = build(architecture, heads={"verb": 5, "noun": 7}, causal=causal, memory=memory, input_size_hw=SIZE_HW,
-                    places=places, **options)
+    network = build(architecture, heads={"verb": 5, "noun": 7}, causal=causal, readout_width=readout_width,
+                    input_size_hw=SIZE_HW, sites=sites, **options)
     for conv in network.backbone.modules():
         if isinstance(conv, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(conv.weight)
@@ -53,10 +53,11 @@ def _no_grad() -> Any:
         yield
 
 
-@pytest.mark.parametrize(("architecture", "memory"), CAUSAL)
+@pytest.mark.parametrize(("architecture", "readout_width"), CAUSAL)
 @pytest.mark.parametrize("split", [(1,) * 7, (3, 4), (1, 5, 1)])
-def test_any_split_of_a_causal_clip_equals_the_clip(architecture: str, memory: int, split: tuple[int, ...]) -> None:
-    network, clip = lively(architecture, memory=memory), frames(2, 7)
+def test_any_split_of_a_causal_clip_equals_the_clip(architecture: str, readout_width: int,
+                                                    split: tuple[int, ...]) -> None:
+    network, clip = lively(architecture, readout_width=readout_width), frames(2, 7)
     whole, whole_state = network(clip, network.fresh_state(2))
     state, parts = network.fresh_state(2), []
     for part in clip.split(split, dim=1):
@@ -66,9 +67,9 @@ def test_any_split_of_a_causal_clip_equals_the_clip(architecture: str, memory: i
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(state, whole_state, strict=True))
 
 
-@pytest.mark.parametrize(("architecture", "memory"), CAUSAL)
-def test_a_later_frame_never_changes_an_earlier_output(architecture: str, memory: int) -> None:
-    network, clip = lively(architecture, memory=memory), frames(1, 6)
+@pytest.mark.parametrize(("architecture", "readout_width"), CAUSAL)
+def test_a_later_frame_never_changes_an_earlier_output(architecture: str, readout_width: int) -> None:
+    network, clip = lively(architecture, readout_width=readout_width), frames(1, 6)
     before, _ = network(clip, network.fresh_state(1))
     clip[:, 4:] += 1.0
     after, _ = network(clip, network.fresh_state(1))
@@ -89,35 +90,36 @@ def test_an_earlier_frame_reaches_later_outputs_and_bidirectional_looks_ahead(ar
         assert bool((per_frame[:3] > 1e-3).any()) is reaches_back
 
 
-@pytest.mark.parametrize(("architecture", "ahead"), [
+@pytest.mark.parametrize(("architecture", "past_shift"), [
     *((architecture, None) for architecture in MIXING),
-    *((architecture, ahead) for architecture in MIXING for ahead in (0, 1, 2))])
-@pytest.mark.parametrize("places", [("features_12",), ("features_12", "features_16")])
-def test_reach_is_how_far_back_a_frame_shows(architecture: str, ahead: int | None, places: tuple[str, ...]) -> None:
+    *((architecture, past_shift) for architecture in MIXING for past_shift in (0, 1, 2))])
+@pytest.mark.parametrize("sites", [("features_12",), ("features_12", "features_16")])
+def test_receptive_field_is_how_far_back_a_frame_shows(architecture: str, past_shift: int | None,
+                                                        sites: tuple[str, ...]) -> None:
     if architecture.startswith(("tsm", "stsm")):
-        places = tuple(f"{place}_input" for place in places)
-    network = lively(architecture, places=places, ahead=ahead)
-    clip = frames(1, network.reach + 3)
+        sites = tuple(f"{site}_input" for site in sites)
+    network = lively(architecture, sites=sites, past_shift=past_shift)
+    clip = frames(1, network.receptive_field + 2)
     changed = clip.clone()
     changed[:, 0] += 1.0
     difference = (network(clip, network.fresh_state(1))[0] - network(changed, network.fresh_state(1))[0]).abs()
     per_frame = difference.amax(dim=(0, 2))
-    assert per_frame[network.reach] > 0
-    assert (per_frame[network.reach + 1:] == 0).all()
+    assert per_frame[network.receptive_field - 1] > 0
+    assert (per_frame[network.receptive_field:] == 0).all()
 
 
-@pytest.mark.parametrize(("architecture", "memory"), CAUSAL)
-def test_neighbours_in_the_batch_and_other_rows_do_not_matter(architecture: str, memory: int) -> None:
-    network = lively(architecture, memory=memory)
+@pytest.mark.parametrize(("architecture", "readout_width"), CAUSAL)
+def test_neighbours_in_the_batch_and_other_rows_do_not_matter(architecture: str, readout_width: int) -> None:
+    network = lively(architecture, readout_width=readout_width)
     clip = frames(3, 5)
     together, _ = network(clip, network.fresh_state(3))
     alone, _ = network(clip[1:2], network.fresh_state(1))
     assert (together[1:2] - alone).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize(("architecture", "memory"), CAUSAL)
-def test_zeroing_a_row_makes_it_fresh(architecture: str, memory: int) -> None:
-    network = lively(architecture, memory=memory)
+@pytest.mark.parametrize(("architecture", "readout_width"), CAUSAL)
+def test_zeroing_a_row_makes_it_fresh(architecture: str, readout_width: int) -> None:
+    network = lively(architecture, readout_width=readout_width)
     _, used = network(frames(2, 5, seed=1), network.fresh_state(2))
     kept = tuple(leaf.clone() for leaf in used)
     for leaf in kept:
@@ -130,9 +132,9 @@ def test_zeroing_a_row_makes_it_fresh(architecture: str, memory: int) -> None:
     assert (again[1:] - onward).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize(("architecture", "memory"), CAUSAL)
-def test_forward_is_pure_and_state_is_as_its_spec_says(architecture: str, memory: int) -> None:
-    network, clip = lively(architecture, memory=memory), frames(2, 3)
+@pytest.mark.parametrize(("architecture", "readout_width"), CAUSAL)
+def test_forward_is_pure_and_state_is_as_its_spec_says(architecture: str, readout_width: int) -> None:
+    network, clip = lively(architecture, readout_width=readout_width), frames(2, 3)
     state = tuple(torch.randn_like(leaf) * 0.1 for leaf in network.fresh_state(2))
     copies = clip.clone(), tuple(leaf.clone() for leaf in state)
     first, new = network(clip, state)
@@ -146,8 +148,8 @@ def test_forward_is_pure_and_state_is_as_its_spec_says(architecture: str, memory
 
 
 def test_the_order_in_which_places_are_named_does_not_matter() -> None:
-    networks = [lively("gsf-mobilenetv2", places=places)
-                for places in (("features_5", "features_16"), ("features_16", "features_5"))]
+    networks = [lively("gsf-mobilenetv2", sites=sites)
+                for sites in (("features_5", "features_16"), ("features_16", "features_5"))]
     assert networks[0].state_spec() == networks[1].state_spec()
     outputs = [network(frames(1, 3), network.fresh_state(1))[0] for network in networks]
     assert torch.equal(*outputs)
@@ -165,11 +167,11 @@ def test_bidirectional_state_is_empty_and_scores_average_over_time() -> None:
 
 @pytest.mark.parametrize(("wrong", "named"), [
     ({"architecture": "gsx-mobilenetv2"}, "gsx-mobilenetv2"), ({"architecture": "gsf-vgg"}, "gsf-vgg"),
-    ({"places": ["features_99"]}, "features_99"), ({"causal": False, "memory": 8}, "memory"),
-    ({"places": ["features_12_input"]}, "features_12_input"), ({"ahead": 3}, "ahead=3"),
-    ({"architecture": "tsm-mobilenetv2", "places": ["features_12"]}, "features_12"),
+    ({"sites": ["features_99"]}, "features_99"), ({"causal": False, "readout_width": 8}, "readout_width"),
+    ({"sites": ["features_12_input"]}, "features_12_input"), ({"past_shift": 3}, "past_shift=3"),
+    ({"architecture": "tsm-mobilenetv2", "sites": ["features_12"]}, "features_12"),
     ({"hop": 2}, "hop=2 on a causal"), ({"causal": False, "segments": 4, "hop": 5}, "hop=5 on a clip of 4"),
-    ({"causal": False, "ahead": 1}, "ahead=1 on a bidirectional"),
+    ({"causal": False, "past_shift": 1}, "past_shift=1 on a bidirectional"),
     ({"architecture": "stsm-mobilenetv2", "shift": "WHT"}, "'WHT'")])
 def test_impossible_networks_are_refused_by_name(wrong: dict[str, Any], named: str) -> None:
     arguments = {"architecture": "gsf-mobilenetv2", "heads": {"a": 2}, "causal": True} | wrong
@@ -195,7 +197,7 @@ def test_modules_give_the_official_numbers(shared: Path, case: str, monkeypatch:
     channels = x.shape[1]
     ratio = info.get("ratio", info.get("gsf_ch_ratio", 100))
     module = GateShift(channels, causal=False) if case.startswith("gsm") \
-        else GateShiftFuse(channels, causal=False, percent=ratio)
+        else GateShiftFuse(channels, causal=False, gate_ratio=ratio)
     state = {name: torch.from_numpy(np.asarray(fill.fill(f"mod.{case}.{name}", tuple(value.shape))))
              for name, value in module.state_dict().items()}
     module.load_state_dict(state)
@@ -213,7 +215,7 @@ def test_modules_start_transparent_from_imagenet_weights(tmp_path: Path) -> None
     outputs = []
     for architecture in ("tsn-mobilenetv2", "gsm-mobilenetv2", "gsf-mobilenetv2"):
         network = lively(architecture)
-        start_from(network, path)
+        load_pretrained(network, path)
         outputs.append(network(frames(1, 3), network.fresh_state(1))[0])
     assert (outputs[1] - outputs[0]).abs().max() < 1e-10
     assert (outputs[2] - outputs[0]).abs().max() < 1e-10
@@ -222,11 +224,11 @@ def test_modules_start_transparent_from_imagenet_weights(tmp_path: Path) -> None
 def test_wrong_starting_weights_are_refused(tmp_path: Path) -> None:
     network = build("gsf-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=SIZE_HW)
     with pytest.raises(UsageError, match="nowhere"):
-        start_from(network, tmp_path / "nowhere.safetensors")
+        load_pretrained(network, tmp_path / "nowhere.safetensors")
     other = tmp_path / "other.safetensors"
     save_file({"features.0.0.weight": torch.zeros(3, 3)}, other)
     with pytest.raises(ModelError, match=r"features\.0\.0\.weight"):
-        start_from(network, other)
+        load_pretrained(network, other)
     other.write_bytes(b"not safetensors at all")
     with pytest.raises(ModelError, match="safetensors"):
-        start_from(network, other)
+        load_pretrained(network, other)

@@ -108,7 +108,7 @@ def _clips_of_four(patch: pytest.MonkeyPatch, network: Network) -> None:
 
 
 # What a mistake in the network would change of its scores at most, as measured on the official code. A network that is
-# changed as much by every one of them has the official weights in the official places, doing the official thing.
+# changed as much by every one of them has the official weights in the official sites, doing the official thing.
 MISTAKES: dict[str, Mistake] = {
     "directions swapped": _shifted(_later, _earlier), "no shift": _shifted(lambda x: x, lambda x: x),
     "shift in a circle": _shifted(lambda x: x.roll(-1, 1), lambda x: x.roll(1, 1)),
@@ -151,8 +151,8 @@ def test_every_manifest_loads_with_its_modules_and_ratio(reference: Path, net: s
     assert not network.causal
     assert not network.training
     if "_r25" in net:
-        shares = {module.channels / network.backbone.places()[place].out_channels
-                  for place, module in network.temporal.items()}
+        shares = {module.channels / network.backbone.sites()[site].out_channels
+                  for site, module in network.temporal.items()}
         assert shares == {0.25}
     else:
         fresh = engines.build(arch, heads={"action": 174})
@@ -166,17 +166,17 @@ def official_state(arch: str, **options: Any) -> State:
     return {official_name(name, arch): value for name, value in network.state_dict().items()}
 
 
-PLACES = ("inception_3a_1x1", "inception_4e_3x3_reduce")
+SITES = ("inception_3a_1x1", "inception_4e_3x3_reduce")
 
 
 @pytest.fixture(scope="module")
 def small() -> State:
-    return official_state("gsf-bninception", places=PLACES)
+    return official_state("gsf-bninception", sites=SITES)
 
 
 def test_modules_and_ratio_are_read_from_the_keys(small: State) -> None:
-    assert tuple(engines.official.load(small, "gsf-bninception").temporal) == PLACES
-    half = official_state("gsf-bninception", places=PLACES, percent=50)
+    assert tuple(engines.official.load(small, "gsf-bninception").temporal) == SITES
+    half = official_state("gsf-bninception", sites=SITES, gate_ratio=50)
     network = engines.official.load(half, "gsf-bninception", segments=16)
     assert [module.channels for module in network.temporal.values()] == [32, 64]
     assert network.segments == 16
@@ -308,9 +308,9 @@ def test_parameters_and_operations_are_as_many_as_published(arch: str, parameter
         def count(conv: torch.nn.Module, _: Any, out: torch.Tensor) -> None:
             macs.append(conv.weight.numel() * out.shape[-2] * out.shape[-1])  # type: ignore[union-attr, operator]
 
-        def gate(place: str, x: torch.Tensor) -> torch.Tensor:
-            if place in network.temporal:
-                macs.append(network.temporal[place].conv3D.weight.numel() * x.shape[-2] * x.shape[-1])
+        def gate(site: str, x: torch.Tensor) -> torch.Tensor:
+            if site in network.temporal:
+                macs.append(network.temporal[site].conv3D.weight.numel() * x.shape[-2] * x.shape[-1])
             return x
 
         for module in network.backbone.modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,17 +20,18 @@ from engines.errors import DatasetError, UsageError
 from engines.model import official
 from engines.model.file import save
 from engines.networks.causal import causal
+from engines.networks.config import NetworkConfig
 from engines.networks.network import Network, build, clip_scores
 from engines.training import clip_augment, official_recipe
-from engines.training.clip_task import ClipTask, Updates, distillation, epoch_rate
-from engines.training.clips import Clips, Order, batches, may_flip
+from engines.training.clip_task import ClipTask, SGDConfig, distillation_loss, epoch_rate
+from engines.training.clips import ClipDataset, ClipOrder, can_mirror, load_batches
 from engines.training.distributed import Ranks
-from engines.training.initialisation import options_of, started
+from engines.training.initialisation import initialise
 from engines.training.loop import run
 from engines.training.loss import UNKNOWN
 from engines.training.official_recipe import OfficialRecipe
 from engines.training.runfolder import RunFolder
-from engines.training.task import Plan
+from engines.training.task import LoopConfig
 from stream.commands.cli import main
 
 Images = NDArray[np.uint8]
@@ -94,12 +96,46 @@ def test_randaugment_leaves_a_quarter_of_the_clips_alone_and_repeats_itself() ->
 
 
 def test_every_epoch_is_another_permutation() -> None:
-    order = Order(seed=1, clips=11, rows=3)
-    epochs = [[clip for number in range(3 * e, 3 * e + 3) for _, clip in order.batch(number)] for e in range(2)]
+    order = ClipOrder(seed=1, clips=11, rows=3)
+    epochs = [[clip for batch in order.batches(3 * e, 3 * e + 3, range(3)) for _, clip in batch] for e in range(2)]
     assert all(len(set(clips)) == 9 for clips in epochs)
     assert epochs[0] != epochs[1]
-    assert {e for e, _ in order.batch(5)} == {1}
-    assert [clip for _, clip in Order(1, 2, 4).batch(0)].count(0) == 2  # fewer clips than rows: each twice
+    assert {e for e, _ in next(order.batches(5, 6, range(3)))} == {1}
+    assert list(order.batches(2, 5, range(3))) == [*order.batches(0, 6, range(3))][2:5]
+    assert [row for _, row in next(order.batches(4, 5, [0, 2]))] == epochs[1][3:6:2]
+    few = next(ClipOrder(1, 2, 4).batches(0, 1, range(4)))
+    assert [clip for _, clip in few].count(0) == 2  # fewer clips than rows: each twice
+
+
+def test_an_epoch_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something-Something V2 has 169,000 clips: a schedule of 60 epochs is never made at once."""
+    many = [replace(SEGMENTS[k % 8], id=f"clip {k}") for k in range(60)]
+    task = task_of(SGDConfig(epochs=50), tiny_network(causal=False), rows=4, segments=many)
+    epochs = [np.random.default_rng((0, epoch)).permutation(60).reshape(15, 4) for epoch in (1, 2)]
+    expected = [[many[clip].id for clip in batch] for batch in np.concatenate(epochs)[14:17]]
+    shuffled: list[object] = []
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: shuffled.append(seed) or generator(seed))
+    batches_from_29 = task.batches(29)
+    found = [next(batches_from_29).names for _ in range(3)]
+    assert [list(names) for names in found] == expected
+    assert [seed for seed in shuffled if len(seed) == 2] == [(0, 1), (0, 2)]  # type: ignore[arg-type]
+
+
+generator = np.random.default_rng
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_clips_leaves_opencv_its_threads(workers: int) -> None:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        loaded = load_batches(ClipDataset(SEGMENTS, HEADS, look, 3, {}), [[(0, 1)], [(0, 2)]], workers)
+        assert [batch.names for batch in loaded] == [("clip 1",), ("clip 2",)]
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def look(segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
@@ -110,10 +146,10 @@ def look(segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_clips_depend_on_seed_epoch_and_number_only() -> None:
-    clips = Clips(SEGMENTS, HEADS, look, 3, {})
-    chosen = [Order(3, 8, 4).batch(number) for number in range(4)]
-    expected = list(batches(clips, chosen, 0))
-    for other, first in [(list(batches(clips, chosen, 2)), 0), (list(batches(clips, chosen[2:], 0)), 2)]:
+    clips = ClipDataset(SEGMENTS, HEADS, look, 3, {})
+    chosen = list(ClipOrder(3, 8, 4).batches(0, 4, range(4)))
+    expected = list(load_batches(clips, chosen, 0))
+    for other, first in [(list(load_batches(clips, chosen, 2)), 0), (list(load_batches(clips, chosen[2:], 0)), 2)]:
         for ours, wanted in zip(other, expected[first:], strict=True):
             assert torch.equal(ours.pixels, wanted.pixels)
             assert (ours.names, ours.labels.tolist()) == (wanted.names, wanted.labels.tolist())
@@ -122,12 +158,12 @@ def test_clips_depend_on_seed_epoch_and_number_only() -> None:
 
 def test_a_mirrored_clip_has_the_mirrored_label_and_a_broken_one_gives_way() -> None:
     swap = {"gesture": {"left": "right", "right": "left", "none": ""}}
-    turned = Clips(SEGMENTS, HEADS, lambda s, rng: (look(s, rng)[0], True), 0, swap)
+    turned = ClipDataset(SEGMENTS, HEADS, lambda s, rng: (look(s, rng)[0], True), 0, swap)
     assert turned.indices(SEGMENTS[0]) == [0]
     assert turned[0, 0].labels == [1]  # type: ignore[union-attr]
     assert turned.indices(Segment("?", SEGMENTS[0].media)) == [UNKNOWN]
-    assert may_flip(SEGMENTS[0], swap)
-    assert not may_flip(Segment("n", SEGMENTS[0].media, labels={"gesture": "none"}), swap)
+    assert can_mirror(SEGMENTS[0], swap)
+    assert not can_mirror(Segment("n", SEGMENTS[0].media, labels={"gesture": "none"}), swap)
 
     def broken(segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
         if segment.id == "clip 2" or everything:
@@ -135,19 +171,20 @@ def test_a_mirrored_clip_has_the_mirrored_label_and_a_broken_one_gives_way() -> 
         return look(segment, rng)
 
     everything = False
-    clips = Clips(SEGMENTS, HEADS, broken, 0, {})
+    clips = ClipDataset(SEGMENTS, HEADS, broken, 0, {})
     assert clips[0, 2].name == "clip 3"  # type: ignore[union-attr]
     with pytest.raises(DatasetError, match="clip 2 is broken"):
-        next(batches(Clips(SEGMENTS, HEADS, broken, 0, {}, strict=True), [[(0, 2)]], 0))
+        next(load_batches(ClipDataset(SEGMENTS, HEADS, broken, 0, {}, strict=True), [[(0, 2)]], 0))
     everything = True
     with pytest.raises(DatasetError, match="is broken"):
-        next(batches(clips, [[(0, 1)]], 0))
+        next(load_batches(clips, [[(0, 1)]], 0))
 
 
-def task_of(how: Updates, network: Network, rows: int = 4, teacher: Network | None = None,
+def task_of(how: SGDConfig, network: Network, rows: int = 4, teacher: Network | None = None,
             segments: list[Segment] = SEGMENTS) -> ClipTask:
-    return ClipTask(network, contract(), how, Clips(segments, HEADS, look, 0, {}), Order(0, len(segments), rows), [],
-                    lambda _: np.zeros((4, *SIZE_HW, 3), np.uint8), Ranks(), teacher=teacher)
+    clips, order = ClipDataset(segments, HEADS, look, 0, {}), ClipOrder(0, len(segments), rows)
+    return ClipTask(network, contract(), how, clips, order, [], lambda _: np.zeros((4, *SIZE_HW, 3), np.uint8),
+                    Ranks(), teacher=teacher)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -157,8 +194,8 @@ def test_a_clip_to_validate_with_that_cannot_be_read_is_named(strict: bool, capl
             raise DatasetError("clip 1.mp4, which is broken", "a video", "remove it")
         return np.zeros((4, *SIZE_HW, 3), np.uint8)
 
-    task = ClipTask(tiny_network(causal=False), contract(), Updates(), Clips(SEGMENTS, HEADS, look, 0, {}),
-                    Order(0, len(SEGMENTS), 4), SEGMENTS, broken, Ranks(), strict=strict)
+    task = ClipTask(tiny_network(causal=False), contract(), SGDConfig(), ClipDataset(SEGMENTS, HEADS, look, 0, {}),
+                    ClipOrder(0, len(SEGMENTS), 4), SEGMENTS, broken, Ranks(), strict=strict)
     if strict:
         with pytest.raises(DatasetError, match="clip 1"):
             task.validate(task.network.eval())
@@ -178,18 +215,18 @@ def without_norms() -> Network:
 def test_two_half_batches_make_the_update_of_a_whole_one(tmp_path: Path) -> None:
     weights = []
     for batch, accumulation in ((4, 1), (2, 2)):
-        task = task_of(Updates(accumulation=accumulation, epochs=2, warmup=0), without_norms(), batch)
-        plan = Plan(4, accumulation=accumulation, precision="f32", clip_norm=20.0)
+        task = task_of(SGDConfig(accumulation=accumulation, epochs=2, warmup=0), without_norms(), batch)
+        config = LoopConfig(4, accumulation=accumulation, precision="f32", clip_norm=20.0)
         assert task.updates_per_epoch == 2
         folder = RunFolder(tmp_path / f"{batch}.safetensors", {})
-        weights.append(run(task, plan, folder, Ranks(), lambda _: None))
+        weights.append(run(task, config, folder, Ranks(), lambda _: None))
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-6), name
 
 
 def test_a_partial_sum_is_clipped_before_the_rest_is_added(tmp_path: Path) -> None:
     network = without_norms()
-    task = task_of(Updates(accumulation=2, epochs=1, warmup=0, momentum=0.0, weight_decay=0.0, lr=1.0), network, 2)
+    task = task_of(SGDConfig(accumulation=2, epochs=1, warmup=0, momentum=0.0, weight_decay=0.0, lr=1.0), network, 2)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     summed: dict[str, torch.Tensor] = {}
     halves = task.batches(0)
@@ -204,7 +241,7 @@ def test_a_partial_sum_is_clipped_before_the_rest_is_added(tmp_path: Path) -> No
         length = torch.sqrt(sum(g.square().sum() for g in summed.values()))
         summed = {name: g * min(1.0, 0.1 / (length + 1e-6)) for name, g in summed.items()}
     network.zero_grad()
-    run(task, Plan(1, accumulation=2, clip_norm=0.1, clip_partial=True, precision="f32"),
+    run(task, LoopConfig(1, accumulation=2, clip_norm=0.1, clip_partial=True, precision="f32"),
         RunFolder(tmp_path / "m.safetensors", {}), Ranks(), lambda _: None)
     for name, p in network.named_parameters():
         assert torch.allclose(p, before[name] - summed[name], atol=1e-6), name
@@ -212,8 +249,8 @@ def test_a_partial_sum_is_clipped_before_the_rest_is_added(tmp_path: Path) -> No
 
 def test_norms_that_stand_still_stand_still() -> None:
     network = build("gsm-resnet18", heads=HEADS_BY_NUMBER, input_size_hw=(32, 32), segments=4)
-    task = task_of(Updates(partial_norm=True), network)
-    task.begin()
+    task = task_of(SGDConfig(partial_norm=True), network)
+    task.set_mode()
     norms = [m for m in network.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [norm.training for norm in norms] == [True] + [False] * (len(norms) - 1)
     learnt = {id(p) for group in task.optimiser.param_groups for p in group["params"]}
@@ -227,7 +264,7 @@ HEADS_BY_NUMBER = {"gesture": len(LABELS)}
 
 
 def test_multipliers_are_applied_only_when_asked_for() -> None:
-    plain, asked = (task_of(Updates(multipliers=multipliers), tiny_network(causal=False)).optimiser.param_groups
+    plain, asked = (task_of(SGDConfig(multipliers=multipliers), tiny_network(causal=False)).optimiser.param_groups
                     for multipliers in (False, True))
     assert [(group["lr"], group["weight_decay"]) for group in plain] == [(0.01, 5e-4)]
     assert [(group["lr"], group["weight_decay"]) for group in asked] == [(0.01, 5e-4), (0.02, 0.0), (0.01, 0.0)]
@@ -243,8 +280,8 @@ def test_a_causal_network_learns_from_a_teacher_without_labels(tmp_path: Path) -
     student = causal(tiny_network(1, causal=False), "dropped-one")
     unlabelled = [Segment(f"clip {k}", Media(Path(f"{k}.mp4"))) for k in range(8)]
     seen: list[dict[str, float]] = []
-    task = task_of(Updates(lr=0.05, epochs=30, warmup=2), student, 4, teacher, unlabelled)
-    run(task, Plan(60, precision="f32", clip_norm=20.0), RunFolder(tmp_path / "m.safetensors", {}), Ranks(),
+    task = task_of(SGDConfig(lr=0.05, epochs=30, warmup=2), student, 4, teacher, unlabelled)
+    run(task, LoopConfig(60, precision="f32", clip_norm=20.0), RunFolder(tmp_path / "m.safetensors", {}), Ranks(),
         lambda _: None, lambda _, figures: seen.append(figures))
     first, last = (np.mean([figures["distillation"] for figures in part]) for part in (seen[:5], seen[-5:]))
     assert last < 0.5 * first
@@ -255,9 +292,9 @@ def test_a_causal_network_learns_from_a_teacher_without_labels(tmp_path: Path) -
 
 def test_distillation_is_nothing_for_equal_scores_and_a_divergence_else() -> None:
     ours, theirs = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[3.0, 0.0, 1.0]])
-    assert float(distillation(ours, ours, 2.0)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation_loss(ours, ours, 2.0)) == pytest.approx(0, abs=1e-6)
     p, q = (np.exp(x / 2) / np.exp(x / 2).sum() for x in (theirs.numpy(), ours.numpy()))
-    assert float(distillation(ours, theirs, 2.0)) == pytest.approx(4 * float((p * np.log(p / q)).sum()), rel=1e-5)
+    assert float(distillation_loss(ours, theirs, 2.0)) == pytest.approx(4 * float((p * np.log(p / q)).sum()), rel=1e-5)
 
 
 def test_an_official_checkpoint_becomes_a_causal_network_with_other_heads(tmp_path: Path) -> None:
@@ -268,17 +305,17 @@ def test_an_official_checkpoint_becomes_a_causal_network_with_other_heads(tmp_pa
     path = tmp_path / "segment8_checkpoint.pth.tar"
     torch.save({"state_dict": {f"module.{official.official_name(name, 'gsm-bninception')}": value
                                for name, value in network.state_dict().items()}}, path)
-    kept = started("anything", {"verb": 5}, str(path), causal=True)
+    config = NetworkConfig.of("any-thing", causal=True)
+    kept = initialise(config, str(path), {"verb": 5})
     assert kept.causal
-    assert kept.architecture == "gsm-bninception"
     assert kept.training
     assert torch.equal(kept.heads["verb"].weight, network.heads["action"].weight)
-    assert options_of(kept) == {"causal": True, "memory": 0, "places": list(network.temporal), "percent": 100,
-                                "ahead": 1}
-    place = next(iter(network.temporal))
-    ours, theirs = (one.temporal[place].conv3D.weight for one in (kept, network))
+    assert kept.config == NetworkConfig.of("gsm-bninception", causal=True, input_size_hw=(224, 224),
+                                           sites=tuple(network.temporal), past_shift=1)
+    site = next(iter(network.temporal))
+    ours, theirs = (one.temporal[site].conv3D.weight for one in (kept, network))
     assert torch.equal(ours[:, :, 1:], theirs[:, :, :2])
-    fresh = started("anything", {"verb": 7, "noun": 5}, str(path), causal=False)
+    fresh = initialise(config.replace(causal=False), str(path), {"verb": 7, "noun": 5})
     assert not fresh.causal
     assert {head: linear.out_features for head, linear in fresh.heads.items()} == {"verb": 7, "noun": 5}
 
@@ -299,7 +336,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = build("gsf-resnet18", heads={"action": 2}, input_size_hw=(32, 32), segments=4)
     recipe = OfficialRecipe(folder / "m.safetensors", segments=4, name="start")
-    made = official_recipe.contract_of(recipe, network, Dataset("made", {"action": ("down", "up")}, {}), 1.0)
+    made = official_recipe.make_contract(recipe, network, Dataset("made", {"action": ("down", "up")}, {}), 1.0)
     save(folder / "start.safetensors", made, {name: value.numpy() for name, value in network.state_dict().items()})
     return folder
 
@@ -312,7 +349,7 @@ def test_the_command_converts_and_distils(project: Path, tmp_path: Path,
                  "--precision", "f32"])
     assert code == 0, capsys.readouterr().err
     model = engines.load(out)
-    assert model.contract.options["causal"] is True
+    assert model.contract.network.causal is True
     assert model.contract.heads == {"action": ("down", "up")}
     assert model.contract.name == "live"
     assert model.contract.provenance["data"] == "class folders"
@@ -332,13 +369,13 @@ def test_the_command_trains_on_streams_of_any_dataset_from_a_whole_network(
     assert code == 0, capsys.readouterr().err
     contract_ = engines.load(out).contract
     assert (contract_.architecture, contract_.frame_rate, contract_.input_size_hw) == ("gsf-resnet18", 5.0, (32, 32))
-    assert contract_.options["causal"] is True
+    assert contract_.network.causal is True
     assert contract_.provenance["recipe"]["iterations"] == 2
 
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--size", "96"], "--size 96"),
-    (["--idle", "."], "--idle with class folders"),
+    (["--recipe", "official", "--idle", "."], "--idle with the recipe official"),
     (["--recipe", "gatestream", "--teacher", "t.safetensors"], "a teacher for the recipe gatestream"),
     (["--recipe", "official", "--without-fold", "9"], "fold 9"),
     (["--arch", "gsf-lenet"], "gsf-lenet"),
@@ -354,9 +391,9 @@ def test_wrong_use_of_the_command_is_named(options: list[str], message: str, pro
 def test_a_teacher_of_something_else_is_refused(project: Path) -> None:
     network = build("gsf-resnet18", heads={"action": 3}, input_size_hw=(32, 32), causal=True)
     with pytest.raises(UsageError, match="labels"):
-        official_recipe.teacher_of(str(project / "start.safetensors"), network, {"action": ("a", "b", "c")}, 4)
+        official_recipe.load_teacher(str(project / "start.safetensors"), network, {"action": ("a", "b", "c")}, 4)
     with pytest.raises(UsageError, match="model file or an official"):
-        official_recipe.teacher_of(str(project / "nothing.safetensors"), network, {"action": ("a", "b", "c")}, 4)
+        official_recipe.load_teacher(str(project / "nothing.safetensors"), network, {"action": ("a", "b", "c")}, 4)
 
 
 def test_the_architecture_must_be_that_of_the_start(project: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import engines
 from engines.errors import EngineError, SinkError
 from engines.model.contract import Contract
 from engines.model.file import Model
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 
 NEEDED = "needs the packages of gatestream[onnx]"
 onnx = pytest.importorskip("onnx", reason=NEEDED)
@@ -24,8 +24,8 @@ onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDED)
 import engines.runtime.onnx as onnx_engine  # noqa: E402 - only where its packages are
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
-    ("gsf-mobilenetv2", "RGB", {"memory": 16, "percent": 100}),
-    ("stsm-mobilenetv2", "BGR", {"places": ["features_9_input", "features_13_input"]}),
+    ("gsf-mobilenetv2", "RGB", {"readout_width": 16, "gate_ratio": 100}),
+    ("stsm-mobilenetv2", "BGR", {"sites": ["features_9_input", "features_13_input"]}),
 ]
 
 
@@ -58,7 +58,7 @@ def test_a_runtime_that_knows_names_only_equals_eager(exported: tuple[Model, Pat
     wanted = run_clip(eager, frames)
     assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
     got = run_named(session, frames)
-    assert difference(model.contract, wanted, got) <= 1e-3
+    assert compare(model.contract, wanted, got) <= 1e-3
     assert np.array_equal(run_named(session, frames)["gesture"], got["gesture"])  # zeros are a new camera
     memoryless = np.concatenate([run_named(session, frame[None])["gesture"] for frame in frames])
     assert not np.allclose(memoryless, wanted["gesture"], atol=1e-2)  # the state is what makes them equal
@@ -89,7 +89,7 @@ def test_the_file_opens_as_an_engine_of_its_model_only(exported: tuple[Model, Pa
     frames = probe_clip(model.contract, 6)
     assert (engine.name, engine.precision, engine.slots) == ("onnx", "f32", 2)
     eager = engines.compile(model, "eager")
-    assert difference(model.contract, run_clip(eager, frames), run_clip(engine, frames, slot=1)) <= 1e-3
+    assert compare(model.contract, run_clip(eager, frames), run_clip(engine, frames, slot=1)) <= 1e-3
     with pytest.raises(EngineError, match="made for model"):
         engines.compile(make_model(tmp_path, seed=5), file)
     with pytest.raises(EngineError, match="'bf16'"):
@@ -110,7 +110,7 @@ def small(tmp_path: Path) -> Model:
 
 def test_a_file_that_does_not_agree_is_never_written(small: Model, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_engine, "difference", lambda *_: 0.5)
+    monkeypatch.setattr(onnx_engine, "compare", lambda *_: 0.5)
     with pytest.raises(EngineError, match="off by"):
         engines.export(small, "onnx", tmp_path / "off.onnx")
     assert not [path for path in tmp_path.iterdir() if "off.onnx" in path.name]
@@ -123,7 +123,7 @@ def test_a_file_that_does_not_agree_is_never_written(small: Model, tmp_path: Pat
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, network: dict[str, Any], engine_out: str,
                                             error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
-        engines.export(make_model(tmp_path, "gsm-mobilenetv2", places=["features_5"], **network), "onnx",
+        engines.export(make_model(tmp_path, "gsm-mobilenetv2", sites=["features_5"], **network), "onnx",
                        tmp_path / engine_out)
 
 

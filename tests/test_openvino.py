@@ -21,19 +21,19 @@ from engines.model.file import Model
 from engines.runtime import cache
 from engines.runtime.engine import StepResult
 from engines.runtime.openvino import OpenVINOEngine
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 
 
 @pytest.mark.parametrize(("architecture", "colour", "options"), [
-    ("gsf-mobilenetv2", "RGB", {"memory": 16}),
+    ("gsf-mobilenetv2", "RGB", {"readout_width": 16}),
     ("gsf-mobilenetv2", "BGR", {}),
     ("gsm-mobilenetv2", "RGB", {}),
     ("tsn-mobilenetv2", "RGB", {}),
-    ("gsf-mobilenetv2", "RGB", {"ahead": 0}),
-    ("gsf-mobilenetv2", "RGB", {"percent": 100}),
+    ("gsf-mobilenetv2", "RGB", {"past_shift": 0}),
+    ("gsf-mobilenetv2", "RGB", {"gate_ratio": 100}),
     ("tsm-mobilenetv2", "BGR", {}),
     ("stsm-mobilenetv2", "RGB", {}),
-    ("stsm-mobilenetv2", "RGB", {"shift": "THW-diagonal", "ahead": 0}),
+    ("stsm-mobilenetv2", "RGB", {"shift": "THW-diagonal", "past_shift": 0}),
 ])
 def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, options: dict[str, Any]) -> None:
     model = make_model(tmp_path, architecture, colour=colour, **options)
@@ -43,7 +43,7 @@ def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, o
     frames = probe_clip(model.contract, 16)
     wanted, got = run_clip(eager, frames), run_clip(compiled, frames)
     assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
-    assert difference(model.contract, wanted, got) <= 1e-3
+    assert compare(model.contract, wanted, got) <= 1e-3
 
 
 def test_precision_is_chosen_by_measured_agreement_and_recorded(
@@ -57,7 +57,7 @@ def test_precision_is_chosen_by_measured_agreement_and_recorded(
     monkeypatch.setattr(openvino_engine, "run_clip", lambda *_: {})
     for case, (agreement, bf16, chosen) in enumerate(table):
         answers = iter(agreement.values())
-        monkeypatch.setattr(openvino_engine, "difference", lambda *_, answers=answers: next(answers))
+        monkeypatch.setattr(openvino_engine, "compare", lambda *_, answers=answers: next(answers))
         monkeypatch.setattr(openvino_engine, "has_bf16", lambda bf16=bf16: bf16)
         folder = tmp_path / str(case)
         folder.mkdir()
@@ -100,7 +100,7 @@ def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_a
 
 def test_the_built_engine_agrees_as_its_entry_says(model: Model) -> None:
     engine = engines.compile(model, "openvino")
-    entry = openvino_engine.obtain(model, None)
+    entry = openvino_engine.get_or_build(model, None)
     assert entry.facts["precision"] == engine.precision
     assert entry.facts["agreement"][engine.precision] <= TOLERANCE
 
@@ -108,7 +108,7 @@ def test_the_built_engine_agrees_as_its_entry_says(model: Model) -> None:
 def test_damaged_graph_is_built_again(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch,
                                       caplog: pytest.LogCaptureFixture, frames: np.ndarray) -> None:
     before = run_clip(engines.compile(model, "openvino", precision="f32"), frames[:3])["gesture"]
-    entry = openvino_engine.obtain(model, "f32")
+    entry = openvino_engine.get_or_build(model, "f32")
     weights = entry.folder / "step.bin"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with caplog.at_level(logging.WARNING):

@@ -10,10 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from fakes import contract
 
 from engines.errors import UsageError
 from engines.model.preprocess import normalise, prepare, views
+from engines.training.pixels import normalise as normalise_on_device
 
 SIZES_HW = [(480, 640), (640, 480), (1080, 1920), (1, 1), (6000, 8000), (1, 4000), (4000, 1), (17, 15), (2, 3)]
 COVER_AND_INPUT_HW = [((72, 96), (72, 96)), ((96, 128), (72, 96)), ((256, 256), (224, 224))]
@@ -131,3 +133,11 @@ def test_three_five_and_ten_views_lie_where_they_should() -> None:
     assert three[:, 0, 0, :2].tolist() == [[16, 0], [16, 144], [16, 72]]
     with pytest.raises(UsageError, match="4 crops"):
         views(image, stated, 4)
+
+
+@pytest.mark.parametrize("colour", ["RGB", "BGR"])
+def test_training_normalises_to_the_same_numbers(colour: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7, 3), np.uint8)
+    given = contract(colour=colour, value_scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    wanted = normalise(pixels.reshape(6, 5, 7, 3), given).reshape(2, 3, 3, 5, 7)
+    assert np.array_equal(normalise_on_device(torch.from_numpy(pixels), given).numpy(), wanted)

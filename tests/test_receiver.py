@@ -15,13 +15,13 @@ import imagezmq
 import numpy as np
 import pytest
 import zmq
-from test_publisher import sending
+from test_subscriber import sending
 
 from stream.service.config import Config
 from stream.service.ingress.receiver import Receiver
 from stream.service.ingress.sender import Sender
 from stream.service.worker import protocol
-from stream.wire import Limits, decoded
+from stream.wire import Limits, decode
 
 IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -38,7 +38,7 @@ def wait(condition: Callable[[], object]) -> None:
 
 @contextmanager
 def running(**receive: Any) -> Iterator[Receiver]:
-    """A receiver at ports of its own choice, unless told; see its `.ports`."""
+    """A receiver at free ports by default; see its `.ports`."""
     cameras = receive.pop("camera", ())
     secure = receive.pop("secure", lambda socket: None)
     config = Config.model_validate({"receive": {"bind": ["tcp://127.0.0.1:*"], **receive}, "camera": cameras})
@@ -69,12 +69,12 @@ def worker(receiver: Receiver, credits: int = 2) -> Iterator[zmq.Socket[bytes]]:
         yield socket
 
 
-def guests(socket: zmq.Socket[bytes]) -> list[Any]:
+def frames(socket: zmq.Socket[bytes]) -> list[Any]:
     while True:
         kind, *rest = socket.recv_multipart()
         if kind != protocol.WARM:  # what came before it was there
             assert kind == protocol.FRAMES
-            return protocol.unpacked(rest)
+            return protocol.unpack(rest)
 
 
 def port(receiver: Receiver, which: int = 0) -> str:
@@ -89,25 +89,25 @@ class TestImagezmq:
     def test_pictures_come_through_whole_and_are_answered_with_ok(self) -> None:
         with running() as receiver, worker(receiver) as engine, imagezmq.ImageSender(port(receiver)) as sender:
             assert sender.send_image("bench", IMAGE) == b"OK"
-            [guest] = guests(engine)
-            assert guest.camera == "bench"
-            np.testing.assert_array_equal(decoded(guest.message, Limits()), IMAGE)
+            [frame] = frames(engine)
+            assert frame.camera == "bench"
+            np.testing.assert_array_equal(decode(frame.message, Limits()), IMAGE)
             assert sender.send_jpg("bench", JPEG) == b"OK"
-            [guest] = guests(engine)
-            assert np.abs(decoded(guest.message, Limits()).astype(int) - IMAGE).mean() < 3
-            assert abs(guest.captured_at - time.time()) < 60
+            [frame] = frames(engine)
+            assert np.abs(decode(frame.message, Limits()).astype(int) - IMAGE).mean() < 3
+            assert abs(frame.captured_at - time.time()) < 60
 
     def test_words_are_answered_and_are_no_picture(self) -> None:
         with running() as receiver, imagezmq.ImageSender(port(receiver)) as sender:
             assert sender.send_jpg("heartbeat", b"0") == b"OK"
-            assert not len(receiver.lobby)
+            assert not len(receiver.scheduler)
 
     def test_a_publisher_is_dialled(self, imagezmq_publisher: tuple[imagezmq.ImageSender, str]) -> None:
         sender, address = imagezmq_publisher
         camera = {"name": "cell", "source": f"zmq://{address}"}
         with running(camera=[camera]) as receiver, worker(receiver) as engine, \
                 sending(lambda _: sender.send_image_pubsub("what it calls itself", IMAGE)):
-            assert guests(engine)[0].camera == "cell"
+            assert frames(engine)[0].camera == "cell"
 
     def test_senders_go_on_when_the_service_starts_again(self) -> None:
         with running() as receiver:
@@ -120,13 +120,13 @@ class TestImagezmq:
         with running(bind=[address]) as receiver:
             asking.join(PATIENCE_S)
             assert answers == [b"OK"]
-            assert receiver.lobby.accounts["bench"].received == 1
+            assert receiver.scheduler.counters["bench"].received == 1
             sender.close()
 
     def test_an_answer_tells_what_the_camera_shows_if_that_is_wanted(self) -> None:
         with running(tell=True) as receiver, worker(receiver) as engine, imagezmq.ImageSender(port(receiver)) as sender:
             sender.send_image("bench", IMAGE)
-            guests(engine)
+            frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
             wait(lambda: "bench" in receiver.latest)
             assert json.loads(sender.send_image("bench", IMAGE)) == prediction("bench")
@@ -139,7 +139,7 @@ class TestNetGear:
         logging.getLogger("NetGear").setLevel(logging.CRITICAL)
 
     @staticmethod
-    def opened(address: str, **options: Any) -> Any:
+    def connect(address: str, **options: Any) -> Any:
         from vidgear.gears import NetGear
 
         pattern = options.pop("pattern", 1)
@@ -149,20 +149,20 @@ class TestNetGear:
     @pytest.mark.parametrize(("options", "close_to"), [({}, 4), ({"jpeg_compression": False}, 0)])
     def test_pictures_come_through(self, options: dict[str, Any], close_to: int) -> None:
         with running() as receiver, worker(receiver) as engine:
-            gear = self.opened(port(receiver), **options)
+            gear = self.connect(port(receiver), **options)
             gear.send(IMAGE, message="bench")
-            [guest] = guests(engine)
-            assert (guest.camera, guest.message.protocol) == ("bench", "netgear")
-            assert np.abs(decoded(guest.message, Limits()).astype(int) - IMAGE).mean() <= close_to
-            assert receiver.visitors["bench"].present
+            [frame] = frames(engine)
+            assert (frame.camera, frame.message.protocol) == ("bench", "netgear")
+            assert np.abs(decode(frame.message, Limits()).astype(int) - IMAGE).mean() <= close_to
+            assert receiver.sessions["bench"].present
             gear.close()
-            wait(lambda: not receiver.visitors["bench"].present)
+            wait(lambda: not receiver.sessions["bench"].present)
 
     def test_what_the_camera_shows_comes_back_in_bidirectional_mode(self) -> None:
         with running() as receiver, worker(receiver) as engine:
-            gear = self.opened(port(receiver), bidirectional_mode=True)
+            gear = self.connect(port(receiver), bidirectional_mode=True)
             assert gear.send(IMAGE, message="bench") is None
-            guests(engine)
+            frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
             wait(lambda: "bench" in receiver.latest)
             assert gear.send(IMAGE, message="bench") == prediction("bench")
@@ -171,10 +171,10 @@ class TestNetGear:
     @pytest.mark.parametrize(("pattern", "kind"), [(0, "pair"), (2, "sub")])
     def test_other_patterns_have_ports_of_their_own(self, pattern: int, kind: str) -> None:
         with running(bind=[], **{kind: ["tcp://127.0.0.1:*"]}) as receiver, worker(receiver) as engine:
-            gear = self.opened(port(receiver), pattern=pattern)
+            gear = self.connect(port(receiver), pattern=pattern)
             try:
                 with sending(lambda _: gear.send(IMAGE)):
-                    assert guests(engine)[0].camera == "netgear@127.0.0.1"
+                    assert frames(engine)[0].camera == "netgear@127.0.0.1"
             finally:
                 gear.close()
 
@@ -182,14 +182,14 @@ class TestNetGear:
 class TestAll:
     def test_all_kinds_of_senders_share_a_port(self) -> None:
         with running() as receiver, worker(receiver, credits=20) as engine:
-            gear = TestNetGear.opened(port(receiver))
+            gear = TestNetGear.connect(port(receiver))
             with imagezmq.ImageSender(port(receiver)) as zmq_sender, Sender(port(receiver), "own") as sender:
                 sender.send(IMAGE, time.time())
                 zmq_sender.send_image("image", IMAGE)
                 gear.send(IMAGE, message="gear")
                 seen: set[str] = set()
                 while seen != {"own", "image", "gear"}:
-                    seen |= {guest.camera for guest in guests(engine)}
+                    seen |= {frame.camera for frame in frames(engine)}
             gear.close()
 
     @pytest.mark.parametrize("patience", [
@@ -200,9 +200,9 @@ class TestAll:
                 sender.send(np.full((8, 8, 3), 10 * k, np.uint8), captured_at=1000.0 + k)
             assert sender.unanswered == 0
             with worker(receiver) as engine:
-                [guest] = guests(engine)
-            assert (guest.captured_at, guest.index, guest.lost) == (1019.0, 19, 19)
-            assert receiver.lobby.accounts["own"].dropped == {"overtaken": 19}
+                [frame] = frames(engine)
+            assert (frame.captured_at, frame.index, frame.lost) == (1019.0, 19, 19)
+            assert receiver.scheduler.counters["own"].dropped == {"overtaken": 19}
 
     @pytest.mark.parametrize(("parts", "says"), [
         ([b"hello"], b"ERROR: a header that is no JSON"), ([b"{}", b"x"], b"ERROR: a header with nothing in it"),
@@ -228,7 +228,7 @@ class TestAll:
             answers = [sender.send_image("known", IMAGE) for _ in range(10)]
             assert sum(answer == b"OK" for answer in answers) in (4, 5)
             assert b"faster than its quota" in answers[-1]
-            assert receiver.lobby.accounts["known"].dropped["quota"] >= 5
+            assert receiver.scheduler.counters["known"].dropped["quota"] >= 5
         with running(cameras=2) as receiver, imagezmq.ImageSender(port(receiver)) as sender:
             assert [sender.send_image(name, IMAGE) == b"OK" for name in "abcb"] == [True, True, False, True]
 
@@ -236,23 +236,23 @@ class TestAll:
         with running(cameras=1) as receiver, worker(receiver) as engine:
             with Sender(port(receiver), "first") as sender:
                 sender.send(IMAGE, time.time())
-                guests(engine)
+                frames(engine)
             assert engine.recv_multipart()[0] == protocol.LEAVE
             with Sender(port(receiver), "second") as sender:
                 sender.send(IMAGE, time.time())
-                assert guests(engine)[0].camera == "second"
-            assert list(receiver.visitors) == ["second"]
+                assert frames(engine)[0].camera == "second"
+            assert list(receiver.sessions) == ["second"]
 
-    def test_a_camera_that_comes_back_is_told_of(self) -> None:
+    def test_a_camera_that_comes_back_is_reported(self) -> None:
         with running() as receiver, worker(receiver, credits=9) as engine:
             for _ in range(2):
                 with Sender(port(receiver), "own") as sender:
                     sender.send(IMAGE, time.time())
-                    guests(engine)
+                    frames(engine)
                 assert engine.recv_multipart()[0] == protocol.LEAVE
             [gap] = receiver.records  # type: ignore[attr-defined]
             assert (gap["type"], gap["action"]) == ("gap", "reconnected")
-            assert receiver.visitors["own"].reconnects == 1
+            assert receiver.sessions["own"].reconnects == 1
 
     def test_an_oversized_message_costs_its_sender_the_connection_and_nobody_else(self) -> None:
         with running(max_message_mb=0.1) as receiver, receiver.context.socket(zmq.DEALER) as huge:
@@ -261,17 +261,17 @@ class TestAll:
             huge.send_multipart([b"", b'{"msg": "x"}', bytes(1_000_000)])
             with imagezmq.ImageSender(port(receiver)) as sender:
                 assert sender.send_jpg("bench", JPEG) == b"OK"
-            assert list(receiver.visitors) == ["bench"]
+            assert list(receiver.sessions) == ["bench"]
 
     def test_paced_senders_are_answered_at_their_turn_or_after_a_while(self) -> None:
         with running(pace_ms=1000.0) as receiver, receiver.context.socket(zmq.REQ) as sender:
             sender.linger, sender.rcvtimeo = 0, round(1000 * PATIENCE_S)
             sender.connect(port(receiver))
             sender.send_multipart([b'{"msg": "bench"}', JPEG])
-            wait(lambda: len(receiver.lobby))
+            wait(lambda: len(receiver.scheduler))
             assert not sender.poll(50)
             with worker(receiver) as engine:
-                guests(engine)
+                frames(engine)
                 assert sender.recv() == b"OK"
         with running(pace_ms=30.0) as receiver, imagezmq.ImageSender(port(receiver)) as zmq_sender:
             assert zmq_sender.send_jpg("bench", JPEG) == b"OK"  # though there is no engine
@@ -279,26 +279,26 @@ class TestAll:
     def test_a_lost_engine_is_a_gap_for_every_camera_that_is_here(self) -> None:
         with running() as receiver, worker(receiver) as engine, Sender(port(receiver), "own") as sender:
             sender.send(IMAGE, time.time())
-            guests(engine)
-            receiver.call(receiver.worker_lost)
+            frames(engine)
+            receiver.call_soon(receiver.on_worker_lost)
             wait(lambda: receiver.records)  # type: ignore[attr-defined]
             [gap] = receiver.records  # type: ignore[attr-defined]
             assert (gap["type"], gap["camera"], gap["action"]) == ("gap", "own", "engine restarted")
             sender.send(IMAGE, time.time())
             with worker(receiver) as another:
-                assert guests(another)[0].camera == "own"
+                assert frames(another)[0].camera == "own"
 
     def test_records_go_on_and_refused_pictures_are_counted(self) -> None:
         with running() as receiver, worker(receiver) as engine, Sender(port(receiver), "own") as sender:
             sender.send(IMAGE, time.time())
-            guests(engine)
+            frames(engine)
             done = {"records": [prediction("own")], "errors": [["own", 0, "FrameError", "no picture"]]}
             engine.send_multipart([protocol.DONE, json.dumps(done).encode()])
             wait(lambda: receiver.records)  # type: ignore[attr-defined]
             assert receiver.records == [prediction("own")]  # type: ignore[attr-defined]
-            assert receiver.lobby.accounts["own"].dropped == {"FrameError": 1}
+            assert receiver.scheduler.counters["own"].dropped == {"FrameError": 1}
 
-    def test_a_taken_address_is_told(self) -> None:
+    def test_a_taken_address_is_an_error(self) -> None:
         from engines.errors import SourceError
 
         with running() as receiver, pytest.raises(SourceError, match="that is free"), running(bind=[port(receiver)]):
@@ -309,12 +309,12 @@ def test_a_publisher_that_falls_silent_is_dialled_anew(monkeypatch: pytest.Monke
     monkeypatch.setattr("stream.service.ingress.endpoints.SILENT_AFTER_S", 0.05)
     camera = {"name": "cell", "source": f"zmq://127.0.0.1:{unused_port}"}
     with running(camera=[camera]) as receiver:
-        [door] = [door for door in receiver.doors if door.camera is not None]
-        wait(lambda: door.tries >= 2)
+        [endpoint] = [endpoint for endpoint in receiver.sockets if endpoint.camera is not None]
+        wait(lambda: endpoint.tries >= 2)
         with Sender(f"tcp://127.0.0.1:{unused_port}", "cell", publish=True) as sender:
             def heard() -> bool:
                 sender.send(IMAGE, time.time())
-                return receiver.visitors["cell"].present and door.tries == 0
+                return receiver.sessions["cell"].present and endpoint.tries == 0
             wait(heard)
 
 
@@ -327,13 +327,13 @@ def test_another_configuration_is_taken_while_cameras_send(unused_ports: list[in
         def here(name: str) -> bool:
             for sender in (one, other):
                 sender.send(IMAGE, time.time())
-            return name in receiver.visitors and receiver.visitors[name].present
+            return name in receiver.sessions and receiver.sessions[name].present
 
         wait(lambda: here("a"))
         config = Config.model_validate({"receive": {"unknown": False}, "camera": [cameras["b"], {"name": "c"}]})
-        receiver.call(lambda: receiver.configure(config))
+        receiver.call_soon(lambda: receiver.configure(config))
         wait(lambda: here("b"))
-        wait(lambda: not receiver.visitors["a"].present)
+        wait(lambda: not receiver.sessions["a"].present)
         assert not here("a")
         kinds = []
         while engine.poll(100):
@@ -360,10 +360,10 @@ def test_an_engine_that_comes_late_is_warmed_up_with_what_was_sent_last() -> Non
             while not said or said[-1][0] != protocol.FRAMES:
                 said.append(engine.recv_multipart())
         assert said[0][0] == protocol.CAMERAS
-        warm = [[(guest.camera, guest.captured_at) for guest in protocol.unpacked(parts[1:])]
+        warm = [[(frame.camera, frame.captured_at) for frame in protocol.unpack(parts[1:])]
                 for parts in said if parts[0] == protocol.WARM]
         assert warm == [[("own", 1000.0 + k)] for k in range(4)]  # the newest one waits for its turn
-        fresh = {guest.camera: guest.captured_at for guest in protocol.unpacked(said[-1][1:])}
+        fresh = {frame.camera: frame.captured_at for frame in protocol.unpack(said[-1][1:])}
         assert fresh == {"own": 1004.0, "other": 7.0}
 
 
@@ -388,4 +388,4 @@ def test_random_messages_do_no_harm() -> None:
             if k % 100 == 0:
                 sender.send(IMAGE, time.time())
         assert sender.unanswered == 0
-        assert receiver.lobby.accounts["own"].received == 20
+        assert receiver.scheduler.counters["own"].received == 20

@@ -177,7 +177,7 @@ def test_lost_frames_are_counted_and_shown() -> None:
 def test_ticks_that_a_camera_left_out_are_held_and_those_of_lost_images_are_skipped(lost: int, held: int) -> None:
     target = recognizer()
     steps: list[int] = []
-    target.watcher = lambda camera, at, count, scores: steps.append(count)
+    target.score_listeners["0"] = lambda at, count, scores: steps.append(count)
     play(target, "LL")
     prediction, *_ = target.push(picture("R"), 5 * TICK_S, lost=lost)
     assert isinstance(prediction, Prediction)
@@ -260,7 +260,7 @@ def test_several_cameras_at_once_are_as_one_after_the_other(threads: int | None)
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 3])
-def test_what_is_begun_ahead_changes_nothing(ahead: int) -> None:
+def test_preparing_ahead_changes_nothing(ahead: int) -> None:
     rng = np.random.default_rng(ahead)
     times = {camera: np.cumsum(rng.choice([0.03, 0.06, 0.3, 2.0, -1.0], 60, p=[0.4, 0.4, 0.1, 0.05, 0.05]))
              for camera in "ab"}
@@ -279,10 +279,10 @@ def test_what_is_begun_ahead_changes_nothing(ahead: int) -> None:
     wanted = [[told(outcome) for outcome in plain.push_many(batch)] for batch in batches]
     with ThreadPoolExecutor(2) as pool:
         early = Recognizer(model, FakeEngine(model), threads=pool)
-        begun = [early.begin(batch) for batch in batches[:ahead]]
+        prepared = [early.prepare_async(batch) for batch in batches[:ahead]]
         for k, batch in enumerate(batches):
-            assert [told(outcome) for outcome in early.push_many(batch, begun[k])] == wanted[k]
-            begun += [early.begin(later) for later in batches[k + ahead:k + ahead + 1]]
+            assert [told(outcome) for outcome in early.push_many(batch, prepared[k])] == wanted[k]
+            prepared += [early.prepare_async(later) for later in batches[k + ahead:k + ahead + 1]]
     assert [early.counts(camera) for camera in "ab"] == [plain.counts(camera) for camera in "ab"]
 
 

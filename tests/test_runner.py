@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engines.errors import EngineError, SinkError, SourceError
 from stream.frame import Event, Frame, Gap, Prediction, Summary
 from stream.recognizer import Recognizer
-from stream.runner import Percentiles, ended_by_signals, run
+from stream.runner import Percentiles, run, stop_on_signals
 
 BLUE = np.zeros((24, 32, 3), np.uint8)
 BLUE[..., 0] = 255
@@ -139,7 +139,7 @@ def test_a_live_source_that_says_nothing_is_closed_in_time() -> None:
 def test_a_signal_ends_a_run_in_good_order(number: int) -> None:
     before, stop, sink = signal.getsignal(number), threading.Event(), FakeSink()
     source = FakeSource([*frames("..LLLLLL"), lambda: os.kill(os.getpid(), number), *frames("LLLL", first=8)])
-    with ended_by_signals(source, stop):
+    with stop_on_signals(source, stop):
         run(source, recognizer(), [sink], stop=stop)
     assert ended_well(sink).frames == 8
     assert signal.getsignal(number) is before
@@ -148,7 +148,7 @@ def test_a_signal_ends_a_run_in_good_order(number: int) -> None:
 def test_a_second_signal_does_not_wait() -> None:
     stop = threading.Event()
     stop.set()
-    with ended_by_signals(FakeSource([]), stop), pytest.raises(KeyboardInterrupt):
+    with stop_on_signals(FakeSource([]), stop), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 

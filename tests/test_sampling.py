@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engines.errors import UsageError
-from engines.training.sampling import clips_for_test, drawn, middles, validation
+from engines.training.sampling import evaluation_frames, middle_frames, sample_frames, validation_frames
 
 
 def test_the_official_frames_are_chosen(shared: Path) -> None:
@@ -17,9 +17,9 @@ def test_the_official_frames_are_chosen(shared: Path) -> None:
     assert {row["repo"] for row in rows} == {"gsm", "gsf"}
     for row in rows:
         size, style = (row["num_frames"], row["segments"]), row["repo"]
-        ours = {"val": validation(*size, style), "test1": clips_for_test(*size)[0],
-                "test2": clips_for_test(*size, clips=2),
-                "train_legacy_seed1234": drawn(*size, np.random.RandomState(1234), style)}
+        ours = {"val": validation_frames(*size, style), "test1": evaluation_frames(*size)[0],
+                "test2": evaluation_frames(*size, clips=2),
+                "train_legacy_seed1234": sample_frames(*size, np.random.RandomState(1234), style)}
         for name, indices in ours.items():
             assert (indices + 1).tolist() == row[name], (size, style, name)
 
@@ -27,11 +27,11 @@ def test_the_official_frames_are_chosen(shared: Path) -> None:
 @pytest.mark.parametrize(("frames", "segments"), [(8, 8), (37, 8), (100, 16), (1000, 3)])
 def test_one_frame_comes_from_every_segment(frames: int, segments: int) -> None:
     edges = np.arange(segments + 1) * (frames / segments)
-    for chosen in (middles(frames, segments), *clips_for_test(frames, segments, clips=2)):
+    for chosen in (middle_frames(frames, segments), *evaluation_frames(frames, segments, clips=2)):
         assert (chosen + 1 > edges[:-1]).all()
         assert (chosen < edges[1:]).all()
     length, random = frames // segments, np.random.RandomState(0)
-    picks = np.stack([drawn(frames, segments, random) for _ in range(50)])
+    picks = np.stack([sample_frames(frames, segments, random) for _ in range(50)])
     assert (picks // length == np.arange(segments)).all()
     assert (length == 1) == (picks == picks[0]).all()
 
@@ -39,4 +39,4 @@ def test_one_frame_comes_from_every_segment(frames: int, segments: int) -> None:
 @pytest.mark.parametrize(("frames", "segments", "clips"), [(0, 8, 1), (8, 0, 1), (8, 8, 3)])
 def test_impossible_numbers_are_refused(frames: int, segments: int, clips: int) -> None:
     with pytest.raises(UsageError):
-        clips_for_test(frames, segments, clips)
+        evaluation_frames(frames, segments, clips)

@@ -16,7 +16,7 @@ from test_receiver import running, wait
 
 from engines.errors import UsageError
 from stream.commands.cli import main
-from stream.service.ingress.security import Doorman, allow, allowed, new, read
+from stream.service.ingress.security import SocketAuth, allow_key, allowed_keys, create_keys, read_keys
 from stream.service.ingress.sender import Sender
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
@@ -24,20 +24,20 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
 
 @contextmanager
 def guarded(folder: Path, curve: bool, addresses: tuple[str, ...] = (), **receive: Any) -> Iterator[Any]:
-    """A receiver behind a doorman."""
-    doormen: list[Doorman] = []
+    """A receiver behind an authenticator."""
+    auths: list[SocketAuth] = []
 
     def guard(socket: zmq.Socket[bytes]) -> None:
-        if not doormen:
-            doormen.append(Doorman(socket.context, folder, curve, addresses))
-        doormen[0].guard(socket)
+        if not auths:
+            auths.append(SocketAuth(socket.context, folder, curve, addresses))
+        auths[0].secure(socket)
 
     with running(secure=guard, **receive) as receiver:
-        receiver.doormen = doormen  # type: ignore[attr-defined]
+        receiver.auths = auths  # type: ignore[attr-defined]
         try:
             yield receiver
         finally:
-            doormen[0].close()
+            auths[0].close()
 
 
 def answered(address: str, camera: str, **keys: Any) -> bool:
@@ -47,17 +47,17 @@ def answered(address: str, camera: str, **keys: Any) -> bool:
 
 
 def test_only_allowed_keys_are_answered(tmp_path: Path) -> None:
-    new(tmp_path, "server")
-    new(tmp_path, "cell")
+    create_keys(tmp_path, "server")
+    create_keys(tmp_path, "cell")
     (tmp_path / "strangers").mkdir()
-    new(tmp_path / "strangers", "evil")
+    create_keys(tmp_path / "strangers", "evil")
     server = tmp_path / "server.key"
     with guarded(tmp_path, curve=True) as receiver:
         assert answered(receiver.ports[0], "cell", key=tmp_path / "cell.key_secret", server_key=server)
         evil = tmp_path / "strangers" / "evil.key_secret"
         assert not answered(receiver.ports[0], "evil", key=evil, server_key=server)
         assert not answered(receiver.ports[0], "plain")
-        assert list(receiver.visitors) == ["cell"]
+        assert list(receiver.sessions) == ["cell"]
 
 
 @pytest.mark.parametrize("mode", [1, 2])  # "StoneHouse", "IronHouse"
@@ -65,18 +65,18 @@ def test_netgears_secure_modes_are_let_in_with_its_own_key(mode: int, tmp_path: 
     from vidgear.gears import NetGear
     from vidgear.gears.helper import generate_auth_certificates
 
-    new(tmp_path, "server")
+    create_keys(tmp_path, "server")
     _, _, public = generate_auth_certificates(str(tmp_path / "vidgear"), overwrite=False, logging=False)
     (Path(public) / "server.key").write_text((tmp_path / "server.key").read_text())
     with guarded(tmp_path, curve=True) as receiver:
-        allow(tmp_path, Path(public) / "client.key")
-        receiver.doormen[0].read_again()
+        allow_key(tmp_path, Path(public) / "client.key")
+        receiver.auths[0].reload()
         sender = NetGear(address="127.0.0.1", port=receiver.ports[0].rpartition(":")[2], protocol="tcp", pattern=1,
                          receive_mode=False, logging=False, secure_mode=mode, request_timeout=4, max_retries=1,
                          custom_cert_location=str(tmp_path / "vidgear"), jpeg_compression=False)
         try:
             sender.send(IMAGE, message="cell")
-            wait(lambda: list(receiver.visitors) == ["cell"])
+            wait(lambda: list(receiver.sessions) == ["cell"])
         finally:
             sender.close(kill=True)
 
@@ -112,28 +112,29 @@ def test_keys_are_made_listed_and_allowed(tmp_path: Path, capsys: pytest.Capture
     assert main(["keys", "new", "cell-3", "--folder", str(folder)]) == 0
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "cell-3.key_secret").stat().st_mode) == 0o600
-    new(elsewhere, "guest")
-    assert main(["keys", "allow", str(elsewhere / "guest.key_secret"), "--folder", str(folder)]) == 0
+    create_keys(elsewhere, "frame")
+    assert main(["keys", "allow", str(elsewhere / "frame.key_secret"), "--folder", str(folder)]) == 0
     capsys.readouterr()
     assert main(["keys", "list", "--folder", str(folder)]) == 0
-    guest = read(elsewhere / "guest.key_secret")
-    assert guest.secret is not None
+    frame = read_keys(elsewhere / "frame.key_secret")
+    assert frame.secret is not None
     assert capsys.readouterr().out.splitlines() == [
-        f"cell-3 {read(folder / 'cell-3.key_secret').public.decode()}", f"guest {guest.public.decode()}"]
+        f"cell-3 {read_keys(folder / 'cell-3.key_secret').public.decode()}", f"frame {frame.public.decode()}"]
     for file in (folder / "allowed").iterdir():
-        assert guest.secret not in file.read_bytes()
-        assert read(file).secret is None
+        assert frame.secret not in file.read_bytes()
+        assert read_keys(file).secret is None
 
 
-def test_wrong_keys_are_told(tmp_path: Path) -> None:
-    new(tmp_path, "cell")
+def test_wrong_keys_are_refused(tmp_path: Path) -> None:
+    create_keys(tmp_path, "cell")
     (tmp_path / "words.key").write_text("hello")
-    for call, says in [(lambda: new(tmp_path, "cell"), "which are there"), (lambda: new(tmp_path, "../x"), "called"),
-                       (lambda: allow(tmp_path, tmp_path / "words.key"), "no key"),
-                       (lambda: allow(tmp_path, tmp_path / "cell.key_secret"), "allowed already"),
-                       (lambda: read(tmp_path / "none.key"), "no key"),
+    for call, says in [(lambda: create_keys(tmp_path, "cell"), "which exist"),
+                       (lambda: create_keys(tmp_path, "../x"), "called"),
+                       (lambda: allow_key(tmp_path, tmp_path / "words.key"), "no key"),
+                       (lambda: allow_key(tmp_path, tmp_path / "cell.key_secret"), "allowed already"),
+                       (lambda: read_keys(tmp_path / "none.key"), "no key"),
                        (lambda: Sender("tcp://127.0.0.1:9", "x", key=tmp_path / "cell.key_secret"), "one key file"),
-                       (lambda: Doorman(zmq.Context.instance(), tmp_path, True, ()), "no key")]:
+                       (lambda: SocketAuth(zmq.Context.instance(), tmp_path, True, ()), "no key")]:
         with pytest.raises(UsageError, match=says):
             call()
-    assert list(allowed(tmp_path)) == ["cell"]
+    assert list(allowed_keys(tmp_path)) == ["cell"]

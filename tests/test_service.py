@@ -1,4 +1,4 @@
-"""The live service as a whole: real engine, real senders, crashes. What was announced is in the log, once."""
+"""The live service as a whole: real engine, real senders, crashes. What was published is in the log, once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ import engines
 from engines.synthetic import Simulation
 from stream.frame import Image
 from stream.service.ingress.sender import Sender
-from stream.sinks.log import events, runs
-from stream.wire import header_of
+from stream.sinks.log import read_events, read_runs
+from stream.wire import encode_header
 
 PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
 RATE = 15.0
@@ -62,12 +62,12 @@ class Service:
     def __init__(self, folder: Path, before: str = "", after: str = "", **receive: Any) -> None:
         self.log, self.folder = folder / "events.db", folder
         self.cameras, self.results, self.health = (free_port() for _ in range(3))
-        told = "".join(f"{key} = {json.dumps(value)}\n" for key, value in receive.items())
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in receive.items())
         self.config = folder / "service.toml"
         self.config.write_text(f"""{before}
 [receive]
 bind = ["tcp://127.0.0.1:{self.cameras}"]
-{told}
+{lines}
 [results]
 log = "{self.log}"
 publish = ["tcp://127.0.0.1:{self.results}"]
@@ -82,9 +82,9 @@ bind = "127.0.0.1:{self.health}"
 
     def ready(self) -> dict[str, Any]:
         """Its health, once it is well."""
-        return dict(wait(lambda: (told := self.told()) and told["healthy"] and told, self.process))
+        return dict(wait(lambda: (state := self.state()) and state["healthy"] and state, self.process))
 
-    def told(self) -> dict[str, Any] | None:
+    def state(self) -> dict[str, Any] | None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/health", timeout=2) as answer:
                 return dict(json.load(answer))
@@ -133,7 +133,7 @@ def play(sender: Sender, images: list[Image], start_at: float) -> None:
         sender.send(image, start_at + k / RATE)
 
 
-def announced(sub: zmq.Socket[bytes]) -> list[dict[str, Any]]:
+def published(sub: zmq.Socket[bytes]) -> list[dict[str, Any]]:
     """Everything that has been published so far."""
     said = []
     while sub.poll(300):
@@ -144,7 +144,7 @@ def announced(sub: zmq.Socket[bytes]) -> list[dict[str, Any]]:
     return said
 
 
-def test_cameras_are_recognised_logged_and_announced(service: Service, gestures: list[Image]) -> None:
+def test_cameras_are_recognised_logged_and_published(service: Service, gestures: list[Image]) -> None:
     with service.subscriber() as sub, service.sender("desk") as sender:
         service.ready()
         time_s = time.time()
@@ -153,12 +153,12 @@ def test_cameras_are_recognised_logged_and_announced(service: Service, gestures:
         answer = sender.send(gestures[-1], time_s + len(gestures) / RATE)
         assert answer is not None
         assert (answer["type"], answer["camera"]) == ("prediction", "desk")
-        said = announced(sub)
+        said = published(sub)
     closed = [one for one in said if one["type"] == "event" and not one["open"]]
     assert len(closed) >= 2
     assert len({one["id"] for one in closed}) == len(closed)
     assert {one["type"] for one in said} == {"prediction", "event"}
-    health = service.told()
+    health = service.state()
     assert health is not None
     assert health["cameras"]["desk"]["received"] == len(gestures) + 1
     assert health["results"]["prediction"] == health["cameras"]["desk"]["predictions"] > 100
@@ -171,7 +171,7 @@ def test_cameras_are_recognised_logged_and_announced(service: Service, gestures:
         assert line in metrics
     assert service.end() < 5
     assert service.process.returncode == 0
-    logged = [(event.label, round(event.started_at, 3)) for event in events(service.log)]
+    logged = [(event.label, round(event.started_at, 3)) for _, _, event in read_events(service.log)]
     assert logged[:len(closed)] == [(one["label"], round(one["started_at"], 3)) for one in closed]
 
 
@@ -184,13 +184,13 @@ def test_broken_pictures_cost_themselves_and_nobody_hears_the_decoder(service: S
         for k in range(20):
             at = len(jpeg) - 300 - 10 * k
             body = jpeg[:at] if k % 2 else jpeg[:at] + b"\xff\xd9" * 20 + jpeg[at + 40:]
-            bad.send_multipart([header_of("bad", captured_at=1000.0 + k), body])
+            bad.send_multipart([encode_header("bad", captured_at=1000.0 + k), body])
             assert bad.poll(1000 * PATIENCE_S)
             bad.recv()
             sender.send(gestures[k], 1000.0 + k / RATE)
-        told = service.ready()
-    assert told["cameras"]["desk"]["dropped"] == {}
-    assert told["engine_restarts"] == 0
+        state = service.ready()
+    assert state["cameras"]["desk"]["dropped"] == {}
+    assert state["engine_restarts"] == 0
     service.end()
     errors = (service.folder / "errors.txt").read_text().splitlines()
     assert all(line.startswith("gatestream: ") for line in errors), errors
@@ -202,18 +202,18 @@ def test_the_engines_process_may_be_killed(service: Service, gestures: list[Imag
         play(sender, gestures[:60], time.time())
         children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
-        wait(lambda: (told := service.told()) is None or told["engine_restarts"] == 1)
+        wait(lambda: (state := service.state()) is None or state["engine_restarts"] == 1)
         sender.send(gestures[60], time.time())  # answered while there is no engine
         service.ready()
         play(sender, gestures, time.time() + 10)
         assert sender.unanswered == 0
-        said = announced(sub)
+        said = published(sub)
     assert [one["camera"] for one in said if one["type"] == "gap" and one["action"] == "engine restarted"] == ["desk"]
     after = said[next(i for i, one in enumerate(said) if one["type"] == "gap"):]
     assert any(one["type"] == "event" and not one["open"] for one in after)
 
 
-def test_nothing_announced_is_lost_when_the_service_is_killed(service: Service, gestures: list[Image]) -> None:
+def test_nothing_published_is_lost_when_the_service_is_killed(service: Service, gestures: list[Image]) -> None:
     rng, restarts_s = np.random.default_rng(0), []
     said: list[dict[str, Any]] = []
     with service.subscriber() as sub, service.sender("desk") as sender:
@@ -221,21 +221,22 @@ def test_nothing_announced_is_lost_when_the_service_is_killed(service: Service, 
             service.ready()
             play(sender, gestures[:int(rng.integers(40, len(gestures)))], time.time() + 100 * k)
             service.end(signal.SIGKILL)
-            said += announced(sub)
+            said += published(sub)
             began = time.monotonic()
             service.start()
             service.ready()
             restarts_s.append(time.monotonic() - began)
-        said += announced(sub)
-    print(f"{KILLS} kills, {len(said)} results announced; restarts took up to {max(restarts_s):.1f} s")
+        said += published(sub)
+    print(f"{KILLS} kills, {len(said)} results published; restarts took up to {max(restarts_s):.1f} s")
     service.end()
-    logged = {(event.label, round(event.started_at, 3), round(event.ended_at, 3)) for event in events(service.log)}
+    logged = {(event.label, round(event.started_at, 3), round(event.ended_at, 3))
+              for _, _, event in read_events(service.log)}
     closed = [one for one in said if one["type"] == "event" and not one["open"]]
     assert closed
     by_id = {one["id"]: (one["label"], round(one["started_at"], 3), round(one["ended_at"], 3)) for one in closed}
     assert set(by_id.values()) <= logged
     assert len(set(by_id.values())) == len(by_id)
-    assert len(runs(service.log)) == 1 + KILLS
+    assert len(read_runs(service.log)) == 1 + KILLS
 
 
 def test_a_clock_that_jumps_an_hour_and_pictures_that_stand_still(service: Service, gestures: list[Image]) -> None:
@@ -247,7 +248,7 @@ def test_a_clock_that_jumps_an_hour_and_pictures_that_stand_still(service: Servi
         play(sender, [gestures[-1]] * 60, time_s)
         play(sender, gestures, time_s + 60 / RATE)
         assert sender.unanswered == 0
-        said = announced(sub)
+        said = published(sub)
     gaps = [(one["action"], round(one["seconds"], -1)) for one in said if one["type"] == "gap"]
     length_s = len(gestures) / RATE
     assert gaps == [("reset", round(3600 - length_s, -1)), ("new stream", round(7200 + length_s, -1)),
@@ -270,16 +271,16 @@ folder = "{tmp_path / 'clips'}"
 """
     service = Service(tmp_path, after=after, staleness_ms=60_000)
     try:
-        told = wait(lambda: (told := service.told()) and told["clips"].get("written") and told, service.process)
-        assert told["cameras"]["room"]["received"] > 30
-        wait(lambda: service.says("camera room: its recording is at its end"))
+        state = wait(lambda: (state := service.state()) and state["clips"].get("written") and state, service.process)
+        assert state["cameras"]["room"]["received"] > 30
+        wait(lambda: service.says("camera room: end of its recording"))
         assert service.says("camera none: webcam 97: cannot be opened")
         with service.sender("room") as stranger:  # its name is taken
             stranger.send(np.zeros((8, 8, 3), np.uint8), time.time())
-        assert wait(service.told)["refused"]["not its source"] >= 1
+        assert wait(service.state)["refused"]["not its source"] >= 1
     finally:
         service.end()
-    first = events(service.log)[0]
+    first = read_events(service.log)[0].event
     [video] = [path for path in (tmp_path / "clips").glob("*.mp4") if path.stem.endswith(f"-1_room_{first.label}")]
     opened = cv2.VideoCapture(str(video))
     assert opened.get(cv2.CAP_PROP_FRAME_COUNT) >= 10
@@ -300,7 +301,8 @@ def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path
     save(models / "worse.safetensors", bundled.contract,
          {name: value * 0 if name.startswith("heads") else value for name, value in weights.items()})
     save(tmp_path / "elsewhere.safetensors", bundled.contract, weights)
-    service = Service(tmp_path, before=f'models = ["{models}"]', after=f'[gate]\nrecording = "{recording}"\n',
+    patient = '[[camera]]\nname = "desk"\nlost_after_s = 600\n'  # it sends nothing while a model is made ready
+    service = Service(tmp_path, before=f'models = ["{models}"]', after=f'[gate]\nrecording = "{recording}"\n{patient}',
                       pace_ms=1000, staleness_ms=60_000, max_frames_per_s=10_000)
     try:
         with service.subscriber() as sub, service.sender("desk") as sender:
@@ -311,38 +313,38 @@ def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path
             wait(lambda: service.says("in the folders that `models` named at the start"))
             service.reload(lambda text: text.replace(str(tmp_path / "elsewhere"), str(models / "worse"), 1))
             time_s = time.time()
-            wait(lambda: service.says("the new one's process has ended with"), service.process)
+            wait(lambda: service.says("the new one's process ended with"), service.process)
             assert service.says("a model that finds 0 of")
             service.reload(lambda text: text.replace("worse", "same", 1))
             play(sender, gestures, time_s)
             wait(lambda: service.says("model gesture is live"), service.process)
             sender.send(gestures[-1], time_s + len(gestures) / RATE)
             assert sender.unanswered == 0
-            said = announced(sub)
+            said = published(sub)
         assert [one for one in said if one["type"] == "gap"] == []  # nobody noticed
         assert len([one for one in said if one["type"] == "event" and not one["open"]]) >= 2
-        health = service.told()
+        health = service.state()
         assert health is not None
         assert health["engine_restarts"] == 0
         service.reload(lambda text: text + '[[camera]]\nname = "late"\nsource = "sim://gestures?seconds=2"\n')
-        wait(lambda: (told := service.told()) and told["cameras"].get("late", {}).get("received"), service.process)
+        wait(lambda: (state := service.state()) and state["cameras"].get("late", {}).get("received"), service.process)
     finally:
         assert service.end() < 10
     assert service.process.returncode == 0
 
 
 def test_notices_may_be_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from stream.notices import FORMAT, notices_on_stderr
+    from stream.notices import FORMAT, log_to_stderr
 
     monkeypatch.setenv(FORMAT, "json")
-    with notices_on_stderr():
+    with log_to_stderr():
         logging.getLogger("gatestream.service").warning("camera %s: %s", "a", 'it said "no"\nand left')
     said = json.loads(capsys.readouterr().err)
     assert {key: said[key] for key in ("level", "logger", "message")} == {
         "level": "warning", "logger": "gatestream.service", "message": 'camera a: it said "no"\nand left'}
 
 
-def test_a_wrong_configuration_is_told_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_configuration_is_reported_by_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from stream.commands.cli import main
 
     config = tmp_path / "cameras.toml"
@@ -372,9 +374,9 @@ def test_a_wrong_configuration_is_told_with_its_line(tmp_path: Path, capfd: pyte
 ])
 def test_mistakes_in_a_configuration(text: str, line: int, says: str) -> None:
     from engines.errors import UsageError
-    from stream.service.config import parse
+    from stream.service.config import parse_config
 
     with pytest.raises(UsageError) as caught:
-        parse(text, "x.toml")
+        parse_config(text, "x.toml")
     assert f"x.toml:{line}: " in str(caught.value)
     assert says in str(caught.value)

@@ -13,20 +13,19 @@ import torch
 import torch.nn.functional as F
 
 from engines.errors import UsageError
-from engines.networks.mobilenetv2 import InvertedResidual
+from engines.networks.mobilenetv2 import InvertedResidual, fold_norms
 from engines.networks.shift import Shift
 from engines.networks.stsm import PRESETS, SpatioTemporalShift, checked
 from engines.networks.temporal import State
 from engines.networks.tsm import TemporalShift
-from engines.training.pretrained import folded
 
 C = 32
 MIXED = [[1 / 8, [1, -1, 0]], [0.29, [-1, 1, 1]], [1 / 4, [0, 0, -1]]]
 GROUPS: list[Any] = [*PRESETS, MIXED]
 CAUSAL: list[Callable[[], Shift]] = [
-    *(lambda ahead=ahead: TemporalShift(C, True, ahead=ahead) for ahead in (None, 0, 1, 2)),
-    *(lambda groups=groups, ahead=ahead: SpatioTemporalShift(C, True, groups, ahead)
-      for groups in GROUPS for ahead in (None, 0, 2))]
+    *(lambda past_shift=past_shift: TemporalShift(C, True, past_shift=past_shift) for past_shift in (None, 0, 1, 2)),
+    *(lambda groups=groups, past_shift=past_shift: SpatioTemporalShift(C, True, groups, past_shift)
+      for groups in GROUPS for past_shift in (None, 0, 2))]
 
 
 @pytest.fixture(autouse=True)
@@ -68,16 +67,16 @@ def test_online_tsm_in_a_residual_block_gives_the_official_numbers(shared: Path,
     shapes |= {f"{theirs}.{leaf}": (f"{ours}.{leaf}", (channels,)) for theirs, (ours, channels) in norms.items()
                for leaf in ("weight", "bias", "running_mean", "running_var")}
     block = InvertedResidual(16, 16, stride=1, expansion=6).double().eval()
-    block.load_state_dict(folded({ours: torch.from_numpy(fill(f"mod.tsm_online.{theirs}", shape)).double()
+    block.load_state_dict(fold_norms({ours: torch.from_numpy(fill(f"mod.tsm_online.{theirs}", shape)).double()
                                   for theirs, (ours, shape) in shapes.items()}))
     module = TemporalShift(16, True)
     state: State = (torch.zeros(1, 1, 2, 5, 5, dtype=torch.float64),)
     seen = []
 
-    def hook(place: str, x: torch.Tensor) -> torch.Tensor:
+    def hook(site: str, x: torch.Tensor) -> torch.Tensor:
         nonlocal state
-        seen.append(place)
-        if place != "block_input":
+        seen.append(site)
+        if site != "block_input":
             return x
         shifted, state = module(x[None], state)
         return shifted[0]
@@ -107,7 +106,7 @@ def test_stsm_is_a_depthwise_convolution_with_one_hot_kernels(groups: Any) -> No
 def test_preset_t_is_tsm(channels: int) -> None:
     x = clip(channels=channels)
     assert torch.equal(SpatioTemporalShift(channels, False, "T")(x, ())[0], TemporalShift(channels, False)(x, ())[0])
-    ours, tsm = SpatioTemporalShift(channels, True, "T"), TemporalShift(channels, True, ahead=1)
+    ours, tsm = SpatioTemporalShift(channels, True, "T"), TemporalShift(channels, True, past_shift=1)
     assert torch.equal(ours(x, fresh(ours, 2))[0], tsm(x, fresh(tsm, 2))[0])
 
 
@@ -152,14 +151,14 @@ def test_later_frames_change_nothing_and_a_zeroed_row_is_fresh(make: Callable[[]
 
 
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
-@pytest.mark.parametrize("ahead", [None, 0, 2])
-def test_causal_groups_that_looked_ahead_take_from_the_past(groups: Any, ahead: int | None) -> None:
-    module, x = SpatioTemporalShift(C, True, groups, ahead), clip()
+@pytest.mark.parametrize("past_shift", [None, 0, 2])
+def test_causal_groups_that_looked_ahead_take_from_the_past(groups: Any, past_shift: int | None) -> None:
+    module, x = SpatioTemporalShift(C, True, groups, past_shift), clip()
     out, _ = module(x, fresh(module, 2))
     start = 0
     for share, (dt, dh, dw) in checked(groups):
         end = start + int(C * share)
-        back = dt if dt >= 0 else {None: 1}.get(ahead, ahead)
+        back = dt if dt >= 0 else {None: 1}.get(past_shift, past_shift)
         wanted = F.pad(x, [1, 1, 1, 1, 0, 0, 2, 0])[:, 2 - back:8 - back, start:end, 1 - dh:6 - dh, 1 - dw:5 - dw]
         assert torch.equal(out[:, :, start:end], wanted)
         start = end

@@ -13,16 +13,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fakes import FakeCapture
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import GatestreamError, SourceError, UsageError
 from stream.frame import Frame, Image
 from stream.sources import Source, open_source
-from stream.sources.address import masked
-from stream.sources.capture import FakeCapture
+from stream.sources.address import mask_secrets
 from stream.sources.images import ImageFiles, natural_key
-from stream.sources.pace import Paced
+from stream.sources.paced import PacedSource
 from stream.sources.video import FALLBACK_FPS, StreamTime, VideoFile
 
 MAKERS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
@@ -374,7 +374,7 @@ class Hands:
 def test_a_file_played_at_its_own_pace_skips_what_is_late(tmp_path: Path, work_s: float, wanted: list[int]) -> None:
     write_images(tmp_path, [f"{index}.png" for index in range(10)])
     hands = Hands()
-    source = Paced(ImageFiles(list(tmp_path.iterdir()), "walk", fps=10), hands.now, hands.sleep)
+    source = PacedSource(ImageFiles(list(tmp_path.iterdir()), "walk", fps=10), hands.now, hands.sleep)
     frames = []
     for frame in source.frames():
         assert isinstance(frame, Frame)
@@ -388,7 +388,7 @@ def test_a_file_played_at_its_own_pace_skips_what_is_late(tmp_path: Path, work_s
 
 def test_newest_on_a_file_is_paced_and_every_is_not(tmp_path: Path) -> None:
     write_images(tmp_path, NAMES)
-    assert isinstance(open_source(str(tmp_path), policy="newest"), Paced)
+    assert isinstance(open_source(str(tmp_path), policy="newest"), PacedSource)
     assert isinstance(open_source(str(tmp_path), policy="every"), ImageFiles)
 
 
@@ -442,14 +442,14 @@ def test_a_live_camera_sets_its_own_rate(spec: str) -> None:
     "rtsp://host:554/live?user=bob&password=geheim", "rtsp://geheim@host:554/live",
 ])
 def test_addresses_are_shown_without_secrets(url: str) -> None:
-    shown = masked(url)
+    shown = mask_secrets(url)
     assert shown.endswith("://host:554/live")
     assert shown.startswith(url.partition(":")[0])
 
 
 @pytest.mark.parametrize("path", ["/user=bob&password=geheim&channel=1.sdp", "/ch1;token=geheim"])
 def test_secrets_in_paths_are_masked(path: str) -> None:
-    shown = masked("rtsp://host" + path)
+    shown = mask_secrets("rtsp://host" + path)
     assert "geheim" not in shown
     assert "***" in shown
 

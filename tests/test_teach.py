@@ -18,44 +18,46 @@ from fakes import contract
 
 import engines
 from engines.datasets import Media, Segment
-from engines.datasets.footage import decode
+from engines.datasets.base import Dataset
+from engines.datasets.egogestar import MIRRORED, REVERSED
+from engines.datasets.selection import without_labels
 from engines.errors import DatasetError, GatestreamError, SourceError, UsageError
 from engines.model.contract import EventRule
 from engines.model.file import Model, load, save
 from engines.model.preprocess import normalise
 from engines.networks.network import build
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 from engines.synthetic import LABELS, Simulation
 from engines.training import exemplars
-from engines.training.few_shot import NOTHING_MOST, HeldOut, Quiet, Taught, _balanced, teach
+from engines.training.exemplars import MAX_OF_BACKGROUND, MAX_PER_LABEL
+from engines.training.few_shot import MAX_BACKGROUND_FACTOR, BackgroundScores, FewShotResult, HeldOut, _balance, teach
 from engines.training.loss import Truth
-from engines.training.softmax_regression import Examples, Head, fit
+from engines.training.softmax_regression import Examples, LinearHead, fit
+from engines.training.sources import TrainingSources
 from engines.training.stream_loader import Batch
-from engines.training.streams import Material, Stream
-from engines.training.support_clips import Lesson, action_span, examples_of
-from engines.training.train import Recipe
+from engines.training.support_clips import SupportClip, action_span, make_examples
+from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
-from stream.commands.train import train
-from stream.evaluation import evaluate_clips
+from stream.evaluation.clips import evaluate_clips
 from stream.recognizer import Recognizer
-from stream.teaching.recordings import find
+from stream.teaching.support_videos import find_videos
 from stream.teaching.teach import event_rule, teach_folder
 
 D = 6
 PLACES = {"wave": 0, "knock": 1, "point": 2, "left": 3, "right": 4, "background": 5}  # where a label's features lie
 
 
-def lesson(recording: str, label: str, place: str, seed: int, scatter: float = 0.3) -> Lesson:
+def lesson(recording: str, label: str, place: str, seed: int, scatter: float = 0.3) -> SupportClip:
     """Ten ticks of background, ten of features around `place`, ten of background."""
     rng = np.random.default_rng(seed)
     centre_TD = np.repeat(np.eye(D)[[PLACES["background"], PLACES[place], PLACES["background"]]], 10, axis=0)
     features_TD = (centre_TD + scatter * rng.standard_normal((30, D))).astype(np.float32)
     windows_TD = np.array([features_TD[max(0, t - 9):t + 1].mean(axis=0) for t in range(30)])
-    whole = Lesson(recording, label, features_TD[:20], windows_TD[:20], 10, 20)
+    whole = SupportClip(recording, label, features_TD[:20], windows_TD[:20], 10, 20)
     return replace(whole, started=0, ended=0) if label == "background" else whole
 
 
-def lessons(*labels: str, each: int = 4) -> list[Lesson]:
+def lessons(*labels: str, each: int = 4) -> list[SupportClip]:
     return [lesson(f"{label}/{i}", label, label, seed=100 * k + i) for k, label in enumerate(labels)
             for i in range(each)]
 
@@ -68,14 +70,14 @@ def base(labels: Sequence[str] = ("left", "right", "background")) -> Model:
                  {"heads.gesture.weight": weight_KD, "heads.gesture.bias": np.zeros(len(labels), np.float32)}, "0")
 
 
-def answers(taught: Taught, places: Iterable[str]) -> list[str]:
+def answers(taught: FewShotResult, places: Iterable[str]) -> list[str]:
     """What a taught head calls features that lie right at these places."""
     weight_KD, bias_K = (taught.tensors[f"heads.gesture.{part}"] for part in ("weight", "bias"))
     labels = taught.contract.heads["gesture"]
     return [labels[int((weight_KD @ np.eye(D)[PLACES[place]] + bias_K).argmax())] for place in places]
 
 
-def model_of(taught: Taught) -> Model:
+def model_of(taught: FewShotResult) -> Model:
     return Model(taught.contract, taught.tensors, "1")
 
 
@@ -87,7 +89,7 @@ class TestHead:
         for part in ("weight", "bias"):
             name = f"heads.gesture.{part}"
             np.testing.assert_array_equal(taught.tensors[name][:3], base().tensors[name])
-        assert taught.report.made_up == ("left", "right")
+        assert taught.report.pseudo_labels == ("left", "right")
         assert taught.report.accuracy == 1
 
     def test_what_was_taught_is_remembered_in_the_next_lesson(self, tmp_path: Path) -> None:
@@ -95,9 +97,9 @@ class TestHead:
         save(tmp_path / "first.safetensors", first.contract, first.tensors)
         second = teach(load(tmp_path / "first.safetensors"), lessons("point"), "gesture")
         assert answers(second, PLACES) == list(PLACES)
-        assert second.report.made_up == ("left", "right")
+        assert second.report.pseudo_labels == ("left", "right")
         third = teach(model_of(second), lessons("left", "right"), "gesture")
-        assert third.report.made_up == ()
+        assert third.report.pseudo_labels == ()
         assert third.contract.heads == second.contract.heads
         assert len(third.contract.provenance["taught"]) == 3
 
@@ -126,8 +128,8 @@ class TestHead:
 
     def test_held_rows_stay_and_a_strong_pull_holds_the_others(self) -> None:
         labels = ("left", "right", "background")
-        examples = examples_of(lessons("left", "right"), labels, "background", 0, (1.0, 1.0))
-        start = Head(np.ones((3, D)), np.arange(3.0))
+        examples = make_examples(lessons("left", "right"), labels, "background", 0, (1.0, 1.0))
+        start = LinearHead(np.ones((3, D)), np.arange(3.0))
         held = np.array([True, False, False])
         learnt, bound = fit(examples, start, held, 0.01), fit(examples, start, held, 1e9)
         np.testing.assert_array_equal(learnt.weight_KD[0], start.weight_KD[0])
@@ -135,9 +137,9 @@ class TestHead:
         np.testing.assert_allclose(bound.weight_KD, start.weight_KD, atol=1e-6)
 
     def test_the_size_of_features_does_not_matter(self) -> None:
-        examples = examples_of(lessons("left", "right"), ("left", "right", "background"), "background", 0, (1.0, 1.0))
+        examples = make_examples(lessons("left", "right"), ("left", "right", "background"), "background", 0, (1.0, 1.0))
         larger = Examples(1000 * examples.features_ND, *list(vars(examples).values())[1:])
-        nothing, free = Head(np.zeros((3, D)), np.zeros(3)), np.zeros(3, bool)
+        nothing, free = LinearHead(np.zeros((3, D)), np.zeros(3)), np.zeros(3, bool)
         small, large = (fit(one, nothing, free, 0.01).logits(one.features_ND) for one in (examples, larger))
         np.testing.assert_allclose(small, large, atol=0.05)
 
@@ -186,7 +188,7 @@ def test_the_event_rule_lets_short_actions_through_and_is_kept_when_it_is_best()
     trained = contract(heads={"gesture": ("wave", "background")}, background="background", events=strict)
     rule = event_rule(trained, "gesture", held_out)
     assert rule == strict.model_copy(update={"min_duration_s": 0.2})
-    unsure = [HeldOut(held_out[0].lesson, now_TK * 0.04, now_TK * 0.04)]
+    unsure = [HeldOut(held_out[0].clip, now_TK * 0.04, now_TK * 0.04)]
     assert event_rule(trained, "gesture", unsure).open_above < strict.open_above
     assert event_rule(trained, "gesture", []) == strict
     busy_TK = np.tile([0.7, 0.0], (20, 1))  # idle footage that looks a little like a wave, 0.67
@@ -209,7 +211,7 @@ def test_remembered_background_opens_no_more_events_than_before(before: list[flo
     held_out = [HeldOut(replace(lesson("wave/0", "wave", "wave", 0), started=10, ended=14), now_TK, now_TK)]
     own = EventRule(open_above=0.8, min_duration_s=0.2)
     trained = contract(heads={"gesture": ("wave", "background")}, background="background", events=own)
-    rule = event_rule(trained, "gesture", held_out, Quiet(np.float32(before), np.float32(after)))
+    rule = event_rule(trained, "gesture", held_out, BackgroundScores(np.float32(before), np.float32(after)))
     assert rule.open_above >= least
     assert (rule == own) == (least == 0.0)
 
@@ -277,7 +279,7 @@ def test_a_training_leaves_examples_of_late_moments_and_of_windows() -> None:
     truth = Truth(label, progress, weight, label, torch.full((1, 12, 2), torch.nan))
     chunks = [Batch(pixels[:, at:at + 6], torch.tensor([at == 0]), Truth(*(c[:, at:at + 6] for c in truth)), ("",))
               for at in (0, 6)]
-    tensors = exemplars.of_streams(told, network, chunks, [(0,), (1,)])
+    tensors = exemplars.exemplars_from_streams(told, network, chunks, [(0,), (1,)])
     with torch.no_grad():
         frames = torch.from_numpy(normalise(pixels[0].numpy(), told))
         rows = network(frames[None], network.fresh_state(1))[0][0].numpy()
@@ -293,15 +295,15 @@ def test_a_training_leaves_examples_of_late_moments_and_of_windows() -> None:
 
 
 def test_more_of_background_is_remembered_and_counts_more() -> None:
-    label_N = np.repeat([0, 1, 2], [exemplars.KEPT, 3 * exemplars.KEPT, 2 * exemplars.KEPT_NOTHING])
+    label_N = np.repeat([0, 1, 2], [MAX_PER_LABEL, 3 * MAX_PER_LABEL, 2 * MAX_OF_BACKGROUND])
     ones_N, none_N = np.ones(len(label_N)), np.zeros(len(label_N), bool)
     examples = Examples(label_N[:, None].astype(float), np.eye(3)[label_N], ones_N, ones_N, -ones_N.astype(int), none_N)
-    facts = exemplars.kept(examples, "gesture", nothing=2)["examples.gesture.facts"]
-    assert np.bincount(facts[:, 0].astype(int)).tolist() == [exemplars.KEPT, exemplars.KEPT, exemplars.KEPT_NOTHING]
+    facts = exemplars.select_exemplars(examples, "gesture", nothing=2)["examples.gesture.facts"]
+    assert np.bincount(facts[:, 0].astype(int)).tolist() == [MAX_PER_LABEL, MAX_PER_LABEL, MAX_OF_BACKGROUND]
     assert np.bincount(label_N).tolist() == pytest.approx(np.bincount(facts[:, 0].astype(int), facts[:, 1]))
-    for share, wanted in ((1.0, NOTHING_MOST), (0.1, 0.1 * exemplars.KEPT_NOTHING / exemplars.KEPT), (0.001, 1.0)):
-        fewer = examples.only((label_N < 2) | (np.arange(len(label_N)) % round(1 / share) == 0))
-        weight_K = np.bincount(fewer.target_NK.argmax(axis=1), _balanced(fewer, 2).weight_N)
+    for share, wanted in ((1.0, MAX_BACKGROUND_FACTOR), (0.1, 0.1 * MAX_OF_BACKGROUND / MAX_PER_LABEL), (0.001, 1.0)):
+        fewer = examples.select((label_N < 2) | (np.arange(len(label_N)) % round(1 / share) == 0))
+        weight_K = np.bincount(fewer.target_NK.argmax(axis=1), _balance(fewer, 2).weight_N)
         assert weight_K == pytest.approx([2, 2, 2 * wanted], rel=0.01)
 
 
@@ -321,7 +323,7 @@ class TestFile:
         model = engines.load(taught)
         frames = probe_clip(model.contract)
         eager, other = (run_clip(engines.compile(model, engine=name), frames) for name in ("eager", "openvino"))
-        assert difference(model.contract, eager, other) <= TOLERANCE
+        assert compare(model.contract, eager, other) <= TOLERANCE
 
     def test_the_command_writes_model_and_report(self, classroom: Path, tmp_path: Path,
                                                  capfd: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +358,7 @@ def test_folders_that_teach_nothing(make: dict[str, bytes], error: type[Gatestre
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error) as caught:
-        find(tmp_path, "background")
+        find_videos(tmp_path, "background")
     assert says in str(caught.value)
 
 
@@ -369,7 +371,7 @@ def test_recordings_are_files_and_folders_of_images(tmp_path: Path) -> None:
     (tmp_path / "more" / "desk.mp4").write_text("desk")
     shutil.move(tmp_path / "more", tmp_path / ".more")
     found = [(one.path.relative_to(tmp_path).as_posix(), one.label)
-             for one in find(tmp_path, "nothing", [tmp_path / ".more"])]
+             for one in find_videos(tmp_path, "nothing", [tmp_path / ".more"])]
     assert found == [("Idle/long.MKV", "nothing"), ("knock", "knock"), ("wave/a", "wave"), ("wave/b.mp4", "wave"),
                      (".more/desk.mp4", "nothing")]
 
@@ -408,12 +410,17 @@ def test_an_output_that_cannot_be_written_is_told_at_once(classroom: Path, tmp_p
 
 
 def test_training_can_leave_labels_out(classroom: Path) -> None:
-    recipe = Recipe(Path(), Path("out"), "", without_labels=("star", "tick"))
-    assert recipe.labels == (*(label for label in LABELS if label not in ("star", "tick")), "background")
-    swipe = decode(classroom / "old" / "left" / "0.avi", "left", (72, 96))
-    stream = Stream(Material([swipe], [], {}), ("left", "tick", "background"), (72, 96), 7.5,
-                    np.random.default_rng(0), rendered_share=0.3)
-    shown = {frame.label for frame in islice(stream.frames(), 400)}  # mirrored and reversed, it would be "right"
-    assert shown == {0, 1, 2}
+    swipe = Segment("swipe", Media(classroom / "old" / "left" / "0.avi"), labels={"gesture": "left"})
+    star = replace(swipe, id="star", labels={"gesture": "star"})
+    gestures = Dataset("gestures", {"gesture": (*LABELS, "background")}, {"train": [swipe, star]},
+                       mirrored={"gesture": MIRRORED}, reversed={"gesture": REVERSED}, background="background")
+    labels = tuple(label for label in (*LABELS, "background") if label not in ("star", "tick"))
+    assert without_labels(gestures, ("star", "tick")).heads == {"gesture": labels}
+    data = without_labels(gestures, [label for label in LABELS if label not in ("left", "tick")])
+    assert data.splits == {"train": [swipe]}
+    sources = TrainingSources(data, frame_rate=7.5)
+    stream = TrainingStream(sources, (72, 96), 7.5, np.random.default_rng(0), SectionShares(rendered=0.3))
+    shown = {sources.truths[frame.label] for frame in islice(stream.frames(), 400)}
+    assert shown == {(0,), (1,), (2,)}  # mirrored and reversed, the swipe would be "right"
     with pytest.raises(UsageError, match="wave"):
-        train(classroom, Path("out.safetensors"), without_label=["wave"])
+        without_labels(data, ["wave"])

@@ -35,7 +35,7 @@ from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model
 from engines.runtime import cache, registry
 from engines.runtime.lowering import PixelStep
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 
 CONVERTED = json.loads((Path(__file__).parent / "data" / "torch_tensorrt_converters.json").read_text())
 SIZES_HW = {"mobilenetv2": (40, 56), "resnet18": (40, 56), "resnet50": (40, 56), "bninception": (64, 64),
@@ -90,30 +90,30 @@ def step_and_inputs(model: Model, batch: int = 2) -> tuple[PixelStep, tuple[Tens
 
 
 class Apart(nn.Module):
-    """The temporal modules of a step without the backbone between them: place -> (frame, state) in."""
+    """The temporal modules of a step without the backbone between them: site -> (frame, state) in."""
 
     def __init__(self, step: PixelStep) -> None:
         super().__init__()
         self.temporal = step.network.temporal
 
     def forward(self, seen: dict[str, tuple[Tensor, list[Tensor]]]) -> dict[str, Any]:
-        return {place: self.temporal[place](*inputs) for place, inputs in seen.items()}
+        return {site: self.temporal[site](*inputs) for site, inputs in seen.items()}
 
 
 @pytest.mark.parametrize("backbone", SIZES_HW)
 def test_every_operator_of_a_backbone_has_a_converter(tmp_path: Path, backbone: str) -> None:
-    model = make_model(tmp_path, f"tsn-{backbone}", size_hw=SIZES_HW[backbone], memory=8)
+    model = make_model(tmp_path, f"tsn-{backbone}", size_hw=SIZES_HW[backbone], readout_width=8)
     assert foreign(*step_and_inputs(model)) == set()
 
 
 @pytest.mark.parametrize("backbone", SIZES_HW)
 @pytest.mark.parametrize("temporal", ["tsm", "gsm", "gsf", "stsm"])
 def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal: str, backbone: str) -> None:
-    """At each place of the backbone: how a module is written out goes by the size of its maps."""
+    """At each site of the backbone: how a module is written out goes by the size of its maps."""
     step, inputs = step_and_inputs(make_model(tmp_path, f"{temporal}-{backbone}", size_hw=SIZES_HW[backbone]))
     seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    hooks = [module.register_forward_pre_hook(lambda _, given, place=place: seen.update({place: given}))
-             for place, module in step.network.temporal.items()]
+    hooks = [module.register_forward_pre_hook(lambda _, given, site=site: seen.update({site: given}))
+             for site, module in step.network.temporal.items()]
     with torch.no_grad():
         step(*inputs)
     for hook in hooks:
@@ -122,7 +122,7 @@ def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal:
     assert foreign(Apart(step), (seen,)) == set()
 
 
-@pytest.mark.parametrize("options", [{"percent": 100}, {"ahead": 0}, {"ahead": 1}])
+@pytest.mark.parametrize("options", [{"gate_ratio": 100}, {"past_shift": 0}, {"past_shift": 1}])
 def test_every_form_of_the_gate_shift_step_has_converters(tmp_path: Path, options: dict[str, Any]) -> None:
     model = make_model(tmp_path, "gsf-mobilenetv2", **options)
     assert foreign(*step_and_inputs(model)) == set()
@@ -154,7 +154,7 @@ def test_a_foreign_operator_is_found(module: nn.Module, inputs: tuple[Tensor, ..
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make_model(tmp_path_factory.mktemp("model"), "gsf-mobilenetv2", places=["features_16"], memory=8)
+    return make_model(tmp_path_factory.mktemp("model"), "gsf-mobilenetv2", sites=["features_16"], readout_width=8)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_it_is_built_once_for_its_batch_and_loaded_ever_after(library: FakeTorch
     for _ in range(2):
         engine = engines.compile(model, "tensorrt", slots=3)
         assert (engine.name, engine.precision) == ("tensorrt", "f16")
-        assert difference(model.contract, wanted, run_clip(engine, frames, slot=1)) <= TOLERANCE
+        assert compare(model.contract, wanted, run_clip(engine, frames, slot=1)) <= TOLERANCE
     (settings,) = library.builds
     assert settings["require_full_compilation"]
     assert settings["use_explicit_typing"]
@@ -216,7 +216,7 @@ def test_a_damaged_entry_is_built_again_and_never_loaded(library: FakeTorchTenso
 def test_what_others_can_write_is_not_loaded(library: FakeTorchTensorRT, model: Model, folder: str) -> None:
     engines.compile(model, "tensorrt", precision="f32")
     (entry,) = cache.entries()
-    (cache.place() if folder == "cache" else entry.folder).chmod(0o777)
+    (cache.cache_dir() if folder == "cache" else entry.folder).chmod(0o777)
     loads = library.loads
     with pytest.raises(EngineError, match=r"other users.*chmod go-w"):
         engines.compile(model, "tensorrt", precision="f32")
@@ -226,9 +226,9 @@ def test_what_others_can_write_is_not_loaded(library: FakeTorchTensorRT, model: 
 def test_the_fastest_precision_that_agrees_is_taken(library: FakeTorchTensorRT, model: Model,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([0.5, 0.001])
-    monkeypatch.setattr(compiled_engine, "difference", lambda *_: next(answers))
+    monkeypatch.setattr(compiled_engine, "compare", lambda *_: next(answers))
     assert engines.compile(model, "tensorrt").precision == "f32"
-    monkeypatch.setattr(compiled_engine, "difference", lambda *_: 0.5)
+    monkeypatch.setattr(compiled_engine, "compare", lambda *_: 0.5)
     with pytest.raises(EngineError, match="tensorrt scores that are off by"):
         engines.compile(model, "tensorrt", slots=2)
 

@@ -9,7 +9,7 @@ import pytest
 from records import GAP, PREDICTION, SUMMARY, event, frame
 from rich.console import Console
 
-from stream.frame import HeadScores, Prediction, Summary
+from stream.frame import Gap, HeadScores, Prediction, Summary
 from stream.sinks.base import OutputClosed
 from stream.sinks.terminal import REDRAW_S, TerminalView
 
@@ -44,7 +44,7 @@ def test_the_live_view_shows_rate_events_and_what_is_open() -> None:
     view.write(frame(6.0), [GAP])
     view.close()
     shown = Console(file=io.StringIO(), width=100, record=True)
-    shown.print(view.picture())
+    shown.print(view.render())
     text = shown.export_text()
     for words in ("sim://gestures", "gesture, openvino f32", " left  2.0 s", " 88%", "events 1", "0:03.0 - 0:04.5",
                   "0.93", "7.9 ms", "gap of 3.2 s"):
@@ -59,7 +59,7 @@ def test_the_shown_rate_is_frames_by_the_clock() -> None:
         now[0] += 1 / 25
     view.close()
     shown = Console(file=io.StringIO(), width=80, record=True)
-    shown.print(view.picture())
+    shown.print(view.render())
     assert "25 frames/s" in shown.export_text()
 
 
@@ -72,7 +72,7 @@ def test_the_live_view_fits_the_terminal(width: int, height: int, heads: int) ->
                                                                         HeadScores(ranked, ranked)), (), {}, 0, 0)])
     view.write(frame(1.0), [event("x" * 200, open=True), GAP, *(event("y" * 200, n, n + 1) for n in range(30))])
     view.close()
-    lines = view.console.render_lines(view.picture(), view.console.options.update(height=None))
+    lines = view.console.render_lines(view.render(), view.console.options.update(height=None))
     assert len(lines) < height
     assert {sum(part.cell_length for part in line) for line in lines} == {width}
 
@@ -82,8 +82,33 @@ def test_without_a_terminal_there_is_one_plain_line_for_each_closed_event() -> N
     with TerminalView("clip.mp4", "gesture", console=Console(file=out)) as view:
         view.write(frame(0.0), [PREDICTION, event(open=True)])
         view.write(frame(0.1), [event(), GAP])
-    assert out.getvalue() == ("1.20 - 2.10 s  left  0.93  (gesture, camera 0)\n"
-                              "7.50 s  gap of 3.20 s: reset  (camera 0)\n")
+    assert out.getvalue() == ("0:01.2 - 0:02.1  left  0.93  (gesture, camera 0)\n"
+                              "0:07.5  gap of 3.2 s: reset  (camera 0)\n")
+
+
+@pytest.mark.usefixtures("in_utc")
+@pytest.mark.parametrize("terminal", [True, False])
+def test_times_of_live_sources_are_the_wall_clocks(terminal: bool) -> None:
+    out, start = io.StringIO(), 1_795_962_306.71  # 2026-11-29 14:25:06 UTC
+    console = Console(file=out, width=100, height=24, force_terminal=terminal, color_system=None, legacy_windows=False)
+    with TerminalView("0", "gesture", console=console, live=True) as view:
+        view.write(frame(start - 90), [])
+        view.write(frame(start + 2), [event(start=start, end=start + 1.3), Gap("0", start + 2, 3.2, "reset")])
+        view.write(None, [event(start=start, end=start + 2, open=False)])
+    text = out.getvalue()
+    assert "17959" not in text
+    assert "14:25:06   1.3 s" in text
+    if not terminal:
+        assert text.splitlines()[:2] == ["14:25:06   1.3 s  left  0.93  (gesture, camera 0)",
+                                         "14:25:08  gap of 3.2 s: reset  (camera 0)"]
+
+
+def test_times_of_a_replay_count_from_its_first_frame() -> None:
+    out = io.StringIO()
+    with TerminalView("desk.frames", "gesture", console=Console(file=out)) as view:
+        view.write(frame(1_795_962_300.0), [])
+        view.write(frame(1_795_962_366.0), [event(start=1_795_962_361.25, end=1_795_962_362.5)])
+    assert out.getvalue().startswith("1:01.2 - 1:02.5  left")
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,26 +12,28 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fakes import contract
 from safetensors.torch import save_file
 
 import engines
 from engines.datasets import egogestar
-from engines.datasets.footage import decode
+from engines.datasets.base import Media, Segment
+from engines.datasets.frame_cache import read_frames
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise
-from engines.networks.mobilenetv2 import STAGES
+from engines.networks.mobilenetv2 import STAGES, fold_norms
 from engines.networks.network import Network, build
+from engines.networks.readout import SQUASHED
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
 from engines.training.calibrate import temperature
-from engines.training.initialisation import SQUASHED, add_memory
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
-from engines.training.pretrained import folded, start_from
-from engines.training.sampling import middles
+from engines.training.pretrained import load_pretrained
+from engines.training.sampling import middle_frames
+from engines.training.sources import TrainingSources
 from engines.training.stream_task import StreamTask, subsample_depthwise
-from engines.training.train import IDLE_FIRST, QUIET_WEIGHT, TRIMMED_FRAMES, Recipe, _gestures, completed, gather, train
+from engines.training.task import Progress
+from engines.training.train import Recipe, open_streams, resolve_defaults, select, train
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +67,13 @@ def _video(path: Path, seed: int, frames: int = 16) -> None:
     writer.release()
 
 
+def learn(how: Recipe, dataset: Path, progress: Progress = lambda _, __: None) -> Network:
+    return train(how, egogestar.read(dataset), lambda _: None, progress)
+
+
 def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
-    arguments = {"dataset": dataset, "out": out, "init": str(dataset / "weights.safetensors"),
-                 "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "memory": 8, "workers": 0,
+    arguments = {"out": out, "init": str(dataset / "weights.safetensors"),
+                 "idle": (dataset / "idle",), "iterations": 4, "rows": 2, "chunk": 6, "readout_width": 8, "workers": 0,
                  "checkpoint_every": 2, "trimmed_first": 0} | changes
     return Recipe(**arguments)  # type: ignore[arg-type]
 
@@ -74,7 +81,7 @@ def recipe(dataset: Path, out: Path, **changes: object) -> Recipe:
 def test_a_run_ends_in_a_model_file_that_live_use_can_load(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
     seen: list[int] = []
-    network = train(recipe(dataset, out, without_fold=2), lambda _: None, lambda i, _: seen.append(i))
+    network = learn(recipe(dataset, out, without_fold=2), dataset, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3, 4]
     assert {path.name for path in out.with_suffix(".run").iterdir()} == {"config.json", "metrics.csv", "curves.png"}
     model = engines.load(out)
@@ -91,7 +98,7 @@ def test_a_run_ends_in_a_model_file_that_live_use_can_load(dataset: Path, tmp_pa
 def test_the_same_seed_gives_the_same_weights(dataset: Path, tmp_path: Path) -> None:
     outs = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     for out in outs:
-        train(recipe(dataset, out), lambda _: None)
+        learn(recipe(dataset, out), dataset)
     assert engines.load(outs[0]).digest == engines.load(outs[1]).digest
 
 
@@ -107,10 +114,10 @@ def die(iteration: int, _: dict[str, float]) -> None:
 def test_a_killed_run_goes_on_from_its_checkpoint(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     with pytest.raises(KilledError):
-        train(recipe(dataset, out), lambda _: None, die)
+        learn(recipe(dataset, out), dataset, die)
     assert not out.exists()
     seen: list[int] = []
-    train(recipe(dataset, out), lambda _: None, lambda i, _: seen.append(i))
+    learn(recipe(dataset, out), dataset, lambda i, _: seen.append(i))
     assert seen == [3, 4]
     assert out.exists()
 
@@ -118,48 +125,48 @@ def test_a_killed_run_goes_on_from_its_checkpoint(dataset: Path, tmp_path: Path)
 def test_streams_may_come_after_whole_gestures(dataset: Path, tmp_path: Path) -> None:
     how = recipe(dataset, tmp_path / "model.safetensors", trimmed_first=1, iterations=2, checkpoint_every=1)
     seen: list[int] = []
-    train(how, lambda _: None, lambda i, _: seen.append(i))
+    learn(how, dataset, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]
     assert engines.load(how.out).contract.window_clips == 4
-    assert engines.load(how.out).contract.options["memory"] == 8
+    assert engines.load(how.out).contract.network.readout_width == 8
     first = engines.load(how.out.with_suffix(".run") / "trimmed.safetensors").contract.provenance["recipe"]
-    assert (first["trimmed"], first["iterations"], first["memory"]) == (TRIMMED_FRAMES, 1, 0)
-    assert first["trimmed_idle"] == IDLE_FIRST
+    assert (first["trimmed"], first["iterations"], first["readout_width"]) == (Recipe.trimmed_first_frames, 1, 0)
+    assert first["trimmed_idle"] == Recipe.trimmed_first_idle
 
     again = replace(how, out=tmp_path / "again.safetensors")
     with pytest.raises(KilledError):
-        train(again, lambda _: None, die)
+        learn(again, dataset, die)
     seen.clear()
-    train(again, lambda _: None, lambda i, _: seen.append(i))
+    learn(again, dataset, lambda i, _: seen.append(i))
     assert seen == [3]
     one, other = (engines.load(out).tensors for out in (how.out, again.out))
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
     seen.clear()
-    train(replace(again, seed=1), lambda _: None, lambda i, _: seen.append(i))
+    learn(replace(again, seed=1), dataset, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]  # what another recipe has learnt is not taken
     weights = tmp_path / "others.safetensors"
     weights.write_bytes(Path(how.init).read_bytes())
     seen.clear()
-    train(replace(again, seed=1, init=str(weights)), lambda _: None, lambda i, _: seen.append(i))
+    learn(replace(again, seed=1, init=str(weights)), dataset, lambda i, _: seen.append(i))
     assert seen == [1, 2, 3]  # nor what was learnt from other weights
 
 
 @pytest.mark.parametrize(("changes", "steps"), [
     ({}, 30), ({"iterations": 4}, 1), ({"trimmed_first": 7}, 7), ({"trimmed_first": 0}, 0), ({"trimmed": 4}, 0),
-    ({"causal": False, "memory": 0}, 0), ({"init": str(bundled()["gesture"])}, 0)])
+    ({"causal": False, "readout_width": 0}, 0), ({"init": str(bundled()["gesture"])}, 0)])
 def test_streams_come_after_a_third_as_many_steps_on_whole_gestures(dataset: Path, tmp_path: Path,
                                                                     changes: dict[str, object], steps: int) -> None:
     how = recipe(dataset, tmp_path / "model.safetensors", **{"trimmed_first": None, "iterations": 90, **changes})
-    assert completed(how).trimmed_first == steps
+    assert resolve_defaults(how).trimmed_first == steps
 
 
-@pytest.mark.parametrize(("changes", "after"), [({"trimmed": 4}, "whole gestures"),
-                                                ({"causal": False, "memory": 0}, "bidirectional clips")])
+@pytest.mark.parametrize(("changes", "after"), [({"trimmed": 4}, "whole actions"),
+                                                ({"causal": False, "readout_width": 0}, "bidirectional clips")])
 def test_whole_gestures_come_before_causal_streams_only(dataset: Path, tmp_path: Path, changes: dict[str, object],
                                                         after: str) -> None:
-    with pytest.raises(UsageError, match=f"whole gestures before {after}"):
-        train(recipe(dataset, tmp_path / "model.safetensors", trimmed_first=1, **changes), lambda _: None)
+    with pytest.raises(UsageError, match=f"whole actions before {after}"):
+        learn(recipe(dataset, tmp_path / "model.safetensors", trimmed_first=1, **changes), dataset)
 
 
 @pytest.mark.parametrize(("width", "begins_with_answers"), [(24, True), (8, False)])
@@ -171,7 +178,7 @@ def test_a_memory_that_is_added_begins_as_a_running_mean_of_the_answers(width: i
             head.weight.normal_(0, 0.3)  # type: ignore[operator, union-attr]
         features = torch.rand(4, 1, network.width).repeat(1, 60, 1)  # what stays the same for long is its own mean
         before = network.scores(features[:, 0])
-        add_memory(network, width)
+        network.add_readout(width)
         assert network.memory is not None
         after = network.scores(network.memory(features, (torch.zeros(4, width),))[0][:, -1])
     assert [leaf.name for leaf in network.state_spec()] == ["memory"]
@@ -184,18 +191,18 @@ def test_a_foreign_checkpoint_is_refused(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "model.run").mkdir()
     (tmp_path / "model.run" / "checkpoint.pt").write_bytes(b"nothing of ours")
     with pytest.raises(ModelError, match="remove it"):
-        train(recipe(dataset, tmp_path / "model.safetensors"), lambda _: None)
+        learn(recipe(dataset, tmp_path / "model.safetensors"), dataset)
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"manifest\.csv"):
-        egogestar.clips(tmp_path)
+        egogestar.read(tmp_path)
     (tmp_path / "manifest.csv").write_text("file,label,source,fold\nclips/gone.mp4,left,head,1\n")
     with pytest.raises(DatasetError, match=r"gone\.mp4"):
-        egogestar.clips(tmp_path)
+        egogestar.read(tmp_path)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(DatasetError, match=r"broken\.mp4"):
-        decode(tmp_path / "broken.mp4", "left", (48, 64))
+        read_frames(Segment("broken", Media(tmp_path / "broken.mp4")), 5.0, (48, 64))
 
 
 def test_strokes_stored_twice_in_a_row_are_drawn_once(tmp_path: Path) -> None:
@@ -203,31 +210,33 @@ def test_strokes_stored_twice_in_a_row_are_drawn_once(tmp_path: Path) -> None:
     points = np.concatenate([stroke, stroke, stroke])
     np.savez(tmp_path / "strokes.npz", points_xy=points, offsets=np.array([0, 20, 30]),
              label=np.array(["left", "left"]), split=np.array(["train", "train"]))
-    assert [len(one) for one in egogestar.human_strokes(tmp_path)["left"]] == [10, 10]
+    assert [len(one) for one in egogestar.read_strokes(tmp_path / "strokes.npz")["left"]] == [10, 10]
 
 
 def test_networks_are_compared_on_trimmed_gestures(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trimmed.safetensors"
-    how = recipe(dataset, out, trimmed=4, memory=0, causal=False, without_fold=2, validate_every=4, precision="f32")
-    network = train(how, lambda _: None)
+    how = recipe(dataset, out, trimmed=4, readout_width=0, causal=False, without_fold=2, validate_every=4,
+                 precision="f32")
+    network = learn(how, dataset)
     assert network.segments == 4
     with (out.with_suffix(".run") / "metrics.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     kept = engines.load(out).contract
     right, losses = [], []
-    for clip in egogestar.clips(dataset):
-        if clip.fold == 2 and clip.label in LABELS:
-            images = decode(clip.path, clip.label, how.input_size_hw).images
-            pixels = normalise(images[middles(len(images), 4)], kept)
+    for clip in egogestar.read(dataset).splits["train"]:
+        label = clip.labels["gesture"]
+        if clip.group == "2" and label in LABELS:
+            images, _ = read_frames(clip, 10.0, how.input_size_hw)
+            pixels = normalise(images[middle_frames(len(images), 4)], kept)
             with torch.no_grad():
                 logits = engines.clip_scores(network, torch.from_numpy(pixels)[None])["gesture"][0]
-            right.append(int(logits.argmax()) == LABELS.index(clip.label))
-            losses.append(-float(logits.log_softmax(0)[LABELS.index(clip.label)]))
+            right.append(int(logits.argmax()) == LABELS.index(label))
+            losses.append(-float(logits.log_softmax(0)[LABELS.index(label)]))
     assert float(row["validation accuracy"]) == pytest.approx(np.mean(right))
     assert float(row["validation loss"]) == pytest.approx(np.mean(losses), abs=1e-3)
     assert (kept.clip_frames, kept.window_clips, kept.provenance["recipe"]["trimmed"]) == (4, 1, 4)
     with pytest.raises(UsageError, match="a validation without anything left out"):
-        train(replace(how, out=tmp_path / "all.safetensors", without_fold=0), lambda _: None)
+        learn(replace(how, out=tmp_path / "all.safetensors", without_fold=0), dataset)
 
 
 def truth(label: list[int], progress: list[float], gesture: list[int]) -> Truth:
@@ -250,7 +259,7 @@ def test_a_label_that_is_not_known_costs_nothing_and_a_head_without_background_a
     half = truth([UNKNOWN, 0], [1.0, 1.0], [0, 1])
     for background in (None, 2):
         assert torch.isclose(frame_loss(wrong, half, background, 0.0).mean, torch.tensor(10.0), atol=0.01)
-    assert window_loss(wrong, half).over == 1
+    assert window_loss(wrong, half).divisor == 1
     assert frame_loss(wrong, truth([UNKNOWN] * 2, [1.0] * 2, [0] * 2), 2).mean == 0
     assert frame_loss(wrong[:, :1], truth([0], [0.1], [0]), None).mean == 0
 
@@ -313,7 +322,7 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
     path = tmp_path / "timm.safetensors"
     save_file(state, path)
     network = build("tsn-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=(48, 64)).eval()
-    start_from(network, path)
+    load_pretrained(network, path)
     image = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         stem = torch.nn.functional.conv2d(image, state["conv_stem.weight"], stride=2, padding=1)
@@ -321,7 +330,7 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
                                               state["bn1.weight"], state["bn1.bias"])
         ours = network.backbone.features[0][0](image)
     assert (stem - ours).abs().max() < 1e-4
-    assert set(folded(state)) >= set(network.backbone.state_dict())
+    assert set(fold_norms(state)) >= set(network.backbone.state_dict())
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
@@ -337,29 +346,40 @@ def test_temperature_is_found_again(true_temperature: float) -> None:
 
 def test_what_is_left_out_calibrates(dataset: Path, tmp_path: Path) -> None:
     told = recipe(dataset, tmp_path / "told.safetensors", iterations=1, temperature=1.7, window_temperature=0.6)
-    train(told, lambda _: None)
+    learn(told, dataset)
     contract = engines.load(told.out).contract
     assert (contract.temperature, contract.window_temperature) == ({"gesture": 1.7}, {"gesture": 0.6})
     fitted = recipe(dataset, tmp_path / "fitted.safetensors", iterations=1, without_fold=1, temperature=1.7,
                     idle_without=("work",), idle=(dataset / "idle",))
     (dataset / "idle" / "more.avi").write_bytes((dataset / "idle" / "work.avi").read_bytes())
-    train(fitted, lambda _: None)
+    learn(fitted, dataset)
     assert engines.load(fitted.out).contract.temperature["gesture"] != 1.7
+
+
+def test_all_idle_videos_may_be_left_out(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "idle").mkdir()
+    shutil.copy(dataset / "idle" / "work.avi", tmp_path / "idle" / "work.avi")
+    how = recipe(dataset, tmp_path / "model.safetensors", iterations=1, idle=(tmp_path / "idle",),
+                 idle_without=("work",))
+    reports: list[str] = []
+    train(how, egogestar.read(dataset), reports.append)
+    assert "calibrating on 1 recordings that were left out" in reports
+    assert engines.load(how.out).contract.temperature["gesture"] != 1.0
 
 
 def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
-    train(recipe(dataset, out, causal=False, memory=0, without_fold=2), lambda _: None)
+    learn(recipe(dataset, out, causal=False, readout_width=0, without_fold=2), dataset)
     contract = engines.load(out).contract
-    assert (contract.options["causal"], contract.options["segments"]) == (False, 6)
+    assert (contract.network.causal, contract.network.segments) == (False, 6)
     assert (contract.receptive_frames, contract.clip_frames, contract.window_clips) == (6, 6, 1)
     assert engines.load(out).network.segments == 6
 
 
 def test_modules_may_start_as_published_and_look_elsewhere(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
-    network = train(recipe(dataset, out, iterations=1, ahead=1, transparent=False), lambda _: None)
-    assert engines.load(out).contract.options["ahead"] == 1
+    network = learn(recipe(dataset, out, iterations=1, past_shift=1, transparent=False), dataset)
+    assert engines.load(out).contract.network.past_shift == 1
     gate = network.get_parameter("temporal.features_9.conv3D.weight")
     assert float(gate.detach().abs().mean()) > 0.005  # drawn at random, where a transparent one starts from nothing
 
@@ -368,7 +388,7 @@ def test_frozen_steps_are_computed_apart_to_the_same_end(dataset: Path, tmp_path
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(name: str, **changes: object) -> dict[str, torch.Tensor]:
         how = recipe(dataset, tmp_path / f"{name}.safetensors", iterations=2, precision="f32", **changes)
-        return train(how, lambda _: None).state_dict()
+        return learn(how, dataset).state_dict()
 
     apart, loose = trained("apart"), trained("loose", frozen_layers=0)
     monkeypatch.setattr(StreamTask, "_early", lambda self, frames: frames)
@@ -386,12 +406,12 @@ def frozen_first(network: Network) -> torch.Tensor:
 
 def test_rendered_only_takes_no_label_from_recordings(dataset: Path, tmp_path: Path) -> None:
     how = recipe(dataset, tmp_path / "trained.safetensors", rendered_only=True)
-    material = gather(how, lambda _: None)
-    assert (len(material.gestures), len(material.idle)) == (0, 0)
-    assert len(material.backgrounds) > len(gather(replace(how, idle=()), lambda _: None).backgrounds) > len(LABELS)
-    said = contract(heads={"gesture": how.labels}, background=how.labels[-1], input_size_hw=how.input_size_hw,
-                    cover_hw=how.input_size_hw)
-    for recipe_, quiet in ((how, QUIET_WEIGHT), (replace(how, rendered_only=False), 1.0)):
-        frames = islice(_gestures(recipe_, said, material)(0, 0, np.random.default_rng(0)), 300)
-        weights = {(frame.label == len(how.labels) - 1, frame.weight) for frame in frames}
+    data = select(how, egogestar.read(dataset))
+    sources = TrainingSources(data, frame_rate=how.frame_rate, recorded=False)
+    assert (len(sources.actions), len(sources.idle)) == (0, 0)
+    without_idle = TrainingSources(egogestar.read(dataset), frame_rate=how.frame_rate, recorded=False)
+    assert len(sources.places) > len(without_idle.places) > len(LABELS)
+    for recipe_, quiet in ((how, Recipe.background_loss_weight), (replace(how, rendered_only=False), 1.0)):
+        frames = islice(open_streams(recipe_, sources, (72, 96))(0, 0, np.random.default_rng(0)), 300)
+        weights = {(frame.label == sources.background, frame.weight) for frame in frames}
         assert weights == {(False, 1.0), (True, 0.0), (True, quiet)}

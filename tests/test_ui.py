@@ -28,23 +28,24 @@ from test_teach import six  # noqa: E402
 from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
-from demo.lessons import Lessons, Teacher  # noqa: E402
-from demo.pages import mounted  # noqa: E402
-from demo.server import app_of  # noqa: E402
-from demo.services import Service  # noqa: E402
-from demo.videos import POINTS, Recognised, _Curves, recognise, track  # noqa: E402
-from demo.viewers import Viewers  # noqa: E402
+from demo.clip_store import ClipStore  # noqa: E402
+from demo.live_sessions import LiveSessions  # noqa: E402
+from demo.pages import mount_pages  # noqa: E402
+from demo.server import build_app  # noqa: E402
+from demo.service_api import ServiceClient  # noqa: E402
+from demo.trainer import Trainer  # noqa: E402
+from demo.video_results import POINTS, VideoResults, _Curves, recognize_video, render_track  # noqa: E402
 from engines.synthetic import Simulation  # noqa: E402
 from stream.commands.cli import main  # noqa: E402
 from stream.frame import Event, Frame, HeadScores, Prediction  # noqa: E402
 from stream.recognizer import Recognizer  # noqa: E402
-from stream.service.egress.clips import write_video  # noqa: E402
+from stream.sinks.video import write_video  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 PATIENCE_S = 60.0
 RATE = 15.0
 NARROW = 10_000  # bytes a second of a slow network: three small pictures
-NO_SERVICE = Service("127.0.0.1:9")
+NO_SERVICE = ServiceClient("127.0.0.1:9")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser Chromium, which is not installed")
 
 
@@ -57,16 +58,16 @@ def wait(condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
 
 
 @pytest.fixture(scope="module")
-def viewers(engine_cache: str) -> Iterator[Viewers]:
+def sessions(engine_cache: str) -> Iterator[LiveSessions]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GATESTREAM_CACHE", engine_cache)
-        with Viewers(Recognizer.open("gesture", slots=4)) as found:
+        with LiveSessions(Recognizer.open("gesture", slots=4)) as found:
             yield found
 
 
 @pytest.fixture(scope="module")
-def teacher(viewers: Viewers, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    return Teacher(Lessons(tmp_path_factory.mktemp("lessons")), "gesture", "auto", lambda model: None)
+def trainer(sessions: LiveSessions, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    return Trainer(ClipStore(tmp_path_factory.mktemp("lessons")), "gesture", "auto", lambda model: None)
 
 
 @contextmanager
@@ -128,11 +129,11 @@ def relayed(address: str) -> Iterator[tuple[str, threading.Event]]:
 
 
 @contextmanager
-def serving(service: Service, port: int) -> Iterator[str]:
+def serving(service: ServiceClient, port: int) -> Iterator[str]:
     """The page beside a service, where nobody shows it a camera of its own."""
-    with Viewers(Recognizer.open("gesture", slots=1)) as viewers, TemporaryDirectory() as folder:
-        teacher = Teacher(Lessons(Path(folder)), "gesture", "auto", lambda model: None)
-        with served(app_of(viewers, teacher, service), port) as address:
+    with LiveSessions(Recognizer.open("gesture", slots=1)) as sessions, TemporaryDirectory() as folder:
+        trainer = Trainer(ClipStore(Path(folder)), "gesture", "auto", lambda model: None)
+        with served(build_app(sessions, trainer, service), port) as address:
             yield address
 
 
@@ -154,12 +155,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def address(viewers: Viewers, teacher: Teacher) -> Iterator[str]:
+def address(sessions: LiveSessions, trainer: Trainer) -> Iterator[str]:
     """Of a server with all pages."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    with served(mounted(app_of(viewers, teacher, NO_SERVICE), "auto", teacher), port) as found:
+    with served(mount_pages(build_app(sessions, trainer, NO_SERVICE), "auto", trainer), port) as found:
         yield found
 
 
@@ -194,7 +195,7 @@ def events(page: Any) -> list[str]:
 
 
 def says(page: Any, text: str) -> None:
-    playwright.expect(page.locator("#trouble")).to_contain_text(text, timeout=1000 * PATIENCE_S)
+    playwright.expect(page.locator("#message")).to_contain_text(text, timeout=1000 * PATIENCE_S)
 
 
 LOST = "document.getElementById('video').srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))"
@@ -202,14 +203,14 @@ LOST = "document.getElementById('video').srcObject.getVideoTracks()[0].dispatchE
 
 @needs_browser
 class TestLive:
-    def test_the_browsers_own_camera_is_recognised(self, tab: Any, viewers: Viewers) -> None:
+    def test_the_browsers_own_camera_is_recognised(self, tab: Any, sessions: LiveSessions) -> None:
         tab.click("#start")
         wait(lambda: len(events(tab)) >= 2)
         assert set(events(tab)) & {"left", "carret", "del", "up", "down"}
         assert tab.locator("#bars .bar").count() == 5
-        assert tab.inner_text("#trouble") == ""
+        assert tab.inner_text("#message") == ""
         accessible(tab)
-        assert len(viewers.recognizer.cameras) == 1
+        assert len(sessions.recognizer.cameras) == 1
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_every_label_can_be_read(self, scheme: str, tab: Any) -> None:
@@ -230,7 +231,7 @@ class TestLive:
         assert min(contrast) >= 4.5  # WCAG's AA
 
     def test_a_camera_of_the_server_is_shown_and_a_closed_tab_leaves_nothing(
-            self, tab: Any, viewers: Viewers) -> None:
+            self, tab: Any, sessions: LiveSessions) -> None:
         tab.select_option("#camera", "sim://gestures")
         tab.click("#start")
         wait(lambda: events(tab))
@@ -244,9 +245,9 @@ class TestLive:
             }""", hidden)
             wait(lambda hidden=hidden: (json.loads(tab.evaluate("document.body.dataset.facts"))["rate"] == 0) == hidden)
         tab.close()
-        wait(lambda: viewers.recognizer.cameras == (), patience_s=5)
+        wait(lambda: sessions.recognizer.cameras == (), patience_s=5)
 
-    def test_gates_are_drawn_over_the_picture_and_a_mistake_is_kept(self, tab: Any, teacher: Teacher) -> None:
+    def test_gates_are_drawn_over_the_picture_and_a_mistake_is_kept(self, tab: Any, trainer: Trainer) -> None:
         tab.select_option("#camera", "sim://gestures")
         tab.click("#start")
         tab.click("#gates")
@@ -261,29 +262,29 @@ class TestLive:
         tab.fill("#was-label", "something else")
         tab.click("#was button[value=keep]")
         says(tab, "Kept: recording 1 of something else")
-        [clip] = teacher.lessons.clips()
+        [clip] = trainer.store.clips()
         assert clip.seconds > 1
-        teacher.lessons.remove(clip.label, clip.number)
+        trainer.store.remove(clip.label, clip.number)
 
-    def test_each_tab_has_its_own_state(self, tab: Any, viewers: Viewers, address: str) -> None:
+    def test_each_tab_has_its_own_state(self, tab: Any, sessions: LiveSessions, address: str) -> None:
         other = tab.context.new_page()
         other.goto(f"{address}/live")
         for page in (tab, other):
             page.click("#start")
-        wait(lambda: len(viewers.recognizer.cameras) == 2)
+        wait(lambda: len(sessions.recognizer.cameras) == 2)
         other.close()
-        wait(lambda: len(viewers.recognizer.cameras) == 1, patience_s=5)
+        wait(lambda: len(sessions.recognizer.cameras) == 1, patience_s=5)
 
     def test_a_slow_network_is_told_and_nothing_gets_stuck(self, browser: Any, address: str,
-                                                           viewers: Viewers) -> None:
+                                                           sessions: LiveSessions) -> None:
         with relayed(address) as (through, free), browser.new_page() as tab:
             tab.goto(f"{through}/live")
             tab.click("#start")
-            wait(lambda: viewers.recognizer.cameras)
+            wait(lambda: sessions.recognizer.cameras)
             free.clear()
             says(tab, "the network or the server is slow")
             free.set()
-            playwright.expect(tab.locator("#trouble")).to_have_text("", timeout=1000 * PATIENCE_S)
+            playwright.expect(tab.locator("#message")).to_have_text("", timeout=1000 * PATIENCE_S)
             wait(lambda: events(tab))
 
     @pytest.mark.parametrize(("error", "text"), [
@@ -295,9 +296,9 @@ class TestLive:
         tab.click("#start")
         says(tab, text)
 
-    def test_a_camera_that_is_lost(self, tab: Any, viewers: Viewers) -> None:
+    def test_a_camera_that_is_lost(self, tab: Any, sessions: LiveSessions) -> None:
         tab.click("#start")
-        wait(lambda: viewers.recognizer.cameras)
+        wait(lambda: sessions.recognizer.cameras)
         tab.evaluate(LOST)
         says(tab, "The camera is gone")
 
@@ -309,18 +310,18 @@ class TestLive:
         tab.click("#start")
         says(tab, text)
 
-    def test_a_server_that_comes_back_is_found(self, browser: Any, viewers: Viewers, teacher: Teacher,
+    def test_a_server_that_comes_back_is_found(self, browser: Any, sessions: LiveSessions, trainer: Trainer,
                                                unused_port: int) -> None:
         with browser.new_context() as context:
             page = context.new_page()
-            with served(app_of(viewers, teacher, NO_SERVICE), unused_port) as address:
+            with served(build_app(sessions, trainer, NO_SERVICE), unused_port) as address:
                 page.goto(f"{address}/live")
                 page.click("#start")
-                wait(lambda: viewers.recognizer.cameras)
+                wait(lambda: sessions.recognizer.cameras)
             says(page, "The server does not answer")
-            with served(app_of(viewers, teacher, NO_SERVICE), unused_port):
-                wait(lambda: viewers.recognizer.cameras)
-                playwright.expect(page.locator("#trouble")).to_have_text("", timeout=1000 * PATIENCE_S)
+            with served(build_app(sessions, trainer, NO_SERVICE), unused_port):
+                wait(lambda: sessions.recognizer.cameras)
+                playwright.expect(page.locator("#message")).to_have_text("", timeout=1000 * PATIENCE_S)
 
 
 TAKES = 4
@@ -354,17 +355,17 @@ def performance(path: Path, label: str, seed: int) -> str:
 @needs_browser
 def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path, unused_port: int) -> None:
     base = six(tmp_path / "base.safetensors")
-    teacher = Teacher(Lessons(tmp_path / "lessons"), str(base), "eager",
-                      lambda model: viewers.use(Recognizer.open(model, "eager", slots=2), model))
-    with (Viewers(Recognizer.open(base, "eager", slots=2)) as viewers,
-          served(app_of(viewers, teacher, NO_SERVICE), unused_port) as address, browser.new_context() as context):
+    trainer = Trainer(ClipStore(tmp_path / "lessons"), str(base), "eager",
+                      lambda model: sessions.replace_recognizer(Recognizer.open(model, "eager", slots=2), model))
+    with (LiveSessions(Recognizer.open(base, "eager", slots=2)) as sessions,
+          served(build_app(sessions, trainer, NO_SERVICE), unused_port) as address, browser.new_context() as context):
         page = context.new_page()
         page.goto(f"{address}/teach")
         films = {(label, k): performance(tmp_path / "film.mp4", label, 100 + 10 * ("star", "circlecc").index(label) + k)
                  for label in ("star", "circlecc") for k in range(TAKES + 1)}
         page.evaluate(SHOW, films["star", 0])
         page.click("#start")
-        wait(lambda: viewers.recognizer.cameras)
+        wait(lambda: sessions.recognizer.cameras)
         page.fill("#countdown", "0")
         page.fill("#seconds", "2.2")
         for n, (label, k) in enumerate((label, k) for label, k in films if k < TAKES):
@@ -374,25 +375,25 @@ def test_actions_are_recorded_learnt_and_recognised(browser: Any, tmp_path: Path
             page.click("#record")
             says(page, f"Kept: recording {k + 1} of {label}")
             playwright.expect(page.locator(".clip")).to_have_count(n + 1, timeout=1000 * PATIENCE_S)
-        assert {(clip.label, clip.number) for clip in teacher.lessons.clips()} == {
+        assert {(clip.label, clip.number) for clip in trainer.store.clips()} == {
             (label, k + 1) for label in ("star", "circlecc") for k in range(TAKES)}
         page.click("#learn")
         playwright.expect(page.locator("#report")).to_contain_text("right when left out", timeout=2000 * PATIENCE_S)
-        wait(lambda: "star" in viewers.recognizer.contract.heads["gesture"])
+        wait(lambda: "star" in sessions.recognizer.contract.heads["gesture"])
         for label in ("star", "circlecc"):
             page.evaluate(SHOW, films[label, TAKES])
             page.evaluate("window.film.loop = true; window.film.play()")
             wait(lambda label=label: label in page.inner_text("#bars .bar:first-child"))
         accessible(page)
         page.click("#undo")
-        wait(lambda: "star" not in viewers.recognizer.contract.heads["gesture"])
+        wait(lambda: "star" not in sessions.recognizer.contract.heads["gesture"])
 
 
 @needs_browser
-def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, viewers: Viewers, teacher: Teacher,
+def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, sessions: LiveSessions, trainer: Trainer,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    ready, push = threading.Event(), viewers.push
-    monkeypatch.setattr(viewers, "push", lambda *said, **more: (ready.wait(PATIENCE_S), push(*said, **more))[1])
+    ready, push = threading.Event(), sessions.push
+    monkeypatch.setattr(sessions, "push", lambda *said, **more: (ready.wait(PATIENCE_S), push(*said, **more))[1])
     tab.goto(f"{address}/teach")
     tab.fill("#name", "wave")
     tab.fill("#countdown", "0")
@@ -402,18 +403,18 @@ def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, viewe
     playwright.expect(tab.locator("#banner")).to_contain_text("waiting for the camera", timeout=1000 * PATIENCE_S)
     ready.set()
     says(tab, "Kept: recording 1 of wave")
-    teacher.lessons.remove("wave", 1)
+    trainer.store.remove("wave", 1)
     tab.evaluate(LOST)
     tab.click("#record")
     says(tab, "Press Start, then record")
 
 
-def test_what_was_shown_is_kept_though_pictures_changed_places(viewers: Viewers, tmp_path: Path) -> None:
-    viewer, jpeg = viewers.join(), cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+def test_what_was_shown_is_kept_though_pictures_changed_places(sessions: LiveSessions, tmp_path: Path) -> None:
+    session, jpeg = sessions.join(), cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
     for tick in (0, 1, 2, 4, 3, 5, 6, 7, 9, 8):
-        viewer.see(jpeg, 100 + tick / 10)
-    clip = viewer.keep(Lessons(tmp_path), "wave", 100, 101)
-    viewer.leave()
+        session.recognize(jpeg, 100 + tick / 10)
+    clip = session.save_clip(ClipStore(tmp_path), "wave", 100, 101)
+    session.close()
     assert clip.seconds > 0.7
 
 
@@ -426,12 +427,12 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_video_gives_the_events_of_a_run(viewers: Viewers, film: Path, tmp_path: Path) -> None:
+def test_a_video_gives_the_events_of_a_run(sessions: LiveSessions, film: Path, tmp_path: Path) -> None:
     assert main(["run", str(film), "--json", str(tmp_path / "said.jsonl")]) == 0
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     shares: list[float] = []
     with Recognizer.open("gesture", slots=1) as recognizer:
-        found = recognise(recognizer, film, tmp_path, shares.append)
+        found = recognize_video(recognizer, film, tmp_path, shares.append)
     assert [event.as_json() for event in found.events] == [
         one for one in said if one["type"] == "event" and not one["open"]]
     assert found.events[0].label == "left"
@@ -456,7 +457,7 @@ def test_curves_of_hours_are_as_long_as_those_of_seconds() -> None:
 
 def test_labels_in_the_track_are_text() -> None:
     event = Event("a", "x", '<b onclick="1">', 1.0, 2.0, 0.9, False)
-    html = track(Recognised([event], 10.0, [], Path("a"), []), "#p")
+    html = render_track(VideoResults([event], 10.0, [], Path("a"), []), "#p")
     assert "<b " not in html
     assert "left:10.00%;width:max(6px,10.00%)" in html
 
@@ -505,7 +506,7 @@ def test_other_sites_pages_are_not_answered(address: str) -> None:
             pass
 
 
-def test_a_tab_that_nobody_sees_is_recognised_and_gets_no_pictures(viewers: Viewers, address: str) -> None:
+def test_a_tab_that_nobody_sees_is_recognised_and_gets_no_pictures(sessions: LiveSessions, address: str) -> None:
     with connect(f"ws{address[4:]}/live/feed", origin=address) as feed:
         def pictures_among(predictions: int) -> int:
             """Of the messages that bring so many predictions, how many are pictures."""
@@ -524,15 +525,15 @@ def test_a_tab_that_nobody_sees_is_recognised_and_gets_no_pictures(viewers: View
         wait(lambda: pictures_among(5) == 0)
         feed.send(json.dumps({"hidden": False}))
         wait(lambda: pictures_among(5) >= 5)
-    wait(lambda: viewers.recognizer.cameras == ())
+    wait(lambda: sessions.recognizer.cameras == ())
 
 
 @pytest.mark.parametrize("said", ["{", "[]", '{"threshold": "x"}', '{"source": 5}', b"short", b"12345678no jpeg"])
-def test_nonsense_is_answered_with_a_sentence(said: str | bytes, viewers: Viewers, address: str) -> None:
+def test_nonsense_is_answered_with_a_sentence(said: str | bytes, sessions: LiveSessions, address: str) -> None:
     with connect(f"ws{address[4:]}/live/feed", origin=address) as feed:
         assert json.loads(feed.recv())["hello"]["model"] == "gesture"
         feed.send(said)
-        while "trouble" not in (heard := json.loads(feed.recv(PATIENCE_S))):
+        while "error" not in (heard := json.loads(feed.recv(PATIENCE_S))):
             pass
-        assert "Traceback" not in heard["trouble"]
-    wait(lambda: viewers.recognizer.cameras == ())
+        assert "Traceback" not in heard["error"]
+    wait(lambda: sessions.recognizer.cameras == ())

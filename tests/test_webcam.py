@@ -60,7 +60,7 @@ def test_an_action_that_was_shown_is_learnt(shown: list[Any], monkeypatch: pytes
     lesson = dict(enumerate(["t", "x", 8, *"wave", ENTER], 1))
     again = {k + 8 * RATE: key for k, key in lesson.items()}
     press(monkeypatch, {**lesson, **again, 16 * RATE: "t", 16 * RATE + 1: 27, 16 * RATE + 2: "q"})
-    monkeypatch.setattr(webcam.Teacher, "learn", webcam.Teacher._learn)
+    monkeypatch.setattr(webcam.BackgroundTeaching, "start", webcam.BackgroundTeaching._run)
     webcam.run(source(20), "gesture")
     assert [len(list((tmp_path / "taught" / "wave" / n).iterdir())) for n in "12"] == [46, 46]
     assert load(tmp_path / "taught.safetensors").contract.heads["gesture"].count("wave") == 1

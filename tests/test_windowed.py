@@ -33,16 +33,16 @@ def scored(count: int, segments: int, hop: int) -> int:
     return count
 
 
-@pytest.mark.parametrize(("architecture", "places", "segments", "hop"), [
+@pytest.mark.parametrize(("architecture", "sites", "segments", "hop"), [
     ("gsf-mobilenetv2", None, 6, 1), ("gsf-mobilenetv2", ["features_3", "features_16"], 5, 2),
     ("gsm-mobilenetv2", None, 8, 3), ("tsm-mobilenetv2", None, 4, 4), ("stsm-mobilenetv2", None, 4, 2),
     ("tsn-mobilenetv2", None, 4, 1), ("gsm-resnet18", None, 4, 2), ("tsm-resnet18", ["layer1_1_input"], 4, 2),
     ("gsm-bninception", ["conv1_7x7_s2"], 3, 2)])
-def test_scores_are_the_clips_on_exactly_the_last_frames(tmp_path: Path, architecture: str, places: list[str] | None,
+def test_scores_are_the_clips_on_exactly_the_last_frames(tmp_path: Path, architecture: str, sites: list[str] | None,
                                                          segments: int, hop: int) -> None:
     model = make_model(tmp_path, architecture, causal=False, segments=segments, hop=hop,
                        size_hw=(64, 96) if "inception" in architecture else SIZE_HW,
-                       **({"places": places} if places else {}))
+                       **({"sites": sites} if sites else {}))
     frames = probe_clip(model.contract, 2 * segments + 3)
     network = model.network.double()
     engine = WindowedEngine(network, model.contract, slots=1)
@@ -79,7 +79,7 @@ def test_scores_are_renewed_on_schedule_and_repeated_in_between(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("architecture", "options", "steps_before"), [
-    ("gsf-mobilenetv2", {}, 9), ("tsm-mobilenetv2", {"places": ["features_6_input"]}, 6), ("tsn-mobilenetv2", {}, 20),
+    ("gsf-mobilenetv2", {}, 9), ("tsm-mobilenetv2", {"sites": ["features_6_input"]}, 6), ("tsn-mobilenetv2", {}, 20),
     ("gsm-bninception", {}, 3), ("gsf-resnet18", {}, 1)])
 def test_what_comes_before_the_first_module_runs_once_a_frame(architecture: str, options: dict[str, Any],
                                                               steps_before: int) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engines.errors import FrameError
 from engines.model.preprocess import prepare, shrinkable
-from stream.wire import HEADER_BYTES, Limits, Message, answer, decoded, header_of, parse
+from stream.wire import HEADER_BYTES, Limits, Message, decode, encode_header, encode_reply, parse
 
 LIMITS = Limits(payload_bytes=1_000_000, pixels=100_000)
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
@@ -39,7 +39,7 @@ def netgear(**changes: Any) -> bytes:
 
 
 def ours(array: np.ndarray[Any, Any], pixel_format: str | None = None) -> list[bytes]:
-    return [header_of("bench", array.shape, encoding="raw", dtype=str(array.dtype), pixel_format=pixel_format),
+    return [encode_header("bench", array.shape, encoding="raw", dtype=str(array.dtype), pixel_format=pixel_format),
             array.tobytes()]
 
 
@@ -57,19 +57,19 @@ def ours(array: np.ndarray[Any, Any], pixel_format: str | None = None) -> list[b
     (ours(IMAGE[..., 0].astype(np.uint16) << 2, "mono10"), np.repeat(IMAGE[..., :1], 3, axis=2)),
     (ours(IMAGE[..., 0].astype(np.uint16) << 4, "mono12"), np.repeat(IMAGE[..., :1], 3, axis=2)),
     (ours(IMAGE[..., 0].astype(np.uint16) << 8, "mono16"), np.repeat(IMAGE[..., :1], 3, axis=2)),
-    ([header_of("bench", encoding="png"), PNG], IMAGE),
+    ([encode_header("bench", encoding="png"), PNG], IMAGE),
     ([b'{"msg": "bench"}', PNG], IMAGE),
 ])
 def test_every_form_gives_the_picture(parts: list[bytes], expected: np.ndarray[Any, Any]) -> None:
-    np.testing.assert_array_equal(decoded(parse(parts, LIMITS), LIMITS), expected)
+    np.testing.assert_array_equal(decode(parse(parts, LIMITS), LIMITS), expected)
 
 
 @pytest.mark.parametrize("parts", [[b'{"msg": "bench"}', JPEG], [netgear(message="bench"), JPEG],
-                                   [header_of("bench"), JPEG]])
+                                   [encode_header("bench"), JPEG]])
 def test_jpegs_of_every_protocol(parts: list[bytes]) -> None:
     message = parse(parts, LIMITS)
     assert message.name == "bench"
-    assert np.abs(decoded(message, LIMITS).astype(int) - SMOOTH).mean() < 3
+    assert np.abs(decode(message, LIMITS).astype(int) - SMOOTH).mean() < 3
 
 
 @pytest.mark.parametrize("pattern", ["rg", "gr", "gb", "bg"])
@@ -78,13 +78,13 @@ def test_bayer_patterns_give_back_even_colours(pattern: str) -> None:
     first = {"r": red, "g": green, "b": blue}
     second_row = {"rg": "gb", "gr": "bg", "gb": "rg", "bg": "gr"}[pattern]
     tile = np.array([[first[c] for c in pattern], [first[c] for c in second_row]], np.uint8)
-    image = decoded(parse(ours(np.tile(tile, (8, 8)), f"bayer_{pattern}8"), LIMITS), LIMITS)
+    image = decode(parse(ours(np.tile(tile, (8, 8)), f"bayer_{pattern}8"), LIMITS), LIMITS)
     assert image[4:12, 4:12].reshape(-1, 3).tolist() == [[blue, green, red]] * 64
 
 
 def test_the_colour_order_is_the_cameras_where_the_message_is_silent() -> None:
     message = parse(imagezmq(IMAGE), LIMITS)
-    np.testing.assert_array_equal(decoded(message, LIMITS, "RGB"), IMAGE[..., ::-1])
+    np.testing.assert_array_equal(decode(message, LIMITS, "RGB"), IMAGE[..., ::-1])
 
 
 @pytest.mark.parametrize(("told", "name", "captured_at", "sequence"), [
@@ -104,7 +104,7 @@ def test_what_a_message_says_of_its_camera(told: Any, name: str | None, captured
 def test_ends_and_words() -> None:
     assert parse([b'{"terminate_flag": true, "port": 5566}'], LIMITS).end
     assert parse([b'{"terminate_flag": true, "port": 5566}'], LIMITS).port == "5566"
-    assert parse([header_of("bench", end=True), b""], LIMITS).end
+    assert parse([encode_header("bench", end=True), b""], LIMITS).end
     assert parse([b'{"msg": "only words"}', b"0"], LIMITS).is_text
     assert not parse([b'{"msg": "bench"}', JPEG], LIMITS).is_text
 
@@ -145,16 +145,17 @@ def claiming(width: int, height: int) -> bytes:
     (b"\x89PNG\r\n\x1a\n" + bytes(8) + b"\xff" * 20, "pixels"),
 ])
 def test_pictures_that_are_none(payload: bytes, says: str) -> None:
-    message = parse([header_of("bench"), payload], LIMITS)
+    message = parse([encode_header("bench"), payload], LIMITS)
     with pytest.raises(FrameError, match=says):
-        decoded(message, LIMITS)
+        decode(message, LIMITS)
 
 
 @settings(deadline=None, max_examples=300)
 @given(seed=st.integers(0, 2**32), which=st.integers(0, 3), cuts=st.integers(1, 6))
 def test_mutated_messages_are_pictures_or_refused(seed: int, which: int, cuts: int) -> None:
     rng = np.random.default_rng(seed)
-    parts = [imagezmq(IMAGE), [netgear(), JPEG], [header_of("bench"), JPEG], ours(IMAGE[..., 0], "bayer_rg8")][which]
+    parts = [imagezmq(IMAGE), [netgear(), JPEG], [encode_header("bench"), JPEG],
+             ours(IMAGE[..., 0], "bayer_rg8")][which]
     spoilt = []
     for part in parts:
         changed = bytearray(part)
@@ -163,7 +164,7 @@ def test_mutated_messages_are_pictures_or_refused(seed: int, which: int, cuts: i
             changed[at:at + int(rng.integers(4))] = rng.bytes(int(rng.integers(4)))
         spoilt.append(bytes(changed))
     try:
-        image = decoded(parse(spoilt, LIMITS), LIMITS)
+        image = decode(parse(spoilt, LIMITS), LIMITS)
     except FrameError:
         return
     assert image.ndim == 3
@@ -174,12 +175,12 @@ def test_answers_suit_whoever_asked() -> None:
     plain = parse(imagezmq(IMAGE), LIMITS)
     net = Message("netgear", None, b"", port="5566")
     said = {"type": "prediction", "camera": "bench"}
-    assert answer(plain) == b"OK"
-    assert json.loads(answer(plain, said)) == said
-    assert json.loads(answer(net)) == {"port": "5566", "return_type": "NoneType", "data": None}
-    assert json.loads(answer(net, said)) == {"port": "5566", "return_type": "dict", "data": said}
-    assert answer(None, error="a header that is no JSON").startswith(b"ERROR: a header")
-    assert json.loads(answer(net, said, "too fast"))["data"] == {"error": "too fast"}
+    assert encode_reply(plain) == b"OK"
+    assert json.loads(encode_reply(plain, said)) == said
+    assert json.loads(encode_reply(net)) == {"port": "5566", "return_type": "NoneType", "data": None}
+    assert json.loads(encode_reply(net, said)) == {"port": "5566", "return_type": "dict", "data": said}
+    assert encode_reply(None, error="a header that is no JSON").startswith(b"ERROR: a header")
+    assert json.loads(encode_reply(net, said, "too fast"))["data"] == {"error": "too fast"}
 
 
 @pytest.mark.parametrize(("size_hw", "by", "taken"), [
@@ -194,7 +195,7 @@ def test_a_jpeg_is_decoded_no_larger_than_the_network_can_tell(size_hw: tuple[in
     limits = Limits(32_000_000, 40_000_000)
     for form in (".jpg", ".png"):
         message = Message("gatestream", "bench", cv2.imencode(form, picture)[1].tobytes())
-        whole, small = decoded(message, limits), decoded(message, limits, shrinkable=lambda hw: shrinkable(hw, to))
+        whole, small = decode(message, limits), decode(message, limits, shrinkable=lambda hw: shrinkable(hw, to))
         assert whole.shape[:2] == size_hw
         assert small.shape[0] == size_hw[0] // (taken if form == ".jpg" else 1)
         off = np.abs(prepare(whole, to).astype(int) - prepare(small, to))

@@ -3,6 +3,7 @@
     python tests/tiny_training.py OUT.safetensors [key=value ...]
 
 kill=N: SIGKILL once iteration N is done; kill_in_write=N: SIGKILL in the middle of writing the N-th checkpoint;
+own_disk=1: every process but the first has another folder for OUT, and writes its own weights there;
 others are `train`'s arguments. Prints the loss of every iteration.
 """
 
@@ -22,18 +23,21 @@ from torch import Tensor, nn
 from engines.model.contract import Contract
 from engines.model.file import save
 from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
+from engines.networks.config import NetworkConfig
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
-from engines.training.distributed import Ranks, joined
+from engines.training.calibrate import ValidationClip
+from engines.training.distributed import Ranks, init_distributed, seeded
 from engines.training.runfolder import RunFolder
-from engines.training.stream_loader import Schedule
-from engines.training.stream_task import Held, Rates, StreamTask
-from engines.training.streams import Labelled
-from engines.training.task import Plan, Precision, Progress
+from engines.training.sections import LabelledFrame
+from engines.training.stream_loader import StreamSchedule
+from engines.training.stream_task import AdamWConfig, StreamTask
+from engines.training.task import LoopConfig, Precision, Progress
 
 SIZE_HW = (16, 16)
 LABELS = ("left", "right", "none")
+NETWORK = NetworkConfig(module="gsf", backbone="tiny", input_size_hw=SIZE_HW, sites=("only",), segments=4)
 
 
 class TinyBackbone(Backbone):
@@ -43,13 +47,13 @@ class TinyBackbone(Backbone):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8)
 
-    def places(self) -> dict[str, nn.Conv2d]:
+    def sites(self) -> dict[str, nn.Conv2d]:
         return {"only": self.conv}
 
-    def input_places(self) -> dict[str, int]:
+    def input_sites(self) -> dict[str, int]:
         return {}
 
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         return ("only",)
 
     def steps(self) -> list[Step]:
@@ -60,29 +64,29 @@ class TinyBackbone(Backbone):
 
 
 def tiny_network(seed: int = 0, dropout: float = 0.0, causal: bool = True, heads: dict[str, int] | None = None,
-                 memory: int = 4) -> Network:
-    torch.manual_seed(seed)
-    return Network("tiny", TinyBackbone(), {"only": GateShiftFuse(8, causal)}, heads or {"gesture": len(LABELS)},
-                   causal=causal, memory=memory if causal else 0, input_size_hw=SIZE_HW, segments=4, hop=1,
-                   dropout=dropout)
+                 readout_width: int = 4) -> Network:
+    config = NETWORK.replace(causal=causal, readout_width=readout_width if causal else 0)
+    with seeded(seed, torch.device("cpu")):
+        return Network(config, TinyBackbone(), {"only": GateShiftFuse(8, causal)}, heads or {"gesture": len(LABELS)},
+                       dropout)
 
 
 def contract() -> Contract:
-    return Contract(name="tiny", architecture="tiny", heads={"gesture": LABELS}, frame_rate=5.0, input_size_hw=SIZE_HW,
-                    cover_hw=SIZE_HW, receptive_frames=7, warmup_frames=0, clip_frames=3, window_clips=2,
+    return Contract(name="tiny", network=NETWORK, heads={"gesture": LABELS}, frame_rate=5.0, cover_hw=SIZE_HW,
+                    receptive_frames=7, warmup_frames=0, clip_frames=3, window_clips=2,
                     background="none")
 
 
-def frames(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
+def frames(row: int, began: int, rng: np.random.Generator) -> Iterator[LabelledFrame]:
     """Noise that is brighter on one side for so many frames, then nothing."""
     gesture = 0
     while True:
         label = int(rng.integers(2))
         for k in range(int(rng.integers(2, 6))):
-            yield Labelled(picture(label, rng), label, (k + 1) / 5, gesture=gesture, source=LABELS[label])
+            yield LabelledFrame(picture(label, rng), label, (k + 1) / 5, gesture=gesture, source=LABELS[label])
         gesture += 1
         for _ in range(int(rng.integers(1, 4))):
-            yield Labelled(picture(2, rng), 2)
+            yield LabelledFrame(picture(2, rng), 2)
 
 
 def picture(label: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -92,27 +96,34 @@ def picture(label: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np
     return image.astype(np.uint8)
 
 
+def validation_clip(label: int, seed: int) -> ValidationClip:
+    rng = np.random.default_rng(seed)
+    images = np.stack([picture(label, rng) for _ in range(6)])
+    return ValidationClip(images, np.arange(6) / 5.0, {"gesture": LABELS[label]})
+
+
 def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, workers: int = 0, average: float = 0.9,
           checkpoint_every: int = 3, dropout: float = 0.0, validate_every: int = 0, patience: int = 0,
-          bad_at: int = -1, held_out: tuple[Held, ...] = (), precision: Precision = "f32",
+          bad_at: int = -1, held_out: tuple[ValidationClip, ...] = (), precision: Precision = "f32",
           progress: Progress = lambda _, __: None) -> Network:
     """Trains and writes `out`. bad_at: the iteration whose new streams break the loss."""
-    def spoilt(row: int, began: int, rng: np.random.Generator) -> Iterator[Labelled]:
+    def spoilt(row: int, began: int, rng: np.random.Generator) -> Iterator[LabelledFrame]:
         for frame in frames(row, began, rng):
-            yield Labelled(frame.image_bgr, frame.label, float("nan") if began == bad_at else frame.progress,
+            yield LabelledFrame(frame.image_bgr, frame.label, float("nan") if began == bad_at else frame.progress,
                            gesture=frame.gesture, source=frame.source)
 
-    task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, Schedule(5, 0.4), [(0,), (1,), (2,)],
-                      Rates(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
-                      workers=workers, ranks=ranks, helped=False, held_out=lambda: held_out)
-    plan = Plan(iterations, precision=precision, checkpoint_every=checkpoint_every, record_every=2,
+    held_out = held_out or tuple(validation_clip(k % 2, k) for k in range(4 if validate_every else 0))
+    task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, StreamSchedule(5, 0.4), [(0,), (1,), (2,)],
+                      AdamWConfig(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
+                      workers=workers, ranks=ranks, finds_tips=False, held_out=lambda: held_out)
+    config = LoopConfig(iterations, precision=precision, checkpoint_every=checkpoint_every, log_every=2,
                 validate_every=validate_every, patience=patience)
-    folder = RunFolder(out, {"iterations": iterations}, ranks.first)
-    weights = loop.run(task, plan, folder, ranks, lambda _: None, progress)
+    folder = RunFolder(out, {"iterations": iterations}, ranks.is_main)
+    weights = loop.run(task, config, folder, ranks, lambda _: None, progress)
     network = task.average.module
     assert isinstance(network, Network)
     network.load_state_dict(weights)
-    if ranks.first:
+    if ranks.is_main:
         save(out, contract(), {name: value.numpy() for name, value in weights.items()}, half=False)
         folder.finish()
     return network.eval()
@@ -140,8 +151,13 @@ def main(out: str, *options: str) -> None:
         if iteration == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with joined() as ranks:
-        train(Path(out), ranks, progress=progress, **arguments)
+    own_disk = arguments.pop("own_disk", 0)
+    with init_distributed() as ranks:
+        path = Path(out) if ranks.is_main or not own_disk else Path(out).parent / f"disk{ranks.rank}" / Path(out).name
+        network = train(path, ranks, progress=progress, **arguments)
+    if own_disk and not ranks.is_main:
+        path.parent.mkdir()
+        save(path, contract(), {name: value.numpy() for name, value in network.state_dict().items()}, half=False)
 
 
 if __name__ == "__main__":

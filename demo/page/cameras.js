@@ -1,4 +1,4 @@
-// The Cameras page: a service's cameras and its event log. See demo/services.py.
+// The Cameras page: a service's cameras and its event log. See demo/service_api.py.
 
 import { $, sentence } from "/page/common.js";
 
@@ -35,13 +35,13 @@ function show(name, camera, background) {
 }
 
 async function look() {
-  const { health, trouble, address } = await (await fetch("/service/state")).json();
-  $("trouble").textContent = sentence(trouble);
+  const { health, error, address } = await (await fetch("/service/state")).json();
+  $("message").textContent = sentence(error);
   if (!health) return;
   const present = Object.values(health.cameras).filter(camera => camera.present).length;
   $("facts").textContent = `${health.engine || `${health.model}, whose engine is being built,`} at ${address}: ${present} of ${Object.keys(health.cameras).length} cameras are here, ${health.waiting} frames wait, the engine was restarted ${health.engine_restarts} times`;
   for (const [name, camera] of Object.entries(health.cameras)) show(name, camera, health.background);
-  if (!Object.keys(health.cameras).length) $("trouble").textContent = "No camera has dialled the service yet.";
+  if (!Object.keys(health.cameras).length) $("message").textContent = "No camera has dialled the service yet.";
   if (round++ % LOG_ROUNDS === 0) await listEvents();
 }
 
@@ -54,7 +54,7 @@ async function listEvents() {
   for (const form of ["csv", "jsonl"]) $(form).href = `/service/events.${form}?${chosen}`;
   const known = new Set([...$("of-label").options].map(option => option.value));
   for (const label of found.labels) if (!known.has(label)) $("of-label").add(new Option(label));
-  $("total").textContent = found.trouble ? sentence(found.trouble) : found.total > found.events.length ? `The latest ${found.events.length} of ${found.total}.` : `${found.total} events.`;
+  $("total").textContent = found.error ? sentence(found.error) : found.total > found.events.length ? `The latest ${found.events.length} of ${found.total}.` : `${found.total} events.`;
   $("rows").replaceChildren(...found.events.map(event => {
     const row = document.createElement("tr"), video = document.createElement("td");
     for (const text of [new Date(1000 * event.started_at).toLocaleString(), event.camera, event.label,
@@ -76,7 +76,7 @@ async function listEvents() {
 }
 
 async function go() {
-  if (!document.hidden) await look().catch(() => { $("trouble").textContent = "The server does not answer. This page goes on by itself as soon as it does."; });
+  if (!document.hidden) await look().catch(() => { $("message").textContent = "The server does not answer. This page goes on by itself as soon as it does."; });
   setTimeout(go, ROUND_MS);
 }
 

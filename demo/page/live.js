@@ -25,9 +25,9 @@ export function colour(label) {                            // a label's own; AA 
   return `hsl(${number} ${dark ? "75% 70%" : "70% 27%"})`;
 }
 
-export const trouble = (text, fine = false) => {
-  $("trouble").textContent = text;
-  $("trouble").className = fine ? "fine" : "";
+export const notify = (text, fine = false) => {
+  $("message").textContent = text;
+  $("message").className = fine ? "fine" : "";
 };
 
 // ---- the server ----
@@ -35,32 +35,32 @@ export const trouble = (text, fine = false) => {
 function connect() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live/feed`);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => { if (tries) trouble(""); tries = 0; underWay = 0; };
-  socket.onmessage = message => typeof message.data === "string" ? hear(JSON.parse(message.data)) : show(message.data);
+  socket.onopen = () => { if (tries) notify(""); tries = 0; underWay = 0; };
+  socket.onmessage = message => typeof message.data === "string" ? receive(JSON.parse(message.data)) : show(message.data);
   socket.onclose = () => {
-    trouble("The server does not answer. This page goes on by itself as soon as it does.");
+    notify("The server does not answer. This page goes on by itself as soon as it does.");
     setTimeout(connect, RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)]);
   };
 }
 
 export const seenAt = () => lastAt;                        // capture time of the newest picture that was answered
-export const says = text => { notice = text; banner(); };  // over the picture, instead of what is recognised
+export const showOverPicture = text => { notice = text; banner(); };  // over the picture, instead of what is recognised
 
 export const running = () => stream !== null || source !== null;
 
-function tell(said) {                               // whether the server is there to hear it
+function send(message) {                             // returns whether the server is there
   const there = socket.readyState === WebSocket.OPEN;
-  if (there) socket.send(JSON.stringify(said));
+  if (there) socket.send(JSON.stringify(message));
   return there;
 }
 
-export function keep(label, from, to) {
-  if (!tell({ keep: { label, from, to } })) trouble(`The server does not answer: ${label} was not kept. Record it again.`);
+export function save(label, from, to) {
+  if (!send({ save: { label, from, to } })) notify(`The server does not answer: ${label} was not kept. Record it again.`);
 }
 
-function hear(said) {
-  if (said.hello) {
-    hello = said.hello;
+function receive(message) {
+  if (message.hello) {
+    hello = message.hello;
     small.width = hello.width;
     small.height = hello.height;
     pen.imageSmoothingQuality = "high";                     // setting a size forgets it
@@ -69,18 +69,18 @@ function hear(said) {
     $("labels").replaceChildren(...["nothing", ...hello.labels.filter(label => label !== hello.background)].map(label => new Option(label)));
     open.clear();
     prediction = null;
-    if ($("gates").getAttribute("aria-pressed") === "true") tell({ gates: true });
-    tell({ hidden: document.hidden });
-    if (source !== null) tell(source);                      // the server was started anew: go on
+    if ($("gates").getAttribute("aria-pressed") === "true") send({ gates: true });
+    send({ hidden: document.hidden });
+    if (source !== null) send(source);                      // the server was started anew: go on
   }
-  if (said.trouble) trouble(said.trouble);
-  if (said.kept) dispatchEvent(new CustomEvent("kept", { detail: said.kept }));
-  if (said.at) lastAt = said.at;
-  if (said.records) {
-    if (source === null && said.at) { answered.push(now()); delays.push([now(), 1000 * (now() - said.at)]); }
+  if (message.error) notify(message.error);
+  if (message.saved) dispatchEvent(new CustomEvent("saved", { detail: message.saved }));
+  if (message.at) lastAt = message.at;
+  if (message.records) {
+    if (source === null && message.at) { answered.push(now()); delays.push([now(), 1000 * (now() - message.at)]); }
     if (source === null) underWay = Math.max(0, underWay - 1);
-    for (const record of said.records) take(record);
-    if (said.records.length && !frozen) draw();
+    for (const record of message.records) take(record);
+    if (message.records.length && !frozen) draw();
   }
 }
 
@@ -103,7 +103,7 @@ function take(record) {
 // ---- cameras ----
 
 async function start() {
-  trouble("");
+  notify("");
   stop();
   const chosen = $("camera").value;
   source = chosen === "other" ? { source: $("address").value.trim() } : chosen.startsWith("service:") ? { service: chosen.slice(8) }
@@ -111,9 +111,9 @@ async function start() {
   if (source !== null) {
     $("video").hidden = true;
     $("picture").hidden = false;
-    tell(source);
+    send(source);
   } else {
-    tell({ source: null });
+    send({ source: null });
     await openOwn(chosen.startsWith("device:") ? chosen.slice(7) : null);
   }
   $("freeze").disabled = $("gates").disabled = $("record").disabled = source !== null && "service" in source;
@@ -136,7 +136,7 @@ const WHY = {
 
 async function openOwn(device) {
   if (!navigator.mediaDevices) {
-    trouble("Browsers give a page their camera only over https or from localhost. Open it as http://localhost.");
+    notify("Browsers give a page their camera only over https or from localhost. Open it as http://localhost.");
     return;
   }
   try {
@@ -144,12 +144,12 @@ async function openOwn(device) {
       width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 },
       ...(device ? { deviceId: { exact: device } } : {}) } });
   } catch (error) {
-    trouble(WHY[error.name] ?? `The camera does not start (${error.name}). Choose another one.`);
+    notify(WHY[error.name] ?? `The camera does not start (${error.name}). Choose another one.`);
     return;
   }
   stream.getVideoTracks()[0].onended = () => {
     stream = null;
-    trouble("The camera is gone. Plug it in again, then press Start.");
+    notify("The camera is gone. Plug it in again, then press Start.");
   };
   const video = $("video");
   video.srcObject = stream;
@@ -311,13 +311,13 @@ function correct(event) {                                  // a wrong recognitio
   $("was-label").value = "";
   dialog.onclose = () => {
     const label = $("was-label").value.trim();
-    if (dialog.returnValue === "keep" && label) keep(label, event.started_at - AROUND_S, event.ended_at + AROUND_S);
+    if (dialog.returnValue === "keep" && label) save(label, event.started_at - AROUND_S, event.ended_at + AROUND_S);
   };
   dialog.returnValue = "";
   dialog.showModal();
 }
 
-document.addEventListener("visibilitychange", () => tell({ hidden: document.hidden }));  // no pictures for nobody
+document.addEventListener("visibilitychange", () => send({ hidden: document.hidden }));  // no pictures for nobody
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   delete $("events").dataset.key;                           // labels have other colours in the dark
@@ -331,8 +331,8 @@ const rate = times => {
 
 function watchPace() {                                     // newest pictures win; it is told when most of them lose
   const wanted = rate(grabbed), few = socket.readyState === WebSocket.OPEN && wanted >= 10 && rate(answered) < SLOW * wanted;
-  if (few) trouble(`Only ${rate(answered).toFixed(0)} of ${wanted.toFixed(0)} pictures a second come through: the network or the server is slow.`);
-  else if (slow) trouble("");
+  if (few) notify(`Only ${rate(answered).toFixed(0)} of ${wanted.toFixed(0)} pictures a second come through: the network or the server is slow.`);
+  else if (slow) notify("");
   slow = few;
 }
 
@@ -354,18 +354,18 @@ function showThreshold() { $("above").textContent = Number($("threshold").value)
 $("camera").onchange = () => { $("address-label").hidden = $("camera").value !== "other"; };
 $("start").onclick = start;
 $("threshold").oninput = showThreshold;
-$("threshold").onchange = () => tell({ threshold: Number($("threshold").value) });
+$("threshold").onchange = () => send({ threshold: Number($("threshold").value) });
 $("freeze").onclick = () => {
   frozen = !frozen;
   $("freeze").setAttribute("aria-pressed", String(frozen));
   if (frozen) $("video").pause(); else $("video").play();
 };
-addEventListener("kept", ({ detail }) => trouble(`Kept: recording ${detail.number} of ${detail.label}.`, true));
+addEventListener("saved", ({ detail }) => notify(`Kept: recording ${detail.number} of ${detail.label}.`, true));
 $("gates").onclick = () => {
   const shown = $("gates").getAttribute("aria-pressed") !== "true";
   $("gates").setAttribute("aria-pressed", String(shown));
   $("open").hidden = true;
-  tell({ gates: shown });
+  send({ gates: shown });
 };
 connect();
 

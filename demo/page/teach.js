@@ -1,7 +1,7 @@
-// The Teach page: actions are recorded or uploaded, cut, learnt, tried at once. See demo/teaching.py.
+// The Teach page: actions are recorded or uploaded, cut, learnt, tried at once. See demo/teach_api.py.
 
 import { $, sentence } from "/page/common.js";
-import { keep, running, says, seenAt, trouble } from "/page/live.js";
+import { save, running, showOverPicture, seenAt, notify } from "/page/live.js";
 
 const ROUND_MS = 500;
 const LATE_S = 2, FIRST_S = 20;                            // pictures of a recording are waited for, at most
@@ -21,10 +21,10 @@ async function ask(path, body) {                            // what the server a
   const raw = body instanceof Blob;
   const answer = await fetch(`/teach/${path}`, body === undefined ? {} : {
     method: "POST", body: raw ? body : JSON.stringify(body), headers: raw ? {} : { "Content-Type": "application/json" } });
-  const said = await answer.json();
-  if (said.trouble) trouble(sentence(said.trouble));
-  if (said.clips) show(said);
-  return !said.trouble;
+  const message = await answer.json();
+  if (message.error) notify(sentence(message.error));
+  if (message.clips) show(message);
+  return !message.error;
 }
 
 // ---- recordings ----
@@ -32,42 +32,42 @@ async function ask(path, body) {                            // what the server a
 async function record() {
   const label = $("name").value.trim(), seconds = Number($("seconds").value);
   if (!label) {
-    trouble("Name the action first.");
+    notify("Name the action first.");
     $("name").focus();
     return;
   }
   if (!running()) {
-    trouble("There is no camera to record yet. Press Start, then record.");
+    notify("There is no camera to record yet. Press Start, then record.");
     return;
   }
-  trouble("");
+  notify("");
   $("record").disabled = true;
   for (let left = Number($("countdown").value); left > 0; left--) {
-    says(`${label} in ${left} …`);
+    showOverPicture(`${label} in ${left} …`);
     await pause(1);
   }
-  says(`${label}: waiting for the camera …`);
+  showOverPicture(`${label}: waiting for the camera …`);
   await until(() => seenAt() !== null, FIRST_S);
-  says(`${label}: now`);
+  showOverPicture(`${label}: now`);
   const from = seenAt(), to = from + seconds;
   if (from !== null) {
     await pause(seconds);
     await until(() => seenAt() >= to, LATE_S);
   }
-  says("");
+  showOverPicture("");
   $("record").disabled = false;
-  if (from === null) trouble("No picture came from the camera. Choose another one, press Start, then record again.");
-  else keep(label, from, to);
+  if (from === null) notify("No picture came from the camera. Choose another one, press Start, then record again.");
+  else save(label, from, to);
 }
 
 async function upload() {
   const label = $("name").value.trim(), files = [...$("files").files];
   $("files").value = "";
   if (!label) {
-    trouble("Name the action first, then choose the videos.");
+    notify("Name the action first, then choose the videos.");
     return;
   }
-  trouble("");
+  notify("");
   for (const [i, file] of files.entries()) {
     $("learning").textContent = `uploading ${i + 1} of ${files.length}: ${file.name}`;
     if (!await ask(`clips?label=${encodeURIComponent(label)}`, file)) break;
@@ -103,25 +103,25 @@ function card(clip) {
 
 // ---- what there is ----
 
-function show(said) {
-  const changed = JSON.stringify(state?.clips) !== JSON.stringify(said.clips);
-  const learnt = state && said.learnt !== state.learnt;
+function show(message) {
+  const changed = JSON.stringify(state?.clips) !== JSON.stringify(message.clips);
+  const learnt = state && message.versions !== state.versions;
   if (state === null || changed) {
-    const labels = [...new Set(said.clips.map(clip => clip.label))];
+    const labels = [...new Set(message.clips.map(clip => clip.label))];
     $("clips").replaceChildren(...labels.map(label => {
-      const own = said.clips.filter(clip => clip.label === label);
+      const own = message.clips.filter(clip => clip.label === label);
       const cards = make("div", ...own.map(card));
       cards.className = "clips";
       return make("section", make("h2", `${label} (${own.length})`), cards);
     }));
   }
-  if (state?.report !== said.report) report(said.report === null ? null : JSON.parse(said.report));
-  state = said;
-  $("learn").disabled = said.busy || !said.clips.some(clip => clip.label !== "nothing");
-  $("undo").disabled = said.busy || !said.learnt;
-  $("download").hidden = !said.learnt;
-  $("learning").textContent = said.trouble || (said.busy ? `Learning: ${said.says} …` : learnt ? (said.learnt > state.learnt ? "Done. The camera above is recognised by the new model: try it." : "Undone: the model before it is in use again.") : $("learning").textContent.replace(/^(Learning|uploading).*/, ""));
-  $("learning").className = said.trouble ? "alarm" : "";
+  if (state?.report !== message.report) report(message.report === null ? null : JSON.parse(message.report));
+  state = message;
+  $("learn").disabled = message.busy || !message.clips.some(clip => clip.label !== "nothing");
+  $("undo").disabled = message.busy || !message.versions;
+  $("download").hidden = !message.versions;
+  $("learning").textContent = message.error || (message.busy ? `Learning: ${message.status} …` : learnt ? (message.versions > state.versions ? "Done. The camera above is recognised by the new model: try it." : "Undone: the model before it is in use again.") : $("learning").textContent.replace(/^(Learning|uploading).*/, ""));
+  $("learning").className = message.error ? "alarm" : "";
 }
 
 function report(found) {
@@ -148,12 +148,12 @@ function report(found) {
 if (location.pathname === "/teach") {
   $("title").textContent = "Teach";
   $("teach").hidden = false;
-  $("told").hidden = true;
+  $("history").hidden = true;
   $("record").onclick = record;
   $("files").onchange = upload;
-  $("learn").onclick = () => { trouble(""); ask("learn", {}); };
+  $("learn").onclick = () => { notify(""); ask("learn", {}); };
   $("undo").onclick = () => ask("undo", {});
-  addEventListener("kept", () => ask("state"));
+  addEventListener("saved", () => ask("state"));
   const round = async () => {
     if (!document.hidden) await ask("state").catch(() => {});  // the server is away: live.js says so
     setTimeout(round, ROUND_MS);

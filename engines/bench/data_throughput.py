@@ -1,6 +1,6 @@
-"""Which waits for the other on this machine: training, or the data it is given.
+"""Whether training waits for its data on this machine: frames a second that are trained on, and decoded.
 
-    print("\\n".join(lines(pace(engines.load("gesture"), open_dataset(Path("epic")), workers=2))))
+    print("\\n".join(format_lines(measure(engines.load("gesture"), open_dataset(Path("epic")), workers=2))))
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import Any
 
 import numpy as np
 
+from engines.bench.decode_rate import DecodeRate, measure_decode_rate
 from engines.datasets.base import Dataset
-from engines.datasets.decode import DecodeRate, decode_rate
 from engines.model.file import Model, build_network
 from engines.training.distributed import Ranks
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
-from engines.training.segments import FINER, MARGIN
-from engines.training.stream_loader import Schedule
-from engines.training.stream_task import Rates, StreamTask
-from engines.training.streams import Labelled
-from engines.training.task import Plan
+from engines.training.sections import LabelledFrame
+from engines.training.sources import DECODED_PER_FRAME as FINER
+from engines.training.sources import MARGIN
+from engines.training.stream_loader import StreamSchedule
+from engines.training.stream_task import AdamWConfig, StreamTask
+from engines.training.task import LoopConfig
 from engines.training.train import Recipe
 
 
 @dataclass(frozen=True)
-class Pace:
-    """trained_per_s: frames a second that our recipe learns from when it has to wait for none; decoded: at its size
-    and at `FINER` times its frame rate, which leaves room for other speeds. Decoded is once, then cached."""
+class DataThroughput:
+    """What was measured. Recordings are decoded once, then cached."""
 
-    trained_per_s: float
-    decoded: DecodeRate
+    trained_per_s: float  # frames a second that our recipe learns from when it waits for none
+    decoded: DecodeRate  # at its size and FINER times its frame rate, which leaves room for other speeds
 
     @property
     def share(self) -> float:
-        """Decoded frames for each that training takes in the same time; below `FINER`, the first pass waits."""
+        """Frames decoded for each that is trained on in the same time; below FINER, the first epoch waits."""
         return self.decoded.frames_per_s / self.trained_per_s
 
     def as_json(self) -> dict[str, Any]:
@@ -47,8 +47,8 @@ class Pace:
                 "wanted_frames_per_s": FINER * self.trained_per_s, "decoding": asdict(self.decoded)}
 
 
-def lines(measured: Pace) -> list[str]:
-    """As text."""
+def format_lines(measured: DataThroughput) -> list[str]:
+    """The figures as lines of text."""
     decoded, wanted = measured.decoded, FINER * measured.trained_per_s
     out = [f"training: {measured.trained_per_s:.0f} frames/s, for which {wanted:.0f} are decoded",
            f"decoding: {decoded.frames_per_s:.0f} frames/s with {decoded.workers} "
@@ -60,27 +60,27 @@ def lines(measured: Pace) -> list[str]:
             "what it wants" + ("" if keeps_up else "; try more --workers, or let the cache fill")]
 
 
-def pace(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0) -> Pace:
-    """Measures one after the other, about `seconds` each. Raises DatasetError where nothing decodes."""
+def measure(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0) -> DataThroughput:
+    """Measures decoding, then training, about `seconds` each. Raises DatasetError where nothing decodes."""
     height, width = model.contract.input_size_hw
-    decoded = decode_rate(data, FINER * model.contract.frame_rate, (round(height * MARGIN), round(width * MARGIN)),
-                          workers, seconds)
-    return Pace(training_rate(model, seconds), decoded)
+    size_hw = round(height * MARGIN), round(width * MARGIN)
+    decoded = measure_decode_rate(data, FINER * model.contract.frame_rate, size_hw, workers, seconds)
+    return DataThroughput(measure_training_rate(model, seconds), decoded)
 
 
 class _EnoughError(Exception):
     """Ends a run that is only timed."""
 
 
-def training_rate(model: Model, seconds: float = 5.0) -> float:
+def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
     """Frames a second that our recipe learns from on this machine, for the network of a model; which stays as it is."""
     how = Recipe
-    frame = Labelled(np.random.default_rng(0).integers(0, 256, (*model.contract.input_size_hw, 3), np.uint8), 0)
-    task = StreamTask(build_network(model), model.contract, lambda *_: repeat(frame), Schedule(0, how.fresh_share),
-                      [(0,) * len(model.contract.heads)],
-                      Rates(how.backbone_lr, how.module_lr, how.head_lr, how.weight_decay, how.frozen_layers),
+    frame = LabelledFrame(np.random.default_rng(0).integers(0, 256, (*model.contract.input_size_hw, 3), np.uint8), 0)
+    task = StreamTask(build_network(model), model.contract, lambda *_: repeat(frame),
+                      StreamSchedule(0, how.fresh_share), [(0,) * len(model.contract.heads)],
+                      AdamWConfig(how.backbone_lr, how.module_lr, how.head_lr, how.weight_decay, how.frozen_layers),
                       iterations=how.iterations, rows=how.rows, chunk=how.chunk, average=how.average, workers=0,
-                      ranks=Ranks(), helped=False, held_out=lambda: ())
+                      ranks=Ranks(), finds_tips=False, held_out=lambda: ())
     marks: list[float] = []
 
     def progress(_: int, __: dict[str, float]) -> None:
@@ -89,5 +89,6 @@ def training_rate(model: Model, seconds: float = 5.0) -> float:
             raise _EnoughError
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
-        run(task, Plan(how.iterations), RunFolder(Path(folder) / "paced.safetensors", {}), Ranks(), progress=progress)
+        run_folder = RunFolder(Path(folder) / "timed.safetensors", {})
+        run(task, LoopConfig(how.iterations), run_folder, Ranks(), progress=progress)
     return (len(marks) - 1) * how.rows * how.chunk / (marks[-1] - marks[0])

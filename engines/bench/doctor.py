@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bench.stages import machine
+from engines.errors import raise_interrupt
 from engines.model.file import load
 from engines.runtime import cache
 from engines.runtime.engine import Floats
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
-from engines.runtime.registry import ENGINES, bidirectional, obstacle
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
+from engines.runtime.registry import ENGINES, bidirectional, unavailable_reason
 from engines.runtime.registry import compile as compile_engine
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _laws(model: Model, hop: int | None) -> Iterator[Check]:
     def whole() -> tuple[bool, str]:
         clip.update(_clip_logits(model, frames, [FRAMES]))
         split = _clip_logits(model, frames, [1, 2, 7, FRAMES - 10])
-        return _apart(difference(model.contract, clip, split), STREAM_TOLERANCE)
+        return _apart(compare(model.contract, clip, split), STREAM_TOLERANCE)
 
     yield _tried("any split of a clip = the clip", whole)
     for name in filter(_able, ENGINES):
@@ -81,7 +82,7 @@ def _laws(model: Model, hop: int | None) -> Iterator[Check]:
                 again = run_clip(engine, frames)
             finally:
                 engine.close()
-            ok, detail = _apart(difference(model.contract, clip, once), TOLERANCE)
+            ok, detail = _apart(compare(model.contract, clip, once), TOLERANCE)
             same = all(np.array_equal(once[head], again[head]) for head in once)
             return ok and same, f"{engine.precision}, {detail}, after a reset {'the same' if same else 'NOT the same'}"
 
@@ -89,14 +90,14 @@ def _laws(model: Model, hop: int | None) -> Iterator[Check]:
 
 
 def _able(name: str) -> bool:
-    return obstacle(name) is None
+    return unavailable_reason(name) is None
 
 
 def _engine(name: str, model: Model) -> tuple[bool, str]:
     """Whether `auto` takes an engine for this model, and why; none of the answers is a fault."""
     if bidirectional(model):
         return True, "picked: only it scores whole clips" if name == "eager" else "not picked: the model needs clips"
-    reason = obstacle(name)
+    reason = unavailable_reason(name)
     if reason is not None:
         return True, f"not picked: {reason}"
     best = next(filter(_able, ENGINES))
@@ -120,7 +121,7 @@ def _window(model: Model, hop: int | None) -> tuple[bool, str]:
         clips_BTCHW = torch.from_numpy(np.stack([normalise(frames[end - T:end], model.contract) for end in ends]))
         clips = {head: logits.numpy() for head, logits in clip_scores(model.network, clips_BTCHW).items()}
     last = {head: logits[[end - 1 for end in ends]] for head, logits in streamed.items()}
-    ok, detail = _apart(difference(model.contract, clips, last), STREAM_TOLERANCE)
+    ok, detail = _apart(compare(model.contract, clips, last), STREAM_TOLERANCE)
     return ok, f"{T} frames, scored every {engine.hop} at {engine.cost:.1f} times the arithmetic, {detail}"
 
 
@@ -148,6 +149,7 @@ def _tried(name: str, look: Callable[[], tuple[bool, str]]) -> Check:
     try:
         return Check(name, *look())
     except Exception as error:
+        raise_interrupt(error)
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
@@ -182,7 +184,7 @@ def _openvino() -> tuple[bool, str]:
 
 
 def _cache() -> tuple[bool, str]:
-    place = cache.place()
+    place = cache.cache_dir()
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryFile(dir=place) as file:
         file.write(b"1")

@@ -1,7 +1,6 @@
 """A network's step beside its bare backbone: the same network without temporal modules (tsn), in the same engine.
 
-    pair = against_bare(model, "openvino", "f32", (224, 224), steps=400)      # {step_ms, bare_ms, ratio, ...}
-    print("\\n".join(table([measured(model), measured(sample("gsf-resnet50"))])))
+    print("\\n".join(format_table([measure_overhead(model), measure_overhead(random_model("gsf-resnet50"))])))
 
 Both are timed in turns, so that whatever else the machine does hits both. Figures are milliseconds. What stands for
 the others is the median, but the mean for a bidirectional model, few of whose steps do all the work.
@@ -12,8 +11,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,15 @@ from engines.errors import UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import fit
+from engines.networks.config import NetworkConfig
 from engines.networks.fusion_rule import FusionRule, tensor_shapes
 from engines.runtime.engine import Engine
-from engines.runtime.registry import ENGINES, bidirectional, obstacle, onnx_module
+from engines.runtime.registry import ENGINES, bidirectional, onnx_module, unavailable_reason
 
 if TYPE_CHECKING:
     from engines.networks.network import Network
 
 Figures = dict[str, float]
-Pair = dict[str, Any]
 
 CAMERA_HW = (480, 640)
 TURN = 20  # steps of one network before the other has its turn
@@ -39,17 +39,32 @@ SAMPLE_HEAD = {"action": 174}  # labels of a sampled model, as many as Something
 SAMPLE_RATE = 8.0
 
 
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What a network's step costs beside its bare backbone."""
+
+    network: str
+    engine: str
+    precision: str
+    size_hw: tuple[int, int]
+    state_bytes: int  # per camera
+    typical: str  # which figure stands for the others, a key of step_ms and bare_ms
+    step_ms: Figures
+    bare_ms: Figures
+    ratio: float  # step / bare, the median over turns
+
+
 def is_architecture(name: str) -> bool:
-    """Whether `sample` knows it, and no file of that name is meant."""
-    module, _, backbone = name.partition("-")
-    if not backbone or Path(name).exists():
+    """Whether `random_model` knows it, and no file of that name is meant."""
+    config = NetworkConfig.of(name)
+    if not config.backbone or Path(name).exists():
         return False
     from engines.networks.network import BACKBONES, MODULES
 
-    return module in MODULES and backbone in BACKBONES
+    return config.module in MODULES and config.backbone in BACKBONES
 
 
-def sample(architecture: str, input_size_hw: tuple[int, int] | None = None) -> Model:
+def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None) -> Model:
     """A causal model of an architecture with random weights, always the same, at the size it was published for.
 
     Weights keep the size of signals from layer to layer, and batch norms have the statistics of a short clip, so that
@@ -72,9 +87,9 @@ def sample(architecture: str, input_size_hw: tuple[int, int] | None = None) -> M
                 module.momentum = 1.0  # statistics are those of the one clip below
         network.train()(torch.randn(2, 3, 3, *network.input_size_hw), network.fresh_state(2))
     contract = Contract(
-        name=architecture, architecture=architecture, options={"causal": True}, frame_rate=SAMPLE_RATE,
+        name=architecture, network=network.config, frame_rate=SAMPLE_RATE,
         heads={head: tuple(map(str, range(labels))) for head, labels in SAMPLE_HEAD.items()},
-        input_size_hw=network.input_size_hw, cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0,
+        cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0,
         clip_frames=8, window_clips=4)
     tensors = {key: value.numpy() for key, value in network.state_dict().items()
                if not key.endswith("num_batches_tracked")}
@@ -98,53 +113,41 @@ def with_fusion(model: Model, form: str) -> Model:
 
 
 def with_hop(model: Model, hop: int) -> Model:
-    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError, ModelError."""
+    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError."""
     if not bidirectional(model):
         raise UsageError(f"a hop for {model.contract.name}, which is causal", "a bidirectional model with it",
                          "leave the hop out: every frame is scored")
-    options = {**model.contract.options, "hop": hop}
-    return Model(model.contract.model_copy(update={"options": options}), model.tensors, model.digest, model.path)
+    config = model.contract.network.replace(hop=hop)
+    return Model(model.contract.model_copy(update={"network": config}), model.tensors, model.digest, model.path)
 
 
-def open_sample(model: Model, engine: str) -> Engine:
+def open_random(model: Model, engine: str) -> Engine:
     """The f32 engine of a sampled model, built anew and kept nowhere. auto: the best there is."""
-    return engine_of(model.network, model.contract, usual(engine), "f32")
+    return engine_of(model.network, model.contract, resolve_engine(engine), "f32")
 
 
-def usual(engine: str) -> str:
+def resolve_engine(engine: str) -> str:
     """The name of an engine that networks without a file can be timed in."""
     if engine == "auto":
-        return next(name for name in ENGINES if obstacle(name) is None)
+        return next(name for name in ENGINES if unavailable_reason(name) is None)
     if engine not in (*ENGINES, "onnx"):
         raise UsageError(f"engine {engine!r} to time an architecture or several models in",
                          f"auto, {', '.join(ENGINES)} or onnx", "choose one of these")
     return engine
 
 
-def measured(model: Model, engine: str = "auto", steps: int = 400) -> Pair:
-    """One row of `table`: a model at its own size, in f32. Raises what building the engine raises."""
-    name = usual(engine)
-    pair = against_bare(model, name, "f32", model.contract.input_size_hw, steps)
-    return {"network": model.contract.name, "engine": name, "precision": "f32", **pair}
+def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
+                     size_hw: tuple[int, int] | None = None, steps: int = 400) -> Overhead:
+    """Times a model, at its own size unless another is given, and its bare backbone.
 
-
-def table(rows: Sequence[Pair]) -> list[str]:
-    """Rows of `measured` as a Markdown table."""
-    cells = [("network", "input", "engine", "state per camera", "step p50", "bare p50", "step / bare")]
-    cells += [(row["network"], "{1}x{0}".format(*row["size_hw"]), f"{row['engine']} {row['precision']}",
-               f"{row['state_bytes'] / 1000:.0f} kB", f"{row['step_ms'][row['typical']]:.2f} ms",
-               f"{row['bare_ms'][row['typical']]:.2f} ms", f"{row['ratio']:.2f}") for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    out = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-           for line in cells]
-    return [out[0], "|" + "|".join(" --- " for _ in widths) + "|", *out[1:]]
-
-
-def against_bare(model: Model, engine: str, precision: str, size_hw: tuple[int, int], steps: int) -> Pair:
-    """Times a model at a size, and its bare backbone. steps: timed frames of each, rounded up to whole turns."""
-    contract = model.contract.model_copy(update={"input_size_hw": size_hw, "cover_hw": size_hw})
+    steps: timed frames of each, rounded up to whole turns. Raises what building the engine raises.
+    """
+    engine = resolve_engine(engine)
+    size_hw = size_hw or model.contract.input_size_hw
+    config = model.contract.network.replace(input_size_hw=size_hw)
+    contract = model.contract.model_copy(update={"network": config, "cover_hw": size_hw})
     engines = {name: engine_of(network, contract, engine, precision)
-               for name, network in (("step", _at_size(model, size_hw)), ("bare", bare_backbone(model, size_hw)))}
+               for name, network in (("step", _at_size(model, config)), ("bare", bare_backbone(model, size_hw)))}
     frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(contract.frame_rate, TURN)]
     taken: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(2 + -(-steps // TURN)):  # the first two turns only warm up
@@ -157,12 +160,23 @@ def against_bare(model: Model, engine: str, precision: str, size_hw: tuple[int, 
     state_bytes = engines["step"].state_bytes
     for built in engines.values():
         built.close()
-    figures = {name: percentiles(seconds) for name, seconds in taken.items()}
     average = np.mean if typical(model) == "mean" else np.median
     step, bare = (average(np.reshape(taken[name], (-1, TURN)), axis=1) for name in ("step", "bare"))
-    # Turn by turn: both networks of a pair ran within milliseconds, whatever the machine did before and after.
-    return {"size_hw": size_hw, "state_bytes": state_bytes, "typical": typical(model), "step_ms": figures["step"],
-            "bare_ms": figures["bare"], "ratio": float(np.median(step / bare))}
+    # Turn by turn: both networks ran within milliseconds, whatever the machine did before and after.
+    return Overhead(contract.name, engine, precision, size_hw, state_bytes, typical(model), percentiles(taken["step"]),
+                    percentiles(taken["bare"]), float(np.median(step / bare)))
+
+
+def format_table(rows: Sequence[Overhead]) -> list[str]:
+    """The lines of a Markdown table."""
+    cells = [("network", "input", "engine", "state per camera", "step p50", "bare p50", "step / bare")]
+    cells += [(row.network, "{1}x{0}".format(*row.size_hw), f"{row.engine} {row.precision}",
+               f"{row.state_bytes / 1000:.0f} kB", f"{row.step_ms[row.typical]:.2f} ms",
+               f"{row.bare_ms[row.typical]:.2f} ms", f"{row.ratio:.2f}") for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    out = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+           for line in cells]
+    return [out[0], "|" + "|".join(" --- " for _ in widths) + "|", *out[1:]]
 
 
 def percentiles(seconds: Sequence[float]) -> Figures:
@@ -188,17 +202,16 @@ def bare_backbone(model: Model, size_hw: tuple[int, int]) -> Network:
     """The model's backbone with heads and without anything temporal."""
     from engines.networks.network import build
 
-    architecture = "tsn-" + model.contract.architecture.partition("-")[2]
-    network = build(architecture, heads=_labels(model.contract), input_size_hw=size_hw, causal=True)
+    config = NetworkConfig(module="tsn", backbone=model.contract.network.backbone, causal=True, input_size_hw=size_hw)
+    network = build(config, heads=_labels(model.contract))
     network.backbone.load_state_dict(model.network.backbone.state_dict())
     return network.eval()
 
 
-def _at_size(model: Model, size_hw: tuple[int, int]) -> Network:
+def _at_size(model: Model, config: NetworkConfig) -> Network:
     from engines.networks.network import build
 
-    contract = model.contract
-    network = build(contract.architecture, heads=_labels(contract), input_size_hw=size_hw, **contract.options)
+    network = build(config, heads=_labels(model.contract))
     network.load_state_dict(model.network.state_dict())
     return network.eval()
 

@@ -1,7 +1,7 @@
 """How fast a model runs on this machine: stages, the engine's step against the bare backbone, start-up, state.
 
     report = bench(engines.load("gesture"))
-    print("\\n".join(lines(report)))
+    print("\\n".join(format_lines(report)))
 
 How the step and the bare backbone are timed, and several models beside one another: `overhead.py`. Figures are
 milliseconds.
@@ -18,11 +18,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.bench.overhead import Figures, against_bare, camera_images, open_sample, percentiles, typical
+from engines.bench.overhead import Figures, camera_images, measure_overhead, open_random, percentiles, typical
 from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import prepare
@@ -52,7 +53,7 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     Raises what `engines.compile` raises.
     """
     opened = (compile_engine(model, engine, slots=1, precision=precision) if model.path is not None
-              else open_sample(model, engine))
+              else open_random(model, engine))
     height, width = model.contract.input_size_hw
     report: Report = {
         "model": model.contract.name, "digest": model.digest, "engine": opened.name, "precision": opened.precision,
@@ -63,7 +64,8 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     }
     try:
         for h, w in dict.fromkeys([(height, width), LARGE_HW]):
-            report["against_bare"][f"{w}x{h}"] = against_bare(model, opened.name, opened.precision, (h, w), steps)
+            report["against_bare"][f"{w}x{h}"] = asdict(
+                measure_overhead(model, opened.name, opened.precision, (h, w), steps))
     except EngineError as error:  # such as an ONNX file, on a machine that runs ONNX but cannot write it
         report["no_bare"] = str(error)
     report["fps"] = 1000 / report["stages_ms"]["total"][typical(model)]
@@ -71,7 +73,7 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     return report
 
 
-def lines(report: Report) -> list[str]:
+def format_lines(report: Report) -> list[str]:
     """The report as text."""
     versions = "  ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
     last = report["last"]
@@ -157,7 +159,7 @@ def _start_up_s(model: Model, engine: str, precision: str) -> float:
 
 def _last(report: Report) -> Report | None:
     """The previous report of the same model, engine and precision, replaced by this one."""
-    file = cache.place() / f"bench-{report['model']}-{report['engine']}-{report['precision']}.json"
+    file = cache.cache_dir() / f"bench-{report['model']}-{report['engine']}-{report['precision']}.json"
     last: Report | None = None
     with contextlib.suppress(OSError, ValueError):
         last = json.loads(file.read_text())

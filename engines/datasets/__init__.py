@@ -1,96 +1,23 @@
-"""Datasets people have, read from their own annotation files.
+"""Datasets people have, read from their own annotation files; knows no training.
 
-    dataset = open_dataset("epic-kitchens-100")          # says what it recognised
+    dataset = open_dataset("epic-kitchens-100")          # logs what it recognised
     dataset.splits["train"][0].labels                    # {"verb": "open", "noun": "door"}
-
-    base.py      the records: Dataset, Segment, Media, Problem
-    epic.py something.py diving48.py kinetics.py folders.py egogestar.py     one format each
-    check.py     what is missing, short, unreadable or inconsistent
-    decode.py    frames of a segment at a rate and size; frame_cache.py: decoded once
-    rendered.py  writes simulated recordings in EPIC-KITCHENS-100's layout
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from engines.datasets import diving48, egogestar, epic, folders, kinetics, something
-from engines.datasets.base import Dataset, Media, Problem, Segment
-from engines.errors import DatasetError, UsageError
+if TYPE_CHECKING:
+    from engines.datasets.base import Dataset, Media, Problem, Segment
+    from engines.datasets.readers import open_dataset
 
-__all__ = ["KINDS", "Dataset", "Media", "Problem", "Segment", "open_dataset"]
-
-log = logging.getLogger("gatestream.datasets")
-
-_ANNOTATIONS = ("annotations", "annotation", "labels", "label", "epic-kitchens-100-annotations")
+__all__ = ["Dataset", "Media", "Problem", "Segment", "open_dataset"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Choices:
-    """What a user may set: see `open_dataset`."""
-
-    media: Path
-    order: something.Order
-    rate: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    recognised: Callable[[Path], str]
-    read: Callable[[Path, _Choices], Dataset]
-    looked_for: str
-
-
-_KINDS = {
-    "epic": _Kind(epic.recognised, lambda folder, of: epic.read(folder, of.media), epic.LOOKED_FOR),
-    "something-v2": _Kind(something.recognised_v2, lambda folder, of: something.read_v2(folder, of.media),
-                          something.LOOKED_FOR_V2),
-    "diving48": _Kind(diving48.recognised, lambda folder, of: diving48.read(folder, of.media, of.rate),
-                      diving48.LOOKED_FOR),
-    "kinetics": _Kind(kinetics.recognised, lambda folder, of: kinetics.read(folder, of.media, of.rate),
-                      kinetics.LOOKED_FOR),
-    "something-v1": _Kind(something.recognised_v1, lambda folder, of: something.read_v1(folder, of.media, of.order),
-                          something.LOOKED_FOR_V1),
-    "egogestar": _Kind(egogestar.recognised, lambda folder, of: egogestar.read(folder), egogestar.LOOKED_FOR),
-    "folders": _Kind(folders.recognised, lambda folder, of: folders.read(folder, of.media, of.rate),
-                     folders.LOOKED_FOR),
-}
-KINDS = ("auto", *_KINDS, "jester", "sense")  # jester: as something-v1; sense: as folders
-_SAME = {"jester": "something-v1", "sense": "folders"}
-
-
-def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str | os.PathLike[str] | None = None,
-                 order: something.Order = "sorted", rate: float | None = None) -> Dataset:
-    """Reads the annotations of a dataset; opens no recording.
-
-    path: its folder, annotations in it or in `annotations/`; kind: one of KINDS; media: where the recordings are, when
-    elsewhere; order: numbers of Something-Something V1's and Jester's classes (see `something.py`); rate: frames per
-    second of folders of frames whose dataset does not fix it, 30 if not given. What is wrong with single items is in
-    the dataset's `problems`. Raises UsageError for an unknown kind or no such folder, DatasetError for files that
-    cannot be understood.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder", "the folder of a dataset", "check the path")
-    if kind not in KINDS:
-        raise UsageError(f"kind {kind!r}", ", ".join(KINDS), "choose one of these")
-    choices = _Choices(Path(media) if media else folder, order, rate)
-    if not choices.media.is_dir():
-        raise UsageError(f"{choices.media}: no such folder", "the folder of the recordings", "check the path")
-    wanted = _KINDS if kind == "auto" else {name: _KINDS[name] for name in [_SAME.get(kind, kind)]}
-    for name, reader in wanted.items():
-        for place in (folder, *(inside for part in _ANNOTATIONS if (inside := folder / part).is_dir())):
-            found = reader.recognised(place)
-            if found and not (name == "folders" and place != folder):
-                dataset = replace(reader.read(place, choices), found=found)
-                sizes = ", ".join(f"{len(segments)} {split}" for split, segments in dataset.splits.items())
-                log.info("%s: %s, told by %s (%s)", folder, dataset.name, found, sizes)
-                return dataset
-    there = sorted(inside.name for inside in folder.iterdir())
-    raise DatasetError(f"{folder} with {', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}",
-                       "; or ".join(reader.looked_for for reader in wanted.values()),
-                       "check the path, or see gatestream data check --help")
+def __getattr__(name: str) -> Any:
+    # Imported on first use: the command line's help needs `kinds.py` only.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{'readers' if name == 'open_dataset' else 'base'}"), name)

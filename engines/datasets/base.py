@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Media:
@@ -59,7 +62,9 @@ class Problem:
 @dataclass(frozen=True)
 class Dataset:
     """See the file's top. mirrored: {head: {label: its label in a mirror}}, for labels that a horizontal flip
-    changes; a label that maps to "" must not be flipped. background: the label that means "nothing", if there is one.
+    changes; a label that maps to "" must not be flipped. reversed: the same for labels that mean something when run
+    backwards. strokes: {label: recorded finger strokes [N, 2], x right, y down, any unit}. background: the label that
+    means "nothing", if there is one.
     rare: {head: labels} that the dataset's own benchmark reports apart. found: what the reader recognised it by.
     """
 
@@ -67,6 +72,8 @@ class Dataset:
     heads: Mapping[str, tuple[str, ...]]
     splits: Mapping[str, Sequence[Segment]]
     mirrored: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    reversed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    strokes: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)
     background: str | None = None
     problems: Sequence[Problem] = ()
     rare: Mapping[str, frozenset[str]] = field(default_factory=dict)

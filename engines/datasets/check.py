@@ -20,13 +20,13 @@ from pathlib import Path
 import cv2
 
 from engines.datasets.base import Dataset, Media, Problem, Segment
-from engines.datasets.decode import FAILED_GRABS, open_video, stills
+from engines.datasets.decode import VideoReader, stills
 from engines.errors import DatasetError
 
 _RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
 _TIMES_AGREE_S = 0.25  # between a recording's length and what is said about it; timestamps are rounded, audio is longer
 _TAIL_S = 2.0  # how far before its stated end a video's last frame is looked for
-_TOLD = 10  # items that a group of problems lists before it counts
+_LISTED = 10  # items that a group of problems lists before it counts
 
 Progress = Callable[[int, int], None]  # recordings done, of how many
 
@@ -73,7 +73,7 @@ class Report:
                 "splits": {split: len(segments) for split, segments in self.dataset.splits.items()},
                 "counts": self.counts, "recordings": self.recordings, "readable": self.readable,
                 "seconds": round(self.seconds, 3),
-                "problems": {kind: {"count": len(found), "first": [[p.where, p.detail] for p in found[:_TOLD]]}
+                "problems": {kind: {"count": len(found), "first": [[p.where, p.detail] for p in found[:_LISTED]]}
                              for kind, found in self.groups().items()}}
 
 
@@ -86,7 +86,8 @@ def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
     media = list(dict.fromkeys(segment.media for segments in dataset.splits.values() for segment in segments))
     seen: dict[Media, Recording] = {}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for done, (one, recording) in enumerate(zip(media, pool.map(lambda m: look(m, deep), media), strict=True), 1):
+        found = pool.map(lambda one: inspect_recording(one, deep), media)
+        for done, (one, recording) in enumerate(zip(media, found, strict=True), 1):
             seen[one] = recording
             if progress is not None:
                 progress(done, len(media))
@@ -110,52 +111,38 @@ def counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
     return found
 
 
-def look(media: Media, deep: bool = False) -> Recording:
+def inspect_recording(media: Media, deep: bool = False) -> Recording:
     """Opens one recording."""
     if not media.path.exists():
         return Recording(fault="missing", detail=str(media.path))
     try:
-        return _look_at_video(media, deep) if media.rate is None else _look_at_frames(media, deep)
+        return _inspect_video(media, deep) if media.rate is None else _inspect_frames(media, deep)
     except (DatasetError, OSError, cv2.error) as error:
         return Recording(fault="unreadable", detail=str(getattr(error, "got", error)))
 
 
-def _look_at_video(media: Media, deep: bool) -> Recording:
-    capture = open_video(media.path)
-    try:
-        rate, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        size_hw = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-        if not capture.read()[0]:
+def _inspect_video(media: Media, deep: bool) -> Recording:
+    with VideoReader(media.path) as video:
+        first = next(video.frames(), None)
+        image = None if first is None else first[1]()
+        if image is None:
             return Recording(fault="unreadable", detail=f"{media.path}: its first frame does not decode")
-        stated_s = frames / rate if rate > 0 and frames > 0 else 0.0
-        if not deep and stated_s > _TAIL_S:
-            capture.set(cv2.CAP_PROP_POS_MSEC, (stated_s - _TAIL_S) * 1e3)
-        last_s, damaged_s = _to_the_end(capture)
-        seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
-        if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
-            detail = f"{media.path}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
-        elif damaged_s is not None:
-            detail = f"{media.path}: a frame after {damaged_s:.2f} s does not decode"
-        return Recording(seconds, rate, size_hw, "damaged" if detail else "", detail)
-    finally:
-        capture.release()
+        rate, stated_s = video.rate, video.seconds
+        last_s, damaged_s = 0.0, None
+        for found in video.frames(0.0 if deep else max(stated_s - _TAIL_S, 0.0)):
+            if found is not None:
+                last_s = found[0]
+            elif damaged_s is None:
+                damaged_s = last_s
+    seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
+    if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
+        detail = f"{media.path}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
+    elif damaged_s is not None:
+        detail = f"{media.path}: a frame after {damaged_s:.2f} s does not decode"
+    return Recording(seconds, rate, (image.shape[0], image.shape[1]), "damaged" if detail else "", detail)
 
 
-def _to_the_end(capture: cv2.VideoCapture) -> tuple[float, float | None]:
-    """Decodes from here to the end: time of the last frame, and of the last one before the first damage, in seconds."""
-    last_s, failed, damaged_s = 0.0, 0, None
-    while failed < FAILED_GRABS:
-        if not capture.grab():
-            failed += 1
-            continue
-        if failed and damaged_s is None:
-            damaged_s = last_s
-        failed = 0
-        last_s = max(last_s, capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)
-    return last_s, damaged_s
-
-
-def _look_at_frames(media: Media, deep: bool) -> Recording:
+def _inspect_frames(media: Media, deep: bool) -> Recording:
     assert media.rate is not None
     found = stills(media)
     if not found:

@@ -11,57 +11,55 @@ from typing import Any
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.media import ASSUMED_RATE, Library
+from engines.datasets.media import ASSUMED_RATE, RecordingIndex
 from engines.errors import DatasetError
 
-LOOKED_FOR = "Diving48_V2_train.json (or Diving48_train.json) and Diving48_vocab.json"
 VOCABULARY = "Diving48_vocab.json"
 _FOLDERS = ("rgb", "videos", "frames", "Diving48_rgb/rgb")
 
 
-def recognised(folder: Path) -> str:
+def recognise(folder: Path) -> str:
     found = _file(folder, "train") or _file(folder, "test")
     return f"{found.name}, {VOCABULARY}" if found and (folder / VOCABULARY).is_file() else ""
 
 
-def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
-    """rate: frames per second of folders of frames."""
-    rate = rate or ASSUMED_RATE
+def read(folder: Path, options: tables.ReadOptions) -> Dataset:
+    media, rate = options.media, options.rate or ASSUMED_RATE
     vocabulary = tables.read_json(folder / VOCABULARY)
     if not isinstance(vocabulary, list) or not all(isinstance(parts, list) for parts in vocabulary):
         raise DatasetError(f"{folder / VOCABULARY}, which is no list of lists", "the parts of each class's name",
                            "get the file again")
-    gathering = tables.Gathering({"action": ["+".join(map(str, parts)) for parts in vocabulary]})
-    library = Library([inside for name in _FOLDERS if (inside := media / name).is_dir()] + [media], rate)
+    builder = tables.DatasetBuilder({"action": ["+".join(map(str, parts)) for parts in vocabulary]})
+    index = RecordingIndex([inside for name in _FOLDERS if (inside := media / name).is_dir()] + [media], rate)
     for split in ("train", "test"):
         path = _file(folder, split)
         if path is None:
-            gathering.problem("no file for a split", f"Diving48_V2_{split}.json", f"{split} is left out")
+            builder.add_problem("no file for a split", f"Diving48_V2_{split}.json", f"{split} is left out")
             continue
         records = tables.read_json(path)
         if not isinstance(records, list):
             raise DatasetError(f"{path}, which is no list", "a list of records", "get the file again")
         for number, record in enumerate(records):
-            _take(gathering, library, split, f"{path.name} {number}", record)
-    return gathering.dataset("Diving48")
+            _take(builder, index, split, f"{path.name} {number}", record)
+    return builder.build("Diving48")
 
 
-def _take(gathering: tables.Gathering, library: Library, split: str, where: str, record: Any) -> None:
+def _take(builder: tables.DatasetBuilder, index: RecordingIndex, split: str, where: str, record: Any) -> None:
     try:
         name, label = record["vid_name"], int(record["label"])
         first, end = int(record["start_frame"]), int(record["end_frame"])
     except (KeyError, TypeError, ValueError) as error:
-        gathering.problem("broken record", where, f"{type(error).__name__} {error}")
+        builder.add_problem("broken record", where, f"{type(error).__name__} {error}")
         return
     if not tables.is_name(name):
-        gathering.problem("no such name of a video", where, repr(name))
+        builder.add_problem("no such name of a video", where, repr(name))
         return
-    labels = gathering.heads["action"]
-    media = library.find(name)
+    labels = builder.heads["action"]
+    media = index.find(name)
     rate = media.rate or ASSUMED_RATE
     # Every published start is 0: the recordings are cut already, and a whole one needs no rate.
     whole = first == 0 and end > 0 and media.rate is None
-    gathering.add(split, Segment(name, media, 0.0 if whole else first / rate, None if whole else end / rate,
+    builder.add(split, Segment(name, media, 0.0 if whole else first / rate, None if whole else end / rate,
                                  {"action": labels[label] if 0 <= label < len(labels) else f"class {label}"},
                                  group=name.rsplit("_", 1)[0]))
 
@@ -69,3 +67,7 @@ def _take(gathering: tables.Gathering, library: Library, split: str, where: str,
 def _file(folder: Path, split: str) -> Path | None:
     return next((path for version in ("V2_", "") if (path := folder / f"Diving48_{version}{split}.json").is_file()),
                 None)
+
+
+READERS = {"diving48": tables.Reader(recognise, read, "Diving48_V2_train.json (or Diving48_train.json) and "
+                                                      "Diving48_vocab.json")}

@@ -20,11 +20,10 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.media import images
-from engines.datasets.mirror import mirrored
+from engines.datasets.media import list_images
+from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
 
-LOOKED_FOR = "EPIC_100_train.csv, EPIC_100_validation.csv or EPIC_100_uda_*.csv"
 _SPLITS = {"train": "train", "validation": "validation", "test": "test_timestamps"}
 _UDA = {"train": "uda_source_train", "source_validation": "uda_source_val", "validation": "uda_target_val"}
 _TIMES = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame",
@@ -50,73 +49,73 @@ def frame_number(time_s: float, video_id: str) -> int:
     return max(1, int(time_s * frame_rate(video_id) + 1e-6))
 
 
-def recognised(folder: Path) -> str:
+def recognise(folder: Path) -> str:
     """The file that tells this kind, or ""."""
     names = [*_SPLITS.values(), *_UDA.values()]
     return next((f"EPIC_100_{name}.csv" for name in names if (folder / f"EPIC_100_{name}.csv").is_file()), "")
 
 
-def read(folder: Path, media: Path) -> Dataset:
-    """folder: of the annotations; media: of the recordings. The UDA challenge's files are read where the main ones
-    are absent: `train` is its source, `validation` its target."""
+def read(folder: Path, options: tables.ReadOptions) -> Dataset:
+    """The UDA challenge's files are read where the main ones are absent: `train` is its source, `validation` its
+    target."""
     main = [split for split, name in _SPLITS.items() if (folder / f"EPIC_100_{name}.csv").is_file()]
     files = _SPLITS if main else _UDA
     verbs, nouns = _classes(folder, "verb"), _classes(folder, "noun")
-    gathering = tables.Gathering({"verb": verbs, "noun": nouns})
-    info, find = _info(folder), _Finder(media, gathering)
+    builder = tables.DatasetBuilder({"verb": verbs, "noun": nouns})
+    info, find = _info(folder), _Finder(options.media, builder)
     for split, name in files.items():
         path = folder / f"EPIC_100_{name}.csv"
         if not path.is_file():
             if split != "test":
-                gathering.problem("no file for a split", path.name, f"{split} is left out")
+                builder.add_problem("no file for a split", path.name, f"{split} is left out")
             continue
         unseen = _unseen(folder, split)
         columns = _TIMES if split == "test" else (*_TIMES, *_LABELS)
         for row in tables.read_csv(path, columns):
-            _take(gathering, split, row, find, info, unseen)
+            _take(builder, split, row, find, info, unseen)
     rare = {head: frozenset(labels[number] for number in _tail(folder, head, len(labels)))
-            for head, labels in gathering.heads.items()}
-    return gathering.dataset("EPIC-KITCHENS-100" + ("" if main else " UDA"), rare=rare,
-                             mirrored={"verb": mirrored(verbs), "noun": mirrored(nouns)})
+            for head, labels in builder.heads.items()}
+    return builder.build("EPIC-KITCHENS-100" + ("" if main else " UDA"), rare=rare,
+                             mirrored={"verb": mirror_labels(verbs), "noun": mirror_labels(nouns)})
 
 
-def _take(gathering: tables.Gathering, split: str, row: Mapping[str, str], find: _Finder,
+def _take(builder: tables.DatasetBuilder, split: str, row: Mapping[str, str], find: _Finder,
           info: Mapping[str, tuple[float, float]], unseen: frozenset[str]) -> None:
     """One row. narration_timestamp is not looked at: it is empty in some rows and says when somebody spoke."""
     name, video_id, person = row["narration_id"], row["video_id"], row["participant_id"]
     if not (tables.is_name(video_id) and tables.is_name(person) and "_" in video_id):
-        gathering.problem("no such name of a video", name, repr(video_id))
+        builder.add_problem("no such name of a video", name, repr(video_id))
         return
     try:
-        start_s, stop_s = tables.seconds(row["start_timestamp"]), tables.seconds(row["stop_timestamp"])
+        start_s, stop_s = tables.parse_timestamp(row["start_timestamp"]), tables.parse_timestamp(row["stop_timestamp"])
         first, last = int(row["start_frame"]), int(row["stop_frame"])
-        labels = {} if split == "test" else _labels(gathering, row)
+        labels = {} if split == "test" else _labels(builder, row)
     except (ValueError, SyntaxError) as error:
-        gathering.problem("broken row", name, str(error))
+        builder.add_problem("broken row", name, str(error))
         return
     if any(abs(frame_number(time_s, video_id) - frame) > _FRAMES_AGREE for time_s, frame in
            ((start_s, first), (stop_s, last))):
-        gathering.problem("frames disagree with timestamps", name,
+        builder.add_problem("frames disagree with timestamps", name,
                           f"{first} to {last}, but {start_s:g} to {stop_s:g} s at {frame_rate(video_id):g} frames/s")
     stated_s, stated_rate = info.get(video_id, (None, None))
     if info and stated_s is None:
-        gathering.problem("not in EPIC_100_video_info.csv", name, video_id)
+        builder.add_problem("not in EPIC_100_video_info.csv", name, video_id)
     recording = find(person, video_id, stated_rate, stated_s)
     if recording.rate is not None:  # frames are files: the first and the last one named, both included
         assert recording.first is not None
         start_s = max(first - recording.first, 0) / recording.rate
         stop_s = max(last - recording.first + 1, 0) / recording.rate
-    gathering.add(split, Segment(name, recording, start_s, stop_s, labels, group=person,
+    builder.add(split, Segment(name, recording, start_s, stop_s, labels, group=person,
                                  kind="unseen" if person in unseen else ""))
 
 
-def _labels(gathering: tables.Gathering, row: Mapping[str, str]) -> dict[str, str]:
+def _labels(builder: tables.DatasetBuilder, row: Mapping[str, str]) -> dict[str, str]:
     """Class names of a row; classes outside the list stay as numbers, for the complaint. Raises ValueError."""
     numbers = {"verb": int(row["verb_class"]), "noun": int(row["noun_class"])}
     every = ast.literal_eval(row["all_noun_classes"])
     if not isinstance(every, list) or not every or every[0] != numbers["noun"]:
-        gathering.problem("nouns disagree", row["narration_id"], f"class {numbers['noun']}, all {every}")
-    return {head: gathering.heads[head][n] if 0 <= n < len(gathering.heads[head]) else f"class {n}"
+        builder.add_problem("nouns disagree", row["narration_id"], f"class {numbers['noun']}, all {every}")
+    return {head: builder.heads[head][n] if 0 <= n < len(builder.heads[head]) else f"class {n}"
             for head, n in numbers.items()}
 
 
@@ -125,7 +124,7 @@ def _classes(folder: Path, head: str) -> tuple[str, ...]:
     rows = tables.read_csv(path, ("id", "key"))
     if len({row["key"] for row in rows}) != len(rows):
         raise DatasetError(f"{path}, which names a class twice", "each key once", "get the file again")
-    return tables.numbered({row["key"]: row["id"] for row in rows}, path)
+    return tables.order_by_number({row["key"]: row["id"] for row in rows}, path)
 
 
 def _info(folder: Path) -> dict[str, tuple[float, float]]:
@@ -159,10 +158,10 @@ def _tail(folder: Path, head: str, classes: int) -> list[int]:
 class _Finder:
     """The recording of each video, looked for once."""
 
-    def __init__(self, media: Path, gathering: tables.Gathering) -> None:
+    def __init__(self, media: Path, builder: tables.DatasetBuilder) -> None:
         roots = [media, *(media / name for name in ("EPIC-KITCHENS", "videos", "EPIC_KITCHENS_100"))]
         self._roots = [root for root in roots if root.is_dir()] or [media]
-        self._gathering = gathering
+        self._builder = builder
         self._found: dict[str, Media] = {}
 
     def __call__(self, person: str, video_id: str, stated_rate: float | None, stated_s: float | None) -> Media:
@@ -183,13 +182,17 @@ class _Finder:
                     return Media(path, frame_rate(video_id), 1)
                 tar = path.with_name(f"{video_id}.tar")
                 if tar.is_file():
-                    self._gathering.problem("tar not unpacked", tar, f"unpack it into {path}")
+                    self._builder.add_problem("tar not unpacked", tar, f"unpack it into {path}")
         return Media(self._roots[0] / person / "videos" / f"{video_id}.MP4", None, 1, stated_rate, stated_s)
 
     def _errata(self, folder: Path) -> None:
         if folder.name not in _CORRECTED:
             return
-        found = images(folder)
+        found = list_images(folder)
         if found and os.path.getmtime(found[0]) < _CORRECTED_ON.timestamp():
-            self._gathering.problem("frames older than their correction", folder,
+            self._builder.add_problem("frames older than their correction", folder,
                                     "corrected on 26 September 2020: get them again with --errata")
+
+
+READERS = {"epic": tables.Reader(recognise, read, "EPIC_100_train.csv, EPIC_100_validation.csv or "
+                                                  "EPIC_100_uda_*.csv")}

@@ -19,10 +19,9 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.media import ASSUMED_RATE, IMAGES, is_video
-from engines.datasets.mirror import mirrored
+from engines.datasets.media import ASSUMED_RATE, IMAGE_SUFFIXES, is_video
+from engines.datasets.mirror import mirror_labels
 
-LOOKED_FOR = "folders of videos or of frames named after classes, alone or under train/ and val/"
 PROJECT = "project_config.json"
 VALIDATION_SHARE = 0.2
 _GIVEN = {"train": "train", "videos_train": "train", "training": "train", "val": "validation", "valid": "validation",
@@ -31,7 +30,7 @@ _CUT = re.compile(r"(?:[_-](?:clip|part|cut|seg|segment)[_-]?\d+|_\d{4,}_\d{4,})
 _BACKGROUNDS = ("background", "idle")
 
 
-def recognised(folder: Path) -> str:
+def recognise(folder: Path) -> str:
     given = [path.name for path in _folders(folder) if path.name.lower() in _GIVEN]
     if given:
         return f"{', '.join(given)}/<class>"
@@ -39,30 +38,31 @@ def recognised(folder: Path) -> str:
     return f"<class>/ ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})" if found else ""
 
 
-def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
-    """media: where the folders of the classes are (`folder` may hold a project's settings only)."""
+def read(folder: Path, options: tables.ReadOptions) -> Dataset:
+    """The folders of the classes are in `options.media`; `folder` may hold a project's settings only."""
+    media, rate = options.media, options.rate
     given = {path: _GIVEN[path.name.lower()] for path in _folders(media) if path.name.lower() in _GIVEN}
     classes = [(split, path) for root, split in given.items() for path in _folders(root)] if given else \
         [("", path) for path in _folders(media)]
     found = [(split, path.name, recording) for split, path in classes for recording in _recordings(path, rate)]
     labels = sorted({label for _, label, _ in found} | set(_stated(folder)))
-    gathering = tables.Gathering({"action": labels})
+    builder = tables.DatasetBuilder({"action": labels})
     for split, path in classes:
         if not any(of == path.name and own == split for own, of, _ in found):
-            gathering.problem("class without a recording", f"{split}/{path.name}".strip("/"))
-    validation = set() if given else held_out([(label, _group(recording)) for _, label, recording in found])
+            builder.add_problem("class without a recording", f"{split}/{path.name}".strip("/"))
+    validation = set() if given else choose_validation([(label, _group(recording)) for _, label, recording in found])
     for split, label, recording in found:
         name = f"{split}/{label}/{recording.path.name}".strip("/")
         own = split or ("validation" if _group(recording) in validation else "train")
         # Where the splits are given, 1.mp4 here and 1.mp4 there need not come from one recording.
         group = name if split and not _CUT.search(recording.path.stem) else _group(recording)
-        gathering.add(own, Segment(name, recording, group=group, labels={"action": label}))
+        builder.add(own, Segment(name, recording, group=group, labels={"action": label}))
     background = next((label for label in labels if label.lower() in _BACKGROUNDS), None)
     title = "a sense project" if (folder / PROJECT).is_file() else "class folders"
-    return gathering.dataset(title, mirrored={"action": mirrored(labels)}, background=background)
+    return builder.build(title, mirrored={"action": mirror_labels(labels)}, background=background)
 
 
-def held_out(recordings: list[tuple[str, str]], share: float = VALIDATION_SHARE) -> set[str]:
+def choose_validation(recordings: list[tuple[str, str]], share: float = VALIDATION_SHARE) -> set[str]:
     """Groups for validation, of (label, group) pairs: about `share` of each class, at least one and never all."""
     chosen: set[str] = set()
     for label in sorted({label for label, _ in recordings}):
@@ -90,7 +90,7 @@ def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:
             continue
         if path.is_dir():
             frames = path / "rgb" if (path / "rgb").is_dir() else path
-            if any(inside.suffix.lower() in IMAGES for inside in frames.iterdir()):
+            if any(inside.suffix.lower() in IMAGE_SUFFIXES for inside in frames.iterdir()):
                 yield Media(frames, rate or ASSUMED_RATE, None)
         elif is_video(path):
             yield Media(path)
@@ -112,3 +112,8 @@ def _stated(folder: Path) -> list[str]:
     settings = tables.read_json(path)
     classes = settings.get("classes", []) if isinstance(settings, dict) else []
     return [str(name) for name in classes]
+
+
+_READER = tables.Reader(recognise, read, "folders of videos or of frames named after classes, alone or under train/ "
+                                         "and val/", in_subfolder=False)
+READERS = {"folders": _READER, "sense": _READER}

@@ -1,6 +1,6 @@
 """Decoded frames on disk: each recording is decoded once for a frame rate and a size, then read by mapping its file.
 
-    cache = FrameCache(default_place(), limit_bytes=50 * 10**9)
+    cache = FrameCache(default_folder(), limit_bytes=50 * 10**9)
     images_u8_NHWC = cache.frames(segment, rate=7.5, size_hw=(72, 96))
 
 Files appear whole or not at all, so any number of processes may share a folder (loader workers get a copy of the
@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from engines.datasets import decode
 from engines.datasets.base import Media, Segment
-from engines.datasets.media import images
+from engines.datasets.media import list_images
 from engines.errors import DatasetError
 
 log = logging.getLogger("gatestream.datasets")
@@ -37,10 +38,25 @@ _ABANDONED_S = 24 * 3600.0  # without a byte more, an unfinished file is nobody'
 _LOOK_AGAIN = 0.05  # of the limit: how much is written before the folder is measured again
 
 
-def default_place() -> Path:
+def default_folder() -> Path:
     """The user's folder for decoded frames; it need not exist."""
     chosen = os.environ.get("GATESTREAM_CACHE")
     return Path(chosen) / "frames" if chosen else Path(platformdirs.user_cache_dir("gatestream", False)) / "frames"
+
+
+def read_frames(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[decode.Images, NDArray[np.float64]]:
+    """A segment at `rate` frames a second, decoded once: images uint8 [N, H, W, 3], times in the recording [N].
+
+    From the user's cache. BGR, scaled to cover `size_hw`, centre-cropped, perhaps read-only; times in seconds. Raises
+    DatasetError.
+    """
+    images = _cache(str(default_folder())).frames(segment, rate, size_hw)
+    return images, (decode.cell_range(segment, rate)[0] + np.arange(len(images))) / rate
+
+
+@lru_cache(maxsize=4)
+def _cache(_: str) -> FrameCache:
+    return FrameCache(default_folder())
 
 
 class FrameCache:
@@ -53,7 +69,7 @@ class FrameCache:
         self._too_large: set[str] = set()
 
     def frames(self, segment: Segment, rate: float, size_hw: tuple[int, int]) -> decode.Images:
-        """As `decode.frames`, with the recording's other segments decoded along the way. The result may be read-only.
+        """As `decode.decode_segment`, with the recording's other segments decoded along the way; perhaps read-only.
 
         Raises DatasetError as that does.
         """
@@ -63,10 +79,10 @@ class FrameCache:
             self._write(path, segment.media, rate, size_hw)
             whole = self._read(path, size_hw)
         if whole is None:
-            return decode.frames(segment, rate, size_hw)
-        first, end = decode.cells(segment, rate)
+            return decode.decode_segment(segment, rate, size_hw)
+        first, end = decode.cell_range(segment, rate)
         if first >= len(whole):
-            raise decode.ends_early(segment.media, first / rate)
+            raise decode.ends_early_error(segment.media, first / rate)
         return whole[first:end]
 
     def _path(self, media: Media, rate: float, size_hw: tuple[int, int]) -> Path:
@@ -92,13 +108,13 @@ class FrameCache:
         """Decodes a whole recording into its file. DatasetError comes out; trouble with the disk does not."""
         aside: Path | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_private(self.folder)
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".decoding-")
             aside = Path(name)
             with os.fdopen(handle, "wb") as file:
                 npy.write_array_header_1_0(file, _header(0, size_hw))
                 count = 0
-                for image in _attempt(decode.every(media, rate, size_hw)):
+                for image in _attempt(decode.iterate_frames(media, rate, size_hw)):
                     file.write(np.ascontiguousarray(image).data)
                     count += 1
                     if file.tell() > self.limit_bytes:
@@ -145,6 +161,13 @@ class FrameCache:
                 total -= size
 
 
+def _make_private(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, for this user alone. Raises OSError."""
+    for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+
+
 def _attempt(decoded: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
     """Keeps faults of reading a recording apart from faults of writing the cache."""
     try:
@@ -164,7 +187,7 @@ def _version(media: Media) -> tuple[object, ...]:
         seen = media.path.stat()
         parts: list[object] = [str(media.path.absolute()), seen.st_mtime_ns, seen.st_size]
         if media.rate is not None:
-            inside = images(media.path)
+            inside = list_images(media.path)
             for path in inside[:1] + inside[-1:]:
                 parts += [len(inside), path.name, path.stat().st_mtime_ns, path.stat().st_size]
     except OSError as error:

@@ -10,47 +10,46 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.media import ASSUMED_RATE, Library
-from engines.datasets.mirror import mirrored
+from engines.datasets.media import ASSUMED_RATE, RecordingIndex
+from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
 
-LOOKED_FOR = "a CSV with the columns label, youtube_id, time_start, time_end"
 _COLUMNS = ("youtube_id", "time_start", "time_end")
 _SPLITS = {"train": "train", "val": "validation", "validate": "validation", "validation": "validation",
            "test": "test", "holdout_test": "test"}
 
 
-def recognised(folder: Path) -> str:
+def recognise(folder: Path) -> str:
     return ", ".join(path.name for path in _files(folder))
 
 
-def read(folder: Path, media: Path, rate: float | None = None) -> Dataset:
-    """rate: frames per second of folders of frames."""
+def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     rows = [(path, row) for path in _files(folder) for row in tables.read_csv(path, _COLUMNS)]
     labels = sorted({row["label"] for _, row in rows if row.get("label")})
-    gathering = tables.Gathering({"action": labels})
-    splits = [media / name for name in ("train", "val", "validation", "validate", "test", "videos")]
-    library = Library([folder for folder in splits if folder.is_dir()] + [media], rate or ASSUMED_RATE, deep=True)
+    builder = tables.DatasetBuilder({"action": labels})
+    splits = [options.media / name for name in ("train", "val", "validation", "validate", "test", "videos")]
+    index = RecordingIndex([folder for folder in splits if folder.is_dir()] + [options.media],
+                           options.rate or ASSUMED_RATE, deep=True)
     for path, row in rows:
         name = row["youtube_id"]
         stated = row.get("split") or path.stem.replace("-", "_").split("_")[-1]
         if not tables.is_name(name) or stated not in _SPLITS:
-            gathering.problem("no such split or name of a video", f"{path.name} {name}", repr(stated))
+            builder.add_problem("no such split or name of a video", f"{path.name} {name}", repr(stated))
             continue
         try:
             start_s, stop_s = float(row["time_start"]), float(row["time_end"])
         except ValueError as error:
-            gathering.problem("broken row", name, str(error))
+            builder.add_problem("broken row", name, str(error))
             continue
         if stop_s <= start_s:
             kind = "zero length" if stop_s == start_s else "stop before start"
-            gathering.problem(kind, name, f"from {start_s:g} to {stop_s:g} s")
+            builder.add_problem(kind, name, f"from {start_s:g} to {stop_s:g} s")
             continue
         clip = f"{name}_{round(start_s):06d}_{round(stop_s):06d}"
         label = row.get("label")
-        gathering.add(_SPLITS[stated], Segment(clip, library.find(clip, name), group=name,
+        builder.add(_SPLITS[stated], Segment(clip, index.find(clip, name), group=name,
                                                labels={"action": label} if label else {}))
-    return gathering.dataset(f"Kinetics-{len(labels)}", mirrored={"action": mirrored(labels)})
+    return builder.build(f"Kinetics-{len(labels)}", mirrored={"action": mirror_labels(labels)})
 
 
 def _files(folder: Path) -> list[Path]:
@@ -64,3 +63,6 @@ def _files(folder: Path) -> list[Path]:
         if all(column in header for column in _COLUMNS):
             found.append(path)
     return found
+
+
+READERS = {"kinetics": tables.Reader(recognise, read, "a CSV with the columns label, youtube_id, time_start, time_end")}

@@ -1,7 +1,7 @@
 """Where the recordings of a dataset lie: each found by its name, as a video file or as a folder of frames.
 
-    library = Library([root / "videos", root])
-    library.find("41775")   -> Media(.../41775.webm), or Media(.../41775, rate=12, first=None), or what is missing
+    index = RecordingIndex([root / "videos", root])
+    index.find("41775")   -> Media(.../41775.webm), or Media(.../41775, rate=12, first=None), or what is missing
 
 Folders are listed once, so that 200,000 names cost one look at the disk.
 """
@@ -10,33 +10,50 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from engines.datasets.base import Media
+from engines.errors import DatasetError
 
-VIDEOS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg")
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 ASSUMED_RATE = 30.0  # of folders of frames whose dataset does not say
 
 
 def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS and not path.name.startswith(".")
+    return _has_suffix(path, VIDEO_SUFFIXES)
 
 
-def images(folder: Path) -> list[Path]:
+def _has_suffix(path: Path, suffixes: Collection[str]) -> bool:
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def list_images(folder: Path) -> list[Path]:
     """The numbered images of a folder in the order of their numbers: 2 before 10. Raises OSError."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
-    return sorted(found, key=lambda path: (number(path) is None, number(path) or 0, path.name))
+    found = [path for path in folder.iterdir() if _has_suffix(path, IMAGE_SUFFIXES)]
+    return sorted(found, key=lambda path: (image_number(path) is None, image_number(path) or 0, path.name))
 
 
-def number(path: Path) -> int | None:
+def image_number(path: Path) -> int | None:
     """The last number in a file's name: 7 for img_00007.jpg."""
     digits = re.findall(r"\d+", path.stem)
     return int(digits[-1]) if digits else None
 
 
-class Library:
+def list_videos(folders: Iterable[Path]) -> list[Path]:
+    """The video files of some folders, by name. Raises DatasetError when one has none."""
+    found: list[Path] = []
+    for folder in folders:
+        here = sorted(path for path in folder.glob("*") if is_video(path))
+        if not here:
+            raise DatasetError(f"no video in {folder}", f"a folder of videos ({', '.join(VIDEO_SUFFIXES)})",
+                               "check the path")
+        found += here
+    return found
+
+
+class RecordingIndex:
     """Recordings by name in some folders (those that exist), the first that has it wins; videos before frames.
 
     rate: of folders of frames; deep: look into the folders' own folders, too (class folders).

@@ -1,7 +1,7 @@
 """What a horizontal flip does to labels, told from their names.
 
-    mirrored(("Swiping Left", "Swiping Right", "Stop Sign"))   -> {"Swiping Left": "Swiping Right", and back}
-    mirrored(("turn left", "stop"))                            -> {"turn left": ""}      there is no such thing mirrored
+    mirror_labels(("Swiping Left", "Swiping Right", "Stop Sign"))   -> {"Swiping Left": "Swiping Right", and back}
+    mirror_labels(("turn left", "stop"))                            -> {"turn left": ""}: no label for it
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WORD = re.compile(r"(?<![A-Za-z])(" + "|".join(sorted(_OPPOSITES, key=len, reve
                    + r")(?![A-Za-z])(?!\s+(?:out|away|now|before|after)\b)", re.IGNORECASE)
 
 
-def mirrored(labels: Sequence[str]) -> dict[str, str]:
+def mirror_labels(labels: Sequence[str]) -> dict[str, str]:
     """{label: its label in a mirror} of the labels that name a direction; "" where the list has none for it."""
     return {label: swapped if (swapped := _WORD.sub(_swap, label)) in labels else ""
             for label in labels if _WORD.search(label)}

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.datasets.base import Media
-from engines.datasets.check import look
+from engines.datasets.check import inspect_recording
 from engines.datasets.epic_files import Narration, Video, write_annotations
 from engines.errors import SinkError, UsageError
 from engines.synthetic import Simulation, Span
@@ -116,7 +116,7 @@ def _film(take: _Take, folder: Path, size_hw: tuple[int, int], rate: float) -> N
         image: NDArray[np.uint8] = take.simulation.frame(k)
         writer.write(image)
     writer.release()
-    fault = look(Media(path)).detail  # the writer does not tell when the disk is full
+    fault = inspect_recording(Media(path)).detail  # the writer does not tell when the disk is full
     if fault:
         raise _unwritable(path, fault)
 

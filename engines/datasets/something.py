@@ -15,18 +15,15 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.media import Library
-from engines.datasets.mirror import mirrored
+from engines.datasets.media import RecordingIndex
+from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
 
-LOOKED_FOR_V2 = "labels.json and train.json (or something-something-v2-*.json)"
-LOOKED_FOR_V1 = "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and Validation.csv"
 RATE = 12.0  # frames per second of all three
-Order = Literal["sorted", "lines"]
 Row = tuple[str, str | None]  # id, label
 _SPLITS = ("train", "validation", "test")
 _PARTS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",), "labels": ("labels",)}
@@ -36,63 +33,65 @@ _ID = ("video_id", "id", "video", "name", "folder")  # columns of re-packs
 _LABEL = ("label", "label_name", "class", "class_name", "template", "gesture")
 
 
-def recognised_v2(folder: Path) -> str:
+def recognise_v2(folder: Path) -> str:
     labels, train = _file(folder, "labels", "json"), _any_split(folder, "json")
     return f"{labels.name}, {train.name}" if labels and train else ""
 
 
-def recognised_v1(folder: Path) -> str:
+def recognise_v1(folder: Path) -> str:
     found = _any_split(folder, "csv")
     return found.name if found and (_stem(found.name) or _file(folder, "labels", "csv") or _packed(found)) else ""
 
 
-def read_v2(folder: Path, media: Path) -> Dataset:
+def read_v2(folder: Path, options: tables.ReadOptions) -> Dataset:
     path = _file(folder, "labels", "json")
     if path is None:
-        raise DatasetError(f"{folder} without labels.json", LOOKED_FOR_V2, "get the labels beside the other files")
-    labels = tables.numbered(tables.read_json(path), path)
-    gathering = tables.Gathering({"action": labels})
-    library = Library(_folders(media), RATE)
+        raise DatasetError(f"{folder} without labels.json", READERS["something-v2"].expected_files,
+                           "get the labels beside the other files")
+    labels = tables.order_by_number(tables.read_json(path), path)
+    builder = tables.DatasetBuilder({"action": labels})
+    index = RecordingIndex(_folders(options.media), RATE)
     for split in _SPLITS:
         file = _file(folder, split, "json")
         if file is not None:
-            for name, label in _items(gathering, file, labelled=split != "test"):
-                _take(gathering, library, split, name, label, ".webm")
-    return gathering.dataset("Something-Something V2", mirrored={"action": mirrored(labels)})
+            for name, label in _items(builder, file, labelled=split != "test"):
+                _take(builder, index, split, name, label, ".webm")
+    return builder.build("Something-Something V2", mirrored={"action": mirror_labels(labels)})
 
 
-def read_v1(folder: Path, media: Path, order: Order = "sorted") -> Dataset:
+def read_v1(folder: Path, options: tables.ReadOptions) -> Dataset:
+    order = options.order
     found = {split: file for split in _SPLITS if (file := _file(folder, split, "csv"))}
     rows = {split: list(_rows(file, split)) for split, file in found.items()}
     listed = _file(folder, "labels", "csv")
     if listed is not None:
-        labels = tables.lines(listed)
+        labels = tables.read_lines(listed)
     elif order == "lines":
         raise DatasetError(f"{folder} without a file of labels", "one, for classes in the order of its lines",
                            "get the labels file, or use the sorted order")
     else:
         labels = list(dict.fromkeys(label for _, label in rows.get("train", []) if label))
     labels = sorted(labels) if order == "sorted" else labels
-    gathering = tables.Gathering({"action": labels})
-    library = Library(_folders(media), RATE)
+    builder = tables.DatasetBuilder({"action": labels})
+    index = RecordingIndex(_folders(options.media), RATE)
     for split, items in rows.items():
         for name, label in items:
-            _take(gathering, library, split, name, None if split == "test" else label, "")
+            _take(builder, index, split, name, None if split == "test" else label, "")
     jester = any("jester" in path.name.lower() for path in (*found.values(), folder)) or "Swiping Left" in labels
-    return gathering.dataset("Jester" if jester else "Something-Something V1", mirrored={"action": mirrored(labels)},
+    return builder.build("Jester" if jester else "Something-Something V1", mirrored={"action": mirror_labels(labels)},
                              background="No gesture" if "No gesture" in labels else None)
 
 
-def _take(gathering: tables.Gathering, library: Library, split: str, name: str, label: str | None,
+def _take(builder: tables.DatasetBuilder, index: RecordingIndex, split: str, name: str, label: str | None,
           suffix: str) -> None:
     if not tables.is_name(name):
-        gathering.problem("no such name of a video", repr(name))
+        builder.add_problem("no such name of a video", repr(name))
         return
-    gathering.add(split, Segment(name, library.find(name, suffix=suffix), group=name,
+    builder.add(split, Segment(name, index.find(name, suffix=suffix), group=name,
                                  labels={} if label is None else {"action": label}))
 
 
-def _items(gathering: tables.Gathering, path: Path, labelled: bool) -> Iterator[Row]:
+def _items(builder: tables.DatasetBuilder, path: Path, labelled: bool) -> Iterator[Row]:
     """Id and class of V2's records: the class is the template without its brackets."""
     records: Any = tables.read_json(path)
     if not isinstance(records, list):
@@ -101,14 +100,14 @@ def _items(gathering: tables.Gathering, path: Path, labelled: bool) -> Iterator[
         name = record.get("id") if isinstance(record, dict) else None
         template = record.get("template") if isinstance(record, dict) else None
         if not isinstance(name, str | int) or (labelled and not isinstance(template, str)):
-            gathering.problem("record without id or template", f"{path.name} {number}")
+            builder.add_problem("record without id or template", f"{path.name} {number}")
         else:
             yield str(name), re.sub(r"[\[\]]", "", template) if labelled and isinstance(template, str) else None
 
 
 def _rows(path: Path, split: str) -> Iterator[Row]:
     """Id and class of a CSV file, native or re-packed. Raises DatasetError."""
-    native = tables.lines(path)
+    native = tables.read_lines(path)
     if not native:
         raise DatasetError(f"{path}, which is empty", "a row for each recording", "get the file again")
     if not _packed(path):
@@ -131,7 +130,7 @@ def _rows(path: Path, split: str) -> Iterator[Row]:
 
 def _packed(path: Path) -> bool:
     """Whether a file is a re-pack: commas, and a first line that names its columns."""
-    first = next(iter(tables.lines(path)), "")
+    first = next(iter(tables.read_lines(path)), "")
     header = next(csv.reader(io.StringIO(first)), [])
     return ";" not in first and any(column in _ID for column in header)
 
@@ -159,3 +158,10 @@ def _file(folder: Path, part: str, suffix: str) -> Path | None:
 def _folders(media: Path) -> Sequence[Path]:
     folders = [media / name for name in _FOLDERS]
     return [folder for folder in folders if folder.is_dir()] + [media]
+
+
+_V1 = tables.Reader(recognise_v1, read_v1, "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and "
+                                           "Validation.csv")
+READERS = {"something-v2": tables.Reader(recognise_v2, read_v2, "labels.json and train.json (or "
+                                                                "something-something-v2-*.json)"),
+           "something-v1": _V1, "jester": _V1}

@@ -10,17 +10,38 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.datasets.base import Dataset, Problem, Segment
+from engines.datasets.kinds import ClassOrder
 from engines.errors import DatasetError
 
 _TIMESTAMP = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 
 
-def text(path: Path) -> str:
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a user may set, see `open_dataset`."""
+
+    media: Path  # folder of the recordings
+    order: ClassOrder = "sorted"
+    rate: float | None = None  # frames per second of folders of frames
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One format of annotations."""
+
+    recognise: Callable[[Path], str]  # a folder -> the names of the files that this format has there, "" for another
+    read: Callable[[Path, ReadOptions], Dataset]  # that folder; raises DatasetError for what cannot be understood
+    expected_files: str  # that `recognise` looks for, for a message
+    in_subfolder: bool = True  # may lie in a folder `annotations`, too
+
+
+def read_text(path: Path) -> str:
     """A UTF-8 file, with or without a byte-order mark. Raises DatasetError."""
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -31,22 +52,22 @@ def text(path: Path) -> str:
         raise DatasetError(f"{path} ({error.strerror})", "a readable file", "check the path") from error
 
 
-def lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """The lines that hold something, without the spaces around them."""
-    return [line.strip() for line in text(path).split("\n") if line.strip()]
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def read_json(path: Path) -> Any:
     """Raises DatasetError with the place where the file stops being JSON."""
     try:
-        return json.loads(text(path))
+        return json.loads(read_text(path))
     except ValueError as error:
         raise DatasetError(f"{path}, which is no JSON ({error})", "a whole JSON file", "get the file again") from error
 
 
 def read_csv(path: Path, columns: Sequence[str] = (), delimiter: str = ",") -> list[dict[str, str]]:
     """Rows of a CSV file with a header. Raises DatasetError for a missing column, an open quote or uneven rows."""
-    reader = csv.DictReader(io.StringIO(text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
         rows = list(reader)
     except csv.Error as error:
@@ -63,7 +84,7 @@ def read_csv(path: Path, columns: Sequence[str] = (), delimiter: str = ",") -> l
     return rows
 
 
-def seconds(timestamp: str) -> float:
+def parse_timestamp(timestamp: str) -> float:
     """HH:MM:SS.cc -> seconds. Raises ValueError."""
     match = _TIMESTAMP.fullmatch(timestamp.strip())
     if match is None:
@@ -76,7 +97,7 @@ def is_name(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"[^/\\\0]+", name) is not None and name not in (".", "..")
 
 
-def numbered(numbers: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+def order_by_number(numbers: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     """{name: number} -> names in the order of their numbers. Raises DatasetError unless they count from 0."""
     try:
         by_number = {int(number): name for name, number in numbers.items()}
@@ -88,7 +109,7 @@ def numbered(numbers: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     return tuple(by_number[number] for number in range(len(numbers)))
 
 
-class Gathering:
+class DatasetBuilder:
     """Collects segments and problems; what cannot be used is named and left out.
 
     heads: the labels that segments may carry.
@@ -106,7 +127,7 @@ class Gathering:
         self.problems: list[Problem] = []
         self._split_of: dict[str, str] = {}
 
-    def problem(self, kind: str, where: object, detail: str = "") -> None:
+    def add_problem(self, kind: str, where: object, detail: str = "") -> None:
         self.problems.append(Problem(kind, str(where), detail))
 
     def add(self, split: str, segment: Segment) -> None:
@@ -116,7 +137,7 @@ class Gathering:
             self._split_of[segment.id] = split
             self.splits.setdefault(split, []).append(segment)
         else:
-            self.problem(fault[0], segment.id, fault[1])
+            self.add_problem(fault[0], segment.id, fault[1])
 
     def _fault(self, split: str, segment: Segment) -> tuple[str, str] | None:
         before = self._split_of.get(segment.id)
@@ -135,10 +156,10 @@ class Gathering:
             return "zero length", f"at {stop_s:g} s"
         return None
 
-    def dataset(self, name: str, **facts: Any) -> Dataset:
+    def build(self, name: str, **facts: Any) -> Dataset:
         """Raises DatasetError where nothing usable came together."""
         if not any(self.splits.values()):
-            told = "; ".join(f"{p.kind}: {p.where} {p.detail}".strip() for p in self.problems[:3])
-            raise DatasetError(f"{name} without one usable item ({told or 'no rows'})", "labelled recordings",
+            reasons = "; ".join(f"{p.kind}: {p.where} {p.detail}".strip() for p in self.problems[:3])
+            raise DatasetError(f"{name} without one usable item ({reasons or 'no rows'})", "labelled recordings",
                                "check the annotation files")
         return Dataset(name, self.heads, self.splits, problems=tuple(self.problems), **facts)

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engines.networks.config import NetworkConfig
 from engines.networks.fusion_rule import FusionRule
 
 FORMAT = "gatestream/1"
+OLD_OPTIONS = {"memory": "readout_width", "places": "sites", "percent": "gate_ratio", "ahead": "past_shift"}
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -33,46 +35,56 @@ class EventRule(BaseModel):
 
 
 class Contract(BaseModel):
-    """What a caller must know to use a model, validated on load.
-
-    architecture, options: arguments of `engines.build`; heads: labels of each head, in output order;
-    frame_rate: frames per second the model was trained at; input_size_hw: the network's input;
-    cover_hw: the camera image is scaled to just cover this size, then centre-cropped to input_size_hw;
-    resize_filter: see `engines/model/preprocess.py`;
-    value_scale: pixels are multiplied by this, then (x - mean) / std in `colour` order;
-    receptive_frames: frames one output depends on through the temporal modules; warmup_frames: frames after a
-    reset before scores count; clip_frames: frames in one clip descriptor; window_clips: clips in the window;
-    max_gap_s: a longer hole resets the stream; temperature: logits of each head are divided by this;
-    fusion: how the window's clips are fused by the file's `fusion.*` tensors, None for the mean of all frames;
-    background: the label that means "nothing" in every head that has it.
-    """
+    """What a caller must know to use a model, validated on load."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["gatestream/1"] = "gatestream/1"
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
-    architecture: str
-    options: dict[str, Any] = {}
-    heads: dict[str, tuple[str, ...]]
-    frame_rate: Positive
-    input_size_hw: tuple[int, int]
-    cover_hw: tuple[int, int]
-    resize_filter: Literal["area", "bilinear", "pillow-bilinear"] = "area"
+    network: NetworkConfig
+    heads: dict[str, tuple[str, ...]]  # labels of each head, in output order
+    frame_rate: Positive  # frames a second, as in training
+    cover_hw: tuple[int, int]  # the camera image is scaled to just cover this, then centre-cropped to the input size
+    resize_filter: Literal["area", "bilinear", "pillow-bilinear"] = "area"  # see `engines/model/preprocess.py`
     colour: Literal["RGB", "BGR"] = "RGB"
-    value_scale: Positive = 1 / 255
+    value_scale: Positive = 1 / 255  # pixels are multiplied by this, then (x - mean) / std in `colour` order
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    receptive_frames: Annotated[int, Field(ge=1)]
-    warmup_frames: Annotated[int, Field(ge=0)]
-    clip_frames: Annotated[int, Field(ge=1, le=4096)]
+    receptive_frames: Annotated[int, Field(ge=1)]  # that an output depends on through the temporal modules
+    warmup_frames: Annotated[int, Field(ge=0)]  # after a reset, before scores count
+    clip_frames: Annotated[int, Field(ge=1, le=4096)]  # in a clip descriptor
     window_clips: Annotated[int, Field(ge=1, le=4096)]
-    max_gap_s: Positive = 1.0
-    fusion: FusionRule | None = None
-    temperature: dict[str, Positive] = {}
-    window_temperature: dict[str, Positive] = {}
-    background: str | None = None
+    max_gap_s: Positive = 1.0  # a longer hole resets the stream
+    fusion: FusionRule | None = None  # of a window's clips, by the `fusion.*` tensors; None: the mean of all frames
+    temperature: dict[str, Positive] = {}  # by which a head's logits at one frame are divided
+    window_temperature: dict[str, Positive] = {}  # and those of a window
+    background: str | None = None  # the label that means "nothing", in every head that has it
     events: EventRule = EventRule()
     provenance: dict[str, Any] = {}
+
+    @property
+    def architecture(self) -> str:
+        return self.network.architecture
+
+    @property
+    def input_size_hw(self) -> tuple[int, int]:
+        """Pixels of the network's input."""
+        assert self.network.input_size_hw is not None
+        return self.network.input_size_hw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _map_old_form(cls, values: Any) -> Any:
+        """Before `network`, files held its architecture, input size and options apart, some under older names."""
+        if not isinstance(values, dict) or "architecture" not in values or "network" in values:
+            return values
+        if not isinstance(options := values.get("options", {}), dict):
+            raise ValueError(f"options={options!r:.80}: a table of options")
+        module, _, backbone = str(values["architecture"]).partition("-")
+        network: dict[Any, Any] = {"module": module, "backbone": backbone, "input_size_hw": values.get("input_size_hw")}
+        network |= {OLD_OPTIONS.get(name, name): value for name, value in options.items()}
+        rest = {key: value for key, value in values.items() if key not in ("architecture", "options", "input_size_hw")}
+        return {**rest, "network": network}
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
@@ -81,6 +93,8 @@ class Contract(BaseModel):
         for head, labels in self.heads.items():
             if len(labels) < 2 or len(set(labels)) != len(labels):
                 raise ValueError(f"heads.{head}: two or more labels, each once")
+        if self.network.input_size_hw is None:
+            raise ValueError("network.input_size_hw: two numbers of pixels")
         for name, (height, width) in (("input_size_hw", self.input_size_hw), ("cover_hw", self.cover_hw)):
             if not (16 <= height <= 4096 and 16 <= width <= 4096):
                 raise ValueError(f"{name}: sides of 16 to 4096 pixels")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialise
 
-from engines.errors import ModelError, SinkError, UsageError
+from engines.errors import ModelError, SinkError, UsageError, first_problem
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import FORMAT, Contract
 from engines.networks.fusion_rule import PREFIX, tensor_shapes
@@ -34,14 +34,17 @@ if TYPE_CHECKING:
 
 ZOO = Path(__file__).parents[1] / "zoo"
 EXAMPLES = "examples."  # begins the names of what a taught model remembers, see engines/training/exemplars.py
+STATISTICS = ("running_mean", "running_var")  # of batch norms, whose range no training bounds
 Array = NDArray[np.float32]
 
 
 class Model:
-    """A model file in memory. `digest`: sha256 of the file's bytes; `tensors`: float32 weights by name."""
+    """A model file in memory. tensors: float32 weights by name; digest: sha256 of the file's bytes; half: whether the
+    file stores float16."""
 
-    def __init__(self, contract: Contract, tensors: dict[str, Array], digest: str, path: Path | None = None) -> None:
-        self.contract, self.tensors, self.digest, self.path = contract, tensors, digest, path
+    def __init__(self, contract: Contract, tensors: dict[str, Array], digest: str, path: Path | None = None,
+                 half: bool = True) -> None:
+        self.contract, self.tensors, self.digest, self.path, self.half = contract, tensors, digest, path, half
 
     @cached_property
     def network(self) -> Network:
@@ -67,11 +70,10 @@ def build_network(model: Model) -> Network:
 
     contract = model.contract
     try:
-        network = build(contract.architecture, heads={name: len(labels) for name, labels in contract.heads.items()},
-                        input_size_hw=contract.input_size_hw, **contract.options)
-    except (TypeError, ValueError, UsageError) as error:
-        raise ModelError(f"architecture {contract.architecture!r} with options {contract.options}: {error}",
-                         "options that engines.build accepts", "get the model file again") from error
+        network = build(contract.network, heads={name: len(labels) for name, labels in contract.heads.items()})
+    except (ValueError, UsageError) as error:
+        raise ModelError(f"a network that cannot be built: {error}", "one that engines.build accepts",
+                         "get the model file again") from error
     state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
              if not name.startswith((PREFIX, EXAMPLES))}
     wanted = network.state_dict()
@@ -118,9 +120,9 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
     try:
         contract = Contract.model_validate_json(metadata["contract"])
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ModelError(f"{path} with contract field {'.'.join(map(str, first['loc'])) or 'contract'}: {first['msg']}",
-                         f"a contract of format {FORMAT}", "get the model file again") from error
+        got, wanted = first_problem(error)
+        raise ModelError(f"{path}, whose contract has {got}: {wanted}", f"a contract of format {FORMAT}",
+                         "get the model file again") from error
     weights: dict[str, Array] = {}
     for name, tensor in tensors.items():
         if not np.issubdtype(tensor.dtype, np.floating) or not np.isfinite(tensor).all():
@@ -129,15 +131,27 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
         weights[name] = tensor.astype(np.float32)
     _check_heads(path, contract, weights)
     _check_fusion(path, contract, weights)
-    return Model(contract, weights, hashlib.sha256(raw).hexdigest(), path)
+    half = any(tensor.dtype == np.float16 for tensor in tensors.values())
+    return Model(contract, weights, hashlib.sha256(raw).hexdigest(), path, half)
 
 
 def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Array], *, half: bool = True) -> None:
-    """Writes a model file atomically; `half` stores weights as float16 (they are used as float32)."""
-    kept = {name: np.ascontiguousarray(value, dtype=np.float16 if half else np.float32)
-            for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-    raw = serialise(kept, metadata={"contract": contract.model_dump_json()})
-    write_atomically(Path(path), raw)
+    """Writes a model file atomically.
+
+    half: store float16, but for batch norms' statistics and tensors with values beyond its range (they are used as
+    float32). Raises ModelError, and leaves what there is, for values that are not finite; SinkError.
+    """
+    stored: dict[str, Array | NDArray[np.float16]] = {}
+    for name, value in tensors.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        stored[name] = np.ascontiguousarray(value, np.float32)
+        if not np.isfinite(value).all():
+            raise ModelError(f"{path} with values in {name} that are not finite", "finite weights",
+                             "train it again at a lower learning rate")
+        if half and not name.endswith(STATISTICS) and np.abs(value).max(initial=0) <= np.finfo(np.float16).max:
+            stored[name] = stored[name].astype(np.float16)
+    write_atomically(Path(path), serialise(stored, metadata={"contract": contract.model_dump_json()}))
 
 
 def write_atomically(path: Path, raw: bytes) -> None:

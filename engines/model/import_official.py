@@ -16,18 +16,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engines.errors import UsageError
+from engines.errors import UsageError, first_problem
 from engines.model.contract import Contract
 from engines.model.file import save
-from engines.model.official import HEAD, architecture_of, load, read, share_gated
-from engines.networks.gsf import GateShiftFuse
+from engines.model.official import HEAD, architecture_of, load, read
 from engines.networks.network import Network
 
 SEGMENTS = 8  # of a file whose name does not say
-_CAFFE: dict[str, Any] = {"colour": "BGR", "value_scale": 1.0, "mean": (104.0, 117.0, 128.0), "std": (1.0, 1.0, 1.0)}
-PREPROCESSING: dict[str, dict[str, Any]] = {
-    "bninception": {**_CAFFE, "cover_hw": (256, 256)}, "inceptionv3": {**_CAFFE, "cover_hw": (261, 261)},
-    "resnet50": {"cover_hw": (256, 256)}}  # the rest is the contract's default: ImageNet's, RGB
 
 
 def import_official(file: Path, out: Path, *, arch: str | None = None, labels: Sequence[str] | None = None,
@@ -56,22 +51,15 @@ def import_official(file: Path, out: Path, *, arch: str | None = None, labels: S
 def contract_of(network: Network, labels: Sequence[str], clip_s: float, name: str,
                 provenance: dict[str, Any]) -> Contract:
     """The contract of an official network: a clip of its own length is what one score comes from."""
-    channels = {place: conv.out_channels for place, conv in network.backbone.places().items()}
-    gated = [(module.channels, channels[place]) for place, module in network.temporal.items()
-             if isinstance(module, GateShiftFuse)]
-    options = {"causal": False, "segments": network.segments, "places": list(network.temporal),
-               **({"percent": share_gated(gated)} if gated else {})}
     frame_rate = network.segments / clip_s
     try:
-        return Contract(name=name, architecture=network.architecture, options=options, heads={HEAD: tuple(labels)},
-                        frame_rate=frame_rate, input_size_hw=network.input_size_hw, resize_filter="pillow-bilinear",
+        return Contract(name=name, network=network.config, heads={HEAD: tuple(labels)}, frame_rate=frame_rate,
+                        cover_hw=network.backbone.cover_hw, resize_filter="pillow-bilinear",
                         receptive_frames=network.segments, warmup_frames=network.segments,
                         clip_frames=network.segments, window_clips=1, max_gap_s=max(1.0, 2 / frame_rate),
-                        provenance=provenance, **PREPROCESSING[network.architecture.partition("-")[2]])
+                        provenance=provenance, **network.backbone.pixels._asdict())
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "a contract that holds",
-                         "choose another name, label file or clip length") from error
+        raise UsageError(*first_problem(error), "choose another name, label file or clip length") from error
 
 
 def read_labels(path: Path, sort: bool = False) -> list[str]:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import ModelError, UsageError
+from engines.networks.config import NetworkConfig
 from engines.networks.gsf import gated_channels
 from engines.networks.network import BACKBONES, Network, build
 
@@ -52,11 +53,11 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
         raise UsageError(f"clips of {segments} frames", "1 or more", "give the number in the checkpoint's name")
     source = "state dict" if isinstance(path_or_state_dict, Mapping) else os.fspath(path_or_state_dict)
     weights = read(path_or_state_dict)
-    places = _places(source, weights, arch)
-    percent = _percent(source, weights, arch, places)
+    sites = _sites(source, weights, arch)
+    gate_ratio = _gate_ratio(source, weights, arch, sites) if arch.startswith("gsf") else None
     head = weights.get("new_fc.weight", torch.empty(()))
     labels = head.shape[0] if head.ndim == 2 else 0
-    network = build(arch, heads={HEAD: max(1, labels)}, segments=segments, percent=percent, places=tuple(places))
+    network = build(arch, heads={HEAD: max(1, labels)}, segments=segments, gate_ratio=gate_ratio, sites=tuple(sites))
     ours = network.state_dict()
     names = {official_name(name, arch): name for name in ours}
     _compare(source, arch, weights, {official: ours[name] for official, name in names.items()})
@@ -74,7 +75,7 @@ def read(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any]) -> dict
 def architecture_of(source: str, weights: Mapping[str, Tensor]) -> str:
     """The architecture whose modules these weights hold. Raises ModelError where it is none of ours."""
     for arch in ARCHITECTURES:
-        if any(name.startswith(_prefix(place, arch)) for place in _available(arch) for name in weights):
+        if any(name.startswith(_prefix(site, arch)) for site in _available(arch) for name in weights):
             return arch
     raise ModelError(f"{source} with {_some(weights)}", f"the weights of {', '.join(ARCHITECTURES)}",
                      "choose an official GSM or GSF checkpoint")
@@ -87,22 +88,21 @@ def official_name(name: str, arch: str) -> str:
         return rest.replace(HEAD, "new_fc", 1)
     if part == "backbone":
         return f"base_model.{rest}"
-    place, _, leaf = rest.partition(".")
-    return f"{_prefix(place, arch)}{leaf}"
+    site, _, leaf = rest.partition(".")
+    return f"{_prefix(site, arch)}{leaf}"
 
 
-def _prefix(place: str, arch: str) -> str:
-    """What the official names of the module at a place begin with."""
-    module, _, backbone = arch.partition("-")
-    return f"base_model.{place.replace('_', '.')}.{module}." if backbone.startswith("resnet") \
-        else f"base_model.{module}_{place}."
+def _prefix(site: str, arch: str) -> str:
+    """What the official names of the module at a site begin with."""
+    config = NetworkConfig.of(arch)
+    return f"base_model.{BACKBONES[config.backbone].official_prefix(config.module, site)}"
 
 
 def _available(arch: str) -> dict[str, int]:
-    """Channels of every place that the architecture's backbone names, in order."""
+    """Channels of every site that the architecture's backbone names, in order."""
     with torch.device("meta"):
-        places = BACKBONES[arch.partition("-")[2]]().places()
-    return {place: conv.out_channels for place, conv in places.items()}
+        sites = BACKBONES[NetworkConfig.of(arch).backbone]().sites()
+    return {site: conv.out_channels for site, conv in sites.items()}
 
 
 def _read(path: Path) -> Any:
@@ -169,38 +169,31 @@ def _weights(source: str, content: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _places(source: str, weights: Mapping[str, Tensor], arch: str) -> list[str]:
-    """The places whose modules the checkpoint holds, in order."""
+def _sites(source: str, weights: Mapping[str, Tensor], arch: str) -> list[str]:
+    """The sites whose modules the checkpoint holds, in order."""
     available = _available(arch)
-    places = [place for place in available if any(name.startswith(_prefix(place, arch)) for name in weights)]
-    if not places:
+    sites = [site for site in available if any(name.startswith(_prefix(site, arch)) for name in weights)]
+    if not sites:
         raise ModelError(f"{source} without any {_prefix(next(iter(available)), arch)}..., but with {_some(weights)}",
                          f"the weights of {arch}", "give the architecture that the checkpoint is of")
-    return places
+    return sites
 
 
-def _percent(source: str, weights: Mapping[str, Tensor], arch: str, places: Iterable[str]) -> int:
-    """The share of gated channels that every module's batch norm tells of."""
+def _gate_ratio(source: str, weights: Mapping[str, Tensor], arch: str, sites: Iterable[str]) -> int:
+    """The percentage of channels that modules gate, by the size of each one's batch norm."""
     available = _available(arch)
-    gated = {name: (weights[name].numel(), available[place]) for place in places
-             if (name := f"{_prefix(place, arch)}bn.weight") in weights}
+    gated = {name: (weights[name].numel(), available[site]) for site in sites
+             if (name := f"{_prefix(site, arch)}bn.weight") in weights}
     if not gated:
         return 100  # nothing tells; the comparison will name what is missing
-    percent = share_gated(gated.values())
-    if percent is not None:
-        return percent
-    shapes = [f"{name} of {f} channels in {channels}" for name, (f, channels) in gated.items()]
-    raise ModelError(f"{source} with {_some(shapes)}", "one share of gated channels throughout",
-                     "choose an official checkpoint")
-
-
-def share_gated(gated: Iterable[tuple[int, int]]) -> int | None:
-    """The percent that gives each of these (gated, all) channels, the nearest to their true ratio; None if none."""
-    pairs = list(gated)
-    share = 100 * sum(f for f, _ in pairs) / sum(channels for _, channels in pairs)
-    fitting = [percent for percent in range(1, 101)
-               if all(gated_channels(channels, percent) == f for f, channels in pairs)]
-    return min(fitting, key=lambda percent: abs(percent - share), default=None)
+    share = 100 * sum(f for f, _ in gated.values()) / sum(channels for _, channels in gated.values())
+    fitting = [ratio for ratio in range(1, 101)
+               if all(gated_channels(channels, ratio) == f for f, channels in gated.values())]
+    if not fitting:
+        shapes = [f"{name} of {f} channels in {channels}" for name, (f, channels) in gated.items()]
+        raise ModelError(f"{source} with {_some(shapes)}", "one share of gated channels throughout",
+                         "choose an official checkpoint")
+    return min(fitting, key=lambda ratio: abs(ratio - share))
 
 
 def _compare(source: str, arch: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

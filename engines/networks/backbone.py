@@ -1,48 +1,81 @@
-"""What every backbone shares: it names places, and calls a hook with the raw output of the convolution there, or with
+"""What every backbone shares: it names sites, and calls a hook with the raw output of the convolution there, or with
 the input of a branch.
 
-    images_NCHW ─► convolution ─► hook(place, map) ─► batch norm ─► ReLU ─► ... ─► mean over space ─► features_ND
+    images_NCHW ─► convolution ─► hook(site, map) ─► batch norm ─► ReLU ─► ... ─► mean over space ─► features_ND
 
-A temporal module fills a place by being the hook's answer. Backbones know nothing of time.
+A temporal module fills a site by being the hook's answer. Backbones know nothing of time.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Hook = Callable[[str, Tensor], Tensor]
 Step = Callable[[Tensor, Hook], Tensor]
-ON_INPUT = ("tsm", "stsm")  # modules on the input of a branch, not on the output of its last convolution
+
+
+class Pixels(NamedTuple):
+    """How weights expect images, the fields of a contract; by default as torchvision's and timm's weights do."""
+
+    colour: Literal["RGB", "BGR"] = "RGB"
+    value_scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+CAFFE = Pixels("BGR", 1.0, (104.0, 117.0, 128.0), (1.0, 1.0, 1.0))
 
 
 class Backbone(nn.Module, ABC):
-    """`forward(images_NCHW, hook) -> features_ND`; `hook(place, map)` is called at each place, in order.
+    """`forward(images_NCHW, hook) -> features_ND`; `hook(site, map)` is called at each site, in order.
 
-    width: D; input_size_hw: the size it was published for. The stem is the first convolution registered.
+    The stem is the first convolution registered. To add one: see README.md beside `engines`.
     """
 
-    width: int
-    input_size_hw: tuple[int, int] = (224, 224)
+    width: int  # D
+    input_size_hw: tuple[int, int] = (224, 224)  # that it was published for
+    cover_hw: tuple[int, int] = (256, 256)  # an image is scaled to cover this, then cropped to the input
+    pixels: Pixels = Pixels()  # that its published weights expect
+    hub_model: str | None = None  # on the Hugging Face hub, with ImageNet's weights
+    middle: tuple[str, int] | None = None  # a layer halfway up, and the channels of its map
 
     @abstractmethod
-    def places(self) -> dict[str, nn.Conv2d]:
-        """Name of each place -> the convolution whose output a temporal module takes there, in the hook's order."""
+    def sites(self) -> dict[str, nn.Conv2d]:
+        """Name of each site -> the convolution whose output a temporal module takes there, in the hook's order."""
 
     @abstractmethod
-    def input_places(self) -> dict[str, int]:
-        """Name of each place at a branch's input -> the channels of the map there, in the hook's order."""
+    def input_sites(self) -> dict[str, int]:
+        """Name of each site at a branch's input -> the channels of the map there, in the hook's order."""
 
     @abstractmethod
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
-        """Where modules of this kind ("gsm", "tsm", ...) sit unless told otherwise: on inputs for those `ON_INPUT`."""
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
+        """Which of `sites` modules of this kind ("gsm", "gsf", ...) usually sit at."""
 
-    def default_percent(self, causal: bool) -> int:
-        """Share of a map's channels that GSF gates unless told otherwise."""
+    def default_input_sites(self) -> tuple[str, ...]:
+        """Which of `input_sites` modules usually sit at."""
+        return tuple(self.input_sites())
+
+    def default_gate_ratio(self, causal: bool) -> int:
+        """Percentage of a map's channels that GSF usually gates."""
         return 100
+
+    def freezable_layers(self) -> Sequence[nn.Module]:
+        """The first of `steps`, as far as each is one layer that training may keep as it is."""
+        return ()
+
+    def imagenet_state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A file's weights, with torchvision's or timm's names, under ours."""
+        return weights
+
+    @staticmethod
+    def official_prefix(module: str, site: str) -> str:
+        """What the names of a module's weights begin with in official checkpoints."""
+        return f"{module}_{site}."
 
     @abstractmethod
     def steps(self) -> Sequence[Step]:

@@ -43,7 +43,7 @@ class BNInception(Inception):
                 self.add(f"{name}_pool_proj", channels, projection, 1)
             channels = single + conv_3 + conv_d + (projection or channels)
 
-    def gated(self, module: str) -> tuple[str, ...]:
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         return tuple(f"inception_{block}_{'1x1' if widths[0] else '3x3_reduce'}" for block, widths in BLOCKS.items())
 
     def steps(self) -> list[Step]:

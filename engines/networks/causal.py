@@ -2,7 +2,7 @@
 
     live = engines.causal(network, "dropped-one")
 
-No paper defines a causal form; each rule answers two questions, and measured accuracy has to choose (README).
+No paper defines a causal form; each rule answers two questions, and measured accuracy has to choose.
 Which taps: a convolution over frames t-1, t, t+1 (the gate's, and GSF's fuse convolution)
     moved     keeps all its weights and looks at t-2, t-1, t;
     dropped   keeps the weights of t-1 and t in their places; that of t+1 is dropped, and t-2 starts at zero.
@@ -17,59 +17,40 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from engines.errors import UsageError
-from engines.networks.gsf import GateShiftFuse
-from engines.networks.gsm import GateShift
 from engines.networks.network import Network
 from engines.networks.temporal import TemporalModule
 
 
 class Rule(NamedTuple):
-    """dropped: else the taps are moved; ahead: how far back the channels come from that looked ahead."""
+    """dropped: else the taps are moved; past_shift: how far back the channels come from that looked ahead."""
 
     dropped: bool
-    ahead: int
+    past_shift: int
 
 
-RULES = {f"{taps}-{past}": Rule(taps == "dropped", ahead)
-         for taps in ("moved", "dropped") for past, ahead in (("two", 2), ("one", 1), ("stay", 0))}
+RULES = {f"{taps}-{past}": Rule(taps == "dropped", past_shift)
+         for taps in ("moved", "dropped") for past, past_shift in (("two", 2), ("one", 1), ("stay", 0))}
+USUAL = "dropped-one"
 
 
 def causal(network: Network, rule: str) -> Network:
     """A causal copy of a bidirectional `network`, which stays as it is.
 
-    `build(..., causal=True, ahead=2, 1 or 0)`, by the rule's second word, makes a network that takes its weights.
+    `build(..., causal=True, past_shift=2, 1 or 0)`, by the rule's second word, makes a network that takes its weights.
     Raises UsageError for an unknown rule and for a network that is causal already.
     """
     if rule not in RULES:
         raise UsageError(f"rule {rule!r} for a causal form", f"one of {', '.join(RULES)}", "choose one of these")
     if network.causal:
-        raise UsageError(f"a {network.architecture} that is causal already", "a bidirectional network",
+        raise UsageError(f"a {network.config.architecture} that is causal already", "a bidirectional network",
                          "use it as it is")
-    dropped, ahead = RULES[rule]
+    dropped, past_shift = RULES[rule]
     result = copy.deepcopy(network)
-    result.causal = True
+    result.config = network.config.replace(causal=True, past_shift=past_shift, hop=None)
     for module in result.temporal.values():
         assert isinstance(module, TemporalModule)
-        module.causal, module.ahead = True, ahead
+        module.causal, module.past_shift = True, past_shift
         if dropped:
-            _drop_future_taps(module)
+            module.drop_future_taps()
     return result
-
-
-@torch.no_grad()
-def _drop_future_taps(module: TemporalModule) -> None:
-    if isinstance(module, GateShift):
-        module.conv3D.weight.copy_(_later(module.conv3D.weight, dim=2))
-    if isinstance(module, GateShiftFuse):
-        for conv in (module.channel_conv1, module.channel_conv2):
-            conv.weight.copy_(_later(conv.weight, dim=3))
-
-
-def _later(weight: Tensor, dim: int) -> Tensor:
-    """Each tap takes over from the one before it, because the causal form's taps lie one frame earlier."""
-    oldest, kept = torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)
-    return torch.cat([oldest, kept], dim)

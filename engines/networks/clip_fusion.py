@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from engines.errors import UsageError
+from engines.errors import UsageError, first_problem
 from engines.networks.fusion_rule import EPSILON, FusionRule, directions
 
 
@@ -56,9 +56,7 @@ class GatedClipFusion(nn.Module):
         try:
             self.rule = FusionRule(relate=relate, gate=gate, tied=tied, inner=inner, keep=keep, keep_above=keep_above)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise UsageError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}", first["msg"],
-                             "see engines.networks.fusion_rule.FusionRule") from error
+            raise UsageError(*first_problem(error), "see engines.networks.fusion_rule.FusionRule") from error
         inner_width = self.rule.inner_width(width)
         kind = Attention if relate == "attention" else Recurrence
         self.relate = nn.ModuleDict({name: kind(width, inner_width) for name in directions(self.rule)})

@@ -7,41 +7,53 @@ Legend: B clips, T frames, C channels of the map, f of them gated, c = f/2 of a 
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.gsm import GateShift
-from engines.networks.temporal import Leaf, State, with_past, with_zeros
+from engines.networks.backbone import Backbone
+from engines.networks.config import NetworkConfig
+from engines.networks.gsm import GateShift, one_later
+from engines.networks.temporal import State, TensorSpec, with_past, with_zeros
 
 FUSE_TAPS = 3
 
 
-def gated_channels(channels: int, percent: int) -> int:
+def gated_channels(channels: int, gate_ratio: int) -> int:
     """How many channels a ratio in percent means: official rounding (odd goes up), then up to a multiple of 4."""
-    gated = int(channels * percent / 100)
+    gated = int(channels * gate_ratio / 100)
     gated += gated % 2
     return gated + gated % 4
 
 
 class GateShiftFuse(GateShift):
-    """GSF on the first `percent` of `channels`; the rest passes unchanged. Parameter names are the official ones."""
+    """GSF on the first `gate_ratio` percent of `channels`; the rest passes unchanged. Parameter names are official."""
 
-    def __init__(self, channels: int, causal: bool, percent: int = 100, ahead: int | None = None) -> None:
-        gated = gated_channels(channels, percent)
-        super().__init__(gated, causal, ahead)
+    def __init__(self, channels: int, causal: bool, gate_ratio: int = 100, past_shift: int | None = None) -> None:
+        gated = gated_channels(channels, gate_ratio)
+        super().__init__(gated, causal, past_shift)
         self.conv3D.reset_parameters()
         self.channel_conv1 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
         self.channel_conv2 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
 
-    @property
-    def reach(self) -> int:
-        return super().reach + FUSE_TAPS - 1
+    @classmethod
+    def build(cls, channels: int, config: NetworkConfig) -> Self:
+        return cls(channels, config.causal, config.gate_ratio or 100, config.past_shift)
 
-    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
+    @classmethod
+    def defaults(cls, config: NetworkConfig, backbone: Backbone) -> dict[str, object]:
+        return {**super().defaults(config, backbone), "gate_ratio": backbone.default_gate_ratio(config.causal)}
+
+    @property
+    def receptive_field(self) -> int:
+        return super().receptive_field + FUSE_TAPS - 1
+
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
         if not self.causal:
             return ()
-        pooled = Leaf("pooled", (FUSE_TAPS - 1, 2, self.channels), self.conv3D.weight.dtype)
+        pooled = TensorSpec("pooled", (FUSE_TAPS - 1, 2, self.channels), self.conv3D.weight.dtype)
         return (*super().state_spec(size_hw), pooled)
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
@@ -66,3 +78,16 @@ class GateShiftFuse(GateShift):
         weights = [F.conv2d(half, conv.weight, conv.bias, padding=(1, 0))[:, 0]
                    for half, conv in zip(image.chunk(2, dim=2), (self.channel_conv1, self.channel_conv2), strict=True)]
         return torch.sigmoid(torch.cat(weights, dim=1)).transpose(1, 2), state
+
+    def make_transparent(self, projection: nn.Conv2d, scale: float = 2.0) -> None:
+        """The mean of two parts, with weights of 1/2, is made up for by twice the scale in the projection."""
+        super().make_transparent(projection, scale)
+        for conv in (self.channel_conv1, self.channel_conv2):
+            for parameter in conv.parameters():
+                nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def drop_future_taps(self) -> None:
+        super().drop_future_taps()
+        for conv in (self.channel_conv1, self.channel_conv2):
+            conv.weight.copy_(one_later(conv.weight, dim=3))

@@ -2,19 +2,22 @@
 CVPR 2020 (arXiv 1912.00381), section 3. A learned gate decides, place by place, what moves along time.
 
 As published, one half of the channels shifts from the future. The causal form is ours: gate taps t-2, t-1, t;
-the half that looked ahead takes the frame before last (unless `ahead` says otherwise), the other half the last one.
+the half that looked ahead takes the frame before last (or `past_shift` frames back), the other half the last one.
 
 Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the map's size.
 """
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.networks.config import NetworkConfig
 from engines.networks.normalisation import batch_norm
-from engines.networks.temporal import Leaf, State, TemporalModule, with_past, with_zeros
+from engines.networks.temporal import State, TemporalModule, TensorSpec, with_past, with_zeros
 
 TAPS = 3  # the gate's convolution spans three frames
 PAST_FIRST, PAST_SECOND = 2, 1  # causal form: how far back each half reaches, the first unless told otherwise
@@ -27,13 +30,18 @@ def interleave(channels: int) -> list[int]:
     return half + [channels // 2 + k for k in half]
 
 
+def one_later(weight: Tensor, dim: int) -> Tensor:
+    """Each tap takes over from the one before it, the first begins at zero: causal taps lie one frame earlier."""
+    return torch.cat([torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)], dim)
+
+
 class GateShift(TemporalModule):
     """GSM on all `channels` (a multiple of 4). Parameter names are the official ones."""
 
     order: Tensor
 
-    def __init__(self, channels: int, causal: bool, ahead: int | None = None) -> None:
-        super().__init__(channels, causal, ahead)
+    def __init__(self, channels: int, causal: bool, past_shift: int | None = None) -> None:
+        super().__init__(channels, causal, past_shift)
         if channels % 4:
             raise ValueError(f"a gate-shift module needs a multiple of 4 channels, not {channels}")
         self.conv3D = nn.Conv3d(channels, 2, TAPS, padding=1, groups=2)
@@ -41,6 +49,10 @@ class GateShift(TemporalModule):
         nn.init.zeros_(self.conv3D.weight)
         nn.init.zeros_(self.bias)
         self.register_buffer("order", torch.tensor(interleave(channels)), persistent=False)
+
+    @classmethod
+    def build(cls, channels: int, config: NetworkConfig) -> Self:
+        return cls(channels, config.causal, config.past_shift)
 
     @property
     def bias(self) -> Tensor:
@@ -50,19 +62,19 @@ class GateShift(TemporalModule):
     @property
     def past_first(self) -> int:
         """How far back the first half reaches in the causal form."""
-        return PAST_FIRST if self.ahead is None else self.ahead
+        return PAST_FIRST if self.past_shift is None else self.past_shift
 
     @property
-    def reach(self) -> int:
-        return max(self.past_first, PAST_SECOND) + TAPS - 1  # what was shifted here was gated there
+    def receptive_field(self) -> int:
+        return max(self.past_first, PAST_SECOND) + TAPS  # what was shifted here was gated there
 
-    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
         if not self.causal:
             return ()
         half, dtype = self.channels // 2, self.conv3D.weight.dtype
-        first = (Leaf("first", (self.past_first, half, *size_hw), dtype),) if self.past_first else ()
-        return (Leaf("taps", (TAPS - 1, 2 * TAPS, *size_hw), dtype), *first,
-                Leaf("second", (PAST_SECOND, half, *size_hw), dtype))
+        first = (TensorSpec("first", (self.past_first, half, *size_hw), dtype),) if self.past_first else ()
+        return (TensorSpec("taps", (TAPS - 1, 2 * TAPS, *size_hw), dtype), *first,
+                TensorSpec("second", (PAST_SECOND, half, *size_hw), dtype))
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         gate, taps = self.gate(x_BTCHW, state[:1])
@@ -92,7 +104,7 @@ class GateShift(TemporalModule):
         return gate.repeat_interleave(C // 2, dim=2), state
 
     def shift(self, gated_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
-        """Moves each half along time: published form t+1 and t-1, causal form t-2 (or t-ahead) and t-1."""
+        """Moves each half along time: published form t+1 and t-1, causal form t-2 (or t-past_shift) and t-1."""
         T = gated_BTCHW.shape[1]
         first, second = gated_BTCHW.chunk(2, dim=2)
         if self.causal:
@@ -103,3 +115,16 @@ class GateShift(TemporalModule):
                 kept = (kept_first, kept_second)
             return torch.cat([first[:, :T], second[:, :T]], dim=2), kept
         return torch.cat([with_zeros(first, 0, 1)[:, 1:], with_zeros(second, 1, 0)[:, :T]], dim=2), ()
+
+    @torch.no_grad()
+    def make_transparent(self, projection: nn.Conv2d, scale: float = 1.0) -> None:
+        nn.init.zeros_(self.conv3D.weight)
+        nn.init.zeros_(self.bias)
+        # The module puts channel order[k] at place k: store each original channel k where it will be taken from.
+        for parameter in (projection.weight, projection.bias):
+            if parameter is not None:
+                parameter[self.order] = scale * parameter[:self.channels].clone()
+
+    @torch.no_grad()
+    def drop_future_taps(self) -> None:
+        self.conv3D.weight.copy_(one_later(self.conv3D.weight, dim=2))

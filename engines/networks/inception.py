@@ -5,19 +5,19 @@ Both descend from Caffe and TensorFlow models, so pools round their size up, and
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.backbone import ON_INPUT, Backbone, Hook
+from engines.networks.backbone import CAFFE, Backbone, Hook
 
 Kernel = int | tuple[int, int]  # height x width
 
 
 class Inception(Backbone):
-    """Every convolution's output and input is a place, under its own name. Parameter names are those of the official
+    """Every convolution's output and input is a site, under its own name. Parameter names are those of the official
     checkpoints."""
+
+    pixels = CAFFE
 
     def norm_name(self, conv: str) -> str:
         """Name of the batch norm after a convolution."""
@@ -39,18 +39,14 @@ class Inception(Backbone):
     def conv_pool(self, name: str, x: Tensor, hook: Hook) -> Tensor:
         return max_pool(self.conv(name, x, hook), 2)
 
-    def places(self) -> dict[str, nn.Conv2d]:
+    def sites(self) -> dict[str, nn.Conv2d]:
         return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
 
-    def input_places(self) -> dict[str, int]:
-        return {f"{name}_input": conv.in_channels for name, conv in self.places().items()}
+    def input_sites(self) -> dict[str, int]:
+        return {f"{name}_input": conv.in_channels for name, conv in self.sites().items()}
 
-    @abstractmethod
-    def gated(self, module: str) -> tuple[str, ...]:
-        """The convolution of each block that the GSM and GSF authors chose: on the first branch, mostly."""
-
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
-        return tuple(f"{name}_input" if module in ON_INPUT else name for name in self.gated(module))
+    def default_input_sites(self) -> tuple[str, ...]:
+        return tuple(f"{name}_input" for name in self.default_sites("tsm", causal=False))
 
 
 def max_pool(x: Tensor, stride: int) -> Tensor:

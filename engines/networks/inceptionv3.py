@@ -76,7 +76,7 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
 
 class InceptionV3(Inception):
     width = 2048
-    input_size_hw = (229, 229)
+    input_size_hw, cover_hw = (229, 229), (261, 261)
 
     def norm_name(self, conv: str) -> str:
         return conv.removesuffix("_Conv2D") + "_batchnorm"
@@ -102,7 +102,7 @@ class InceptionV3(Inception):
         padding = 0 if layer.stride > 1 else None
         return self.add(f"{block}_{layer.name}_Conv2D", inputs, layer.outputs, layer.kernel, layer.stride, padding)
 
-    def gated(self, module: str) -> tuple[str, ...]:
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         """GSM and GSF differ in two blocks, as published; other modules sit where GSF does."""
         chosen = dict.fromkeys(BLOCKS, "conv") | {"mixed_8": "tower_conv"}
         if module == "gsm":

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) with batch norms folded into biases.
+"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) with batch norms fold_norms into biases.
 
 Parameter names are torchvision's. Temporal modules may sit on the output of each residual block's projection, or on
 the input of its branch, before the expansion; the skip always carries the map as it came.
@@ -6,13 +6,16 @@ the input of its branch, before the expansion; the skip always carries the map a
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
-from engines.networks.backbone import ON_INPUT, Backbone, Hook, Step, mean_over_space
+from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
 
 WIDTH = 1280
+EPS = 1e-5  # of the published batch norms
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
@@ -50,6 +53,8 @@ class InvertedResidual(nn.Module):
 
 class MobileNetV2(Backbone):
     width = WIDTH
+    hub_model = "timm/mobilenetv2_100.ra_in1k"
+    middle = ("features.13", 96)
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,21 +67,25 @@ class MobileNetV2(Backbone):
         layers.append(_conv_relu6(channels, WIDTH, 1))
         self.features = nn.Sequential(*layers)
 
-    def places(self) -> dict[str, nn.Conv2d]:
+    def sites(self) -> dict[str, nn.Conv2d]:
         return {f"features_{i}": layer.projection for i, layer in enumerate(self.features)
                 if isinstance(layer, InvertedResidual) and layer.residual}
 
-    def input_places(self) -> dict[str, int]:
-        return {f"{name}_input": projection.out_channels for name, projection in self.places().items()}
+    def input_sites(self) -> dict[str, int]:
+        return {f"{name}_input": projection.out_channels for name, projection in self.sites().items()}
 
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
-        """Gates on late, small maps: earlier places cost as much and see little more (README, benchmark section)."""
-        if module in ON_INPUT:
-            return tuple(self.input_places())
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
+        """Gates on late, small maps: earlier sites cost as much and see little more."""
         return tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
 
-    def default_percent(self, causal: bool) -> int:
+    def default_gate_ratio(self, causal: bool) -> int:
         return 25
+
+    def freezable_layers(self) -> Sequence[nn.Module]:
+        return list(self.features)
+
+    def imagenet_state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return fold_norms(weights)
 
     def steps(self) -> list[Step]:
         return [*(partial(self._layer, i) for i in range(len(self.features))), mean_over_space]
@@ -85,3 +94,47 @@ class MobileNetV2(Backbone):
         layer = self.features[i]
         y: Tensor = layer(x, f"features_{i}", hook) if isinstance(layer, InvertedResidual) else layer(x)
         return y
+
+
+def fold_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MobileNetV2 weights under torchvision's names; batch norms, if present, are folded into the convolutions."""
+    named = {_torchvision_name(name): value for name, value in tensors.items()}
+    state: dict[str, Tensor] = {}
+    for name, value in named.items():
+        if not name.endswith(".weight") or value.ndim != 4:
+            continue
+        conv = name.removesuffix(".weight")
+        norm = _norm_of(conv)
+        if f"{norm}.running_var" in named:
+            scale = named[f"{norm}.weight"] / (named[f"{norm}.running_var"] + EPS).sqrt()
+            state[name] = value * scale[:, None, None, None]
+            state[f"{conv}.bias"] = named[f"{norm}.bias"] - named[f"{norm}.running_mean"] * scale
+        else:
+            state[name] = value
+            if f"{conv}.bias" in named:
+                state[f"{conv}.bias"] = named[f"{conv}.bias"]
+    return state
+
+
+def _norm_of(conv: str) -> str:
+    """torchvision puts a convolution's norm right after it: `a.0` -> `a.1`, the projection `conv.2` -> `conv.3`."""
+    head, _, index = conv.rpartition(".")
+    return f"{head}.{int(index) + 1}"
+
+
+# timm: blocks.STAGE.INDEX.{conv_pw bn1, conv_dw bn2, conv_pwl bn3}; in the first block {conv_dw bn1, conv_pw bn2}.
+_TIMM_STARTS = (1, 2, 4, 7, 11, 14, 17)
+_TIMM_LAYERS = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1",
+                "conv_pwl": "conv.2", "bn3": "conv.3"}
+_TIMM_FIRST = {"conv_dw": "conv.0.0", "bn1": "conv.0.1", "conv_pw": "conv.1", "bn2": "conv.2"}
+_TIMM_ENDS = {"conv_stem": "features.0.0", "bn1": "features.0.1", "conv_head": "features.18.0", "bn2": "features.18.1"}
+
+
+def _torchvision_name(name: str) -> str:
+    block = re.fullmatch(r"blocks\.(\d)\.(\d)\.(\w+)\.(\w+)", name)
+    if block:
+        stage, index, layer, leaf = int(block[1]), int(block[2]), block[3], block[4]
+        layers = _TIMM_FIRST if stage == 0 else _TIMM_LAYERS
+        return f"features.{_TIMM_STARTS[stage] + index}.{layers.get(layer, layer)}.{leaf}"
+    layer, _, leaf = name.rpartition(".")
+    return f"{_TIMM_ENDS.get(layer, layer)}.{leaf}"

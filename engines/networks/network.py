@@ -1,4 +1,4 @@
-"""A network = backbone + temporal modules at its places + optional memory + heads.
+"""A network = backbone + temporal modules at its sites + optional recurrent read-out + heads.
 
     network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True)
     state = network.fresh_state(batch=1)
@@ -8,76 +8,82 @@
 One forward serves every T: a clip is all T frames from fresh state, live is T = 1. State is a flat tuple of
 tensors, camera axis first; zeros mean fresh; () when the network is bidirectional. `forward` is pure.
 
-Legend: B cameras or clips, T frames, C H W a normalised image, D features, K labels, M memory width.
+Legend: B cameras or clips, T frames, C H W a normalised image, D features, K labels, M width of the read-out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engines.errors import UsageError
-from engines.networks.backbone import ON_INPUT, Backbone
+from engines.networks.backbone import Backbone
 from engines.networks.bninception import BNInception
+from engines.networks.config import NetworkConfig
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.inceptionv3 import InceptionV3
 from engines.networks.mobilenetv2 import MobileNetV2
-from engines.networks.resnet import resnet18, resnet50
-from engines.networks.stsm import Group, SpatioTemporalShift
-from engines.networks.temporal import Leaf, State, TemporalModule
+from engines.networks.readout import RecurrentReadout
+from engines.networks.resnet import ResNet18, ResNet50
+from engines.networks.stsm import SpatioTemporalShift
+from engines.networks.temporal import State, TemporalModule, TensorSpec
 from engines.networks.tsm import TemporalShift
 
-BACKBONES: dict[str, Callable[[], Backbone]] = {"bninception": BNInception, "inceptionv3": InceptionV3,
-                                                "resnet18": resnet18, "resnet50": resnet50, "mobilenetv2": MobileNetV2}
-MODULES = ("tsn", "tsm", "gsm", "gsf", "stsm")  # tsn: no temporal module
-
-
-class Memory(nn.Module):
-    """A gated recurrent unit over frame features, so that long actions outlast the temporal modules' reach."""
-
-    def __init__(self, width: int, memory: int) -> None:
-        super().__init__()
-        self.gru = nn.GRU(width, memory, batch_first=True)
-        self.width = memory
-
-    def state_spec(self) -> tuple[Leaf, ...]:
-        return (Leaf("memory", (self.width,), next(self.parameters()).dtype),)
-
-    def forward(self, features_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        out_BTM, last = self.gru(features_BTD, state[0][None])
-        return out_BTM, (last[0],)
+BACKBONES: dict[str, type[Backbone]] = {"bninception": BNInception, "inceptionv3": InceptionV3, "resnet18": ResNet18,
+                                        "resnet50": ResNet50, "mobilenetv2": MobileNetV2}
+MODULES: dict[str, type[TemporalModule] | None] = {"tsn": None, "tsm": TemporalShift, "gsm": GateShift,
+                                                   "gsf": GateShiftFuse, "stsm": SpatioTemporalShift}
 
 
 class Network(nn.Module):
-    """See the file's top. `input_size_hw` fixes the state's shapes; `segments` is a bidirectional clip's usual T, and
-    on a stream such clips end every `hop` frames."""
+    """A backbone with temporal modules, a read-out if the config has one, and heads; made by `build`.
 
-    def __init__(self, architecture: str, backbone: Backbone, temporal: Mapping[str, TemporalModule],
-                 heads: Mapping[str, int], *, causal: bool, memory: int, input_size_hw: tuple[int, int],
-                 segments: int, hop: int, dropout: float) -> None:
+    `forward(frames_BTCHW, state) -> (features_BTD, state)`. config: complete, with nothing left to the backbone.
+    """
+
+    def __init__(self, config: NetworkConfig, backbone: Backbone, temporal: Mapping[str, TemporalModule],
+                 heads: Mapping[str, int], dropout: float = 0.5) -> None:
         super().__init__()
-        self.architecture, self.causal = architecture, causal
-        self.input_size_hw, self.segments, self.hop = input_size_hw, segments, hop
+        assert config.input_size_hw is not None
+        self.config, self.input_size_hw = config, config.input_size_hw
         self.backbone = backbone
         self.temporal = nn.ModuleDict(temporal)
-        self.memory = Memory(backbone.width, memory) if memory else None
+        # `memory` is part of the tensors' names in model files.
+        self.memory = RecurrentReadout(backbone.width, config.readout_width) if config.readout_width else None
         self.dropout = nn.Dropout(dropout)
-        self.width = memory or backbone.width
-        self.heads = nn.ModuleDict({name: nn.Linear(self.width, labels) for name, labels in heads.items()})
-        for head in self.heads.values():
-            nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        self.heads = nn.ModuleDict()
+        self.set_heads(heads)
         self._sizes_hw = self._trace_sizes()
 
+    @property
+    def causal(self) -> bool:
+        return self.config.causal
+
+    @property
+    def segments(self) -> int:
+        """Frames of a bidirectional clip."""
+        return self.config.segments
+
+    @property
+    def hop(self) -> int:
+        """On a stream, frames from one bidirectional clip's scores to the next."""
+        return self.config.hop or max(1, self.segments // 4)
+
+    @property
+    def width(self) -> int:
+        """D, of the features."""
+        return self.config.readout_width or self.backbone.width
+
     def _trace_sizes(self) -> dict[str, tuple[int, int]]:
-        """Size of the map at each place."""
+        """Size of the map at each site."""
         sizes: dict[str, tuple[int, int]] = {}
 
-        def record(place: str, x: Tensor) -> Tensor:
-            sizes[place] = (x.shape[-2], x.shape[-1])
+        def record(site: str, x: Tensor) -> Tensor:
+            sizes[site] = (x.shape[-2], x.shape[-1])
             return x
 
         weight = next(self.parameters())
@@ -93,53 +99,92 @@ class Network(nn.Module):
         self.backbone.train()
         return sizes
 
-    def _module(self, place: str) -> TemporalModule:
-        module = self.temporal[place]
+    def set_heads(self, heads: Mapping[str, int]) -> None:
+        """Gives the network these heads (labels per head). One that has as many labels stays as it is: the one of
+        that name, or under any name where there is one before and after."""
+        old = dict(self.heads.items())
+        if len(old) == len(heads) == 1:
+            old = dict(zip(heads, old.values(), strict=True))
+        same = {name: head for name, head in old.items() if isinstance(head, nn.Linear)
+                and (head.in_features, head.out_features) == (self.width, heads.get(name))}
+        fresh = {name: nn.Linear(self.width, labels) for name, labels in heads.items() if name not in same}
+        for head in fresh.values():
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict({name: same.get(name) or fresh[name] for name in heads})
+
+    def add_readout(self, width: int) -> None:
+        """Gives a causal network that has learnt without a read-out one of this width, and heads that read it.
+
+        With units enough it begins as a running mean of the old heads' answers (see `RecurrentReadout`), which is far
+        nearer to where it will end than chance. Raises UsageError for a bidirectional network.
+        """
+        old = {name: head for name, head in self.heads.items() if isinstance(head, nn.Linear)}
+        self.config = self.config.replace(readout_width=width)
+        self.memory = RecurrentReadout(self.backbone.width, width)
+        self.set_heads({name: head.out_features for name, head in old.items()})
+        if sum(head.out_features for head in old.values()) <= width:
+            self.memory.begin_as_mean([(head, self.heads[name].get_parameter("weight")) for name, head in old.items()])
+
+    def make_transparent(self) -> None:
+        """Sets the temporal modules so that the network computes what its backbone alone computes."""
+        projections = self.backbone.sites()
+        for site in self.temporal:
+            if site in projections:
+                self._module(site).make_transparent(projections[site])
+
+    def _module(self, site: str) -> TemporalModule:
+        module = self.temporal[site]
         assert isinstance(module, TemporalModule)
         return module
 
-    def _spec(self, place: str) -> tuple[Leaf, ...]:
-        return self._module(place).state_spec(self._sizes_hw[place])
+    def _spec(self, site: str) -> tuple[TensorSpec, ...]:
+        return self._module(site).state_spec(self._sizes_hw[site])
 
-    def state_spec(self) -> tuple[Leaf, ...]:
-        """Name, shape without the camera axis, and dtype of every leaf, in order."""
-        leaves = [Leaf(f"{place}.{leaf.name}", leaf.shape, leaf.dtype)
-                  for place in self.temporal for leaf in self._spec(place)]
+    def state_spec(self) -> tuple[TensorSpec, ...]:
+        """Name, shape without the camera axis, and dtype of every tensor of state, in order."""
+        specs = [spec._replace(name=f"{site}.{spec.name}") for site in self.temporal for spec in self._spec(site)]
         if self.memory is not None:
-            leaves += self.memory.state_spec()
+            specs += self.memory.state_spec()
         dtype = next(self.parameters()).dtype
-        return tuple(leaf._replace(dtype=dtype) for leaf in leaves)
+        return tuple(spec._replace(dtype=dtype) for spec in specs)
 
     @property
-    def reach(self) -> int:
-        """How many frames back a causal output depends on through the temporal modules; a memory has no end."""
-        return sum(self._module(place).reach for place in self.temporal)
+    def receptive_field(self) -> int:
+        """Frames a causal output depends on through the temporal modules, its own included; a read-out has no end."""
+        return 1 + sum(self._module(site).receptive_field - 1 for site in self.temporal)
 
     def fresh_state(self, batch: int) -> State:
         """State of `batch` cameras that have seen nothing."""
         device = next(self.parameters()).device
-        return tuple(torch.zeros((batch, *leaf.shape), dtype=leaf.dtype, device=device)
-                     for leaf in self.state_spec())
+        return tuple(torch.zeros((batch, *spec.shape), dtype=spec.dtype, device=device) for spec in self.state_spec())
 
     def forward(self, frames_BTCHW: Tensor, state: State, part: slice = slice(None)) -> tuple[Tensor, State]:
-        """part: the backbone's steps to run, to its last; then `frames_BTCHW` is what the step before them gave."""
+        """part: the backbone's steps to run, to its last; then `frames_BTCHW` is what the step before them gave.
+
+        Raises UsageError for frames of another size than the state is made for.
+        """
+        if self.causal and part.start is None and frames_BTCHW.shape[-2:] != self.input_size_hw:
+            raise UsageError("frames of {}x{} pixels (height x width)".format(*frames_BTCHW.shape[-2:]),
+                             "{}x{}, which this network was built for".format(*self.input_size_hw),
+                             "scale the frames, or build with input_size_hw=")
         B, T = frames_BTCHW.shape[:2]
         past = iter(state)
         kept: list[Tensor] = []
 
-        def mix(place: str, x: Tensor) -> Tensor:
-            if place not in self.temporal:
+        def mix(site: str, x: Tensor) -> Tensor:
+            if site not in self.temporal:
                 return x
-            leaves = tuple(next(past) for _ in self._spec(place))
+            own = tuple(next(past) for _ in self._spec(site))
             mixed: Tensor
-            mixed, leaves = self._module(place)(x.reshape(B, T, *x.shape[1:]), leaves)
-            kept.extend(leaves)
+            mixed, own = self._module(site)(x.reshape(B, T, *x.shape[1:]), own)
+            kept.extend(own)
             return mixed.flatten(0, 1)
 
         features_BTD = self.dropout(self.backbone(frames_BTCHW.flatten(0, 1), mix, part).reshape(B, T, -1))
         if self.memory is not None:
-            features_BTD, leaves = self.memory(features_BTD, tuple(past))
-            kept.extend(leaves)
+            features_BTD, own = self.memory(features_BTD, tuple(past))
+            kept.extend(own)
         return features_BTD, tuple(kept)
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
@@ -147,51 +192,37 @@ class Network(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def build(architecture: str, *, heads: Mapping[str, int], segments: int = 8, causal: bool = False,
-          input_size_hw: tuple[int, int] | None = None, percent: int | None = None, memory: int = 0,
-          places: Sequence[str] | None = None, dropout: float = 0.5, shift: str | Sequence[Group] = "THW",
-          ahead: int | None = None, hop: int | None = None) -> Network:
-    """Builds `{tsn,tsm,gsm,gsf,stsm}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}` with fresh weights.
+def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropout: float = 0.5,
+          **options: Any) -> Network:
+    """Builds a network with fresh weights.
 
-    heads: labels per head; percent: share of a map's channels that GSF gates; memory: width of the recurrent
-    read-out, 0 for none (causal networks only); places: where modules sit; shift: STSM's groups (see stsm.py); ahead:
-    in a causal network, how many frames back the channels are found that look ahead in the published form, 2, 1 or 0,
-    or None for the module's usual one; hop: on a stream, frames from one bidirectional clip's scores to the next, a
-    quarter of `segments` if None. Input size, percent and places of None are as the backbone was published, but a
-    causal ResNet has gates in its last two stages only, on a quarter of the channels in GSF.
-    Raises UsageError for an unknown architecture, place or shift, options that do not go together, and an input size
+        build("gsf-resnet50", heads={"action": 174}, segments=8, causal=False)
+        build(NetworkConfig(...), heads={"verb": 97, "noun": 300})
+
+    architecture: `{tsn,tsm,gsm,gsf,stsm}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}` with `options`, the
+    other fields of `NetworkConfig`; or such a config. heads: labels per head; dropout: before the read-out and heads.
+    Raises UsageError for an unknown architecture, site or shift, options that do not go together, and an input size
     that the backbone cannot take.
     """
-    module, _, backbone_name = architecture.partition("-")
-    if module not in MODULES or backbone_name not in BACKBONES:
-        raise UsageError(f"architecture {architecture!r}",
+    config = NetworkConfig.of(architecture, **options) if isinstance(architecture, str) else architecture
+    if config.module not in MODULES or config.backbone not in BACKBONES:
+        raise UsageError(f"architecture {config.architecture!r}",
                          f"one of {', '.join(f'{m}-{b}' for b in BACKBONES for m in MODULES)}",
                          "choose one of these names")
-    if memory and not causal:
-        raise UsageError("memory on a bidirectional network", "causal=True with memory", "build with causal=True")
-    if ahead not in ((None, 0, 1, 2) if causal else (None,)):
-        raise UsageError(f"ahead={ahead!r} on a {'causal' if causal else 'bidirectional'} network",
-                         "0, 1 or 2 with causal=True, or None", "correct it, or leave it out")
-    if hop is not None and (causal or not 1 <= hop <= segments):
-        raise UsageError(f"hop={hop!r} on a {'causal network' if causal else f'clip of {segments} frames'}",
-                         f"1 to {segments} on a bidirectional network, or None", "correct it, or leave it out")
-    backbone = BACKBONES[backbone_name]()
-    available = backbone.input_places() if module in ON_INPUT else {
-        place: convolution.out_channels for place, convolution in backbone.places().items()}
-    wanted = set(backbone.default_places(module, causal) if places is None else places) if module != "tsn" else set()
-    unknown = sorted(wanted - set(available))
+    backbone, kind = BACKBONES[config.backbone](), MODULES[config.module]
+    channels = {} if kind is None else backbone.input_sites() if kind.on_input else {
+        site: convolution.out_channels for site, convolution in backbone.sites().items()}
+    defaults = {"sites": (), **({} if kind is None else kind.defaults(config, backbone)),
+                "input_size_hw": backbone.input_size_hw}
+    config = config.model_copy(update={name: value for name, value in defaults.items()
+                                       if getattr(config, name) is None})
+    unknown = sorted(set(config.sites or ()) - set(channels))
     if unknown:
-        raise UsageError(f"places {unknown}", f"some of {', '.join(available)}", "choose from these")
-    share = backbone.default_percent(causal) if percent is None else percent
-    make: dict[str, Callable[[int], TemporalModule]] = {
-        "tsm": lambda channels: TemporalShift(channels, causal, ahead=ahead),
-        "gsm": lambda channels: GateShift(channels, causal, ahead),
-        "gsf": lambda channels: GateShiftFuse(channels, causal, share, ahead),
-        "stsm": lambda channels: SpatioTemporalShift(channels, causal, shift, ahead)}
-    temporal = {place: make[module](channels) for place, channels in available.items() if place in wanted}
-    return Network(architecture, backbone, temporal, heads, causal=causal, memory=memory,
-                   input_size_hw=input_size_hw or backbone.input_size_hw, segments=segments,
-                   hop=hop or max(1, segments // 4), dropout=dropout)
+        raise UsageError(f"sites {unknown} for {config.architecture}", f"some of {', '.join(channels)}",
+                         "choose from these")
+    config = config.model_copy(update={"sites": tuple(site for site in channels if site in (config.sites or ()))})
+    temporal = {} if kind is None else {site: kind.build(channels[site], config) for site in config.sites or ()}
+    return Network(config, backbone, temporal, heads, dropout)
 
 
 def clip_scores(network: Network, frames_BTCHW: Tensor) -> dict[str, Tensor]:

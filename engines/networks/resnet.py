@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.backbone import ON_INPUT, Backbone, Hook, Step, mean_over_space
+from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
 
 PLANES = (64, 128, 256, 512)
 LATE = ("layer3", "layer4")
@@ -43,11 +43,11 @@ class Block(nn.Module):
         assert isinstance(last, nn.Conv2d)
         return last
 
-    def forward(self, x: Tensor, hook: Hook, place: str) -> Tensor:
-        y = hook(f"{place}_input", x)
+    def forward(self, x: Tensor, hook: Hook, site: str) -> Tensor:
+        y = hook(f"{site}_input", x)
         for i in range(1, self.depth):
             y = F.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y)))
-        y = self.get_submodule(f"bn{self.depth}")(hook(place, self.projection(y)))
+        y = self.get_submodule(f"bn{self.depth}")(hook(site, self.projection(y)))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -78,32 +78,40 @@ class ResNet(Backbone):
         return {f"{name}_{i}": block for name, row in rows.items() for i, block in enumerate(row.children())
                 if isinstance(block, Block)}
 
-    def places(self) -> dict[str, nn.Conv2d]:
-        return {place: block.projection for place, block in self.blocks().items()}
+    def sites(self) -> dict[str, nn.Conv2d]:
+        return {site: block.projection for site, block in self.blocks().items()}
 
-    def input_places(self) -> dict[str, int]:
-        return {f"{place}_input": block.inputs for place, block in self.blocks().items()}
+    def input_sites(self) -> dict[str, int]:
+        return {f"{site}_input": block.inputs for site, block in self.blocks().items()}
 
-    def default_places(self, module: str, causal: bool) -> tuple[str, ...]:
+    def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
         """As published in every block; causal gates in the last two stages, as the maps before them are so large that
-        keeping their past costs most of a step (README, benchmark section)."""
-        if module in ON_INPUT:
-            return tuple(self.input_places())
-        return tuple(place for place in self.blocks() if not causal or place.startswith(LATE))
+        keeping their past costs most of a step."""
+        return tuple(site for site in self.blocks() if not causal or site.startswith(LATE))
 
-    def default_percent(self, causal: bool) -> int:
+    def default_gate_ratio(self, causal: bool) -> int:
         return 25 if causal else 100
 
+    @staticmethod
+    def official_prefix(module: str, site: str) -> str:
+        return f"{site.replace('_', '.')}.{module}."
+
     def steps(self) -> list[Step]:
-        return [self._stem, *(partial(block, place=place) for place, block in self.blocks().items()), mean_over_space]
+        return [self._stem, *(partial(block, site=site) for site, block in self.blocks().items()), mean_over_space]
 
     def _stem(self, images_NCHW: Tensor, _: Hook) -> Tensor:
         return F.max_pool2d(F.relu(self.bn1(self.conv1(images_NCHW))), 3, 2, 1)
 
 
-def resnet18() -> ResNet:
-    return ResNet((2, 2, 2, 2), bottleneck=False)
+class ResNet18(ResNet):
+    hub_model = "timm/resnet18.tv_in1k"
+
+    def __init__(self) -> None:
+        super().__init__((2, 2, 2, 2), bottleneck=False)
 
 
-def resnet50() -> ResNet:
-    return ResNet((3, 4, 6, 3), bottleneck=True)
+class ResNet50(ResNet):
+    hub_model = "timm/resnet50.tv_in1k"
+
+    def __init__(self) -> None:
+        super().__init__((3, 4, 6, 3), bottleneck=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.networks.temporal import Leaf, State, TemporalModule, with_past
+from engines.networks.temporal import State, TemporalModule, TensorSpec, with_past
 
 Offset = tuple[int, int, int]
 Move = tuple[int, Offset]  # so many channels, by this much
@@ -22,12 +22,14 @@ class Shift(TemporalModule):
     """`y[t, h, w, c] = x[t - dt, h - dh, w - dw, c]` for the channels of each move, counted from the first; zeros
     come in from outside. Channels after the last move stay.
 
-    dt < 0 looks ahead. The causal form takes those channels from `ahead` frames back instead (0: from no other frame),
-    and they keep their dh and dw. Raises ValueError if no channel would move, or more than there are.
+    dt < 0 looks ahead. The causal form takes those channels from `past_shift` frames back instead (0: from no other
+    frame), and they keep their dh and dw. Raises ValueError if no channel would move, or more than there are.
     """
 
-    def __init__(self, channels: int, causal: bool, moves: Sequence[Move], ahead: int | None = None) -> None:
-        super().__init__(channels, causal, ahead)
+    on_input = True
+
+    def __init__(self, channels: int, causal: bool, moves: Sequence[Move], past_shift: int | None = None) -> None:
+        super().__init__(channels, causal, past_shift)
         moved = sum(count for count, _ in moves)
         if not 0 < moved <= channels:
             raise ValueError(f"a shift of {moved} of {channels} channels")
@@ -38,19 +40,19 @@ class Shift(TemporalModule):
         """The moves of this form; neighbours with the same offset are one."""
         moves = self.published
         if self.causal:
-            back = 1 if self.ahead is None else self.ahead
+            back = 1 if self.past_shift is None else self.past_shift
             moves = tuple((count, (back if dt < 0 else dt, dh, dw)) for count, (dt, dh, dw) in moves)
         alike = groupby(moves, key=lambda move: move[1])
         return tuple((sum(count for count, _ in group), offset) for offset, group in alike)
 
     @property
-    def reach(self) -> int:
-        return max((dt for _, (dt, _, _) in self.moves), default=0)
+    def receptive_field(self) -> int:
+        return 1 + max((dt for _, (dt, _, _) in self.moves), default=0)
 
-    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
         if not self.causal:
             return ()
-        return tuple(Leaf(f"past{i}", (dt, count, *size_hw), torch.get_default_dtype())
+        return tuple(TensorSpec(f"past{i}", (dt, count, *size_hw), torch.get_default_dtype())
                      for i, (count, (dt, _, _)) in enumerate(self.moves) if dt)
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Self
 
 from engines.errors import UsageError
-from engines.networks.shift import Offset, Shift
-
-Group = tuple[float, Offset]  # share of the channels, (dt, dh, dw) with each of -1, 0, 1
+from engines.networks.config import Group, NetworkConfig
+from engines.networks.shift import Shift
 
 _T: tuple[Group, ...] = ((1 / 8, (-1, 0, 0)), (1 / 8, (1, 0, 0)))
 _H: tuple[Group, ...] = ((1 / 16, (0, -1, 0)), (1 / 16, (0, 1, 0)))
@@ -29,16 +29,20 @@ class SpatioTemporalShift(Shift):
     """Moves groups of channels in time and space. `groups`: a preset's name, or (share, (dt, dh, dw)) in the order of
     the channels; what they leave over stays. `T` is TSM's published form.
 
-    The causal form gives the share of groups that look ahead to the past: they come from t-1, or from `ahead` frames
-    back (0: they move in space only), which makes its `T` a TSM with both folds from the past.
+    The causal form gives the share of groups that look ahead to the past: they come from t-1, or from `past_shift`
+    frames back (0: they move in space only), which makes its `T` a TSM with both folds from the past.
     Raises UsageError for an unknown preset, offsets other than -1, 0, 1, or shares that add up to more than 1.
     """
 
     def __init__(self, channels: int, causal: bool, groups: str | Sequence[Group] = "THW",
-                 ahead: int | None = None) -> None:
+                 past_shift: int | None = None) -> None:
         # Shares are written as decimals: 0.29 of 100 channels is 29, whatever the binary fraction.
         moves = [(int(channels * share + 1e-9), offset) for share, offset in checked(groups)]
-        super().__init__(channels, causal, moves, ahead)
+        super().__init__(channels, causal, moves, past_shift)
+
+    @classmethod
+    def build(cls, channels: int, config: NetworkConfig) -> Self:
+        return cls(channels, config.causal, config.shift, config.past_shift)
 
 
 def checked(groups: str | Sequence[Group]) -> tuple[Group, ...]:

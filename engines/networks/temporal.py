@@ -6,16 +6,19 @@ Legend: B cameras or clips, T frames, C channels, H W the map's size, P frames o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.networks.backbone import Backbone
+from engines.networks.config import NetworkConfig
+
 State = tuple[Tensor, ...]
 
 
-class Leaf(NamedTuple):
+class TensorSpec(NamedTuple):
     """One tensor of state. `shape` leaves out the camera axis, which always comes first. Zeros mean fresh."""
 
     name: str
@@ -27,27 +30,45 @@ class TemporalModule(nn.Module, ABC):
     """Mixes a feature map along time: `forward(x_BTCHW, state) -> (y_BTCHW, state)` for any T.
 
     Causal modules read the past from `state`; bidirectional ones pad both ends with zeros and their state is ().
-    ahead: how far back the causal form finds the channels that look ahead in the published form (2, 1, or 0 frames:
-    they stay in their own); None for the module's usual causal form.
+    past_shift: as in `NetworkConfig`.
     """
 
-    def __init__(self, channels: int, causal: bool, ahead: int | None = None) -> None:
+    def __init__(self, channels: int, causal: bool, past_shift: int | None = None) -> None:
         super().__init__()
         self.channels = channels
         self.causal = causal
-        self.ahead = ahead
+        self.past_shift = past_shift
+
+    on_input: ClassVar[bool] = False  # it sits on the input of a branch, not on the output of its last convolution
+
+    @classmethod
+    @abstractmethod
+    def build(cls, channels: int, config: NetworkConfig) -> Self:
+        """A fresh module for maps of so many channels. Raises UsageError for options that cannot be."""
+
+    @classmethod
+    def defaults(cls, config: NetworkConfig, backbone: Backbone) -> dict[str, object]:
+        """The fields of a config that the backbone decides where they are None."""
+        return {"sites": backbone.default_input_sites() if cls.on_input else
+                backbone.default_sites(config.module, config.causal)}
 
     @property
     @abstractmethod
-    def reach(self) -> int:
-        """How many frames back an output of the causal form can depend on."""
+    def receptive_field(self) -> int:
+        """Frames that an output of the causal form can depend on, its own included."""
 
     @abstractmethod
-    def state_spec(self, size_hw: tuple[int, int]) -> tuple[Leaf, ...]:
-        """The leaves of state for maps of this size."""
+    def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
+        """The tensors of state for maps of this size."""
 
     @abstractmethod
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]: ...
+
+    def make_transparent(self, projection: nn.Conv2d) -> None:
+        """Sets the module, and the convolution before it, so that both compute what the convolution alone did."""
+
+    def drop_future_taps(self) -> None:
+        """Weights of convolutions over t-1, t, t+1 become those over t-2, t-1, t: that of t+1 is dropped."""
 
 
 def with_past(x_BT: Tensor, past_BP: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,22 +6,29 @@ It sits on the input of a residual branch, so that the skip still carries the un
 
 from __future__ import annotations
 
+from typing import Self
+
+from engines.networks.config import NetworkConfig
 from engines.networks.shift import Move, Shift
 
 
 class TemporalShift(Shift):
     """As published, offline: the first C // division channels come from frame t+1, the next as many from t-1.
 
-    As published, online (causal): the first C // division channels come from t-1, and the rest stays. With `ahead`,
-    the causal form keeps the offline layout instead: the first channels come from `ahead` frames back (0: they
-    stay), the next from t-1. Zeros come in at the ends of a clip.
+    As published, online (causal): the first C // division channels come from t-1, and the rest stays. With
+    `past_shift`, the causal form keeps the offline layout instead: the first channels come from so many frames back (0:
+    they stay), the next from t-1. Zeros come in at the ends of a clip.
     """
 
-    def __init__(self, channels: int, causal: bool, division: int = 8, ahead: int | None = None) -> None:
+    def __init__(self, channels: int, causal: bool, division: int = 8, past_shift: int | None = None) -> None:
         fold = channels // division
-        super().__init__(channels, causal, ((fold, (-1, 0, 0)), (fold, (1, 0, 0))), ahead)
+        super().__init__(channels, causal, ((fold, (-1, 0, 0)), (fold, (1, 0, 0))), past_shift)
+
+    @classmethod
+    def build(cls, channels: int, config: NetworkConfig) -> Self:
+        return cls(channels, config.causal, past_shift=config.past_shift)
 
     @property
     def moves(self) -> tuple[Move, ...]:
-        online = self.causal and self.ahead is None
+        online = self.causal and self.past_shift is None
         return super().moves if not online else ((self.published[0][0], (1, 0, 0)),)

@@ -1,11 +1,12 @@
 """The engine cache: built engines on disk, found again by everything they depend on.
 
-    entry = obtain(key, build)          # key: what the engine depends on; build(folder) -> facts writes the files
+    entry = get_or_build(key, build)          # key: what the engine depends on; build(folder) -> facts writes the files
     entry.folder, entry.facts
 
-One folder an entry, named by the key's hash, holding the files and a sealed `manifest.json`. An entry appears whole
-(written aside, then renamed); one that is damaged or foreign is built again and never used. The place is the
-environment variable GATESTREAM_CACHE, else the user's cache folder; where it cannot be written, engines work without.
+One folder an entry, named by the key's hash, holding the files and a `manifest.json` with their checksums. An
+entry appears whole (written aside, then renamed); one that is damaged or foreign is built again and never used. The
+place is the environment variable GATESTREAM_CACHE, else the user's cache folder; where it cannot be written, engines
+work without.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from engines.errors import EngineError, SinkError
 
 log = logging.getLogger("gatestream.engines")
 
-FORMAT = "gatestream-engine/1"
+FORMAT = "gatestream-engine/2"
 MANIFEST = "manifest.json"
 Facts = dict[str, Any]
 Build = Callable[[Path], Facts]
@@ -52,7 +53,7 @@ class DamagedEntryError(Exception):
     """An entry whose files are not what its manifest says."""
 
 
-def place() -> Path:
+def cache_dir() -> Path:
     """The cache folder; it need not exist."""
     chosen = os.environ.get("GATESTREAM_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("gatestream", appauthor=False)) / "engines"
@@ -62,12 +63,12 @@ def name_of(key: Mapping[str, str]) -> str:
     return hashlib.sha256(_canonical(dict(key))).hexdigest()[:32]
 
 
-def obtain(key: Mapping[str, str], build: Build) -> Entry:
+def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
     """The entry of a key, built if there is none that can be trusted.
 
     Safe with several builders at once: each builds aside, the first to finish wins. What `build` raises comes out.
     """
-    folder = place() / name_of(key)
+    folder = cache_dir() / name_of(key)
     with contextlib.suppress(FileNotFoundError):
         try:
             return read(folder, key)
@@ -75,18 +76,18 @@ def obtain(key: Mapping[str, str], build: Build) -> Entry:
             log.warning("engine cache entry %s is damaged (%s): building it again", folder.name, reason)
     _tell_of_another(key)
     try:
-        place().mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = Path(tempfile.mkdtemp(dir=place(), prefix=".building-"))
+        cache_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = Path(tempfile.mkdtemp(dir=cache_dir(), prefix=".building-"))
     except OSError as error:
         log.warning("engine cache %s cannot be written (%s): the engine will be built again next time",
-                    place(), error.strerror)
+                    cache_dir(), error.strerror)
         return _without_cache(key, build)
     try:
         facts = build(aside)
         try:
-            seal(aside, key, facts)
+            write_manifest(aside, key, facts)
         except OSError as error:
-            log.warning("engine cache %s cannot be written (%s)", place(), error.strerror)
+            log.warning("engine cache %s cannot be written (%s)", cache_dir(), error.strerror)
             return _without_cache(key, build)
         _move_in(aside, folder, key)
         return read(folder, key)
@@ -134,11 +135,11 @@ def _move_in(aside: Path, folder: Path, key: Mapping[str, str]) -> None:
                       "delete it, or set GATESTREAM_CACHE to another folder")
 
 
-def seal(folder: Path, key: Mapping[str, str], facts: Facts) -> None:
+def write_manifest(folder: Path, key: Mapping[str, str], facts: Facts) -> None:
     """Writes the manifest over everything in `folder`."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     content = {"format": FORMAT, "key": dict(key), "facts": facts, "built_at": time.time(), "files": files}
-    (folder / MANIFEST).write_text(json.dumps({**content, "seal": hashlib.sha256(_canonical(content)).hexdigest()}))
+    (folder / MANIFEST).write_text(json.dumps({**content, "checksum": hashlib.sha256(_canonical(content)).hexdigest()}))
 
 
 def read(folder: Path, key: Mapping[str, str] | None = None) -> Entry:
@@ -147,7 +148,7 @@ def read(folder: Path, key: Mapping[str, str] | None = None) -> Entry:
         raise FileNotFoundError(folder)
     try:
         content = json.loads((folder / MANIFEST).read_text())
-        stated = content.pop("seal")
+        stated = content.pop("checksum")
         if content["format"] != FORMAT:
             raise DamagedEntryError(f"it is of format {content['format']}, not {FORMAT}")
         if stated != hashlib.sha256(_canonical(content)).hexdigest():
@@ -169,7 +170,7 @@ def entries() -> list[Entry]:
     """Every entry that can be trusted, newest first."""
     found = []
     with contextlib.suppress(OSError):
-        for folder in place().iterdir():
+        for folder in cache_dir().iterdir():
             if not folder.name.startswith("."):
                 with contextlib.suppress(DamagedEntryError, FileNotFoundError):
                     found.append(read(folder))

@@ -20,7 +20,7 @@ from engines.networks.gsm import GateShift
 from engines.runtime.eager import EagerEngine
 
 
-class GateView:
+class GateHeatmap:
     """Runs a causal model beside the engine, on one camera, and looks at its gates (GSM, section 3: a gate in [-1, 1]
     for each place and half of the channels; what it lets through moves along time, the rest stays).
 
@@ -38,7 +38,7 @@ class GateView:
         for module in gated:
             vars(module)["gate"] = self._watched(module.gate)
 
-    def see(self, image_bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def update(self, image_bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The next image of the camera, at the model's rate; [H, W] in [0, 1]: how open the gates are at each place of
         what the model sees of it, the mean of all modules."""
         self._open = []

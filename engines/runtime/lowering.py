@@ -33,7 +33,8 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.networks.gsf import FUSE_TAPS, GateShiftFuse
 from engines.networks.gsm import PAST_SECOND, TAPS, GateShift
-from engines.networks.network import Memory, Network
+from engines.networks.network import Network
+from engines.networks.readout import RecurrentReadout
 from engines.networks.temporal import TemporalModule
 
 Shapes = dict[str, tuple[int, ...]]  # of each leaf of state, without the camera axis
@@ -165,7 +166,7 @@ def fuse_matrix(band: Tensor, c: int) -> Tensor:
     return matrix
 
 
-class VerbatimStep(nn.Module):
+class PassthroughStep(nn.Module):
     """One frame of any other temporal module, as it stands."""
 
     def __init__(self, module: TemporalModule, shapes: Shapes) -> None:
@@ -180,10 +181,10 @@ class VerbatimStep(nn.Module):
         return y[:, 0], list(kept)
 
 
-class MemoryStep(nn.Module):
+class ReadoutStep(nn.Module):
     """One frame of the recurrent read-out, written out: TensorRT has no recurrent cell, and no other engine minds."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: RecurrentReadout) -> None:
         super().__init__()
         weights = memory.gru.state_dict()
         self.of_input, self.of_past = (_linear(weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"])
@@ -219,25 +220,25 @@ class StepNetwork(nn.Module):
             stem = next(layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d))
             stem.weight.copy_(stem.weight.flip(1))
         self.heads = copy.deepcopy(network.heads)
-        spec = {place: {leaf.name.removeprefix(f"{place}."): leaf.shape for leaf in network.state_spec()
-                        if leaf.name.startswith(f"{place}.")} for place in network.temporal}
+        spec = {site: {leaf.name.removeprefix(f"{site}."): leaf.shape for leaf in network.state_spec()
+                        if leaf.name.startswith(f"{site}.")} for site in network.temporal}
         steps: dict[str, nn.Module] = {}
-        for place, module in network.temporal.items():
+        for site, module in network.temporal.items():
             if isinstance(module, GateShift):
-                steps[place] = GateShiftStep(module, spec[place]["taps"][-2:])  # type: ignore[arg-type]
-                _interleave_rows(self.backbone.places()[place], module)
+                steps[site] = GateShiftStep(module, spec[site]["taps"][-2:])  # type: ignore[arg-type]
+                _interleave_rows(self.backbone.sites()[site], module)
             else:
                 assert isinstance(module, TemporalModule)
-                steps[place] = VerbatimStep(copy.deepcopy(module), spec[place])
+                steps[site] = PassthroughStep(copy.deepcopy(module), spec[site])
         self.temporal = nn.ModuleDict(steps)
-        self.memory = MemoryStep(network.memory) if network.memory is not None else None
+        self.memory = ReadoutStep(network.memory) if network.memory is not None else None
         self.eval()
 
     def state_shapes(self) -> Shapes:
         """Name and shape, without the camera axis, of every leaf of state, in order."""
         steps = dict(self.temporal.items()) | ({} if self.memory is None else {"memory": self.memory})
-        return {f"{place}.{leaf}".removesuffix("."): shape
-                for place, step in steps.items() for leaf, shape in step.state_shapes().items()}  # type: ignore[operator]
+        return {f"{site}.{leaf}".removesuffix("."): shape
+                for site, step in steps.items() for leaf, shape in step.state_shapes().items()}  # type: ignore[operator]
 
     def fresh_state(self) -> list[Tensor]:
         """State of one camera that has seen nothing."""
@@ -253,8 +254,8 @@ class StepNetwork(nn.Module):
             kept.extend(leaves)
             return x
 
-        def mix(place: str, x: Tensor) -> Tensor:
-            return advance(self.temporal[place], x) if place in self.temporal else x
+        def mix(site: str, x: Tensor) -> Tensor:
+            return advance(self.temporal[site], x) if site in self.temporal else x
 
         features = self.backbone(image, mix)
         if self.memory is not None:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from engines.errors import EngineError, SinkError
 from engines.model.contract import Contract
 from engines.runtime.engine import Engine, Floats, StepResult
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ def _write_proven(model: Model, out: Path) -> None:
     wanted = run_clip(EagerEngine(model.network, model.contract, 1), frames)
     program = convert(model)
     program.save(out, external_data=False)
-    agreement = difference(model.contract, wanted, run_clip(OnnxEngine(model.contract, out, 1), frames))
+    agreement = compare(model.contract, wanted, run_clip(OnnxEngine(model.contract, out, 1), frames))
     if agreement > TOLERANCE:
         raise EngineError(f"ONNX Runtime scores that are off by {agreement:.1e} from eager", f"{TOLERANCE} at most",
                           "use another engine, and report this with the output of `gatestream doctor`")

@@ -29,7 +29,7 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.runtime import cache
 from engines.runtime.engine import Engine, Floats, StepResult
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 
 if TYPE_CHECKING:
     from engines.model.file import Model
@@ -185,7 +185,7 @@ def open_engine(model: Model, slots: int = 1, precision: str | None = None, file
                           "leave it out to have it chosen")
     if precision == "bf16" and not has_bf16():
         raise EngineError("precision bf16", "a processor that has it", "use f32 on this machine")
-    entry = cache.unpack(file, key_of(model, precision)) if file else obtain(model, precision)
+    entry = cache.unpack(file, key_of(model, precision)) if file else get_or_build(model, precision)
     try:
         chosen = str(entry.facts["precision"])
         graph = core().read_model(entry.folder / GRAPH)
@@ -195,7 +195,7 @@ def open_engine(model: Model, slots: int = 1, precision: str | None = None, file
                           f"delete {entry.folder}, or use --engine eager") from error
 
 
-def obtain(model: Model, precision: str | None) -> cache.Entry:
+def get_or_build(model: Model, precision: str | None) -> cache.Entry:
     """The cache entry of a model's OpenVINO engine, built if need be."""
     def build(folder: Path) -> cache.Facts:
         log.warning("building the OpenVINO engine of %s for this machine, once", model.contract.name)
@@ -205,7 +205,7 @@ def obtain(model: Model, precision: str | None) -> cache.Entry:
         log.warning("built in %.1f s: %s", time.perf_counter() - began, facts["precision"])
         return facts
 
-    return cache.obtain(key_of(model, precision), build)
+    return cache.get_or_build(key_of(model, precision), build)
 
 
 @contextmanager
@@ -236,7 +236,7 @@ def build_into(folder: Path, model: Model, precision: str | None) -> cache.Facts
                           "free some space, or set GATESTREAM_CACHE to another folder") from error
     graph = core().read_model(folder / GRAPH)
     asked = [precision] if precision else ["f32", "bf16"] if has_bf16() else ["f32"]
-    agreement = {name: difference(model.contract, wanted, run_clip(engine_of(graph, model.contract, 1, name), frames))
+    agreement = {name: compare(model.contract, wanted, run_clip(engine_of(graph, model.contract, 1, name), frames))
                  for name in asked}
     fit = [name for name in asked if agreement[name] <= TOLERANCE]
     if not fit:

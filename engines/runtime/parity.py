@@ -1,7 +1,7 @@
 """How far two engines' calibrated scores are apart, on a clip that is the same everywhere.
 
     frames_u8 = probe_clip(contract)                         # rendered gestures, as the model's camera would see them
-    difference(contract, eager_scores, other_scores) <= TOLERANCE
+    compare(contract, eager_scores, other_scores) <= TOLERANCE
 
 Legend: T frames, H W the contract's input size, K labels of a head.
 """
@@ -44,7 +44,7 @@ def probabilities(logits: Floats, temperature: float) -> Floats:
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
-def difference(contract: Contract, one: Mapping[str, Floats], other: Mapping[str, Floats]) -> float:
+def compare(contract: Contract, one: Mapping[str, Floats], other: Mapping[str, Floats]) -> float:
     """The largest difference of calibrated probabilities over all heads, frames and labels; inf where one is NaN."""
     worst = 0.0
     for head in contract.heads:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError, UsageError, imports_of, raise_interrupt
 from engines.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
             hop: int | None = None, calibration_u8: NDArray[np.uint8] | None = None) -> Engine:
     """Builds an engine, or takes it from the cache.
 
-    engine: auto (the first of ENGINES that works here, see `obstacle`), one of ENGINES, or a file written by `export`;
+    engine: auto (the first of ENGINES that works here, see `unavailable_reason`), one of these, or a file of `export`;
     slots: cameras at a time, at most; precision: f32, bf16, f16, int8 as the engine has it, or None to have it chosen
     by measured agreement with eager; hop: frames from one clip's scores to the next, None for the model's own, of a
     bidirectional model, which runs in the eager engine only (see `windowed.py`); calibration_u8: frames for
@@ -69,7 +69,7 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
                      "choose one of these")
 
 
-def obstacle(name: str) -> str | None:
+def unavailable_reason(name: str) -> str | None:
     """Why `auto` passes over an engine on this machine, as far as can be told without building it; None if it tries."""
     if name == "tensorrt":
         missing = [f"no {package}" for package in ("torch_tensorrt", "tensorrt") if find_spec(package) is None]
@@ -83,7 +83,7 @@ def obstacle(name: str) -> str | None:
 
 def _best(model: Model, slots: int, precision: str | None) -> Engine:
     for name, open_one in (("tensorrt", _tensorrt), ("inductor", _inductor), ("openvino", _openvino)):
-        reason = obstacle(name)
+        reason = unavailable_reason(name)
         if reason is not None:
             log.debug("not on %s: %s", name, reason)
             continue
@@ -97,7 +97,7 @@ def _best(model: Model, slots: int, precision: str | None) -> Engine:
 
 def bidirectional(model: Model) -> bool:
     """Whether a model needs whole clips, told without building it."""
-    return not model.contract.options.get("causal", False)  # as `engines.build` reads it
+    return not model.contract.network.causal
 
 
 def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:
@@ -117,7 +117,7 @@ def export(model: Model, engine: str, out: str | os.PathLike[str], precision: st
         raise EngineError(f"engine {engine!r} to export", "openvino or onnx", "use --engine openvino")
     from engines.runtime import cache, openvino
 
-    cache.pack(openvino.obtain(model, precision), Path(out))
+    cache.pack(openvino.get_or_build(model, precision), Path(out))
     return Path(out)
 
 
@@ -126,6 +126,7 @@ def _openvino(model: Model, slots: int, precision: str | None, file: Path | None
     try:
         from engines.runtime.openvino import open_engine
     except ImportError as error:
+        raise_interrupt(error)
         raise EngineError(f"no usable OpenVINO ({error})", "the openvino package", "pip install openvino") from error
     return open_engine(model, slots, precision, file)
 
@@ -148,7 +149,7 @@ def _has_gpu() -> bool:
 def _tensorrt(model: Model, slots: int, precision: str | None,
               calibration_u8: NDArray[np.uint8] | None = None) -> Engine:
     _refuse_bidirectional(model)
-    reason = obstacle("tensorrt")
+    reason = unavailable_reason("tensorrt")
     if reason is not None:
         raise EngineError(f"engine 'tensorrt' on a machine with {reason}",
                           "torch-tensorrt, and an NVIDIA GPU with its driver that torch can use",
@@ -167,13 +168,10 @@ def _inductor(model: Model, slots: int, precision: str | None) -> Engine:
 
 def onnx_module(*exporting: str) -> ModuleType:
     """The module engines.runtime.onnx, once the packages that it and `exporting` need are found to be there."""
-    try:
+    with imports_of("onnx", "onnx, onnxscript and onnxruntime", "engine 'onnx'", error_type=EngineError):
         for package in exporting:
             importlib.import_module(package)
         return importlib.import_module("engines.runtime.onnx")
-    except ImportError as error:
-        raise EngineError(f"no usable ONNX ({error})", "the onnx, onnxscript and onnxruntime packages",
-                          "pip install 'gatestream[onnx]'") from error
 
 
 def _eager(model: Model, slots: int, precision: str | None, hop: int | None = None) -> Engine:

@@ -24,7 +24,7 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.runtime.eager import EagerEngine, PooledEngine
 from engines.runtime.engine import Floats, StepResult
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 
 if TYPE_CHECKING:
     from engines.model.file import Model
@@ -122,7 +122,7 @@ def fastest_that_agrees(model: Model, precisions: Iterable[str], open_one: Calla
     agreement = {}
     for precision in precisions:
         engine = open_one(precision)
-        agreement[precision] = difference(model.contract, wanted, run_clip(engine, frames))
+        agreement[precision] = compare(model.contract, wanted, run_clip(engine, frames))
         if agreement[precision] <= TOLERANCE:
             engine.reset([0])
             return engine, agreement

@@ -7,7 +7,7 @@ of all of it or fails, never a part of it. Types are explicit: the step itself i
 no uint8 beyond its rim, so pixels are cast in torch, inside the same CUDA graph, and everything after in the engine.
 
 A built program is unpickled when it is loaded, so it could carry code. It is read from the user's own cache and from
-nowhere else, after its seal was checked, and not at all where other users could have written it.
+nowhere else, after its checksums were compared, and not at all where other users could have written it.
 
 Written by torch-tensorrt's source, documentation and issues (2.11 to 2.13), and not run on a GPU yet.
 
@@ -34,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError, UsageError, raise_interrupt
 from engines.model.contract import Contract
 from engines.networks.network import Network
 from engines.runtime import cache
@@ -85,7 +85,7 @@ def open_engine(model: Model, slots: int = 1, precision: str | None = None,
                           "leave it out to have it chosen")
     _check_calibration(model.contract, precision, calibration_u8)
     key = key_of(model, slots, precision, calibration_u8)
-    _refuse_shared(cache.place())
+    _refuse_shared(cache.cache_dir())
 
     def build_here(folder: Path) -> cache.Facts:
         log.warning("building the TensorRT engine of %s for this GPU, once; this takes minutes", model.contract.name)
@@ -94,7 +94,7 @@ def open_engine(model: Model, slots: int = 1, precision: str | None = None,
         log.warning("built in %.1f s: %s", time.perf_counter() - began, facts["precision"])
         return facts
 
-    entry = cache.obtain(key, build_here)
+    entry = cache.get_or_build(key, build_here)
     _refuse_shared(entry.folder)
     return load(entry.folder, model.contract, slots, str(entry.facts["precision"]), entry.facts["state_shapes"])
 
@@ -177,6 +177,7 @@ def _library() -> ModuleType:
             warnings.simplefilter("ignore")
             import torch_tensorrt
     except Exception as error:  # its libraries fail in many ways
+        raise_interrupt(error)
         raise EngineError(f"a torch-tensorrt that cannot be loaded ({first_line(error)})",
                           f"torch-tensorrt for torch {torch.__version__}, with TensorRT's libraries",
                           "pip install --upgrade 'gatestream[tensorrt]', or use --engine inductor") from error
@@ -205,6 +206,7 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
         import modelopt.torch.quantization as quantization
         from modelopt.torch.quantization.utils import export_torch_mode
     except Exception as error:  # as torch-tensorrt's
+        raise_interrupt(error)
         raise EngineError(f"no usable nvidia-modelopt ({first_line(error)}), which calibrates int8",
                           "the nvidia-modelopt package", "pip install 'gatestream[int8]', or use f16") from error
 

@@ -17,14 +17,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.synthetic.hand import Hand, Look, Posture
 from engines.synthetic.scene import Scene
 from engines.synthetic.script import CALM_IDLE, IDLE, Pose, Script, Span
-from engines.synthetic.strokes import (BACKGROUND, LABELS, Points, StrokeSource, clear_stroke, distinct_stray, stray,
-                                       stroke)
+from engines.synthetic.strokes import BACKGROUND, LABELS, Points, clear_stroke, distinct_stray, stray, stroke
 
-__all__ = ["BACKGROUND", "IDLE", "LABELS", "Hand", "Look", "Points", "Pose", "Posture", "Scene", "Script", "Simulation",
-           "Span", "StrokeSource", "stray", "stroke", "distinct_stray"]
+__all__ = ["BACKGROUND", "IDLE", "LABELS", "Points", "Pose", "Scene", "Script", "Simulation", "Span", "distinct_stray",
+           "stray", "stroke"]
 
 
 class Simulation:

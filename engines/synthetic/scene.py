@@ -52,7 +52,7 @@ class Scene:
         self._roll = rng.uniform(0, 0.025)
         # Light: gain drifts, and an automatic exposure answers the hand.
         self._gain, self._gain_hz, self._gain_phase = rng.uniform(0, 0.08), rng.uniform(0.03, 0.4), rng.uniform(0, 6.28)
-        self._answer = float(rng.choice([0.0, rng.uniform(-0.12, 0.12)], p=[0.6, 0.4]))
+        self._exposure_response = float(rng.choice([0.0, rng.uniform(-0.12, 0.12)], p=[0.6, 0.4]))
         # Standard deviation in camera pixels; a small frame stands for a camera's frame scaled down.
         noise = float(rng.choice([rng.uniform(0, 3), rng.uniform(3, 12)], p=[0.7, 0.3])) * min(height / 240, 1.0) ** 0.5
         self._noise = _noise_tile(rng, size_hw)
@@ -64,13 +64,13 @@ class Scene:
     def draw(self, pose: Pose, t_s: float) -> Image:
         """The image at `t_s` seconds: uint8 BGR [H, W, 3]."""
         height, width = self.size_hw
-        image = self._view(t_s)
+        image = self._render_room(t_s)
         if self._clutter is not None:
             self._clutter.draw(image, t_s)
         gain = 1 + self._gain * np.sin(2 * np.pi * self._gain_hz * t_s + self._gain_phase)
         if pose.tip_xy is not None:
             self.hand.draw(image, pose.tip_xy, pose.posture, pose.angle, pose.velocity_xy)
-            gain += self._answer * float(np.clip(1.1 - pose.tip_xy[1], 0, 1))
+            gain += self._exposure_response * float(np.clip(1.1 - pose.tip_xy[1], 0, 1))
         if self._soft:
             image = np.asarray(cv2.blur(image, (3, 3)), np.uint8)
         left, top = np.random.default_rng((self._noise_seed, round(t_s * 10_000))).integers(0, _NOISE_STEPS, 2)
@@ -78,7 +78,7 @@ class Scene:
         share = self._noise_level
         return np.asarray(cv2.addWeighted(image, gain, tile, share, -127.5 * share), np.uint8)
 
-    def _view(self, t_s: float) -> Image:
+    def _render_room(self, t_s: float) -> Image:
         height, width = self.size_hw
         full_height, full_width = self._room.shape[:2]
         sway = (self._sway * np.sin(2 * np.pi * self._sway_hz * t_s + self._sway_phase)).sum(axis=0)

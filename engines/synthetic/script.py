@@ -90,7 +90,7 @@ class Script:
         self._actions, self._shares = list(idle), np.array(list(idle.values())) / sum(idle.values())
         self._parts: deque[_Part] = deque()
         self._spans: list[Span] = []
-        self._bag: list[str] = []
+        self._labels_left: list[str] = []
         self._now = 0.0
         self._tip: Points | None = None  # None: the hand is away
         self._posture: Posture = "pointing"
@@ -101,7 +101,7 @@ class Script:
     def pose(self, t_s: float) -> Pose:
         """The hand at `t_s` seconds. Times must not go back."""
         while self._now <= t_s:
-            self._perform()
+            self._plan_gesture()
         while self._parts[0].end <= t_s:
             self._parts.popleft()
         part = self._parts[0]
@@ -119,10 +119,10 @@ class Script:
     def spans(self, until_s: float) -> list[Span]:
         """The gestures that start before `until_s`, in order; the last may end after it."""
         while self._now <= until_s:
-            self._perform()
+            self._plan_gesture()
         return [span for span in self._spans if span.started_at < until_s]
 
-    def _perform(self) -> None:
+    def _plan_gesture(self) -> None:
         """Adds one idle stretch and one gesture."""
         rng = self._rng
         approach_s = rng.uniform(*APPROACH_S)
@@ -132,14 +132,14 @@ class Script:
         if not self._deliberate:
             self._hover(min(rng.uniform(*HOVER_S) * rng.integers(2), deadline - self._now))
         elif self._tip is not None:
-            self._move(self._outside(), min(rng.uniform(*SHOWN_LEAVE_S), deadline - self._now))
+            self._move(self._outside_point(), min(rng.uniform(*SHOWN_LEAVE_S), deadline - self._now))
             self._tip = None
         while deadline - self._now > 0.5:
-            self._idle(deadline - self._now)
+            self._plan_idle(deadline - self._now)
         self._stay(deadline - self._now)
-        if not self._bag:
-            self._bag = [str(label) for label in rng.permutation(self._labels)]
-        label = self._bag.pop()
+        if not self._labels_left:
+            self._labels_left = [str(label) for label in rng.permutation(self._labels)]
+        label = self._labels_left.pop()
         points, duration_s = self._strokes(label, rng)
         path = self._place(points)
         self._posture = "pointing"
@@ -148,7 +148,7 @@ class Script:
         self._spans.append(Span(label, self._now, self._now + float(duration_s)))
         self._add(duration_s, path)
 
-    def _idle(self, left_s: float) -> None:
+    def _plan_idle(self, left_s: float) -> None:
         """One thing a hand does between gestures, for at most `left_s` seconds."""
         rng = self._rng
         if self._tip is None:
@@ -156,18 +156,18 @@ class Script:
                 self._add(min(rng.uniform(0.3, 2.5), left_s), None)
             else:
                 self._posture = POSTURES[rng.choice(3, p=[0.5, 0.3, 0.2])]
-                self._move(self._anywhere(), min(rng.uniform(0.3, 1.0), left_s))
+                self._move(self._random_point(), min(rng.uniform(0.3, 1.0), left_s))
             return
         action = rng.choice(self._actions, p=self._shares)
         if action == "leave":
-            self._move(self._outside(), min(rng.uniform(0.25, 0.9), left_s / 2))
+            self._move(self._outside_point(), min(rng.uniform(0.25, 0.9), left_s / 2))
             self._add(min(rng.uniform(0.1, 2.0), left_s / 2), None)
         elif action == "rest":
             low = np.array([rng.uniform(0.3, 0.95), rng.uniform(0.75, 1.02)])
             self._move(low, min(rng.uniform(0.3, 0.9), left_s / 2))
             self._hover(min(rng.uniform(0.3, 2.0), left_s / 2))
         elif action == "roam":
-            path = self._reach(self._anywhere())
+            path = self._reach(self._random_point())
             self._posture = POSTURES[rng.choice(3, p=[0.0, 0.6, 0.4] if self._swipes(path) else [0.4, 0.35, 0.25])]
             self._add(min(rng.uniform(0.3, 1.4), left_s), path, 0.3 * rng.standard_normal())
         elif action == "stray":
@@ -205,7 +205,7 @@ class Script:
     def _reach(self, to: Points) -> Points:
         """The path to `to` as hands take it: slow, fast, slow, along a slight arc."""
         rng = self._rng
-        start = self._outside() if self._tip is None else self._tip
+        start = self._outside_point() if self._tip is None else self._tip
         u = np.linspace(0, 1, 24)[:, None]
         eased = u ** 3 * (10 - 15 * u + 6 * u * u)
         way = to - start
@@ -232,10 +232,10 @@ class Script:
         self._now, self._angle = float(self._now + seconds), angle
         self._tip = None if path is None else path[-1]
 
-    def _anywhere(self) -> Points:
+    def _random_point(self) -> Points:
         return self._rng.uniform((0.12, 0.1), (0.9, 0.95))
 
-    def _outside(self) -> Points:
+    def _outside_point(self) -> Points:
         """A point from which the whole hand is out of view: below the frame, or to its right."""
         rng = self._rng
         if rng.random() < 0.7:

@@ -1,23 +1,29 @@
-"""Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) on clips that were left out.
+"""Clips that were left out: what a network says of them, and the temperatures that make it mean what it says.
 
-Logits are divided by one number per head so that scores mean what they say. `now` and `window` get their own: the
-window's logits are means over many frames, and so are smoother.
+Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Logits are divided by one number
+per head. `now` and `window` get their own: the window's logits are means over many frames, and so are smoother.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from engines.datasets.egogestar import UNCLASSIFIED
-from engines.datasets.footage import Footage, frames_at
+from engines.datasets.base import Segment
+from engines.datasets.decode import frames_at
+from engines.errors import DatasetError
 from engines.model.contract import Contract
-from engines.model.preprocess import fit, normalise
 from engines.networks.network import Network
-from engines.training.sampling import middles
+from engines.training.pixels import normalise
+from engines.training.sources import ReadFrames
+
+log = logging.getLogger("gatestream.training")
 
 LATE = 0.75  # from this share of a clip on, its label can be known
 GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))
@@ -25,48 +31,74 @@ GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))
 Logits = NDArray[np.float32]
 
 
-def calibrated(contract: Contract, network: Network, head: str, held_out: Sequence[Footage]) -> Contract:
-    """The contract with the temperatures of `head` fitted on held-out footage (clips of gestures, or of none)."""
-    labels = contract.heads[head]
-    now: list[tuple[Logits, int]] = []
-    window: list[tuple[Logits, int]] = []
-    for footage in held_out:
-        label = contract.background if footage.label in (UNCLASSIFIED, contract.background) else footage.label
-        if label not in labels:
+class ValidationClip(NamedTuple):
+    """A clip that was left out: images uint8 [N, H, W, 3] at the input's size, times from 0 [N], labels by head."""
+
+    images: NDArray[np.uint8]
+    times_s: NDArray[np.float64]
+    labels: Mapping[str, str]
+
+    @property
+    def duration_s(self) -> float:
+        """From the first frame to the end of the last one."""
+        n = len(self.times_s)
+        return float(self.times_s[-1] * n / (n - 1)) if n > 1 else 0.0
+
+
+def read_clips(segments: Sequence[Segment], rate: float, size_hw: tuple[int, int], read_frames: ReadFrames,
+               strict: bool = False) -> list[ValidationClip]:
+    """Decodes segments; unreadable ones are named in the log and left out, unless strict."""
+    found = []
+    for segment in segments:
+        try:
+            images, times_s = read_frames(segment, rate, size_hw)
+        except DatasetError as error:
+            if strict:
+                raise
+            log.warning("left out of the validation: %s", error)
             continue
-        logits_TK = clip_logits(contract, network, head, footage)
-        known_from = 0 if label == contract.background else int(LATE * len(logits_TK))
-        now += [(row_K, labels.index(label)) for row_K in logits_TK[known_from:]]
-        window.append((logits_TK[-contract.clip_frames * contract.window_clips:].mean(axis=0), labels.index(label)))
-    return contract.model_copy(update={
-        "temperature": {**contract.temperature, head: temperature(now)},
-        "window_temperature": {**contract.window_temperature, head: temperature(window)}})
+        found.append(ValidationClip(images, times_s - times_s[0], segment.labels))
+    return found
 
 
-def clip_logits(contract: Contract, network: Network, head: str, footage: Footage, spread: int = 0) -> Logits:
-    """Logits [T, K] of a clip from fresh state, at the model's frame rate, or of `spread` frames evenly over it."""
+@torch.no_grad()
+def clip_logits(contract: Contract, network: Network, clip: ValidationClip, spread: int = 0) -> dict[str, Logits]:
+    """Logits [T, K] of each head from fresh state, at the model's frame rate, or of `spread` frames evenly over it."""
+    ticks_s = np.arange(0, max(clip.duration_s, 1 / contract.frame_rate), 1 / contract.frame_rate)
     if spread:
-        picks = middles(len(footage.times_s), spread)
-    else:
-        ticks_s = np.arange(0, footage.duration_s, 1 / contract.frame_rate)
-        picks = frames_at(footage.times_s, ticks_s)
-    pixels = np.stack([fit(footage.images[i], contract.cover_hw, contract.input_size_hw) for i in picks])
-    with torch.no_grad():
-        frames = torch.from_numpy(normalise(pixels, contract)).to(next(network.parameters()).device)
-        features, _ = network(frames[None], network.fresh_state(1))
-        return np.asarray(network.scores(features)[head][0].float().cpu().numpy())
+        ticks_s = (np.arange(spread) + 0.5) * clip.duration_s / spread
+    pixels = torch.from_numpy(clip.images[frames_at(clip.times_s, ticks_s)]).to(next(network.parameters()).device)
+    features, _ = network(normalise(pixels, contract)[None], network.fresh_state(1))
+    return {head: logits[0].float().cpu().numpy() for head, logits in network.scores(features).items()}
+
+
+def calibrate(contract: Contract, network: Network, clips: Sequence[ValidationClip]) -> Contract:
+    """The contract with the temperatures of each head that clips have labels of."""
+    now: dict[str, list[tuple[Logits, int]]] = {head: [] for head in contract.heads}
+    window: dict[str, list[tuple[Logits, int]]] = {head: [] for head in contract.heads}
+    for clip in clips:
+        for head, logits_TK in clip_logits(contract, network, clip).items():
+            labels, label = contract.heads[head], clip.labels.get(head)
+            if label in labels:
+                known_from = 0 if label == contract.background else int(LATE * len(logits_TK))
+                now[head] += [(row_K, labels.index(label)) for row_K in logits_TK[known_from:]]
+                window[head].append((mean_of_window(contract, logits_TK), labels.index(label)))
+    return contract.model_copy(update={
+        name: {**of, **{head: temperature(scored) for head, scored in found.items() if scored}}
+        for name, of, found in (("temperature", contract.temperature, now),
+                                ("window_temperature", contract.window_temperature, window))})
+
+
+def mean_of_window(contract: Contract, logits_TK: Logits) -> Logits:
+    """The mean logits of the last window [K]."""
+    return np.asarray(logits_TK[-contract.clip_frames * contract.window_clips:].mean(axis=0))
 
 
 def temperature(scored: Sequence[tuple[Logits, int]]) -> float:
     """The temperature with the least mean negative log-likelihood; 1 when there is nothing to fit."""
     if not scored:
         return 1.0
-    logits_NK = np.stack([logits for logits, _ in scored]).astype(np.float64)
-    truth_N = np.array([label for _, label in scored])
-    losses = []
-    for value in GRID:
-        scaled = logits_NK / value
-        peak_N = scaled.max(axis=1)
-        total_N = peak_N + np.log(np.exp(scaled - peak_N[:, None]).sum(axis=1))
-        losses.append(float((total_N - scaled[np.arange(len(truth_N)), truth_N]).mean()))
+    logits_NK = torch.from_numpy(np.stack([logits for logits, _ in scored])).double()
+    truth_N = torch.tensor([label for _, label in scored])
+    losses = [float(F.cross_entropy(logits_NK / value, truth_N)) for value in GRID]
     return round(float(GRID[int(np.argmin(losses))]), 3)

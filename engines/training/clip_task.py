@@ -18,35 +18,35 @@ from torch import Tensor, nn
 from engines.datasets.base import Segment
 from engines.errors import DatasetError
 from engines.model.contract import Contract
-from engines.model.preprocess import normalise
 from engines.networks.network import Network, clip_scores
 from engines.networks.temporal import State
-from engines.training.clips import ClipBatch, Clips, Images, Order, batches
+from engines.training.clips import ClipBatch, ClipDataset, ClipOrder, Images, load_batches
 from engines.training.distributed import Ranks
 from engines.training.loss import UNKNOWN
+from engines.training.pixels import normalise
 from engines.training.runfolder import Row
-from engines.training.task import Mixed, Task, Term, averaged
+from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
 log = logging.getLogger("gatestream.training")
 LEAST_RATE = 1e-7  # of the learning rate, at the end
 
 
 @dataclass(frozen=True)
-class Updates:
-    """How weights are updated; see `OfficialRecipe`."""
+class SGDConfig:
+    """How weights are updated: by SGD, at a rate that rises for some epochs and falls to the end."""
 
     epochs: int = 60
-    warmup: int = 10
+    warmup: int = 10  # epochs
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    accumulation: int = 1
-    partial_norm: bool = False
-    multipliers: bool = False
-    average: float = 0.0
-    distil_temperature: float = 2.0
-    distil_weight: float = 1.0
-    label_weight: float = 1.0
+    accumulation: int = 1  # batches summed up for one update
+    partial_norm: bool = False  # no batch norm is learnt but the first, and those of the backbone stand still
+    multipliers: bool = False  # biases learn twice as fast; neither they nor batch norms decay
+    average: float = 0.0  # decay of the running mean of the weights; 0: the last weights
+    distil_temperature: float = 2.0  # of both networks' scores, with a teacher
+    distil_weight: float = 1.0  # of the teacher's scores in the loss
+    label_weight: float = 1.0  # of the labels in the loss
 
 
 def epoch_rate(epoch: float, epochs: int = 60, warmup: int = 10) -> float:
@@ -58,21 +58,25 @@ def epoch_rate(epoch: float, epochs: int = 60, warmup: int = 10) -> float:
 
 
 class ClipTask(Task[ClipBatch]):
-    """See the file's top. validation_clips: segments that `look` shows as frames at the input's size; workers: that
-    load data; teacher: on the same pixels; it is neither trained nor changed; strict: stop at a clip to validate with
-    that cannot be read."""
+    """Learns labels of clips, or a teacher's scores, or both.
 
-    def __init__(self, network: Network, contract: Contract, how: Updates, training: Clips, order: Order,
-                 validation_clips: Sequence[Segment], look: Callable[[Segment], Images], ranks: Ranks, *,
+    validation_clips: segments; read_centre: their frames at the input's size, uint8 [T, H, W, 3]; workers: that load
+    data; teacher: sees the same pixels, and is not changed; strict: stop at a segment to validate with that cannot be
+    read.
+    """
+
+    def __init__(self, network: Network, contract: Contract, config: SGDConfig, training: ClipDataset, order: ClipOrder,
+                 validation_clips: Sequence[Segment], read_centre: Callable[[Segment], Images], ranks: Ranks, *,
                  workers: int = 0, teacher: Network | None = None, strict: bool = False) -> None:
-        self.network, self.contract, self._how = network.to(ranks.device), contract, how
-        self.average = averaged(network, how.average)
-        if how.partial_norm:
+        self.network, self.contract, self._config = network.to(ranks.device), contract, config
+        self.average = make_weight_average(network, config.average)
+        if config.partial_norm:
             _freeze_norms(network)
-        self.optimiser = torch.optim.SGD(_groups(network, how), lr=how.lr, momentum=how.momentum,
-                                         weight_decay=how.weight_decay)
-        self._training, self._order, self._validation, self._look = training, order, validation_clips, look
-        self._ranks, self._accumulation, self._workers, self._strict = ranks, how.accumulation, workers, strict
+        self.optimiser = torch.optim.SGD(_groups(network, config), lr=config.lr, momentum=config.momentum,
+                                         weight_decay=config.weight_decay)
+        self._training, self._order = training, order
+        self._validation, self._read_centre = validation_clips, read_centre
+        self._ranks, self._accumulation, self._workers, self._strict = ranks, config.accumulation, workers, strict
         self._teacher = None if teacher is None else teacher.to(ranks.device).eval().requires_grad_(False)
 
     @property
@@ -80,57 +84,54 @@ class ClipTask(Task[ClipBatch]):
         return max(1, self._order.batches_per_epoch // self._accumulation)
 
     def rate(self, iteration: int) -> float:
-        return epoch_rate(iteration // self.updates_per_epoch, self._how.epochs, self._how.warmup)
+        return epoch_rate(iteration // self.updates_per_epoch, self._config.epochs, self._config.warmup)
 
     def batches(self, first: int) -> Iterator[ClipBatch]:
-        end = self._how.epochs * self.updates_per_epoch * self._accumulation
-        own = self._ranks.share(self._order.rows)
-        chosen = []
-        for number in range(first * self._accumulation, end):
-            whole = self._order.batch(number)
-            chosen.append([whole[row] for row in own])
-        return batches(self._training, chosen, self._workers)
+        end = self._config.epochs * self.updates_per_epoch * self._accumulation
+        rows = self._ranks.own_rows(self._order.rows)
+        chosen = self._order.batches(first * self._accumulation, end, rows)
+        return load_batches(self._training, chosen, self._workers)
 
-    def names(self, batch: ClipBatch) -> str:
+    def describe(self, batch: ClipBatch) -> str:
         return ", ".join(batch.names)
 
-    def begin(self) -> None:
+    def set_mode(self) -> None:
         self.network.train()
-        if self._how.partial_norm:
+        if self._config.partial_norm:
             for norm in _later_norms(self.network):
                 norm.eval()
 
     def _frames(self, pixels_BTHWC: Tensor) -> Tensor:
-        frames = torch.from_numpy(normalise(pixels_BTHWC.flatten(0, 1).numpy(), self.contract))
-        return frames.view(*pixels_BTHWC.shape[:2], *frames.shape[1:]).to(self._ranks.device)
+        return normalise(pixels_BTHWC.to(self._ranks.device), self.contract)
 
-    def step(self, batch: ClipBatch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
+    def step(self, batch: ClipBatch, state: State, iteration: int,
+             autocast: Autocast) -> tuple[dict[str, LossTerm], State]:
         frames = self._frames(batch.pixels)
-        with mixed():
+        with autocast():
             scores = {head: logits.float() for head, logits in clip_scores(self.network, frames).items()}
-        terms: dict[str, Term] = {}
+        terms: dict[str, LossTerm] = {}
         for (head, logits_BK), labels_B in zip(scores.items(), batch.labels.to(self._ranks.device).T, strict=True):
             known = labels_B != UNKNOWN
             cost = F.cross_entropy(logits_BK, labels_B, reduction="sum", ignore_index=UNKNOWN)
             right = ((logits_BK.argmax(-1) == labels_B) & known).sum()
-            terms[f"{head} loss"] = Term(cost, known.sum().float(), self._how.label_weight)
-            terms[f"{head} accuracy"] = Term(right.float(), known.sum().float(), 0.0)
+            terms[f"{head} loss"] = LossTerm(cost, known.sum().float(), self._config.label_weight)
+            terms[f"{head} accuracy"] = LossTerm(right.float(), known.sum().float(), 0.0)
         if self._teacher is not None:
-            with torch.no_grad(), mixed():
+            with torch.no_grad(), autocast():
                 taught = [logits.float() for logits in clip_scores(self._teacher, frames).values()]
-            costs = [distillation(ours, theirs, self._how.distil_temperature)
+            costs = [distillation_loss(ours, theirs, self._config.distil_temperature)
                      for ours, theirs in zip(scores.values(), taught, strict=True)]
-            terms["distillation"] = Term(torch.stack(costs).sum(), torch.tensor(float(len(frames))).to(frames.device),
-                                         self._how.distil_weight)
+            terms["distillation"] = LossTerm(torch.stack(costs).sum(), frames.new_tensor(float(len(frames))),
+                                             self._config.distil_weight)
         return terms, ()
 
     def validate(self, network: Network) -> Row:
         """Top-1 of centre crops of one clip each, the mean over heads; unreadable clips are named and left out."""
         heads = list(self.contract.heads)
         seen = torch.zeros(len(heads), 2, dtype=torch.float64, device=self._ranks.device)
-        for segment in self._validation[self._ranks.rank::self._ranks.size]:
+        for segment in self._validation[self._ranks.rank::self._ranks.world_size]:
             try:
-                frames = self._frames(torch.from_numpy(self._look(segment))[None])
+                frames = self._frames(torch.from_numpy(self._read_centre(segment))[None])
             except DatasetError as error:
                 if self._strict:
                     raise
@@ -141,13 +142,13 @@ class ClipTask(Task[ClipBatch]):
                 if label != UNKNOWN:
                     right = float(int(logits_BK[0].argmax()) == label)
                     seen[i] += torch.tensor([right, 1.0], dtype=torch.float64, device=self._ranks.device)
-        seen = self._ranks.total(seen)
+        seen = self._ranks.all_reduce(seen)
         shares = (seen[:, 0] / seen[:, 1].clamp(min=1)).tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
         return {"validation accuracy": float(np.mean(shares)), **(named if len(heads) > 1 else {})}
 
 
-def distillation(ours_BK: Tensor, theirs_BK: Tensor, temperature: float) -> Tensor:
+def distillation_loss(ours_BK: Tensor, theirs_BK: Tensor, temperature: float) -> Tensor:
     """Sum over clips of the divergence of our scores from a teacher's, both softened (Hinton et al., "Distilling the
     Knowledge in a Neural Network", 2015); times temperature squared, so that gradients keep their size."""
     return temperature ** 2 * F.kl_div(F.log_softmax(ours_BK / temperature, -1),
@@ -166,8 +167,8 @@ def _freeze_norms(network: Network) -> None:
         norm.requires_grad_(False)
 
 
-def _groups(network: Network, how: Updates) -> list[dict[str, Any]]:
-    if not how.multipliers:
+def _groups(network: Network, config: SGDConfig) -> list[dict[str, Any]]:
+    if not config.multipliers:
         return [{"params": [p for p in network.parameters() if p.requires_grad]}]
     biases: list[nn.Parameter] = []
     norms: list[nn.Parameter] = []
@@ -178,5 +179,5 @@ def _groups(network: Network, how: Updates) -> list[dict[str, Any]]:
                 continue
             normal = isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)
             (norms if normal else biases if "bias" in name else weights).append(p)
-    return [{"params": weights}, {"params": biases, "lr": 2 * how.lr, "weight_decay": 0.0},
+    return [{"params": weights}, {"params": biases, "lr": 2 * config.lr, "weight_decay": 0.0},
             {"params": norms, "weight_decay": 0.0}]

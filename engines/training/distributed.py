@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,27 +20,27 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ranks:
-    """`rank` of `size` processes; each computes the rows rank, rank + size, ... of every batch on its `device`."""
+    """This process among those that train together; it computes the rows rank, rank + world_size, ... of a batch."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: torch.device = CPU
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes files and reports."""
         return self.rank == 0
 
-    def share(self, rows: int) -> range:
+    def own_rows(self, rows: int) -> range:
         """This process's rows of a batch. Raises UsageError where the rows cannot be shared out evenly."""
-        if rows % self.size:
-            raise UsageError(f"{rows} rows of a batch for {self.size} processes", "as many rows for each process",
+        if rows % self.world_size:
+            raise UsageError(f"{rows} rows of a batch for {self.world_size} processes", "as many rows for each process",
                              "choose another batch size or number of processes")
-        return range(self.rank, rows, self.size)
+        return range(self.rank, rows, self.world_size)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Sum over all processes, without gradient."""
-        if self.size == 1:
+        if self.world_size == 1:
             return values
         total = values.detach().clone()
         dist.all_reduce(total)
@@ -48,7 +48,7 @@ class Ranks:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces every gradient by its sum over all processes."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
         wanted = [p for p in parameters if p.requires_grad]
         for p in wanted:
@@ -60,17 +60,29 @@ class Ranks:
         for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
-    def all_rows(self, own: Tensor) -> Tensor:
+    def gather_rows(self, own: Tensor) -> Tensor:
         """Every process's rows of a tensor in the order of the whole batch."""
-        if self.size == 1:
+        if self.world_size == 1:
             return own
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(self.world_size)]
         dist.all_gather(parts, own.contiguous())
         return torch.stack(parts, dim=1).flatten(0, 1)
 
-    def share_norms(self, network: nn.Module) -> None:
-        """Makes the batch norms of a network take their statistics from all processes' rows."""
-        if self.size == 1:
+    def broadcast(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The main process's weights, on every process. Others pass weights of the same names, shapes and types."""
+        if self.world_size == 1:
+            return dict(weights)
+        shared = {name: weights[name].detach().to(self.device, copy=True).contiguous() for name in sorted(weights)}
+        for value in shared.values():
+            dist.broadcast(value, src=0)
+        return shared
+
+    def sync_batch_norms(self, network: nn.Module) -> None:
+        """Makes the batch norms of a network take their statistics from all processes' rows.
+
+        Not torch's SyncBatchNorm, which refuses to run on a processor.
+        """
+        if self.world_size == 1:
             return
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -78,7 +90,7 @@ class Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def init_distributed() -> Iterator[Ranks]:
     """This process's place: alone, or in the group that `torchrun` started, which is left at the end."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -92,3 +104,11 @@ def joined() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from `seed` inside; afterwards torch's generators go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

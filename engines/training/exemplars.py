@@ -1,12 +1,11 @@
-"""What a model still knows of the labels it learnt before, when their recordings are not at hand.
+"""Exemplars: what stands for the labels that a model knows when it is taught others without their recordings.
 
-A causal model file carries examples (features, not images) of every label it was trained on or taught, for the next
-lesson:
+A causal model file carries them (features, not images) for every label that it was trained on or taught:
 
     examples.<head>.features [N, D]    examples.<head>.facts [N, 3]: label, weight, 0 for `now` or 1 for a window
 
-Of labels that have none, examples are made up from the head's own rows: among features that vary as those of the
-recordings do, the ones that it takes for the label. Their wanted shares are what the head says of them.
+For labels that have none, pseudo-exemplars are made from the head's own rows: features that vary as those of the
+recordings do, and that the head takes for the label. Their targets are the head's own scores.
 
 Legend: N examples, D features, K labels; B rows, T frames of a chunk.
 """
@@ -23,32 +22,30 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Model
-from engines.model.preprocess import normalise
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.loss import UNKNOWN
-from engines.training.softmax_regression import Doubles, Examples, Head
+from engines.training.pixels import normalise
+from engines.training.softmax_regression import Examples, Float64Array, LinearHead
 from engines.training.stream_loader import Batch
 from engines.training.support_clips import LATE
 
-KEPT = 96  # examples of a label in a model file, at most
-KEPT_NOTHING = 2000  # of background: a stream is full of it, and of many kinds
-MADE_UP = 100  # examples of a label that has none
-MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes them for their label, in logits
-MADE_UP_WEIGHT = 3.0  # of a made-up label against a taught one: they stand for more than they show
-ROUNDS = 40  # of halving, when looking for a margin
-FARTHEST = 1e6
+MAX_PER_LABEL = 96  # exemplars in a model file
+MAX_OF_BACKGROUND = 2000  # of background: a stream is full of it, and of many kinds
+PSEUDO_PER_LABEL = 100
+PSEUDO_WEIGHT = 3.0  # of a label that has pseudo-exemplars against a taught one: they stand for more than they show
+MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes pseudo-exemplars for their label, in logits
+MAX_DISTANCE, BISECTIONS = 1e6, 40  # when looking for a margin
 
 
-def kept(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.float32]]:
-    """The tensors to keep of these examples: at most KEPT of each label, evenly, of the label `nothing` more. The
-    weights of a label stay."""
+def select_exemplars(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.float32]]:
+    """Some of the examples as tensors of a model file, evenly chosen, with the weight of all. `nothing`: background."""
     label_N = examples.target_NK.argmax(axis=1)
     chosen: list[int] = []
     weight_N = np.zeros(len(label_N))
     for label in np.unique(label_N):
         rows = np.flatnonzero(label_N == label)
-        most = min(KEPT_NOTHING if label == nothing else KEPT, len(rows))
+        most = min(MAX_OF_BACKGROUND if label == nothing else MAX_PER_LABEL, len(rows))
         few = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
         weight_N[few] = examples.weight_N[rows].sum() / len(few)
         chosen += few.tolist()
@@ -58,20 +55,20 @@ def kept(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.fl
 
 
 class _Moment(NamedTuple):
-    """A frame of a stream: its features, the mean over its window, indices of truths in the window, its own last."""
+    """A frame of a stream."""
 
     features_D: NDArray[np.float32]
-    window_D: NDArray[np.float32]
-    window_truths: tuple[int, ...]
+    window_D: NDArray[np.float32]  # mean over the window that ends with it
+    window_truths: tuple[int, ...]  # of the window's frames, its own last
     progress: float
 
 
-def of_streams(contract: Contract, network: Network, batches: Iterable[Batch],
+def exemplars_from_streams(contract: Contract, network: Network, batches: Iterable[Batch],
                truths: Sequence[tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
-    """The tensors to keep of a causal network's own training streams, for every head.
+    """Exemplars of every head as tensors of a model file, from streams that a causal network was trained on.
 
-    Late moments of actions are examples of their labels, for `now` and for windows; of background all moments are,
-    and windows in which there is nothing else. truths: see `StreamTask`.
+    Late moments of actions stand for their labels, for `now` and for windows; for background all moments do, and
+    windows that show nothing else. truths: see `StreamTask`.
     """
     moments = list(_moments(contract, network, batches))
     tensors: dict[str, NDArray[np.float32]] = {}
@@ -90,7 +87,7 @@ def of_streams(contract: Contract, network: Network, batches: Iterable[Batch],
             examples = Examples(np.array([row_D for row_D, *_ in taken], np.float64),
                                 np.eye(len(labels))[[label for _, label, _ in taken]], ones_N, ones_N,
                                 np.full(len(taken), -1), np.array([window for *_, window in taken]))
-            tensors |= kept(examples, head, nothing)
+            tensors |= select_exemplars(examples, head, nothing)
     return tensors
 
 
@@ -103,8 +100,7 @@ def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> 
             state = network.fresh_state(len(batch.pixels))
             recent = [deque(maxlen=contract.clip_frames * contract.window_clips) for _ in batch.pixels]
         state = tuple(leaf * (~batch.fresh).float().view(-1, *[1] * (leaf.ndim - 1)) for leaf in state)
-        frames = torch.from_numpy(normalise(batch.pixels.flatten(0, 1).numpy(), contract))
-        features, state = network(frames.view(*batch.pixels.shape[:2], *frames.shape[1:]), state)
+        features, state = network(normalise(batch.pixels, contract), state)
         for b, features_TD in enumerate(features.numpy()):
             if batch.fresh[b]:
                 recent[b].clear()
@@ -115,8 +111,8 @@ def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> 
                     yield _Moment(features_D, np.mean(rows, axis=0), window_truths, float(batch.truth.progress[b, t]))
 
 
-def stored(model: Model, head: str, labels: int, temperatures: tuple[float, float]) -> Examples:
-    """The examples a model file carries for a head, which has `labels` labels by now; none for most files."""
+def load_exemplars(model: Model, head: str, labels: int, temperatures: tuple[float, float]) -> Examples:
+    """The exemplars that a model file carries for a head, which has `labels` labels by now; perhaps none."""
     width = model.tensors[f"heads.{head}.weight"].shape[1]
     features_ND = model.tensors.get(f"{EXAMPLES}{head}.features", np.zeros((0, width), np.float32))
     facts_N3 = model.tensors.get(f"{EXAMPLES}{head}.facts", np.zeros((0, 3), np.float32))
@@ -125,8 +121,9 @@ def stored(model: Model, head: str, labels: int, temperatures: tuple[float, floa
                     np.full(len(facts_N3), -1), facts_N3[:, 2] > 0)
 
 
-def made_up(seen: Examples, start: Head, known: int, wanted: Sequence[int], rng: np.random.Generator) -> Examples:
-    """Examples of the `wanted` labels among the first `known` ones, which are all those the head `start` has rows for.
+def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequence[int],
+                     rng: np.random.Generator) -> Examples:
+    """Made-up examples of the `wanted` labels, by a head whose first `known` rows are of labels that it has learnt.
 
     seen: examples from recordings, which show how features vary.
     """
@@ -139,14 +136,14 @@ def made_up(seen: Examples, start: Head, known: int, wanted: Sequence[int], rng:
     middle_D = np.mean(list(mean_LD.values()), axis=0)
     low_D, high_D = seen.features_ND.min(axis=0), seen.features_ND.max(axis=0)
     room_D = 0.25 * (high_D - low_D)
-    rows = Head(start.weight_KD[:known], start.bias_K[:known])
-    made: list[Doubles] = []
+    rows = LinearHead(start.weight_KD[:known], start.bias_K[:known])
+    made: list[Float64Array] = []
     for label in wanted:
         others = np.arange(known) != label
-        way_D = spread_DD @ (rows.weight_KD[label] - rows.weight_KD[others].mean(axis=0))
+        direction_D = spread_DD @ (rows.weight_KD[label] - rows.weight_KD[others].mean(axis=0))
         for margin in MARGINS:
-            place_D = middle_D + _how_far(rows, label, middle_D, way_D, margin) * way_D
-            drawn = rng.integers(len(residual_ND), size=MADE_UP // len(MARGINS))
+            place_D = middle_D + _distance_to_margin(rows, label, middle_D, direction_D, margin) * direction_D
+            drawn = rng.integers(len(residual_ND), size=PSEUDO_PER_LABEL // len(MARGINS))
             made.append(np.clip(place_D + residual_ND[drawn], np.minimum(low_D, place_D) - room_D,
                                 np.maximum(high_D, place_D) + room_D))
     features_ND = np.concatenate(made) if made else np.zeros((0, D))
@@ -154,23 +151,24 @@ def made_up(seen: Examples, start: Head, known: int, wanted: Sequence[int], rng:
     share_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True)) if made else logits_NK
     target_NK = np.zeros((len(features_ND), K))
     target_NK[:, :known] = share_NK / share_NK.sum(axis=1, keepdims=True)
-    weight = 2 * MADE_UP_WEIGHT / MADE_UP  # 2: as `now` and window examples together
+    weight = 2 * PSEUDO_WEIGHT / PSEUDO_PER_LABEL  # 2: as `now` and window examples together
     return Examples(features_ND, target_NK, np.full(len(features_ND), weight), np.ones(len(features_ND)),
                     np.full(len(features_ND), -1), np.zeros(len(features_ND), bool))
 
 
-def _how_far(rows: Head, label: int, from_D: Doubles, way_D: Doubles, margin: float) -> float:
-    """How far along the way the head prefers the label by `margin`; as far as it gets, where it never does."""
-    def lead(far: float) -> float:
-        logits_K = rows.logits((from_D + far * way_D)[None])[0]
+def _distance_to_margin(rows: LinearHead, label: int, from_D: Float64Array, direction_D: Float64Array,
+                        margin: float) -> float:
+    """How far along the direction the head prefers the label by `margin`; 0 where it never does."""
+    def lead(distance: float) -> float:
+        logits_K = rows.logits((from_D + distance * direction_D)[None])[0]
         return float(logits_K[label] - np.delete(logits_K, label).max())
 
     low, high = 0.0, 1.0
-    while lead(high) < margin and high < FARTHEST:
+    while lead(high) < margin and high < MAX_DISTANCE:
         low, high = high, 2 * high
-    if high >= FARTHEST:
+    if high >= MAX_DISTANCE:
         return 0.0
-    for _ in range(ROUNDS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if lead(middle) < margin else (low, middle)
     return high

@@ -1,8 +1,11 @@
 """New labels for a model from a few recordings: the network stays as it is, its head learns.
 
-Rows of labels that nothing new is shown of stay exactly as they are, and so does background's while there are labels
-that the model has no examples of; the others move from where they are as far as recordings left out say is right.
-What it learnt is measured by leaving out each recording in turn.
+    result = teach(model, support_clips, "gesture")
+    save(path, result.contract, result.tensors)
+
+Rows of labels that no recording shows stay exactly as they are, and so does background's while there are labels that
+the model has no exemplars of; the others move from where they are, by a penalty that cross-validation chooses. What was
+learnt is measured by leaving out each recording in turn.
 
 Legend: T ticks, D features, K labels, N examples.
 """
@@ -22,54 +25,50 @@ from engines.model.file import EXAMPLES, Model
 from engines.runtime.parity import probabilities
 from engines.training import exemplars
 from engines.training.calibrate import temperature
-from engines.training.softmax_regression import Doubles, Examples, Head, best_pull, cross_validated, fit
-from engines.training.support_clips import LATE, Lesson, examples_of
+from engines.training.softmax_regression import Examples, Float64Array, LinearHead, choose_l2, cross_validate, fit
+from engines.training.support_clips import LATE, SupportClip, make_examples
 
 BACKGROUND = "background"
-NOTHING_MOST = 5.0  # times as much as a label counts background, where there are so many more examples of it
-ALIKE = 0.3  # share of two labels' recordings that are taken for one another, from which they are too alike
-ALIKE_LEAST = 2  # such recordings, at least
-SUSPECTS = 6  # recordings whose removal is tried, at most
+MAX_BACKGROUND_FACTOR = 5.0  # times as much as a label counts background, where there are so many more examples of it
+ALIKE_SHARE = 0.3  # of two labels' recordings that are taken for one another, from which the labels are too alike
+ALIKE_RECORDINGS = 2  # such recordings, at least
+MAX_REMOVALS = 6  # recordings whose removal is tried
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A recording, and what a head that never saw it says: logits of `now` and of the window, [T, K]."""
+    """A recording, and the logits of a head that has not seen it."""
 
-    lesson: Lesson
-    now_TK: Doubles
-    window_TK: Doubles
+    clip: SupportClip
+    now_TK: Float64Array
+    window_TK: Float64Array
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A recording that a head which never saw it takes for something else, with that probability.
-
-    gain: by how much the others' mean cross-entropy falls without it, in cross-validation; None when not tried.
-    """
+    """A recording that a head which has not seen it takes for something else."""
 
     recording: str
     label: str
     answer: str
-    probability: float
-    gain: float | None = None
+    probability: float  # of the answer
+    gain: float | None = None  # by how much the others' cross-entropy falls without it; None when not tried
 
 
 @dataclass(frozen=True)
 class TeachReport:
-    """confusion: (label, answer) -> recordings, each left out in turn; alike: (label, label, share taken for one
-    another), most first; made_up: old labels without examples; pull: see `engines/training/softmax_regression.py`."""
+    """What the recordings were, and what leaving out each in turn has shown."""
 
-    recordings: dict[str, int]
-    confusion: dict[tuple[str, str], int]
-    mistakes: list[Mistake]
-    alike: list[tuple[str, str, float]]
-    made_up: tuple[str, ...]
-    pull: float
+    recordings: dict[str, int]  # of each label
+    confusion: dict[tuple[str, str], int]  # (label, answer): recordings
+    mistakes: list[Mistake]  # surest first
+    alike: list[tuple[str, str, float]]  # two labels, and the share taken for one another; most first
+    pseudo_labels: tuple[str, ...]  # old labels that the model has no exemplars of
+    l2_to_start: float  # penalty that was chosen, see `softmax_regression.fit`
 
     @property
     def accuracy(self) -> float:
-        """Share of recordings named right when left out; NaN when none could be left out."""
+        """Share of recordings recognised when left out; NaN when none could be left out."""
         total = sum(self.confusion.values())
         return sum(n for (label, answer), n in self.confusion.items() if label == answer) / total if total else np.nan
 
@@ -80,79 +79,80 @@ class TeachReport:
                               "probability": round(one.probability, 3),
                               "gain": None if one.gain is None else round(one.gain, 4)} for one in self.mistakes],
                 "alike": [[a, b, round(share, 3)] for a, b, share in self.alike],
-                "from_the_head_alone": list(self.made_up), "pull": self.pull}
+                "from_the_head_alone": list(self.pseudo_labels), "pull": self.l2_to_start}
 
 
 @dataclass(frozen=True)
-class Quiet:
-    """Probabilities of any action at N remembered moments of background: by the head before the lesson, and after."""
+class BackgroundScores:
+    """Probabilities of any action at the exemplars of background, by the head as it was and as it is now."""
 
     before_N: NDArray[np.float32]
     after_N: NDArray[np.float32]
 
 
-NO_QUIET = Quiet(np.zeros(0, np.float32), np.zeros(0, np.float32))
+NO_BACKGROUND_SCORES = BackgroundScores(np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
-class Taught:
-    """A taught model, not yet written: contract and tensors of its file; what was measured."""
+class FewShotResult:
+    """A taught model, not yet written, and what was measured."""
 
     contract: Contract
-    tensors: dict[str, NDArray[np.float32]]
+    tensors: dict[str, NDArray[np.float32]]  # of the model file
     report: TeachReport
     held_out: list[HeldOut]
-    quiet: Quiet
+    background_scores: BackgroundScores
 
 
-def background_of(contract: Contract, head: str, fresh: bool) -> str:
+def background_label(contract: Contract, head: str, fresh: bool) -> str:
     """The label for "nothing" that a taught head has."""
     known = contract.background if contract.background in contract.heads[head] else None
     return known or (BACKGROUND if fresh or contract.background is None else contract.background)
 
 
-def teach(model: Model, lessons: Sequence[Lesson], head: str, *, fresh: bool = False, seed: int = 0,
-          note: Callable[[str], None] = lambda _: None) -> Taught:
-    """Teaches `head` what the lessons show.
+def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool = False, seed: int = 0,
+          note: Callable[[str], None] = lambda _: None) -> FewShotResult:
+    """Teaches a causal model's `head` the labels of some clips; the same `seed` gives the same head.
 
-    fresh: forget the head's labels, and know the lessons' only. Deterministic by `seed`. note: told what is being done.
+    fresh: forget the labels that the head has; note: called with what is being done.
     """
     contract = model.contract
-    background = background_of(contract, head, fresh)
-    shown = dict.fromkeys(lesson.label for lesson in lessons)
+    background = background_label(contract, head, fresh)
+    shown = dict.fromkeys(clip.label for clip in clips)
     known = () if fresh else contract.heads[head]
     labels = (*known, *(label for label in (*shown, background) if label not in known and label != background),
               *((background,) if background not in known else ()))
+    nothing = labels.index(background)
     temperatures = (1.0, 1.0) if fresh else (contract.temperature.get(head, 1.0),
                                              contract.window_temperature.get(head, 1.0))
     start = _start(model, head, labels, fresh)
-    seen = examples_of(lessons, labels, background, contract.warmup_frames, temperatures)
-    nothing = labels.index(background)
-    stored = None if fresh else exemplars.stored(model, head, len(labels), temperatures)
-    remembered = _balanced(seen if stored is None else seen.joined(stored), nothing)
-    fed = remembered.target_NK.argmax(axis=1)
-    without = tuple(label for i, label in enumerate(known) if i not in fed)
-    examples = remembered.joined(exemplars.made_up(seen, start, len(known), [labels.index(label) for label in without],
-                                                np.random.default_rng(seed)))
-    taught = {*shown, background} if not without else {*shown} - {background}
-    held_K = np.array([label in known and label not in taught for label in labels])
+    seen = make_examples(clips, labels, background, contract.warmup_frames, temperatures)
+    stored = None if fresh else exemplars.load_exemplars(model, head, len(labels), temperatures)
+    real = _balance(seen if stored is None else seen.concatenate(stored), nothing)
+    with_examples = set(real.target_NK.argmax(axis=1).tolist())
+    without = tuple(label for i, label in enumerate(known) if i not in with_examples)
+    pseudo = exemplars.pseudo_exemplars(seen, start, len(known), [labels.index(label) for label in without],
+                                        np.random.default_rng(seed))
+    examples = real.concatenate(pseudo)
+    learns = {*shown, background} if not without else {*shown} - {background}
+    frozen_K = np.array([label in known and label not in learns for label in labels])
 
     note("choosing how far the head may move")
-    pull, _ = best_pull(examples, start, held_K, seed)
-    learnt = fit(examples, start, held_K, pull)
-    names = sorted({lesson.recording for lesson in lessons})
+    l2_to_start, _ = choose_l2(examples, start, frozen_K, seed)
+    learnt = fit(examples, start, frozen_K, l2_to_start)
+    names = sorted({clip.recording for clip in clips})
     held_out = []
     for i, name in enumerate(names):
         note(f"leaving out {i + 1} of {len(names)}")
-        lesson = next(one for one in lessons if one.recording == name and one.natural)
-        if len({one.recording for one in lessons if one.label == lesson.label}) > 1:
-            other = fit(examples.only(examples.recording_N != i), start, held_K, pull)
-            held_out.append(HeldOut(lesson, other.logits(lesson.features_TD), other.logits(lesson.windows_TD)))
+        clip = next(one for one in clips if one.recording == name and one.natural)
+        if len({one.recording for one in clips if one.label == clip.label}) > 1:
+            other = fit(examples.select(examples.recording_N != i), start, frozen_K, l2_to_start)
+            held_out.append(HeldOut(clip, other.logits(clip.features_TD), other.logits(clip.windows_TD)))
     if fresh:
         temperatures = _temperatures(held_out, labels)
     note("asking which recordings hurt")
-    report = _report(lessons, labels, background, held_out, temperatures[1], without, pull)
-    report = replace(report, mistakes=_with_gains(report.mistakes, names, examples, start, held_K, pull, seed))
+    report = _report(clips, labels, background, held_out, temperatures[1], without, l2_to_start)
+    report = replace(report, mistakes=_with_gains(report.mistakes, names, examples, start, frozen_K, l2_to_start, seed))
     changed = contract.model_copy(update={
         "heads": {**contract.heads, head: labels}, "background": background,
         "temperature": {**contract.temperature, head: temperatures[0]},
@@ -161,85 +161,89 @@ def teach(model: Model, lessons: Sequence[Lesson], head: str, *, fresh: bool = F
                                                          {"seed": seed, "fresh": fresh, **report.as_json()}]}})
     tensors = {name: value for name, value in model.tensors.items() if not name.startswith(f"{EXAMPLES}{head}.")}
     tensors |= {f"heads.{head}.weight": learnt.weight_KD.astype(np.float32),
-                f"heads.{head}.bias": learnt.bias_K.astype(np.float32), **exemplars.kept(remembered, head, nothing)}
-    return Taught(changed, tensors, report, held_out,
-                  NO_QUIET if stored is None else _quiet(stored, start, learnt, len(known), nothing, temperatures[0]))
+                f"heads.{head}.bias": learnt.bias_K.astype(np.float32),
+                **exemplars.select_exemplars(real, head, nothing)}
+    scores = NO_BACKGROUND_SCORES if stored is None else \
+        _background_scores(stored, start, learnt, len(known), nothing, temperatures[0])
+    return FewShotResult(changed, tensors, report, held_out, scores)
 
 
-def _start(model: Model, head: str, labels: Sequence[str], fresh: bool) -> Head:
+def _start(model: Model, head: str, labels: Sequence[str], fresh: bool) -> LinearHead:
     """The head as it is, with zero rows for new labels."""
     weight_KD, bias_K = (model.tensors[f"heads.{head}.{part}"].astype(np.float64) for part in ("weight", "bias"))
     if fresh:
         weight_KD, bias_K = weight_KD[:0], bias_K[:0]
     new = len(labels) - len(bias_K)
-    return Head(np.pad(weight_KD, ((0, new), (0, 0))), np.pad(bias_K, (0, new)))
+    return LinearHead(np.pad(weight_KD, ((0, new), (0, 0))), np.pad(bias_K, (0, new)))
 
 
-def _quiet(stored: Examples, start: Head, learnt: Head, known: int, nothing: int, temperature: float) -> Quiet:
-    """What the head `start`, which has rows for the first `known` labels, and the learnt one say of background."""
-    quiet_ND = stored.features_ND[(stored.target_NK[:, nothing] > 0) & ~stored.window_N]
-    if not len(quiet_ND):
-        return NO_QUIET
+def _background_scores(stored: Examples, start: LinearHead, learnt: LinearHead, known: int, nothing: int,
+                       temperature: float) -> BackgroundScores:
+    """By the head `start`, which has rows for the first `known` labels, and by the learnt one."""
+    background_ND = stored.features_ND[(stored.target_NK[:, nothing] > 0) & ~stored.window_N]
+    if not len(background_ND):
+        return NO_BACKGROUND_SCORES
 
-    def activity(head: Head) -> NDArray[np.float32]:
-        return np.asarray(1 - probabilities(head.logits(quiet_ND).astype(np.float32), temperature)[:, nothing])
+    def activity(head: LinearHead) -> NDArray[np.float32]:
+        return np.asarray(1 - probabilities(head.logits(background_ND).astype(np.float32), temperature)[:, nothing])
 
-    return Quiet(activity(Head(start.weight_KD[:known], start.bias_K[:known])), activity(learnt))
+    return BackgroundScores(activity(LinearHead(start.weight_KD[:known], start.bias_K[:known])), activity(learnt))
 
 
-def _balanced(examples: Examples, nothing: int) -> Examples:
-    """Every label counts 2, in all: once for `now`, once for windows. Background, of which a live stream is full,
-    counts more where there are more examples of it than of the others."""
+def _balance(examples: Examples, nothing: int) -> Examples:
+    """Every label counts 2 in all, half of it for windows. Background, of which a live stream is full, counts more
+    where there are more examples of it than of the others."""
     label_N = examples.target_NK.argmax(axis=1)
     total_K = np.bincount(label_N, examples.weight_N, examples.target_NK.shape[1])
     others = np.delete(np.bincount(label_N, minlength=len(total_K)), nothing)
     count_K = np.full(len(total_K), 2.0)
-    count_K[nothing] *= np.clip((label_N == nothing).sum() / max(1.0, others[others > 0].mean()), 1, NOTHING_MOST)
+    share = (label_N == nothing).sum() / max(1.0, others[others > 0].mean())
+    count_K[nothing] *= np.clip(share, 1, MAX_BACKGROUND_FACTOR)
     return replace(examples, weight_N=count_K[label_N] * examples.weight_N / total_K[label_N])
 
 
 def _temperatures(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[float, float]:
-    """Calibration on recordings left out, for `now` and for windows."""
-    now = [(row_K.astype(np.float32), labels.index(one.lesson.label)) for one in held_out
-           for row_K in one.now_TK[one.lesson.started + int(LATE * (one.lesson.ended - one.lesson.started)):
-                                   one.lesson.ended]]
-    window = [(one.window_TK[-1].astype(np.float32), labels.index(one.lesson.label)) for one in held_out]
+    """Temperatures of `now` and of windows, by the recordings left out."""
+    now = [(row_K.astype(np.float32), labels.index(one.clip.label)) for one in held_out
+           for row_K in one.now_TK[one.clip.started + int(LATE * (one.clip.ended - one.clip.started)):
+                                   one.clip.ended]]
+    window = [(one.window_TK[-1].astype(np.float32), labels.index(one.clip.label)) for one in held_out]
     return temperature(now), temperature(window)
 
 
-def _report(lessons: Sequence[Lesson], labels: Sequence[str], background: str, held_out: Sequence[HeldOut],
-            window_temperature: float, without: tuple[str, ...], pull: float) -> TeachReport:
-    counts = Counter(lesson.label for lesson in lessons if lesson.natural)
+def _report(clips: Sequence[SupportClip], labels: Sequence[str], background: str, held_out: Sequence[HeldOut],
+            window_temperature: float, without: tuple[str, ...], l2_to_start: float) -> TeachReport:
+    counts = Counter(clip.label for clip in clips if clip.natural)
     confusion: Counter[tuple[str, str]] = Counter()
     mistakes = []
     for one in held_out:
         odds_K = np.exp((one.window_TK[-1] - one.window_TK[-1].max()) / window_temperature)
         answer = int(odds_K.argmax())
-        confusion[one.lesson.label, labels[answer]] += 1
-        if labels[answer] != one.lesson.label:
-            mistakes.append(Mistake(one.lesson.recording, one.lesson.label, labels[answer],
+        confusion[one.clip.label, labels[answer]] += 1
+        if labels[answer] != one.clip.label:
+            mistakes.append(Mistake(one.clip.recording, one.clip.label, labels[answer],
                                     float(odds_K[answer] / odds_K.sum())))
     alike = []
     for i, a in enumerate(labels):
         for b in labels[i + 1:]:
             crossed = confusion[a, b] + confusion[b, a]
             asked = sum(n for (label, _), n in confusion.items() if label in (a, b))
-            if background not in (a, b) and crossed >= ALIKE_LEAST and crossed >= ALIKE * asked:
+            if background not in (a, b) and crossed >= ALIKE_RECORDINGS and crossed >= ALIKE_SHARE * asked:
                 alike.append((a, b, crossed / asked))
     return TeachReport(dict(counts), dict(+confusion), sorted(mistakes, key=lambda one: -one.probability),
-                       sorted(alike, key=lambda one: -one[2]), without, pull)
+                       sorted(alike, key=lambda one: -one[2]), without, l2_to_start)
 
 
-def _with_gains(mistakes: Sequence[Mistake], names: Sequence[str], examples: Examples, start: Head,
-                held_K: NDArray[np.bool_], pull: float, seed: int) -> list[Mistake]:
-    """Tries the removal of the surest mistakes: what the others then lose, against what they lose with it."""
+def _with_gains(mistakes: Sequence[Mistake], names: Sequence[str], examples: Examples, start: LinearHead,
+                frozen_K: NDArray[np.bool_], l2_to_start: float, seed: int) -> list[Mistake]:
+    """The mistakes with what removing each of the surest would gain: the others' loss with it, less that without."""
     numbers = {name: i for i, name in enumerate(names)}
 
-    def lose(others_N: NDArray[np.bool_], learn_N: NDArray[np.bool_] | None) -> float:
-        return cross_validated(examples, start, held_K, pull, seed, learn_N, judge_N=others_N)
+    def loss(others_N: NDArray[np.bool_], learn_N: NDArray[np.bool_] | None) -> float:
+        return cross_validate(examples, start, frozen_K, l2_to_start, seed, learn_N, judge_N=others_N)
 
     tried = []
-    for one in mistakes[:SUSPECTS]:
+    for one in mistakes[:MAX_REMOVALS]:
         others_N = examples.recording_N != numbers[one.recording]
-        tried.append(replace(one, gain=lose(others_N, None) - lose(others_N, others_N)))
-    return [*tried, *mistakes[SUSPECTS:]]
+        tried.append(replace(one, gain=loss(others_N, None) - loss(others_N, others_N)))
+    return [*tried, *mistakes[MAX_REMOVALS:]]

@@ -1,44 +1,47 @@
-"""Stage two on streams: a finished network looks at endless training streams, the windows it would hold there are
-cached as clip descriptors, and clip fusion is fitted on them (`fusion.py`).
+"""Stage two of training: a finished network looks at training streams, the windows that it would hold there are cached
+as clip descriptors, and clip fusion is fitted on them by cross-entropy through the network's own heads.
 
-    table = train(FusionRecipe(dataset, out, init="gesture.safetensors"))      # {"central clip": 0.41, ...}
+    table = train(FusionRecipe(out, init="gesture.safetensors"), open_dataset("egogestar"))     # {"+ gate": 0.9, ...}
 
-A window is named by the one gesture that was seen in it to three quarters at least, or by background when it holds
+A window is named by the one action that was seen in it to three quarters at least, or by background when it holds
 none; other windows are passed over. Like live ones, they end in a clip that is still growing.
 
-Legend: N windows, C clips, oldest first, D features of a clip, T frames.
+Legend: N windows, C clips, oldest first, D features of a clip, T frames, K labels of a head.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from engines.datasets import egogestar
 from engines.datasets.base import Dataset
-from engines.datasets.frames import frames_of as decoded
-from engines.errors import DatasetError, UsageError
+from engines.datasets.frame_cache import read_frames
+from engines.datasets.selection import with_idle, without_group, without_labels
+from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import Contract
 from engines.model.file import Model, load, save
-from engines.model.preprocess import normalise
-from engines.networks.fusion_rule import FusionRule
+from engines.networks.clip_fusion import fusion_of
+from engines.networks.fusion_rule import PREFIX, FusionRule
 from engines.networks.network import Network
-from engines.synthetic import BACKGROUND
 from engines.training.calibrate import temperature
-from engines.training.fusion_fit import Floats, Head, fit_fusion
 from engines.training.loss import KNOWABLE_AT, UNKNOWN
-from engines.training.segments import FramesOf, Pool, SegmentStream, without_group
-from engines.training.streams import Labelled, Material, Stream
-from engines.training.train import MARGIN_HW, Recipe, gather, left_out
+from engines.training.pixels import normalise
+from engines.training.sections import LabelledFrame
+from engines.training.sources import ReadFrames, TrainingSources
+from engines.training.training_stream import SectionShares, TrainingStream
+
+Floats = NDArray[np.float32]
+Head = tuple[Floats, Floats]  # weight [K, D], bias [K]
 
 STREAMS = 8  # side by side, so that windows of a batch show different places
 CHUNK = 64  # frames the network sees at once
@@ -49,45 +52,42 @@ FORMS = {"dense average": None, "+ fusion": FusionRule(gate=False), "+ gate": Fu
 
 @dataclass(frozen=True)
 class FusionRecipe:
-    """dataset: an EgoGestAR folder, or the folder of what `train` is given besides; init: the finished model; idle:
-    folders of videos without gestures. What that model's own training left out is left out here, too, and compared on.
-    window_clips: clips in the window from now on; windows: how many are cached; strict: stop at a segment that cannot
-    be read."""
+    """Everything a run depends on, but the dataset. What the model's own training left out is left out here, too, and
+    compared on."""
 
-    dataset: Path
     out: Path
-    init: str
-    idle: tuple[Path, ...] = ()
+    init: str  # the finished model
+    idle: tuple[Path, ...] = ()  # folders of videos in which nothing labelled is done
     rule: FusionRule = field(default_factory=FusionRule)
-    window_clips: int = 10
-    windows: int = 3000
+    window_clips: int = 10  # clips in the window from now on
+    windows: int = 3000  # how many are cached
     seed: int = 0
-    strict: bool = False
+    strict: bool = False  # stop at a segment that cannot be read
 
 
 @dataclass(frozen=True)
 class Windows:
-    """clips_NCD: descriptors, zeros where counts_NC, frames of each clip, is 0; labels_N: index of the label."""
+    """Windows of a stream, as a finished network sees them."""
 
-    clips_NCD: Floats
-    counts_NC: NDArray[np.int64]
-    labels_N: NDArray[np.int64]
+    clips_NCD: Floats  # descriptors, zeros where a clip is not there
+    counts_NC: NDArray[np.int64]  # frames of each clip, 0 for one that is not there
+    labels_N: NDArray[np.int64]  # index of the label
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
 
-def train(recipe: FusionRecipe, report: Callable[[str], None] = print, data: Dataset | None = None,
-          frames_of: FramesOf = decoded) -> dict[str, float]:
-    """Fits clip fusion, writes the model file; returns `compared`, {} where nothing was left out.
+def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = print,
+          read_frames: ReadFrames = read_frames) -> dict[str, float]:
+    """Fits clip fusion, writes the model file; returns `compare`'s table, {} where nothing was left out.
 
-    data: what to learn from, its validation split to compare on; None for EgoGestAR in `recipe.dataset`; frames_of: how
-    its segments are decoded. Raises UsageError for a model that is not causal, has clip fusion already or no label for
-    background, and for data with other labels; DatasetError for data in which something is always done.
+    data: what to learn from, its validation split to compare on; read_frames: decodes a segment. Raises UsageError for
+    a model that is not causal, has clip fusion already or no label for background, and for data with other labels;
+    DatasetError for data in which something is always done.
     """
     model = load(recipe.init)
     contract, heads = model.contract, heads_of(model)
-    if not contract.options.get("causal") or contract.fusion is not None:
+    if not contract.network.causal or contract.fusion is not None:
         state = "has it" if contract.fusion is not None else "is bidirectional"
         raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model without it",
                          "train a model first, then its fusion")
@@ -95,76 +95,59 @@ def train(recipe: FusionRecipe, report: Callable[[str], None] = print, data: Dat
     if contract.background not in labels:
         raise UsageError(f"clip fusion for {contract.name}, whose {head} has no label for time without any",
                          "a model with one", "train it on recordings that are longer than their actions")
-    streams = _gestures(recipe, model, report) if data is None else _actions(recipe, model, data, frames_of)
+    data = _select(recipe, contract, data)
+    sources = _sources(contract, data, "train", read_frames)
     report(f"looking for {recipe.windows} windows of {recipe.window_clips} clips")
-    windows = cached(model, streams.learnt, recipe.windows, recipe.window_clips)
-    tensors = fitted(windows, heads, recipe.rule, recipe.seed)
+    windows = cache_windows(model, _open_streams(recipe, contract, sources), recipe.windows, recipe.window_clips)
+    tensors = fit(windows, heads, recipe.rule, recipe.seed)
     table: dict[str, float] = {}
     update: dict[str, object] = {"fusion": recipe.rule, "window_clips": recipe.window_clips}
-    if streams.held_out:
+    unseen = None
+    if any(contract.background not in one.labels.values() for one in data.splits.get("validation", ()) if one.labels):
+        unseen = _sources(contract, data, "validation", read_frames)
+    if unseen is not None and unseen.idle:
         report("comparing on what was left out")
-        held_out = cached(model, streams.held_out, recipe.windows // 3, recipe.window_clips)
-        table = compared(windows, held_out, heads, recipe.seed)
+        streams = _open_streams(recipe, contract, unseen, shown_as_recorded=True)
+        held_out = cache_windows(model, streams, recipe.windows // 3, recipe.window_clips)
+        table = compare(windows, held_out, heads, recipe.seed)
         scored = zip(logits_of(held_out, heads[head], recipe.rule, tensors), held_out.labels_N.tolist(), strict=True)
         update["window_temperature"] = {**contract.window_temperature, head: temperature(list(scored))}
     update["provenance"] = {**contract.provenance, "fusion": {
         "windows": recipe.windows, "seed": recipe.seed, "held_out": {name: round(v, 4) for name, v in table.items()}}}
-    save(recipe.out, contract.model_copy(update=update), model.tensors | tensors)
+    save(recipe.out, contract.model_copy(update=update), model.tensors | tensors, half=model.half)
     return table
 
 
-class _Streams(NamedTuple):
-    """Streams whose labels are indices into the model's first head; held_out: of what its training left out."""
-
-    learnt: Sequence[Iterator[Labelled]]
-    held_out: Sequence[Iterator[Labelled]]
-
-
-def _gestures(recipe: FusionRecipe, model: Model, report: Callable[[str], None]) -> _Streams:
-    """Of EgoGestAR."""
-    contract = model.contract
-    labels = next(iter(contract.heads.values()))
+def _select(recipe: FusionRecipe, contract: Contract, data: Dataset) -> Dataset:
+    """The dataset without what the model's training left out, where it has that."""
     own = contract.provenance.get("recipe", {})
-    source = Recipe(recipe.dataset, recipe.out, "", recipe.idle, tuple(own.get("idle_without", ())),
-                    own.get("without_fold", 0), tuple(own.get("without_labels", ())), seed=recipe.seed)
-
-    def streams(material: Material, rendered_share: float, seed: int, strength: float) -> list[Iterator[Labelled]]:
-        return [Stream(material, labels, contract.input_size_hw, contract.frame_rate, np.random.default_rng((seed, i)),
-                       rendered_share, strength).sparse() for i in range(STREAMS)]
-
-    learnt = streams(gather(source, report), Recipe.rendered_share, recipe.seed, 1.0)
-    held = [one.footage for one in left_out(source, MARGIN_HW)]
-    gestures = [one for one in held if one.label in labels and one.label != BACKGROUND]
-    idle = [one for one in held if one.label in (BACKGROUND, egogestar.UNCLASSIFIED)]
-    unseen = Material(gestures, idle, {}, [])
-    return _Streams(learnt, streams(unseen, 0.0, recipe.seed + 1, 0.0) if gestures and idle else [])
+    data = without_group(data, own.get("without_fold", 0), required=False)
+    known = {label for labels in data.heads.values() for label in labels}
+    data = without_labels(data, [label for label in own.get("without_labels", ()) if label in known])
+    return with_idle(data, recipe.idle, own.get("idle_without", ()))
 
 
-def _actions(recipe: FusionRecipe, model: Model, data: Dataset, frames_of: FramesOf) -> _Streams:
-    """Of any dataset."""
-    contract = model.contract
-    data = without_group(data, contract.provenance.get("recipe", {}).get("without_fold", 0))
-
-    def streams(split: str, seed: int, strength: float) -> list[Iterator[Labelled]]:
-        pool = Pool(data, split)
-        if pool.heads != contract.heads:
-            raise UsageError(f"{data.name}, whose labels are not those of {contract.name}",
-                             "the dataset it was trained on", "choose another one, or another model")
-        return [_of_the_first_head(pool, SegmentStream(pool, contract.input_size_hw, contract.frame_rate,
-                                                       np.random.default_rng((seed, i)), frames_of, strength,
-                                                       recipe.strict).sparse())
-                for i in range(STREAMS)]
-
-    labelled = any(one.labels for one in data.splits.get("validation", ()))
-    return _Streams(streams("train", recipe.seed, 1.0), streams("validation", recipe.seed + 1, 0.0) if labelled else [])
+def _sources(contract: Contract, data: Dataset, split: str, read_frames: ReadFrames) -> TrainingSources:
+    """Of a split; hands are rendered to learn from only."""
+    sources = TrainingSources(data, split, frame_rate=contract.frame_rate, read_frames=read_frames,
+                              rendered=split == "train")
+    if sources.heads != contract.heads:
+        raise UsageError(f"{data.name}, whose labels are not those of {contract.name}",
+                         "the dataset it was trained on", "choose another one, or another model")
+    return sources
 
 
-def _of_the_first_head(pool: Pool, frames: Iterator[Labelled]) -> Iterator[Labelled]:
-    for frame in frames:
-        yield replace(frame, label=pool.truths[frame.label][0])
+def _open_streams(recipe: FusionRecipe, contract: Contract, sources: TrainingSources, shown_as_recorded: bool = False
+                  ) -> list[Iterator[LabelledFrame]]:
+    """Streams of single actions, labelled for the model's first head."""
+    streams = [TrainingStream(sources, contract.input_size_hw, contract.frame_rate,
+                              np.random.default_rng((recipe.seed + shown_as_recorded, i)), SectionShares(),
+                              strength=float(not shown_as_recorded), strict=recipe.strict) for i in range(STREAMS)]
+    truths = sources.truths
+    return [(frame._replace(label=truths[frame.label][0]) for frame in stream.sparse()) for stream in streams]
 
 
-def cached(model: Model, streams: Sequence[Iterator[Labelled]], count: int, window_clips: int,
+def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], count: int, window_clips: int,
            background_share: float = 0.2) -> Windows:
     """Windows of `window_clips` clips from streams in turn, `count` in all.
 
@@ -172,7 +155,7 @@ def cached(model: Model, streams: Sequence[Iterator[Labelled]], count: int, wind
     most. Raises DatasetError when the streams end too early.
     """
     contract = model.contract
-    background = next(iter(contract.heads.values())).index(contract.background or BACKGROUND)
+    background = next(iter(contract.heads.values())).index(contract.background)
     examples: list[tuple[list[Floats], list[int], int]] = []
     empty = 0
     watched = [_windows(model.network, contract, stream, window_clips, background) for stream in streams]
@@ -194,11 +177,11 @@ def cached(model: Model, streams: Sequence[Iterator[Labelled]], count: int, wind
     return Windows(clips_NCD, counts_NC, np.array([label for _, _, label in examples], np.int64))
 
 
-def _windows(network: Network, contract: Contract, stream: Iterator[Labelled], window_clips: int,
+def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFrame], window_clips: int,
              background: int) -> Iterator[tuple[list[Floats], list[int], int]]:
     """Descriptors and frame counts of each clip of a window, oldest first, and the window's label."""
     longest = contract.clip_frames * window_clips
-    seen: deque[tuple[Labelled, Floats]] = deque(maxlen=longest)
+    seen: deque[tuple[LabelledFrame, Floats]] = deque(maxlen=longest)
     last = 0
     for k, (frame, features_D) in enumerate(_features(network, contract, stream), 1):
         seen.append((frame, features_D))
@@ -214,7 +197,7 @@ def _windows(network: Network, contract: Contract, stream: Iterator[Labelled], w
         yield [clip.mean(axis=0) for clip in clips], [len(clip) for clip in clips], label
 
 
-def _name(frames: Sequence[Labelled], background: int) -> int | None:
+def _name(frames: Sequence[LabelledFrame], background: int) -> int | None:
     """The label of a window; None where it shows several gestures, too little of one, or one without a label."""
     gestures = {frame.gesture: frame.label for frame in frames if frame.label != background}
     if not gestures:
@@ -225,12 +208,13 @@ def _name(frames: Sequence[Labelled], background: int) -> int | None:
 
 
 @torch.no_grad()
-def _features(network: Network, contract: Contract, stream: Iterator[Labelled]) -> Iterator[tuple[Labelled, Floats]]:
+def _features(network: Network, contract: Contract, stream: Iterator[LabelledFrame]
+              ) -> Iterator[tuple[LabelledFrame, Floats]]:
     """Each frame with its features, state carried on."""
     state = network.eval().fresh_state(1)
     while frames := list(islice(stream, CHUNK)):
         pixels = np.stack([frame.image_bgr for frame in frames])
-        features_1TD, state = network(torch.from_numpy(normalise(pixels, contract))[None], state)
+        features_1TD, state = network(normalise(torch.from_numpy(pixels), contract)[None], state)
         yield from zip(frames, features_1TD[0].float().numpy(), strict=True)
 
 
@@ -240,7 +224,7 @@ def heads_of(model: Model) -> dict[str, Head]:
                    model.tensors[f"heads.{head}.bias"].astype(np.float32)) for head in model.contract.heads}
 
 
-def fitted(windows: Windows, heads: Mapping[str, Head], rule: FusionRule, seed: int = 0) -> dict[str, Floats]:
+def fit(windows: Windows, heads: Mapping[str, Head], rule: FusionRule, seed: int = 0) -> dict[str, Floats]:
     """The tensors of a clip fusion for windows labelled for the first head."""
     head = next(iter(heads))
     return fit_fusion(windows.clips_NCD, windows.counts_NC, {head: windows.labels_N}, {head: heads[head]}, rule,
@@ -256,13 +240,79 @@ def logits_of(windows: Windows, head: Head, rule: FusionRule | None, tensors: Ma
     return logits_NK
 
 
-def compared(windows: Windows, held_out: Windows, heads: Mapping[str, Head], seed: int = 0) -> dict[str, float]:
+def compare(windows: Windows, held_out: Windows, heads: Mapping[str, Head], seed: int = 0) -> dict[str, float]:
     """Share of held-out windows named right by the central clip alone, the mean, and each form of clip fusion."""
     head = next(iter(heads.values()))
     weight_KD, bias_K = head
     central_ND = held_out.clips_NCD[:, held_out.clips_NCD.shape[1] // 2]
     right = {"central clip": float(((central_ND @ weight_KD.T + bias_K).argmax(1) == held_out.labels_N).mean())}
     for name, rule in FORMS.items():
-        tensors = fitted(windows, heads, rule, seed) if rule else {}
+        tensors = fit(windows, heads, rule, seed) if rule else {}
         right[name] = float((logits_of(held_out, head, rule, tensors).argmax(1) == held_out.labels_N).mean())
     return right
+
+
+def fit_fusion(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N: Mapping[str, NDArray[np.integer]],
+               heads: Mapping[str, Head], rule: FusionRule | None = None, *, epochs: int = 30, batch: int = 64,
+               lr: float = 3e-3, weight_decay: float = 0.01, seed: int = 0) -> dict[str, Floats]:
+    """Trains the clip fusion of `rule` and returns its tensors, named as a model file names them. To be used live,
+    examples should look as they do live: windows of different fill, the newest clip partial in most.
+
+    descriptors_NCD: means of frame features; counts_NC: frames in each clip, 0 for a clip that is not there;
+    labels_N: index of the label of each example, for every head; heads: their weights, which stay as they are.
+    The learning rate falls from `lr` to zero along half a cosine. The same arguments give the same tensors.
+
+    Raises DatasetError for examples that do not fit each other or the heads, ModelError when the loss is not finite.
+    """
+    rule = rule or FusionRule()
+    _check(descriptors_NCD, counts_NC, labels_N, heads)
+    clips, counts = torch.from_numpy(descriptors_NCD.astype(np.float32)), torch.from_numpy(counts_NC.astype(np.int64))
+    truth = {head: torch.from_numpy(labels.astype(np.int64)) for head, labels in labels_N.items()}
+    weights = {head: [torch.from_numpy(part.astype(np.float32)) for part in parts] for head, parts in heads.items()}
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fusion = fusion_of(rule, clips.shape[2]).train()
+    parameters = list(fusion.parameters())
+    if not parameters:
+        return {}
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    steps = epochs * -(-len(clips) // batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(epochs):
+        for rows in torch.split(torch.randperm(len(clips), generator=generator), batch):
+            descriptor_BD, _ = fusion(clips[rows], counts[rows])
+            losses = [F.cross_entropy(F.linear(descriptor_BD, *weights[head]), truth[head][rows]) for head in weights]
+            loss: Tensor = torch.stack(losses).mean()
+            if not torch.isfinite(loss):
+                raise ModelError(f"a loss of {float(loss.detach())} while training the clip fusion", "a finite loss",
+                                 "lower the learning rate")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return {PREFIX + name: np.array(value.numpy()) for name, value in fusion.state_dict().items()}
+
+
+def _check(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N: Mapping[str, NDArray[np.integer]],
+           heads: Mapping[str, Head]) -> None:
+    if descriptors_NCD.ndim != 3 or not descriptors_NCD.size or counts_NC.shape != descriptors_NCD.shape[:2]:
+        raise DatasetError(f"descriptors of shape {descriptors_NCD.shape} with counts of shape {counts_NC.shape}",
+                           "[N, C, D] with [N, C]", "give one count for each clip")
+    if (counts_NC < 0).any() or not counts_NC.any(axis=1).all():
+        raise DatasetError("counts below zero, or a window without a frame", "at least one frame in every window",
+                           "leave empty windows out")
+    if not np.isfinite(descriptors_NCD[counts_NC > 0]).all():
+        raise DatasetError("descriptors that are not finite", "finite numbers", "cache the descriptors again")
+    if not heads or set(labels_N) != set(heads):
+        raise DatasetError(f"labels for heads {sorted(labels_N)}", f"labels for {sorted(heads)}",
+                           "give the labels of every head")
+    for head, (weight_KD, bias_K) in heads.items():
+        K, D = len(bias_K), descriptors_NCD.shape[2]
+        if weight_KD.shape != (K, D):
+            raise DatasetError(f"head {head!r} with weights of shape {weight_KD.shape}", f"({K}, {D})",
+                               "use the heads of the network that made the descriptors")
+        labels = labels_N[head]
+        if labels.shape != (len(descriptors_NCD),) or not ((labels >= 0) & (labels < K)).all():
+            raise DatasetError(f"labels of shape {labels.shape} for head {head!r}, or some that are none of its {K}",
+                               f"{len(descriptors_NCD)} indices from 0 to {K - 1}", "check the labels")

@@ -1,102 +1,73 @@
 """What a network starts from: ImageNet's weights of its backbone, a model file, or an official checkpoint.
 
-    network = started("gsf-resnet50", {"action": 174}, "official.pth.tar", causal=True, rule="dropped-one", segments=8)
+    config = NetworkConfig.of("gsf-resnet50", causal=True)
+    network = initialise(config, "official.pth.tar", {"action": 174}, rule="dropped-one")
 """
 
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from engines.errors import ModelError, UsageError
+from engines.errors import UsageError
 from engines.model import official
 from engines.model.file import build_network, load
-from engines.model.import_official import PREPROCESSING
-from engines.networks.causal import causal as made_causal
-from engines.networks.gsf import GateShiftFuse, gated_channels
-from engines.networks.network import Memory, Network, build
-from engines.networks.temporal import TemporalModule
-from engines.training.pretrained import start_from
+from engines.networks.causal import USUAL, causal
+from engines.networks.config import NetworkConfig
+from engines.networks.network import BACKBONES, Network, build
+from engines.training.pretrained import load_pretrained
 
 CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}
-RULE = "dropped-one"
-LEAK, SQUASHED = 0.8, 0.2  # of a memory that is added: what a frame leaves of it; the logits' scale within tanh
 
 
-def started(architecture: str, heads: Mapping[str, int], init: str, *, causal: bool, segments: int = 8,
-            rule: str = RULE, input_size_hw: tuple[int, int] | None = None, memory: int = 0,
-            dropout: float = 0.5, ahead: int | None = None, transparent: bool = True) -> Network:
+def initialise(config: NetworkConfig, init: str, heads: Mapping[str, int], *, rule: str = USUAL, dropout: float = 0.5,
+               transparent: bool = True) -> Network:
     """A network in training mode with these heads (labels per head).
 
     init: "imagenet", backbone weights, a model file or an official checkpoint. The two last are whole networks, which
-    bring their own architecture, input size and memory; a bidirectional one becomes causal by `rule` (see
-    `engines.causal`). Their heads are kept where labels agree in number: one head only, or heads of the same names.
-    With weights of a backbone, ahead is as in `engines.build`, transparent as in `start_from`.
-    Raises UsageError, ModelError.
+    bring their own config: of `config` they take `segments`, and become causal by `rule` (see `engines.causal`) if it
+    is. Heads are kept as `Network.set_heads` says. transparent: of backbone weights, as in `load_pretrained`.
+    Raises UsageError, also for a whole network of another input size than the config asks for; ModelError.
     """
-    network = _whole_network(init, segments)
+    network = _whole_network(init, config.segments)
     if network is None:
-        network = build(architecture, heads=heads, causal=causal, segments=segments, input_size_hw=input_size_hw,
-                        memory=memory, dropout=dropout, ahead=ahead)
-        start_from(network, init, transparent)
+        network = build(config, heads=heads, dropout=dropout)
+        load_pretrained(network, init, transparent)
         return network
-    if network.causal and not causal:
+    if config.input_size_hw not in (None, network.input_size_hw):
+        raise UsageError("an input of {}x{} pixels (height x width) for ".format(*config.input_size_hw or ()) + init,
+                         "{}x{}, which it was built for".format(*network.input_size_hw), "leave the size out")
+    if network.causal and not config.causal:
         raise UsageError(f"a bidirectional network from {init}, which is causal", "a bidirectional one to start from",
                          "train it as a causal one")
-    if causal and not network.causal:
-        network = made_causal(network, rule)
+    hop = network.config.hop if config.segments >= (network.config.hop or 0) else None
+    network.config = network.config.replace(segments=config.segments, hop=hop)
+    if config.causal and not network.causal:
+        network = causal(network, rule)
     network.dropout.p = dropout
-    _replace_heads(network, heads)
+    network.set_heads(heads)
     return network.train()
 
 
-def whole_network(path: str, segments: int = 8) -> Network:
-    """The network of a model file or official checkpoint. Raises UsageError for any other file, ModelError."""
+def load_whole(path: str, segments: int = 8) -> Network:
+    """The network of a model file or official checkpoint, whose clips have so many frames. Raises UsageError for any
+    other file, ModelError."""
     network = _whole_network(path, segments)
     if network is None:
         raise UsageError(f"{path}", "a model file or an official checkpoint", "choose another file")
     return network
 
 
-def add_memory(network: Network, width: int) -> None:
-    """Gives a causal network that has learnt without memory a new one, and new heads that read it.
-
-    The memory begins as a running mean of the old heads' answers, which is far nearer to where it will end than chance:
-    a unit for each label forgets at LEAK a frame and takes in the label's logit, squashed; the others begin at random.
-    With fewer units than labels, all do.
-    """
-    old = {name: head for name, head in network.heads.items() if isinstance(head, nn.Linear)}
-    network.memory, network.width = Memory(network.backbone.width, width), width
-    _replace_heads(network, {name: head.out_features for name, head in old.items()})
-    if sum(head.out_features for head in old.values()) > width:
-        return
-    gru, first = dict(network.memory.gru.named_parameters()), 0
-    with torch.no_grad():
-        for name, head in old.items():
-            units = torch.arange(first, first + head.out_features)
-            forget, take_in = width + units, 2 * width + units  # the rows of torch's GRU: reset, update, new
-            for parameter in gru.values():
-                parameter[torch.cat([forget, take_in])] = 0
-            gru["bias_ih_l0"][forget] = math.log(LEAK / (1 - LEAK))
-            gru["weight_ih_l0"][take_in] = SQUASHED * head.weight
-            gru["bias_ih_l0"][take_in] = SQUASHED * head.bias
-            network.heads[name].get_parameter("weight")[:, units] = torch.eye(len(units)) / SQUASHED
-            first += head.out_features
-
-
-def architecture_of_start(init: str) -> str | None:
-    """The architecture that a whole network brings, None for weights of a backbone. Raises UsageError, ModelError."""
+def whole_config(init: str) -> NetworkConfig | None:
+    """The config that a whole network brings (of an official checkpoint, its architecture and input size only); None
+    for weights of a backbone. Raises UsageError, ModelError."""
     path = Path(init)
     if path.suffix in CHECKPOINT_SUFFIXES:
-        return official.architecture_of(init, official.read(path))
-    return load(path).contract.architecture if _is_model_file(path) else None
+        config = NetworkConfig.of(official.architecture_of(init, official.read(path)))
+        return config.replace(input_size_hw=BACKBONES[config.backbone].input_size_hw)
+    return load(path).contract.network if _is_model_file(path) else None
 
 
 def _whole_network(init: str, segments: int) -> Network | None:
@@ -116,44 +87,3 @@ def _is_model_file(path: Path) -> bool:
         return "contract" in header.get("__metadata__", {})
     except (OSError, struct.error, ValueError, AttributeError):
         return False
-
-
-def _replace_heads(network: Network, heads: Mapping[str, int]) -> None:
-    """Gives a network other heads; one head is kept under any name if it has as many labels."""
-    old = dict(network.heads.items())
-    if len(old) == len(heads) == 1:
-        old = dict(zip(heads, old.values(), strict=True))
-    made = nn.ModuleDict()
-    for name, labels in heads.items():
-        head = old.get(name)
-        if not isinstance(head, nn.Linear) or (head.in_features, head.out_features) != (network.width, labels):
-            head = nn.Linear(network.width, labels)
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
-        made[name] = head
-    network.heads = made
-
-
-def pixels_of(architecture: str) -> dict[str, Any]:
-    """The contract's colour order, value scale, mean and std for the ImageNet weights of a backbone."""
-    published = PREPROCESSING.get(architecture.partition("-")[2], {})
-    return {name: value for name, value in published.items() if name != "cover_hw"}
-
-
-def options_of(network: Network) -> dict[str, Any]:
-    """The arguments of `engines.build` that make such a network again."""
-    channels = {place: conv.out_channels for place, conv in network.backbone.places().items()}
-    gated = [(module.channels, channels[place]) for place, module in network.temporal.items()
-             if isinstance(module, GateShiftFuse)]
-    usual = network.backbone.default_percent(network.causal)
-    as_usual = all(gated_channels(all_, usual) == f for f, all_ in gated)
-    percent = usual if as_usual else official.share_gated(gated)
-    if percent is None:
-        raise ModelError(f"a {network.architecture} that gates another share at each place", "one share",
-                         "start from another file")
-    memory = network.memory.width if network.memory else 0
-    options = {"causal": network.causal, "memory": memory, "places": list(network.temporal), "percent": percent}
-    ahead = {module.ahead for module in network.temporal.values() if isinstance(module, TemporalModule)} - {None}
-    if ahead:
-        (options["ahead"],) = ahead
-    return options if network.causal else {**options, "segments": network.segments}

@@ -1,7 +1,8 @@
-"""The one training loop. A recipe says what is trained on what (`Task`) and how long (`Plan`); the loop does the rest.
+"""The one training loop. A recipe says what is trained on what (`Task`) and how long (`LoopConfig`); the loop
+does the rest.
 
-    with joined() as ranks:
-        weights = run(task, plan, folder, ranks)
+    with init_distributed() as ranks:
+        weights = run(task, config, folder, ranks)
         ...                                         # write the model file; then
         folder.finish()
 
@@ -9,14 +10,13 @@ Nothing depends on when a run was stopped: batches are functions of seed and ite
 every iteration, and a checkpoint holds all the rest, so that a killed run goes on to the very same weights.
 
 Several processes (`torchrun`) share out the rows of each batch. Every loss is a sum over rows with a count; sums and
-counts are added up over all processes before they are divided, so that the number of processes changes nothing.
+counts are added up over all processes before they are divided, so that the number of processes changes nothing but
+which random numbers dropout draws: each process has its own. Without dropout, weights agree within rounding.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Generic
@@ -26,93 +26,95 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError, UsageError
 from engines.networks.network import Network
-from engines.training.distributed import Ranks
+from engines.training.distributed import Ranks, seeded
+from engines.training.memory import keep_freed_memory
 from engines.training.runfolder import Row, RunFolder
-from engines.training.task import Batch, Mixed, Plan, Precision, Progress, Task, Term
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of the GNU C library's malloc.h
+from engines.training.task import Autocast, Batch, LoopConfig, LossTerm, Precision, Progress, Task
 
 
-def run(task: Task[Batch], plan: Plan, folder: RunFolder, ranks: Ranks, report: Callable[[str], None] = print,
+def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, report: Callable[[str], None] = print,
         progress: Progress = lambda _, __: None) -> dict[str, Tensor]:
     """Trains to the end and returns the weights to save: the average's, or the best of those that were validated.
 
     Goes on from the folder's checkpoint. Raises ModelError for a loss or gradient that is not finite, naming the
     batch; the checkpoint before it is kept.
     """
-    _keep_memory()
-    run_ = _Run(task, plan, folder, ranks, report)
-    first = run_.resume()
-    batches = task.batches(first)
-    for iteration in range(first, plan.iterations):
-        figures = run_.update(iteration, batches)
-        if ranks.first:
-            progress(iteration + 1, figures)
-        if not run_.after(iteration + 1, figures):
-            break
-    return folder.read_best() if run_.best > -math.inf else task.average.module.state_dict()
+    with keep_freed_memory(), seeded(config.seed, ranks.device):
+        run_ = _Run(task, config, folder, ranks, report)
+        first = run_.resume()
+        batches = task.batches(first)
+        for iteration in range(first, config.iterations):
+            figures = run_.update(iteration, batches)
+            if ranks.is_main:
+                progress(iteration + 1, figures)
+            if not run_.finish_iteration(iteration + 1, figures):
+                break
+    last = task.average.module.state_dict()
+    if run_.best == -math.inf:
+        return last
+    return ranks.broadcast(folder.load_best() if ranks.is_main else last)
 
 
 class _Run(Generic[Batch]):
-    """One run's moving parts."""
+    """What one run carries from update to update."""
 
-    def __init__(self, task: Task[Batch], plan: Plan, folder: RunFolder, ranks: Ranks,
+    def __init__(self, task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks,
                  report: Callable[[str], None]) -> None:
-        self.task, self.plan, self.folder, self.ranks, self.report = task, plan, folder, ranks, report
-        self.precision = _precision(plan.precision, ranks.device)
-        if plan.clip_partial and self.precision == torch.float16:
+        self.task, self.config, self.folder, self.ranks, self.report = task, config, folder, ranks, report
+        self.precision = _precision(config.precision, ranks.device)
+        if config.clip_partial and self.precision == torch.float16:
             raise UsageError("clipping of partial sums in f16", "one of the two: scaled gradients cannot be clipped "
                              "twice", "use bf16 or f32")
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == torch.float16)
-        self.mixed: Mixed = partial(torch.autocast, ranks.device.type, self.precision,
-                                    enabled=self.precision != torch.float32)
+        self.autocast: Autocast = partial(torch.autocast, ranks.device.type, self.precision,
+                                          enabled=self.precision != torch.float32)
         self.parameters = [p for group in task.optimiser.param_groups for p in group["params"]]
         for group in task.optimiser.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.state = task.fresh_state()
         self.sums: dict[str, float] = {}
         self.summed = 0
-        self.best, self.worse = -math.inf, 0
-        ranks.share_norms(task.network)
+        self.best, self.without_best = -math.inf, 0
+        ranks.sync_batch_norms(task.network)
 
     def update(self, iteration: int, batches: Iterator[Batch]) -> dict[str, float]:
         """One update of the weights; returns the figures of its batches."""
-        task, plan = self.task, self.plan
+        task, config = self.task, self.config
         # Dropout's draws depend on the iteration only: no generator's state need be kept.
-        torch.manual_seed((plan.seed * 1_000_003 + iteration) * 4099 + self.ranks.rank)
-        task.begin()
+        torch.manual_seed((config.seed * 1_000_003 + iteration) * 4099 + self.ranks.rank)
+        task.set_mode()
         for group in task.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * task.rate(iteration)
         task.optimiser.zero_grad(set_to_none=True)
         figures: dict[str, float] = {}
-        for part in range(plan.accumulation):
-            last = part + 1 == plan.accumulation
+        for part in range(config.accumulation):
+            last = part + 1 == config.accumulation
             batch = next(batches)
-            terms, state = task.step(batch, self.state, iteration, self.mixed)
-            loss, seen = self._loss(terms, batch, iteration)
-            figures = {name: figures.get(name, 0.0) + value / plan.accumulation for name, value in seen.items()}
+            terms, state = task.step(batch, self.state, iteration, self.autocast)
+            loss, own = self._loss(terms, batch, iteration)
+            figures = {name: figures.get(name, 0.0) + value / config.accumulation for name, value in own.items()}
             self.state = tuple(leaf.detach() for leaf in state)
-            self.scaler.scale(loss / plan.accumulation).backward()  # type: ignore[no-untyped-call]
-            if last or plan.clip_partial:
+            self.scaler.scale(loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
+            if last or config.clip_partial:
                 self._clip(batch, iteration)
-            if not last and plan.clip_partial and not self.ranks.first:
+            if not last and config.clip_partial and not self.ranks.is_main:
                 task.optimiser.zero_grad()  # the first process has the sum so far
         self.scaler.step(task.optimiser)
         self.scaler.update()
         task.average.update_parameters(task.network)
         return figures
 
-    def _loss(self, terms: Mapping[str, Term], batch: Batch, iteration: int) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, terms: Mapping[str, LossTerm], batch: Batch, iteration: int) -> tuple[Tensor, dict[str, float]]:
         """This process's part of the loss of the whole batch, and the figures of the whole batch."""
-        own = torch.stack([torch.stack([term.total.detach().double(), term.over.detach().double()])
+        own = torch.stack([torch.stack([term.total.detach().double(), term.divisor.detach().double()])
                            for term in terms.values()])
-        everyones = self.ranks.total(own)
-        counts = everyones[:, 1].clamp(min=1)
-        means = (everyones[:, 0] / counts).tolist()
+        summed = self.ranks.all_reduce(own)
+        counts = summed[:, 1].clamp(min=1)
+        means = (summed[:, 0] / counts).tolist()
         figures = dict(zip(terms, means, strict=True))
         total = sum(term.weight * figures[name] for name, term in terms.items() if term.weight)
         if not math.isfinite(total):
-            raise self._stopped(f"a loss of {total}", batch, iteration)
+            raise self._failure(f"a loss of {total}", batch, iteration)
         parts = [term.weight * term.total / count.to(term.total.dtype)
                  for term, count in zip(terms.values(), counts, strict=True) if term.weight]
         return torch.stack(parts).sum(), {"loss": total, **figures}
@@ -120,62 +122,62 @@ class _Run(Generic[Batch]):
     def _clip(self, batch: Batch, iteration: int) -> None:
         self.ranks.sum_gradients(self.parameters)
         self.scaler.unscale_(self.task.optimiser)
-        norm = float(nn.utils.clip_grad_norm_(self.task.network.parameters(), self.plan.clip_norm))
+        norm = float(nn.utils.clip_grad_norm_(self.task.network.parameters(), self.config.clip_norm))
         if not math.isfinite(norm) and not self.scaler.is_enabled():  # the scaler leaves such a step out
-            raise self._stopped(f"a gradient of length {norm}", batch, iteration)
+            raise self._failure(f"a gradient of length {norm}", batch, iteration)
 
-    def _stopped(self, got: str, batch: Batch, iteration: int) -> ModelError:
+    def _failure(self, got: str, batch: Batch, iteration: int) -> ModelError:
         kept = f"; the last good checkpoint is {self.folder.checkpoint}" if self.folder.checkpoint.exists() else ""
-        return ModelError(f"{got} at iteration {iteration} ({self.task.names(batch)})", "a finite one",
+        return ModelError(f"{got} at iteration {iteration} ({self.task.describe(batch)})", "a finite one",
                           f"look at these recordings, or lower the learning rates{kept}")
 
-    def after(self, done: int, figures: Mapping[str, float]) -> bool:
-        """Records, validates and keeps what is due after `done` iterations; whether to go on."""
-        plan, last = self.plan, done == self.plan.iterations
+    def finish_iteration(self, done: int, figures: Mapping[str, float]) -> bool:
+        """Logs, validates and saves what is due after `done` iterations; whether to go on."""
+        config, last = self.config, done == self.config.iterations
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in figures.items()}
         self.summed += 1
-        validates = plan.validate_every > 0 and (done % plan.validate_every == 0 or last)
-        if done % plan.record_every == 0 or last or validates:
+        validates = config.validate_every > 0 and (done % config.validate_every == 0 or last)
+        if done % config.log_every == 0 or last or validates:
             row = {"iteration": float(done), "rate": self.task.rate(done - 1),
                    **{name: value / self.summed for name, value in self.sums.items()}}
             self.sums, self.summed = {}, 0
             if validates:
-                row |= self._validated(done)
-            self.folder.record(row)
-        goes_on = not last and not 0 < plan.patience <= self.worse
-        if goes_on and (done % plan.checkpoint_every == 0 or validates):
-            self._keep(done)
+                row |= self._validate(done)
+            self.folder.log(row)
+        goes_on = not last and not 0 < config.patience <= self.without_best
+        if goes_on and (done % config.checkpoint_every == 0 or validates):
+            self._save_checkpoint(done)
         if validates and goes_on:
-            self.folder.draw()
+            self.folder.plot()
         return goes_on
 
-    def _validated(self, done: int) -> Row:
+    def _validate(self, done: int) -> Row:
         network = self.task.average.module
         assert isinstance(network, Network)
         network.eval()
         with torch.no_grad():
             row = self.task.validate(network)
-        figure = row.get(self.plan.watch, -math.inf)
+        figure = row.get(self.config.monitor, -math.inf)
         if figure > self.best:
-            self.best, self.worse = figure, 0
-            self.folder.keep_best(network.state_dict())
+            self.best, self.without_best = figure, 0
+            self.folder.save_best(network.state_dict())
         else:
-            self.worse += 1
-        if self.ranks.first:
-            self.report(f"{done}: {self.plan.watch} {figure:.4f} (best {self.best:.4f})")
+            self.without_best += 1
+        if self.ranks.is_main:
+            self.report(f"{done}: {self.config.monitor} {figure:.4f} (best {self.best:.4f})")
         return row
 
     def _parts(self) -> dict[str, Any]:
         """Everything with a state_dict."""
         parts: dict[str, Any] = {"network": self.task.network, "average": self.task.average,
                                  "optimiser": self.task.optimiser, "scaler": self.scaler}
-        return parts if self.task.helper is None else {**parts, "helper": self.task.helper}
+        return parts if self.task.aux_head is None else {**parts, "aux_head": self.task.aux_head}
 
-    def _keep(self, done: int) -> None:
-        state = [self.ranks.all_rows(leaf) for leaf in self.state]
-        self.folder.keep({"iteration": done, "state": state, "sums": self.sums, "summed": self.summed,
-                          "best": self.best, "worse": self.worse,
-                          **{name: part.state_dict() for name, part in self._parts().items()}})
+    def _save_checkpoint(self, done: int) -> None:
+        state = [self.ranks.gather_rows(leaf) for leaf in self.state]
+        self.folder.save_checkpoint({"iteration": done, "state": state, "sums": self.sums, "summed": self.summed,
+                                     "best": self.best, "without_best": self.without_best,
+                                     **{name: part.state_dict() for name, part in self._parts().items()}})
 
     def resume(self) -> int:
         """Takes everything from the folder's checkpoint; the iteration to go on with, 0 without one."""
@@ -185,25 +187,17 @@ class _Run(Generic[Batch]):
         try:
             for name, part in self._parts().items():
                 part.load_state_dict(kept[name])
-            rows = [self.ranks.share(len(leaf)) for leaf in kept["state"]]
+            rows = [self.ranks.own_rows(len(leaf)) for leaf in kept["state"]]
             self.state = tuple(leaf[list(own)].to(self.ranks.device)
                                for leaf, own in zip(kept["state"], rows, strict=True))
             self.sums, self.summed = kept["sums"], int(kept["summed"])
-            self.best, self.worse = float(kept["best"]), int(kept["worse"])
+            self.best, self.without_best = float(kept["best"]), int(kept["without_best"])
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ModelError(f"checkpoint {self.folder.checkpoint} ({error})", "a checkpoint of this very recipe",
                              "remove it to start anew") from error
-        if self.ranks.first:
+        if self.ranks.is_main:
             self.report(f"resuming at iteration {kept['iteration']} from {self.folder.checkpoint.name}")
         return int(kept["iteration"])
-
-
-def _keep_memory() -> None:
-    """Has the C library keep what was freed: getting each layer's maps from the system anew took a sixth of a step."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _precision(wanted: Precision, device: torch.device) -> torch.dtype:
@@ -217,6 +211,6 @@ def _precision(wanted: Precision, device: torch.device) -> torch.dtype:
 
 
 def _multiplies_bf16() -> bool:
-    """Whether this processor has instructions for it. Emulated, a step took more than ten times as long."""
+    """Whether this processor has instructions for it: emulated, a step took more than ten times as long."""
     able = torch.cpu.get_capabilities()
     return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.training.task import Term
+from engines.training.task import LossTerm
 
 UNKNOWN = -1  # a label that is not known: it is not asked for
 KNOWABLE_FROM, KNOWABLE_AT = 0.25, 0.75  # share of a gesture seen: label wanted not at all, fully
@@ -31,7 +31,7 @@ class Truth(NamedTuple):
     tip_xy: Tensor
 
 
-def frame_loss(logits_BTK: Tensor, truth: Truth, background: int | None, smoothing: float = 0.05) -> Term:
+def frame_loss(logits_BTK: Tensor, truth: Truth, background: int | None, smoothing: float = 0.05) -> LossTerm:
     """Loss of the `now` scores. background: its index, None for a head without it; labels of -1 are not asked for."""
     logp = F.log_softmax(logits_BTK, dim=-1)
     named = F.cross_entropy(logits_BTK.flatten(0, 1), truth.label.flatten(), reduction="none", ignore_index=UNKNOWN,
@@ -43,10 +43,10 @@ def frame_loss(logits_BTK: Tensor, truth: Truth, background: int | None, smoothi
         active = torch.log1p(-logp[..., background].exp().clamp(max=1 - 1e-6)).neg()
         loss = torch.where(truth.label != background, knowable * named + (1 - knowable) * active, named)
     weight = truth.weight * (truth.label != UNKNOWN)
-    return Term((loss * weight).sum(), weight.sum())
+    return LossTerm((loss * weight).sum(), weight.sum())
 
 
-def window_loss(logits_BTK: Tensor, truth: Truth) -> Term:
+def window_loss(logits_BTK: Tensor, truth: Truth) -> LossTerm:
     """Loss of the mean logits over each gesture's frames so far, where at least three quarters have been seen."""
     losses = []
     for row, gestures in enumerate(truth.gesture):
@@ -57,10 +57,10 @@ def window_loss(logits_BTK: Tensor, truth: Truth) -> Term:
             mean = logits_BTK[row, of_it].mean(dim=0)
             losses.append(F.cross_entropy(mean, truth.label[row, of_it][0], label_smoothing=0.05))
     total = torch.stack(losses).sum() if losses else logits_BTK.sum() * 0
-    return Term(total, torch.tensor(float(len(losses)), device=logits_BTK.device))
+    return LossTerm(total, torch.tensor(float(len(losses)), device=logits_BTK.device))
 
 
-def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, Term]:
+def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, LossTerm]:
     """Helper for rendered frames: soft-argmax of a heat map finds the fingertip; features tell place and motion.
 
     Three terms: heat, place, motion."""
@@ -74,6 +74,6 @@ def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, Te
     step = (truth.tip_xy[:, 1:] - truth.tip_xy[:, :-1])[both]
     pairs = {"heat": (found, truth.tip_xy[known]), "place": (guess_BTV[known][:, :2], truth.tip_xy[known]),
              "motion": (guess_BTV[:, 1:][both][:, 2:], 4 * step)}
-    return {name: Term(F.smooth_l1_loss(ours, wanted, beta=0.05, reduction="sum"),
+    return {name: LossTerm(F.smooth_l1_loss(ours, wanted, beta=0.05, reduction="sum"),
                        torch.tensor(float(wanted.numel()), device=wanted.device))
             for name, (ours, wanted) in pairs.items()}

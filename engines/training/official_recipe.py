@@ -17,29 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from engines.datasets.base import Dataset, Segment
-from engines.datasets.frames import frames_of as decoded
-from engines.datasets.frames import size_of
+from engines.datasets.decode import frame_size
+from engines.datasets.frame_cache import read_frames
+from engines.datasets.selection import without_group
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
-from engines.model.import_official import PREPROCESSING
 from engines.model.preprocess import fit
+from engines.networks.causal import USUAL
+from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
-from engines.training.clip_task import ClipTask, Updates
-from engines.training.clips import Clips, Images, Order, may_flip
-from engines.training.distributed import Ranks, joined
-from engines.training.initialisation import RULE, options_of, pixels_of, started, whole_network
+from engines.training.clip_task import ClipTask, SGDConfig
+from engines.training.clips import ClipDataset, ClipOrder, Images, can_mirror
+from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.initialisation import initialise, load_whole
 from engines.training.loop import run
 from engines.training.runfolder import RunFolder
-from engines.training.sampling import Style, drawn, validation
-from engines.training.segments import FramesOf, without_group
-from engines.training.task import Plan, Precision, Progress
+from engines.training.sampling import Style, sample_frames, validation_frames
+from engines.training.sources import ReadFrames
+from engines.training.task import LoopConfig, Precision, Progress
 
-NOT_RECORDED = {"out", "workers", "strict"}
+UNRECORDED_FIELDS = {"out", "workers", "strict"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,18 @@ class OfficialRecipe:
 
     partial_norm: the batch norms of the backbone but its first stand still, and no other batch norm but that is learnt
     (GSM's code, unless its published commands switch it off); multipliers: biases learn twice as fast, and neither
-    they nor batch norms decay; average: see `loop.averaged`, 0 as published; patience: in validations; frame_rate: at
-    which segments are decoded; without_fold: the group of segments to validate with instead, 0 for none; rule: see
-    `engines.causal`; teacher: a bidirectional network whose scores to learn, too, at a temperature and with a weight
-    (`distil_...`); label_weight: of the labels beside them; strict: stop at a segment that cannot be read.
+    they nor batch norms decay; average: see `make_weight_average`, 0 as published; patience: in validations;
+    frame_rate: at which segments are decoded; without_fold: the group of segments to validate with instead, 0 for
+    none; rule: see `engines.causal`; teacher: a bidirectional network whose scores to learn, too, at a temperature and
+    with a weight (`distil_...`); label_weight: of the labels beside them; strict: stop at an
+    unreadable segment.
     """
 
     out: Path
     init: str = "imagenet"
     architecture: str = "gsf-resnet50"
     causal: bool = False
-    rule: str = RULE
+    rule: str = USUAL
     segments: int = 8
     input_size_hw: tuple[int, int] | None = None
     epochs: int = 60
@@ -91,11 +93,11 @@ class OfficialRecipe:
     name: str = "clip"
 
 
-def batch_of(recipe: OfficialRecipe) -> int:
+def batch_size(recipe: OfficialRecipe) -> int:
     return recipe.batch or (16 if _as_gsm(recipe) else 32)
 
 
-def accumulation_of(recipe: OfficialRecipe) -> int:
+def accumulation_steps(recipe: OfficialRecipe) -> int:
     return recipe.accumulation or (2 if _as_gsm(recipe) else 1)
 
 
@@ -107,43 +109,40 @@ def _style(recipe: OfficialRecipe) -> Style:
     return "gsm" if _as_gsm(recipe) else "gsf"
 
 
-def contract_of(recipe: OfficialRecipe, network: Network, data: Dataset, clip_s: float) -> Contract:
+def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_s: float) -> Contract:
     """The contract of a network trained on clips: what one score comes from is T frames in `clip_s` seconds."""
     size_hw, T = network.input_size_hw, network.segments
-    backbone = network.architecture.partition("-")[2]
-    published = PREPROCESSING.get(backbone, {}).get("cover_hw", (256, 256))
     cover_hw = tuple(size * cover // usual for size, cover, usual in
-                     zip(size_hw, published, network.backbone.input_size_hw, strict=True))
+                     zip(size_hw, network.backbone.cover_hw, network.backbone.input_size_hw, strict=True))
     heads = {head: tuple(labels) for head, labels in data.heads.items()}
-    return Contract(name=recipe.name, architecture=network.architecture, options=options_of(network), heads=heads,
-                    frame_rate=T / clip_s, input_size_hw=size_hw, cover_hw=(cover_hw[0], cover_hw[1]),
-                    resize_filter="pillow-bilinear", receptive_frames=1 + network.reach if network.causal else T,
+    return Contract(name=recipe.name, network=network.config, heads=heads,
+                    frame_rate=T / clip_s, cover_hw=(cover_hw[0], cover_hw[1]),
+                    resize_filter="pillow-bilinear", receptive_frames=network.receptive_field if network.causal else T,
                     warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),
-                    background=data.background, provenance={"data": data.name, "recipe": recorded(recipe)},
-                    **pixels_of(network.architecture))
+                    background=data.background, provenance={"data": data.name, "recipe": recipe_record(recipe)},
+                    **network.backbone.pixels._asdict())
 
 
-def recorded(recipe: OfficialRecipe) -> dict[str, Any]:
+def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
     """What must agree for a killed run to go on. Files are known by their names."""
     named = {"init": Path(recipe.init).name, "teacher": recipe.teacher and Path(recipe.teacher).name}
     return {"recipe": "official",
-            **{key: value for key, value in (asdict(recipe) | named).items() if key not in NOT_RECORDED}}
+            **{key: value for key, value in (asdict(recipe) | named).items() if key not in UNRECORDED_FIELDS}}
 
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
-          progress: Progress = lambda _, __: None, frames_of: FramesOf = decoded) -> Network:
+          progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
     """Trains on the split "train", looks at "validation" now and then, and writes the model file; returns its network.
 
     The weights that were best at that are saved, the last ones where there is nothing to look at. A killed run goes
     on; the run's own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
     """
-    with joined() as ranks:
-        return _train(recipe, data, ranks, report if ranks.first else lambda _: None, progress, frames_of)
+    with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
+        return _train(recipe, data, ranks, report if ranks.is_main else lambda _: None, progress, read_frames)
 
 
 def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
-           frames_of: FramesOf) -> Network:
-    torch.manual_seed(recipe.seed)
+           read_frames: ReadFrames) -> Network:
     data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]
@@ -151,54 +150,54 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
         raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
                            "labelled segments in the split 'train', or a teacher", "check the dataset's annotations")
     heads = {head: tuple(labels) for head, labels in data.heads.items()}
-    network = started(recipe.architecture, {head: len(labels) for head, labels in heads.items()}, recipe.init,
-                      causal=recipe.causal, segments=recipe.segments, rule=recipe.rule,
-                      input_size_hw=recipe.input_size_hw, dropout=recipe.dropout)
-    network.segments = recipe.segments
-    if network.architecture != recipe.architecture:
-        raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {network.architecture}",
-                         "the same architecture", f"use --arch {network.architecture}")
-    teacher = None if recipe.teacher is None else teacher_of(recipe.teacher, network, heads, recipe.segments)
-    contract = contract_of(recipe, network, data, _clip_s(segments))
-    view = _Views(recipe, contract, data, frames_of)
-    order = Order(recipe.seed, len(segments), batch_of(recipe))
+    wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
+                              input_size_hw=recipe.input_size_hw)
+    network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in heads.items()},
+                         rule=recipe.rule, dropout=recipe.dropout)
+    made = network.config.architecture
+    if made != recipe.architecture:
+        raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {made}", "the same architecture",
+                         f"use --arch {made}")
+    teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
+    contract = make_contract(recipe, network, data, _clip_s(segments))
+    reader = _ClipReader(recipe, contract, data, read_frames)
+    order = ClipOrder(recipe.seed, len(segments), batch_size(recipe))
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
-    how = Updates(**{one.name: getattr(recipe, one.name) for one in fields(Updates) if one.name != "accumulation"},
-                  accumulation=accumulation_of(recipe))
-    clips = Clips(segments, heads, view.training, recipe.seed, data.mirrored, recipe.strict)
-    task = ClipTask(network, contract, how, clips, order, held_out, view.centre, ranks, workers=recipe.workers,
+    sgd = SGDConfig(**{one.name: getattr(recipe, one.name) for one in fields(SGDConfig) if one.name != "accumulation"},
+                  accumulation=accumulation_steps(recipe))
+    clips = ClipDataset(segments, heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
+    task = ClipTask(network, contract, sgd, clips, order, held_out, reader.centre, ranks, workers=recipe.workers,
                     teacher=teacher, strict=recipe.strict)
     updates = task.updates_per_epoch
     clip_partial = _as_gsm(recipe) if recipe.clip_partial is None else recipe.clip_partial
-    plan = Plan(recipe.epochs * updates, recipe.seed, accumulation=accumulation_of(recipe),
+    config = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=accumulation_steps(recipe),
                 clip_norm=recipe.clip_norm, clip_partial=clip_partial, precision=recipe.precision,
-                checkpoint_every=updates, record_every=max(1, min(50, updates)),
+                checkpoint_every=updates, log_every=max(1, min(50, updates)),
                 validate_every=recipe.validate_epochs * updates if held_out else 0, patience=recipe.patience)
-    folder = RunFolder(recipe.out, recorded(recipe), ranks.first)
+    folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
     report(f"{len(segments)} clips, {len(held_out)} to validate with, {updates} updates an epoch")
-    weights = run(task, plan, folder, ranks, report, progress)
+    weights = run(task, config, folder, ranks, report, progress)
     trained = task.average.module
     assert isinstance(trained, Network)
     trained.load_state_dict(weights)
     trained.to("cpu").eval()
-    if ranks.first:
+    if ranks.is_main:
         save(recipe.out, contract, {name: value.float().numpy() for name, value in trained.state_dict().items()})
         folder.finish()
     return trained
 
 
-def teacher_of(path: str, network: Network, heads: Mapping[str, tuple[str, ...]], segments: int) -> Network:
+def load_teacher(path: str, network: Network, heads: Mapping[str, tuple[str, ...]], segments: int) -> Network:
     """A teacher for `network`: of the same input and as many labels. Raises UsageError for any other."""
-    teacher = whole_network(path, segments)
+    teacher = load_whole(path, segments)
     theirs, ours = [[head.out_features for head in one.heads.values()] for one in (teacher, network)]
     if theirs != ours or teacher.input_size_hw != network.input_size_hw:
         raise UsageError(f"a teacher {path} with {theirs} labels and input {teacher.input_size_hw}",
                          f"{ours} labels ({', '.join(heads)}) and input {network.input_size_hw}",
                          "choose a teacher of the same dataset and size")
-    theirs_pixels, ours_pixels = pixels_of(teacher.architecture), pixels_of(network.architecture)
-    if theirs_pixels != ours_pixels:
-        raise UsageError(f"a {teacher.architecture} to teach a {network.architecture}, which sees other pixel values",
-                         "a teacher with the same kind of backbone", "choose another teacher")
+    if teacher.backbone.pixels != network.backbone.pixels:
+        raise UsageError(f"a {teacher.config.architecture} to teach a {network.config.architecture}, which sees other "
+                         "pixel values", "a teacher with the same kind of backbone", "choose another teacher")
     return teacher
 
 
@@ -208,32 +207,32 @@ def _clip_s(segments: Sequence[Segment]) -> float:
     return round(float(np.median(known)), 3) if known else 4.0
 
 
-class _Views:
+class _ClipReader:
     """What training and validation see of a segment."""
 
-    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, frames_of: FramesOf) -> None:
-        self._recipe, self._contract, self._data, self._frames_of = recipe, contract, data, frames_of
+    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames) -> None:
+        self._recipe, self._contract, self._data, self._read_frames = recipe, contract, data, read_frames
         gsf = recipe.architecture.startswith("gsf")
         self._randaugment = gsf if recipe.randaugment is None else recipe.randaugment
 
-    def _decoded(self, segment: Segment) -> Images:
+    def _decode(self, segment: Segment) -> Images:
         """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
-        height, width = size_of(segment.media)
+        height, width = frame_size(segment.media)
         scale = min(1.0, min(self._contract.cover_hw) / min(height, width))
-        return self._frames_of(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
+        return self._read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
 
     def training(self, segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
-        images = self._decoded(segment)
+        images = self._decode(segment)
         random = np.random.RandomState(int(rng.integers(2**32)))
-        clip = images[drawn(len(images), self._recipe.segments, random, _style(self._recipe))]
+        clip = images[sample_frames(len(images), self._recipe.segments, random, _style(self._recipe))]
         if self._randaugment:
             clip = rand_augment(clip, rng)
         clip = multi_scale_crop(clip, self._contract.input_size_hw, rng)
-        mirror = bool(rng.random() < 0.5) and may_flip(segment, self._data.mirrored)
+        mirror = bool(rng.random() < 0.5) and can_mirror(segment, self._data.mirrored)
         return (np.ascontiguousarray(clip[:, :, ::-1]) if mirror else clip), mirror
 
     def centre(self, segment: Segment) -> Images:
-        images = self._decoded(segment)
+        images = self._decode(segment)
         contract = self._contract
         return np.stack([fit(image, contract.cover_hw, contract.input_size_hw, contract.resize_filter) for image in
-                         images[validation(len(images), self._recipe.segments, _style(self._recipe))]])
+                         images[validation_frames(len(images), self._recipe.segments, _style(self._recipe))]])

@@ -1,10 +1,10 @@
 """What a training run leaves beside its model file: `model.safetensors` has its run in `model.run/`.
 
-    config.json      the recipe
-    metrics.csv      a row every so many iterations: means since the row before
-    curves.png       the same as pictures
-    checkpoint.pt    everything a killed run needs to go on; removed when the run is done
-    best.safetensors the best weights so far, of a run that validates
+    config.json         the recipe
+    metrics.csv         a row every so many iterations: means since the row before
+    curves.png          the same as plots
+    checkpoint.pt       everything a killed run needs to go on; removed when the run is done
+    best.safetensors    the best weights so far, of a run that validates
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Row = dict[str, float]
 
 
 class RunFolder:
-    """The folder of the run that writes `out`; `config` is what must agree for a run to go on. All writes are atomic.
+    """The folder of the run that writes `out`. All writes are atomic.
 
-    writes: False for a process that only reads, because another one writes.
+    config: what must agree for a killed run to go on; writes: False for all processes of a run but its main one.
     """
 
     def __init__(self, out: Path, config: Mapping[str, Any], writes: bool = True) -> None:
@@ -41,7 +41,7 @@ class RunFolder:
         self.checkpoint, self.best = self.path / "checkpoint.pt", self.path / "best.safetensors"
 
     def open(self) -> dict[str, Any] | None:
-        """Makes the folder ready; the checkpoint to go on from, if there is one.
+        """Makes the folder ready; returns the checkpoint to go on from, None without one.
 
         Raises ModelError for a checkpoint of another recipe or one that cannot be read, SinkError.
         """
@@ -76,27 +76,27 @@ class RunFolder:
                              "a checkpoint of this very recipe", "remove it to start anew, or choose another --out")
         return kept
 
-    def keep(self, parts: Mapping[str, Any]) -> None:
+    def save_checkpoint(self, parts: Mapping[str, Any]) -> None:
         """Writes the checkpoint."""
         if self._writes:
             buffer = io.BytesIO()
             torch.save({"config": self._config, **parts}, buffer)
             write_atomically(self.checkpoint, buffer.getvalue())
 
-    def keep_best(self, weights: Mapping[str, Tensor]) -> None:
+    def save_best(self, weights: Mapping[str, Tensor]) -> None:
         """Writes the best weights so far."""
         if self._writes:
             raw = serialise({name: value.detach().cpu().contiguous() for name, value in weights.items()})
             write_atomically(self.best, raw)
 
-    def read_best(self) -> dict[str, Tensor]:
+    def load_best(self) -> dict[str, Tensor]:
         """The best weights. Raises ModelError."""
         try:
             return parse(self.best.read_bytes())
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{self.best} ({error})", "the best weights of this run", "train again") from error
 
-    def record(self, row: Row) -> None:
+    def log(self, row: Row) -> None:
         """Adds a row to metrics.csv."""
         self.rows.append(row)
         if not self._writes:
@@ -117,8 +117,8 @@ class RunFolder:
         except (OSError, ValueError, KeyError, csv.Error):
             return []  # a run is not stopped for its log
 
-    def draw(self) -> None:
-        """Writes curves.png: one picture for each figure, over the iterations."""
+    def plot(self) -> None:
+        """Writes curves.png: a plot of each figure over the iterations."""
         names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != "iteration"]
         if not (self._writes and names):
             return
@@ -139,7 +139,7 @@ class RunFolder:
         write_atomically(self.path / "curves.png", buffer.getvalue())
 
     def finish(self) -> None:
-        """The last pictures; what only an unfinished run needs is removed."""
-        self.draw()
+        """Plots for the last time and removes what only an unfinished run needs."""
+        self.plot()
         if self._writes:
             self.checkpoint.unlink(missing_ok=True)

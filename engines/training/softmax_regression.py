@@ -1,14 +1,14 @@
-"""Softmax regression that starts from a head instead of from nothing, solved by L-BFGS.
+"""Softmax regression that starts from a head instead of from zero, solved by L-BFGS.
 
-A row's weights are pulled towards where they start, zero for a new label, and stay exactly there when they are held.
-Sizes of features do not matter: the pull is measured in their standard deviations.
+A row's weights are drawn back to where they start (zero for a new label) by an L2 penalty; frozen rows stay there.
+Features are standardised, so that their sizes do not matter.
 
 Legend: N examples, D features, K labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,106 +16,105 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-Doubles = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
-PULLS = (0.001, 0.003, 0.01, 0.03, 0.1)
-PARTS = 5  # of the cross-validation that chooses the pull
-STEPS = 60  # of L-BFGS: more change no answer
+L2_CANDIDATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+FOLDS = 5  # of the cross-validation that chooses the penalty
+MAX_STEPS = 60  # of L-BFGS: more change no answer
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a head should say: features [N, D], the wanted share of each label [N, K], how much each example counts
-    [N], the temperature its logits are divided by [N], the recording each comes from [N], -1 for none, and whether
-    it is a window's descriptor [N]."""
+    """What a head is fitted to."""
 
-    features_ND: Doubles
-    target_NK: Doubles
-    weight_N: Doubles
-    temperature_N: Doubles
-    recording_N: NDArray[np.int64]
-    window_N: NDArray[np.bool_]
+    features_ND: Float64Array
+    target_NK: Float64Array  # wanted probabilities
+    weight_N: Float64Array  # how much each example counts
+    temperature_N: Float64Array  # that logits are divided by
+    recording_N: NDArray[np.int64]  # that the example is of, -1 for none
+    window_N: NDArray[np.bool_]  # whether it is a window's descriptor
 
-    def only(self, which_N: NDArray[np.bool_]) -> Examples:
+    def select(self, which_N: NDArray[np.bool_]) -> Examples:
         """Some of the examples."""
         return Examples(self.features_ND[which_N], self.target_NK[which_N], self.weight_N[which_N],
                         self.temperature_N[which_N], self.recording_N[which_N], self.window_N[which_N])
 
-    def joined(self, other: Examples) -> Examples:
+    def concatenate(self, other: Examples) -> Examples:
         """These examples and the other ones."""
         return Examples(*(np.concatenate([a, b]) for a, b in zip(vars(self).values(), vars(other).values(),
                                                                  strict=True)))
 
 
 @dataclass(frozen=True)
-class Head:
+class LinearHead:
     """weight [K, D] and bias [K] of a linear head."""
 
-    weight_KD: Doubles
-    bias_K: Doubles
+    weight_KD: Float64Array
+    bias_K: Float64Array
 
-    def logits(self, features_ND: NDArray[np.floating]) -> Doubles:
+    def logits(self, features_ND: NDArray[np.floating]) -> Float64Array:
         """[N, K]."""
         return np.asarray(features_ND @ self.weight_KD.T + self.bias_K, np.float64)
 
 
-def fit(examples: Examples, start: Head, held_K: NDArray[np.bool_], pull: float) -> Head:
-    """The head with the least mean cross-entropy plus pull / 2 times the squared way of its rows from `start`.
+def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_to_start: float) -> LinearHead:
+    """The head with the least mean cross-entropy plus l2_to_start / 2 times the squared distance from `start`.
 
-    held_K: rows that stay as they start. Always from `start`: a head that has seen what is left out would tell of it.
+    frozen_K: rows that stay as they are. To test on what was left out, `start` must not have been fitted to it.
     """
-    free = torch.from_numpy(~held_K)
+    free = torch.from_numpy(~frozen_K)
     scale_D = examples.features_ND.std(axis=0) + 1e-3
     centre_D = examples.features_ND.mean(axis=0)
     X = torch.from_numpy((examples.features_ND - centre_D) / scale_D)
     base_NK = torch.from_numpy(start.logits(examples.features_ND))
     target, weight = torch.from_numpy(examples.target_NK), torch.from_numpy(examples.weight_N / examples.weight_N.sum())
-    cooled = torch.from_numpy(1 / examples.temperature_N)[:, None]
-    way_FD, way_F = (torch.from_numpy(np.zeros_like(part[~held_K])).requires_grad_()
+    inverse_temperature = torch.from_numpy(1 / examples.temperature_N)[:, None]
+    direction_FD, direction_F = (torch.from_numpy(np.zeros_like(part[~frozen_K])).requires_grad_()
                      for part in (start.weight_KD, start.bias_K))
-    solver = torch.optim.LBFGS([way_FD, way_F], max_iter=STEPS, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([direction_FD, direction_F], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         solver.zero_grad()
         logits = base_NK.clone()
-        logits[:, free] += X @ way_FD.T + way_F
-        wrong = -(target * F.log_softmax(logits * cooled, dim=1)).sum(dim=1)
-        value = (weight * wrong).sum() + pull / 2 * (way_FD ** 2).sum()
+        logits[:, free] += X @ direction_FD.T + direction_F
+        loss_N = -(target * F.log_softmax(logits * inverse_temperature, dim=1)).sum(dim=1)
+        value = (weight * loss_N).sum() + l2_to_start / 2 * (direction_FD ** 2).sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     solver.step(loss)  # type: ignore[no-untyped-call]
     weight_KD, bias_K = start.weight_KD.copy(), start.bias_K.copy()
-    found = way_FD.detach().numpy() / scale_D
-    weight_KD[~held_K] += found
-    bias_K[~held_K] += way_F.detach().numpy() - found @ centre_D
-    return Head(weight_KD, bias_K)
+    found = direction_FD.detach().numpy() / scale_D
+    weight_KD[~frozen_K] += found
+    bias_K[~frozen_K] += direction_F.detach().numpy() - found @ centre_D
+    return LinearHead(weight_KD, bias_K)
 
 
-def best_pull(examples: Examples, start: Head, held_K: NDArray[np.bool_], seed: int) -> tuple[float, float]:
-    """The pull with the least cross-entropy on recordings left out, in parts drawn by `seed`; and that loss."""
-    losses = [cross_validated(examples, start, held_K, pull, seed) for pull in PULLS]
+def choose_l2(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], seed: int) -> tuple[float, float]:
+    """The penalty with the least cross-validated loss, and that loss; `seed` draws the folds."""
+    losses = [cross_validate(examples, start, frozen_K, l2_to_start, seed) for l2_to_start in L2_CANDIDATES]
     best = int(np.argmin(losses))
-    return PULLS[best], losses[best]
+    return L2_CANDIDATES[best], losses[best]
 
 
-def cross_validated(examples: Examples, start: Head, held_K: NDArray[np.bool_], pull: float, seed: int,
+def cross_validate(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_to_start: float, seed: int,
                     learn_N: NDArray[np.bool_] | None = None, judge_N: NDArray[np.bool_] | None = None) -> float:
-    """Mean cross-entropy on recordings left out, in parts drawn by `seed`; 0 when there are no parts.
+    """Mean cross-entropy on recordings left out, in folds drawn by `seed`; 0 for fewer than two recordings.
 
     learn_N, judge_N: examples that may be learnt from at all, and those to judge by; all if None.
     """
     every_N = np.ones(len(examples.weight_N), bool)
     learn_N, judge_N = every_N if learn_N is None else learn_N, every_N if judge_N is None else judge_N
     total = weight = 0.0
-    for out_N in _parts(examples.recording_N, seed):
-        asked = examples.only(out_N & judge_N)
-        total += loss_of(fit(examples.only(~out_N & learn_N), start, held_K, pull), asked) * asked.weight_N.sum()
+    for out_N in _folds(examples.recording_N, seed):
+        asked = examples.select(out_N & judge_N)
+        head = fit(examples.select(~out_N & learn_N), start, frozen_K, l2_to_start)
+        total += cross_entropy(head, asked) * asked.weight_N.sum()
         weight += asked.weight_N.sum()
     return float(total / weight) if weight else 0.0
 
 
-def loss_of(head: Head, examples: Examples) -> float:
+def cross_entropy(head: LinearHead, examples: Examples) -> float:
     """Weighted mean cross-entropy; 0 without examples."""
     if not len(examples.weight_N):
         return 0.0
@@ -125,13 +124,10 @@ def loss_of(head: Head, examples: Examples) -> float:
     return float(-(examples.weight_N @ (examples.target_NK * logp_NK).sum(axis=1)) / examples.weight_N.sum())
 
 
-def _parts(recording_N: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.bool_]]:
-    """Which examples are left out, part by part; whole recordings, and never what has no recording."""
+def _folds(recording_N: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.bool_]]:
+    """Which examples are left out, fold by fold; whole recordings, and never what has no recording."""
     recordings = np.unique(recording_N[recording_N >= 0])
     shuffled = np.random.default_rng(seed).permutation(recordings)
-    for part in _split(shuffled, min(PARTS, len(shuffled))):
-        yield np.isin(recording_N, part)
-
-
-def _split(items: NDArray[np.int64], parts: int) -> Sequence[NDArray[np.int64]]:
-    return [items[first::parts] for first in range(parts)] if parts > 1 else []
+    folds = min(FOLDS, len(shuffled))
+    for first in range(folds if folds > 1 else 0):
+        yield np.isin(recording_N, shuffled[first::folds])

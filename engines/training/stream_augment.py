@@ -1,4 +1,4 @@
-"""Random but consistent changes of a stretch of video: one camera, one light, one lens per stretch."""
+"""Random augmentation that is the same for all frames of a stretch of video: one camera, one light, one lens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Image = NDArray[np.uint8]
 
 
 class Augmentation:
-    """Geometry and light drawn once from `rng`, then applied frame by frame: `augmentation(image_bgr) -> image_bgr`.
+    """Geometry and light, drawn once from `rng` and applied frame by frame: `augmentation(image_bgr) -> image_bgr`.
 
-    size_hw: size of the result; strength 0 gives plain rescaling. `mirror` flips left and right.
+    size_hw: of the result; strength: 0 gives plain rescaling; mirror: flip left and right; mix: perhaps shines through.
     """
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int], strength: float = 1.0,
@@ -34,8 +34,8 @@ class Augmentation:
         self._mix = mix if mix is not None and rng.random() < 0.35 * strength else None
         self._mix_share = float(rng.uniform(0.05, 0.35))
 
-    def matrix(self, from_hw: tuple[int, int]) -> NDArray[np.float64]:
-        """The 2x3 map from source pixels to result pixels."""
+    def affine_matrix(self, from_hw: tuple[int, int]) -> NDArray[np.float64]:
+        """From source pixels to result pixels, [2, 3]; draws the camera's shake anew."""
         height, width = self._size_hw
         scale = self._zoom * max(height / from_hw[0], width / from_hw[1])
         turn = cv2.getRotationMatrix2D((from_hw[1] / 2, from_hw[0] / 2), self._angle, scale)
@@ -50,12 +50,12 @@ class Augmentation:
 
     def __call__(self, image_bgr: Image) -> Image:
         height, width = self._size_hw
-        image = cv2.warpAffine(image_bgr, self.matrix(image_bgr.shape[:2]), (width, height),
+        image = cv2.warpAffine(image_bgr, self.affine_matrix(image_bgr.shape[:2]), (width, height),
                                flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        return self.light(np.asarray(image, dtype=np.uint8))
+        return self.change_light(np.asarray(image, dtype=np.uint8))
 
-    def light(self, image_bgr: Image) -> Image:
-        """Colour, contrast, softness and noise only."""
+    def change_light(self, image_bgr: Image) -> Image:
+        """Colour, contrast, softness and noise only; for an image of the result's size."""
         image = image_bgr
         if self._mix is not None:
             image = np.asarray(cv2.addWeighted(image, 1 - self._mix_share, self._mix, self._mix_share, 0), np.uint8)

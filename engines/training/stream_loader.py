@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,10 +21,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from engines.errors import GatestreamError
 from engines.training.loss import Truth
-from engines.training.streams import Labelled
+from engines.training.sections import LabelledFrame
+from engines.training.workers import start_workers
 
 # (row, iteration it begins at, generator of its own) -> its frames
-OpenStream = Callable[[int, int, np.random.Generator], Iterator[Labelled]]
+OpenStream = Callable[[int, int, np.random.Generator], Iterator[LabelledFrame]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StreamSchedule:
     """When rows begin anew: at the first iteration, and at a `fresh_share` of the others."""
 
     seed: int
@@ -60,10 +60,10 @@ class Schedule:
         return np.random.default_rng((self.seed, row, began, 1))
 
 
-class Chunks(IterableDataset["Batch | GatestreamError"]):
+class StreamLoader(IterableDataset["Batch | GatestreamError"]):
     """Batches of `rows`, from iteration `first` up to `iterations`; a worker serves its share of the rows."""
 
-    def __init__(self, open_stream: OpenStream, schedule: Schedule, rows: Sequence[int], chunk: int,
+    def __init__(self, open_stream: OpenStream, schedule: StreamSchedule, rows: Sequence[int], chunk: int,
                  first: int, iterations: int) -> None:
         self._open, self._schedule, self._rows, self._chunk = open_stream, schedule, tuple(rows), chunk
         self._first, self._iterations = first, iterations
@@ -89,28 +89,26 @@ class Chunks(IterableDataset["Batch | GatestreamError"]):
                           [began[row] == iteration for row in rows],
                           [f"row {row}, stream of iteration {began[row]}" for row in rows])
 
-    def _begin(self, row: int, iteration: int) -> Iterator[Labelled]:
+    def _begin(self, row: int, iteration: int) -> Iterator[LabelledFrame]:
         return self._open(row, iteration, self._schedule.generator(row, iteration))
 
     def batches(self, workers: int) -> Iterator[Batch]:
         """The same batches, made by so many loader workers, 0 for none."""
         workers = min(workers, len(self._rows))
-        # OpenCV's thread pool does not survive the fork of a worker: it would hang.
-        cv2.setNumThreads(1)
         loader = DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
                             generator=torch.Generator())  # its own: the loader draws from it
         parts = max(1, workers)
         served = [row for part in range(parts) for row in self._rows[part::parts]]
         order = torch.tensor([served.index(row) for row in self._rows])
-        pieces = iter(loader)
+        pieces = start_workers(loader)
         for _ in range(self._first, self._iterations):
             made = [_checked(next(pieces)) for _ in range(parts)]
             yield _joined(made, order)
 
 
-def collate(chunks: Sequence[Sequence[Labelled]], fresh: Sequence[bool], names: Sequence[str]) -> Batch:
+def collate(chunks: Sequence[Sequence[LabelledFrame]], fresh: Sequence[bool], names: Sequence[str]) -> Batch:
     """A batch of some rows' frames. Sources of frames that are named are added to the rows' names."""
-    def column(of: Callable[[Labelled], Any], dtype: torch.dtype) -> Tensor:
+    def column(of: Callable[[LabelledFrame], Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor([[of(frame) for frame in chunk] for chunk in chunks], dtype=dtype)
 
     pixels = torch.from_numpy(np.stack([np.stack([frame.image_bgr for frame in chunk]) for chunk in chunks]))

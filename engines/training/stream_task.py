@@ -9,52 +9,50 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.datasets.footage import Footage
 from engines.model.contract import Contract
-from engines.model.preprocess import normalise
-from engines.networks.mobilenetv2 import MobileNetV2
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.runtime.windowed import split
-from engines.training.calibrate import clip_logits
+from engines.training.calibrate import ValidationClip, clip_logits, mean_of_window
 from engines.training.distributed import Ranks
 from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
+from engines.training.pixels import normalise
 from engines.training.runfolder import Row
-from engines.training.stream_loader import Batch, Chunks, OpenStream, Schedule
-from engines.training.task import Mixed, Task, Term, averaged
+from engines.training.stream_loader import Batch, OpenStream, StreamLoader, StreamSchedule
+from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
 FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
 WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the helper's part falls, and never to nothing
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Learning rates of the parts of a network, and AdamW's decay; frozen_layers: first layers that stay as they are
-    (MobileNetV2 only)."""
+class AdamWConfig:
+    """Learning rates of a network's parts, and what else AdamW wants to know."""
 
-    backbone: float
-    module: float
-    head: float
+    backbone_lr: float
+    module_lr: float  # of temporal modules
+    head_lr: float  # of heads, read-out and fingertip
     weight_decay: float
-    frozen_layers: int
+    frozen_layers: int  # first of the backbone's `freezable_layers` that stay as they are
 
 
-class Helper(nn.Module):
-    """Finds the fingertip during training and is thrown away afterwards: a heat map on a middle stage, and place
-    and motion read from the features before the memory."""
+class FingertipAuxHead(nn.Module):
+    """Finds the fingertip during training, and is no part of the model file: a heat map on a middle stage, and place
+    and motion read from the features before the read-out."""
 
-    def __init__(self, network: Network, layer: int = 13) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
+        assert network.backbone.middle is not None
+        layer, channels = network.backbone.middle
         self._kept: dict[str, Tensor] = {}
-        self.heat = nn.Conv2d(96, 1, 1)
+        self.heat = nn.Conv2d(channels, 1, 1)
         self.guess = nn.Linear(network.backbone.width, 4)
-        watched = network.backbone.get_submodule(f"features.{layer}")
+        watched = network.backbone.get_submodule(layer)
         watched.register_forward_hook(lambda _, __, out: self._kept.update(map=out))
         network.dropout.register_forward_pre_hook(lambda _, inputs: self._kept.update(features=inputs[0]))
 
@@ -72,43 +70,38 @@ def subsample_depthwise(network: Network) -> None:
             module.register_forward_hook(lambda _, __, out: out[..., ::2, ::2])
 
 
-class Held(NamedTuple):
-    """A clip that was left out, at the model's input size, and its labels."""
-
-    footage: Footage
-    labels: Mapping[str, str]
-
-
 class StreamTask(Task[Batch]):
-    """See the file's top.
+    """Trains a network on streams with AdamW, state carried from chunk to chunk.
 
     truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has none: a frame's label is the
-    index of one of these; helped: whether frames know the fingertip, which a helper then learns to find; held_out:
-    decodes what validation looks at; spread: so many frames evenly over each of these clips, 0: the model's frame rate.
+    index of one of these; finds_tips: whether frames know the fingertip, which a backbone with a middle stage then
+    learns to find, too; held_out: decodes what validation looks at; spread: so many frames evenly over each of these
+    clips, 0: the model's frame rate.
     """
 
-    def __init__(self, network: Network, contract: Contract, open_stream: OpenStream, schedule: Schedule,
-                 truths: Sequence[tuple[int, ...]], rates: Rates, *, iterations: int, rows: int, chunk: int,
-                 average: float, workers: int, ranks: Ranks, helped: bool,
-                 held_out: Callable[[], Sequence[Held]], spread: int = 0) -> None:
+    def __init__(self, network: Network, contract: Contract, open_stream: OpenStream, schedule: StreamSchedule,
+                 truths: Sequence[tuple[int, ...]], config: AdamWConfig, *, iterations: int, rows: int, chunk: int,
+                 average: float, workers: int, ranks: Ranks, finds_tips: bool,
+                 held_out: Callable[[], Sequence[ValidationClip]], spread: int = 0) -> None:
         self.network, self.contract = network.to(ranks.device), contract
         network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = averaged(network, average)
-        mobile = isinstance(network.backbone, MobileNetV2)
+        self.average = make_weight_average(network, average)
+        frozen = network.backbone.freezable_layers()[:config.frozen_layers]
         subsample_depthwise(network)
-        self.helper = self._finds_tips = Helper(network).to(ranks.device) if helped and mobile else None
-        self._frozen = min(rates.frozen_layers, split(network)[0]) if mobile else 0
-        for layer in range(rates.frozen_layers if mobile else 0):
-            network.backbone.get_submodule(f"features.{layer}").requires_grad_(False)
-        groups = [([p for p in network.backbone.parameters() if p.requires_grad], rates.backbone),
-                  (list(network.temporal.parameters()), rates.module),
-                  ([*network.heads.parameters(), *(self.helper.parameters() if self.helper else ()),
-                    *(network.memory.parameters() if network.memory else ())], rates.head)]
+        finds_tips = finds_tips and network.backbone.middle is not None
+        self.aux_head = self._finds_tips = FingertipAuxHead(network).to(ranks.device) if finds_tips else None
+        self._frozen = min(len(frozen), split(network)[0])
+        for layer in frozen:
+            layer.requires_grad_(False)
+        groups = [([p for p in network.backbone.parameters() if p.requires_grad], config.backbone_lr),
+                  (list(network.temporal.parameters()), config.module_lr),
+                  ([*network.heads.parameters(), *(self.aux_head.parameters() if self.aux_head else ()),
+                    *(network.memory.parameters() if network.memory else ())], config.head_lr)]
         self.optimiser = torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups if p],
-                                           weight_decay=rates.weight_decay)
+                                           weight_decay=config.weight_decay)
         self._truths = torch.tensor(truths, device=ranks.device)
         self._iterations, self._warmup = iterations, max(1, min(200, iterations // 10))
-        self._rows, self._chunk, self._workers, self._ranks = ranks.share(rows), chunk, workers, ranks
+        self._rows, self._chunk, self._workers, self._ranks = ranks.own_rows(rows), chunk, workers, ranks
         self._open, self._schedule, self._decode, self._spread = open_stream, schedule, held_out, spread
 
     def rate(self, iteration: int) -> float:
@@ -117,8 +110,8 @@ class StreamTask(Task[Batch]):
         return float(min(1.0, (iteration + 1) / self._warmup) * (0.02 + 0.98 * cosine))
 
     def batches(self, first: int) -> Iterator[Batch]:
-        return Chunks(self._open, self._schedule, self._rows, self._chunk, first,
-                      self._iterations).batches(self._workers)
+        return StreamLoader(self._open, self._schedule, self._rows, self._chunk, first,
+                            self._iterations).batches(self._workers)
 
     @torch.no_grad()
     def _early(self, frames: Tensor) -> Tensor:
@@ -131,45 +124,44 @@ class StreamTask(Task[Batch]):
     def fresh_state(self) -> State:
         return self.network.fresh_state(len(self._rows))
 
-    def names(self, batch: Batch) -> str:
+    def describe(self, batch: Batch) -> str:
         return "; ".join(batch.names)
 
     @cached_property
-    def _held_out(self) -> Sequence[Held]:
+    def _held_out(self) -> Sequence[ValidationClip]:
         return self._decode()
 
     def validate(self, network: Network) -> Row:
         """How many of the clips that were left out the last window names, and its negative log-likelihood; means over
         heads."""
-        heads = list(self.contract.heads)
+        heads = self.contract.heads
         seen = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
-        for held in self._held_out[self._ranks.rank::self._ranks.size]:
-            for i, head in enumerate(heads):
-                labels = self.contract.heads[head]
-                if held.labels.get(head) in labels:
-                    logits_TK = clip_logits(self.contract, network, head, held.footage, self._spread)
-                    window = logits_TK[-self.contract.clip_frames * self.contract.window_clips:].mean(axis=0)
-                    truth, logp_K = labels.index(held.labels[head]), torch.from_numpy(window).double().log_softmax(0)
-                    seen[i] += torch.tensor([float(int(window.argmax()) == truth), -float(logp_K[truth]), 1.0],
+        for clip in self._held_out[self._ranks.rank::self._ranks.world_size]:
+            for i, (head, logits_TK) in enumerate(clip_logits(self.contract, network, clip, self._spread).items()):
+                labels, label = heads[head], clip.labels.get(head)
+                if label in labels:
+                    truth = labels.index(label)
+                    logp_K = torch.from_numpy(mean_of_window(self.contract, logits_TK)).double().log_softmax(0)
+                    seen[i] += torch.tensor([float(int(logp_K.argmax()) == truth), -float(logp_K[truth]), 1.0],
                                             dtype=torch.float64, device=self._ranks.device)
-        seen = self._ranks.total(seen)
+        seen = self._ranks.all_reduce(seen)
         shares, losses = (seen[:, :2] / seen[:, 2:].clamp(min=1)).T.tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
         return {"validation accuracy": float(np.mean(shares)), "validation loss": float(np.mean(losses)),
                 **(named if len(heads) > 1 else {})}
 
-    def step(self, batch: Batch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
+    def step(self, batch: Batch, state: State, iteration: int, autocast: Autocast) -> tuple[dict[str, LossTerm], State]:
         device = self._ranks.device
         keep = (~batch.fresh).float().to(device)
         state = tuple(leaf * keep.view(-1, *[1] * (leaf.ndim - 1)) for leaf in state)
-        frames = torch.from_numpy(normalise(batch.pixels.flatten(0, 1).numpy(), self.contract)).to(device)
-        with mixed():
+        frames = normalise(batch.pixels.to(device).flatten(0, 1), self.contract)
+        with autocast():
             maps = self._early(frames)
             features, state = self.network(maps.view(*batch.pixels.shape[:2], *maps.shape[1:]), state,
                                            slice(self._frozen, None))
         state = tuple(leaf.detach().float() for leaf in state)
         truth = Truth(*(column.to(device) for column in batch.truth))
-        terms: dict[str, Term] = {}
+        terms: dict[str, LossTerm] = {}
         logits = self.network.scores(features.float())
         for i, (head, labels) in enumerate(self.contract.heads.items()):
             known = truth._replace(label=self._truths[truth.label][..., i])
@@ -187,9 +179,10 @@ def _named(name: str, head: str, heads: Mapping[str, Tensor]) -> str:
     return name if len(heads) == 1 else f"{head} {name}"
 
 
-def _head_terms(logits_BTK: Tensor, truth: Truth, labels: tuple[str, ...], background: str | None) -> dict[str, Term]:
+def _head_terms(logits_BTK: Tensor, truth: Truth, labels: tuple[str, ...], background: str | None
+                ) -> dict[str, LossTerm]:
     late = (truth.progress > KNOWABLE_AT) & (truth.label != UNKNOWN)
     right = (logits_BTK.argmax(-1) == truth.label) & late
     return {"now": frame_loss(logits_BTK, truth, labels.index(background) if background in labels else None),
             "window": window_loss(logits_BTK, truth)._replace(weight=WINDOW_WEIGHT),
-            "late accuracy": Term(right.sum().float(), late.sum().float(), 0.0)}
+            "late accuracy": LossTerm(right.sum().float(), late.sum().float(), 0.0)}

@@ -1,7 +1,7 @@
-"""What recordings teach: which moments of them are examples of what.
+"""Support clips: which moments of a few recordings are examples of which label.
 
-    motion ──► span of the action ──► late moments: its label
-                                      before it, and after it: background
+    motion ──► span of the action ──► its late moments: the label
+                                      before and after it: background
 
 Legend: T ticks of the model's clock, N examples, D features, K labels.
 """
@@ -21,69 +21,64 @@ Floats = NDArray[np.float32]
 
 LATE = 0.75  # from this share of an action on, its label can be known
 GRACE_TICKS = 3  # after an action's end, in which either answer is right
-EDGE_MOST = 0.4  # of a recording, that is edge at each side
-MOVING = 0.25  # of the way from quiet to loud, above which there is motion
-LOUDER = 2.0  # than quiet, by this factor, is what motion has to be to be told
-ENOUGH = 60  # examples a kind from one lesson, at most
+MAX_EDGE = 0.4  # share of a recording that is edge, at each side
+MOTION_AT = 0.25  # of the way from the quietest to the loudest ticks, above which there is motion
+MIN_CONTRAST = 2.0  # of loud against quiet ticks, for motion to stand out
+MAX_EXAMPLES = 60  # of a kind from one clip
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One play of a recording, through the engine, from fresh state.
+class SupportClip:
+    """One play of a recording through the engine, from fresh state."""
 
-    recording: its name; plays of one recording share it; features [T, D] and window descriptors [T, D] of every tick;
-    started, ended: ticks of the action, [started, ended); none of them in a lesson of background; natural: the
-    recording as it is, with no change of speed and nothing before or after it.
-    """
-
-    recording: str
+    recording: str  # its name, the same for all plays of one
     label: str
-    features_TD: Floats
-    windows_TD: Floats
-    started: int
-    ended: int
-    natural: bool = True
+    features_TD: Floats  # of every tick
+    windows_TD: Floats  # descriptors of the window that ends with each tick
+    started: int  # first tick of the action
+    ended: int  # one past its last; 0 for a clip of background
+    natural: bool = True  # the recording as it is: no change of speed, nothing before or after it
 
 
 def action_span(motion_T: NDArray[np.floating]) -> tuple[int, int]:
     """First and one past the last tick of the action, from how much each tick's image differs from the one before.
 
-    The whole recording, where motion does not stand out; an edge is never more than EDGE_MOST of the recording.
+    The whole recording where motion does not stand out; an edge is never more than MAX_EDGE of the recording.
     """
     T = len(motion_T)
     if T < 4:
         return 0, T
     smooth_T = np.convolve(np.pad(motion_T, 1, mode="edge"), np.ones(3) / 3, mode="valid")
     quiet, loud = np.percentile(smooth_T, [10, 90])
-    if loud <= LOUDER * quiet or loud <= 0:
+    if loud <= MIN_CONTRAST * quiet or loud <= 0:
         return 0, T
-    moving = np.flatnonzero(smooth_T > quiet + MOVING * (loud - quiet))
-    most = int(EDGE_MOST * T)
+    moving = np.flatnonzero(smooth_T > quiet + MOTION_AT * (loud - quiet))
+    most = int(MAX_EDGE * T)
     return min(max(int(moving[0]) - 1, 0), most), max(min(int(moving[-1]) + 2, T), T - most)
 
 
-def examples_of(lessons: Sequence[Lesson], labels: Sequence[str], background: str, warmup: int,
+def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], background: str, warmup: int,
                 temperatures: tuple[float, float]) -> Examples:
-    """Examples for `now` and for windows, whose logits are divided by the two temperatures in turn.
+    """Examples for `now` and for windows, whose logits are divided by these temperatures.
 
     Every label counts the same, and so does every recording of a label.
     """
-    numbers = {name: i for i, name in enumerate(sorted({lesson.recording for lesson in lessons}))}
+    numbers = {name: i for i, name in enumerate(sorted({clip.recording for clip in clips}))}
     taken: list[tuple[Floats, str, int, int]] = []  # features, label, recording, kind
-    for lesson in lessons:
-        number, T = numbers[lesson.recording], len(lesson.features_TD)
-        if lesson.label == background:
+    for clip in clips:
+        number, T = numbers[clip.recording], len(clip.features_TD)
+        if clip.label == background:
             before, late = np.arange(min(warmup, T - 1), T), np.zeros(0, np.int64)
             after = late
         else:
-            length = lesson.ended - lesson.started
-            late = np.arange(lesson.started + int(LATE * length), lesson.ended)
-            before, after = np.arange(warmup, lesson.started), np.arange(lesson.ended + GRACE_TICKS, T)
-        for rows_TD, ticks, label, kind in ((lesson.features_TD, late, lesson.label, 0),
-                                            (lesson.windows_TD, late, lesson.label, 1),
-                                            (lesson.features_TD, np.concatenate([before, after]), background, 0),
-                                            (lesson.windows_TD, before, background, 1)):
-            taken += [(rows_TD[tick], label, number, kind) for tick in thinned(ticks)]
+            length = clip.ended - clip.started
+            late = np.arange(clip.started + int(LATE * length), clip.ended)
+            before, after = np.arange(warmup, clip.started), np.arange(clip.ended + GRACE_TICKS, T)
+        for rows_TD, ticks, label, kind in ((clip.features_TD, late, clip.label, 0),
+                                            (clip.windows_TD, late, clip.label, 1),
+                                            (clip.features_TD, np.concatenate([before, after]), background, 0),
+                                            (clip.windows_TD, before, background, 1)):
+            taken += [(rows_TD[tick], label, number, kind) for tick in subsample(ticks)]
     share = Counter((label, number, kind) for _, label, number, kind in taken)
     recordings = Counter((label, kind) for label, _, kind in share)
     weight_N = [1 / share[label, number, kind] / recordings[label, kind] for _, label, number, kind in taken]
@@ -94,6 +89,6 @@ def examples_of(lessons: Sequence[Lesson], labels: Sequence[str], background: st
                     np.array([kind == 1 for *_, kind in taken]))
 
 
-def thinned(ticks: NDArray[np.int64], most: int = ENOUGH) -> NDArray[np.int64]:
+def subsample(ticks: NDArray[np.int64], most: int = MAX_EXAMPLES) -> NDArray[np.int64]:
     """At most so many of them, evenly."""
     return ticks if len(ticks) <= most else ticks[np.linspace(0, len(ticks) - 1, most).astype(np.int64)]

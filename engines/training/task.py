@@ -1,4 +1,4 @@
-"""What a recipe gives the training loop: what is trained on what (`Task`), and how long and how carefully (`Plan`)."""
+"""What a recipe gives the training loop: what is trained on what (`Task`), and how (`LoopConfig`)."""
 
 from __future__ import annotations
 
@@ -18,53 +18,46 @@ from engines.training.runfolder import Row
 
 Batch = TypeVar("Batch")
 Precision = Literal["auto", "f32", "bf16", "f16"]
-Mixed = Callable[[], AbstractContextManager[Any]]
-Progress = Callable[[int, dict[str, float]], None]
+Autocast = Callable[[], AbstractContextManager[Any]]
+Progress = Callable[[int, dict[str, float]], None]  # updates done, figures of the last one
 
 
-class Term(NamedTuple):
-    """A mean to be: a sum over this process's rows, and over how many. weight: its part in the loss, 0 for a mere
-    figure."""
+class LossTerm(NamedTuple):
+    """A mean over the rows of all processes, which add up totals and divisors before they divide."""
 
-    total: Tensor
-    over: Tensor
-    weight: float = 1.0
+    total: Tensor  # a sum over this process's rows
+    divisor: Tensor  # how many they are
+    weight: float = 1.0  # part in the loss; 0 for a mere figure
 
     @property
     def mean(self) -> Tensor:
-        return self.total / self.over.clamp(min=1)
+        return self.total / self.divisor.clamp(min=1)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how carefully. Numbers are in iterations, one update of the weights each.
-
-    accumulation: batches summed up for one update; clip_norm: longest gradient; clip_partial: sums of some of these
-    batches are clipped before the rest is added; validate_every: 0 for never; watch: the figure of the validation that
-    should be high; patience: validations without a new best before the run ends, 0 for no end before `iterations`.
-    """
+class LoopConfig:
+    """How long and how carefully. An iteration is one update of the weights."""
 
     iterations: int
     seed: int = 0
-    accumulation: int = 1
-    clip_norm: float = 5.0
-    clip_partial: bool = False
+    accumulation: int = 1  # batches summed up for one update
+    clip_norm: float = 5.0  # longest gradient
+    clip_partial: bool = False  # sums of some of an update's batches are clipped before the rest is added
     precision: Precision = "auto"
-    checkpoint_every: int = 250
-    record_every: int = 50
-    validate_every: int = 0
-    watch: str = "validation accuracy"
-    patience: int = 0
+    checkpoint_every: int = 250  # iterations
+    log_every: int = 50  # iterations
+    validate_every: int = 0  # iterations; 0: never
+    monitor: str = "validation accuracy"  # figure of the validation that should be high
+    patience: int = 0  # validations without a new best that end the run; 0: it goes on to the last iteration
 
 
 class Task(ABC, Generic[Batch]):
-    """What is trained. network: on its device; helper: trained beside it and thrown away, or None; average: the mean
-    of the network's weights (see `averaged`); optimiser: its groups' learning rates are multiplied by `rate`."""
+    """What is trained, and on what. One for each recipe."""
 
-    network: Network
-    helper: nn.Module | None = None
-    average: AveragedModel
-    optimiser: torch.optim.Optimizer
+    network: Network  # on its device
+    aux_head: nn.Module | None = None  # trained beside the network and thrown away
+    average: AveragedModel  # of the network's weights, see `make_weight_average`
+    optimiser: torch.optim.Optimizer  # its learning rates are multiplied by `rate`
 
     @abstractmethod
     def rate(self, iteration: int) -> float:
@@ -75,18 +68,18 @@ class Task(ABC, Generic[Batch]):
         """This process's rows of every batch from iteration `first` on; must depend on nothing else."""
 
     @abstractmethod
-    def step(self, batch: Batch, state: State, iteration: int, mixed: Mixed) -> tuple[dict[str, Term], State]:
-        """The terms of a batch's loss, and the state to carry on. `mixed()` is where lower precision may be used."""
+    def step(self, batch: Batch, state: State, iteration: int, autocast: Autocast) -> tuple[dict[str, LossTerm], State]:
+        """The terms of a batch's loss, and the state to carry on. Lower precision may be used inside `autocast()`."""
 
     @abstractmethod
-    def names(self, batch: Batch) -> str:
+    def describe(self, batch: Batch) -> str:
         """What is in a batch, for a message."""
 
     def fresh_state(self) -> State:
         """State to begin with, rows first; () for a recipe that carries none."""
         return ()
 
-    def begin(self) -> None:
+    def set_mode(self) -> None:
         """Called before each iteration: sets the network's mode."""
         self.network.train()
 
@@ -95,7 +88,7 @@ class Task(ABC, Generic[Batch]):
         return {}
 
 
-def averaged(network: Network, decay: float) -> AveragedModel:
+def make_weight_average(network: Network, decay: float) -> AveragedModel:
     """A running mean of the network's weights and statistics, to be made before hooks are put on the network."""
     def update(mean: Any, new: Any, seen: Any) -> None:
         if mean[0].is_floating_point():  # a mean that is too slow for its age would remember the first weights for long

@@ -2,8 +2,8 @@
 
     label(Path("archive"), Path("events.parquet"))          # gatestream label archive --out events.parquet
 
-A row for each event; a recording without events, or that cannot be read, has one row that says so. The path that live
-use takes labels them, so the rows are what `gatestream run` says of each file.
+A row for each event; one row for a recording without events or that cannot be read. The rows are what `gatestream run`
+reports of each file.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any, NamedTuple
 
 from engines.datasets.media import is_video
 from engines.errors import GatestreamError, UsageError
-from stream.archive.ray import ray_of
+from stream.archive.ray import connect_ray
 from stream.recognizer import Recognizer
-from stream.runner import events_in
+from stream.runner import recognize_file
 from stream.sinks.base import output_path, sink_errors
-from stream.sources.recording import is_recording
+from stream.sources.replay import is_recording
 
 NO_EVENT = {"head": None, "label": None, "started_at": None, "ended_at": None, "score": None}
 
 
-class Labelled(NamedTuple):
-    """What was done. failed: recordings that could not be read, with why."""
+class LabelSummary(NamedTuple):
+    """What was done."""
 
     recordings: int
     events: int
-    failed: dict[str, str]
+    failed: dict[str, str]  # recordings that could not be read, and why
 
 
 class Labeller:
@@ -43,7 +43,7 @@ class Labeller:
         """The rows of a recording: {"path": ...} -> path, head, label, started_at, ended_at, score, error."""
         path = str(row["path"])
         try:
-            found = events_in(self._recognizer, path, path)
+            found = recognize_file(self._recognizer, path, path)
         except GatestreamError as error:
             self._recognizer.reset(path)
             return [{"path": path, **NO_EVENT, "error": str(error)}]
@@ -52,7 +52,7 @@ class Labeller:
                 for event in found] or [{"path": path, **NO_EVENT, "error": None}]
 
 
-def recordings(folder: Path) -> list[Path]:
+def find_recordings(folder: Path) -> list[Path]:
     """Videos and recordings below a folder. Raises UsageError where there are none."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and (is_video(path) or is_recording(path)))
     if not found:
@@ -61,14 +61,14 @@ def recordings(folder: Path) -> list[Path]:
 
 
 def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto", workers: int | None = None,
-          address: str | None = None) -> Labelled:
+          address: str | None = None) -> LabelSummary:
     """Labels every video below a folder and writes one Parquet file.
 
     workers: at a time, by default one for each two cores; address: of a running Ray cluster, whose machines see the
     folder at the same path. Raises UsageError without Ray or videos, SinkError where `out` cannot be written.
     """
-    target, paths = output_path(out), [str(path.resolve()) for path in recordings(folder)]
-    with ray_of(address) as ray:
+    target, paths = output_path(out), [str(path.resolve()) for path in find_recordings(folder)]
+    with connect_ray(address) as ray:
         data: Any = importlib.import_module("ray.data")
         data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
         cores = int(ray.cluster_resources()["CPU"])
@@ -79,7 +79,7 @@ def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto",
     rows.sort(key=lambda row: (row["path"], row["started_at"] or 0.0))
     with sink_errors("writing", target):
         _write(target, rows)
-    return Labelled(len(paths), sum(row["label"] is not None for row in rows),
+    return LabelSummary(len(paths), sum(row["label"] is not None for row in rows),
                     {row["path"]: row["error"] for row in rows if row["error"] is not None})
 
 
@@ -90,5 +90,5 @@ def _write(target: Path, rows: Sequence[dict[str, Any]]) -> None:
     text, number = pyarrow.string(), pyarrow.float64()
     schema = pyarrow.schema([("path", text), ("head", text), ("label", text), ("started_at", number),
                              ("ended_at", number), ("score", number), ("error", text)])
-    told = [{name: row[name] for name in schema.names} for row in rows]
-    parquet.write_table(pyarrow.Table.from_pylist(told, schema=schema), target)
+    table = [{name: row[name] for name in schema.names} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), target)

@@ -10,20 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engines.errors import UsageError
+from engines.errors import imports_of
 
 
 @contextmanager
-def ray_of(address: str | None) -> Iterator[Any]:
+def connect_ray(address: str | None) -> Iterator[Any]:
     """The module, connected to the cluster at an address, or to a new one of this machine if None.
 
     It is left as it was found. Raises UsageError without Ray.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
+    with imports_of("cluster", "Ray", "a cluster"):
         ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise UsageError("a cluster without Ray", "it", "pip install 'gatestream[cluster]'") from error
     if ray.is_initialized():
         yield ray
         return

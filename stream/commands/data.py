@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engines.datasets.kinds import ClassOrder
 from engines.errors import UsageError
+from stream.commands.options import Kind, MediaFolder, parse_size_hw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,22 +18,18 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Look at datasets, or render one.")
 
-_SHOWN = 3  # items of each kind of problem
-# As engines.datasets has them; written out so that help needs no imports.
-Kind = Literal["auto", "epic", "something-v2", "something-v1", "jester", "diving48", "kinetics", "folders", "sense",
-               "egogestar"]
+_EXAMPLES = 3  # of each kind of problem that are printed
 
 
 @commands.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
-          kind: Annotated[Kind, typer.Option(help="What it is; auto: told by its files.")] = "auto",
-          media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
-              "Where the recordings are, when not with the annotations."))] = None,
+          kind: Kind = "auto",
+          media: MediaFolder = None,
           seconds: Annotated[float | None, typer.Option(min=0, metavar="S", help=(
               "Name segments shorter than this. Default: a clip of --model, if one is given."))] = None,
           model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
               "The model the data is for: its clip's length."))] = None,
-          order: Annotated[Literal["sorted", "lines"], typer.Option(help=(
+          order: Annotated[ClassOrder, typer.Option(help=(
               "Numbers of Something-Something V1's and Jester's classes."))] = "sorted",
           frame_rate: Annotated[float | None, typer.Option(min=0.1, metavar="F", help=(
               "Frames per second of folders of frames whose dataset does not say. Default: 30."))] = None,
@@ -51,32 +49,32 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
 
     from engines.datasets import open_dataset
     from engines.datasets.check import check as examine
-    from stream.sources.capture import silence
+    from stream.sources.capture import silence_opencv
 
     if seconds is None and model is not None:
         import engines
         contract = engines.load(model).contract
         seconds = contract.clip_frames / contract.frame_rate
-    silence()
-    found = open_dataset(dataset, kind, media=media, order=order, rate=frame_rate)
+    silence_opencv()
+    data = open_dataset(dataset, kind, media=media, order=order, rate=frame_rate)
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                   console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("looking at recordings", total=None)
-        report = examine(found, seconds or 0.0, deep, lambda done, all_: bar.update(task, completed=done, total=all_))
+        report = examine(data, seconds or 0.0, deep, lambda done, all_: bar.update(task, completed=done, total=all_))
     if json:
         from json import dumps
         print(dumps(report.as_json(), indent=2))
     else:
-        for line in _lines(report):
+        for line in _format_lines(report):
             print(line)
     if strict and report.problems:
         raise typer.Exit(1)
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _format_lines(report: Report) -> Iterator[str]:
     dataset = report.dataset
-    yield f"{dataset.name}, told by {dataset.found}"
+    yield f"{dataset.name}, recognised by {dataset.found}"
     for split, segments in dataset.splits.items():
         heads = []
         for head, labels in report.counts[split].items():
@@ -91,10 +89,10 @@ def _lines(report: Report) -> Iterator[str]:
         yield "nothing wrong"
     for kind, problems in report.groups().items():
         yield f"{kind}: {len(problems)}"
-        for problem in problems[:_SHOWN]:
+        for problem in problems[:_EXAMPLES]:
             yield f"    {problem.where}{': ' if problem.detail else ''}{problem.detail}"
-        if len(problems) > _SHOWN:
-            yield f"    ... and {len(problems) - _SHOWN} more"
+        if len(problems) > _EXAMPLES:
+            yield f"    ... and {len(problems) - _EXAMPLES} more"
 
 
 @commands.command()
@@ -103,7 +101,7 @@ def render(out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to wr
            clips: Annotated[int | None, typer.Option(min=2, metavar="N", help=(
                "Instead of --hours: at least so many segments."))] = None,
            seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, other videos.")] = 0,
-           size: Annotated[str, typer.Option(metavar="WxH", help="Size of the videos.")] = "456x256",
+           size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Size of the videos.")] = "456x256",
            rate: Annotated[float, typer.Option(min=1, max=120, metavar="F", help="Frames per second.")] = 30.0,
            video_seconds: Annotated[float, typer.Option(min=5, metavar="S", help="Length of one video.")] = 60.0
            ) -> None:
@@ -122,12 +120,10 @@ def render(out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to wr
 
     if (hours is None) == (clips is None):
         raise UsageError("both or none of --hours and --clips", "one of them", "say how much to render")
-    width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"--size {size}", "WIDTHxHEIGHT, e.g. 456x256", "give it like that")
+    size_hw = parse_size_hw(size)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rendering", total=1.0)
-        made = write(out, hours=hours, clips=clips, seed=seed, size_hw=(int(height), int(width)), rate=rate,
+        written = write(out, hours=hours, clips=clips, seed=seed, size_hw=size_hw, rate=rate,
                      video_s=video_seconds, progress=lambda share: bar.update(task, completed=share))
-    print(f"wrote {out}: {made.videos} videos, {made.seconds / 3600:.2f} hours, {made.segments} segments")
+    print(f"wrote {out}: {written.videos} videos, {written.seconds / 3600:.2f} hours, {written.segments} segments")

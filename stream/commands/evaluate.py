@@ -9,13 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import UsageError
-from stream.commands.data import Kind
-from stream.commands.options import EngineName, ModelArgument
+from stream.commands.model import check_model_path
+from stream.commands.options import EngineName, Kind, MediaFolder, ModelArgument, in_panels
 
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(cls=in_panels({
+    "What to measure with": "kind media split fold group idle rendered_idle strict",
+    "How": "engine rounds seed",
+    "Where the results go": "json report submission supervision",
+    "Event thresholds": "max_false_events out",
+}))
 def evaluate(model: ModelArgument,
              dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
              fold: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
@@ -24,22 +29,23 @@ def evaluate(model: ModelArgument,
                  "Which split. Default: validation, else test, else all there is."))] = None,
              group: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
                  "Only the clips of this group, such as a person. May be given several times."))] = None,
-             kind: Annotated[Kind, typer.Option(help="What the dataset is; auto: told by its files.")] = "auto",
-             media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
-                 "Where the recordings are, when not with the annotations."))] = None,
+             kind: Kind = "auto",
+             media: MediaFolder = None,
              idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
                  "Videos without gestures: evaluates streams and false events, too. Those the model's training left "
                  "out, if any. May be given several times."))] = None,
              rendered_idle: Annotated[float, typer.Option(min=0, max=600, metavar="MINUTES", help=(
                  "So much rendered footage without gestures besides; a new room every 5 minutes."))] = 0.0,
              rounds: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help=(
-                 "Play the joined stream N times on end without a reset, and tell each round's accuracy."))] = 1,
+                 "Play the joined stream N times on end without a reset, and report each round's accuracy."))] = 1,
              json: Annotated[str, typer.Option(metavar="FILE|-", help="Where the numbers go; -: stdout.")] = "-",
              report: Annotated[Path | None, typer.Option(metavar="FILE.html", help=(
                  "Write all numbers and pictures as one page."))] = None,
              max_false_events: Annotated[str | None, typer.Option(metavar="N/h", help=(
                  "Find the event thresholds that keep to N false events per hour of the footage without gestures, and "
-                 "write them into the model file."))] = None,
+                 "write the model with them to --out."))] = None,
+             out: Annotated[Path | None, typer.Option(metavar="FILE", help=(
+                 "The model file to write, with the thresholds of --max-false-events."))] = None,
              submission: Annotated[Path | None, typer.Option(metavar="FILE.zip", help=(
                  "Write EPIC-KITCHENS-100's submission file."))] = None,
              supervision: Annotated[str | None, typer.Option(metavar="PT,TL,TD", help=(
@@ -53,49 +59,56 @@ def evaluate(model: ModelArgument,
 
       gatestream evaluate gesture data/egogestar --fold 1 --idle data/idle --report fold1.html
 
-      gatestream evaluate my.safetensors data/egogestar --idle data/idle --rendered-idle 60 --max-false-events 6/h
+      gatestream evaluate my.safetensors data/egogestar --idle data/idle --max-false-events 6/h --out calm.safetensors
 
       gatestream evaluate epic.safetensors data/epic --split test --submission test.zip --supervision 1,3,3
     """
     from json import dumps
 
-    from engines.datasets.footage import videos
+    from engines.datasets.media import list_videos
     from engines.model.file import load, write_atomically
-    from stream.evaluation import evaluate as run_evaluation
+    from stream.evaluation.evaluate import evaluate as run_evaluation
     from stream.sinks.base import output_path
 
     for folder in (dataset, *(idle or ())):
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder", "a folder of recordings", "check the path")
-    for out in (report, submission, None if json == "-" else Path(json)):
-        if out is not None:
-            output_path(out)
+    for path in (report, submission, None if json == "-" else Path(json)):
+        if path is not None:
+            output_path(path)
     if submission is not None and supervision is None:
         raise UsageError("--submission without --supervision", "the levels of supervision of your training",
                          "add --supervision PT,TL,TD, each 0 to 5")
-    limit = None if max_false_events is None else _per_hour(max_false_events)
+    limit = None if max_false_events is None else _parse_rate(max_false_events)
     if limit is not None:
-        from stream.evaluation.thresholds import search, writable_model, write_rule
-        writable_model(model)
+        from stream.evaluation.thresholds import refuse_bundled, search_rules, write_rule
+        if out is None:
+            raise UsageError("--max-false-events without --out", "a file for the model with its thresholds",
+                             "add --out FILE")
+        check_model_path(out)
+        refuse_bundled(out)
         if not (idle or rendered_idle):
             raise UsageError("--max-false-events without footage that shows no gesture", "some of it",
                              "add --idle FOLDER, and --rendered-idle MINUTES for more")
+    elif out is not None:
+        raise UsageError(f"--out {out} without --max-false-events", "thresholds to write into it",
+                         "add --max-false-events N/h, or leave --out out; the numbers go to --json FILE")
     recipe = load(model).contract.provenance.get("recipe", {})
-    unseen = set(recipe.get("idle_without", ()))
-    footage = [path for folder in idle or () for path in _left_out(videos([folder]), unseen)]
+    held_out = set(recipe.get("idle_without", ()))
+    footage = [path for folder in idle or () for path in _select_held_out(list_videos([folder]), held_out)]
     found = run_evaluation(model, dataset, fold=fold, idle=footage, engine=engine, seed=seed, split=split,
                            groups=group or (), rendered_idle_s=60 * rendered_idle, rounds=rounds, strict=strict,
                            kind=kind, media=media)
     figures: dict[str, Any] = found.as_json()
-    if limit is not None:
-        chosen = search(found.stream, found.idles.values(), limit)
+    if limit is not None and out is not None:
+        chosen = search_rules(found.stream, found.idles.values(), limit)
         figures["thresholds"] = chosen.as_json()
-        data = {"dataset": found.chosen.name, "split": split, "groups": list(found.chosen.groups),
+        data = {"dataset": found.selection.name, "split": split, "groups": list(found.selection.groups),
                 "idle": [path.stem for path in footage], "rendered_idle_minutes": rendered_idle,
                 "seed": seed}
-        write_rule(Path(model), chosen, data)
+        write_rule(model, chosen, data, out)
     if submission is not None and supervision is not None:
-        found.submit(submission, _levels(supervision))
+        found.submit(submission, _parse_levels(supervision))
     if report is not None:
         from stream.evaluation.report import write_report
         write_report(report, found, figures)
@@ -106,19 +119,19 @@ def evaluate(model: ModelArgument,
         write_atomically(Path(json), (text + "\n").encode())
 
 
-def _left_out(footage: list[Path], unseen: set[str]) -> list[Path]:
+def _select_held_out(footage: list[Path], names: set[str]) -> list[Path]:
     """Of a folder's videos those that training left out; all of a folder that has none of them."""
-    return [path for path in footage if path.stem in unseen] or footage
+    return [path for path in footage if path.stem in names] or footage
 
 
-def _per_hour(text: str) -> float:
+def _parse_rate(text: str) -> float:
     """"6/h" or "6" as a number per hour."""
     if not re.fullmatch(r"\d+(\.\d+)?(/h)?", text):
         raise UsageError(f"--max-false-events {text}", "a number per hour, such as 6/h", "write it like that")
     return float(text.removesuffix("/h"))
 
 
-def _levels(text: str) -> tuple[int, int, int]:
+def _parse_levels(text: str) -> tuple[int, int, int]:
     found = re.fullmatch(r"([0-5]),([0-5]),([0-5])", text)
     if found is None:
         raise UsageError(f"--supervision {text}", "three levels from 0 to 5, such as 1,3,3", "write it like that")

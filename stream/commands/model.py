@@ -1,4 +1,4 @@
-"""Commands about models: what there is, proving, timing, compiling ahead of time, importing."""
+"""Commands about models: what there is, proving, compiling ahead of time, importing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engines.errors import UsageError
-from stream.commands.data import Kind
 from stream.commands.options import EngineName, Hop, ModelArgument
 
 if TYPE_CHECKING:
     from engines.model.contract import Contract
-    from engines.model.file import Model
 
 commands = typer.Typer()
 
@@ -42,7 +40,7 @@ def models(name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Sho
     if card is not None and card.is_file():
         from rich.markdown import Markdown
         console.print(Markdown(card.read_text(encoding="utf-8")))
-    for line in _facts(model.contract):
+    for line in _describe(model.contract):
         console.print(line, markup=False)
 
 
@@ -62,7 +60,7 @@ def _list_models(console: Any) -> None:
 
 
 def _list_engines(console: Any) -> None:
-    """The engine cache. Entries of models that are no longer here are shown by their digest."""
+    """Prints the engine cache. An entry of a model that is not bundled is named by the model's digest."""
     from rich.table import Table
 
     from engines.model.file import bundled, load
@@ -76,10 +74,10 @@ def _list_engines(console: Any) -> None:
                       str(entry.facts.get("precision", "")), f"{entry.size_bytes / 1e6:.1f}")
     console.print()
     console.print(table if table.row_count else "no engines built yet")
-    console.print(f"engine cache: {cache.place()}", markup=False, soft_wrap=True)
+    console.print(f"engine cache: {cache.cache_dir()}", markup=False, soft_wrap=True)
 
 
-def _facts(contract: Contract) -> list[str]:
+def _describe(contract: Contract) -> list[str]:
     seen_s = contract.clip_frames * contract.window_clips / contract.frame_rate
     return [f"{contract.name}: {contract.architecture}, {contract.frame_rate:g} frames/s, "
             f"{contract.input_size_hw[1]}x{contract.input_size_hw[0]} pixels, window {seen_s:.1f} s",
@@ -105,106 +103,6 @@ def doctor(model: ModelArgument = "gesture", hop: Hop = None) -> None:
         failed += not check.ok
     if failed:
         raise typer.Exit(1)
-
-
-@commands.command()
-def bench(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=(
-              "Bundled models, model files, or architectures such as gsf-resnet50, which get random weights. "
-              "Default: gesture."))] = None,
-          engine: EngineName = "auto",
-          steps: Annotated[int, typer.Option(min=10, metavar="N", help="Frames timed for each figure.")] = 400,
-          fusion: Annotated[str | None, typer.Option(metavar="FORM", help=(
-              "Time this clip fusion with random weights, attention or bigru, instead of the model's own."))] = None,
-          hop: Hop = None,
-          data: Annotated[Path | None, typer.Option(metavar="DATASET", help=(
-              "Instead: frames a second that this dataset's recordings give, and that training the model takes."))]
-          = None,
-          kind: Annotated[Kind, typer.Option(help="What the dataset is; auto: told by its files.")] = "auto",
-          media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
-              "Where the dataset's recordings are, when not with the annotations."))] = None,
-          workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that decode the dataset.")] = 1,
-          json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
-          soak: Annotated[float | None, typer.Option(min=0.1, metavar="MINUTES", help=(
-              "Watch memory over so many minutes of simulated stream instead."))] = None,
-          cameras: Annotated[int | None, typer.Option(min=1, max=10_000, metavar="N", help=(
-              "Instead: serve so many simulated cameras over ZeroMQ; with --soak, they come and go."))] = None,
-          rate: Annotated[float, typer.Option(min=0.1, metavar="R", help="Their frames a second.")] = 15.0) -> None:
-    """Measure each stage on this machine, against the bare backbone and the last run.
-
-    Several models: a table of their steps and their bare backbones', all in f32, each pair timed in turns.
-
-    [bold]Examples[/bold]
-
-      gatestream bench
-
-      gatestream bench my-model.safetensors --engine eager
-
-      gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50
-
-      gatestream bench gesture --data data/egogestar --workers 2
-
-      gatestream bench --soak 10
-
-      gatestream bench --cameras 64
-    """
-    names = models or ["gesture"]
-    single = [name for name, value in (("soak", soak), ("cameras", cameras), ("fusion", fusion), ("data", data),
-                                       ("hop", hop)) if value is not None]
-    if len(names) > 1 and single:
-        raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
-    if cameras is not None:
-        from stream.service.bench.load import measure as serve
-        load = serve(cameras, rate, 60 * soak if soak else 30.0, names[0], engine, churn=soak is not None)
-        _print_report(load.as_json(), load.text(), json)
-        return
-    if soak is not None:
-        from stream.service.bench.soak import soak as watch
-        seen = watch(names[0], soak, engine)
-        print(f"{seen.minutes:.1f} minutes of stream, {seen.predictions} predictions: {seen.resident_mb:.0f} MB "
-              f"resident (largest {seen.largest_mb:.0f}), growing {seen.slope_mb_per_minute:+.3f} MB a minute")
-        return
-    import engines
-    from engines.bench.overhead import is_architecture, measured, sample, table, with_fusion, with_hop
-
-    files = {name: engines.load(name) for name in names if not is_architecture(name)}
-    if data is not None:
-        from engines.bench import data_throughput
-        from engines.datasets import open_dataset
-        subject = files.get(names[0]) or sample(names[0])
-        found = data_throughput.pace(subject, open_dataset(data, kind, media=media), workers)
-        _print_report(found.as_json(), data_throughput.lines(found), json)
-        return
-    if len(names) > 1:
-        rows = [measured(files.get(name) or sample(name), engine, steps) for name in names]
-        _print_report(rows, table(rows), json)
-        return
-    from engines.bench.stages import bench as measure
-    from engines.bench.stages import lines
-    from stream.scoring import Scorer
-
-    model = files.get(names[0]) or sample(names[0])
-    if hop is not None:
-        model = with_hop(model, hop)
-    if fusion is not None:
-        model = with_fusion(model, fusion)
-    plain = None if model.contract.fusion is None else Scorer(_Averaging(model)).score
-    report = measure(model, engine, steps=steps, fuse=Scorer(model).score, plain=plain)
-    _print_report(report, [] if json else lines(report), json)
-
-
-class _Averaging:
-    """A model whose clips are not fused, for comparison."""
-
-    clip_fusion = None
-
-    def __init__(self, model: Model) -> None:
-        self.contract, self.head_logits = model.contract, model.head_logits
-
-
-def _print_report(report: Any, text: list[str], as_json: bool) -> None:
-    from json import dumps
-
-    print(dumps(report, indent=2) if as_json else "\n".join(text))
 
 
 @commands.command()
@@ -249,7 +147,7 @@ def import_official(
 
       gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
     """
-    model_to_write(out)
+    check_model_path(out)
     from engines.model.import_official import import_official as write
     from engines.model.import_official import read_labels
 
@@ -260,8 +158,8 @@ def import_official(
           f"{len(names)} classes")
 
 
-def model_to_write(out: Path) -> None:
-    """Refuses a name that is no model file's or cannot be written, before anything else is done."""
+def check_model_path(out: Path) -> None:
+    """Raises UsageError or SinkError where no model file of this name can be written; called before any work."""
     from stream.sinks.base import output_path
 
     if out.suffix != ".safetensors":

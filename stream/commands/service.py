@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from engines.errors import UsageError
+from stream.commands.interrupt import raise_if_interrupted
 from stream.commands.options import EngineName, ModelName
 
 commands = typer.Typer()
@@ -19,15 +20,15 @@ log = logging.getLogger("gatestream.service")
 
 @commands.command()
 def serve(config: Annotated[Path | None, typer.Argument(
-            metavar="[CONFIG.toml]", help="What to serve; without one, any camera of this machine may dial.")] = None,
+            metavar="[CONFIG.toml]", help="What to serve; by default, any camera of this machine may connect.")] = None,
           check: Annotated[bool, typer.Option("--check", help="Check the configuration, and end.")] = False,
           cluster: Annotated[bool, typer.Option("--cluster", help="On several machines or GPUs, with Ray.")] = False,
           gate: Annotated[Path | None, typer.Option(exists=True, metavar="FILE", help=(
-              "A recording in which a changed model has to find the events that the one before it finds."))] = None,
+              "A recording in which a new model has to find the events that the running one finds."))] = None,
           ) -> None:
-    """Recognise many cameras: ZeroMQ senders dial in, webcams, streams and files are opened, results go out.
+    """Recognise many cameras: ZeroMQ senders connect, webcams, streams and files are opened, results go out.
 
-    After SIGHUP the configuration is read again; a changed model takes over when it is ready.
+    After SIGHUP the configuration is read again; a new model takes over when it is ready.
 
     [bold]Examples[/bold]
 
@@ -37,53 +38,54 @@ def serve(config: Annotated[Path | None, typer.Argument(
 
       gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk
     """
-    from stream.service.config import Config, Gate, read
+    from stream.service.config import Config, PromotionConfig, read_config
 
-    def configured() -> Config:
-        told = Config() if config is None else read(config)
-        return told if gate is None else told.model_copy(update={"gate": Gate(recording=gate)})
+    def read_settings() -> Config:
+        read = Config() if config is None else read_config(config)
+        return read if gate is None else read.model_copy(update={"gate": PromotionConfig(recording=gate)})
 
-    wanted = configured()
+    settings = read_settings()
     if check:
-        print(f"{config or 'the defaults'}: fine, {len(wanted.camera)} cameras configured")
+        print(f"{config or 'the defaults'}: fine, {len(settings.camera)} cameras configured")
         return
-    from stream.notices import quiet_decoders
+    from stream.notices import silence_decoders
 
-    stop, hung_up = threading.Event(), threading.Event()
+    stop, reload = threading.Event(), threading.Event()
 
-    def changed() -> Config | None:
-        """The configuration, if it is to be read again; a faulty one is told of and not taken."""
-        if not hung_up.is_set():
+    def reload_settings() -> Config | None:
+        """The configuration, if it is to be read again; a faulty one is logged and not taken."""
+        if not reload.is_set():
             return None
-        hung_up.clear()
+        reload.clear()
         try:
-            return configured()
+            return read_settings()
         except UsageError as error:
-            log.error("the configuration stays as it is: %s", error)
+            log.error("the configuration is not changed: %s", error)
             return None
 
     signals = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if hasattr(signal, "SIGHUP"):
-        signals[signal.SIGHUP] = hung_up
+        signals[signal.SIGHUP] = reload
     before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in signals.items()}
-    quiet_decoders()
+    silence_decoders()
     try:
+        raise_if_interrupted()
         if cluster:
             from stream.service.cluster.cluster import Cluster
-            with Cluster(wanted) as workers:
+            with Cluster(settings) as workers:
                 if workers.health_address:
-                    log.info("http://%s/health and /metrics tell how it goes", workers.health_address)
-                workers.run(stop, changed)
+                    log.info("state and metrics: http://%s/health and /metrics", workers.health_address)
+                workers.run(stop, reload_settings)
             return
         from stream.service.service import Service
-        with Service(wanted) as service:
+        with Service(settings) as service:
             for address in service.addresses:
-                log.info("cameras may dial %s", address)
-            for address in wanted.results.publish:
+                log.info("cameras may connect to %s", address)
+            for address in settings.results.publish:
                 log.info("results are published at %s", address)
             if service.health_address:
-                log.info("http://%s/health and /metrics tell how it goes", service.health_address)
-            service.run(stop, changed)
+                log.info("state and metrics: http://%s/health and /metrics", service.health_address)
+            service.run(stop, reload_settings)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -113,13 +115,13 @@ def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to
 
       gatestream camera sim://gestures --to 'tcp://*:5556' --publish
     """
-    from stream.service.ingress.camera_process import feed
+    from stream.service.ingress.camera_process import send_frames
     from stream.service.ingress.sender import Sender
     from stream.sources import open_source
 
     with open_source(source, policy="newest") as opened, \
             Sender(to, name or opened.info.camera, form, publish, quality, key=key, server_key=server_key) as sender:
-        feed(opened, sender, max_frames)
+        send_frames(opened, sender, max_frames)
 
 
 @commands.command()
@@ -145,14 +147,14 @@ def label(folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, 
 
 
 KeyFolder = Annotated[Path | None, typer.Option("--folder", metavar="FOLDER", help="Where keys are kept.")]
-keys = typer.Typer(no_args_is_help=True, help="Keys of cameras that may dial, and of the service (CURVE).")
+keys = typer.Typer(no_args_is_help=True, help="Keys of cameras that may connect, and of the service (CURVE).")
 commands.add_typer(keys, name="keys")
 
 
 @keys.command("new")
 def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, or a camera's name.")],
              folder: KeyFolder = None) -> None:
-    """Make the service's keys (server), or those of a camera, which may dial from then on.
+    """Make the service's keys (server), or those of a camera, which may connect from then on.
 
     [bold]Examples[/bold]
 
@@ -160,9 +162,9 @@ def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, o
 
       gatestream keys new cell-3
     """
-    from stream.service.ingress.security import SERVER, default_folder, new
+    from stream.service.ingress.security import SERVER, create_keys, default_folder
 
-    own, other = new(folder or default_folder(), name)
+    own, other = create_keys(folder or default_folder(), name)
     if name == SERVER:
         print(f"{own}: for every camera\n{other}: secret, stays here")
     else:
@@ -171,17 +173,17 @@ def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, o
 
 @keys.command("list")
 def list_keys(folder: KeyFolder = None) -> None:
-    """List the cameras that may dial."""
-    from stream.service.ingress.security import allowed, default_folder
+    """List the cameras that may connect."""
+    from stream.service.ingress.security import allowed_keys, default_folder
 
-    for name, public in allowed(folder or default_folder()).items():
+    for name, public in allowed_keys(folder or default_folder()).items():
         print(name, public.decode())
 
 
 @keys.command("allow")
 def allow_key(file: Annotated[Path, typer.Argument(metavar="FILE.key", help="A public key.")],
               folder: KeyFolder = None) -> None:
-    """Let a camera dial whose keys were made elsewhere."""
-    from stream.service.ingress.security import allow, default_folder
+    """Let a camera connect whose keys were made elsewhere."""
+    from stream.service.ingress.security import allow_key, default_folder
 
-    print(allow(folder or default_folder(), file))
+    print(allow_key(folder or default_folder(), file))

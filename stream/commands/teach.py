@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stream.commands.model import model_to_write
+from stream.commands.model import check_model_path
 from stream.commands.options import EngineName, ModelArgument
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stream.teaching.teach import Outcome
+    from stream.teaching.teach import TeachResult
 
 commands = typer.Typer()
 
@@ -45,7 +45,7 @@ def teach(model: ModelArgument,
 
       gatestream teach mine.safetensors more-gestures --out mine.safetensors --idle at-my-desk
     """
-    model_to_write(out)
+    check_model_path(out)
     from rich.console import Console
     from rich.markup import escape
 
@@ -61,12 +61,12 @@ def teach(model: ModelArgument,
                                note=lambda text: status.update(escape(text)))
     if report is not None:
         write_report(outcome, report)
-    show(outcome, console)
+    _print_result(outcome, console)
     console.print(f"wrote {out}", markup=False, soft_wrap=True)
 
 
-def show(outcome: Outcome, console: Console) -> None:
-    """Prints what was learnt, and what to look at."""
+def _print_result(outcome: TeachResult, console: Console) -> None:
+    """Prints how well each label is recognised, and which recordings to check."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -85,7 +85,7 @@ def show(outcome: Outcome, console: Console) -> None:
         lines.append(f"right when left out: {report.accuracy:.0%}")
     for mistake in report.mistakes:
         gain = "" if not mistake.gain or mistake.gain <= 0 else "; the others are learnt better without it"
-        lines.append(f"look at {mistake.recording}: it looks like {mistake.answer} ({mistake.probability:.2f}){gain}")
+        lines.append(f"check {mistake.recording}: it is taken for {mistake.answer} ({mistake.probability:.2f}){gain}")
     lines += [f"too alike: {a} and {b} ({share:.0%} taken for one another)" for a, b, share in report.alike]
     lines += [f"left out {path}: {reason}" for path, reason in outcome.skipped]
     lines += [f"note: {warning}" for warning in outcome.warnings]

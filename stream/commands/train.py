@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from engines.errors import UsageError
-from stream.commands.model import model_to_write
+from stream.commands.model import check_model_path
+from stream.commands.options import Kind, in_panels, parse_size_hw
+
+if TYPE_CHECKING:
+    from engines.datasets import Dataset
 
 Recipes = Literal["gatestream", "official"]
 Stages = Literal["clip", "fusion"]
@@ -16,8 +20,18 @@ Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 commands = typer.Typer()
 
+PANELS = {
+    "What to train": "out name recipe stage",
+    "What to learn from": "kind idle idle_without no_rendered rendered_only workers strict",
+    "What to leave out and validate on": "without_fold without_label calibration_from validate_every patience",
+    "Weights to start from": "init teacher rule keep_interleave",
+    "The network": "arch causal readout_width past_shift segments size rate",
+    "How long, and how": "iterations trimmed_first trimmed epochs batch lr freeze precision seed",
+    "Clip fusion (--stage fusion)": "windows window_clips",
+}
 
-@commands.command()
+
+@commands.command(cls=in_panels(PANELS))
 def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
           out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
           init: Annotated[str, typer.Option(metavar="imagenet|FILE", help=(
@@ -36,35 +50,37 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Learn from this bidirectional network's scores, too: a model file or official checkpoint."))] = None,
           rule: Annotated[str | None, typer.Option(metavar="NAME", help=(
               "How a bidirectional FILE to start from becomes causal: dropped-one, moved-two, ..."))] = None,
-          memory: Annotated[int | None, typer.Option(min=0, max=4096, metavar="N", help=(
+          readout_width: Annotated[int | None, typer.Option(min=0, max=4096, metavar="N", help=(
               "Width of a causal network's recurrent read-out, 0 for none (gatestream). Default: 128."))] = None,
-          ahead: Annotated[int | None, typer.Option(min=0, max=2, metavar="N", help=(
+          past_shift: Annotated[int | None, typer.Option(min=0, max=2, metavar="N", help=(
               "How many frames back causal modules find the channels that look ahead in the published form "
               "(gatestream). Default: as usual for the module."))] = None,
           keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
               "Start gates as published, which mixes up the channels of ImageNet's weights (gatestream)."))] = False,
-          kind: Annotated[str, typer.Option(metavar="NAME", help="Kind of dataset. See `gatestream data`.")] = "auto",
-          idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without gestures. May be "
+          kind: Kind = "auto",
+          idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without actions. May be "
                                                                                  "given several times.")] = None,
           idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
-                                                                                      "gestures. Likewise.")] = None,
+                                                                                      "actions. Likewise.")] = None,
           calibration_from: Annotated[list[Path] | None, typer.Option(metavar="FILE", help=(
               "Take the calibration of this model, trained with something left out. Likewise: their mean."))] = None,
           name: Annotated[str | None, typer.Option(metavar="NAME", help=(
-              "Name of the model. Default: gesture for EgoGestAR, else as FILE to write."))] = None,
+              "Name of the model. Default: as FILE to write."))] = None,
           without_fold: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out fold N; 0: none.")] = 0,
           without_label: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
-              "Never see this gesture, and have no label for it. Likewise."))] = None,
+              "Never see this label, and do not have it. Likewise."))] = None,
+          no_rendered: Annotated[bool, typer.Option("--no-rendered", help=(
+              "Show no rendered hands. Else some draw the labels that are called as their gestures are, and others "
+              "do nothing labelled, where there is a label for that (gatestream)."))] = False,
           rendered_only: Annotated[bool, typer.Option("--rendered-only", help=(
-              "Learn gestures from rendered hands only, which follow strokes drawn on a screen: of the recordings, "
-              "places are used and no label (EgoGestAR)."))]
-          = False,
+              "Learn labels from rendered hands only; of the recordings, places are used and no label "
+              "(gatestream)."))] = False,
           trimmed: Annotated[int, typer.Option(min=0, max=256, metavar="N", help=(
-              "Learn from whole gestures, N frames spread evenly over each, not from streams: to compare networks, not "
-              "for live use (EgoGestAR). 0: streams."))] = 0,
+              "Learn from whole actions, N frames spread evenly over each, not from streams: to compare networks, not "
+              "for live use (gatestream). 0: streams."))] = 0,
           trimmed_first: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
-              "Steps on whole gestures and moments of idle time, at three times the learning rate, before those on "
-              "streams (EgoGestAR). Default: a third as many; 0 from a FILE that is a model."))] = None,
+              "Steps on whole actions and moments of idle time, at three times the learning rate, before those on "
+              "streams (gatestream). Default: a third as many; 0 from a FILE that is a model."))] = None,
           iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training (gatestream).")] = 3600,
           window_clips: Annotated[int, typer.Option(min=2, max=4096, metavar="N", help=(
               "Clips in the window (stage fusion)."))] = 10,
@@ -81,10 +97,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
-              "Look at what is left out each N steps (gatestream) or epochs (official), and keep what was best there; "
-              "0: never. Default: as the recipe."))] = None,
+              "Validate on what is left out every N steps (gatestream) or epochs (official), and save what was best "
+              "there; 0: never. Default: as the recipe."))] = None,
           patience: Annotated[int, typer.Option(min=0, metavar="N", help=(
-              "Stop after so many looks without a new best; 0: never."))] = 0,
+              "Stop after so many validations without a new best; 0: never."))] = 0,
           workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that load data.")] = 1,
           strict: Annotated[bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")] = False,
           lr: Annotated[float | None, typer.Option(min=1e-8, max=1.0, metavar="R", help=(
@@ -93,9 +109,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           freeze: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "First layers of MobileNetV2 that stay as they are (gatestream). Default: 7."))] = None,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0) -> None:
-    """Train a recogniser. Killed and started again, it goes on where it was. What is left out calibrates the scores.
+    """Train a model.
 
-    Progress, curves and the checkpoint are in a folder beside the model file. With several GPUs, start it as
+    What is left out calibrates its scores. Progress, curves and the checkpoint are in a folder beside the model file: a
+    run that was killed continues when it is started again. For several GPUs start it with
     `torchrun --nproc-per-node N -m stream train ...`.
 
     [bold]Examples[/bold]
@@ -110,53 +127,55 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     """
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
-    model_to_write(out)
-    if stage == "fusion":
-        _train_fusion(dataset, kind, out, init, idle or [], window_clips, windows, seed, strict)
-        return
+    check_model_path(out)
     from dataclasses import replace
 
     from engines.datasets import open_dataset
-    from engines.synthetic import LABELS
-    from engines.training.initialisation import architecture_of_start
+
+    data = open_dataset(dataset, kind)
+    if stage == "fusion":
+        _train_fusion(data, out, init, idle or [], window_clips, windows, seed, strict)
+        return
+    from engines.training.initialisation import whole_config
     from engines.training.official_recipe import OfficialRecipe
     from engines.training.official_recipe import train as train_official
-    from engines.training.train import Recipe, completed
+    from engines.training.train import Recipe, resolve_defaults
     from engines.training.train import train as train_gatestream
 
-    unknown = sorted(set(without_label or ()) - set(LABELS))
-    if unknown:
-        raise UsageError(f"--without-label {unknown[0]}", f"one of {', '.join(LABELS)}", "choose one of these")
     official = recipe == "official" or (recipe is None and teacher is not None)
     if teacher is not None and not official:
         raise UsageError("a teacher for the recipe gatestream", "the recipe official with it", "use --recipe official")
-    data = open_dataset(dataset, kind) if official or not _is_egogestar(dataset, kind) else None
     alone = {"idle": idle or idle_without, "without-label": without_label, "rendered-only": rendered_only,
-             "trimmed": trimmed, "trimmed-first": trimmed_first}
-    if data is not None and any(alone.values()):
+             "no-rendered": no_rendered, "trimmed": trimmed, "trimmed-first": trimmed_first}
+    if official and any(alone.values()):
         option = next(name for name, value in alone.items() if value)
-        raise UsageError(f"--{option} with {data.name}", "EgoGestAR and the recipe gatestream with it", "leave it out")
-    size_hw = _size_hw(size)
-    arch = arch or architecture_of_start(init)
-    named = name or ("gesture" if data is None else _model_name(out))
+        raise UsageError(f"--{option} with the recipe official", "the recipe gatestream with it", "leave it out")
+    size_hw = None if size is None else parse_size_hw(size)
+    start = whole_config(init)
+    if start is not None and size_hw not in (None, start.input_size_hw):
+        raise UsageError(f"--size {size} from {init}", "the size it was built for, "
+                         "{1}x{0}".format(*start.input_size_hw or ()), "leave it out")
+    arch = arch or (None if start is None else start.architecture)
+    named = name or _model_name(out)
     if official:
-        assert data is not None
         of_clips = OfficialRecipe(out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch,
                                   precision=precision, patience=patience, teacher=teacher, seed=seed, workers=workers,
                                   name=named, without_fold=without_fold, input_size_hw=size_hw, strict=strict)
         of_clips = replace(of_clips, architecture=arch or of_clips.architecture, rule=rule or of_clips.rule)
         if validate_every is not None:
             of_clips = replace(of_clips, validate_epochs=validate_every)
-        with _Shown() as shown:
+        with _ProgressBar() as shown:
             train_official(of_clips, data, report=shown.report, progress=shown)
     else:
         live = causal is not False
-        now, window = _calibration(calibration_from or [])
-        of_streams = Recipe(dataset=dataset, out=out, init=init, idle=tuple(idle or ()), name=named,
+        if readout_width is None:
+            readout_width = Recipe.readout_width if live else 0
+        now, window = _mean_temperatures(calibration_from or [])
+        of_streams = Recipe(out=out, init=init, idle=tuple(idle or ()), name=named,
                             without_fold=without_fold, idle_without=tuple(idle_without or ()),
                             without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
-                            memory=(Recipe.memory if live else 0) if memory is None else memory, ahead=ahead,
-                            transparent=not keep_interleave, rendered_only=rendered_only, trimmed=trimmed,
+                            readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
+                            rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed,
                             trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
                             architecture=arch or Recipe.architecture,
                             frozen_layers=Recipe.frozen_layers if freeze is None else freeze,
@@ -164,32 +183,22 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                             validate_every=validate_every or 0, patience=patience, workers=workers,
                             frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
                             input_size_hw=size_hw or Recipe.input_size_hw)
-        of_streams = completed(of_streams, data)
-        with _Shown((of_streams.trimmed_first or 0) + iterations) as shown:
-            train_gatestream(of_streams, report=shown.report, progress=shown, data=data)
+        of_streams = resolve_defaults(of_streams)
+        with _ProgressBar((of_streams.trimmed_first or 0) + iterations) as shown:
+            train_gatestream(of_streams, data, report=shown.report, progress=shown)
     if _rank() == 0:
         print(f"wrote {out}")
 
 
-def _is_egogestar(dataset: Path, kind: str) -> bool:
-    """Whether the recipe gatestream renders more to a dataset, which it reads itself."""
-    return kind in ("auto", "egogestar") and (dataset / "manifest.csv").is_file()
-
-
-def _train_fusion(dataset: Path, kind: str, out: Path, init: str, idle: list[Path], window_clips: int, windows: int,
-                  seed: int, strict: bool) -> None:
-    from engines.datasets import open_dataset
+def _train_fusion(data: Dataset, out: Path, init: str, idle: list[Path], window_clips: int, windows: int, seed: int,
+                  strict: bool) -> None:
     from engines.training.fusion_stage import FusionRecipe
     from engines.training.fusion_stage import train as run_training
 
     if init == "imagenet":
         raise UsageError("--stage fusion from imagenet", "a finished model to start from", "give it with --init FILE")
-    recipe = FusionRecipe(dataset, out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed,
-                          strict=strict)
-    data = None if _is_egogestar(dataset, kind) else open_dataset(dataset, kind)
-    if data is not None and idle:
-        raise UsageError(f"--idle with {data.name}", "EgoGestAR with it", "leave it out")
-    table = run_training(recipe, lambda text: print(text, flush=True), data)
+    recipe = FusionRecipe(out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed, strict=strict)
+    table = run_training(recipe, data, lambda text: print(text, flush=True))
     for name, share in table.items():
         print(f"{name:14} {share:.3f}")
     print(f"wrote {out}")
@@ -202,23 +211,13 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _size_hw(text: str | None) -> tuple[int, int] | None:
-    """96x72 -> (72, 96)."""
-    if text is None:
-        return None
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"--size {text}", "WIDTHxHEIGHT in pixels, such as 96x72", "correct it")
-    return int(height), int(width)
-
-
 def _model_name(out: Path) -> str:
     import re
 
     return re.sub(r"[^A-Za-z0-9._-]", "-", out.stem)[:64]
 
 
-def _calibration(files: list[Path]) -> tuple[float, float]:
+def _mean_temperatures(files: list[Path]) -> tuple[float, float]:
     """Mean temperatures of the first head of some models, for `now` and `window`; 1 without models."""
     from statistics import geometric_mean
 
@@ -230,7 +229,7 @@ def _calibration(files: list[Path]) -> tuple[float, float]:
     return round(means[0], 3), round(means[1], 3)
 
 
-class _Shown:
+class _ProgressBar:
     """Training progress: a bar on a terminal, a line now and then in a log."""
 
     def __init__(self, iterations: int | None = None) -> None:
@@ -241,7 +240,7 @@ class _Shown:
         self._iterations = iterations
         self._task = self._bar.add_task("starting", total=iterations)
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> _ProgressBar:
         self._bar.start()
         return self
 

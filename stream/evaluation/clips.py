@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,9 @@ from engines.errors import DatasetError, GatestreamError
 from engines.model.contract import Contract
 from stream.clock import TIME_NOISE_S
 from stream.evaluation import epic_submission, metrics
-from stream.evaluation.data import is_trimmed, recordings
+from stream.evaluation.data import group_by_media, is_trimmed
 from stream.evaluation.metrics import Array
-from stream.evaluation.play import Truth, pictures
-from stream.evaluation.record import watching
+from stream.evaluation.play import Truth, read_images
 from stream.evaluation.streams import StreamMeter
 from stream.recognizer import Recognizer
 from stream.scoring import Scores
@@ -28,7 +27,7 @@ UNSEEN = "unseen"  # the kind of clips of people who are not in training
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClipScores:
     """A clip and its last window scores, {head: probabilities [K]}."""
 
     segment: Segment
@@ -46,7 +45,7 @@ class Skipped:
 class HeadClips:
     """Clips that have a label of one head. Clips of the background count for calibration and rejection alone."""
 
-    def __init__(self, outcomes: Sequence[Outcome], head: str, contract: Contract, background: str | None) -> None:
+    def __init__(self, outcomes: Sequence[ClipScores], head: str, contract: Contract, background: str | None) -> None:
         own = contract.heads[head]
         mine = [one for one in outcomes if head in one.segment.labels]
         chosen = [one for one in mine if one.segment.labels[head] != background]
@@ -55,9 +54,9 @@ class HeadClips:
         """The model's labels, then those it does not have."""
         self.unknown = self.labels[len(own):]
         self.segments = [one.segment for one in chosen]
-        self.scores_NK = _stacked([one.window[head] for one in chosen], len(own))
+        self.scores_NK = _stack([one.window[head] for one in chosen], len(own))
         self.truth_N = np.array([self.labels.index(one.segment.labels[head]) for one in chosen], np.int64)
-        self._nothing_NK = _stacked([one.window[head] for one in nothing], len(own))
+        self._nothing_NK = _stack([one.window[head] for one in nothing], len(own))
         self._background = own.index(background) if background in own else None
         self._temperature = contract.window_temperature.get(head, 1.0)
 
@@ -87,7 +86,7 @@ class HeadClips:
         if self._background is not None:
             probs_NK = np.concatenate([probs_NK, self._nothing_NK])
             truth_N = np.r_[truth_N, np.full(len(self._nothing_NK), self._background)]
-        return {"before": metrics.reliability(metrics.retempered(probs_NK, self._temperature), truth_N),
+        return {"before": metrics.reliability(metrics.undo_temperature(probs_NK, self._temperature), truth_N),
                 "after": metrics.reliability(probs_NK, truth_N)}
 
     def rejection(self, nothing_NK: Array | None = None) -> float:
@@ -118,7 +117,7 @@ class ClipReport:
 
     contract: Contract
     background: str | None = None
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[ClipScores] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
     @cached_property
@@ -139,9 +138,9 @@ class ClipReport:
         """Accuracy of (verb, noun) pairs by the product of their scores; {} without such heads."""
         if not set(epic_submission.HEADS) <= set(self.heads):
             return {}
-        verb, noun, shared = self._pairs()
-        return {"clips": len(shared),
-                **{f"top{k}": metrics.top_k_pairs(verb[0], noun[0], verb[1], noun[1], k) for k in TOPS}}
+        verb, noun = self._pairs()
+        return {"clips": len(verb.segments), **{f"top{k}": metrics.top_k_pairs(
+            verb.scores_NK, noun.scores_NK, verb.truth_N, noun.truth_N, k) for k in TOPS}}
 
     def breakdown(self, rare: Mapping[str, Collection[str]]) -> dict[str, Any]:
         """Top-1 over rare labels and over people who are not in training (clips of kind "unseen"); {} without either.
@@ -150,17 +149,17 @@ class ClipReport:
         """
         if not set(epic_submission.HEADS) <= set(self.heads):
             return {}
-        verb, noun, shared = self._pairs()
-        is_rare = {head: np.array([one.labels[head] in rare.get(head, ()) for one in shared], bool)
-                   for head in epic_submission.HEADS}
-        unseen = np.array([one.kind == UNSEEN for one in shared], bool)
+        verb, noun = self._pairs()
+        rare_verb, rare_noun = (np.array([one.labels[head] in rare.get(head, ()) for one in verb.segments], bool)
+                                for head in epic_submission.HEADS)
+        unseen = np.array([one.kind == UNSEEN for one in verb.segments], bool)
 
         def top1(verb_rows: Array, noun_rows: Array, rows: Array) -> dict[str, Any]:
-            return {"clips": int(rows.sum()), "verb": metrics.top_k(verb[0][verb_rows], verb[1][verb_rows], 1),
-                    "noun": metrics.top_k(noun[0][noun_rows], noun[1][noun_rows], 1),
-                    "action": metrics.top_k_pairs(verb[0][rows], noun[0][rows], verb[1][rows], noun[1][rows], 1)}
+            return {"clips": int(rows.sum()), "verb": verb.accuracy(verb_rows), "noun": noun.accuracy(noun_rows),
+                    "action": metrics.top_k_pairs(verb.scores_NK[rows], noun.scores_NK[rows], verb.truth_N[rows],
+                                                  noun.truth_N[rows], 1)}
 
-        return {**({"tail": top1(is_rare["verb"], is_rare["noun"], is_rare["verb"] | is_rare["noun"])} if rare else {}),
+        return {**({"tail": top1(rare_verb, rare_noun, rare_verb | rare_noun)} if rare else {}),
                 **({"unseen": top1(unseen, unseen, unseen)} if unseen.any() else {})}
 
     def as_json(self) -> dict[str, Any]:
@@ -174,14 +173,12 @@ class ClipReport:
                  "heads": {head: clips.as_json() for head, clips in self.heads.items()}}
         return {**found, "actions": self.actions()} if self.actions() else found
 
-    def _pairs(self) -> tuple[tuple[Array, Array], tuple[Array, Array], list[Segment]]:
-        """(scores, truth) of verb and noun for the clips that have both, and these clips."""
-        verb, noun = (self.heads[head] for head in epic_submission.HEADS)
-        row_of = {id(one): i for i, one in enumerate(verb.segments)}
-        both = [(row_of[id(one)], j) for j, one in enumerate(noun.segments) if id(one) in row_of]
-        rows = np.array(both, np.int64).reshape(-1, 2)
-        return ((verb.scores_NK[rows[:, 0]], verb.truth_N[rows[:, 0]]),
-                (noun.scores_NK[rows[:, 1]], noun.truth_N[rows[:, 1]]), [noun.segments[j] for _, j in both])
+    def _pairs(self) -> tuple[HeadClips, HeadClips]:
+        """Verb and noun of the clips that have both, row by row."""
+        both = [one for one in self.outcomes if all(
+            one.segment.labels.get(head, self.background) != self.background for head in epic_submission.HEADS)]
+        verb, noun = (HeadClips(both, head, self.contract, self.background) for head in epic_submission.HEADS)
+        return verb, noun
 
 
 def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], background: str | None = None, *,
@@ -193,7 +190,7 @@ def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], backgrou
     background: the label that means "nothing". What cannot be read is skipped and named; strict: it raises.
     """
     report = ClipReport(recognizer.contract, background)
-    for media, together in recordings(segments).items():
+    for media, together in group_by_media(segments).items():
         stream = None if is_trimmed(together) else meter
         try:
             found = _play(recognizer, media, together, background, stream)
@@ -210,50 +207,40 @@ def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], backgrou
     return report
 
 
-class _Clip:
-    """A segment while it is played, on a camera of its own."""
-
-    def __init__(self, segment: Segment, camera: str) -> None:
-        self.segment, self.camera = segment, camera
-        self.last: Scores | None = None
-
-    def hear(self, _at: float, _steps: int, scores: Scores) -> None:
-        self.last = scores
-
-
 def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
-          background: str | None, meter: StreamMeter | None) -> list[Outcome]:
-    """The last scores of each segment of one recording that has any."""
-    watch = watching(recognizer)
+          background: str | None, meter: StreamMeter | None) -> list[ClipScores]:
+    """The last scores of each segment of one recording that has any, each played on a camera of its own."""
     in_order = sorted(segments, key=lambda segment: segment.start_s)
-    waiting = deque(_Clip(segment, f"clip {number}") for number, segment in enumerate(in_order))
-    running: list[_Clip] = []
-    played: list[_Clip] = []
+    segment_of = {f"clip {number}": segment for number, segment in enumerate(in_order)}
+    waiting, running = deque(segment_of), deque[str]()
+    last: dict[str, Scores] = {}
+
+    def on_scores(camera: str, _at: float, _steps: int, scores: Scores) -> None:
+        last[camera] = scores
+
+    recognizer.score_listeners |= {camera: partial(on_scores, camera) for camera in segment_of}
     at = 0.0
     try:
-        for image, at in pictures(media):
-            for clip in [one for one in running if _is_over(one.segment, at)]:
-                running.remove(clip)
-                recognizer.reset(clip.camera)
-            while waiting and waiting[0].segment.start_s <= at + TIME_NOISE_S:
-                clip = waiting.popleft()
-                watch[clip.camera] = clip.hear
-                running.append(clip)
-                played.append(clip)
+        for image, at in read_images(media):
+            for camera in [one for one in running if _is_over(segment_of[one], at)]:
+                running.remove(camera)
+                recognizer.reset(camera)
+            while waiting and segment_of[waiting[0]].start_s <= at + TIME_NOISE_S:
+                running.append(waiting.popleft())
             if not (waiting or running or meter):
                 break
-            for clip in running:
-                recognizer.push(image, at, clip.camera)
+            for camera in running:
+                recognizer.push(image, at, camera)
             if meter is not None:
                 meter.push(image, at)
     finally:
-        for clip in running:
-            recognizer.reset(clip.camera)
-        for clip in played:
-            del watch[clip.camera]
+        for camera in running:
+            recognizer.reset(camera)
+        for camera in segment_of:
+            del recognizer.score_listeners[camera]
         if meter is not None:
             meter.end(_truths(segments, at, background))
-    return [Outcome(clip.segment, clip.last.window) for clip in played if clip.last is not None]
+    return [ClipScores(segment, last[camera].window) for camera, segment in segment_of.items() if camera in last]
 
 
 def _is_over(segment: Segment, at: float) -> bool:
@@ -270,6 +257,6 @@ def _truths(segments: Iterable[Segment], end_s: float, background: str | None) -
     return truths
 
 
-def _stacked(rows: Sequence[Array], width: int) -> Array:
+def _stack(rows: Sequence[Array], width: int) -> Array:
     return np.stack(rows) if rows else np.zeros((0, width))
 

@@ -17,21 +17,19 @@ PREFERRED = ("validation", "test")  # what is measured by default, where a datas
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """segments: labels by the model's heads; classes: the dataset's own class order of each; background: the label
-    that means "nothing" among them, if there is one; rare: labels of each head that are reported apart; problems: what
-    the reader found wrong, kind by kind, and how often; groups: of which the segments are, () for any."""
+class Selection:
+    """What a model is measured on."""
 
-    name: str
-    segments: Sequence[Segment]
-    classes: Mapping[str, tuple[str, ...]]
-    background: str | None
-    rare: Mapping[str, frozenset[str]]
-    problems: Mapping[str, int]
-    groups: tuple[str, ...] = ()
+    name: str  # of the dataset
+    segments: Sequence[Segment]  # with labels by the model's heads
+    classes: Mapping[str, tuple[str, ...]]  # the dataset's own class order of each head
+    background: str | None  # the label that means "nothing" among them, if there is one
+    rare: Mapping[str, frozenset[str]]  # labels of each head that are reported apart
+    problems: Mapping[str, int]  # what the reader found wrong, and how often
+    groups: tuple[str, ...] = ()  # of which the segments are, () for any
 
 
-def choose(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Chosen:
+def select(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Selection:
     """The segments of a split (validation, else test, else all there is), of some groups only if any are named.
 
     A head of the dataset serves the model's head of the same name; where both have just one, that one.
@@ -45,18 +43,18 @@ def choose(dataset: Dataset, contract: Contract, split: str | None = None, group
                            f"groups among {', '.join(found[:20]) or 'none'}", "choose another group or fold")
     background = contract.background or dataset.background
 
-    def in_words_of_the_model(segment: Segment) -> Segment:
+    def translate(segment: Segment) -> Segment:
         labels = {ours: segment.labels[theirs] for theirs, ours in heads.items() if theirs in segment.labels}
         return replace(segment, labels={head: background if label == dataset.background and background else label
                                         for head, label in labels.items()})
 
-    return Chosen(dataset.name, [in_words_of_the_model(segment) for segment in segments],
+    return Selection(dataset.name, [translate(segment) for segment in segments],
                   {ours: tuple(dataset.heads[theirs]) for theirs, ours in heads.items()}, background,
                   {ours: dataset.rare[theirs] for theirs, ours in heads.items() if dataset.rare.get(theirs)},
                   Counter(problem.kind for problem in dataset.problems), tuple(groups))
 
 
-def left_out_by_training(dataset: Dataset, contract: Contract, split: str | None = None) -> tuple[str, ...]:
+def held_out_groups(dataset: Dataset, contract: Contract, split: str | None = None) -> tuple[str, ...]:
     """The group of a dataset that the model's training left out; () where it left none out, or there is no such one."""
     group = str(contract.provenance.get("recipe", {}).get("without_fold", 0))
     if group == "0" or any(segment.group == group for segment in _split(dataset, split)):
@@ -65,7 +63,7 @@ def left_out_by_training(dataset: Dataset, contract: Contract, split: str | None
     return ()
 
 
-def recordings(segments: Sequence[Segment]) -> dict[Media, list[Segment]]:
+def group_by_media(segments: Sequence[Segment]) -> dict[Media, list[Segment]]:
     """The segments of each recording, in their order."""
     found: dict[Media, list[Segment]] = {}
     for segment in segments:
@@ -78,10 +76,10 @@ def is_trimmed(segments: Sequence[Segment]) -> bool:
     return len(segments) == 1 and segments[0].start_s == 0 and segments[0].stop_s is None
 
 
-def most_at_once(segments: Sequence[Segment]) -> int:
+def max_overlap(segments: Sequence[Segment]) -> int:
     """The most segments of one recording that overlap at any time."""
     most = 0
-    for together in recordings(segments).values():
+    for together in group_by_media(segments).values():
         edges = sorted([(segment.start_s, 1) for segment in together]
                        + [(segment.stop_s, -1) for segment in together if segment.stop_s is not None])
         running = 0

@@ -42,7 +42,7 @@ def confusion(labels: Sequence[str], counts_KK: Array) -> bytes:
                 axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=8,
                           color="white" if shares[i, j] > 0.6 else "black")
 
-    return _drawn(draw, side, side)
+    return _draw_png(draw, side, side)
 
 
 def bars(values: Mapping[str, float], what: str) -> bytes:
@@ -56,7 +56,7 @@ def bars(values: Mapping[str, float], what: str) -> bytes:
         axes.set_xlim(0, 1.12)
         axes.set_xlabel(what)
 
-    return _drawn(draw, 5.0, 1.2 + 0.26 * len(worst))
+    return _draw_png(draw, 5.0, 1.2 + 0.26 * len(worst))
 
 
 def reliability(curves: Mapping[str, Reliability]) -> bytes:
@@ -102,11 +102,11 @@ def timeline(stream: HeadStream) -> bytes:
         axes.set_yticks([row + 0.45 for row in range(rows)], [f"{row * ROW_S / 60:g} min" for row in range(rows)])
         axes.set_xlabel("seconds")
 
-    return _drawn(draw, 11.0, 0.9 + 0.55 * rows)
+    return _draw_png(draw, 11.0, 0.9 + 0.55 * rows)
 
 
 def delays(stream: HeadStream) -> bytes:
-    """How long after the true start an event was told, and after the true end that it had ended."""
+    """How long after the true start an event was reported, and after the true end that it was closed."""
     def draw(axes: Axes) -> None:
         parts = {"after the true start": stream.start_delays_s, "after the true end": stream.delays_s}
         every = [delay for part in parts.values() for delay in part]
@@ -117,10 +117,10 @@ def delays(stream: HeadStream) -> bytes:
         axes.set_ylabel("events")
         axes.legend(fontsize=8)
 
-    return _drawn(draw, 6.0, 3.0)
+    return _draw_png(draw, 6.0, 3.0)
 
 
-def _drawn(draw: Callable[[Axes], None], wide: float, high: float) -> bytes:
+def _draw_png(draw: Callable[[Axes], None], wide: float, high: float) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(wide, high), layout="constrained")

@@ -100,13 +100,13 @@ def overlap(one: Stretch, other: Stretch) -> float:
     return max(common, 0.0) / union if union > 0 else 0.0
 
 
-def matched(truths: Sequence[Stretch], events: Sequence[Stretch], iou: float) -> list[tuple[int, int]]:
+def match(truths: Sequence[Stretch], events: Sequence[Stretch], iou: float) -> list[tuple[int, int]]:
     """Pairs (truth, event) with the same label that overlap by `iou` at least, best overlap first, each used once."""
-    events_of: dict[str, list[int]] = {}
+    by_label: dict[str, list[int]] = {}
     for j, event in enumerate(events):
-        events_of.setdefault(event.label, []).append(j)
+        by_label.setdefault(event.label, []).append(j)
     pairs = sorted(((overlap(truth, events[j]), i, j) for i, truth in enumerate(truths)
-                    for j in events_of.get(truth.label, ())
+                    for j in by_label.get(truth.label, ())
                     if truth.started_at < events[j].ended_at and events[j].started_at < truth.ended_at), reverse=True)
     left_truths, left_events = set(range(len(truths))), set(range(len(events)))
     found = []
@@ -121,7 +121,7 @@ def matched(truths: Sequence[Stretch], events: Sequence[Stretch], iou: float) ->
 def event_f1(truths: Sequence[Stretch], events: Sequence[Stretch], iou: float) -> float:
     """Harmonic mean of precision and recall of events at a temporal overlap."""
     total = len(truths) + len(events)
-    return 2 * len(matched(truths, events, iou)) / total if total else NAN
+    return 2 * len(match(truths, events, iou)) / total if total else NAN
 
 
 def union(stretches: Iterable[Stretch]) -> Array:
@@ -175,7 +175,7 @@ def average_precision(scores_TK: Array, targets_TK: Array) -> Array:
 
 
 def auroc(positive: Sequence[float] | Array, negative: Sequence[float] | Array) -> float:
-    """How surely a score tells positives from negatives: 1 always, 0.5 not at all."""
+    """How well a score separates positives from negatives: 1 always, 0.5 not at all."""
     from sklearn.metrics import roc_auc_score
 
     if not len(positive) or not len(negative):
@@ -218,7 +218,7 @@ def reliability(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliabilit
     return Reliability(counts, confidence, accuracy)
 
 
-def retempered(probs_NK: Array, temperature: float) -> Array:
+def undo_temperature(probs_NK: Array, temperature: float) -> Array:
     """The probabilities had their logits been divided by 1 instead of by `temperature`."""
     if not len(probs_NK):
         return probs_NK

@@ -1,7 +1,4 @@
-"""What is played to the recogniser: recordings, clips joined by idle footage, rendered rooms without gestures.
-
-Everything is an iterator of (image_bgr, seconds).
-"""
+"""What is played to the recogniser, as (image_bgr, seconds): recordings, clips joined by idle footage, rooms."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.datasets import Media, Segment
-from engines.datasets.media import number
+from engines.datasets.media import image_number
 from engines.synthetic import Simulation, distinct_stray
 from stream.frame import Frame, Image
 from stream.sources import open_source
@@ -36,12 +33,12 @@ class Truth:
     ended_at: float
 
 
-def pictures(media: Media) -> Frames:
+def read_images(media: Media) -> Frames:
     """Every image of a recording with its time in it. Raises SourceError or UsageError where it cannot be read."""
     numbers = None  # of a folder whose numbers are times: a missing image leaves a hole
     if media.rate is not None and media.first is not None and media.path.is_dir():
         paths = sorted((path for path in media.path.iterdir() if is_image(path)), key=natural_key)
-        numbers = [number(path) for path in paths]
+        numbers = [image_number(path) for path in paths]
     with open_source(str(media.path), camera=CAMERA, fps=media.rate) as source:
         for item in source.frames():
             if isinstance(item, Frame):
@@ -52,8 +49,8 @@ def pictures(media: Media) -> Frames:
                 yield item.image_bgr, at
 
 
-def joined(clips: Sequence[Segment], idle: Sequence[Path], seed: int,
-           idle_s: tuple[float, float] = (2.0, 5.0), rounds: int = 1) -> tuple[Frames, dict[str, list[Truth]]]:
+def join_clips(clips: Sequence[Segment], idle: Sequence[Path], seed: int, idle_s: tuple[float, float] = (2.0, 5.0),
+               rounds: int = 1) -> tuple[Frames, dict[str, list[Truth]]]:
     """One stream of whole recordings in random order with stretches of idle footage before, between and after them.
 
     rounds: the whole of it so often on end, always the same.
@@ -68,7 +65,7 @@ def joined(clips: Sequence[Segment], idle: Sequence[Path], seed: int,
             for i in rng.permutation(len(clips)):
                 at = yield from _idle_stretch(idle, rng, rng.uniform(*idle_s), at)
                 started = at
-                at = yield from _played(clips[i].media, at)
+                at = yield from _play(clips[i].media, at)
                 for head, label in clips[i].labels.items():
                     truths[head].append(Truth(label, started, at))
         yield from _idle_stretch(idle, rng, rng.uniform(*idle_s), at)
@@ -76,17 +73,22 @@ def joined(clips: Sequence[Segment], idle: Sequence[Path], seed: int,
     return play(), truths
 
 
-def played_on(paths: Sequence[Path]) -> Frames:
+def concatenate_videos(paths: Sequence[Path]) -> Frames:
     """Videos one after another as one stream."""
     at = 0.0
     for path in paths:
-        at = yield from _played(Media(path), at)
+        at = yield from _play(Media(path), at)
 
 
-def rendered_idle(seconds: float, rate: float, seed: int = 0, room_s: float = ROOM_S) -> list[Frames]:
-    """Rendered rooms, one stream each, in which hands do what hands do and never a gesture. rate: images per second."""
+def render_idle(seconds: float, rate: float, seed: int = 0, room_s: float = ROOM_S) -> list[Frames]:
+    """Rendered rooms, one stream each, in which hands move and make no gesture. rate: images per second."""
+    def play(room: Simulation, images: int) -> Frames:
+        for k in range(images):
+            yield room.frame(k), k / rate
+
     rooms = max(1, round(seconds / room_s))
-    return [_room(seconds / rooms, rate, ROOM_SEED + 1000 * seed + k) for k in range(rooms)]
+    each_s = seconds / rooms
+    return [play(idle_room(each_s, rate, ROOM_SEED + 1000 * seed + k), round(each_s * rate)) for k in range(rooms)]
 
 
 def idle_room(seconds: float, rate: float, seed: int) -> Simulation:
@@ -95,16 +97,10 @@ def idle_room(seconds: float, rate: float, seed: int) -> Simulation:
     return Simulation(seed, ROOM_HW, rate, idle_s=(never_s, never_s), strays=distinct_stray)
 
 
-def _room(seconds: float, rate: float, seed: int) -> Frames:
-    room = idle_room(seconds, rate, seed)
-    for k in range(round(seconds * rate)):
-        yield room.frame(k), k / rate
-
-
-def _played(media: Media, at: float, start_s: float = 0.0, seconds: float = float("inf")) -> Played:
+def _play(media: Media, at: float, start_s: float = 0.0, seconds: float = float("inf")) -> Played:
     """A part of a recording, its first frame at time `at`; returns the time after its last frame."""
     step, last = 1 / 30, at
-    for image, captured_at in pictures(media):
+    for image, captured_at in read_images(media):
         if captured_at < start_s:
             continue
         when = at + captured_at - start_s
@@ -118,4 +114,4 @@ def _played(media: Media, at: float, start_s: float = 0.0, seconds: float = floa
 
 def _idle_stretch(idle: Sequence[Path], rng: np.random.Generator, seconds: float, at: float) -> Played:
     path = idle[int(rng.integers(len(idle)))]
-    return (yield from _played(Media(path), at, float(rng.uniform(0, 4.0)), seconds))
+    return (yield from _play(Media(path), at, float(rng.uniform(0, 4.0)), seconds))

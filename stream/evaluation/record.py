@@ -7,53 +7,34 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import SinkError
 from engines.model.contract import Contract, EventRule
-from stream.events import events_of
+from stream.events import detect_events
 from stream.frame import Event
-from stream.recognizer import Recognizer
 from stream.scoring import Scores
 
 Probs = NDArray[Any]
-Listener = Callable[[float, int, Scores], None]
-
-
-class Watch(dict[str, Listener]):
-    """Hands the scores of each camera to its listener: {camera: called with (time, steps since reset, scores)}."""
-
-    def __call__(self, camera: str, at: float, steps: int, scores: Scores) -> None:
-        listener = self.get(camera)
-        if listener is not None:
-            listener(at, steps, scores)
-
-
-def watching(recognizer: Recognizer) -> Watch:
-    """The watch of a recogniser, put there if it has none."""
-    watch = recognizer.watcher if isinstance(recognizer.watcher, Watch) else Watch()
-    recognizer.watcher = watch
-    return watch
 
 
 @dataclass(frozen=True)
-class Run:
-    """Ticks between two resets: times_T in seconds, and probabilities [T, K] of one head."""
+class ScoreSequence:
+    """Scores of one head at the ticks between two resets."""
 
-    times_T: NDArray[np.float64]
+    times_T: NDArray[np.float64]  # seconds
     now_TK: Probs
     window_TK: Probs
 
 
 class ScoreRecord:
-    """Scores of the warm ticks of one camera. It is filled, closed, and then read as often as needed."""
+    """Scores of the warm ticks of one camera: written while it plays, closed, then read as often as needed."""
 
     def __init__(self, contract: Contract, camera: str = "0") -> None:
         self.contract, self.camera = contract, camera
@@ -63,22 +44,15 @@ class ScoreRecord:
         self._starts: list[int] = []  # row of the first tick of each run
         self._steps = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close(keep=kind is None)
-
-    def take(self, at: float, steps: int, scores: Scores) -> None:
-        """Takes one tick. Steps that do not rise tell of a reset. Raises SinkError where the disk is full."""
+    def append(self, at: float, steps: int, scores: Scores) -> None:
+        """Adds one tick; steps that do not rise mean a reset. Raises SinkError where the disk is full."""
         if steps < self.contract.warmup_frames:
             return
         if steps <= self._steps or not self._starts:
             self._starts.append(len(self._times))
         self._steps = steps
         self._times.append(at)
-        with _told():
+        with _disk_errors():
             for head, file in self._files.items():
                 file.write(np.stack([scores.now[head], scores.window[head]]).astype(np.float64).tobytes())
 
@@ -87,7 +61,7 @@ class ScoreRecord:
         self._steps = np.iinfo(np.int64).max
 
     def close(self, keep: bool = True) -> None:
-        """Takes no more. What is there stays readable as long as this object lives, if it is to be kept."""
+        """Ends the record; if `keep`, it stays readable as long as this object lives."""
         for head, file in self._files.items():
             if keep and not file.closed:
                 self._maps[head] = self.scores(head)
@@ -106,31 +80,31 @@ class ScoreRecord:
         shape = (len(self._times), 2, len(self.contract.heads[head]))
         if not shape[0]:
             return np.zeros(shape)
-        with _told():
+        with _disk_errors():
             self._files[head].flush()
             return np.memmap(self._files[head], np.float64, "r", shape=shape)
 
-    def runs(self, head: str) -> Iterator[Run]:
-        """The stretches between resets."""
+    def sequences(self, head: str) -> Iterator[ScoreSequence]:
+        """The sequences between resets."""
         scores, times_T = self.scores(head), self.times_T
         for first, last in zip(self._starts, [*self._starts[1:], len(self._times)], strict=True):
-            yield Run(times_T[first:last], scores[first:last, 0], scores[first:last, 1])
+            yield ScoreSequence(times_T[first:last], scores[first:last, 0], scores[first:last, 1])
 
     def events(self, head: str, rule: EventRule | None = None) -> list[Event]:
-        """The closed events, by the model's own rule or another: just those of the live path under that rule."""
-        return [event for run in self.runs(head) for event in events_of(
+        """The closed events under the model's own rule or another: those that the live path would give."""
+        return [event for run in self.sequences(head) for event in detect_events(
             run.times_T, run.now_TK, run.window_TK, labels=self.contract.heads[head], head=head, camera=self.camera,
             background=self.contract.background, rule=rule or self.contract.events)]
 
     def windows(self, head: str) -> Probs:
         """Window scores at every full window's end, so that none shares frames with another, [windows, K]."""
         every = self.contract.clip_frames * self.contract.window_clips
-        found = [run.window_TK[every - 1::every] for run in self.runs(head)]
+        found = [run.window_TK[every - 1::every] for run in self.sequences(head)]
         return np.concatenate(found) if found else np.zeros((0, len(self.contract.heads[head])))
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

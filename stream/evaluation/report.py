@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.model.file import write_atomically
-from stream.evaluation import Report, figures
+from stream.evaluation import figures
+from stream.evaluation.evaluate import EvaluationReport
 
 STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
   color: #222 }
@@ -19,18 +20,18 @@ td { font-variant-numeric: tabular-nums } tr { border-bottom: 1px solid #eee } t
 figure { display: inline-block; margin: 0.6em 1.2em 0.6em 0; vertical-align: top; max-width: 100% }
 figcaption { color: #555; font-size: 0.9em } img { max-width: 100% }"""
 
-SAID = {"top1": "top-1", "top5": "top-5", "frame_map": "per-frame mAP",
+LABELS = {"top1": "top-1", "top5": "top-5", "frame_map": "per-frame mAP",
         "false_events_per_hour": "false events an hour", "false_events": "false events"}
 
 
-def write_report(path: Path, report: Report, found: Mapping[str, Any]) -> None:
+def write_report(path: Path, report: EvaluationReport, found: Mapping[str, Any]) -> None:
     """Writes the page. found: `report.as_json()`, and what else was found. Raises SinkError."""
     write_atomically(path, "\n".join(_page(report, found)).encode())
 
 
-def _page(report: Report, found: Mapping[str, Any]) -> Iterable[str]:
+def _page(report: EvaluationReport, found: Mapping[str, Any]) -> Iterable[str]:
     contract = report.contract
-    title = f"{contract.name} on {report.chosen.name}"
+    title = f"{contract.name} on {report.selection.name}"
     yield f"<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{escape(title)}</title>"
     yield f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>"
     yield _paragraph(f"{contract.architecture}, {contract.frame_rate:g} frames/s. Everything here was measured through "
@@ -66,7 +67,7 @@ def _page(report: Report, found: Mapping[str, Any]) -> Iterable[str]:
     yield "</body></html>"
 
 
-def _streams(report: Report, found: Mapping[str, Any]) -> Iterable[str]:
+def _streams(report: EvaluationReport, found: Mapping[str, Any]) -> Iterable[str]:
     for head, one in (report.stream.heads if report.stream else {}).items():
         numbers = found["stream"]["heads"][head] if "heads" in found["stream"] else found["stream"]
         yield f"<h2>Stream: {escape(head)}</h2>"
@@ -99,17 +100,17 @@ def _thresholds(found: Mapping[str, Any]) -> Iterable[str]:
     heads = ["", "event F1", "false events an hour", *found["before"]["events"]]
     yield "<table><tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"
     for name, values in rows.items():
-        yield f"<tr><th>{name}</th>" + "".join(f"<td>{_said(value)}</td>" for value in values) + "</tr>"
+        yield f"<tr><th>{name}</th>" + "".join(f"<td>{_format(value)}</td>" for value in values) + "</tr>"
     yield "</table>"
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = (f"<tr><th>{escape(SAID.get(name, name.replace('_', ' ')))}</th><td>{_said(value)}</td></tr>"
+    rows = (f"<tr><th>{escape(LABELS.get(name, name.replace('_', ' ')))}</th><td>{_format(value)}</td></tr>"
             for name, value in values.items())
     return f"<table>{''.join(rows)}</table>"
 
 
-def _said(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None or value != value:
         return "&ndash;"
     return escape(f"{value:.3f}" if isinstance(value, float) else str(value))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -14,9 +13,9 @@ import numpy as np
 from stream.evaluation import metrics
 from stream.evaluation.metrics import NAN
 from stream.evaluation.play import Truth
-from stream.evaluation.record import ScoreRecord, watching
+from stream.evaluation.record import ScoreRecord
 from stream.events import UNKNOWN
-from stream.frame import Event, Image
+from stream.frame import Event, Image, Item
 from stream.recognizer import Recognizer
 
 CAMERA = "stream"
@@ -26,25 +25,22 @@ IOUS = (0.1, 0.3, 0.5)
 
 @dataclass
 class HeadStream:
-    """One head of a stream. announced_at, closed_at: when each event was first told under its final label, and when its
-    end was; precision: average precision over frames of each label that occurs; seconds: of footage; taken_back: what
-    closed as unknown, which is none of `events`; named: the label that the window favoured at each truth's end, ""
-    where it had no scores; rounds: how often the same truths follow one another."""
+    """What came of one head of a stream."""
 
     truths: Sequence[Truth]
     events: Sequence[Event]
-    announced_at: Sequence[float]
-    closed_at: Sequence[float]
-    seconds: float
-    precision: Mapping[str, float] = field(default_factory=dict)
-    taken_back: Sequence[Event] = ()
-    named: Sequence[str] = ()
-    rounds: int = 1
+    reported_at: Sequence[float]  # when each event was first reported under its final label
+    closed_at: Sequence[float]  # and when its end was
+    seconds: float  # of footage
+    precision: Mapping[str, float] = field(default_factory=dict)  # average over frames, of each label that occurs
+    taken_back: Sequence[Event] = ()  # what closed as unknown, none of `events`
+    named: Sequence[str] = ()  # the label that the window favoured at each truth's end, "" without scores
+    rounds: int = 1  # how often the same truths follow one another
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
         """(truth, event) of the same label that overlap enough."""
-        return metrics.matched(self.truths, self.events, IOU)
+        return metrics.match(self.truths, self.events, IOU)
 
     @property
     def f1(self) -> float:
@@ -58,8 +54,8 @@ class HeadStream:
 
     @property
     def start_delays_s(self) -> list[float]:
-        """From each true start to when the event that matches it was told under its label."""
-        return [self.announced_at[j] - self.truths[i].started_at for i, j in self.pairs]
+        """From each true start to when the event that matches it was reported under its label."""
+        return [self.reported_at[j] - self.truths[i].started_at for i, j in self.pairs]
 
     @property
     def delay_s(self) -> float:
@@ -123,27 +119,26 @@ class StreamReport:
 
 
 class StreamMeter:
-    """Plays streams, one after another on one time axis, and keeps what came of them. Use it in a `with` block."""
+    """Plays streams, one after another on one time axis, and measures them. Use it in a `with` block."""
 
     def __init__(self, recognizer: Recognizer, camera: str = CAMERA) -> None:
         contract = recognizer.contract
         self._recognizer, self._camera = recognizer, camera
         self._closed: dict[str, list[tuple[Event, float]]] = {head: [] for head in contract.heads}
-        self._told: dict[tuple[str, float, str], float] = {}  # head, start, label: when first told
+        self._reported: dict[tuple[str, float, str], float] = {}  # head, start, label: when first reported
         self._gap_s = contract.max_gap_s
         self._offset = self._first = self._at = self._seconds = 0.0
         self._running = False
         self.streams, self.rounds = 0, 1  # streams that had any images; rounds of the same truths in the only one
         self.truths: dict[str, list[Truth]] = {head: [] for head in contract.heads}
         self.record = ScoreRecord(contract, camera)
-        watching(recognizer)[camera] = self.record.take
+        recognizer.score_listeners[camera] = self.record.append
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        watching(self._recognizer).pop(self._camera, None)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._recognizer.score_listeners.pop(self._camera, None)
         self.record.close(keep=kind is None)
 
     def push(self, image: Image, at: float) -> None:
@@ -152,14 +147,11 @@ class StreamMeter:
         if not self._running:
             self._running, self._first = True, self._at
             self.streams += 1
-        for item in self._recognizer.push(image, self._at, self._camera):
-            if isinstance(item, Event):
-                self._keep(item)
+        self._collect(self._recognizer.push(image, self._at, self._camera))
 
     def end(self, truths: Mapping[str, Sequence[Truth]] | None = None) -> None:
         """Ends the current stream, with its truths by head, in seconds of that stream."""
-        for event in self._recognizer.flush(self._camera):
-            self._keep(event)
+        self._collect(self._recognizer.flush(self._camera))
         for head, stretches in (truths or {}).items():
             self.truths[head] += [Truth(one.label, one.started_at + self._offset, one.ended_at + self._offset)
                                   for one in stretches]
@@ -173,10 +165,12 @@ class StreamMeter:
         """What came of all streams so far."""
         return StreamReport({head: self._head(head) for head in self._closed}, self.record)
 
-    def _keep(self, event: Event) -> None:
-        self._told.setdefault((event.head, event.started_at, event.label), self._at)
-        if not event.open:
-            self._closed[event.head].append((event, self._at))
+    def _collect(self, items: Sequence[Item]) -> None:
+        for event in items:
+            if isinstance(event, Event):
+                self._reported.setdefault((event.head, event.started_at, event.label), self._at)
+                if not event.open:
+                    self._closed[event.head].append((event, self._at))
 
     def _head(self, head: str) -> HeadStream:
         labels, truths = self.record.contract.heads[head], self.truths[head]
@@ -185,12 +179,12 @@ class StreamMeter:
         precision = {label: float(value) for label, value in zip(labels, found, strict=True)
                      if label != self.record.contract.background and value == value}
         known = [(event, at) for event, at in self._closed[head] if event.label != UNKNOWN]
-        told = [self._told[event.head, event.started_at, event.label] for event, _ in known]
+        reported = [self._reported[event.head, event.started_at, event.label] for event, _ in known]
         unknown = [event for event, _ in self._closed[head] if event.label == UNKNOWN]
-        return HeadStream(truths, [event for event, _ in known], told, [at for _, at in known], self._seconds,
-                          precision, unknown, self._named(head, truths), self.rounds)
+        return HeadStream(truths, [event for event, _ in known], reported, [at for _, at in known], self._seconds,
+                          precision, unknown, self._named_labels(head, truths), self.rounds)
 
-    def _named(self, head: str, truths: Sequence[Truth]) -> list[str]:
+    def _named_labels(self, head: str, truths: Sequence[Truth]) -> list[str]:
         """The label that the window favours at the last tick in each truth, background aside."""
         contract, times_T = self.record.contract, self.record.times_T
         labels = contract.heads[head]

@@ -1,7 +1,7 @@
 """Finds the event rule with the best events among those that keep to a number of false events.
 
-Scores are recorded once; every rule is tried on the record through `events_of`, the live path's own lines. False events
-are counted on footage without gestures, F1 on a stream with the truth.
+Scores are recorded once; every rule is tried on the record through `detect_events`, the live path's own lines.
+False events are counted on footage without gestures, F1 on a stream with the truth.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from engines.errors import UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import bundled, save
 from stream.evaluation import metrics
-from stream.evaluation.record import Run, ScoreRecord
+from stream.evaluation.record import ScoreRecord, ScoreSequence
 from stream.evaluation.streams import IOU, StreamReport
-from stream.events import UNKNOWN, events_of
+from stream.events import UNKNOWN, detect_events
 from stream.frame import Event
 
 VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
@@ -33,29 +33,26 @@ VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A rule and what it gives: F1 on the stream, mean over heads; false events per hour of idle footage."""
+class RuleTrial:
+    """A rule and what it gives."""
 
     rule: EventRule
-    f1: float
-    false_events_per_hour: float
+    f1: float  # on the stream, mean over heads
+    false_events_per_hour: float  # of idle footage
 
     def as_json(self) -> dict[str, Any]:
         return {"events": self.rule.model_dump(), "f1": self.f1, "false_events_per_hour": self.false_events_per_hour}
 
 
 @dataclass(frozen=True)
-class Search:
-    """What was found: `best`, beside what the model had `before`.
+class RuleSearch:
+    """What was found: `best`, beside what the model had `before`."""
 
-    tried: rules; idle_s, stream_s: seconds of footage.
-    """
-
-    before: Trial
-    best: Trial
+    before: RuleTrial
+    best: RuleTrial
     limit_per_hour: float
-    tried: int
-    idle_s: float
+    tried: int  # rules
+    idle_s: float  # seconds of footage
     stream_s: float
 
     def as_json(self) -> dict[str, Any]:
@@ -63,11 +60,11 @@ class Search:
                 "rules_tried": self.tried, "before": self.before.as_json(), "chosen": self.best.as_json()}
 
 
-def search(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per_hour: float) -> Search:
+def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per_hour: float) -> RuleSearch:
     """The best rule that keeps to the limit on the idle footage.
 
     Of equal ones, that with fewer false events, then the shorter wait. Raises UsageError without a stream, without idle
-    footage, or when no rule keeps to the limit and yet hears a gesture.
+    footage, or when no rule that keeps to the limit finds a gesture.
     """
     quiet = [part for part in idles if part.first.seconds > 0]
     if stream is not None and not any(one.truths for one in stream.heads.values()):
@@ -77,26 +74,26 @@ def search(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per
                          "both", "give footage without gestures: --idle FOLDER, and --rendered-idle MINUTES for more")
     contract = stream.record.contract
     idle_s = sum(part.first.seconds for part in quiet)
-    loud = _reduced(stream.record)
-    still = [_reduced(part.record) for part in quiet]
+    gestures = _active_ticks(stream.record)
+    idle = [_active_ticks(part.record) for part in quiet]
 
     def false_events(rule: EventRule, at_most: float) -> int:
         """Counted until there are more than `at_most`: most rules fail early."""
         found = 0
-        for part, head in product(still, contract.heads):
+        for part, head in product(idle, contract.heads):
             for _ in _events(part, contract, rule, head):
                 found += 1
                 if found > at_most:
                     return found
         return found
 
-    def trial(rule: EventRule, at_most: float = np.inf) -> Trial | None:
+    def trial(rule: EventRule, at_most: float = np.inf) -> RuleTrial | None:
         false = false_events(rule, at_most)
         if false > at_most:
             return None
-        f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(_events(loud, contract, rule, head)), IOU)
+        f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(_events(gestures, contract, rule, head)), IOU)
                                    for head, one in stream.heads.items() if one.truths)
-        return Trial(rule, f1, 3600 * false / idle_s)
+        return RuleTrial(rule, f1, 3600 * false / idle_s)
 
     before = trial(contract.events)
     assert before is not None
@@ -105,32 +102,29 @@ def search(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per
     kept = [one for rule in rules if (one := trial(rule, allowed)) is not None and one.f1 > 0]
     if not kept:
         raise UsageError(f"{before.false_events_per_hour:.1f} false events per hour, and more than the limit with each "
-                         f"of {len(rules)} rules that hear a gesture", f"at most {limit_per_hour:g} per hour",
+                         f"of {len(rules)} rules that find a gesture", f"at most {limit_per_hour:g} per hour",
                          "allow more, or train with more such footage as background")
     best = max(kept, key=lambda one: (one.f1, -one.false_events_per_hour, -one.rule.min_duration_s))
-    return Search(before, best, limit_per_hour, len(rules), idle_s, stream.first.seconds)
+    return RuleSearch(before, best, limit_per_hour, len(rules), idle_s, stream.first.seconds)
 
 
-def write_rule(model: Path, found: Search, data: Mapping[str, Any]) -> None:
-    """Writes the chosen rule into a model file; the provenance says on what data and with what result.
+def write_rule(model: str | Path, found: RuleSearch, data: Mapping[str, Any], out: Path) -> None:
+    """Writes `model` with the chosen rule as the model file `out`; the provenance says on what data and with what
+    result it was chosen.
 
-    Raises UsageError for a bundled model, SinkError where it cannot be written.
+    Raises UsageError for the file of a bundled model, SinkError where it cannot be written.
     """
+    refuse_bundled(out)
     loaded = engines.load(model)
-    path = writable_model(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
     contract = loaded.contract.model_copy(update={"events": found.best.rule, "provenance": provenance})
-    half = all(np.array_equal(tensor.astype(np.float16).astype(np.float32), tensor)
-               for tensor in loaded.tensors.values())
-    save(path, contract, loaded.tensors, half=half)
+    save(out, contract, loaded.tensors, half=loaded.half)
 
 
-def writable_model(model: str | Path) -> Path:
-    """The model as a file that may be written. Raises UsageError for a bundled model."""
-    if str(model) in bundled():
-        raise UsageError(f"thresholds to write into the bundled model {model!r}", "a model file of your own",
-                         "copy its file and name the copy")
-    return Path(model)
+def refuse_bundled(out: Path) -> None:
+    """Raises UsageError where `out` is the file of a bundled model."""
+    if out.exists() and any(out.samefile(path) for path in bundled().values()):
+        raise UsageError(f"--out {out}, a bundled model", "a file of your own", "choose another name")
 
 
 def _rules(start: EventRule) -> Iterator[EventRule]:
@@ -140,30 +134,31 @@ def _rules(start: EventRule) -> Iterator[EventRule]:
             yield changed
 
 
-def _events(runs: Mapping[str, Sequence[Run]], contract: Contract, rule: EventRule, head: str) -> Iterator[Event]:
-    for run in runs[head]:
-        for event in events_of(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
+def _events(sequences: Mapping[str, Sequence[ScoreSequence]], contract: Contract, rule: EventRule,
+            head: str) -> Iterator[Event]:
+    for run in sequences[head]:
+        for event in detect_events(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
                                background=contract.background, rule=rule, head=head):
             if event.label != UNKNOWN:
                 yield event
 
 
-def _reduced(record: ScoreRecord) -> dict[str, list[Run]]:
-    """The record without the ticks that no rule in question looks at: quiet ones, but for those that end an event."""
+def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
+    """The record without the ticks that no rule looks at: quiet ones, but for those that end an event."""
     contract = record.contract
     floor = min(contract.events.close_below, *VALUES["close_below"])
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[ScoreSequence]] = {}
     for head, labels in contract.heads.items():
         background = labels.index(contract.background) if contract.background in labels else None
         found[head] = []
-        for run in record.runs(head):
+        for run in record.sequences(head):
             active_T = run.window_TK.max(axis=1) if background is None else 1 - run.now_TK[:, background]
-            kept = _needed(run.times_T, active_T >= floor, contract.events.close_after_s)
-            found[head].append(Run(run.times_T[kept], run.now_TK[kept], run.window_TK[kept]))
+            kept = _needed_ticks(run.times_T, active_T >= floor, contract.events.close_after_s)
+            found[head].append(ScoreSequence(run.times_T[kept], run.now_TK[kept], run.window_TK[kept]))
     return found
 
 
-def _needed(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
+def _needed_ticks(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
     """The active ticks, and after them the quiet ones up to the first that ends an event begun there."""
     kept: list[int] = []
     until = -np.inf  # quiet ticks are needed until one is as late as this

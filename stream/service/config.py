@@ -1,103 +1,105 @@
-"""What a service is told: a TOML file, checked before anything starts.
+"""The service's configuration: a TOML file, validated before anything starts.
 
-    model = "gesture"
-
-    [receive]
-    bind = ["tcp://127.0.0.1:5555"]
-
-    [[camera]]
-    name = "cell-3"
-    source = "zmq://10.0.0.3:5555"
-
-    [results]
-    log = "events.db"
-    publish = "tcp://127.0.0.1:5556"
-
-Every key has a default but a camera's name: an empty file is a service. Mistakes are told with their line.
+An empty file is a valid configuration. `python -m stream.service.config stream/service/README.md` renews the table of
+keys there.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 import tomllib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engines.errors import UsageError
-from stream.sources import check
-from stream.sources.address import scheme_of
-from stream.wire import NAME_CHARACTERS, name_of
+from stream.sources import check_source
+from stream.sources.address import parse_scheme
+from stream.wire import NAME_CHARACTERS, parse_camera_name
 
 Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Staleness = Annotated[float, Field(gt=0, le=60_000)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Pause = Annotated[float, Field(ge=0, le=60)]
+KeyPath = tuple[str | int, ...]
+LIMIT_SIGNS = {"exclusiveMinimum": "&gt;", "minimum": "&ge;", "maximum": "&le;"}  # of a JSON schema, for Markdown
+TABLE_BEGINS, TABLE_ENDS = "<!-- keys, by python -m stream.service.config -->\n", "<!-- end of keys -->"
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Receive(_Table):
-    """Sockets that cameras dial. bind: for imagezmq, NetGear (REQ) and `gatestream camera`, side by side; pair, sub:
-    ports of their own for NetGear's patterns 0 and 2; curve: only senders with a key in the folder `keys`, see
-    `gatestream keys`; addresses: only senders
-    at these IP addresses, all if empty; unknown: cameras that are not in the file may join, up to `cameras` in all;
-    staleness_ms: a message that waited longer is dropped; pace_ms: an answer waits for its frame's turn, so long at
-    most, so that senders that wait slow down; tell: answers carry the camera's latest prediction; quotas are each
-    camera's."""
+class ReceiveConfig(_Table):
+    """Sockets to which cameras connect. Quotas are each camera's."""
 
-    bind: tuple[Address, ...] = ("tcp://127.0.0.1:5555",)
-    pair: tuple[Address, ...] = ()
-    sub: tuple[Address, ...] = ()
-    curve: bool = False
-    keys: Path | None = None
-    addresses: tuple[str, ...] = ()
-    unknown: bool = True
-    cameras: Annotated[int, Field(ge=1, le=10_000)] = 256
-    staleness_ms: Staleness = 200.0
-    pace_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    tell: bool = True
-    max_message_mb: Annotated[float, Field(gt=0, le=1024)] = 32.0
-    max_frames_per_s: Annotated[float, Field(gt=0)] = 120.0
-    max_mb_per_s: Annotated[float, Field(gt=0)] = 200.0
+    bind: tuple[Address, ...] = Field(("tcp://127.0.0.1:5555",), description=(
+        "Addresses for imagezmq and NetGear (REQ) senders and `gatestream camera`, side by side."))
+    pair: tuple[Address, ...] = Field((), description="Addresses for NetGear's pattern 0 (PAIR), one sender each.")
+    sub: tuple[Address, ...] = Field((), description="Addresses for NetGear's pattern 2 (PUB).")
+    curve: bool = Field(False, description=(
+        "Only senders with a key in the folder `keys` may connect; see `gatestream keys`."))
+    keys: Path | None = Field(None, description=(
+        "Folder of keys; by default that of the user's configuration (`~/.config/gatestream/keys` on Linux)."))
+    addresses: tuple[str, ...] = Field((), description="Only senders at these IP addresses may connect; empty: all.")
+    unknown: bool = Field(True, description="Cameras that are not in this file may join.")
+    cameras: int = Field(256, ge=1, le=10_000, description="Largest number of cameras, those in this file included.")
+    staleness_ms: Staleness = Field(200.0, description=(
+        "A frame that waited longer than this for the engine is dropped."))
+    pace_ms: float = Field(0.0, ge=0, le=1000, description=(
+        "An answer waits until the engine takes its frame, at most this long, so that waiting senders slow down."))
+    tell: bool = Field(True, description=(
+        "imagezmq senders are answered with their camera's latest prediction, once there is one, instead of `OK`."))
+    max_message_mb: float = Field(32.0, gt=0, le=1024, description=(
+        "Largest message (MiB); the sender of a larger one is disconnected."))
+    max_frames_per_s: Positive = Field(120.0, description="Quota of messages per second.")
+    max_mb_per_s: Positive = Field(200.0, description="Quota of payload per second (MB).")
 
 
-class Camera(_Table):
-    """A camera. source: as of `gatestream run`: a webcam's number, rtsp://, zmq://host:port of a publisher, a file;
-    without one, the camera dials us and sends its name; address: of a sender that sends no name, or the
-    only one that may use this name; colour: of raw pixels that do not say; crop: x, y, width, height as shares of the
-    picture; open_above, min_score: instead of the model's; staleness_ms: instead of all cameras'; lost_after_s: with
-    no frames for so long a camera has left, and its events are closed."""
+class CameraConfig(_Table):
+    """A camera that is opened by the service, or whose settings differ from the others'."""
 
-    name: str
-    source: str | None = None
-    address: str | None = None
-    colour: Literal["BGR", "RGB"] = "BGR"
-    crop: tuple[Share, Share, Share, Share] | None = None
-    open_above: Share | None = None
-    min_score: Share | None = None
-    staleness_ms: Staleness | None = None
-    lost_after_s: Seconds = 20.0
+    name: str = Field(description="As the camera calls itself: up to 64 printable characters.")
+    source: str | None = Field(None, description=(
+        "Opened by the service, as by `gatestream run`: webcam number, rtsp://, zmq://host:port of a publisher, "
+        "file. Without it, the camera connects to the service."))
+    address: str | None = Field(None, description=(
+        "IP address of a sender that sends no name, or the only one that may use this name."))
+    colour: Literal["BGR", "RGB"] = Field("BGR", description=(
+        "Channel order of raw pixels whose header does not say it."))
+    crop: tuple[Share, Share, Share, Share] | None = Field(None, description=(
+        "The part of the picture to use: x, y, width, height as shares of it."))
+    open_above: Share | None = Field(None, description=(
+        "Probability above which an event opens, instead of the model's."))
+    min_score: Share | None = Field(None, description=(
+        "Smallest score of an event that is reported, instead of the model's."))
+    staleness_ms: Staleness | None = Field(None, description="Instead of `receive.staleness_ms`.")
+    lost_after_s: Seconds = Field(20.0, description=(
+        "Without a frame for this long, the camera counts as gone and its events are closed."))
 
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if name_of(value) != value:
+        if parse_camera_name(value) != value:
             raise ValueError(f"a printable name of up to {NAME_CHARACTERS} characters, without spaces around it")
         return value
 
     @field_validator("source")
     @classmethod
     def _source(cls, value: str | None) -> str | None:
-        if value is not None and scheme_of(value) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", value):
+        if value is not None and parse_scheme(value) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", value):
             raise ValueError("zmq://host:port of a publisher")
         if value is not None:
             try:
-                check(value)
+                check_source(value)
             except UsageError as error:
                 raise ValueError(str(error)) from error
         return value
@@ -111,48 +113,48 @@ class Camera(_Table):
         return value
 
 
-class Mqtt(_Table):
-    """An MQTT broker. password_file: holds the password, which has no place here; topic: what ours begin with;
-    discovery: Home Assistant's prefix, "" for none."""
+class MqttConfig(_Table):
+    """An MQTT broker."""
 
-    host: str = "localhost"
-    port: Annotated[int, Field(ge=1, le=65_535)] = 1883
-    tls: bool = False
-    username: str | None = None
-    password_file: Path | None = None
-    topic: Annotated[str, Field(pattern=r"^[^+#\s/][^+#\s]*$")] = "gatestream"
-    discovery: str = "homeassistant"
-
-
-class Results(_Table):
-    """Where results go. log: the event log; publish: a ZeroMQ publisher, one topic for each camera; mqtt: a broker;
-    jsonl: a file of JSON lines; webhook: an HTTP address that gets closed events."""
-
-    log: Path | None = None
-    publish: tuple[Address, ...] = ()
-    mqtt: Mqtt | None = None
-    jsonl: Path | None = None
-    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    host: str = Field("localhost", description="Host of the broker.")
+    port: int = Field(1883, ge=1, le=65_535, description="Port of the broker.")
+    tls: bool = Field(False, description="Encrypt the connection, with the system's certificates.")
+    username: str | None = Field(None, description="Name to log in with.")
+    password_file: Path | None = Field(None, description="File that holds the password.")
+    topic: str = Field("gatestream", pattern=r"^[^+#\s/][^+#\s]*$", description="First level of all topics.")
+    discovery: str = Field("homeassistant", description="Home Assistant's discovery prefix; empty: no discovery.")
 
 
-class Clips(_Table):
-    """A video of every event, made from the pictures as they came, all in one folder. before_s, after_s: around the
-    event; most_s: the longest; keep_days, keep_mb: older ones and the oldest ones beyond that are deleted."""
+class ResultsConfig(_Table):
+    """Where results go."""
 
-    folder: Path
-    before_s: Annotated[float, Field(ge=0, le=60)] = 2.0
-    after_s: Annotated[float, Field(ge=0, le=60)] = 2.0
-    most_s: Annotated[float, Field(gt=0, le=600)] = 60.0
-    keep_days: Annotated[float, Field(gt=0)] = 30.0
-    keep_mb: Annotated[float, Field(gt=0)] = 10_000.0
+    log: Path | None = Field(None, description=(
+        "The event log, an SQLite file; without it events have no `id` and are not delivered again."))
+    publish: tuple[Address, ...] = Field((), description=(
+        "Addresses of a ZeroMQ publisher, with the topic `CAMERA/TYPE`."))
+    mqtt: MqttConfig | None = None
+    jsonl: Path | None = Field(None, description="A file of JSON lines, appended to.")
+    webhook: str | None = Field(None, pattern=r"^https?://\S+$", description=(
+        "An HTTP address to which every closed event is posted."))
 
 
-class Gate(_Table):
-    """What a changed model has to do before it goes live: find the events in a recording (a file that `gatestream run`
-    takes) that the one before it finds, with this F1 at least."""
+class ClipsConfig(_Table):
+    """A video of every event, made from the pictures as cameras sent them."""
 
-    recording: Path
-    f1: Share = 0.9
+    folder: Path = Field(description="Folder of the videos.")
+    before_s: Pause = Field(2.0, description="Seconds shown before the event.")
+    after_s: Pause = Field(2.0, description="Seconds shown after it.")
+    most_s: float = Field(60.0, gt=0, le=600, description="Longest video, counted from the event's start.")
+    keep_days: Positive = Field(30.0, description="Older videos are deleted.")
+    keep_mb: Positive = Field(10_000.0, description="The oldest videos beyond this size of all (MB) are deleted.")
+
+
+class PromotionConfig(_Table):
+    """What a new model has to do before it replaces the running one."""
+
+    recording: Path = Field(description=(
+        "A recording that `gatestream run` takes, in which it has to find the events that the running model finds."))
+    f1: Share = Field(0.9, description="Smallest F1 of that comparison.")
 
     @field_validator("recording")
     @classmethod
@@ -162,43 +164,43 @@ class Gate(_Table):
         return value
 
 
-class Health(_Table):
-    """bind: where /metrics and /health are served, None for nowhere; pictures: whether cameras can be looked at there,
-    None for only if nobody but this machine can ask."""
+class HealthConfig(_Table):
+    """The pages /health and /metrics."""
 
-    bind: Annotated[str, Field(pattern=r"^[^\s/]+:\d{1,5}$")] | None = "127.0.0.1:9155"
-    pictures: bool | None = None
+    bind: str | None = Field("127.0.0.1:9155", pattern=r"^[^\s/]+:\d{1,5}$", description="host:port of the pages.")
+    pictures: bool | None = Field(None, description=(
+        "Also serve cameras' pictures and records there; by default only where `bind` is this machine's own address."))
 
     @property
-    def shows(self) -> bool:
-        """Whether cameras can be looked at."""
+    def serves_pictures(self) -> bool:
+        """Whether cameras' pictures and records are served."""
         host = (self.bind or "").rpartition(":")[0].strip("[]")
         return host in LOOPBACK if self.pictures is None else self.pictures
 
 
-class ClusterOf(_Table):
-    """Workers of `serve --cluster`. address: of a running Ray cluster, None for one of this machine alone; workers: how
-    many, by default one for each GPU, else as many as there are groups of cores; cores: of each."""
+class ClusterConfig(_Table):
+    """Workers of `gatestream serve --cluster`."""
 
-    address: str | None = None
-    workers: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    cores: Annotated[int, Field(ge=1, le=1024)] = 2
+    address: str | None = Field(None, description=(
+        "Address of a running Ray cluster; by default one is started on this machine."))
+    workers: int | None = Field(None, ge=1, le=10_000, description=(
+        "Number of workers; by default one for each GPU, or without GPUs one for each `cores` cores."))
+    cores: int = Field(2, ge=1, le=1024, description="Cores of each worker.")
 
 
 class Config(_Table):
-    """The whole file. model, engine: as of `gatestream run`; models: folders from which a running service takes another
-    model; camera: what is special about some of them."""
+    """The whole file."""
 
-    model: str = "gesture"
-    engine: str = "auto"
-    models: tuple[Path, ...] = ()
-    gate: Gate | None = None
-    receive: Receive = Receive()
-    camera: tuple[Camera, ...] = ()
-    results: Results = Results()
-    clips: Clips | None = None
-    health: Health = Health()
-    cluster: ClusterOf = ClusterOf()
+    model: str = Field("gesture", description="A bundled model's name or a model file.")
+    engine: str = Field("auto", description="As of `gatestream run --engine`.")
+    models: tuple[Path, ...] = Field((), description="Folders from which a running service may take another model.")
+    gate: PromotionConfig | None = None
+    receive: ReceiveConfig = ReceiveConfig()
+    camera: tuple[CameraConfig, ...] = ()
+    results: ResultsConfig = ResultsConfig()
+    clips: ClipsConfig | None = None
+    health: HealthConfig = HealthConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -213,60 +215,57 @@ class Config(_Table):
         return self
 
 
-def read(path: Path) -> Config:
-    """The configuration in a file. Raises UsageError, which names the line."""
+def read_config(path: Path) -> Config:
+    """Reads and validates a configuration file. Raises UsageError, which names the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UsageError(f"{path}: {reason}", "a TOML file that can be read", "check the path") from error
-    return parse(text, str(path))
+    return parse_config(text, str(path))
 
 
-def parse(text: str, name: str = "configuration") -> Config:
-    """The configuration that a text says. Raises UsageError, which names the line."""
+def parse_config(text: str, name: str = "configuration") -> Config:
+    """Validates the text of a configuration file called `name`. Raises UsageError, which names the line."""
     try:
         return Config.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        place = re.search(r" \(at line (\d+), column \d+\)", str(error))
-        where = f"{name}:{place[1]}" if place else name
+        position = re.search(r" \(at line (\d+), column \d+\)", str(error))
+        where = f"{name}:{position[1]}" if position else name
         raise UsageError(f"{where}: {str(error).split(' (at ')[0]}", "TOML",
                          "see toml.io for how to write it") from error
     except ValidationError as error:
-        lines = lines_of(text)
-        told = [f"{name}:{_line(lines, fault['loc'])}: {_key(fault['loc'])}: {_reason(fault)}"
-                for fault in error.errors()]
-        raise UsageError("; ".join(told[:5]), "keys and values as README's section on the service lists them",
+        lines = _key_lines(text)
+        faults = [f"{name}:{_line(lines, fault['loc'])}: {_dotted(fault['loc'])}: {_reason(fault)}"
+                  for fault in error.errors()]
+        raise UsageError("; ".join(faults[:5]), "keys and values as stream/service/README.md lists them",
                          "correct the lines and run `gatestream serve --check` again") from error
 
 
-def lines_of(text: str) -> dict[tuple[str | int, ...], int]:
-    """The line of every table and key of a TOML text that is valid, by its path."""
-    lines: dict[tuple[str | int, ...], int] = {(): 1}
-    table: tuple[str | int, ...] = ()
-    counts: dict[str, int] = {}
+def _key_lines(text: str) -> dict[KeyPath, int]:
+    """The line of every table and key of a valid TOML text."""
+    lines: dict[KeyPath, int] = {(): 1}
+    table: KeyPath = ()
+    counts: Counter[KeyPath] = Counter()
     for number, line in enumerate(text.splitlines(), 1):
-        if found := re.match(r"\s*\[\[\s*([\w.-]+)\s*\]\]", line):
-            counts[found[1]] = counts.get(found[1], -1) + 1
-            table = (*found[1].split("."), counts[found[1]])
-            lines[table] = number
-        elif found := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
-            table = tuple(found[1].split("."))
-            lines[table] = number
-        elif found := re.match(r"\s*([\w.-]+)\s*=", line):
-            lines[(*table, *found[1].split("."))] = number
+        if found := re.match(r"\s*(\[{0,2})\s*([\w.-]+)\s*[]=]", line):
+            path: KeyPath = tuple(found[2].split("."))
+            if found[1]:
+                table = (*path, counts[path]) if found[1] == "[[" else path
+                counts[path] += 1
+            lines[table if found[1] else (*table, *path)] = number
     return lines
 
 
-def _line(lines: dict[tuple[str | int, ...], int], place: tuple[str | int, ...]) -> int:
-    """Of the key at a place, or of the nearest that holds it."""
-    while place not in lines:
-        place = place[:-1]
-    return lines[place]
+def _line(lines: dict[KeyPath, int], key: KeyPath) -> int:
+    """The line of a key, or of the nearest table that holds it."""
+    while key not in lines:
+        key = key[:-1]
+    return lines[key]
 
 
-def _key(place: tuple[str | int, ...]) -> str:
-    return ".".join(f"{part}" if isinstance(part, str) else f"{part + 1}" for part in place) or "the file"
+def _dotted(key: KeyPath) -> str:
+    return ".".join(f"{part}" if isinstance(part, str) else f"{part + 1}" for part in key) or "the file"
 
 
 def _reason(fault: Any) -> str:
@@ -276,3 +275,43 @@ def _reason(fault: Any) -> str:
         return "missing"
     text = fault["msg"].removeprefix("Value error, ")
     return f"{text}, got {str(fault['input'])[:60]!r}" if fault["loc"] else text
+
+
+def key_table() -> str:
+    """A Markdown table of all keys: key, type, default, meaning."""
+    schema = Config.model_json_schema()
+    rows = [("key", "type", "default", "meaning"), ("---",) * 4, *_rows(schema, schema["$defs"], "")]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def renew_table(text: str) -> str:
+    """The text of a README with the present table of keys between its marks."""
+    before, _, rest = text.partition(TABLE_BEGINS)
+    return f"{before}{TABLE_BEGINS}{key_table()}{TABLE_ENDS}{rest.partition(TABLE_ENDS)[2]}"
+
+
+def _rows(table: dict[str, Any], tables: dict[str, Any], prefix: str) -> Iterator[tuple[str, ...]]:
+    for key, field in table["properties"].items():
+        [value] = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
+        if reference := value.get("$ref") or value.get("items", {}).get("$ref"):
+            inner = tables[reference.rpartition("/")[2]]
+            name = f"[{prefix}{key}]" if "$ref" in value else f"[[{prefix}{key}]]"
+            yield f"**{name}**", "", "", inner["description"]
+            yield from _rows(inner, tables, f"{prefix}{key}.")
+        else:
+            default = f"`{json.dumps(field['default'])}`" if field.get("default") is not None else ""
+            required = key in table.get("required", ())
+            yield f"`{prefix}{key}`", _type(value), "required" if required else default, field["description"]
+
+
+def _type(value: dict[str, Any]) -> str:
+    if value["type"] == "array":
+        count = f"{value['maxItems']} of" if "maxItems" in value else "list of"
+        return f"{count} {_type(value.get('items') or value['prefixItems'][0])}"
+    kind = " or ".join(value.get("enum", ())) or value.get("format", value["type"])
+    return " ".join([kind, *(f"{sign} {value[key]:g}" for key, sign in LIMIT_SIGNS.items() if key in value)])
+
+
+if __name__ == "__main__":
+    for readme in map(Path, sys.argv[1:]):
+        readme.write_text(renew_table(readme.read_text(encoding="utf-8")), encoding="utf-8")

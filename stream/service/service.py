@@ -1,13 +1,10 @@
-"""The service: one process that keeps the sockets, one that runs the engine.
+"""The service: one process that owns the sockets, and one that runs the engine.
 
-    with Service(config) as service:      # binds, starts the engine's process
-        service.run(stop)                 # until `stop` is set
+    cameras ◄──────────► Receiver (thread) ◄──► worker process
+    camera processes ──►     └──► Outbox (thread) ──► log, publisher, webhook, videos, ...
 
-    cameras ◄──► Receiver (thread) ◄──► worker process
-    feeders ──►      └──► Announcer (thread) ──► log, publisher, webhook, videos, ...
-
-The engine's process may crash or hang: it is started again, a gap is told for each camera, and no sender notices. With
-another model a second process is started beside it, and takes over once it is ready and has passed the gate.
+The worker's process may crash or hang: it is started again, a gap is reported for each camera, and no sender notices.
+With another model a second process is started beside it, and takes over once it is ready and has passed `promotion`.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import zmq
@@ -32,32 +28,34 @@ import engines
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model, bundled
 from stream.service.config import Config
-from stream.service.egress.clips import Recorder
+from stream.service.egress.clips import ClipRecorder
 from stream.service.egress.health import HealthServer, Metrics
-from stream.service.egress.live_feed import Showing
-from stream.service.egress.open_sinks import opened
-from stream.service.egress.outbox import Teller
-from stream.service.ingress.camera_supervisor import Feeders, Seen
+from stream.service.egress.live_feed import LiveFeed
+from stream.service.egress.open_sinks import open_sinks
+from stream.service.egress.outbox import ResultSink
+from stream.service.frames import RecentFrames
+from stream.service.ingress.admission import CameraSession
+from stream.service.ingress.camera_supervisor import CameraSupervisor, FrameTimes
 from stream.service.ingress.receiver import Receiver, Records
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.security import Doorman, default_folder
-from stream.service.worker.processes import started
+from stream.service.ingress.scheduler import CameraCounters
+from stream.service.ingress.security import SocketAuth, default_folder
+from stream.service.worker.processes import resident_bytes, start_process, wait_or_kill
 
 log = logging.getLogger("gatestream.service")
 
-ROUND_S = 0.1
-BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the engine's process is started again
-LASTING_S = 30.0  # a process that lived so long starts the row anew
+PERIOD_S = 0.1  # between two looks at the processes
+BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the worker's process is started again
+LASTING_S = 30.0  # a process that lived this long starts the row anew
 HANGS_AFTER_S = 10.0  # with work at hand and none done
-BUILDS_FOR_S = 300.0  # a process that does not get ready for so long hangs, too
+BUILDS_FOR_S = 300.0  # a process that is not ready after this hangs, too
 STOPS_WITHIN_S = 1.2
-DECIDED_S = 2.0  # from the beginning of an action to the event that tells of it, at most
+DECISION_S = 2.0  # from the beginning of an action to its event, at most
 SPARE_S = 0.5
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Another model that is made ready, in a process of its own."""
+    """Another model that is being made ready, in a process of its own."""
 
     model: Model
     process: subprocess.Popen[bytes]
@@ -65,44 +63,51 @@ class _Candidate:
 
 
 class Service:
-    """See the file's top. Raises UsageError, ModelError, SourceError, SinkError when it cannot start."""
+    """Serves the cameras of a configuration. Belongs to one thread; `state` may be called from any.
+
+        with Service(config) as service:      # binds the sockets, starts the worker's process
+            service.run(stop)                 # until the event `stop` is set
+
+    sinks: get results beside those of the configuration. Raises UsageError, ModelError, SourceError, SinkError when it
+    cannot start.
+    """
 
     def __init__(self, config: Config, steady: Callable[[], float] = time.monotonic,
-                 tellers: Sequence[Teller] = ()) -> None:
-        """tellers: are told of results beside those of the configuration."""
+                 sinks: Sequence[ResultSink] = ()) -> None:
         self.config, self._steady = config, steady
-        loaded = engines.load(config.model)  # so that a wrong name is told here, and at once
+        loaded = engines.load(config.model)  # so that a wrong name is an error here, and at once
         self._stack = ExitStack()
         self._worker: subprocess.Popen[bytes] | None = None
         self._candidate: _Candidate | None = None
-        self._live = 0  # process id of the one that cameras are served by
+        self._live_pid = 0  # of the process that serves the cameras
         self._started_at, self._deaths, self.restarts = 0.0, 0, 0
         self._fault: BaseException | None = None
-        self._doorman: Doorman | None = None
+        self._auth: SocketAuth | None = None
         self.health_address: str | None = None
         try:
             self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
-            self._link = f"ipc://{self._folder}/link"
-            self._model = self._kept(loaded)
+            self._address = f"ipc://{self._folder}/worker"
+            self._model = self._copy_of(loaded)
             context = self._stack.enter_context(zmq.Context())
-            recent = Recent(self._recent_s(loaded))
-            self.receiver = Receiver(config, self._deliver, context, self._guard(context), recent=recent)
-            recorder: Recorder | None = None
+            recent = RecentFrames(self._recent_s(loaded))
+            self.receiver = Receiver(config, self._deliver, context, self._secure(context), recent=recent)
+            recorder: ClipRecorder | None = None
             if config.clips is not None:
-                recorder = Recorder(config.clips, self.receiver.call, recent, self.receiver.limits)
-                self.receiver.watch, self.receiver.rounds = recorder.see, recorder.watch
+                recorder = ClipRecorder(config.clips, self.receiver.call_soon, recent, self.receiver.limits)
+                self.receiver.on_frame, self.receiver.on_poll = recorder.on_frame, recorder.flush
             self._clips = recorder.counts if recorder is not None else {}
-            showing = Showing(lambda: self.receiver.recent, self.receiver.limits) if config.health.shows else None
-            self.announcer = opened(config.results, loaded.contract.name, context, self._stack, recorder,
-                                    [*tellers, *([] if showing is None else [showing])])
-            feeders = f"ipc://{self._folder}/feeders"
-            self.addresses = self.receiver.open(self._link, feeders)
-            self._feeders = Feeders(feeders)
-            self._stack.callback(self._feeders.close)
-            self._feeders.configure(config.camera)
+            live_feed = (LiveFeed(lambda: self.receiver.recent, self.receiver.limits)
+                         if config.health.serves_pictures else None)
+            self.outbox = open_sinks(config.results, loaded.contract.name, context, self._stack, recorder,
+                                     [*sinks, *([] if live_feed is None else [live_feed])])
+            internal_address = f"ipc://{self._folder}/cameras"
+            self.addresses = self.receiver.open(self._address, internal_address)
+            self._supervisor = CameraSupervisor(internal_address)
+            self._stack.callback(self._supervisor.close)
+            self._supervisor.configure(config.camera)
             self.metrics = Metrics(self.state)
             if config.health.bind is not None:
-                server = HealthServer(config.health.bind, self.state, self.metrics, showing)
+                server = HealthServer(config.health.bind, self.state, self.metrics, live_feed)
                 self._stack.callback(server.close)
                 self.health_address = server.address
             self._thread = threading.Thread(target=self._receive, name="receiver", daemon=True)
@@ -110,43 +115,42 @@ class Service:
             self._stack.close()
             raise
 
-    def _guard(self, context: zmq.Context[zmq.Socket[bytes]]) -> Callable[[zmq.Socket[bytes]], None]:
-        """What makes sockets safe before they are bound."""
+    def _secure(self, context: zmq.Context[zmq.Socket[bytes]]) -> Callable[[zmq.Socket[bytes]], None]:
+        """What secures sockets before they are bound."""
         receive = self.config.receive
         if not receive.curve and not receive.addresses:
             return lambda socket: None
-        self._doorman = Doorman(context, receive.keys or default_folder(), receive.curve, receive.addresses)
-        self._stack.callback(self._doorman.close)
-        return self._doorman.guard
+        self._auth = SocketAuth(context, receive.keys or default_folder(), receive.curve, receive.addresses)
+        self._stack.callback(self._auth.close)
+        return self._auth.secure
 
     def _recent_s(self, model: Model) -> float:
-        """How long messages are kept: for an engine that comes late, and for what came before an event."""
+        """How long frames are kept: for a worker that comes late, and for what came before an event."""
         contract, clips = model.contract, self.config.clips
         warm_s = max(contract.warmup_frames, contract.receptive_frames) / contract.frame_rate + SPARE_S
-        return max(warm_s, clips.before_s + DECIDED_S if clips else 0.0)
+        return max(warm_s, clips.before_s + DECISION_S if clips else 0.0)
 
     def __enter__(self) -> Self:
-        self.announcer.start()
+        self.outbox.start()
         self._start_worker()
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
-        """Keeps the engine's process alive until `stop` is set, and takes what configurations `changed` gives.
+        """Keeps the processes alive until `stop` is set, and takes the configurations that `changed` returns.
 
-        Raises EngineError when the engine cannot start at all, and what the receiver died of."""
-        while not stop.wait(ROUND_S):
+        Raises EngineError when the engine cannot start at all, and what ended the receiver's thread."""
+        while not stop.wait(PERIOD_S):
             if (config := changed()) is not None:
                 self.reload(config)
             self.supervise()
 
     def reload(self, config: Config) -> None:
-        """Takes another configuration: cameras, quotas, allowed keys, and the model once it is ready. Says what is only
-        taken at the next start."""
+        """Takes another configuration: cameras, quotas, allowed keys, and the model once it is ready. Logs which keys
+        are only taken at the next start."""
         own = self.config
         fixed = {key: getattr(own.receive, key) for key in ("bind", "pair", "sub", "curve", "keys", "addresses",
                                                             "cameras")}
@@ -155,27 +159,27 @@ class Service:
             "health": own.health, "model": own.model, "receive": config.receive.model_copy(update=fixed)})
         rest = [key for key in Config.model_fields if key != "model" and getattr(config, key) != getattr(taken, key)]
         if rest:
-            log.warning("what has changed under %s is taken at the next start", ", ".join(rest))
+            log.warning("changes under %s take effect at the next start", ", ".join(rest))
         self.config = taken
-        self.receiver.call(lambda: self.receiver.configure(taken))
-        self._feeders.configure(taken.camera)
-        if self._doorman is not None:
-            self._doorman.read_again()
+        self.receiver.call_soon(lambda: self.receiver.configure(taken))
+        self._supervisor.configure(taken.camera)
+        if self._auth is not None:
+            self._auth.reload()
         try:
-            self._try(config.model)
+            self._prepare_model(config.model)
         except GatestreamError as error:
-            log.error("the model stays as it is: %s", error)
+            log.error("the model is not changed: %s", error)
         log.info("the configuration was read again: %d cameras in it", len(taken.camera))
 
-    def _kept(self, model: Model) -> Model:
-        """A model from a copy of its file that is ours: whatever becomes of the file, a crashed engine's process is
+    def _copy_of(self, model: Model) -> Model:
+        """A model from a copy of its file that is ours: whatever becomes of the file, a crashed worker's process is
         replaced by the same."""
         assert model.path is not None
         copy = Path(self._folder) / f"{model.digest}.safetensors"
         shutil.copyfile(model.path, copy)
         return engines.load(copy)
 
-    def _try(self, name: str) -> None:
+    def _prepare_model(self, name: str) -> None:
         """Starts a process with another model, if it is another one. Raises UsageError, ModelError."""
         model = engines.load(name)
         if model.digest == self._model.digest:
@@ -186,29 +190,29 @@ class Service:
             raise UsageError(f"model {name}", "a bundled one, or one in the folders that `models` named at the start",
                              "move it there, or start the service again")
         self._end_candidate()
-        kept = self._kept(model)
-        self._candidate = _Candidate(kept, self._started(kept, self.receiver.events), self._steady())
-        log.info("model %s is made ready", name)
+        copy = self._copy_of(model)
+        self._candidate = _Candidate(copy, self._start_process(copy, self.receiver.worker.events), self._steady())
+        log.info("preparing model %s", name)
 
-    def _watch_candidate(self) -> None:
-        """Lets a process with another model replace the one before it; tells of one that failed."""
+    def _check_candidate(self) -> None:
+        """Lets a process with another model replace the one before it; logs one that failed."""
         candidate = self._candidate
         if candidate is None:
             return
-        if self.receiver.worker_pid == candidate.process.pid:
+        if self.receiver.worker.pid == candidate.process.pid:
             before, self._worker, self._model = self._worker, candidate.process, candidate.model
             self._candidate = None
             self.receiver.recent.seconds = self._recent_s(self._model)
-            self._started_at = min(self._started_at, self.receiver.worker_heard_at - SPARE_S)
+            self._started_at = min(self._started_at, self.receiver.worker.last_at - SPARE_S)
             log.info("model %s is live", self._model.contract.name)
-            if before is not None and before.pid != self._live:
+            if before is not None and before.pid != self._live_pid:
                 before.kill()  # one that is still being built would take over in its turn
             if before is not None:
-                threading.Thread(target=_ended, args=(before,), daemon=True).start()
+                threading.Thread(target=wait_or_kill, args=(before, STOPS_WITHIN_S), daemon=True).start()
         elif (code := candidate.process.poll()) is not None or self._steady() - candidate.started_at > BUILDS_FOR_S:
             self._end_candidate()
-            log.error("the model stays as it is: the new one's process has %s",
-                      "not got ready" if code is None else f"ended with {code}")
+            log.error("the model is not changed: the new one's process %s",
+                      "did not get ready" if code is None else f"ended with {code}")
 
     def _end_candidate(self) -> None:
         candidate, self._candidate = self._candidate, None
@@ -217,51 +221,55 @@ class Service:
             candidate.process.wait()
 
     def supervise(self) -> None:
-        """One look at the engine's process and the receiver."""
+        """Looks once at the processes and the receiver. Raises as `run` does."""
         if self._fault is not None:
             raise self._fault
-        if self.receiver.served:  # while an engine is built for the first time, what a recording shows would be lost
-            self._feeders.supervise({name: Seen(visitor.last_at, visitor.changed_at)
-                                     for name, visitor in dict(self.receiver.visitors).items()})
-        self._watch_candidate()
+        if self.receiver.worker.was_ready:  # a recording would be lost while an engine is built for the first time
+            self._supervisor.supervise({name: FrameTimes(session.last_at, session.changed_at)
+                                        for name, session in dict(self.receiver.sessions).items()})
+        self._check_candidate()
         worker, now = self._worker, self._steady()
-        self._live = self.receiver.worker_pid
+        self._live_pid = self.receiver.worker.pid
         if worker is None:
             if now >= self._started_at:
                 self._start_worker()
             return
         code = worker.poll()
         if code is None and self._hangs(now):
-            log.error("the engine's process hangs: it is ended")
+            log.error("the engine's process hangs: ending it")
             worker.kill()
             code = worker.wait()
         if code is None:
             return
-        if code == 2 or (not self.receiver.served and self._deaths >= 2):
+        if code == 2 or (not self.receiver.worker.was_ready and self._deaths >= 2):
             raise EngineError(f"an engine's process that ends with {code} before it serves", "one that starts",
                               "see its message above, and `gatestream doctor`")
-        log.error("the engine's process has ended (%s): another one is started", code)
+        log.error("the engine's process has ended (%s): starting another one", code)
         self._worker, self.restarts = None, self.restarts + 1
         self._deaths = 0 if now - self._started_at > LASTING_S else self._deaths + 1
         self._started_at = now + BACK_OFF_S[min(self._deaths, len(BACK_OFF_S) - 1)]
-        self.receiver.call(self.receiver.worker_lost)
+        self.receiver.call_soon(self.receiver.on_worker_lost)
+
+    @property
+    def _ready(self) -> bool:
+        """Whether the worker that was started last has sent anything."""
+        return self.receiver.worker.last_at > self._started_at
 
     def _hangs(self, now: float) -> bool:
-        heard = max(self._started_at, self.receiver.worker_heard_at)
-        ready = self.receiver.worker_heard_at > self._started_at
-        return now - heard > (HANGS_AFTER_S if ready and len(self.receiver.lobby) else BUILDS_FOR_S)
+        patience_s = HANGS_AFTER_S if self._ready and len(self.receiver.scheduler) else BUILDS_FOR_S
+        return now - max(self._started_at, self.receiver.worker.last_at) > patience_s
 
     def _start_worker(self) -> None:
         self._started_at = self._steady()
-        self._worker = self._started(self._model, None)
+        self._worker = self._start_process(self._model, None)
 
-    def _started(self, model: Model, events: Records | None) -> subprocess.Popen[bytes]:
-        """A process of the engine. events: that the model before it found in the gate's recording."""
-        gate = self.config.gate
-        said = {"link": self._link, "model": str(model.path), "engine": self.config.engine,
-                "slots": self.config.receive.cameras, "gate": gate and gate.model_dump(mode="json"),
-                "wanted": events}
-        return started("stream.service.worker.worker", said)
+    def _start_process(self, model: Model, expected: Records | None) -> subprocess.Popen[bytes]:
+        """Starts a worker. expected: events that the model before it found in the recording for promotions."""
+        promotion = self.config.gate
+        return start_process("stream.service.worker.worker", {
+            "address": self._address, "model": str(model.path), "engine": self.config.engine,
+            "slots": self.config.receive.cameras, "promotion": promotion and promotion.model_dump(mode="json"),
+            "expected": expected})
 
     def _receive(self) -> None:
         try:
@@ -271,68 +279,43 @@ class Service:
             raise
 
     def _deliver(self, records: Records) -> None:
-        for record in records:
-            if record["type"] == "prediction":
-                self.metrics.observe(record["latency_ms"])
-        self.announcer.deliver(records)
+        self.metrics.observe(records)
+        self.outbox.put(records)
 
     def state(self) -> dict[str, Any]:
         """The service's state, as /health shows it."""
         now = self._steady()
-        visitors, accounts = dict(self.receiver.visitors), dict(self.receiver.lobby.accounts)
-        latest = dict(self.receiver.latest)
-        cameras = {}
-        for name, visitor in visitors.items():
-            account = accounts.get(name)
-            cameras[name] = {
-                "present": visitor.present, "protocol": visitor.protocol, "peer": visitor.peer,
-                "staleness_seconds": round(now - visitor.last_at, 3) if visitor.last_at else 0.0,
-                "frozen": visitor.frozen(now), "predictions": visitor.predictions,
-                "labels": {head: scores["window"][0] for head, scores in latest[name]["heads"].items()}
-                if name in latest else {},
-                "reconnects": visitor.reconnects, "received": account.received if account else 0,
-                "taken": account.taken if account else 0,
-                "passed": account.passed if account else 0, "bytes": account.bytes if account else 0,
-                "dropped": dict(account.dropped) if account else {}, "gaps": dict(visitor.gaps)}
-        ready = self._worker is not None and self.receiver.worker_heard_at > self._started_at
         log_path, clips = self.config.results.log, self.config.clips
-        return {"healthy": ready and self._fault is None, "model": self._model.contract.name,
-                "background": self._model.contract.background, "engine": self.receiver.engine,
+        return {"healthy": self._worker is not None and self._ready and self._fault is None,
+                "model": self._model.contract.name,
+                "background": self._model.contract.background, "engine": self.receiver.worker.engine,
                 "log": log_path and str(log_path.resolve()), "clips_folder": clips and str(clips.folder.resolve()),
-                "cameras": cameras, "refused": dict(self.receiver.refused),
-                "results": dict(self.announcer.counts), "clips": dict(self._clips),
-                "waiting": len(self.receiver.lobby), "engine_restarts": self.restarts,
-                "memory_bytes": sum(_resident(pid) for pid in (os.getpid(), self._worker and self._worker.pid) if pid)}
+                "cameras": {name: self._camera_state(session, now)
+                            for name, session in dict(self.receiver.sessions).items()},
+                "refused": dict(self.receiver.refused),
+                "results": dict(self.outbox.counts), "clips": dict(self._clips),
+                "waiting": len(self.receiver.scheduler), "engine_restarts": self.restarts,
+                "memory_bytes": resident_bytes(os.getpid()) + (resident_bytes(self._worker.pid) if self._worker else 0)}
+
+    def _camera_state(self, session: CameraSession, now: float) -> dict[str, Any]:
+        counters = self.receiver.scheduler.counters.get(session.name) or CameraCounters()
+        latest = self.receiver.latest.get(session.name, {"heads": {}})
+        return {"present": session.present, "protocol": session.protocol, "peer": session.peer,
+                "staleness_seconds": round(now - session.last_at, 3) if session.last_at else 0.0,
+                "frozen": session.frozen(now), "predictions": session.predictions,
+                "labels": {head: scores["window"][0] for head, scores in latest["heads"].items()},
+                "reconnects": session.reconnects, "received": counters.received, "taken": counters.taken,
+                "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped),
+                "gaps": dict(session.gaps)}
 
     def close(self) -> None:
-        """Answers what has come, closes open events, announces everything, and ends: within two seconds."""
+        """Answers what has come, closes open events, delivers everything, and ends: within two seconds."""
         until = self._steady() + STOPS_WITHIN_S
-        self._feeders.close()
+        self._supervisor.close()
         self._end_candidate()
         self.receiver.stop()
         if self._thread.is_alive():
             self._thread.join(max(0.1, until - self._steady()))
         if self._worker is not None:
-            try:
-                self._worker.wait(max(0.1, until - self._steady()))
-            except subprocess.TimeoutExpired:
-                self._worker.kill()
-                self._worker.wait()
+            wait_or_kill(self._worker, max(0.1, until - self._steady()))
         self._stack.close()
-
-
-def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Waits for a process that was told to end."""
-    try:
-        process.wait(STOPS_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _resident(pid: int) -> int:
-    """Resident bytes of a process, 0 where the system does not tell."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0

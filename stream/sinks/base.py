@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 import cv2
@@ -24,19 +23,17 @@ class OutputClosed(SinkError):  # noqa: N818 - not a fault
 
 
 class Sink(ABC):
-    """A place results go to, used as a context manager so that files are always finished.
+    """Writes results somewhere; used as a context manager, so that files are always finished.
 
-    A sink refuses a path that cannot be written when it is built, before any camera is opened.
-    It belongs to one thread at a time.
+    Its constructor refuses a path that cannot be written. It belongs to one thread at a time.
     """
 
     @abstractmethod
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
-        """Takes one camera frame and the records it caused.
+        """Takes one camera frame and the records it caused, often none.
 
-        Called for every camera frame, also when it caused no record; `frame` is None for records without
-        an image (end of the stream, summary). Raises SinkError when the records cannot be written and
-        OutputClosed when nobody reads them any more.
+        frame: None for records without an image (end of the stream, summary). Raises SinkError when the records cannot
+        be written, OutputClosed when nobody reads them any more.
         """
 
     @abstractmethod
@@ -46,8 +43,7 @@ class Sink(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

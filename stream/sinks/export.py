@@ -1,4 +1,4 @@
-"""Writes logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT, ELAN."""
+"""Logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT, ELAN."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from rich.table import Table
 
 from engines.errors import UsageError
 from stream.sinks.base import write_text
-from stream.sinks.log import Logged, find_run, logged
+from stream.sinks.log import LoggedEvent, find_run, read_events
 
-Writer = Callable[[Sequence[Logged], TextIO], object]
+Writer = Callable[[Sequence[LoggedEvent], TextIO], object]
+UNIX_TIMES_S = 1e9  # from here on: no file is 31 years long
 ELAN_SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
 
 
-def write_table(found: Sequence[Logged], out: TextIO) -> None:
-    """A table for people."""
+def write_table(found: Sequence[LoggedEvent], out: TextIO) -> None:
+    """A table for people: times of live events are this machine's wall clock, of files seconds."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("camera", "head", "label"):
         table.add_column(name, overflow="fold")
-    for name in ("start s", "end s", "length s", "score"):
+    for name in ("start", "end", "length s", "score"):
         table.add_column(name, justify="right", no_wrap=True)
     for _, _, event in found:
-        table.add_row(event.camera, event.head, event.label, f"{event.started_at:.2f}", f"{event.ended_at:.2f}",
-                      f"{event.ended_at - event.started_at:.2f}", f"{event.score:.2f}")
+        table.add_row(event.camera, event.head, event.label, _table_time(event.started_at, "%Y-%m-%d %H:%M:%S"),
+                      _table_time(event.ended_at, "%H:%M:%S"), f"{event.ended_at - event.started_at:.2f}",
+                      f"{event.score:.2f}")
     Console(file=out, markup=False, highlight=False).print(table)
 
 
-def write_csv(found: Sequence[Logged], out: TextIO) -> None:
+def write_csv(found: Sequence[LoggedEvent], out: TextIO) -> None:
     """Comma-separated values with a header line."""
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(("camera", "head", "label", "started_at", "ended_at", "score", "id"))
@@ -43,13 +45,13 @@ def write_csv(found: Sequence[Logged], out: TextIO) -> None:
                     round(event.score, 4), id) for id, _, event in found)
 
 
-def write_jsonl(found: Sequence[Logged], out: TextIO) -> None:
+def write_jsonl(found: Sequence[LoggedEvent], out: TextIO) -> None:
     """The lines `--json` gave for these events, with their ids."""
     out.writelines(json.dumps({**event.as_json(), "id": id}, separators=(",", ":"), allow_nan=False) + "\n"
                    for id, _, event in found)
 
 
-def write_vtt(found: Sequence[Logged], out: TextIO, origin_s: float = 0.0) -> None:
+def write_vtt(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0) -> None:
     """WebVTT subtitles for the video of one run; `origin_s` is the capture time of its first frame."""
     out.write("WEBVTT\n")
     for _, _, event in found:
@@ -57,7 +59,7 @@ def write_vtt(found: Sequence[Logged], out: TextIO, origin_s: float = 0.0) -> No
         out.write(f"\n{_vtt_time(event.started_at - origin_s)} --> {_vtt_time(event.ended_at - origin_s)}\n{text}\n")
 
 
-def write_elan(found: Sequence[Logged], out: TextIO, origin_s: float = 0.0) -> None:
+def write_elan(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0) -> None:
     """An annotation document of ELAN (EAF 3.0) for the video of one run, a tier for each camera and head."""
     document = Xml.Element("ANNOTATION_DOCUMENT", {
         "AUTHOR": "gatestream", "DATE": datetime.now(UTC).isoformat(timespec="seconds"), "FORMAT": "3.0",
@@ -92,20 +94,24 @@ OF_ONE_RUN = {"vtt": write_vtt, "elan": write_elan}  # times count from the firs
 def export(path: str | Path, out: TextIO, form: str = "table", run: int | None = None, **chosen: Any) -> None:
     """Writes the events of a log to `out`: what `gatestream events FILE.db` does.
 
-    form: "table", "csv", "jsonl", "vtt" or "elan"; the rest chooses events as in `stream.sinks.log.logged`. Subtitles
-    and annotations belong to one video, so "vtt" and "elan" take the latest run unless one is given, and count from its
-    first frame. Raises UsageError, and SinkError when the log cannot be read or `out` not written.
+    form: "table", "csv", "jsonl", "vtt" or "elan"; the rest selects events as `stream.sinks.log.read_events` does.
+    Subtitles and annotations belong to one video, so "vtt" and "elan" take the latest run unless one is given, and
+    count from its first frame. Raises UsageError, and SinkError when the log cannot be read or `out` not written.
     """
     text = io.StringIO()
     if form in OF_ONE_RUN:
         one = find_run(path, -1 if run is None else run)
         origin_s = one.started if one.origin is None else one.origin
-        OF_ONE_RUN[form](logged(path, run=one.id, **chosen), text, origin_s)
+        OF_ONE_RUN[form](read_events(path, run=one.id, **chosen), text, origin_s)
     elif form in WRITERS:
-        WRITERS[form](logged(path, run=run, **chosen), text)
+        WRITERS[form](read_events(path, run=run, **chosen), text)
     else:
         raise UsageError(f"format {form!r}", f"one of {', '.join((*WRITERS, *OF_ONE_RUN))}", "choose one with --format")
     write_text(out, text.getvalue(), getattr(out, "name", "the output"))
+
+
+def _table_time(at: float, form: str) -> str:
+    return f"{at:.2f}" if at < UNIX_TIMES_S else datetime.fromtimestamp(at).strftime(form)
 
 
 def _vtt_time(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""JSON lines: one record, one object, one line. The format is the public interface of a running stream."""
+"""JSON lines: one record, one object, one line."""
 
 from __future__ import annotations
 

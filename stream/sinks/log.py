@@ -4,9 +4,8 @@
                                              │          announced)
                                              └─< gaps(id, run, camera, at, seconds, action)
 
-A file collects many runs. `started` is Unix time; `origin` is the capture time of the run's first frame, the
-zero of a video saved beside it; `announced` is whether a service has told others of the event, which it does once the
-event is in here.
+A file collects many runs. `started` is Unix time; `origin` is the capture time of the run's first frame, the zero of a
+video saved beside it; `announced` is whether a service has delivered the event to others, once it was in here.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from engines.errors import SinkError, UsageError
 from stream.frame import Event, Frame, Gap, Record
@@ -51,33 +50,34 @@ COMMIT;
 _INSERT = ("INSERT INTO events (run, camera, head, label, started_at, ended_at, score, announced)"
            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
 _INSERT_GAP = "INSERT INTO gaps (run, camera, at, seconds, action) VALUES (?, ?, ?, ?, ?)"
+_EVENT = "camera, head, label, started_at, ended_at, score"  # columns, in the order of an Event's fields
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One use of the log. started: Unix time; origin: capture time of its first frame, None if there was none."""
+    """One use of the log."""
 
     id: int
-    started: float
+    started: float  # Unix time
     model: str
     source: str
-    origin: float | None
-    events: int
+    origin: float | None  # capture time of its first frame, None if there was none
+    events: int  # how many
 
 
-class Logged(NamedTuple):
-    """An event of a log. id: stays the same, and no other event of any log has it; run: the number of its run."""
+class LoggedEvent(NamedTuple):
+    """An event of a log."""
 
-    id: str
-    run: int
+    id: str  # of no other event of any log; it never changes
+    run: int  # number of its run
     event: Event
 
 
 class EventLog(Sink):
     """Logs closed events and gaps, each committed to disk before `write` returns.
 
-    path: made if absent, else continued with a new run. Raises SinkError for a file that is no event log,
-    a database kept locked for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable.
+    path: made if absent, else a new run is added. Raises SinkError for a file that is no event log, a database that
+    others lock for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable.
     """
 
     def __init__(self, path: str | Path, model: str, source: str) -> None:
@@ -98,7 +98,7 @@ class EventLog(Sink):
         assert cursor.lastrowid is not None
         self.run = cursor.lastrowid
         self.identity = identity
-        """Of this file: no other log has it, and it stays. `identity`-`number` is an event's id."""
+        """Of this file and no other; `identity`-`number` is an event's id."""
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         if self._db is None:
@@ -113,10 +113,11 @@ class EventLog(Sink):
                 elif isinstance(record, Gap):
                     self._db.execute(_INSERT_GAP, (self.run, record.camera, record.at, record.seconds, record.action))
 
-    def keep(self, events: Sequence[Event], gaps: Sequence[Gap] = (), told: Sequence[int] = ()) -> list[int]:
-        """Commits events that are still to be announced, and gaps; the numbers of the events in this file.
+    def append(self, events: Sequence[Event], gaps: Sequence[Gap] = (), delivered: Sequence[int] = ()) -> list[int]:
+        """Commits events that are still to be delivered, and gaps; returns the numbers of the events in this file.
 
-        told: numbers of events that have been announced by now. All of it or nothing is written: raises SinkError.
+        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, and then nothing
+        is written.
         """
         assert self._db is not None
         with sink_errors("writing", self.path):
@@ -125,7 +126,8 @@ class EventLog(Sink):
                 numbers = [self._db.execute(_INSERT, self._row(event, announced=False)).lastrowid for event in events]
                 for gap in gaps:
                     self._db.execute(_INSERT_GAP, (self.run, gap.camera, gap.at, gap.seconds, gap.action))
-                self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?", [(number,) for number in told])
+                self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?",
+                                     [(number,) for number in delivered])
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -133,14 +135,16 @@ class EventLog(Sink):
                 raise
         return [number for number in numbers if number is not None]
 
-    def unannounced(self) -> list[tuple[int, Event]]:
-        """Events, with their numbers, that were kept and perhaps never announced: the service ended in between."""
+    def mark_delivered(self, numbers: Sequence[int]) -> None:
+        """Records that these events have been delivered. Raises SinkError."""
+        self.append((), delivered=numbers)
+
+    def pending(self) -> list[tuple[int, Event]]:
+        """Events, with their numbers, that were appended and perhaps never delivered: the service ended in between."""
         assert self._db is not None
         with sink_errors("reading", self.path):
-            rows = self._db.execute("SELECT id, camera, head, label, started_at, ended_at, score FROM events"
-                                    " WHERE announced = 0 ORDER BY id").fetchall()
-        return [(number, Event(camera, head, label, started_at, ended_at, score, open=False))
-                for number, camera, head, label, started_at, ended_at, score in rows]
+            rows = self._db.execute(f"SELECT id, {_EVENT} FROM events WHERE announced = 0 ORDER BY id").fetchall()
+        return [(number, _closed_event(*values)) for number, *values in rows]
 
     def _row(self, event: Event, announced: bool) -> tuple[object, ...]:
         return (self.run, event.camera, event.head, event.label, event.started_at, event.ended_at, event.score,
@@ -154,19 +158,14 @@ class EventLog(Sink):
                 db.close()
 
 
-def events(path: str | Path, **chosen: Any) -> list[Event]:
-    """The events of a log, chosen and in the order of `logged`."""
-    return [each.event for each in logged(path, **chosen)]
-
-
-def logged(path: str | Path, *, label: str | None = None, camera: str | None = None, head: str | None = None,
-           since: float | None = None, until: float | None = None, min_score: float | None = None,
-           run: int | None = None, newest: int | None = None) -> list[Logged]:
-    """The events of a log with their ids, by run, then by start; the log may be in use.
+def read_events(path: str | Path, *, label: str | None = None, camera: str | None = None, head: str | None = None,
+                since: float | None = None, until: float | None = None, min_score: float | None = None,
+                run: int | None = None, newest: int | None = None) -> list[LoggedEvent]:
+    """The events of a log, by run, then by start; the log may be in use.
 
     label, camera, head: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
-    min_score: at least this sure; run: the number of one run, -1 the latest; newest: so many at most, those that
-    were logged last. Raises UsageError for a missing file or run, SinkError for a file that is no event log.
+    min_score: at least this; run: number of one run, -1 the latest; newest: at most so many, those logged last.
+    Raises UsageError for a missing file or run, SinkError for a file that is no event log.
     """
     rules = [("label = ?", label), ("camera = ?", camera), ("head = ?", head), ("ended_at >= ?", since),
              ("started_at <= ?", until), ("score >= ?", min_score)]
@@ -176,17 +175,15 @@ def logged(path: str | Path, *, label: str | None = None, camera: str | None = N
     where = " AND ".join(rule for rule, _ in used) or "1"
     with closing(_open_to_read(path)) as db, sink_errors("reading", path):
         identity = _identity(db)
-        rows = db.execute("SELECT id, run, camera, head, label, started_at, ended_at, score FROM"
-                          f" (SELECT * FROM events WHERE {where} ORDER BY id DESC LIMIT ?)"
+        rows = db.execute(f"SELECT id, run, {_EVENT} FROM (SELECT * FROM events WHERE {where} ORDER BY id DESC LIMIT ?)"
                           " ORDER BY run, started_at, id", [*(value for _, value in used),
                                                             -1 if newest is None else newest])
-        return [Logged(f"{identity}-{number}", in_run,
-                       Event(of_camera, of_head, name, started_at, ended_at, score, open=False))
-                for number, in_run, of_camera, of_head, name, started_at, ended_at, score in rows]
+        return [LoggedEvent(f"{identity}-{number}", in_run, _closed_event(*values))
+                for number, in_run, *values in rows]
 
 
-def numbers(path: str | Path) -> dict[str, Counter[str]]:
-    """How many events a log has, by camera and label. Raises as `events` does."""
+def count_events(path: str | Path) -> dict[str, Counter[str]]:
+    """How many events a log has, by camera and label. Raises as `read_events` does."""
     found: dict[str, Counter[str]] = {}
     with closing(_open_to_read(path)) as db, sink_errors("reading", path):
         for camera, label, count in db.execute("SELECT camera, label, count(*) FROM events GROUP BY camera, label"):
@@ -195,12 +192,12 @@ def numbers(path: str | Path) -> dict[str, Counter[str]]:
 
 
 def clip_name(id: str, camera: str, label: str) -> str:
-    """What the video of an event is called: its id, and what a person looks for."""
+    """The file name of an event's video: its id, camera and label."""
     return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in (id, camera, label)) + ".mp4"
 
 
-def runs(path: str | Path) -> list[Run]:
-    """The runs of a log, oldest first. Raises as `events` does."""
+def read_runs(path: str | Path) -> list[Run]:
+    """The runs of a log, oldest first. Raises as `read_events` does."""
     with closing(_open_to_read(path)) as db, sink_errors("reading", path):
         return [Run(*row) for row in db.execute(
             "SELECT id, started, model, source, origin, (SELECT count(*) FROM events WHERE run = runs.id)"
@@ -209,11 +206,15 @@ def runs(path: str | Path) -> list[Run]:
 
 def find_run(path: str | Path, run: int) -> Run:
     """Run number `run` of a log, or the latest for -1. Raises UsageError when there is no such run."""
-    known = runs(path)
+    known = read_runs(path)
     for candidate in reversed(known):
         if run in (-1, candidate.id):
             return candidate
     raise UsageError(f"run {run} of {path}", f"one of {[each.id for each in known]}", "leave --run out to see all")
+
+
+def _closed_event(camera: str, head: str, label: str, started_at: float, ended_at: float, score: float) -> Event:
+    return Event(camera, head, label, started_at, ended_at, score, open=False)
 
 
 def _identity(db: sqlite3.Connection) -> str:

@@ -1,8 +1,8 @@
 """What is recognised, drawn onto the camera image: bars, the open event, the last events, times.
 
-    state.update(records)  ──►  draw(image_bgr, state)
+    state.update(records, frame)  ──►  draw(image_bgr, state)
 
-Used by the annotated video and by windows on a screen; the state alone also feeds the terminal's view.
+The terminal's view uses the state alone.
 """
 
 from __future__ import annotations
@@ -29,19 +29,15 @@ Colour = tuple[int, int, int]
 
 @dataclass(slots=True)
 class OverlayState:
-    """What one camera's records amount to at this moment.
+    """What one camera's records amount to at this moment."""
 
-    background: the label that means "nothing", shown in grey; open: the event that is open in each head;
-    closed: the latest events, newest last; origin: capture time of the first frame, the zero of shown times.
-    """
-
-    background: str | None = None
+    background: str | None = None  # the label that means "nothing", shown in grey
     prediction: Prediction | None = None
-    open: dict[str, Event] = field(default_factory=dict)
-    closed: deque[Event] = field(default_factory=lambda: deque(maxlen=64))
+    open: dict[str, Event] = field(default_factory=dict)  # by head
+    closed: deque[Event] = field(default_factory=lambda: deque(maxlen=64))  # the latest, newest last
     closed_count: int = 0
     gap: Gap | None = None
-    origin: float | None = None
+    origin: float | None = None  # capture time of the first frame, the zero of shown times
     captured_at: float = 0.0
 
     def update(self, records: Sequence[Record], frame: Frame | None = None) -> None:

@@ -1,6 +1,7 @@
 """The terminal's view of a running stream: what is recognised now, the events so far, how fast it goes.
 
-On a terminal a live picture that fits 80x24; otherwise one plain line per event and gap.
+On a terminal a live picture that fits 80x24; otherwise one plain line per event and gap. Times are the wall clock's for
+live sources (14:05:03), and count from the first frame for files (1:02.5).
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ class TerminalView(Sink):
     """Shows a stream to the person who started it; a frame costs microseconds unless it is time to redraw.
 
     camera, engine: names for the headline, such as "sim://gestures" and "gesture, openvino f32";
-    background: the label that means "nothing"; console: where to (standard output); clock: seconds.
+    background: the label that means "nothing"; console: where to (standard output); clock: seconds;
+    live: capture times are Unix time.
     """
 
     def __init__(self, camera: str, engine: str, background: str | None = None, console: Console | None = None,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+                 clock: Callable[[], float] = time.monotonic, live: bool = False) -> None:
         self.console = console or Console()
         if isinstance(self.console.file, TextIOWrapper):
             self.console.file.reconfigure(errors="replace")  # a label the terminal cannot show is no fault
         self.camera, self.engine = _printable(camera), _printable(engine)
         self.state = OverlayState(background=background)
-        self._clock = clock
+        self._clock, self._wall_times = clock, live
         self._live: Live | None = None
         self._closed = False
         self._drawn_at = -math.inf
@@ -80,8 +82,8 @@ class TerminalView(Sink):
         self._stop()
         self._closed = True
 
-    def picture(self) -> RenderableType:
-        """The live view as it is now."""
+    def render(self) -> RenderableType:
+        """The live picture as it is now."""
         wide = self.console.width >= 70
         left = max(20, self.console.width - 4 - (_EVENTS_WIDTH + 2 if wide else 0))
         room = max(10, self.console.height - 6)
@@ -140,22 +142,30 @@ class TerminalView(Sink):
         table.add_column(width=_EVENTS_WIDTH - 23, no_wrap=True, overflow="ellipsis")
         table.add_column(width=17, no_wrap=True, justify="right", style="dim")
         table.add_column(width=4, no_wrap=True, justify="right")
-        table.add_row(Text(f"events {self.state.closed_count}", "bold"), "start - end", Text("prob", "dim"))
+        table.add_row(Text(f"events {self.state.closed_count}", "bold"),
+                      "start   length" if self._wall_times else "start - end", Text("prob", "dim"))
         for event in list(self.state.closed)[::-1][:rows - 1]:
-            table.add_row(Text(_printable(event.label), self._rgb(event.label)),
-                          f"{self.state.shown_time(event.started_at)} - {self.state.shown_time(event.ended_at)}",
+            table.add_row(Text(_printable(event.label), self._rgb(event.label)), self._span(event),
                           f"{event.score:.2f}")
         return table
+
+    def _time(self, at: float) -> str:
+        return time.strftime("%H:%M:%S", time.localtime(at)) if self._wall_times else self.state.shown_time(at)
+
+    def _span(self, event: Event) -> str:
+        if self._wall_times:
+            return f"{self._time(event.started_at)} {event.ended_at - event.started_at:5.1f} s"
+        return f"{self._time(event.started_at)} - {self._time(event.ended_at)}"
 
     def _pace(self) -> Text:
         """Time, speed, and everything that was lost, in one line."""
         prediction, gap = self.state.prediction, self.state.gap
-        parts = [self.state.shown_time(self.state.captured_at), f"{self._fps:.0f} frames/s"]
+        parts = [self._time(self.state.captured_at), f"{self._fps:.0f} frames/s"]
         if prediction is not None:
             parts += [f"{prediction.latency_ms.get('total', 0.0):.1f} ms", f"dropped {prediction.dropped}",
                       f"held {prediction.held}"]
         if gap is not None:
-            parts.append(f"gap of {gap.seconds:.1f} s at {self.state.shown_time(gap.at)}: {gap.action}")
+            parts.append(f"gap of {gap.seconds:.1f} s at {self._time(gap.at)}: {gap.action}")
         return Text("   ".join(parts), "dim", no_wrap=True, overflow="ellipsis")
 
     def _redraw(self) -> None:
@@ -167,22 +177,22 @@ class TerminalView(Sink):
             self._fps += 0.3 * ((self._frames - self._frames_drawn) / (now - self._drawn_at) - self._fps) \
                 if self._fps else (self._frames - self._frames_drawn) / (now - self._drawn_at)
         self._drawn_at, self._frames_drawn = now, self._frames
-        self._live.update(self.picture(), refresh=True)
+        self._live.update(self.render(), refresh=True)
 
     def _stop(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.update(self.picture(), refresh=True)
+            live.update(self.render(), refresh=True)
             live.stop()
 
     def _line(self, record: Record) -> None:
         if isinstance(record, Event) and not record.open:
-            self._say(f"{record.started_at:.2f} - {record.ended_at:.2f} s  {record.label}  {record.score:.2f}"
-                      f"  ({record.head}, camera {record.camera})")
+            line = (f"{self._span(record)}  {record.label}  {record.score:.2f}  ({record.head}, "
+                    f"camera {record.camera})")
         elif isinstance(record, Gap):
-            self._say(f"{record.at:.2f} s  gap of {record.seconds:.2f} s: {record.action}  (camera {record.camera})")
-
-    def _say(self, line: str) -> None:
+            line = f"{self._time(record.at)}  gap of {record.seconds:.1f} s: {record.action}  (camera {record.camera})"
+        else:
+            return
         write_text(self.console.file, _printable(line) + "\n", "the terminal")
 
     def _print(self, what: RenderableType) -> None:
@@ -196,5 +206,5 @@ class TerminalView(Sink):
 
 
 def _printable(text: str) -> str:
-    """Names come from files and networks; what would steer the terminal is not passed on."""
+    """The text without what would control the terminal: names come from files and networks."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +30,7 @@ MAX_SIDE = 1920
 MIN_SIDE = 16  # codecs work in blocks of this
 MAX_HOLD_S = 5.0
 RESERVE_BYTES = 32_000_000
+TICKS = 1000  # a second, of the clock in `write_video`
 
 
 class AnnotatedVideo(Sink):
@@ -92,10 +93,10 @@ class AnnotatedVideo(Sink):
                 self.part.unlink()
             return
         try:
-            with _faults("finishing", self.part):
+            with _ffmpeg_errors("finishing", self.part):
                 self._video.mux(self._stream.encode())
         finally:
-            with _faults("finishing", self.part):
+            with _ffmpeg_errors("finishing", self.part):
                 self._video.close()
         with sink_errors("renaming", self.part):
             os.replace(self.part, self.path)
@@ -105,7 +106,7 @@ class AnnotatedVideo(Sink):
         scale = min(1.0, MAX_SIDE / max(height, width))
         self._size_hw = (_even(height * scale), _even(width * scale))
         form, (codec, pixels, options) = KINDS[self.path.suffix.lower()]
-        with _faults("opening", self.part):
+        with _ffmpeg_errors("opening", self.part):
             self._video = av.open(self.part, "w", format=form)
             self._stream = self._video.add_stream(codec, Fraction(self.frame_rate).limit_denominator(1001),
                                                   options=options)
@@ -116,7 +117,7 @@ class AnnotatedVideo(Sink):
         assert self._video is not None
         picture = av.VideoFrame.from_ndarray(image, format="bgr24")
         picture.pts = self._written
-        with _faults("writing", self.part):
+        with _ffmpeg_errors("writing", self.part):
             self._video.mux(self._stream.encode(picture))
         self._written += 1
 
@@ -129,8 +130,29 @@ class AnnotatedVideo(Sink):
                             "free space on the disk; the video up to here is kept")
 
 
+def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tuple[int, int]) -> None:
+    """Writes H.264 in MP4, each picture at its own time (seconds, in order), scaled to one size.
+
+    The file is called NAME.part until it is complete. Raises av.FFmpegError, OSError."""
+    height, width = (side - side % 2 for side in size_hw)
+    part = path.with_suffix(".part")
+    with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
+        stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = max(2, width), max(2, height), "yuv420p"
+        stream.codec_context.time_base = Fraction(1, TICKS)
+        last, started_at = -1, None
+        for at, image in images:
+            started_at = at if started_at is None else started_at
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+            last = max(last + 1, round((at - started_at) * TICKS))
+            frame.pts, frame.time_base = last, Fraction(1, TICKS)
+            video.mux(stream.encode(frame.reformat(stream.width, stream.height)))
+        video.mux(stream.encode())
+    part.replace(path)
+
+
 @contextmanager
-def _faults(what: str, path: Path) -> Iterator[None]:
+def _ffmpeg_errors(what: str, path: Path) -> Iterator[None]:
     """FFmpeg's exceptions as SinkError."""
     with sink_errors(what, path):
         try:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 from engines.errors import SourceError, UsageError
-from stream.sources.address import is_complete, masked, scheme_of
+from stream.sources.address import has_host, mask_secrets, parse_scheme
 from stream.sources.base import Policy, Source, SourceInfo
 
-__all__ = ["Policy", "Source", "SourceInfo", "check", "open_source"]
+__all__ = ["Policy", "Source", "SourceInfo", "check_source", "open_source"]
 
 KNOWN = "a webcam number, a video file, a folder or glob of images, rtsp://, http://, zmq:// or sim://gestures"
 SCHEMES = ("rtsp", "rtsps", "http", "https", "zmq", "sim")
@@ -38,45 +38,46 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
         raise UsageError(f"policy {policy!r}", "auto, every or newest", "choose one of them")
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
         raise UsageError(f"fps {fps}", "more than 0 and at most 1000 frames per second", "give the rate of the images")
-    check(spec)
-    scheme = scheme_of(spec)
+    check_source(spec)
+    scheme = parse_scheme(spec)
     if fps is not None and (spec.isdecimal() or scheme is not None):
-        raise UsageError(f"fps {fps:g} with {masked(spec) if scheme else 'a webcam'}",
+        raise UsageError(f"fps {fps:g} with {mask_secrets(spec) if scheme else 'a webcam'}",
                          "fps with images or a video file", "leave it out: the camera sets its own rate")
     if spec.isdecimal():
         from stream.sources.webcam import Webcam
         return Webcam(int(spec), camera, policy)
     if scheme in ("rtsp", "rtsps", "http", "https"):
         from stream.sources.network import open_network
-        return _paced(open_network(spec, camera, policy), policy)
+        return _pace(open_network(spec, camera, policy), policy)
     if scheme == "sim":
         from stream.sources.simulated import SimulatedSource
         return SimulatedSource(spec, camera=camera, policy=policy)
     if scheme == "zmq":
-        from stream.sources.publisher import Publisher
-        return Publisher(spec, camera, policy)
-    return _paced(_open_path(spec, camera, fps), policy)
+        from stream.sources.subscriber import Subscriber
+        return Subscriber(spec, camera, policy)
+    return _pace(_open_path(spec, camera, fps), policy)
 
 
-def check(spec: str) -> None:
+def check_source(spec: str) -> None:
     """Raises UsageError for what `open_source` cannot take, without opening it."""
     if not spec.strip():
         raise UsageError("a source without a name", KNOWN, "name one, or leave it out for sim://gestures")
-    scheme = scheme_of(spec)
+    scheme = parse_scheme(spec)
     if scheme not in (None, *SCHEMES):
-        raise UsageError(f"{masked(spec)}: no source of kind {scheme}://", KNOWN, "check the spelling")
-    if scheme not in (None, "sim") and not is_complete(spec):
-        raise UsageError(masked(spec), f"an address with a host, such as {scheme}://host:port", "check the address")
+        raise UsageError(f"{mask_secrets(spec)}: no source of kind {scheme}://", KNOWN, "check the spelling")
+    if scheme not in (None, "sim") and not has_host(spec):
+        raise UsageError(mask_secrets(spec), f"an address with a host, such as {scheme}://host:port",
+                         "check the address")
     path = Path(spec).expanduser()
     if scheme is None and not spec.isdecimal() and not path.exists() and not glob.has_magic(spec):
-        raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))
+        raise UsageError(f"{spec!r}: no such file", KNOWN, _suggest(path))
 
 
-def _paced(source: Source, policy: Policy) -> Source:
+def _pace(source: Source, policy: Policy) -> Source:
     if policy != "newest" or source.info.live:
         return source
-    from stream.sources.pace import Paced
-    return Paced(source)
+    from stream.sources.paced import PacedSource
+    return PacedSource(source)
 
 
 def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
@@ -95,9 +96,9 @@ def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
     if path.is_file():
         if is_image(path):
             return ImageFiles([path], camera or path.name, fps)
-        from stream.sources.recording import Recording, is_recording
+        from stream.sources.replay import Replay, is_recording
         if fps is None and is_recording(path):
-            return Recording(path, camera)
+            return Replay(path, camera)
         from stream.sources.video import VideoFile
         return VideoFile(path, camera, fps)
     if path.exists():
@@ -108,10 +109,10 @@ def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
             raise UsageError(f"{spec}: no image has such a name", "a pattern such as 'frames/*.jpg'",
                              "check the folder and the ending")
         return ImageFiles(paths, camera or paths[0].resolve().parent.name, fps)
-    raise UsageError(f"{spec!r}: no such file", KNOWN, _near(path))  # it has gone since it was checked
+    raise UsageError(f"{spec!r}: no such file", KNOWN, _suggest(path))  # it has gone since it was checked
 
 
-def _near(path: Path) -> str:
+def _suggest(path: Path) -> str:
     """What to do about a name that is not there."""
     folder = path.parent
     if not folder.is_dir():

@@ -9,13 +9,13 @@ SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _SECRET = re.compile(r"((?:password|passwd|passw|pass|pwd|token|secret|key|auth|user|username)=)[^&/;]*", re.IGNORECASE)
 
 
-def scheme_of(spec: str) -> str | None:
+def parse_scheme(spec: str) -> str | None:
     """"rtsp" for rtsp://..., None for a path."""
     match = SCHEME.match(spec)
     return match.group(1).lower() if match else None
 
 
-def masked(url: str) -> str:
+def mask_secrets(url: str) -> str:
     """The URL without user, password and query, fit for messages and camera names."""
     scheme, _, rest = url.partition("://")
     after_password = rest.rpartition("@")[2]  # a password may itself hold "/", "?" and "@"
@@ -23,7 +23,7 @@ def masked(url: str) -> str:
     return f"{scheme}://{shown}"
 
 
-def is_complete(url: str) -> bool:
+def has_host(url: str) -> bool:
     """Whether the URL names a host and, if any, a port that can be."""
     try:
         parts = urlsplit(url)

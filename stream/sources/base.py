@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal, Self
 
 from stream.frame import Frame, Gap
 
 Policy = Literal["auto", "every", "newest"]
+SLICE_S = 0.1  # waits look up this often, so that `close` takes no lock and may come from a signal handler
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a source says about itself when it is opened.
+    """What a source states when it is opened; None where it is unknown."""
 
-    camera: the name its frames carry; live: frames cannot be had again, times are Unix time;
-    size_hw: pixels, None when unknown or when sizes differ; fps: nominal rate, None when unknown or absurd;
-    frames: how many the source claims to have, None when unknown. A claim is for progress bars, never a limit.
-    """
-
-    camera: str
-    live: bool
-    size_hw: tuple[int, int] | None
-    fps: float | None
-    frames: int | None
+    camera: str  # the name its frames carry
+    live: bool  # frames cannot be had again, times are Unix time
+    size_hw: tuple[int, int] | None  # pixels; None also when sizes differ
+    fps: float | None  # nominal rate; None also when absurd
+    frames: int | None  # a claim, for progress bars, never a limit
 
 
 class Source(ABC):
@@ -36,12 +31,13 @@ class Source(ABC):
             for item in source.frames():        # Frame | Gap
                 ...
 
-    lost: frames this source could not give (unreadable, damaged, overwritten by newer ones), counted so far.
-    It includes those that were lost after the last frame, which no `Frame.lost` can tell of.
+    `frames` belongs to one thread; `close` may be called from any.
     """
 
     info: SourceInfo
     lost: int = 0
+    """Frames so far that could not be read or were overwritten by newer ones, those after the last frame included."""
+    _closed = False
 
     @abstractmethod
     def frames(self) -> Iterator[Frame | Gap]:
@@ -51,16 +47,18 @@ class Source(ABC):
         Raises SourceError when the stream stops and does not come back.
         """
 
-    @abstractmethod
     def close(self) -> None:
-        """Gives back what the source holds and ends `frames` soon.
+        """Ends `frames` soon, and releases the camera or file. May be called twice, also from a signal handler."""
+        self._closed = True
 
-        May be called twice, from another thread, and from a signal handler: it never waits for the reader.
-        """
+    def _wait_until(self, due_s: float, now: Callable[[], float], sleep: Callable[[float], None]) -> bool:
+        """Waits until `now()` is `due_s`; False when the source was closed meanwhile."""
+        while not self._closed and (left_s := due_s - now()) > 0:
+            sleep(min(left_s, SLICE_S))
+        return not self._closed
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

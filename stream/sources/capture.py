@@ -1,7 +1,4 @@
-"""The capture seam: cv2.VideoCapture behind four calls, its errors mapped and its chatter silenced.
-
-`FakeCapture` plays a script instead; readers and their tests need no camera.
-"""
+"""The capture seam: cv2.VideoCapture behind four calls, its errors mapped and its messages silenced."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ class Capture(Protocol):
     def release(self) -> None: ...
 
 
-def picture(capture: Capture) -> Image | None:
+def retrieve_bgr(capture: Capture) -> Image | None:
     """The frame just grabbed, as BGR; None for one that cannot be decoded or used."""
     image = capture.retrieve()
     try:
@@ -55,7 +52,7 @@ def picture(capture: Capture) -> Image | None:
         return None
 
 
-def silence() -> None:
+def silence_opencv() -> None:
     """Keeps OpenCV and FFmpeg from writing to stderr, unless the user asked them to by environment."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
@@ -63,8 +60,8 @@ def silence() -> None:
 
 
 @contextmanager
-def decoders_silenced() -> Iterator[None]:
-    """libpng and libjpeg write to file descriptor 2 themselves and know no switch; meanwhile it leads nowhere."""
+def silence_stderr() -> Iterator[None]:
+    """Discards file descriptor 2 meanwhile: libpng and libjpeg write there themselves and have no switch."""
     with _stderr:
         try:
             saved = os.dup(2)
@@ -86,7 +83,7 @@ class OpenCvCapture:
     """A `Capture` over cv2.VideoCapture. `opened` is False when there is nothing to read."""
 
     def __init__(self, target: str | int, backend: int, options: Iterable[tuple[int, int]] = ()) -> None:
-        silence()
+        silence_opencv()
         flat = [number for pair in options for number in pair]
         try:
             self._capture = cv2.VideoCapture(target, backend, flat)
@@ -133,37 +130,3 @@ class OpenCvCapture:
 
     def release(self) -> None:
         self._capture.release()
-
-
-class FakeCapture:
-    """Plays `script`: an image with its stream time, None for a failed grab, an exception to raise.
-
-    After the script every grab fails.
-    """
-
-    claimed_frames: int | None = None
-
-    def __init__(self, script: Iterable[tuple[Image | None, float] | BaseException | None],
-                 fps: float | None = None) -> None:
-        self._script: Iterator[tuple[Image | None, float] | BaseException | None] = iter(script)
-        self._now: tuple[Image | None, float] = (None, math.nan)
-        self.size_hw: tuple[int, int] | None = None
-        self.fps = fps
-        self.released = False
-
-    def grab(self) -> bool:
-        step = next(self._script, None)
-        if isinstance(step, BaseException):
-            raise step
-        if step is not None:
-            self._now = step
-        return step is not None
-
-    def retrieve(self) -> Image | None:
-        return self._now[0]
-
-    def position_s(self) -> float:
-        return self._now[1]
-
-    def release(self) -> None:
-        self.released = True

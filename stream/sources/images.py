@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from engines.errors import FrameError, SourceError
 from stream.frame import Frame, Gap, Image
-from stream.images import PIXEL_LIMIT, as_bgr, check_size, stated_size_hw
+from stream.images import PIXEL_LIMIT, as_bgr, check_size, parse_size_hw
 from stream.sources.base import Source, SourceInfo
-from stream.sources.capture import decoders_silenced, silence
+from stream.sources.capture import silence_opencv, silence_stderr
 
 DEFAULT_FPS = 30.0
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
@@ -43,12 +43,12 @@ def read_image(path: Path) -> Image:
         data = path.read_bytes()
     except OSError as error:
         raise FrameError(f"{path}: {error.strerror or error}", "a readable image file", do) from error
-    return image_of(data, str(path))
+    return decode_image(data, str(path))
 
 
-def image_of(data: bytes, name: str) -> Image:
-    """The image that these bytes of a file are. Raises FrameError, which names it."""
-    size_hw = stated_size_hw(data)
+def decode_image(data: bytes, name: str) -> Image:
+    """Decodes the bytes of an image file; `name` is for messages. Raises FrameError."""
+    size_hw = parse_size_hw(data)
     if size_hw is not None:
         check_size(size_hw)
     pixels = _decode(data) if data else None
@@ -59,9 +59,9 @@ def image_of(data: bytes, name: str) -> Image:
 
 
 def _decode(data: bytes) -> NDArray[Any] | None:
-    silence()
+    silence_opencv()
     try:
-        with decoders_silenced():
+        with silence_stderr():
             return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
         return None
@@ -76,11 +76,7 @@ class ImageFiles(Source):
     def __init__(self, paths: Sequence[Path], camera: str, fps: float | None = None) -> None:
         self._paths = sorted(paths, key=natural_key)
         self._fps = fps or DEFAULT_FPS
-        self._closed = False
         self.info = SourceInfo(camera, False, None, self._fps, len(self._paths))
-
-    def close(self) -> None:
-        self._closed = True
 
     def frames(self) -> Iterator[Frame | Gap]:
         lost, refusal = 0, None

@@ -1,4 +1,4 @@
-"""Where a reader thread leaves frames for the one who wants them. Bounded, and every drop is counted."""
+"""The queue between a reader thread and its consumer. Bounded, and every drop is counted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from stream.frame import Frame, Gap
-
-SLICE_S = 0.1  # waits look up this often, so that `close` need take no lock and may come from a signal handler
+from stream.sources.base import SLICE_S
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
-    """A frame, and the gaps to be told before it."""
+class QueuedFrame:
+    """A frame, and the gaps before it."""
 
     frame: Frame
     gaps: tuple[Gap, ...] = ()
@@ -27,31 +26,31 @@ class Mailbox:
 
     def __init__(self, room: int, newest: bool) -> None:
         self._room, self._newest = room, newest
-        self._posts: deque[Post] = deque()
+        self._queue: deque[QueuedFrame] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._failure: BaseException | None = None
 
     def put(self, frame: Frame, gaps: tuple[Gap, ...] = ()) -> None:
-        """Leaves a frame; after `close` it is thrown away."""
-        post = Post(frame, gaps)
+        """Adds a frame; after `close` it is dropped."""
+        queued = QueuedFrame(frame, gaps)
         with self._changed:
-            while not self._newest and len(self._posts) >= self._room and not self._closed:
+            while not self._newest and len(self._queue) >= self._room and not self._closed:
                 self._changed.wait(SLICE_S)
-            if len(self._posts) >= self._room:
-                older = self._posts.pop()
-                post = Post(replace(frame, lost=frame.lost + older.frame.lost + 1), older.gaps + gaps)
-            self._posts.append(post)
+            if len(self._queue) >= self._room:
+                older = self._queue.pop()
+                queued = QueuedFrame(replace(frame, lost=frame.lost + older.frame.lost + 1), older.gaps + gaps)
+            self._queue.append(queued)
             self._changed.notify_all()
 
-    def take(self, patience_s: float, steady: Callable[[], float]) -> Post | None:
+    def take(self, timeout_s: float, steady: Callable[[], float]) -> QueuedFrame | None:
         """The oldest frame; None once the mailbox is closed.
 
-        Raises what the reader died of, after the frames it had left; TimeoutError after `patience_s` without one.
+        Raises the reader's failure after the frames before it; TimeoutError after `timeout_s` without one.
         """
-        until_s = steady() + patience_s
+        until_s = steady() + timeout_s
         with self._changed:
-            while not self._posts:
+            while not self._queue:
                 if self._failure is not None:
                     raise self._failure
                 if self._closed:
@@ -61,9 +60,9 @@ class Mailbox:
                 self._changed.wait(SLICE_S)
             if self._closed and self._failure is None:
                 return None
-            post = self._posts.popleft()
+            queued = self._queue.popleft()
             self._changed.notify_all()
-            return post
+            return queued
 
     def close(self, failure: BaseException | None = None) -> None:
         """Ends every wait soon. `failure`: what the next `take` on an empty mailbox raises."""

@@ -1,12 +1,12 @@
-"""Live cameras: a reader thread in front, a mailbox behind it, reconnection in between.
+"""Live cameras: a thread reads frames into a mailbox and reconnects when the camera is lost.
 
     camera ──grab──► reader thread ──► Mailbox ──► frames()
                           ▲
                      lost? back off, connect again, Gap("reconnected")
 
 Back-off: `first_pause_s`, doubled after every failure up to `longest_pause_s`, each times a random 0.5 to 1 so that
-many cameras behind one switch do not come back at once. When the consumer has waited `give_up_s` for a frame,
-whatever the thread is stuck in, `frames` raises SourceError.
+many cameras behind one switch do not reconnect at once. When the consumer has waited `give_up_s` for a frame, `frames`
+raises SourceError, whatever the thread is stuck in.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from dataclasses import dataclass
 from engines.errors import SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Policy, Source, SourceInfo
-from stream.sources.capture import Capture, picture
-from stream.sources.mailbox import SLICE_S, Mailbox
+from stream.sources.capture import Capture, retrieve_bgr
+from stream.sources.mailbox import Mailbox
 
 Connect = Callable[[], Capture | None]
 FAILED_GRABS = 5  # in a row; then the camera counts as lost
 QUEUE_FRAMES = 64  # with policy "every"
-PARTING_S = 0.5  # time given to the reader to leave a grab; a process should not end inside a driver
+JOIN_S = 0.5  # for the reader to leave a grab; a process should not end inside a driver
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a live source waits. open_s: for the first connection; the rest: see the top of the file."""
+class Timeouts:
+    """How long a live source waits, in seconds."""
 
-    open_s: float
-    give_up_s: float
-    first_pause_s: float = 0.25
+    open_s: float  # for the first connection
+    give_up_s: float  # for a frame
+    first_pause_s: float = 0.25  # before it reconnects
     longest_pause_s: float = 10.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Where time and chance come from; tests put their own here."""
+    """Sources of time and chance, which tests replace."""
 
     wall: Callable[[], float] = time.time
     steady: Callable[[], float] = time.monotonic
@@ -52,25 +52,25 @@ class Timing:
 class LiveSource(Source):
     """A camera that is there or not. captured_at is the Unix time at which a frame was grabbed.
 
-    connect: opens the camera, None when it cannot; capture: what it gave, when that is done already;
-    what: the camera in words, for messages; policy "newest" (and
-    "auto") keeps one frame and counts the overwritten, "every" makes the reader wait for the consumer.
-    Raises SourceError when the camera cannot be opened within `patience.open_s`.
+    connect: opens the camera, None when it cannot; capture: one that is open already; what: the camera, for messages;
+    policy: "newest" (and "auto") keeps one frame and counts the overwritten, "every" makes the reader wait for the
+    consumer.
+    Raises SourceError when the camera cannot be opened within `timeouts.open_s`.
     """
 
-    def __init__(self, connect: Connect, what: str, camera: str, patience: Patience, policy: Policy = "auto",
+    def __init__(self, connect: Connect, what: str, camera: str, timeouts: Timeouts, policy: Policy = "auto",
                  timing: Timing | None = None, capture: Capture | None = None) -> None:
-        self._connect, self._what, self._patience = connect, what, patience
+        self._connect, self._what, self._timeouts = connect, what, timeouts
         self._timing = timing or Timing()
-        self._closed = self._started = False
+        self._started = False
         self._mailbox = Mailbox(QUEUE_FRAMES if policy == "every" else 1, newest=policy != "every")
-        capture = capture or open_within(patience.open_s, connect, what)
+        capture = capture or connect_within(timeouts.open_s, connect, what)
         self._capture: Capture | None = capture
-        self._pause_s = patience.first_pause_s
+        self._pause_s = timeouts.first_pause_s
         self.info = SourceInfo(camera, True, capture.size_hw, capture.fps, None)
 
     def close(self) -> None:
-        self._closed = True
+        super().close()
         self._mailbox.close()
         if not self._started and self._capture is not None:
             self._capture.release()
@@ -82,20 +82,20 @@ class LiveSource(Source):
         reader = threading.Thread(target=self._read, name=f"reader of {self.info.camera}", daemon=True)
         reader.start()
         try:
-            while (post := self._mailbox.take(self._patience.give_up_s, self._timing.steady)) is not None:
+            while (post := self._mailbox.take(self._timeouts.give_up_s, self._timing.steady)) is not None:
                 self.lost += post.frame.lost
                 yield from post.gaps
                 yield post.frame
         except TimeoutError as error:
-            raise SourceError(f"{self._what}: no frame for {self._patience.give_up_s:g} s",
+            raise SourceError(f"{self._what}: no frame for {self._timeouts.give_up_s:g} s",
                               "a camera that keeps giving frames",
                               "check the camera and its connection, then start again") from error
         finally:
             self.close()
-            reader.join(PARTING_S)
+            reader.join(JOIN_S)
 
     def _read(self) -> None:
-        """The reader thread. Whatever ends it, the mailbox learns of it."""
+        """The reader thread; whatever ends it goes to the mailbox."""
         failure: BaseException | None = None
         try:
             self._read_until_closed()
@@ -121,7 +121,7 @@ class LiveSource(Source):
                 failed_grabs += 1
                 continue
             failed_grabs, captured_at = 0, self._timing.wall()
-            image_bgr = picture(capture)
+            image_bgr = retrieve_bgr(capture)
             if image_bgr is None:
                 lost += 1
                 continue
@@ -132,29 +132,25 @@ class LiveSource(Source):
             index += 1 + lost
             self._mailbox.put(Frame(image_bgr, captured_at, index, self.info.camera, lost), gaps)
             latest_at, lost, again = captured_at, 0, False
-            self._pause_s = self._patience.first_pause_s
+            self._pause_s = self._timeouts.first_pause_s
 
     def _reconnect(self) -> bool:
         """Tries until the camera is back; False when the source was closed meanwhile."""
         if self._capture is not None:
             self._capture.release()
             self._capture = None
-        while self._pause(self._pause_s * (0.5 + 0.5 * self._timing.chance())):
-            self._pause_s = min(2 * self._pause_s, self._patience.longest_pause_s)
+        timing = self._timing
+        while self._wait_until(timing.steady() + self._pause_s * (0.5 + 0.5 * timing.chance()), timing.steady,
+                               timing.sleep):
+            self._pause_s = min(2 * self._pause_s, self._timeouts.longest_pause_s)
             self._capture = self._connect()
             if self._capture is not None:
                 return True
         return False
 
-    def _pause(self, seconds: float) -> bool:
-        until_s = self._timing.steady() + seconds
-        while not self._closed and (left_s := until_s - self._timing.steady()) > 0:
-            self._timing.sleep(min(left_s, SLICE_S))
-        return not self._closed
 
-
-def open_within(seconds: float, connect: Connect, what: str) -> Capture:
-    """Connects, but waits no longer than `seconds`: name look-up and drivers know no timeout. Raises SourceError."""
+def connect_within(seconds: float, connect: Connect, what: str) -> Capture:
+    """Connects, and waits `seconds` at most: name look-up and drivers have no timeout. Raises SourceError."""
     found: list[Capture | BaseException | None] = []
 
     def attempt() -> None:

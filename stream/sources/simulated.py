@@ -1,4 +1,4 @@
-"""The simulated camera, `sim://gestures`: a rendered hand that draws the ten gestures, and the truth about it.
+"""The simulated camera, `sim://gestures`: a rendered hand that draws the ten gestures, with the truth beside it.
 
     sim://gestures?seed=41&rate=30&width=640&height=480&seconds=30&realtime=1
 
@@ -21,12 +21,10 @@ from engines.synthetic import Simulation, Span
 from stream.frame import Frame, Gap
 from stream.sources.base import Policy, Source, SourceInfo
 
-SLICE_S = 0.1  # how soon `close` ends a wait
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A parameter of the address: its default, and the least and most it may be."""
+    """A parameter of the address."""
 
     default: float
     least: float
@@ -65,16 +63,12 @@ class SimulatedSource(Source):
         self._frames = math.inf if frames is None else max(frames, 1)
         self._simulation = Simulation(int(settings["seed"]), size_hw, self._rate, demonstration=True)
         self._now, self._clock, self._sleep = now, clock, sleep
-        self._closed = False
         self.started_at = 0.0
 
-    def close(self) -> None:
-        self._closed = True
-
     def spans(self, until_s: float) -> list[Span]:
-        """What is truly drawn: the gestures that start before `until_s`, in seconds after the first frame.
+        """The gestures that start before `until_s`, in seconds after the first frame: the truth.
 
-        Add `started_at` (known from the first frame on) to compare with times of frames and events.
+        Add `started_at`, known from the first frame on, to compare with times of frames and events.
         """
         return self._simulation.spans(until_s)
 
@@ -86,7 +80,7 @@ class SimulatedSource(Source):
             if k == 0:
                 start_s = self._now()
                 self.started_at = self._clock() if self._live else 0.0
-            if self._live and not self._wait_until(start_s + k / self._rate):
+            if self._live and not self._wait_until(start_s + k / self._rate, self._now, self._sleep):
                 return
             yield Frame(image_bgr, self.started_at + k / self._rate, k, self.info.camera, lost)
             due = k + 1
@@ -100,11 +94,6 @@ class SimulatedSource(Source):
         if not (self._live and self._skip) or due >= self._frames:
             return due
         return max(due, min(math.floor((self._now() - start_s) * self._rate), int(min(self._frames, 1e15)) - 1))
-
-    def _wait_until(self, due_s: float) -> bool:
-        while not self._closed and (left_s := due_s - self._now()) > 0:
-            self._sleep(min(left_s, SLICE_S))
-        return not self._closed
 
 
 def _settings(spec: str) -> dict[str, float]:

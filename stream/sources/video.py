@@ -6,7 +6,7 @@ nominal step: 1 / the header's rate, or 1/30 s when that is zero or absurd too. 
 with each other are a timeline that began anew; it is followed from there on.
 
 Damage: what the decoder cannot give is passed over, and counted as lost. When the frames so far came evenly, a
-hole in their times tells how many are missing; in files of variable rate a hole is no loss. The header's claims of
+hole in their times shows how many are missing; in files of variable rate a hole is no loss. The header's claims of
 length are never believed.
 """
 
@@ -22,7 +22,7 @@ import cv2
 from engines.errors import SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
-from stream.sources.capture import Capture, OpenCvCapture, picture
+from stream.sources.capture import Capture, OpenCvCapture, retrieve_bgr
 
 FALLBACK_FPS = 30.0
 SHORTEST_STEP_S = 1 / 480
@@ -80,7 +80,7 @@ def _believable(step_s: float) -> bool:
 class VideoFile(Source):
     """A video file through OpenCV (FFmpeg), upright when the file carries a rotation flag.
 
-    fps: play at this rate, whatever the file's times say; capture: read from this instead of opening `path`, which
+    fps: play at this rate, instead of by the file's times; capture: read from this instead of opening `path`, which
     then only names it.
     Raises SourceError when nothing in it can be read as a picture.
     """
@@ -89,12 +89,12 @@ class VideoFile(Source):
                  capture: Capture | None = None) -> None:
         self._what, self._forced_fps = str(path), fps
         self._capture = capture or _open(Path(path))
-        self._started = self._closed = False
+        self._started = False
         self.info = SourceInfo(camera or Path(path).name, False, self._capture.size_hw, fps or self._capture.fps,
                                self._capture.claimed_frames)
 
     def close(self) -> None:
-        self._closed = True
+        super().close()
         if not self._started:  # else `frames` does it: FFmpeg must not lose a capture in the middle of a grab
             self._capture.release()
 
@@ -112,7 +112,7 @@ class VideoFile(Source):
                     continue
                 failed_grabs = 0
                 raw_s = math.nan if self._forced_fps else self._capture.position_s()
-                image_bgr = picture(self._capture)
+                image_bgr = retrieve_bgr(self._capture)
                 if image_bgr is None:
                     unread += 1
                     self.lost += 1

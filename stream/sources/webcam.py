@@ -6,9 +6,9 @@ import cv2
 
 from stream.sources.base import Policy
 from stream.sources.capture import Capture, OpenCvCapture
-from stream.sources.reader import Connect, LiveSource, Patience, Timing
+from stream.sources.reader import Connect, LiveSource, Timeouts, Timing
 
-PATIENCE = Patience(open_s=10.0, give_up_s=20.0)
+TIMEOUTS = Timeouts(open_s=10.0, give_up_s=20.0)
 
 
 class Webcam(LiveSource):
@@ -20,4 +20,4 @@ class Webcam(LiveSource):
             capture = OpenCvCapture(index, cv2.CAP_ANY)
             return capture if capture.opened else None
 
-        super().__init__(connect or open_webcam, f"webcam {index}", camera or str(index), PATIENCE, policy, timing)
+        super().__init__(connect or open_webcam, f"webcam {index}", camera or str(index), TIMEOUTS, policy, timing)

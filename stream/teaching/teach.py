@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,12 +19,13 @@ from engines.errors import DatasetError, GatestreamError, UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import Model, save, write_atomically
 from engines.runtime.registry import bidirectional
-from engines.training.few_shot import NO_QUIET, HeldOut, Quiet, TeachReport, background_of, teach
-from stream.events import events_of
+from engines.training import few_shot
+from engines.training.few_shot import NO_BACKGROUND_SCORES, BackgroundScores, HeldOut, TeachReport
+from stream.events import detect_events
 from stream.scoring import probabilities
-from stream.teaching.recordings import Recording, Watcher, find
+from stream.teaching.support_videos import FeatureExtractor, SupportVideo, find_videos
 
-FEW = 3  # recordings of a label; with fewer there is a warning
+MIN_RECORDINGS = 3  # of a label; with fewer there is a warning
 OPEN_ABOVE = (0.9995, 0.999, 0.995, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 CLOSE_LOWER = 0.15  # than opening, at least
 MIN_SCORE = (0.8, 0.7, 0.6, 0.5, 0.4)
@@ -31,13 +33,13 @@ DURATION_SHARE = 0.5  # of the shortest action seen, that an event has to last a
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What teaching gave. skipped: recordings left out, and why; warnings: what to know before relying on it."""
+class TeachResult:
+    """What teaching gave."""
 
     contract: Contract
     report: TeachReport
-    skipped: list[tuple[str, str]]
-    warnings: list[str]
+    skipped: list[tuple[str, str]]  # recordings left out, and why
+    warnings: list[str]  # what to know before relying on it
 
     def as_json(self) -> dict[str, Any]:
         return {"type": "teach", "model": self.contract.name,
@@ -48,73 +50,74 @@ class Outcome:
 def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = (), head: str | None = None,
                  fresh: bool = False, strict: bool = False, fps: float | None = None, seed: int = 0,
                  engine: str = "auto", name: str | None = None,
-                 note: Callable[[str], None] = lambda _: None) -> Outcome:
-    """Teaches a model the labels of a folder (see `stream/teaching/recordings.py`) and writes it to `out`.
+                 note: Callable[[str], None] = lambda _: None) -> TeachResult:
+    """Teaches a model the labels of a folder and writes it to `out`.
 
-    A label that the model has already is taught further. idle: folders of footage without actions; head: which one
-    learns, needed when there are several; fresh: know the folder's labels only; strict: stop at a recording that
-    cannot be read, instead of leaving it out; fps: the rate of images; name: of the new model.
+    folder: a folder for each label (background, idle, nothing: no action) with its recordings, videos or folders of
+    images; idle: folders of footage without actions; head: which one learns, needed when there are several; fresh: know
+    the folder's labels only; strict: stop at a recording that cannot be read, instead of leaving it out; fps: the rate
+    of images; name: of the new model. A label that the model has already is taught further.
     Raises UsageError, DatasetError, SourceError, SinkError.
     """
     loaded = engines.load(model)
-    head = _head(loaded, head)
+    head = _check_head(loaded, head)
     if bidirectional(loaded):
         raise UsageError(f"{loaded.contract.name}, which is bidirectional", "a causal model to teach",
                          "train or convert one with --causal")
-    background = background_of(loaded.contract, head, fresh)
-    recordings = find(folder, background, idle)
-    compiled = engines.compile(loaded, engine=engine, slots=1)
-    lessons, skipped = [], []
-    try:
-        watcher = Watcher(loaded, compiled, fps)
-        for i, recording in enumerate(recordings):
-            note(f"watching {i + 1} of {len(recordings)}: {recording.path.name}")
+    background = few_shot.background_label(loaded.contract, head, fresh)
+    videos = find_videos(folder, background, idle)
+    clips, skipped = [], []
+    with closing(engines.compile(loaded, engine=engine, slots=1)) as compiled:
+        extractor = FeatureExtractor(loaded, compiled, fps)
+        for i, video in enumerate(videos):
+            note(f"watching {i + 1} of {len(videos)}: {video.path.name}")
             try:
-                lessons += watcher.lessons(recording, _name(recording.path, folder), background)
+                clips += extractor.extract(video, _name(video.path, folder), background)
             except GatestreamError as error:
                 if strict:
                     raise
-                skipped.append((str(recording.path), str(error)))
-    finally:
-        compiled.close()
-    warnings = _checked(recordings, {lesson.recording for lesson in lessons}, folder, background)
-    taught = teach(loaded, lessons, head, fresh=fresh, seed=seed, note=note)
-    if taught.report.made_up:
-        warnings.append(f"the model carries no examples of {', '.join(taught.report.made_up)}: they are protected by "
-                        "what its head says alone; add recordings of them to keep them at their best")
+                skipped.append((str(video.path), str(error)))
+    warnings = _check_counts(videos, {clip.recording for clip in clips}, folder, background)
+    taught = few_shot.teach(loaded, clips, head, fresh=fresh, seed=seed, note=note)
+    if taught.report.pseudo_labels:
+        warnings.append(f"the model carries no examples of {', '.join(taught.report.pseudo_labels)}: they are "
+                        "protected by what its head says alone; add recordings of them to keep them at their best")
     note("choosing when an event opens")
     contract = taught.contract
-    rule = event_rule(contract, head, taught.held_out, taught.quiet)
+    rule = event_rule(contract, head, taught.held_out, taught.background_scores)
     contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
-    save(out, contract, taught.tensors)
-    return Outcome(contract, taught.report, skipped, warnings)
+    save(out, contract, taught.tensors, half=loaded.half)
+    return TeachResult(contract, taught.report, skipped, warnings)
 
 
-def write_report(outcome: Outcome, path: Path) -> None:
-    """The outcome as JSON. Raises SinkError."""
-    write_atomically(path, (json.dumps(outcome.as_json(), indent=2) + "\n").encode())
+def write_report(result: TeachResult, path: Path) -> None:
+    """Writes the result as JSON. Raises SinkError."""
+    write_atomically(path, (json.dumps(result.as_json(), indent=2) + "\n").encode())
 
 
-def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut], quiet: Quiet = NO_QUIET) -> EventRule:
-    """The rule with the best event F1 on recordings left out; the model's own, unless another is better, and else the
-    strictest of the best: what nobody recorded may look like an action, too.
+def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
+               background_scores: BackgroundScores = NO_BACKGROUND_SCORES) -> EventRule:
+    """The event rule with the best event F1 on the recordings left out.
 
-    None counts under which more moments of remembered background could open an event than could before the lesson, if
-    there is another."""
-    if not any(one.lesson.ended for one in held_out):
+    Of equal ones the model's own, then the strictest, as footage that nobody recorded may look like an action, too. A
+    rule under which more stored moments of background could open an event than before is used only if there is no
+    other.
+    """
+    if not any(one.clip.ended for one in held_out):
         return contract.events
     own, labels = contract.events, contract.heads[head]
-    shortest_s = min(one.lesson.ended - one.lesson.started for one in held_out
-                     if one.lesson.ended) / contract.frame_rate
+    shortest_s = min(one.clip.ended - one.clip.started for one in held_out
+                     if one.clip.ended) / contract.frame_rate
     lasting = own.model_copy(update={
         "min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
     rules = [lasting, *(lasting.model_copy(update={"open_above": above, "min_score": score, "close_below": round(
                             min(own.close_below, above - CLOSE_LOWER), 3)})
                         for above, score in product(OPEN_ABOVE, MIN_SCORE))]
-    most = (quiet.before_N > own.open_above).sum()
-    rules = [rule for rule in rules if (quiet.after_N > rule.open_above).sum() <= most] or rules[1:1 + len(MIN_SCORE)]
+    most = (background_scores.before_N > own.open_above).sum()
+    after_N = background_scores.after_N
+    rules = [rule for rule in rules if (after_N > rule.open_above).sum() <= most] or rules[1:1 + len(MIN_SCORE)]
     now, window = contract.temperature.get(head, 1.0), contract.window_temperature.get(head, 1.0)
-    scored = [(one.lesson.label if one.lesson.ended else None,
+    scored = [(one.clip.label if one.clip.ended else None,
                np.array([probabilities(row_K, now) for row_K in one.now_TK]),
                np.array([probabilities(row_K, window) for row_K in one.window_TK])) for one in held_out]
 
@@ -122,7 +125,7 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut], quiet
         right = total = 0
         for label, now_TK, window_TK in scored:
             times_s = (np.arange(len(now_TK)) / contract.frame_rate).tolist()
-            events = events_of(times_s, now_TK, window_TK, labels=labels, background=contract.background, rule=rule)
+            events = detect_events(times_s, now_TK, window_TK, labels=labels, background=contract.background, rule=rule)
             right += any(event.label == label for event in events)
             total += len(events) + (label is not None)
         return 2 * right / total if total else 0.0
@@ -131,11 +134,11 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut], quiet
 
 
 def file_name(path: Path) -> str:
-    """A model's name made of its file's."""
+    """A model's name, made of its file's."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:64]
 
 
-def _head(model: Model, head: str | None) -> str:
+def _check_head(model: Model, head: str | None) -> str:
     heads = list(model.contract.heads)
     if head is None and len(heads) == 1:
         return heads[0]
@@ -146,22 +149,22 @@ def _head(model: Model, head: str | None) -> str:
 
 
 def _name(path: Path, folder: Path) -> str:
-    """Of a recording in reports: as found under the folder."""
+    """A recording's name in reports: its path under the folder."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
-def _checked(recordings: Sequence[Recording], used: set[str], folder: Path, background: str) -> list[str]:
+def _check_counts(videos: Sequence[SupportVideo], used: set[str], folder: Path, background: str) -> list[str]:
     """Warnings about labels with few recordings. Raises DatasetError for one of which none could be used."""
-    asked = Counter(one.label for one in recordings)
-    usable = Counter(one.label for one in recordings if _name(one.path, folder) in used)
+    asked = Counter(one.label for one in videos)
+    usable = Counter(one.label for one in videos if _name(one.path, folder) in used)
     warnings = []
     for label in asked:
         if label != background and not usable[label]:
             raise DatasetError(f"label {label!r}, of whose {asked[label]} recordings none can be read",
-                               f"{FEW} or more", "record it again, or remove its folder")
+                               f"{MIN_RECORDINGS} or more", "record it again, or remove its folder")
         if label != background and usable[label] == 1:
             warnings.append(f"label {label!r} has one recording: it cannot be left out to be tested; "
-                            f"record {FEW} or more")
-        elif label != background and usable[label] < FEW:
-            warnings.append(f"label {label!r} has {usable[label]} recordings: record {FEW} or more")
+                            f"record {MIN_RECORDINGS} or more")
+        elif label != background and usable[label] < MIN_RECORDINGS:
+            warnings.append(f"label {label!r} has {usable[label]} recordings: record {MIN_RECORDINGS} or more")
     return warnings

@@ -9,7 +9,7 @@ import torch
 
 import engines
 from engines.model.file import Model
-from engines.runtime.registry import obstacle
+from engines.runtime.registry import unavailable_reason
 from engines.runtime.slot_pool import CompiledPool
 
 SLOTS = 4
@@ -23,7 +23,7 @@ def _gpu() -> None:
 
 @pytest.fixture(scope="module", params=["inductor", "tensorrt"])
 def name(request: pytest.FixtureRequest) -> str:
-    reason = obstacle(request.param)
+    reason = unavailable_reason(request.param)
     if reason is not None:
         pytest.skip(f"{request.param}: {reason}")
     return str(request.param)

@@ -11,16 +11,16 @@ from small_models import make_model
 
 import engines
 from engines.model.file import Model
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 from engines.runtime.slot_pool import CompiledPool
 
 
 @pytest.mark.parametrize(("architecture", "size_hw", "options"), [
-    ("tsn-mobilenetv2", (40, 56), {"memory": 16}),
+    ("tsn-mobilenetv2", (40, 56), {"readout_width": 16}),
     ("tsm-resnet18", (40, 56), {}),
     ("gsm-bninception", (64, 64), {}),
-    ("gsf-mobilenetv2", (96, 96), {"ahead": 0}),
-    ("gsf-resnet50", (64, 96), {"percent": 100}),
+    ("gsf-mobilenetv2", (96, 96), {"past_shift": 0}),
+    ("gsf-resnet50", (64, 96), {"gate_ratio": 100}),
     ("gsf-inceptionv3", (75, 107), {}),
     ("stsm-mobilenetv2", (40, 56), {"shift": "THW-diagonal"}),
 ])
@@ -31,7 +31,7 @@ def test_every_network_equals_eager(tmp_path: Path, name: str, architecture: str
     wanted = run_clip(engines.compile(model, "eager"), frames)
     assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
     got = run_clip(engines.compile(model, name, precision="f32"), frames)
-    assert difference(model.contract, wanted, got) <= TOLERANCE
+    assert compare(model.contract, wanted, got) <= TOLERANCE
 
 
 def test_the_bundled_model_equals_eager_in_what_is_chosen_for_it(name: str) -> None:
@@ -40,13 +40,13 @@ def test_the_bundled_model_equals_eager_in_what_is_chosen_for_it(name: str) -> N
     engine = engines.compile(model, name, slots=2)
     assert engine.precision in ("f16", "f32")
     wanted = run_clip(engines.compile(model, "eager"), frames)
-    assert difference(model.contract, wanted, run_clip(engine, frames, slot=1)) <= TOLERANCE
+    assert compare(model.contract, wanted, run_clip(engine, frames, slot=1)) <= TOLERANCE
 
 
 def test_a_stream_equals_the_clip_in_any_split(engine: CompiledPool, model: Model, frames: np.ndarray) -> None:
     wanted = run_clip(engines.compile(model, "eager"), frames)
     once = run_clip(engine, frames, slot=2)
-    assert difference(model.contract, wanted, once) <= TOLERANCE
+    assert compare(model.contract, wanted, once) <= TOLERANCE
     engine.reset([2])
     parts = []
     for piece in np.split(frames, [1, 3, 10]):

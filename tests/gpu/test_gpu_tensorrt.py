@@ -17,13 +17,13 @@ import engines.runtime.tensorrt as tensorrt_engine
 from engines.errors import EngineError
 from engines.model.file import Model
 from engines.runtime import cache
-from engines.runtime.parity import TOLERANCE, difference, probe_clip, run_clip
-from engines.runtime.registry import obstacle
+from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
+from engines.runtime.registry import unavailable_reason
 
 
 @pytest.fixture(autouse=True)
 def _tensorrt() -> None:
-    reason = obstacle("tensorrt")
+    reason = unavailable_reason("tensorrt")
     if reason is not None:
         pytest.skip(f"tensorrt: {reason}")
 
@@ -79,7 +79,7 @@ def test_int8_is_near_and_held_to_the_same_agreement(own_cache: Path, monkeypatc
     assert same >= 0.75
     monkeypatch.undo()
     monkeypatch.setenv("GATESTREAM_CACHE", str(own_cache.with_name("held")))
-    if difference(model.contract, wanted, got) > TOLERANCE:
+    if compare(model.contract, wanted, got) > TOLERANCE:
         with pytest.raises(EngineError, match=r"off by \{'int8'"):
             engines.compile(model, "tensorrt", precision="int8")
     else:

@@ -1,9 +1,6 @@
-"""How many cameras this machine serves: a service, as many senders as asked for, and a stopwatch at the results.
+"""How many cameras this machine serves: a service, as many simulated cameras as asked for, and a subscriber to results.
 
-    senders (a process) ──JPEGs──► gatestream serve ──predictions──► measure
-
-A camera draws gestures in a rendered room, 640x480, and is a strict request-and-answer sender, as imagezmq's are. Its
-latency is from the moment it sends a picture to the moment a subscriber has the prediction made of it.
+    send (a process) ──JPEGs──► gatestream serve ──predictions──► measure
 """
 
 from __future__ import annotations
@@ -12,64 +9,62 @@ import heapq
 import json
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import zmq
 
 import engines
 from engines.errors import EngineError, UsageError
 from engines.model.contract import Contract
+from engines.synthetic import Simulation
 from stream.clock import Clock
 from stream.runner import Percentiles
-from stream.wire import header_of
+from stream.service.bench.soak import slope_mb_per_minute
+from stream.wire import encode_header
 
-SIZE_HW = (480, 640)
-SECONDS = 4.0  # of rendered stream, played forth and back
-WARM_UP_S = 5.0  # after the last camera has come; not counted
+WARM_UP_S = 5.0  # after the last camera has joined; not counted
 READY_WITHIN_S = 120.0
-LOOK_S = 1.0
+SAMPLE_S = 1.0  # between two samples of memory
+SIZE_HW = (480, 640)
+SECONDS = 4.0  # of rendered stream, played back and forth
 STAYS_S, AWAY_S = (20.0, 60.0), (2.0, 10.0)  # with `churn`, a camera
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What was seen. seconds: counted; ticks: of the model's clock for each camera in that time; predictions: of the
-    camera that had fewest, and most; held: ticks that were filled with the picture before; skipped: ticks that had
-    pictures, and nobody had time for them; latency_ms: percentiles; dropped: messages, by cause; late: pictures that a
-    sender did not send, because it still waited for its answer; slope_mb_per_minute: of the resident memory of the
-    service, its engine's process included; descriptors: open in the service at the beginning and at the end; cores:
-    that the service used."""
+    """What was measured. Processes: the service and its engine's."""
 
     cameras: int
-    rate: float
+    rate: float  # frames/s that each camera sends
     seconds: float
-    ticks: int
-    fewest: int
+    ticks: int  # of the model's clock, for each camera
+    fewest: int  # predictions of the camera that had fewest
     most: int
-    held: int
-    skipped: int
-    latency_ms: dict[str, float]
-    dropped: dict[str, int]
-    late: int
+    held: int  # ticks that were filled with the picture before
+    skipped: int  # ticks that had pictures, and nobody had time for them
+    latency_ms: dict[str, float]  # percentiles, from a picture's sending to its prediction at a subscriber
+    dropped: dict[str, int]  # messages, by cause
+    late: int  # pictures that a sender did not send, because it still waited for its answer
     resident_mb: float
-    slope_mb_per_minute: float
-    descriptors: tuple[int, int]
-    cores: float
+    slope_mb_per_minute: float  # of resident memory
+    descriptors: tuple[int, int]  # open at the beginning and at the end
+    cores: float  # that the service used
 
     def text(self) -> list[str]:
-        """For people."""
+        """Lines for people."""
         ms = self.latency_ms
         dropped = ", ".join(f"{count} {cause}" for cause, count in self.dropped.items())
         return [f"{self.cameras} cameras at {self.rate:g} frames/s, {self.seconds:.0f} s",
@@ -87,147 +82,123 @@ class Load:
 
 def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str = "gesture", engine: str = "auto",
             churn: bool = False) -> Load:
-    """Serves so many cameras for a time. churn: cameras come and go.
+    """Serves so many cameras of 640x480 for a time. churn: cameras come and go.
 
     Raises UsageError off Linux, EngineError when the service does not start.
     """
     if not Path("/proc/self/statm").is_file():
-        raise UsageError(f"a service under load on {sys.platform}", "Linux, which tells of other processes",
+        raise UsageError(f"a service under load on {sys.platform}", "Linux, which shows what processes use",
                          "leave --cameras out here")
     contract = engines.load(model).contract
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = folder / "service.toml"
-        config.write_text(f'model = {json.dumps(model)}\nengine = {json.dumps(engine)}\n[receive]\n'
-                          f'bind = ["ipc://{folder}/cameras"]\ncameras = {cameras}\nmax_frames_per_s = 10000\n'
-                          f'[results]\npublish = ["ipc://{folder}/results"]\n[health]\nbind = "127.0.0.1:0"\n')
-        service, health = stack.enter_context(_service(config))
+        (folder / "service.toml").write_text(
+            f'model = {json.dumps(model)}\nengine = {json.dumps(engine)}\n[receive]\n'
+            f'bind = ["ipc://{folder}/cameras"]\ncameras = {cameras}\nmax_frames_per_s = 10000\n'
+            f'[results]\npublish = ["ipc://{folder}/results"]\n[health]\nbind = "127.0.0.1:0"\n')
+        service, health = stack.enter_context(_service(folder))
         context = stack.enter_context(zmq.Context())
         sub = stack.enter_context(context.socket(zmq.SUB))
-        sub.linger = 0
-        sub.rcvhwm = 0
+        sub.linger = sub.rcvhwm = 0
         sub.subscribe(b"")
         sub.connect(f"ipc://{folder}/results")
-        said = {"address": f"ipc://{folder}/cameras", "cameras": cameras, "rate": rate, "churn": churn}
-        senders = stack.enter_context(_process([sys.executable, "-m", "stream.service.bench.load"], json.dumps(said)))
-        watch = _Watch(sub, health, service.pid, contract)
-        watch.until(lambda: len(watch.seen) == cameras, READY_WITHIN_S)
-        watch.until(lambda: False, WARM_UP_S)
-        watch.begin()
-        watch.until(lambda: False, seconds)
-        load = watch.report(cameras, rate)
+        senders = stack.enter_context(subprocess.Popen([sys.executable, "-m", "stream.service.bench.load"],
+                                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        stack.callback(senders.kill)
+        assert senders.stdin is not None
+        assert senders.stdout is not None
+        senders.stdin.write(json.dumps({"address": f"ipc://{folder}/cameras", "cameras": cameras, "rate": rate,
+                                        "churn": churn}))
+        senders.stdin.close()
+        monitor = _Monitor(sub, health, service.pid, contract)
+        monitor.wait(lambda: len(monitor.joined) == cameras, READY_WITHIN_S)
+        monitor.wait(lambda: False, WARM_UP_S)
+        monitor.start()
+        monitor.wait(lambda: False, seconds)
+        load = monitor.report(cameras, rate)
         senders.terminate()
-        return replace(load, late=int(senders.communicate()[0] or 0))
+        return replace(load, late=int(senders.stdout.read() or 0))
 
 
-class _Watch:
-    """Listens to results and looks at the service every LOOK_S."""
+class _Monitor:
+    """Subscribes to results, and samples the service's memory every SAMPLE_S."""
 
     def __init__(self, sub: zmq.Socket[bytes], health: str, pid: int, contract: Contract) -> None:
         self._sub, self._health, self._pid, self._rate = sub, health, pid, contract.frame_rate
         # As the recogniser's own: what they find missing between predictions was held or skipped.
         self._clocks = defaultdict[str, Clock](lambda: Clock(contract.frame_rate, contract.max_gap_s))
-        self.seen: dict[str, int] = defaultdict(int)
-        self._looked_at = 0.0
-        self.begin()
+        self.joined = set[str]()
+        self._sampled_at = 0.0
+        self.start()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Counts from now on."""
-        self._began_at, self._state = time.monotonic(), self._told()
-        self._latency, self._counted = Percentiles(), defaultdict[str, int](int)
-        self._held: dict[str, list[int]] = {}
+        self._started_at, self._state = time.monotonic(), self._read_health()
+        self._latency, self._predictions = Percentiles(), defaultdict[str, int](int)
+        self._held: dict[str, tuple[int, int]] = {}  # first and largest count of each camera
         self._missing = 0
         self._times: list[float] = []
-        self._resident: list[float] = []
-        self._busy, self._files = _busy_s(self._pid), _files(self._pid)
+        self._resident_mb: list[float] = []
+        self._cpu_s, self._descriptors = _cpu_seconds(self._pid), _descriptors(self._pid)
 
-    def until(self, condition: Any, seconds: float) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Takes results until the condition holds or the time is over."""
         end = time.monotonic() + seconds
         while not condition() and time.monotonic() < end:
             if self._sub.poll(100):
-                while True:
-                    try:
-                        _, body = self._sub.recv_multipart(zmq.NOBLOCK)
-                    except zmq.Again:
-                        break
-                    self._take(json.loads(body), time.time())
-            if time.monotonic() - self._looked_at > LOOK_S:
-                self._looked_at = time.monotonic()
-                self._times.append(self._looked_at)
-                self._resident.append(self._told()["memory_bytes"] / 2**20)
+                while self._sub.poll(0):
+                    self._take(json.loads(self._sub.recv_multipart()[1]), time.time())
+            if time.monotonic() - self._sampled_at > SAMPLE_S:
+                self._sampled_at = time.monotonic()
+                self._times.append(self._sampled_at)
+                self._resident_mb.append(self._read_health()["memory_bytes"] / 2**20)
 
-    def _take(self, said: dict[str, Any], now: float) -> None:
-        if said["type"] == "prediction":
-            camera, held = said["camera"], said["held"]
-            self.seen[camera] += 1
-            self._counted[camera] += 1
-            self._missing += self._clocks[camera].tick(said["captured_at"]).held
-            self._latency.add(1000 * (now - said["captured_at"]))
-            first = self._held.setdefault(camera, [held, held])
-            first[1] = max(first[1], held)
+    def _take(self, record: dict[str, Any], now: float) -> None:
+        if record["type"] == "prediction":
+            camera, held = record["camera"], record["held"]
+            self.joined.add(camera)
+            self._predictions[camera] += 1
+            self._missing += self._clocks[camera].tick(record["captured_at"]).held
+            self._latency.add(1000 * (now - record["captured_at"]))
+            first, largest = self._held.get(camera, (held, held))
+            self._held[camera] = first, max(largest, held)
 
-    def _told(self) -> dict[str, Any]:
+    def _read_health(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"http://{self._health}/health", timeout=10) as answer:
             return dict(json.load(answer))
 
     def report(self, cameras: int, rate: float) -> Load:
-        seconds = time.monotonic() - self._began_at
-        before, after = self._state["cameras"], self._told()["cameras"]
+        seconds = time.monotonic() - self._started_at
+        before, after = self._state["cameras"], self._read_health()["cameras"]
         dropped: dict[str, int] = defaultdict(int)
         for camera, facts in after.items():
             for cause, count in facts["dropped"].items():
                 dropped[cause] += count - before.get(camera, {}).get("dropped", {}).get(cause, 0)
-        settled = len(self._times) // 5
-        slope = 60 * float(np.polyfit(self._times[settled:], self._resident[settled:], 1)[0])
-        counts = sorted(self._counted.values())
-        held = sum(last - first for first, last in self._held.values())
-        return Load(cameras, rate, seconds, int(seconds * min(rate, self._rate)), counts[0], counts[-1],
-                    held, max(0, self._missing - held), self._latency.summary(),
-                    {cause: count for cause, count in dropped.items() if count}, 0, self._resident[-1], slope,
-                    (self._files, _files(self._pid)), (_busy_s(self._pid) - self._busy) / seconds)
+        counts = self._predictions.values()
+        held = sum(largest - first for first, largest in self._held.values())
+        return Load(cameras, rate, seconds, int(seconds * min(rate, self._rate)), min(counts), max(counts), held,
+                    max(0, self._missing - held), self._latency.summary(),
+                    {cause: count for cause, count in dropped.items() if count}, 0, self._resident_mb[-1],
+                    slope_mb_per_minute(self._times, self._resident_mb),
+                    (self._descriptors, _descriptors(self._pid)), (_cpu_seconds(self._pid) - self._cpu_s) / seconds)
 
 
 @contextmanager
-def _service(config: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A service, and the address of its health page."""
-    process = subprocess.Popen([sys.executable, "-m", "stream", "serve", str(config)], stderr=subprocess.PIPE)
-    try:
-        health, ready = "", False
-        assert process.stderr is not None
-        while not (health and ready):
-            line = process.stderr.readline().decode()
-            if not line:
-                raise EngineError("a service that ends before it is ready", "one that starts",
-                                  "try `gatestream serve`, which says why")
-            health = line.split("http://")[1].split("/")[0] if "/health" in line else health
-            ready = ready or "the engine is ready" in line
-        os.set_blocking(process.stderr.fileno(), True)
-        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+def _service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A service that is ready, and the address of its health page."""
+    log, command = folder / "service.log", [sys.executable, "-m", "stream", "serve", str(folder / "service.toml")]
+    with log.open("wb") as errors, subprocess.Popen(command, stderr=errors) as process:
         try:
-            yield process, health
+            health = None
+            while not health or "the engine is ready" not in log.read_text():
+                if process.poll() is not None:
+                    raise EngineError("a service that ends before it is ready", "one that starts",
+                                      "try `gatestream serve`, which says why")
+                time.sleep(0.1)
+                health = re.search(r"http://(\S+?)/health", log.read_text())
+            yield process, health[1]
         finally:
             process.terminate()
-            process.wait()
-            drain.wait()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def _process(command: Sequence[str], said: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    process.stdin.write(said.encode())
-    process.stdin.close()
-    process.stdin = None
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 def _family(pid: int) -> list[int]:
@@ -235,8 +206,8 @@ def _family(pid: int) -> list[int]:
     return [pid, *map(int, children)]
 
 
-def _busy_s(pid: int) -> float:
-    """Seconds of processor that a process and its children have used."""
+def _cpu_seconds(pid: int) -> float:
+    """Processor time that a process and its children have used."""
     ticks = 0
     for one in _family(pid):
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
@@ -244,8 +215,8 @@ def _busy_s(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _files(pid: int) -> int:
-    """Open descriptors of a process and its children."""
+def _descriptors(pid: int) -> int:
+    """Open file descriptors of a process and its children."""
     return sum(len(os.listdir(f"/proc/{one}/fd")) for one in _family(pid))
 
 
@@ -255,10 +226,9 @@ class _Camera:
     """A sender that waits for its answer before it sends again."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, name: str, phase: int) -> None:
-        self.name, self.shown, self.late = name, phase, 0
-        self._context, self._address = context, address
-        self._waits = False
-        self.leaves_at = self.comes_at = 0.0
+        self.name, self.late = name, 0  # late: pictures not sent, because an answer had not come yet
+        self._context, self._address, self._next, self._waits = context, address, phase, False
+        self.leaves_at = self.returns_at = 0.0
         self.socket: zmq.Socket[bytes] | None = None
 
     def send(self, jpegs: Sequence[bytes]) -> None:
@@ -271,64 +241,60 @@ class _Camera:
             return
         if self._waits:
             self.socket.recv()
-        self.socket.send_multipart([header_of(self.name, captured_at=time.time()), jpegs[self.shown % len(jpegs)]])
-        self.shown, self._waits = self.shown + 1, True
+        self.socket.send_multipart([encode_header(self.name, captured_at=time.time()), jpegs[self._next % len(jpegs)]])
+        self._next, self._waits = self._next + 1, True
 
     def leave(self) -> None:
-        """Says that its stream is over, if it may speak."""
+        """Ends its stream, and says so if it may send."""
         if self.socket is not None:
             if not self._waits or self.socket.poll(1000):
                 if self._waits:
                     self.socket.recv()
-                self.socket.send_multipart([header_of(self.name, end=True), b""])
+                self.socket.send_multipart([encode_header(self.name, end=True), b""])
             self.socket.close(linger=100)
             self.socket, self._waits = None, False
 
 
-def pictures() -> list[bytes]:
-    """JPEGs of a few seconds of a rendered room at 15 frames/s, forth and back."""
-    from engines.synthetic import Simulation
-
+def render_jpegs() -> list[bytes]:
+    """JPEGs of a few seconds of a rendered room at 15 frames/s, forward, then backward."""
     room = Simulation(3, SIZE_HW, 15.0, idle_s=(0.5, 1.0))
-    forth = [cv2.imencode(".jpg", room.frame(k), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-             for k in range(round(SECONDS * 15))]
-    return forth + forth[::-1]
+    forward = [cv2.imencode(".jpg", room.frame(k), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+               for k in range(round(SECONDS * 15))]
+    return forward + forward[::-1]
 
 
 def send(address: str, cameras: int, rate: float, churn: bool, seed: int = 0) -> None:
-    """Sends until it is terminated; then writes to stdout how many pictures were late."""
-    jpegs, rng = pictures(), random.Random(seed)
+    """Sends `rate` pictures a second from each camera until SIGINT; then prints how many were late.
+
+    churn: cameras leave and come back."""
+    jpegs, rng = render_jpegs(), random.Random(seed)
     with zmq.Context() as context:
-        all_of = [_Camera(context, address, f"camera {k}", 7 * k) for k in range(cameras)]
-        began = time.monotonic()
-        due = [(began + k / (rate * cameras), k) for k in range(cameras)]
+        senders = [_Camera(context, address, f"camera {k}", 7 * k) for k in range(cameras)]
+        started_at = time.monotonic()
+        due = [(started_at + k / (rate * cameras), k) for k in range(cameras)]
         heapq.heapify(due)
-        for one in all_of:
-            one.leaves_at = began + rng.uniform(*STAYS_S) if churn else float("inf")
+        for sender in senders:
+            sender.leaves_at = started_at + rng.uniform(*STAYS_S) if churn else float("inf")
         try:
             while True:
                 at, k = due[0]
-                pause_s = at - time.monotonic()
-                if pause_s > 0:
-                    time.sleep(pause_s)
-                camera, now = all_of[k], time.monotonic()
-                if now > camera.leaves_at:
-                    camera.leave()
-                    camera.comes_at = now + rng.uniform(*AWAY_S)
-                    camera.leaves_at = camera.comes_at + rng.uniform(*STAYS_S)
-                elif now >= camera.comes_at:
-                    camera.send(jpegs)
+                time.sleep(max(0.0, at - time.monotonic()))
+                sender, now = senders[k], time.monotonic()
+                if now > sender.leaves_at:
+                    sender.leave()
+                    sender.returns_at = now + rng.uniform(*AWAY_S)
+                    sender.leaves_at = sender.returns_at + rng.uniform(*STAYS_S)
+                elif now >= sender.returns_at:
+                    sender.send(jpegs)
                 heapq.heapreplace(due, (max(at + 1 / rate, now - 1 / rate), k))
         except KeyboardInterrupt:
-            print(sum(one.late for one in all_of), flush=True)
+            print(sum(sender.late for sender in senders), flush=True)
         finally:
-            for one in all_of:
-                if one.socket is not None:
-                    one.socket.close(linger=0)
+            for sender in senders:
+                if sender.socket is not None:
+                    sender.socket.close(linger=0)
 
 
 if __name__ == "__main__":
-    import signal
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     send(**json.load(sys.stdin))

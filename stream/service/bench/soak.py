@@ -1,16 +1,18 @@
-"""Does memory stay flat? Hours of the simulated camera through a recogniser, as fast as the machine goes."""
+"""Whether memory stays flat: hours of the simulated camera through a recogniser, as fast as the machine goes."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from engines.errors import UsageError
 from stream.frame import Frame, Prediction
 from stream.recognizer import Recognizer
+from stream.service.worker.processes import resident_bytes
 from stream.sources import open_source
 
 WARM_UP = 0.2  # share of the run in which memory may still grow
@@ -18,18 +20,19 @@ WARM_UP = 0.2  # share of the run in which memory may still grow
 
 @dataclass(frozen=True)
 class Soak:
-    """minutes of stream time; resident memory in MB at the end, its largest value, its growth per stream minute after
-    the warm-up; predictions made."""
+    """What was measured."""
 
-    minutes: float
-    resident_mb: float
+    minutes: float  # of stream time
+    resident_mb: float  # at the end
     largest_mb: float
-    slope_mb_per_minute: float
+    slope_mb_per_minute: float  # for each minute of stream time
     predictions: int
 
 
 def soak(model: str, minutes: float, engine: str = "auto") -> Soak:
-    """Runs `minutes` of simulated stream and watches resident memory once a stream second."""
+    """Runs `minutes` of simulated stream; samples memory once a stream second. Raises UsageError off Linux."""
+    if not resident_bytes(os.getpid()):
+        raise UsageError(f"a memory watch on {sys.platform}", "Linux", "leave --soak out here")
     times: list[float] = []
     resident: list[float] = []
     predictions = 0
@@ -42,16 +45,11 @@ def soak(model: str, minutes: float, engine: str = "auto") -> Soak:
             predictions += sum(isinstance(one, Prediction) for one in items)
             if item.captured_at >= len(times):
                 times.append(item.captured_at)
-                resident.append(resident_mb())
-    settled = int(WARM_UP * len(times))
-    slope = np.polyfit(times[settled:], resident[settled:], 1)[0] * 60
-    return Soak(times[-1] / 60, resident[-1], max(resident), float(slope), predictions)
+                resident.append(resident_bytes(os.getpid()) / 2**20)
+    return Soak(times[-1] / 60, resident[-1], max(resident), slope_mb_per_minute(times, resident), predictions)
 
 
-def resident_mb() -> float:
-    """Resident memory of this process. Linux only: UsageError elsewhere."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        raise UsageError(f"a memory watch on {sys.platform}", "Linux", "leave --soak out here")
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) / 1024
+def slope_mb_per_minute(times_s: Sequence[float], resident_mb: Sequence[float]) -> float:
+    """Growth of memory after the warm-up, by a straight line."""
+    settled = int(WARM_UP * len(times_s))
+    return 60 * float(np.polyfit(times_s[settled:], resident_mb[settled:], 1)[0])

@@ -1,9 +1,9 @@
 """A service on more than one machine, with Ray: a worker for each GPU or group of cores, results in one log.
 
-    cameras ──► workers (dial their cameras) ──results──► head ──► log, publisher, webhook, ...
+    cameras ──► workers (open their cameras) ──results──► head ──► log, publisher, webhook, ...
 
 Only configurations and results travel through Ray, never a frame. A camera stays with its worker, which has its state;
-when a worker dies a gap is told for each of its cameras, the others dial them, and another worker is started.
+when a worker dies a gap is reported for each of its cameras, the others open them, and another worker is started.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import zmq
 
 import engines
 from engines.errors import EngineError, UsageError
-from stream.archive.ray import ray_of
+from stream.archive.ray import connect_ray
 from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.cluster.node import Node
 from stream.service.cluster.placement import Placement
 from stream.service.config import Config
 from stream.service.egress.health import HealthServer, Metrics
-from stream.service.egress.open_sinks import opened
-from stream.service.egress.outbox import Said
+from stream.service.egress.open_sinks import open_sinks
+from stream.service.egress.outbox import JsonRecord
 
 log = logging.getLogger("gatestream.service")
 
-ROUND_S = 0.05
+WAIT_S = 0.05  # for results
 STARTS_WITHIN_S = 300.0
 STOPS_WITHIN_S = 2.0
 DEATHS = 5  # of workers, none of which ever served: then it is no accident
@@ -42,136 +41,135 @@ DEATHS = 5  # of workers, none of which ever served: then it is no accident
 
 @dataclass
 class _Worker:
-    """A worker as the head sees it. answer: what is under way; there: it has room and a machine; had: results that it
-    has sent."""
+    """A worker as the head sees it."""
 
     actor: Any
     number: int
-    answer: Any
-    there: bool = False
-    had: int = 0
+    call: Any  # that is under way, a Ray reference
+    joined: bool = False  # it has room and a machine
+    received: int = 0  # results from it
     state: dict[str, Any] | None = None
 
 
 class Cluster:
-    """See the file's top. Raises UsageError without Ray, or for a camera that no worker can dial; EngineError when no
-    worker can be started.
+    """The head of a cluster. Belongs to one thread; `state` may be called from any.
 
         with Cluster(config) as cluster:
             cluster.run(stop)
+
+    Raises UsageError without Ray, or for a camera that no worker can open; EngineError when no worker can be started.
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = _checked(config)
+        _check_supported(config)
+        self.config = config
         self._model = engines.load(config.model).contract.name
         self._stack, self._placement = ExitStack(), Placement()
         self._workers: dict[str, _Worker] = {}
         self._started, self._lost, self._served = 0, 0, False
         self.health_address: str | None = None
         try:
-            self._ray = self._stack.enter_context(ray_of(config.cluster.address))
+            self._ray = self._stack.enter_context(connect_ray(config.cluster.address))
             context = self._stack.enter_context(zmq.Context())
-            self.announcer = opened(config.results, self._model, context, self._stack)
+            self.outbox = open_sinks(config.results, self._model, context, self._stack)
             self.metrics = Metrics(self.state)
             if config.health.bind is not None:
                 server = HealthServer(config.health.bind, self.state, self.metrics)
                 self._stack.callback(server.close)
                 self.health_address = server.address
-            self._join_ray()
+            self._start_workers()
         except BaseException:
             self._stack.close()
             raise
 
-    def _join_ray(self) -> None:
+    def _start_workers(self) -> None:
         ray, settings = self._ray, self.config.cluster
-        there = ray.cluster_resources()
-        self._gpus = int(there.get("GPU", 0)) > 0
-        count = settings.workers or (int(there["GPU"]) if self._gpus else max(1, int(there["CPU"]) // settings.cores))
+        resources = ray.cluster_resources()
+        self._gpus = int(resources.get("GPU", 0)) > 0
+        count = settings.workers or (int(resources["GPU"]) if self._gpus else
+                                     max(1, int(resources["CPU"]) // settings.cores))
         self._remote = ray.remote(num_cpus=settings.cores, num_gpus=int(self._gpus), max_concurrency=3)(Node)
         for _ in range(count):
-            self._start()
+            self._start_worker()
         until = time.monotonic() + STARTS_WITHIN_S
-        while not all(worker.there for worker in self._workers.values()):
-            self.collect(ROUND_S)
+        while not all(worker.joined for worker in self._workers.values()):
+            self.collect(WAIT_S)
             if time.monotonic() > until:
                 raise EngineError(f"no room for {count} workers in the cluster",
                                   f"{settings.cores} free cores for each", "start fewer workers, or more machines")
-        self._place()
+        self._place_cameras()
 
     def __enter__(self) -> Self:
-        self.announcer.start()
+        self.outbox.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
-        """Collects results until `stop` is set, replaces workers that die, takes what configurations `changed` gives.
+        """Collects results until `stop` is set, replaces workers that die, takes what configurations `changed` returns.
 
         Raises EngineError when no worker ever serves."""
         while not stop.is_set():
             if (config := changed()) is not None:
                 self.reload(config)
-            self.collect(ROUND_S)
+            self.collect(WAIT_S)
 
     def reload(self, config: Config) -> None:
         """Takes another configuration's cameras and model. Cameras that stay keep their worker."""
         try:
-            _checked(config)
+            _check_supported(config)
         except UsageError as error:
-            log.error("the configuration stays as it is: %s", error)
+            log.error("the configuration is not changed: %s", error)
             return
         self.config = config.model_copy(update={"cluster": self.config.cluster, "results": self.config.results,
                                                 "health": self.config.health})
-        self._place()
+        self._place_cameras()
         self._configure(set(self._workers))
         log.info("the configuration was read again: %d cameras in it", len(config.camera))
 
-    def _place(self) -> None:
+    def _place_cameras(self) -> None:
         self._configure(self._placement.configure({camera.name: 1.0 for camera in self.config.camera}))
 
     def collect(self, wait_s: float) -> None:
         """Takes the results that come within a time."""
-        names = {worker.answer: name for name, worker in self._workers.items()}
+        names = {worker.call: name for name, worker in self._workers.items()}
         ready, _ = self._ray.wait(list(names), num_returns=1, timeout=wait_s) if names else ([], [])
-        for answer in ready:
-            name = names[answer]
+        for call in ready:
+            name = names[call]
             worker = self._workers[name]
             try:
-                said = self._ray.get(answer)
+                answer = self._ray.get(call)
             except Exception as error:  # whatever a worker dies of, the others go on
-                self._dead(name, worker, error)
+                self._on_lost(name, worker, error)
                 continue
-            if worker.there:
-                records, worker.state = said
+            if worker.joined:
+                records, worker.state = answer
                 self._served = self._served or bool(worker.state and worker.state["healthy"])
-                worker.had += len(records)
+                worker.received += len(records)
                 self._deliver(records)
             else:
-                self._begin(name, worker, *said)
-            worker.answer = worker.actor.collect.remote(worker.had)
+                self._on_joined(name, worker, *answer)
+            worker.call = worker.actor.collect.remote(worker.received)
 
-    def _deliver(self, records: list[Said]) -> None:
-        for record in records:
-            if record["type"] == "prediction":
-                self.metrics.observe(record["latency_ms"])
-        self.announcer.deliver(records)
+    def _deliver(self, records: list[JsonRecord]) -> None:
+        self.metrics.observe(records)
+        self.outbox.put(records)
 
-    def _start(self) -> None:
-        """Asks for one more worker, which comes when there is room for it."""
+    def _start_worker(self) -> None:
+        """Asks for one more worker, which joins when there is room for it."""
         self._started += 1
         actor = self._remote.remote()
         self._workers[f"worker {self._started}"] = _Worker(actor, self._started, actor.where.remote())
 
-    def _begin(self, name: str, worker: _Worker, host: str, pid: int) -> None:
-        """A worker that is there takes the cameras that no other has."""
-        worker.there = True
+    def _on_joined(self, name: str, worker: _Worker, host: str, pid: int) -> None:
+        """Gives a new worker the cameras that no other has."""
+        worker.joined = True
         self._placement.join(name)
-        worker.actor.start.remote(self._part(name), self._group(worker.number))
+        worker.actor.start.remote(self._config_for(name), self._core_group(worker.number))
         log.info("%s is started on %s (process %d)", name, host, pid)
 
-    def _group(self, number: int) -> list[int]:
+    def _core_group(self, number: int) -> list[int]:
         """Cores for a worker of this machine: each has a group of its own, as far as they last."""
         if self._gpus or self.config.cluster.address is not None:
             return []
@@ -180,7 +178,7 @@ class Cluster:
         groups = [own[first:first + size] for first in range(0, len(own) - size + 1, size)]
         return groups[(number - 1) % len(groups)] if groups else []
 
-    def _dead(self, name: str, worker: _Worker, error: Exception) -> None:
+    def _on_lost(self, name: str, worker: _Worker, error: Exception) -> None:
         log.error("%s is lost (%s): its cameras move", name, str(error).splitlines()[0] if str(error) else error)
         del self._workers[name]
         self._ray.kill(worker.actor)  # one that only failed would keep its place
@@ -188,18 +186,18 @@ class Cluster:
         if not self._served and self._lost >= DEATHS:
             raise EngineError(f"{self._lost} workers that died before any of them served ({error})", "one that serves",
                               "see its messages above, and `gatestream doctor` on its machine") from error
-        cameras, changed = self._placement.lose(name) if worker.there else ([], set())
+        cameras, changed = self._placement.lose(name) if worker.joined else ([], set())
         at = time.time()
         self._deliver([Gap(camera, at, 0.0, ENGINE_RESTARTED).as_json() for camera in cameras])
         self._configure(changed)
-        self._start()
+        self._start_worker()
 
     def _configure(self, names: set[str]) -> None:
         for name in names & set(self._workers):
-            self._workers[name].actor.configure.remote(self._part(name))
+            self._workers[name].actor.configure.remote(self._config_for(name))
 
-    def _part(self, name: str) -> str:
-        """The configuration of one worker."""
+    def _config_for(self, name: str) -> str:
+        """The configuration of one worker, as JSON."""
         own = set(self._placement.cameras(name))
         cameras = tuple(camera for camera in self.config.camera if camera.name in own)
         return self.config.model_copy(update={"camera": cameras}).model_dump_json()
@@ -214,32 +212,32 @@ class Cluster:
             refused.update(state["refused"])
         return {"healthy": bool(states) and all(state["healthy"] for state in states.values()),
                 "model": self._model, "engine": ", ".join(sorted({state["engine"] for state in states.values()})),
-                "cameras": cameras, "refused": dict(refused), "results": dict(self.announcer.counts), "clips": {},
+                "cameras": cameras, "refused": dict(refused), "results": dict(self.outbox.counts), "clips": {},
                 "waiting": sum(state["waiting"] for state in states.values()),
                 "engine_restarts": self._lost + sum(state["engine_restarts"] for state in states.values()),
                 "memory_bytes": sum(state["memory_bytes"] for state in states.values()),
                 "workers": {name: self._placement.cameras(name) for name in states}}
 
     def close(self) -> None:
-        """Ends all workers, and announces what they still had."""
-        last = {worker.actor.stop.remote(worker.had): name for name, worker in self._workers.items() if worker.there}
+        """Ends all workers, and delivers what they still had."""
+        last = {worker.actor.stop.remote(worker.received): name for name, worker in self._workers.items()
+                if worker.joined}
         ready, _ = self._ray.wait(list(last), num_returns=len(last), timeout=STOPS_WITHIN_S) if last else ([], [])
-        for answer in ready:
+        for call in ready:
             try:
-                self._deliver(self._ray.get(answer))
+                self._deliver(self._ray.get(call))
             except Exception as error:  # it died in the meantime
-                log.warning("%s is lost (%s)", last[answer], type(error).__name__)
+                log.warning("%s is lost (%s)", last[call], type(error).__name__)
         for worker in self._workers.values():
             self._ray.kill(worker.actor)
         self._stack.close()
 
 
-def _checked(config: Config) -> Config:
-    lacking = [camera.name for camera in config.camera if camera.source is None]
-    if lacking or not config.camera:
-        raise UsageError(f"a cluster with camera {lacking[0]!r} without a source" if lacking else
-                         "a cluster without cameras", "a source for each camera, which its worker dials",
+def _check_supported(config: Config) -> None:
+    unopened = [camera.name for camera in config.camera if camera.source is None]
+    if unopened or not config.camera:
+        raise UsageError(f"a cluster with camera {unopened[0]!r} without a source" if unopened else
+                         "a cluster without cameras", "a source for each camera, which its worker opens",
                          "add `source = ...`")
     if config.clips is not None:
         raise UsageError("videos of events in a cluster", "no [clips]", "leave it out: frames stay with their workers")
-    return config

@@ -1,4 +1,4 @@
-"""One worker of a cluster: a service for some of the cameras, whose results somebody collects."""
+"""One worker of a cluster: a service for some of the cameras, whose results the head collects."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from engines.errors import EngineError
-from stream.notices import notices_on_stderr
-from stream.service.config import Config, Health, Results
-from stream.service.egress.outbox import PREDICTIONS, Said, Teller
+from stream.notices import log_to_stderr
+from stream.service.config import Config, HealthConfig, ResultsConfig
+from stream.service.egress.outbox import PREDICTIONS, JsonRecord, ResultSink
 from stream.service.service import Service
 
 WAITS_S = 0.5  # for results, where there are none
 
 
-class Outbox(Teller):
-    """Keeps results until whoever collects them says that it has them; too many predictions are dropped."""
+class ResultBuffer(ResultSink):
+    """Keeps results until the head has them; predictions beyond PREDICTIONS are dropped. For any thread."""
 
     def __init__(self) -> None:
-        self._said: deque[Said] = deque()
+        self._records: deque[JsonRecord] = deque()
         self._first = 0  # number of the first that is kept
         self._changed = threading.Condition()
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, records: Sequence[JsonRecord]) -> None:
         with self._changed:
-            self._said.extend(one for one in said
-                              if one["type"] != "prediction" or len(self._said) < PREDICTIONS)
+            self._records.extend(record for record in records
+                                 if record["type"] != "prediction" or len(self._records) < PREDICTIONS)
             self._changed.notify_all()
 
-    def collect(self, had: int, wait_s: float = WAITS_S) -> list[Said]:
-        """All from number `had` on, once there are some or the time is over; those before are forgotten."""
+    def collect(self, received: int, wait_s: float = WAITS_S) -> list[JsonRecord]:
+        """All from number `received` on, once there are some or the time is over; those before it are dropped."""
         with self._changed:
-            while self._first < had and self._said:
-                self._said.popleft()
+            while self._first < received and self._records:
+                self._records.popleft()
                 self._first += 1
-            self._changed.wait_for(lambda: bool(self._said), wait_s)
-            return list(self._said)
+            self._changed.wait_for(lambda: bool(self._records), wait_s)
+            return list(self._records)
 
     def close(self, within_s: float) -> None:
         with self._changed:
@@ -48,12 +48,12 @@ class Outbox(Teller):
 
 
 class Node:
-    """See the file's top. Its methods may be called from several threads; `start` comes first."""
+    """A Ray actor that runs a service. Its methods may be called from several threads; `start` comes first."""
 
     def __init__(self) -> None:
-        self._outbox = Outbox()
+        self._buffer = ResultBuffer()
         self._configs: queue.SimpleQueue[Config] = queue.SimpleQueue()
-        self._begun, self._stop = threading.Event(), threading.Event()
+        self._started, self._stop = threading.Event(), threading.Event()
         self._fault: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._service: Service | None = None
@@ -67,43 +67,44 @@ class Node:
         try:
             if cores and hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(0, cores)
-            self._service = Service(own_part(Config.model_validate_json(config)), tellers=[self._outbox])
+            self._service = Service(_worker_config(config), sinks=[self._buffer])
             self._thread = threading.Thread(target=self._run, args=(self._service,), name="service", daemon=True)
             self._thread.start()
         except BaseException as error:
             self._fault = error
         finally:
-            self._begun.set()
+            self._started.set()
 
     def configure(self, config: str) -> None:
-        """Takes another configuration."""
-        self._configs.put(Config.model_validate_json(config))
+        """Takes another configuration (JSON)."""
+        self._configs.put(_worker_config(config))
 
-    def collect(self, had: int) -> tuple[list[Said], dict[str, Any]]:
-        """Results from number `had` on, and the state of the service. Raises what the service died of."""
-        self._begun.wait()
-        said = self._outbox.collect(had)
+    def collect(self, received: int) -> tuple[list[JsonRecord], dict[str, Any]]:
+        """Results from number `received` on, and the state of the service. Raises what the service died of."""
+        self._started.wait()
+        records = self._buffer.collect(received)
         if self._fault is not None or self._service is None:
             raise self._fault or EngineError("a worker without a service", "one", "start it")
-        return said, self._service.state()
+        return records, self._service.state()
 
-    def stop(self, had: int) -> list[Said]:
-        """Ends the service; the last results."""
+    def stop(self, received: int) -> list[JsonRecord]:
+        """Ends the service; the results from number `received` on."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        return self._outbox.collect(had, 0.0)
+        return self._buffer.collect(received, 0.0)
 
     def _run(self, service: Service) -> None:
         try:
-            with notices_on_stderr(), service:
-                service.run(self._stop, lambda: None if self._configs.empty() else own_part(self._configs.get()))
+            with log_to_stderr(), service:
+                service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
         except BaseException as error:
             self._fault = error
 
 
-def own_part(config: Config) -> Config:
+def _worker_config(config: str) -> Config:
     """What of a cluster's configuration is a worker's: its cameras and engine. It binds nothing and writes nothing."""
-    return config.model_copy(update={
-        "results": Results(), "health": Health(bind=None),
-        "receive": config.receive.model_copy(update={"bind": (), "pair": (), "sub": (), "unknown": False})})
+    whole = Config.model_validate_json(config)
+    return whole.model_copy(update={
+        "results": ResultsConfig(), "health": HealthConfig(bind=None),
+        "receive": whole.receive.model_copy(update={"bind": (), "pair": (), "sub": (), "unknown": False})})

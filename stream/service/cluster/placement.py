@@ -1,61 +1,54 @@
-"""Which worker of a cluster has which camera. Sticky: a camera stays where its state is, until its worker is lost.
-
-Plain bookkeeping: nothing here knows a process or a machine.
-"""
+"""Which worker of a cluster has which camera."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 
 class Placement:
-    """Cameras of workers. A camera's load is its weight; new ones go where the load is least."""
+    """Assigns cameras to workers: new ones go where the load is least, and stay, with their state, until that worker is
+    lost. A camera's load is its weight. Belongs to the head's thread."""
 
     def __init__(self) -> None:
         self._weights: dict[str, float] = {}
-        self._homes: dict[str, str] = {}  # camera -> worker
+        self._workers_of: dict[str, str] = {}  # camera -> worker
         self._workers: list[str] = []
 
     def cameras(self, worker: str) -> list[str]:
         """Those of a worker, in the order in which they came."""
-        return [camera for camera, home in self._homes.items() if home == worker]
+        return [camera for camera, own in self._workers_of.items() if own == worker]
 
     @property
-    def homeless(self) -> list[str]:
+    def unassigned(self) -> list[str]:
         """Cameras that no worker has: there is none."""
-        return [camera for camera in self._weights if camera not in self._homes]
+        return [camera for camera in self._weights if camera not in self._workers_of]
 
     def configure(self, weights: Mapping[str, float]) -> set[str]:
-        """Takes all cameras with their loads; the workers whose cameras are others now."""
-        changed = {self._homes.pop(camera) for camera in list(self._homes) if camera not in weights}
+        """Takes all cameras with their loads; returns the workers whose cameras have changed."""
+        changed = {self._workers_of.pop(camera) for camera in list(self._workers_of) if camera not in weights}
         self._weights = dict(weights)
-        return changed | self._place()
+        return changed | self._assign()
 
     def join(self, worker: str) -> set[str]:
-        """A new worker, which takes cameras that have none, and no others; the workers that have changed."""
+        """Adds a worker, which takes unassigned cameras; returns the workers whose cameras have changed."""
         self._workers.append(worker)
-        return self._place()
+        return self._assign()
 
     def lose(self, worker: str) -> tuple[list[str], set[str]]:
-        """A worker is no more: the cameras it had, and the workers that have them now."""
+        """Removes a worker; returns the cameras it had, and the workers that have them now."""
         lost = self.cameras(worker)
         self._workers.remove(worker)
         for camera in lost:
-            del self._homes[camera]
-        return lost, self._place()
+            del self._workers_of[camera]
+        return lost, self._assign()
 
     def load(self, worker: str) -> float:
         """The weights of a worker's cameras."""
         return sum(self._weights[camera] for camera in self.cameras(worker))
 
-    def _place(self) -> set[str]:
-        if not self._workers:
-            return set()
-        return {self._placed(camera) for camera in self._heaviest_first(self.homeless)}
-
-    def _heaviest_first(self, cameras: Iterable[str]) -> list[str]:
-        return sorted(cameras, key=lambda camera: -self._weights[camera])
-
-    def _placed(self, camera: str) -> str:
-        home = self._homes[camera] = min(self._workers, key=self.load)
-        return home
+    def _assign(self) -> set[str]:
+        changed = set()
+        for camera in sorted(self.unassigned if self._workers else [], key=lambda camera: -self._weights[camera]):
+            self._workers_of[camera] = min(self._workers, key=self.load)
+            changed.add(self._workers_of[camera])
+        return changed

@@ -1,9 +1,6 @@
 """A video of every event, with what came before and after it, made from the messages as cameras sent them.
 
-    event opens ──► its pictures are kept, those of the last seconds too ──► event closes, `after_s` later ──► H.264
-
-Pictures are kept undecoded on the receiver's thread; a thread of its own decodes and writes them. A video that is being
-written is `NAME.part`; what cannot be written is counted, and costs that video.
+    event opens ──► its frames are kept, those of the last seconds too ──► event closes, `after_s` later ──► H.264
 """
 
 from __future__ import annotations
@@ -15,84 +12,77 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import av
-import numpy as np
 
-from engines.errors import FrameError, SinkError
-from stream.frame import ENGINE_RESTARTED, Image
-from stream.service.config import Clips
-from stream.service.egress.outbox import Said, Teller
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.scheduler import Guest
+from engines.errors import SinkError
+from stream.frame import ENGINE_RESTARTED
+from stream.service.config import ClipsConfig
+from stream.service.egress.outbox import JsonRecord, ResultSink
+from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.base import sink_errors
 from stream.sinks.log import clip_name
-from stream.wire import Limits, decoded
+from stream.sinks.video import write_video
+from stream.wire import Limits
 
 log = logging.getLogger("gatestream.service")
 
-LATE_S = 3.0  # a video waits so much longer than `after_s` for pictures that do not come
+LATE_S = 3.0  # a video waits so much longer than `after_s` for frames that do not come
 WAITING = 64  # videos that may wait to be written
-TICKS = 1000  # of a video's clock, a second
 NAME = re.compile(r"[0-9a-f]+-\d+_.*\.mp4")
 
 
 @dataclass
-class _Take:
-    """What is kept of an event. ends_at: capture time of its last picture; until: steady seconds until which that is
-    waited for; both once the event is closed."""
+class _Clip:
+    """The frames of an event. Once it is closed: its name, and when it is complete."""
 
     camera: str
-    guests: list[Guest]
-    began_at: float
+    frames: list[PendingFrame]
+    started_at: float
     name: str = ""
-    ends_at: float = math.inf
-    until: float = math.inf
+    ends_at: float = math.inf  # capture time of its last frame
+    due: float = math.inf  # steady seconds until which that is waited for
 
 
-class Recorder(Teller):
-    """See the file's top.
+class ClipRecorder(ResultSink):
+    """Collects the frames of events undecoded, and decodes and writes them in a thread of its own.
 
-    call: has the receiver's thread do something; recent: what that thread keeps of all cameras. `see` and `watch` are
-    its, too.
+    call_soon: has the receiver's thread call a function; recent: what that thread keeps of all cameras. `on_frame` and
+    `flush` are the receiver's thread's, `write` and `close` those of the results' thread. A video that is being written
+    is called NAME.part; what cannot be written is counted in `counts`, and costs that video.
     """
 
-    def __init__(self, settings: Clips, call: Callable[[Callable[[], None]], None], recent: Recent, limits: Limits,
-                 steady: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
-        self._settings, self._call, self._recent, self._limits = settings, call, recent, limits
+    def __init__(self, settings: ClipsConfig, call_soon: Callable[[Callable[[], None]], None], recent: RecentFrames,
+                 limits: Limits, steady: Callable[[], float] = time.monotonic,
+                 wall: Callable[[], float] = time.time) -> None:
+        self._settings, self._call_soon, self._recent, self._limits = settings, call_soon, recent, limits
         self._steady, self._wall = steady, wall
-        self._open: dict[tuple[str, str], _Take] = {}
-        self._closed: list[_Take] = []
-        self._queue: queue.Queue[_Take | None] = queue.Queue(WAITING)
+        self._open: dict[tuple[str, str], _Clip] = {}  # by camera and head
+        self._closed: list[_Clip] = []
+        self._queue: queue.Queue[_Clip | None] = queue.Queue(WAITING)
         self.counts: Counter[str] = Counter()
         with sink_errors("making", settings.folder):
             settings.folder.mkdir(parents=True, exist_ok=True)
         self._thread = threading.Thread(target=self._write_all, name="clips", daemon=True)
         self._thread.start()
 
-    def name_of(self, event: Said) -> str:
-        """Where the video of an event with an id goes, in the folder."""
+    def name_of(self, event: JsonRecord) -> str:
+        """File name of the video of an event with an id."""
         return clip_name(event["id"], event["camera"], event["label"])
 
-    # ---- from the announcer ----
-
-    def tell(self, said: Sequence[Said]) -> None:
-        for one in said:
-            if one["type"] == "event":
-                self._call(partial(self._event, one))
-            elif one["type"] == "gap":
-                self._call(partial(self._gap, one))
+    def write(self, records: Sequence[JsonRecord]) -> None:
+        for record in records:
+            if record["type"] == "event":
+                self._call_soon(partial(self._on_event, record))
+            elif record["type"] == "gap" and record["action"] == ENGINE_RESTARTED:
+                self._call_soon(partial(self._discard, record["camera"]))
 
     def close(self, within_s: float) -> None:
-        """Writes what waits and may be written so soon."""
         waiting = self._queue.qsize()
         with suppress(queue.Full):  # so many are not written in time anyway
             self._queue.put_nowait(None)
@@ -102,75 +92,69 @@ class Recorder(Teller):
 
     # ---- on the receiver's thread ----
 
-    def _event(self, said: Said) -> None:
-        key = (said["camera"], said["head"])
-        take = self._open.pop(key, None)
-        if take is None:
-            first_at = said["started_at"] - self._settings.before_s
-            guests = [guest for guest in self._recent.of(said["camera"]) if guest.captured_at >= first_at]
-            take = _Take(said["camera"], guests, said["started_at"])
-        if said["open"]:
-            self._open[key] = take
+    def _on_event(self, event: JsonRecord) -> None:
+        key = (event["camera"], event["head"])
+        clip = self._open.pop(key, None)
+        if clip is None:
+            first_at = event["started_at"] - self._settings.before_s
+            frames = [frame for frame in self._recent.of(event["camera"]) if frame.captured_at >= first_at]
+            clip = _Clip(event["camera"], frames, event["started_at"])
+        if event["open"]:
+            self._open[key] = clip
             return
-        take.name, take.ends_at = self.name_of(said), said["ended_at"] + self._settings.after_s
-        take.until = self._steady() + self._settings.after_s + LATE_S
-        self._closed.append(take)
+        clip.name, clip.ends_at = self.name_of(event), event["ended_at"] + self._settings.after_s
+        clip.due = self._steady() + self._settings.after_s + LATE_S
+        self._closed.append(clip)
 
-    def _gap(self, said: Said) -> None:
-        if said["action"] == ENGINE_RESTARTED:  # its open events are never closed
-            self._open = {key: take for key, take in self._open.items() if take.camera != said["camera"]}
+    def _discard(self, camera: str) -> None:
+        """Drops the clips of a camera's open events, which are never closed."""
+        self._open = {key: clip for key, clip in self._open.items() if clip.camera != camera}
 
-    def see(self, guest: Guest) -> None:
-        """Keeps a message of a camera with an event under way."""
-        for take in (*self._open.values(), *self._closed):
-            if take.camera == guest.camera and guest.captured_at - take.began_at < self._settings.most_s:
-                take.guests.append(guest)
+    def on_frame(self, frame: PendingFrame) -> None:
+        """Keeps a frame of a camera with an event under way."""
+        for clip in (*self._open.values(), *self._closed):
+            if clip.camera == frame.camera and frame.captured_at - clip.started_at < self._settings.most_s:
+                clip.frames.append(frame)
 
-    def watch(self) -> None:
-        """Hands over the videos that are complete."""
+    def flush(self) -> None:
+        """Hands complete videos to the thread that writes them."""
         if not self._closed:
             return
         now = self._steady()
-        whole = [take for take in self._closed
-                 if now >= take.until or (take.guests and take.guests[-1].captured_at >= take.ends_at)]
-        self._closed = [take for take in self._closed if take not in whole]
-        for take in whole:
+        complete = [clip for clip in self._closed
+                    if now >= clip.due or (clip.frames and clip.frames[-1].captured_at >= clip.ends_at)]
+        self._closed = [clip for clip in self._closed if clip not in complete]
+        for clip in complete:
             try:
-                self._queue.put_nowait(take)
+                self._queue.put_nowait(clip)
             except queue.Full:
                 self.counts["dropped"] += 1
 
-    # ---- the writer's thread ----
+    # ---- on the writer's thread ----
 
     def _write_all(self) -> None:
-        while (take := self._queue.get()) is not None:
+        while (clip := self._queue.get()) is not None:
             try:
-                self.counts["written"] += self._write(take)
-                self._tidy()
+                self.counts["written"] += self._write_clip(clip)
+                self._delete_old()
             except (SinkError, av.FFmpegError, ValueError) as error:
                 self.counts["failed"] += 1
-                log.error("the video %s cannot be written: %s", take.name, error)
+                log.error("the video %s cannot be written: %s", clip.name, error)
 
-    def _write(self, take: _Take) -> bool:
-        """Writes a video; whether there was any picture for it."""
-        guests = sorted((guest for guest in take.guests if guest.captured_at <= take.ends_at),
-                        key=lambda guest: guest.captured_at)
-        images = ((guest.captured_at, image) for guest in guests if (image := self._picture(guest)) is not None)
+    def _write_clip(self, clip: _Clip) -> bool:
+        """Whether there was any picture for the video."""
+        frames = sorted((frame for frame in clip.frames if frame.captured_at <= clip.ends_at),
+                        key=lambda frame: frame.captured_at)
+        images = ((frame.captured_at, image) for frame in frames if (image := frame.image(self._limits)) is not None)
         first = next(images, None)
         if first is None:
             return False
-        path = self._settings.folder / take.name
+        path = self._settings.folder / clip.name
         with sink_errors("writing", path):
             write_video(path, chain([first], images), first[1].shape[:2])
         return True
 
-    def _picture(self, guest: Guest) -> Image | None:
-        try:
-            return decoded(guest.message, self._limits)
-        except FrameError:
-            return None
-
-    def _tidy(self) -> None:
+    def _delete_old(self) -> None:
         """Deletes videos of ours that are too old, then the oldest ones beyond the limit."""
         with sink_errors("tidying", self._settings.folder):
             found = [(path.stat().st_mtime, path.stat().st_size, path)
@@ -180,23 +164,3 @@ class Recorder(Teller):
                 left -= size
                 if left < 0 or changed_at < oldest:
                     path.unlink(missing_ok=True)
-
-
-def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tuple[int, int]) -> None:
-    """H.264 in MP4, each picture at its own time (seconds, in order), scaled to one size. It is
-    NAME.part until it is whole."""
-    height, width = (side - side % 2 for side in size_hw)
-    part = path.with_suffix(".part")
-    with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
-        stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = max(2, width), max(2, height), "yuv420p"
-        stream.codec_context.time_base = Fraction(1, TICKS)
-        last, began_at = -1, None
-        for at, image in images:
-            began_at = at if began_at is None else began_at
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
-            last = max(last + 1, round((at - began_at) * TICKS))
-            frame.pts, frame.time_base = last, Fraction(1, TICKS)
-            video.mux(stream.encode(frame.reformat(stream.width, stream.height)))
-        video.mux(stream.encode())
-    part.replace(path)

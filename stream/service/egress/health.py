@@ -1,5 +1,7 @@
-"""What a service tells of itself: Prometheus metrics at /metrics, a JSON object at /health. Loopback by default.
+"""The service's state over HTTP, on the loopback address by default.
 
+    /metrics              for Prometheus
+    /health               a JSON object; status 503 while the service is not healthy
     /cameras/NAME.jpg     a camera's newest picture
     /cameras/NAME/live    its records as they come, an array of them a line
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,28 +24,29 @@ from prometheus_client.registry import Collector
 
 from engines.errors import SourceError
 from stream.service.config import LOOPBACK
-from stream.service.egress.live_feed import Showing
+from stream.service.egress.live_feed import LiveFeed
+from stream.service.egress.outbox import JsonRecord
 
 STOPS_WITHIN_S = 0.1
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 CAMERA = re.compile(r"/cameras/([^/]+?)(\.jpg|/live)")
 State = Callable[[], dict[str, Any]]
 
-COUNTERS = {"received": "Messages that came", "taken": "Messages that the engine took",
+COUNTERS = {"received": "Messages received", "taken": "Messages that the engine took",
             "passed": "Messages between two ticks of the model's clock", "bytes": "Bytes of payload",
             "predictions": "Predictions made", "reconnects": "Times the camera came back"}
 GAUGES = {"present": "Whether the camera sends", "staleness_seconds": "Seconds since its last message",
           "frozen": "Whether it sends the same picture again and again"}
 BY_CAUSE = (("dropped", "cause", "Messages dropped here, by cause"),
-            ("gaps", "action", "Holes in the camera's stream, by what was done about them"))
-TOTALS = (("refused", "cause", "Messages refused, by cause"), ("results", "type", "Results announced"),
+            ("gaps", "action", "Gaps in the camera's stream, by what was done about them"))
+TOTALS = (("refused", "cause", "Messages refused, by cause"), ("results", "type", "Results delivered"),
           ("clips", "outcome", "Videos of events"))
 SERVICE = {"waiting": "Messages that wait for the engine", "engine_restarts": "Engine processes lost",
-           "memory_bytes": "Resident memory of keeper and engine"}
+           "memory_bytes": "Resident memory of the service and its engine's process"}
 
 
 class Metrics(Collector):
-    """Counts of the service, read when somebody asks, and histograms of latencies, filled as predictions come."""
+    """The service's state as Prometheus metrics, read when asked, and histograms of latency, filled by `observe`."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -52,10 +55,12 @@ class Metrics(Collector):
                                   ["part"], buckets=LATENCY_S, registry=self.registry)
         self.registry.register(self)
 
-    def observe(self, latency_ms: dict[str, float]) -> None:
-        """Counts the latency of one prediction."""
-        for part, ms in latency_ms.items():
-            self._latency.labels(part).observe(ms / 1000)
+    def observe(self, records: Sequence[JsonRecord]) -> None:
+        """Counts the latency of the predictions among records."""
+        for record in records:
+            if record["type"] == "prediction":
+                for part, ms in record["latency_ms"].items():
+                    self._latency.labels(part).observe(ms / 1000)
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus asks for."""
@@ -63,13 +68,13 @@ class Metrics(Collector):
         for kind, table in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for key, text in table.items():
                 metric = kind(f"gatestream_camera_{key}", text, labels=["camera"])
-                for camera, account in state["cameras"].items():
-                    metric.add_metric([camera], float(account[key]))
+                for camera, counts in state["cameras"].items():
+                    metric.add_metric([camera], float(counts[key]))
                 yield metric
         for key, label, text in BY_CAUSE:
             metric = CounterMetricFamily(f"gatestream_camera_{key}", text, labels=["camera", label])
-            for camera, account in state["cameras"].items():
-                for cause, count in account[key].items():
+            for camera, counts in state["cameras"].items():
+                for cause, count in counts[key].items():
                     metric.add_metric([camera, cause], count)
             yield metric
         for key, label, text in TOTALS:
@@ -85,13 +90,14 @@ class Metrics(Collector):
 
 
 class HealthServer:
-    """Serves both pages in threads of its own. Raises SourceError for an address that is taken."""
+    """Serves the pages in threads of its own. Raises SourceError for an address that is taken.
 
-    def __init__(self, bind: str, state: State, metrics: Metrics, showing: Showing | None = None) -> None:
-        """showing: of cameras, where they may be looked at."""
+    live_feed: of cameras, where they may be looked at."""
+
+    def __init__(self, bind: str, state: State, metrics: Metrics, live_feed: LiveFeed | None = None) -> None:
         host, _, port = bind.rpartition(":")
-        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics, "showing": showing,
-                                                "own": host.strip("[]") in LOOPBACK})
+        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics,
+                                                "live_feed": live_feed, "loopback": host.strip("[]") in LOOPBACK})
         try:
             self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
         except (OSError, OverflowError) as error:
@@ -110,8 +116,8 @@ class HealthServer:
 class _Handler(BaseHTTPRequestHandler):
     state: State
     metrics: Metrics
-    showing: Showing | None
-    own: bool  # whether only this machine can ask
+    live_feed: LiveFeed | None
+    loopback: bool  # only this machine can ask
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
@@ -127,16 +133,16 @@ class _Handler(BaseHTTPRequestHandler):
         name = (urlsplit(f"//{self.headers.get('Host', '')}").hostname or "").lower()
         if found is None:
             self._send(404, "text/plain", b"/health, /metrics, /cameras/NAME.jpg or /cameras/NAME/live\n")
-        elif self.showing is None or (self.own and name not in LOOPBACK):  # another site's page, by a name of its own
+        elif self.live_feed is None or (self.loopback and name not in LOOPBACK):  # a page that has a name resolve to us
             self._send(403, "text/plain", b"cameras are not shown here: see health.pictures of the configuration\n")
         elif found[2] == "/live":
             self.send_response(200)
             self.send_header("Content-Type", "application/jsonl")
             self.end_headers()
-            with suppress(OSError):  # whoever looked has gone
-                for said in self.showing.follow(unquote(found[1])):
-                    self.wfile.write(json.dumps(said).encode() + b"\n")
-        elif (picture := self.showing.picture(unquote(found[1]))) is not None:
+            with suppress(OSError):  # the client has gone
+                for records in self.live_feed.follow(unquote(found[1])):
+                    self.wfile.write(json.dumps(records).encode() + b"\n")
+        elif (picture := self.live_feed.picture(unquote(found[1]))) is not None:
             self._send(200, "image/jpeg", picture)
         else:
             self._send(404, "text/plain", b"no picture of this camera\n")
@@ -150,4 +156,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: what is asked every few seconds is no news."""
+        """Logs nothing: these pages are asked for every few seconds."""

@@ -1,4 +1,4 @@
-"""What someone who looks at a service's camera is shown: its newest picture, and its records as they come."""
+"""Looking at one camera: its newest picture, and its records as they come."""
 
 from __future__ import annotations
 
@@ -7,56 +7,52 @@ from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 
-from engines.errors import FrameError
-from stream.service.egress.outbox import Said, Teller
-from stream.service.ingress.recent import Recent
-from stream.wire import Limits, decoded
+from stream.service.egress.outbox import JsonRecord, ResultSink
+from stream.service.frames import RecentFrames
+from stream.wire import Limits
 
-ROUND_S = 1.0  # from one word to the next, at most
-WAITING = 100  # batches of records that wait for a slow reader; further ones are lost to it
+PERIOD_S = 1.0  # from one batch to the next, at most
+WAITING = 100  # batches of records that wait for a slow reader; it loses further ones
 QUALITY = 80
 
 
-class Showing(Teller):
-    """See the file's top. Methods may be called from any thread."""
+class LiveFeed(ResultSink):
+    """Serves the pictures and records of the cameras in `recent`. Methods may be called from any thread."""
 
-    def __init__(self, recent: Callable[[], Recent], limits: Limits) -> None:
+    def __init__(self, recent: Callable[[], RecentFrames], limits: Limits) -> None:
         self._recent, self._limits = recent, limits
-        self._queues: dict[queue.Queue[list[Said] | None], str] = {}
+        self._queues: dict[queue.Queue[list[JsonRecord] | None], str] = {}
 
     def picture(self, camera: str) -> bytes | None:
-        """A JPEG; None where there is no picture that can be shown."""
-        guest = self._recent().newest.get(camera)
-        if guest is None:
+        """The newest picture as a JPEG; None where there is none that can be shown."""
+        frame = self._recent().newest.get(camera)
+        if frame is None:
             return None
-        if guest.message.encoding == "jpeg":
-            return guest.message.payload
-        try:
-            image = decoded(guest.message, self._limits)
-        except FrameError:
-            return None
-        return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
+        if frame.message.encoding == "jpeg":
+            return frame.message.payload
+        image = frame.image(self._limits)
+        return None if image is None else bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
-    def follow(self, camera: str) -> Iterator[list[Said]]:
-        """Records of a camera from now on, in order; none of them every ROUND_S in which none come. Ends with the
+    def follow(self, camera: str) -> Iterator[list[JsonRecord]]:
+        """Records of a camera from now on, in order; an empty list every PERIOD_S in which none come. Ends with the
         service."""
-        waiting: queue.Queue[list[Said] | None] = queue.Queue(WAITING)
+        waiting: queue.Queue[list[JsonRecord] | None] = queue.Queue(WAITING)
         self._queues[waiting] = camera
         try:
             while True:
                 try:
-                    said = waiting.get(timeout=ROUND_S)
+                    records = waiting.get(timeout=PERIOD_S)
                 except queue.Empty:
-                    said = []
-                if said is None:
+                    records = []
+                if records is None:
                     return
-                yield said
+                yield records
         finally:
             del self._queues[waiting]
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, records: Sequence[JsonRecord]) -> None:
         for waiting, camera in tuple(self._queues.items()):
-            if (own := [one for one in said if one["camera"] == camera]) and not waiting.full():
+            if (own := [record for record in records if record["camera"] == camera]) and not waiting.full():
                 waiting.put_nowait(own)
 
     def close(self, within_s: float = 0.0) -> None:

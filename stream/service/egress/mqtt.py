@@ -1,11 +1,9 @@
 """Results over MQTT, and cameras that Home Assistant finds by itself.
 
     gatestream/<camera>/prediction, .../event, .../gap     the JSON objects of --json
-    gatestream/<camera>/now/<head>                          the label of the event under way, `idle` without one; kept
-    gatestream/status                                      online or offline; kept; the broker sets it when we vanish
-    homeassistant/sensor/gatestream_<camera>_<head>/config  makes a sensor of `now`; kept
-
-Needs paho-mqtt (`pip install 'gatestream[mqtt]'`). While the broker is away, events and gaps wait; predictions do not.
+    gatestream/<camera>/now/<head>                          label of the open event, `idle` without one; retained
+    gatestream/status                                      online or offline; retained; also the broker's last will
+    homeassistant/sensor/gatestream_<camera>_<head>/config  makes a sensor of `now`; retained
 """
 
 from __future__ import annotations
@@ -16,28 +14,29 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from engines.errors import UsageError
-from stream.service.config import Mqtt
-from stream.service.egress.outbox import Said, Teller
+from engines.errors import UsageError, imports_of
+from stream.service.config import MqttConfig
+from stream.service.egress.outbox import JsonRecord, ResultSink
 
 log = logging.getLogger("gatestream.service")
 
 IDLE = "idle"
 WAITING = 10_000  # messages that may wait for the broker
 BACK_OFF_S = (1, 60)  # between two tries to reach it
-NEEDED = ("event", "gap")  # what is sent until the broker has it
+QUEUED = ("event", "gap")  # types that are sent until the broker has them
 
 
-class Broker(Teller):
-    """See the file's top. Raises UsageError without paho-mqtt, or for a password file that cannot be read."""
+class MqttSink(ResultSink):
+    """Publishes results to a broker, with paho-mqtt's thread. While the broker is away, events and gaps wait and
+    predictions are dropped.
 
-    def __init__(self, settings: Mqtt) -> None:
-        try:
+    Raises UsageError without paho-mqtt, or for a password file that cannot be read."""
+
+    def __init__(self, settings: MqttConfig) -> None:
+        with imports_of("mqtt", "paho-mqtt", "results over MQTT"):
             from paho.mqtt.client import Client
             from paho.mqtt.enums import CallbackAPIVersion
-        except ImportError as error:
-            raise UsageError("results over MQTT without paho-mqtt", "it", "pip install 'gatestream[mqtt]'") from error
-        self._settings, self._known = settings, set[tuple[str, str]]()
+        self._settings, self._announced = settings, set[tuple[str, str]]()
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.max_queued_messages_set(WAITING)
         self._client.reconnect_delay_set(*BACK_OFF_S)
@@ -47,23 +46,23 @@ class Broker(Teller):
             self._client.tls_set()
         self._status = f"{settings.topic}/status"
         self._client.will_set(self._status, "offline", qos=1, retain=True)
-        self._client.on_connect = self._connected
-        self._client.on_disconnect = self._disconnected
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
         self._client.connect_async(settings.host, settings.port)
         self._client.loop_start()
 
-    def tell(self, said: Sequence[Said]) -> None:
-        for one in said:
-            camera = _level(one["camera"])
-            if one["type"] in NEEDED or self._client.is_connected():
-                self._send(f"{camera}/{one['type']}", json.dumps(one, separators=(",", ":")), one["type"] in NEEDED)
-            if one["type"] == "prediction":
-                for head in one["heads"]:
-                    self._introduce(camera, one["camera"], head)
-            elif one["type"] == "event":
-                self._introduce(camera, one["camera"], one["head"])
-                now = one["label"] if one["open"] else IDLE
-                self._send(f"{camera}/now/{_level(one['head'])}", now, True, keep=True)
+    def write(self, records: Sequence[JsonRecord]) -> None:
+        for record in records:
+            camera, kind = _level(record["camera"]), record["type"]
+            if kind in QUEUED or self._client.is_connected():
+                self._publish(f"{camera}/{kind}", json.dumps(record, separators=(",", ":")),
+                              int(kind in QUEUED))
+            if kind == "prediction":
+                for head in record["heads"]:
+                    self._announce(camera, record["camera"], head)
+            elif kind == "event":
+                self._announce(camera, record["camera"], record["head"])
+                self._publish_now(camera, record["head"], record["label"] if record["open"] else IDLE)
 
     def close(self, within_s: float) -> None:
         if self._client.is_connected():
@@ -71,14 +70,17 @@ class Broker(Teller):
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _send(self, topic: str, payload: str, needed: bool, keep: bool = False) -> None:
-        self._client.publish(f"{self._settings.topic}/{topic}", payload, qos=int(needed), retain=keep)
+    def _publish(self, topic: str, payload: str, qos: int, retain: bool = False) -> None:
+        self._client.publish(f"{self._settings.topic}/{topic}", payload, qos=qos, retain=retain)
 
-    def _introduce(self, camera: str, name: str, head: str) -> None:
-        """Tells Home Assistant of a camera's head, once."""
-        if not self._settings.discovery or (camera, head) in self._known:
+    def _publish_now(self, camera: str, head: str, label: str) -> None:
+        self._publish(f"{camera}/now/{_level(head)}", label, 1, retain=True)
+
+    def _announce(self, camera: str, name: str, head: str) -> None:
+        """Makes a sensor of a camera's head in Home Assistant, once."""
+        if not self._settings.discovery or (camera, head) in self._announced:
             return
-        self._known.add((camera, head))
+        self._announced.add((camera, head))
         id = f"gatestream_{camera}_{_level(head)}"
         topic = f"{self._settings.topic}/{camera}"
         sensor: dict[str, Any] = {
@@ -86,21 +88,21 @@ class Broker(Teller):
             "json_attributes_topic": f"{topic}/event", "availability_topic": self._status, "icon": "mdi:gesture",
             "device": {"identifiers": [f"gatestream_{camera}"], "name": name, "manufacturer": "gatestream"}}
         self._client.publish(f"{self._settings.discovery}/sensor/{id}/config", json.dumps(sensor), qos=1, retain=True)
-        self._send(f"{camera}/now/{_level(head)}", IDLE, True, keep=True)
+        self._publish_now(camera, head, IDLE)
 
-    def _connected(self, client: Any, data: object, flags: object, reason: Any, properties: object) -> None:
+    def _on_connect(self, client: Any, data: object, flags: object, reason: Any, properties: object) -> None:
         if reason.is_failure:
-            log.error("the MQTT broker refuses us: %s", reason)
+            log.error("the MQTT broker refuses the connection: %s", reason)
             return
         log.info("results go to the MQTT broker %s:%d", self._settings.host, self._settings.port)
         client.publish(self._status, "online", qos=1, retain=True)
 
-    def _disconnected(self, client: object, data: object, flags: object, reason: Any, properties: object) -> None:
+    def _on_disconnect(self, client: object, data: object, flags: object, reason: Any, properties: object) -> None:
         if reason.is_failure:
             log.warning("the MQTT broker is gone (%s): events wait", reason)
 
 
-def _password(settings: Mqtt) -> str | None:
+def _password(settings: MqttConfig) -> str | None:
     if settings.password_file is None:
         return None
     try:

@@ -1,9 +1,8 @@
-"""What becomes of results: an event is durable before it is announced, and announced at least once.
+"""Results on their way out: an event is on disk before any sink gets it, and every sink gets it at least once.
 
-    records ──► log (events, gaps: committed) ──► every teller
+    records ──► log (closed events, gaps: committed) ──► every sink
 
-A log that cannot be written holds events back, not the cameras: they are tried again until it can. Predictions are
-never held back, and are not kept.
+While the log cannot be written, events and gaps wait, and cameras go on. Predictions do not wait and are not logged.
 """
 
 from __future__ import annotations
@@ -17,39 +16,45 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import httpx
 import zmq
 
 from engines.errors import GatestreamError, SinkError
-from stream.frame import event_of, gap_of
+from stream.frame import Event, Gap
 from stream.sinks.base import output_path, sink_errors
 from stream.sinks.log import EventLog
 
 log = logging.getLogger("gatestream.service")
 
-PREDICTIONS = 20_000  # that may wait; beyond that the oldest are dropped
-LEAST_S = 0.1  # that each teller has to end
+PREDICTIONS = 20_000  # records that may wait; beyond that waiting predictions are dropped
+LEAST_S = 0.1  # that each sink has to end
 RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # the last again and again
-Said = dict[str, Any]
+WEBHOOK_EVENTS = 10_000  # that may wait; beyond that the oldest are dropped
+WEBHOOK_TIMEOUT_S = 5.0
+JsonRecord = dict[str, Any]
 
 
-class Teller(ABC):
-    """Someone who is told of results. Never raises for what a network does: it counts, and goes on."""
+class ResultSink(ABC):
+    """Takes the service's results. Never raises for what a network does: it counts, and goes on.
+
+    `write` comes from one thread at a time; `close` once, after the last `write`."""
 
     @abstractmethod
-    def tell(self, said: Sequence[Said]) -> None:
-        """Passes on JSON objects as interface `--json` has them; events have an `id` if there is a log."""
+    def write(self, records: Sequence[JsonRecord]) -> None:
+        """Passes on JSON objects as `--json` has them; closed events have an `id` if there is a log."""
 
     @abstractmethod
     def close(self, within_s: float) -> None:
-        """Sends what can be sent so soon, and ends."""
+        """Sends what can be sent in that time, and ends."""
 
 
-class Publisher(Teller):
-    """A ZeroMQ publisher: two parts, the topic `<camera>/<type>` and the JSON object. Subscribe to "cell-3/" for all of
-    one camera, to "cell-3/event" for its events, to "" for everything."""
+class Publisher(ResultSink):
+    """A ZeroMQ publisher of two parts, the topic `<camera>/<type>` and the JSON object.
+
+    Subscribe to "cell-3/" for all of one camera, to "cell-3/event" for its events. Raises SinkError for an address that
+    is taken."""
 
     def __init__(self, socket: zmq.Socket[bytes], addresses: Sequence[str]) -> None:
         self._socket = socket
@@ -61,26 +66,26 @@ class Publisher(Teller):
                 raise SinkError(f"publishing at {address} ({error.strerror})", "an address that is free",
                                 "stop what uses it, or choose another one") from error
 
-    def tell(self, said: Sequence[Said]) -> None:
-        for one in said:
-            self._socket.send_multipart([f"{one['camera']}/{one['type']}".encode(), _line(one)])
+    def write(self, records: Sequence[JsonRecord]) -> None:
+        for record in records:
+            self._socket.send_multipart([f"{record['camera']}/{record['type']}".encode(), _json(record).encode()])
 
     def close(self, within_s: float) -> None:
         self._socket.close(linger=round(1000 * within_s))
 
 
-class Lines(Teller):
-    """A file of JSON lines, which is continued."""
+class JsonLinesFile(ResultSink):
+    """A file of JSON lines, which is appended to. Raises SinkError if it cannot be opened."""
 
     def __init__(self, path: Path) -> None:
         self._path = output_path(path)
         self._failed = False
         with sink_errors("opening", self._path):
-            self._file: TextIO = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("a", encoding="utf-8")
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, records: Sequence[JsonRecord]) -> None:
         try:
-            self._file.write("".join(_line(one).decode() + "\n" for one in said))
+            self._file.write("".join(f"{_json(record)}\n" for record in records))
             self._file.flush()
             self._failed = False
         except OSError as error:
@@ -93,44 +98,43 @@ class Lines(Teller):
             self._file.close()
 
 
-class Webhook(Teller):
-    """An HTTP address that gets every closed event as a POST of JSON, again until it takes it.
+class Webhook(ResultSink):
+    """An HTTP address to which every closed event is posted as JSON, repeatedly until it is accepted.
 
-    An event has an `id`, so that one which comes twice can be told."""
+    It may get an event twice; the event's `id` tells."""
 
-    def __init__(self, url: str, timeout_s: float = 5.0, most: int = 10_000) -> None:
-        self._url, self._client = url, httpx.Client(timeout=timeout_s)
-        self._waiting: deque[Said] = deque(maxlen=most)
+    def __init__(self, url: str) -> None:
+        self._url, self._client = url, httpx.Client(timeout=WEBHOOK_TIMEOUT_S)
+        self._waiting: deque[JsonRecord] = deque(maxlen=WEBHOOK_EVENTS)
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
 
-    def tell(self, said: Sequence[Said]) -> None:
+    def write(self, records: Sequence[JsonRecord]) -> None:
         with self._changed:
-            self._waiting.extend(one for one in said if one["type"] == "event" and not one["open"])
+            self._waiting.extend(record for record in records if _is_closed_event(record))
             self._changed.notify()
 
     def _run(self) -> None:
         tries = 0
         while True:
             with self._changed:
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed and (not self._waiting or tries):
                     return
-                one = self._waiting[0]
+                event = self._waiting[0]
             try:
-                self._client.post(self._url, json=one).raise_for_status()
+                self._client.post(self._url, json=event).raise_for_status()
             except httpx.HTTPError as error:
                 if not tries:
-                    log.warning("the webhook does not take events (%s): trying again", type(error).__name__)
+                    log.warning("the webhook does not accept events (%s): trying again", type(error).__name__)
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, RETRY_S[min(tries, len(RETRY_S) - 1)])
                 tries += 1
                 continue
             tries = 0
             with self._changed, suppress(IndexError):
-                if self._waiting[0] is one:
+                if self._waiting[0] is event:
                     self._waiting.popleft()
 
     def close(self, within_s: float) -> None:
@@ -141,41 +145,47 @@ class Webhook(Teller):
         self._client.close()
 
 
-class Announcer:
-    """See the file's top. `deliver` may come from any thread; the rest is the announcer's own thread."""
+class Outbox:
+    """Logs records, and writes them to the sinks in a thread of its own. `put` may be called from any thread.
 
-    def __init__(self, event_log: EventLog | None, tellers: Sequence[Teller],
-                 clip_of: Callable[[Said], str] | None = None) -> None:
+        outbox = Outbox(event_log, sinks)
+        outbox.start()                  # first what an earlier run logged and perhaps did not deliver
+        outbox.put(records)
+        outbox.close()
+    """
+
+    def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink],
+                 clip_of: Callable[[JsonRecord], str] | None = None) -> None:
         """clip_of: names the video of an event with an id."""
-        self._log, self._tellers, self._clip_of = event_log, tellers, clip_of
-        self._records: deque[Said] = deque()
-        self._told: list[int] = []
+        self._log, self._sinks, self._clip_of = event_log, sinks, clip_of
+        self._records: deque[JsonRecord] = deque()
+        self._delivered: list[int] = []  # events that the log does not know to be delivered
         self._changed, self._closed = threading.Condition(), False
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="results", daemon=True)
 
     def start(self) -> None:
-        """Announces what an earlier run of the service had kept and perhaps not announced; then goes on."""
+        """Delivers events that are pending in the log, and starts the thread."""
         if self._log is not None:
-            for number, event in self._log.unannounced():
-                self._tell([self._named(event.as_json(), number)])
-                self._told.append(number)
+            for number, event in self._log.pending():
+                self._write([self._with_id(event.as_json(), number)])
+                self._delivered.append(number)
         self._thread.start()
 
-    def deliver(self, records: Sequence[Said]) -> None:
-        """Takes records, as JSON objects."""
+    def put(self, records: Sequence[JsonRecord]) -> None:
+        """Adds records, as JSON objects."""
         if not records:
             return
         with self._changed:
             if len(self._records) >= PREDICTIONS:
-                kept = [one for one in self._records if one["type"] != "prediction"]
-                self.counts["predictions dropped"] += len(self._records) - len(kept)
-                self._records = deque(kept)
+                others = [record for record in self._records if record["type"] != "prediction"]
+                self.counts["predictions dropped"] += len(self._records) - len(others)
+                self._records = deque(others)
             self._records.extend(records)
             self._changed.notify()
 
     def close(self, within_s: float = 0.8) -> None:
-        """Announces what has been delivered, and ends the tellers; the log is the caller's to close."""
+        """Delivers what was put, and closes the sinks; the log is the caller's to close."""
         until = time.monotonic() + within_s
         with self._changed:
             self._closed = True
@@ -183,63 +193,66 @@ class Announcer:
         self._thread.join(within_s)
         if self._log is not None:
             with suppress(SinkError):
-                self._log.keep([], told=self._told)
-        for teller in self._tellers:
-            teller.close(max(LEAST_S, until - time.monotonic()))
+                self._log.mark_delivered(self._delivered)
+        for sink in self._sinks:
+            sink.close(max(LEAST_S, until - time.monotonic()))
 
     def _run(self) -> None:
         tries = 0
         while True:
             with self._changed:
-                while not self._records and not self._closed:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._records or self._closed)
                 if not self._records:
                     return
                 records, self._records = list(self._records), deque()
             try:
-                self._tell(self._kept(records))
+                self._write(self._log_records(records))
                 tries = 0
             except SinkError as error:
                 if not tries:
                     log.error("%s: events wait until the log can be written", error)
-                self._tell([one for one in records if one["type"] == "prediction"])
+                self._write([record for record in records if record["type"] == "prediction"])
                 with self._changed:  # in order, before what has come since
-                    self._records.extendleft(reversed([one for one in records if one["type"] != "prediction"]))
+                    self._records.extendleft(record for record in reversed(records) if record["type"] != "prediction")
                     if self._closed:
                         return
                     self._changed.wait_for(lambda: self._closed, RETRY_S[min(tries, len(RETRY_S) - 1)])
                 tries += 1
 
-    def _kept(self, records: Sequence[Said]) -> list[Said]:
-        """The records, once all that is to be durable is."""
-        closed = [i for i, one in enumerate(records) if one["type"] == "event" and not one["open"]]
-        gaps = [gap_of(one) for one in records if one["type"] == "gap"]
-        said = list(records)
+    def _log_records(self, records: list[JsonRecord]) -> list[JsonRecord]:
+        """The records, once closed events and gaps are in the log. Raises SinkError."""
+        closed = [i for i, record in enumerate(records) if _is_closed_event(record)]
+        gaps = [Gap.from_json(record) for record in records if record["type"] == "gap"]
         if self._log is None or not (closed or gaps):
-            return said
-        numbers = self._log.keep([event_of(records[i]) for i in closed], gaps, self._told)
-        self._told = numbers  # once they have been told, the next commit says so
+            return records
+        numbers = self._log.append([Event.from_json(records[i]) for i in closed], gaps, self._delivered)
+        self._delivered = numbers  # once the sinks have them; the next commit says so
+        named = list(records)
         for i, number in zip(closed, numbers, strict=True):
-            said[i] = self._named(records[i], number)
-        return said
+            named[i] = self._with_id(records[i], number)
+        return named
 
-    def _tell(self, said: Sequence[Said]) -> None:
-        for one in said:
-            self.counts[one["type"]] += 1
-        for teller in self._tellers:
+    def _write(self, records: Sequence[JsonRecord]) -> None:
+        for record in records:
+            self.counts[record["type"]] += 1
+        for sink in self._sinks:
             try:
-                teller.tell(said)
+                sink.write(records)
             except (GatestreamError, zmq.ZMQError) as error:
                 self.counts["failures"] += 1
-                log.error("%s failed: %s", type(teller).__name__, error)
+                log.error("%s failed: %s", type(sink).__name__, error)
 
-    def _named(self, event: Said, number: int) -> Said:
+    def _with_id(self, event: JsonRecord, number: int) -> JsonRecord:
         assert self._log is not None
         named = {**event, "id": f"{self._log.identity}-{number}"}
         return named if self._clip_of is None else {**named, "clip": self._clip_of(named)}
 
 
-def _line(said: Said) -> bytes:
-    return json.dumps(said, separators=(",", ":"), allow_nan=False).encode()
+def _is_closed_event(record: JsonRecord) -> bool:
+    """Whether a record is an event that has ended."""
+    return record["type"] == "event" and not record["open"]
 
 
+def _json(record: JsonRecord) -> str:
+    """A record as compact JSON."""
+    return json.dumps(record, separators=(",", ":"), allow_nan=False)

@@ -1,7 +1,4 @@
-"""Which camera a message is of, and whether it may come in: names, addresses, numbers and quotas.
-
-Plain bookkeeping with times given by the caller; nothing here knows a socket.
-"""
+"""Which camera a message is of, and whether it is admitted: names, addresses, numbers and quotas."""
 
 from __future__ import annotations
 
@@ -9,36 +6,32 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from engines.errors import FrameError
-from stream.service.config import Camera, Config
-from stream.service.ingress.scheduler import Lobby
+from stream.service.config import CameraConfig, Config
+from stream.service.ingress.scheduler import FrameScheduler
 from stream.wire import Message
 
 FROZEN_AFTER_S = 20.0  # of the very same payload
 
 
 @dataclass(slots=True)
-class Visitor:
-    """What is known of a camera that has shown itself, or is configured. Times are steady seconds.
-
-    present: sends; peer: address of its sender; frames, bytes: what its quotas have left; changed_at: when its payload
-    last changed; left_at: when it last sent before it left, None if it never did; gaps: in its stream, by action.
-    """
+class CameraSession:
+    """What is known of a camera that has sent something, or is configured. Times are steady seconds."""
 
     name: str
-    said: Camera
+    config: CameraConfig
     configured: bool
     protocol: str = ""
-    peer: str = ""
+    peer: str = ""  # IP address of its sender
     last_at: float = 0.0
-    present: bool = False
-    frames: float = 0.0
-    bytes: float = 0.0
-    payload: int = 0
-    changed_at: float = 0.0
-    left_at: float | None = None
+    present: bool = False  # it sends
+    frames: float = 0.0  # left of its quota
+    bytes: float = 0.0  # left of its quota
+    payload: int = 0  # hash of the last one
+    changed_at: float = 0.0  # when its payload last changed
+    left_at: float | None = None  # when it last sent before it left
     reconnects: int = 0
     predictions: int = 0
-    gaps: Counter[str] = field(default_factory=Counter)
+    gaps: Counter[str] = field(default_factory=Counter)  # in its stream, by action
 
     def frozen(self, now: float) -> bool:
         """Whether it sends the same picture again and again."""
@@ -46,7 +39,7 @@ class Visitor:
 
 
 class Refused(Exception):  # noqa: N818 - not a fault of ours
-    """A message that is not let in. cause: what it is counted as; error: what its sender is told."""
+    """A message that is not admitted. cause: what it is counted as; error: what its sender is answered."""
 
     def __init__(self, cause: str, error: FrameError) -> None:
         self.cause, self.error = cause, error
@@ -54,86 +47,88 @@ class Refused(Exception):  # noqa: N818 - not a fault of ours
 
 
 class Admission:
-    """See the file's top."""
+    """Admits messages, and holds the sessions of all cameras. Owned by the receiver thread; others may read `sessions`.
 
-    def __init__(self, config: Config, lobby: Lobby) -> None:
-        self._config, self._lobby = config, lobby
-        self.visitors: dict[str, Visitor] = {}
+        session = admission.admit(message, None, "10.0.0.3", now)     # raises Refused
+    """
+
+    def __init__(self, config: Config, scheduler: FrameScheduler) -> None:
+        self._config, self._scheduler = config, scheduler
+        self.sessions: dict[str, CameraSession] = {}
 
     def configure(self, config: Config) -> None:
         """Takes another configuration; cameras that are no longer in it become unknown ones."""
         self._config = config
-        for name in {camera.name for camera in config.camera} | set(self.visitors):
-            visitor, fresh = self.visitor(name), self._fresh(name)
-            visitor.said, visitor.configured = fresh.said, fresh.configured
+        for name in {camera.name for camera in config.camera} | set(self.sessions):
+            session, fresh = self.session(name), self._new_session(name)
+            session.config, session.configured = fresh.config, fresh.configured
 
-    def visitor(self, name: str) -> Visitor:
-        """What is known of a camera; a new entry for a new one."""
-        if name not in self.visitors:
-            self.visitors[name] = self._fresh(name)
-        return self.visitors[name]
+    def session(self, name: str) -> CameraSession:
+        """The session of a camera, which is made for a new one."""
+        if name not in self.sessions:
+            self.sessions[name] = self._new_session(name)
+        return self.sessions[name]
 
-    def _fresh(self, name: str) -> Visitor:
-        said = next((camera for camera in self._config.camera if camera.name == name), None)
-        return Visitor(name, said or Camera.model_construct(name=name), said is not None)
+    def admit(self, message: Message, own_name: str | None, peer: str, now: float) -> CameraSession:
+        """The session of the camera that a message is of, which is then open in the scheduler. Raises Refused.
 
-    def admit(self, message: Message, dialled: str | None, peer: str, now: float) -> Visitor:
-        """The camera that a message is of, which then has a place in the lobby. Raises Refused.
-
-        dialled: the camera's name where we dialled or opened it; peer: the sender's IP address, "" if it has none.
+        own_name: the camera's, where the service connected to it or opened it; peer: the sender's IP address, or "".
         """
-        name = dialled or message.name or self._at(peer) or f"{message.protocol}@{peer or 'local'}"
-        visitor = self._known(name)
-        if dialled is None and visitor.said.source is not None:
+        name = own_name or message.name or self._configured_at(peer) or f"{message.protocol}@{peer or 'local'}"
+        session = self._known(name)
+        if own_name is None and session.config.source is not None:
             raise _refused("not its source", f"camera {name!r} by itself", "the source it is configured with")
-        if visitor.said.address is not None and peer and visitor.said.address != peer:
-            raise _refused("wrong address", f"camera {name!r} at {peer}", f"it at {visitor.said.address}")
-        self._lobby.open(name)
-        self._charge(visitor, len(message.payload), now)
-        visitor.protocol, visitor.peer = message.protocol, peer
+        if session.config.address is not None and peer and session.config.address != peer:
+            raise _refused("wrong address", f"camera {name!r} at {peer}", f"it at {session.config.address}")
+        self._scheduler.open(name)
+        self._charge(session, len(message.payload), now)
+        session.protocol, session.peer = message.protocol, peer
         payload = hash(message.payload)
-        if payload != visitor.payload or not visitor.present:
-            visitor.payload, visitor.changed_at = payload, now
-        return visitor
+        if payload != session.payload or not session.present:
+            session.payload, session.changed_at = payload, now
+        return session
 
-    def _at(self, peer: str) -> str | None:
-        """The camera that is configured with an address."""
+    def _new_session(self, name: str) -> CameraSession:
+        config = next((camera for camera in self._config.camera if camera.name == name), None)
+        return CameraSession(name, config or CameraConfig.model_construct(name=name), config is not None)
+
+    def _configured_at(self, peer: str) -> str | None:
         return next((camera.name for camera in self._config.camera if peer and camera.address == peer), None)
 
-    def _known(self, name: str) -> Visitor:
-        known = self.visitors.get(name)
-        if known is None or not known.configured:
+    def _known(self, name: str) -> CameraSession:
+        session = self.sessions.get(name)
+        if session is None or not session.configured:
             if not self._config.receive.unknown:
                 raise _refused("unknown camera", f"a camera called {name!r}", "one of the configuration")
             most = self._config.receive.cameras
-            if known is None and len(self.visitors) >= most and not self._made_room():
+            if session is None and len(self.sessions) >= most and not self._remove_absent():
                 raise _refused("too many cameras", f"one camera more than {most}", "fewer, or another limit")
-        return self.visitor(name)
+        return self.session(name)
 
-    def _made_room(self) -> bool:
-        """Whether a camera that is not of the configuration and has gone could be forgotten."""
-        gone = [visitor for visitor in self.visitors.values() if not visitor.configured and not visitor.present]
-        if not gone:
+    def _remove_absent(self) -> bool:
+        """Whether there was an absent camera, not of the configuration, that could be forgotten."""
+        absent = [session for session in self.sessions.values() if not session.configured and not session.present]
+        if not absent:
             return False
-        oldest = min(gone, key=lambda visitor: visitor.last_at)
-        del self.visitors[oldest.name]
-        self._lobby.close(oldest.name)
+        oldest = min(absent, key=lambda session: session.last_at)
+        del self.sessions[oldest.name]
+        self._scheduler.close(oldest.name)
         return True
 
-    def _charge(self, visitor: Visitor, size: int, now: float) -> None:
-        """Takes a message from the camera's quotas, which a second fills."""
+    def _charge(self, session: CameraSession, size: int, now: float) -> None:
+        """Takes a message from the camera's quotas, which fill within a second."""
         receive = self._config.receive
-        since_s = now - visitor.last_at if visitor.last_at else 1.0
+        since_s = now - session.last_at if session.last_at else 1.0
         frames, size_limit = receive.max_frames_per_s, receive.max_mb_per_s * 1e6
-        visitor.frames = min(visitor.frames + since_s * frames, frames)
-        visitor.bytes = min(visitor.bytes + since_s * size_limit, size_limit)
-        visitor.last_at = now
-        if visitor.frames < 1 or visitor.bytes < size:
-            self._lobby.refuse(visitor.name, "quota")
-            raise _refused("quota", f"camera {visitor.name!r} faster than its quota",
+        session.frames = min(session.frames + since_s * frames, frames)
+        session.bytes = min(session.bytes + since_s * size_limit, size_limit)
+        session.last_at = now
+        if session.frames < 1 or session.bytes < size:
+            self._scheduler.count_refused(session.name, "quota")
+            raise _refused("quota", f"camera {session.name!r} faster than its quota",
                            f"{frames:g} frames/s and {receive.max_mb_per_s:g} MB/s at most")
-        visitor.frames -= 1
-        visitor.bytes -= size
+        session.frames -= 1
+        session.bytes -= size
 
 
 def _refused(cause: str, got: str, wanted: str) -> Refused:

@@ -1,9 +1,4 @@
-"""The cameras that the service opens itself: a process for each, started again when it ends or falls silent.
-
-    feeders = Feeders("ipc://...")
-    feeders.configure(config.camera)      # starts, ends and changes processes
-    feeders.supervise(seen)               # every now and then
-"""
+"""The cameras that the service opens itself: a process for each, restarted when it ends or stalls."""
 
 from __future__ import annotations
 
@@ -16,113 +11,114 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from stream.service.config import Camera
-from stream.service.worker.processes import started
-from stream.sources.address import scheme_of
+from stream.service.config import CameraConfig
+from stream.service.worker.processes import start_process, wait_or_kill
+from stream.sources.address import parse_scheme
 
 log = logging.getLogger("gatestream.service")
 
-SILENT_AFTER_S = 20.0  # then a camera is opened anew
-PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next try, times a random 0.5 to 1; the last again and again
-LASTING_S = 30.0  # a process that lived so long starts the row anew
+SILENT_AFTER_S = 20.0  # then a camera is reopened
+BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next try, times a random 0.5 to 1; the last is repeated
+LASTING_S = 30.0  # a process that lived this long starts the row anew
 ENDS_WITHIN_S = 1.0
 
 
-class Seen(NamedTuple):
-    """Steady seconds: when a camera's last picture came, and since when it is the same picture."""
+class FrameTimes(NamedTuple):
+    """Steady seconds: when a camera's last frame came, and since when its picture has not changed."""
 
     last_at: float
-    same_since: float
+    unchanged_since: float
 
 
 Start = Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
 
 
-def is_fed(camera: Camera) -> bool:
-    """Whether the service opens this camera in a process of its own; a publisher is dialled without one."""
-    return camera.source is not None and scheme_of(camera.source) != "zmq"
+def needs_process(camera: CameraConfig) -> bool:
+    """Whether the service opens this camera in a process of its own; to a publisher it connects without one."""
+    return camera.source is not None and parse_scheme(camera.source) != "zmq"
 
 
 @dataclass
-class _Feeder:
+class _CameraProcess:
     source: str
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     next_at: float = 0.0
     tries: int = 0
-    ended: bool = False  # a recording that was played to its end
+    finished: bool = False  # a recording that was played to its end
 
 
-class Feeders:
-    """See the file's top."""
+class CameraSupervisor:
+    """Starts, watches and ends the cameras' processes. Owned by the thread that runs the service.
 
-    def __init__(self, link: str, steady: Callable[[], float] = time.monotonic,
+        supervisor = CameraSupervisor("ipc://...")
+        supervisor.configure(config.camera)
+        supervisor.supervise(frame_times)     # ten times a second or so
+    """
+
+    def __init__(self, address: str, steady: Callable[[], float] = time.monotonic,
                  chance: Callable[[], float] = random.random, start: Start | None = None) -> None:
-        """link: address that the processes send to; chance: 0 to 1, so that many cameras do not come back at once;
-        start: starts a process that is told this."""
-        self._link, self._steady, self._chance = link, steady, chance
-        self._start = start or partial(started, "stream.service.ingress.camera_process")
-        self._feeders: dict[str, _Feeder] = {}
+        """address: where the processes send to; chance: 0 to 1, so that many cameras do not come back at once; start:
+        starts a process with this request."""
+        self._address, self._steady, self._chance = address, steady, chance
+        self._start = start or partial(start_process, "stream.service.ingress.camera_process")
+        self._cameras: dict[str, _CameraProcess] = {}
 
-    def configure(self, cameras: Iterable[Camera]) -> None:
+    def configure(self, cameras: Iterable[CameraConfig]) -> None:
         """Ends the processes of cameras that are gone or have another source; `supervise` starts the new ones."""
-        wanted = {camera.name: camera.source for camera in cameras if camera.source is not None and is_fed(camera)}
-        for name in [name for name, feeder in self._feeders.items() if wanted.get(name) != feeder.source]:
-            self._end([self._feeders.pop(name)])
-        for name, source in wanted.items():
-            self._feeders.setdefault(name, _Feeder(source))
+        sources = {one.name: one.source for one in cameras if one.source is not None and needs_process(one)}
+        for name in [name for name, camera in self._cameras.items() if sources.get(name) != camera.source]:
+            self._terminate([self._cameras.pop(name)])
+        for name, source in sources.items():
+            self._cameras.setdefault(name, _CameraProcess(source))
 
-    def supervise(self, seen: Mapping[str, Seen]) -> None:
-        """Starts what is due; ends what has fallen silent, or shows the same picture for ever."""
+    def supervise(self, frame_times: Mapping[str, FrameTimes]) -> None:
+        """Starts what is due; ends processes without frames, or whose picture does not change."""
         now = self._steady()
-        for name, feeder in self._feeders.items():
-            if feeder.process is None:
-                if not feeder.ended and now >= feeder.next_at:
-                    feeder.process = self._start({"source": feeder.source, "to": self._link, "name": name})
-                    feeder.started_at = now
+        for name, camera in self._cameras.items():
+            if camera.process is None:
+                if not camera.finished and now >= camera.next_at:
+                    camera.process = self._start({"source": camera.source, "to": self._address, "name": name})
+                    camera.started_at = now
                 continue
-            code = feeder.process.poll()
-            why = self._stuck(feeder, seen.get(name), now)
-            if code is None and why is not None:
-                log.warning("camera %s: %s: it is opened anew", name, why)
-                feeder.process.kill()
-                code = feeder.process.wait()
+            code = camera.process.poll()
+            reason = self._stall_reason(camera, frame_times.get(name), now)
+            if code is None and reason is not None:
+                log.warning("camera %s: %s: opening it again", name, reason)
+                camera.process.kill()
+                code = camera.process.wait()
             if code is not None:
-                self._ended(name, feeder, code, now)
+                self._on_exit(name, camera, code, now)
 
     def close(self) -> None:
         """Ends all processes."""
-        self._end(self._feeders.values())
-        self._feeders.clear()
+        self._terminate(self._cameras.values())
+        self._cameras.clear()
 
-    def _stuck(self, feeder: _Feeder, seen: Seen | None, now: float) -> str | None:
-        last_at = max(feeder.started_at, seen.last_at if seen else 0.0)
+    def _stall_reason(self, camera: _CameraProcess, times: FrameTimes | None, now: float) -> str | None:
+        last_at = max(camera.started_at, times.last_at if times else 0.0)
         if now - last_at > SILENT_AFTER_S:
             return f"no picture for {SILENT_AFTER_S:g} s"
-        live = feeder.source.isdecimal() or scheme_of(feeder.source) in ("rtsp", "rtsps", "http", "https")
-        if live and seen and now - max(feeder.started_at, seen.same_since) > SILENT_AFTER_S:
+        live = camera.source.isdecimal() or parse_scheme(camera.source) in ("rtsp", "rtsps", "http", "https")
+        if live and times and now - max(camera.started_at, times.unchanged_since) > SILENT_AFTER_S:
             return f"the same picture for {SILENT_AFTER_S:g} s"
         return None
 
-    def _ended(self, name: str, feeder: _Feeder, code: int, now: float) -> None:
-        feeder.process = None
-        feeder.ended = code == 0
-        if feeder.ended:
-            log.info("camera %s: its recording is at its end", name)
+    def _on_exit(self, name: str, camera: _CameraProcess, code: int, now: float) -> None:
+        camera.process = None
+        camera.finished = code == 0
+        if camera.finished:
+            log.info("camera %s: end of its recording", name)
             return
-        feeder.tries = 0 if now - feeder.started_at > LASTING_S else feeder.tries
-        pause_s = PAUSES_S[min(feeder.tries, len(PAUSES_S) - 1)] * (0.5 + 0.5 * self._chance())
-        feeder.tries, feeder.next_at = feeder.tries + 1, now + pause_s
-        log.warning("camera %s: it is tried again in %.1f s", name, pause_s)
+        camera.tries = 0 if now - camera.started_at > LASTING_S else camera.tries
+        pause_s = BACK_OFF_S[min(camera.tries, len(BACK_OFF_S) - 1)] * (0.5 + 0.5 * self._chance())
+        camera.tries, camera.next_at = camera.tries + 1, now + pause_s
+        log.warning("camera %s: next try in %.1f s", name, pause_s)
 
-    def _end(self, feeders: Iterable[_Feeder]) -> None:
-        processes = [feeder.process for feeder in feeders if feeder.process is not None]
+    def _terminate(self, cameras: Iterable[_CameraProcess]) -> None:
+        processes = [camera.process for camera in cameras if camera.process is not None]
         for process in processes:
             process.terminate()
         until = self._steady() + ENDS_WITHIN_S
         for process in processes:
-            try:
-                process.wait(max(0.0, until - self._steady()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            wait_or_kill(process, until - self._steady())

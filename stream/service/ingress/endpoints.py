@@ -1,4 +1,4 @@
-"""The sockets that cameras use: those they dial, and those that dial publishers. One thread's."""
+"""The sockets of cameras: those to which they connect, and those that connect to publishers."""
 
 from __future__ import annotations
 
@@ -14,144 +14,143 @@ from typing import Literal, NamedTuple
 import zmq
 
 from engines.errors import SourceError
-from stream.service.config import Camera
-from stream.service.ingress.camera_supervisor import is_fed
+from stream.service.config import CameraConfig
+from stream.service.ingress.camera_supervisor import needs_process
 
 log = logging.getLogger("gatestream.service")
 
 AT_ONCE = 64  # messages taken from one socket before the others have their turn
 CONNECTIONS = 4096  # of one socket, whose cameras are remembered
-SILENT_AFTER_S, LONGEST_SILENCE_S = 20.0, 320.0  # after which a publisher is dialled anew, doubled each time
+SILENT_AFTER_S, LONGEST_SILENCE_S = 20.0, 320.0  # after which a publisher is connected anew, doubled each time
 Socket = zmq.Socket[bytes]
 Kind = Literal["router", "pair", "sub"]
 KINDS: dict[Kind, int] = {"router": zmq.ROUTER, "pair": zmq.PAIR, "sub": zmq.SUB}
 
 
 @dataclass(eq=False, slots=True)
-class Door:
-    """A socket. camera: of the publisher that it dials; own: our own processes dial it, which say which cameras they
-    are; tries: times that a silent publisher was dialled anew; senders: the camera that each connection is."""
+class Endpoint:
+    """A socket of cameras."""
 
     kind: Kind
     socket: Socket
-    camera: Camera | None = None
-    own: bool = False
-    dialled_at: float = 0.0
-    tries: int = 0
-    senders: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
+    camera: CameraConfig | None = None  # of the publisher that it connects to
+    internal: bool = False  # for our own processes, which say which cameras they are
+    connected_at: float = 0.0
+    tries: int = 0  # times that a silent publisher was connected anew
+    senders: OrderedDict[bytes, str] = field(default_factory=OrderedDict)  # the camera of each connection
 
-    def heard_from(self, envelope: Sequence[bytes], camera: str) -> None:
+    def remember_sender(self, envelope: Sequence[bytes], camera: str) -> None:
         """Remembers which camera a connection is."""
         self.tries = 0
-        self.senders[connection(envelope)] = camera
+        self.senders[connection_of(envelope)] = camera
         if len(self.senders) > CONNECTIONS:
             self.senders.popitem(last=False)
 
 
-class Heard(NamedTuple):
-    """A message as it came. envelope: what has to come before its answer; peer: IP address of the sender, "" where
-    there is none."""
+class IncomingMessage(NamedTuple):
+    """A message as it came."""
 
-    envelope: list[bytes]
+    envelope: list[bytes]  # has to come before its answer
     parts: list[bytes]
-    peer: str
+    peer: str  # IP address of the sender, "" where there is none
 
 
-class Doors:
-    """See the file's top.
+class SocketSet:
+    """All endpoints, and the poller of their sockets. Owned by the receiver thread.
 
-    secure: makes a socket safe before it is bound; most_bytes: of a message's part; chance: 0 to 1, so that many
-    cameras are not dialled at once.
+    secure: secures a socket before it is bound; most_bytes: of a message's part; chance: 0 to 1, so that many
+    cameras are not connected at once.
     """
 
     def __init__(self, context: zmq.Context[Socket], secure: Callable[[Socket], None], most_bytes: int,
                  steady: Callable[[], float] = time.monotonic, chance: Callable[[], float] = random.random) -> None:
         self._context, self._secure, self._most_bytes = context, secure, most_bytes
         self._steady, self._chance = steady, chance
-        self._doors: dict[Socket, Door] = {}
+        self._endpoints: dict[Socket, Endpoint] = {}
         self.poller = zmq.Poller()
 
-    def __iter__(self) -> Iterator[Door]:
-        return iter(list(self._doors.values()))
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(list(self._endpoints.values()))
 
-    def listen(self, kind: Kind, address: str, own: bool = False) -> str:
-        """Binds a socket; its address, with its port. Raises SourceError."""
-        socket = self._made(kind)
+    def listen(self, kind: Kind, address: str, internal: bool = False) -> str:
+        """Binds a socket; returns its address, with its port. Raises SourceError."""
+        socket = self._new_socket(kind)
         socket.ipv6 = "[" in address  # else senders' addresses would come as IPv6 ones
-        if not own:
+        if not internal:
             self._secure(socket)
-        self._add(Door(kind, socket, own=own))
+        self._add(Endpoint(kind, socket, internal=internal))
         bind(socket, address)
         return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
-    def dial(self, camera: Camera) -> None:
-        """Dials the publisher that is a camera's source, if that is what its source is. Raises SourceError."""
-        if camera.source is None or is_fed(camera):
+    def connect(self, camera: CameraConfig) -> None:
+        """Connects to the publisher that is a camera's source, if its source is one. Raises SourceError."""
+        if camera.source is None or needs_process(camera):
             return
-        socket = self._made("sub")
+        socket = self._new_socket("sub")
         try:
             socket.connect(_publisher(camera))
         except zmq.ZMQError as error:
             socket.close(linger=0)
             raise SourceError(f"camera {camera.name}: {camera.source} ({error.strerror})", "zmq://host:port",
                               "correct its source") from error
-        self._add(Door("sub", socket, camera, dialled_at=self._steady()))
+        self._add(Endpoint("sub", socket, camera, connected_at=self._steady()))
 
-    def dial_again(self, door: Door, last_at: float) -> None:
-        """Dials a publisher anew that has fallen silent: ZeroMQ itself does so only where it sees that a connection is
-        lost. last_at: steady seconds of its last picture."""
+    def reconnect_if_silent(self, endpoint: Endpoint, last_at: float) -> None:
+        """Connects anew to a publisher whose last frame came long ago (steady seconds): ZeroMQ does so by itself only
+        where it sees that a connection is lost."""
         now = self._steady()
-        silence_s = min(SILENT_AFTER_S * 2**door.tries, LONGEST_SILENCE_S) * (1 + 0.5 * self._chance())
-        if door.camera is None or now - max(last_at, door.dialled_at) <= silence_s:
+        silence_s = min(SILENT_AFTER_S * 2**endpoint.tries, LONGEST_SILENCE_S) * (1 + 0.5 * self._chance())
+        if endpoint.camera is None or now - max(last_at, endpoint.connected_at) <= silence_s:
             return
-        door.dialled_at, door.tries = now, door.tries + 1
-        log.warning("camera %s: no picture for %.0f s: it is dialled anew", door.camera.name, silence_s)
+        endpoint.connected_at, endpoint.tries = now, endpoint.tries + 1
+        log.warning("camera %s: no picture for %.0f s: connecting again", endpoint.camera.name, silence_s)
         with suppress(zmq.ZMQError):
-            door.socket.disconnect(_publisher(door.camera))
-            door.socket.connect(_publisher(door.camera))
+            endpoint.socket.disconnect(_publisher(endpoint.camera))
+            endpoint.socket.connect(_publisher(endpoint.camera))
 
-    def hang_up(self, camera: str) -> None:
-        """Ends the connection to a camera that was dialled, if it was."""
-        for door in self:
-            if door.camera is not None and door.camera.name == camera:
-                self.poller.unregister(door.socket)
-                del self._doors[door.socket]
-                door.socket.close(linger=0)
+    def disconnect(self, camera: str) -> None:
+        """Ends the connection to a camera's publisher, if there is one."""
+        for endpoint in self:
+            if endpoint.camera is not None and endpoint.camera.name == camera:
+                self.poller.unregister(endpoint.socket)
+                del self._endpoints[endpoint.socket]
+                endpoint.socket.close(linger=0)
 
-    def hear(self, door: Door) -> Iterator[Heard]:
-        """What has come to a door, AT_ONCE messages at most."""
+    def receive(self, endpoint: Endpoint) -> Iterator[IncomingMessage]:
+        """The messages that have come, AT_ONCE at most."""
         for _ in range(AT_ONCE):
             try:
-                frames = door.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = endpoint.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             parts = [frame.bytes for frame in frames]
             envelope: list[bytes] = []
-            if door.kind == "router":
+            if endpoint.kind == "router":
                 cut = next((i for i, part in enumerate(parts) if i and not part), 0)  # parts[0] is its identity
                 envelope, parts = parts[:cut + 1], parts[cut + 1:]
-            yield Heard(envelope, parts, "" if door.own else _peer(frames[-1]))
+            yield IncomingMessage(envelope, parts, "" if endpoint.internal else _peer(frames[-1]))
 
     def close(self, linger_ms: int) -> None:
-        for door in self:
-            door.socket.close(linger=linger_ms)
+        """Closes all sockets; answers may still go out for `linger_ms`."""
+        for endpoint in self:
+            endpoint.socket.close(linger=linger_ms)
 
-    def _made(self, kind: Kind) -> Socket:
+    def _new_socket(self, kind: Kind) -> Socket:
         socket = self._context.socket(KINDS[kind])
         socket.linger = 0
         socket.rcvhwm = 4  # newest wins: what waits in a socket is old
-        socket.maxmsgsize = self._most_bytes + 1  # the sender of more is cut off before it is stored
+        socket.maxmsgsize = self._most_bytes + 1  # the sender of more is disconnected before it is stored
         socket.tcp_keepalive = 1
         if kind == "sub":
             socket.subscribe(b"")
         return socket
 
-    def _add(self, door: Door) -> None:
-        self._doors[door.socket] = door
-        self.poller.register(door.socket, zmq.POLLIN)
+    def _add(self, endpoint: Endpoint) -> None:
+        self._endpoints[endpoint.socket] = endpoint
+        self.poller.register(endpoint.socket, zmq.POLLIN)
 
 
-def connection(envelope: Sequence[bytes]) -> bytes:
+def connection_of(envelope: Sequence[bytes]) -> bytes:
     """What tells one connection of a socket from others."""
     return envelope[0] if envelope else b""
 
@@ -165,7 +164,7 @@ def bind(socket: Socket, address: str) -> None:
                           "stop what uses it, or choose another one") from error
 
 
-def _publisher(camera: Camera) -> str:
+def _publisher(camera: CameraConfig) -> str:
     return f"tcp://{(camera.source or '').removeprefix('zmq://')}"
 
 

@@ -1,7 +1,7 @@
-"""The owner of the sockets: takes what cameras send, answers at once, and hands the newest on to the engine's process.
+"""The owner of the sockets: takes what cameras send, answers at once, and sends the newest frames to the worker.
 
-    cameras ──► parse, admit, answer ──► lobby ──► worker
-    records ◄──────────────────────────────────── worker
+    cameras ──► parse, admit, answer ──► scheduler ──► worker
+    records ◄──────────────────────────────────────── worker
 
 One thread, which never decodes, never waits for a disk and never waits for an engine, so that no sender stalls because
 of us. An answer goes out before the picture is looked at, to bad messages too.
@@ -9,12 +9,11 @@ of us. An answer goes out before the picture is looked at, to bad messages too.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
@@ -24,367 +23,297 @@ import zmq
 from engines.errors import FrameError, SourceError
 from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.config import Config
+from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Refused
-from stream.service.ingress.endpoints import Door, Doors, Kind, bind, connection
-from stream.service.ingress.recent import Recent
-from stream.service.ingress.scheduler import Guest, Lobby
+from stream.service.ingress.endpoints import Endpoint, IncomingMessage, Kind, SocketSet, bind, connection_of
+from stream.service.ingress.scheduler import FrameScheduler
+from stream.service.ingress.worker_socket import BATCH, WorkerSocket
 from stream.service.worker import protocol
-from stream.wire import HEADER_BYTES, Limits, Message, answer, parse
+from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, parse
 
 log = logging.getLogger("gatestream.service")
 
-BATCH = 8  # cameras handed to the engine at a time, at most
-LEAST = 2  # where many wait: a core each, at least
-UNDER_WAY_S = 0.12  # that what has been handed on may take
-TICK_S = 0.05  # the longest wait, after which clocks are looked at
-LAST_WORDS_S = 0.8  # in which a worker that stops may close its events
+POLL_S = 0.05  # the longest wait, after which timeouts are checked
+STOPS_WITHIN_S = 0.8  # in which a worker that stops may close its events
 Records = list[dict[str, Any]]
 
 
-class Pace:
-    """How many messages are handed on at a time, so that all that are under way are done within UNDER_WAY_S: what waits
-    with us instead is overtaken by newer ones. Plain bookkeeping with steady seconds given by the caller."""
-
-    def __init__(self) -> None:
-        self._sent: deque[tuple[float, int]] = deque()
-        self._done_at = self._each_s = 0.0
-
-    def sent(self, now: float, messages: int) -> None:
-        """So many were handed on."""
-        self._sent.append((now, messages))
-
-    def done(self, now: float) -> None:
-        """The oldest of what was handed on is done."""
-        if self._sent:
-            sent_at, messages = self._sent.popleft()
-            each_s = (now - max(sent_at, self._done_at)) / messages
-            self._each_s += (each_s - self._each_s) / 8
-            self._done_at = now
-
-    def forget(self) -> None:
-        """Nothing is under way any more."""
-        self._sent.clear()
-
-    @property
-    def most(self) -> int:
-        """Messages at a time."""
-        fit = BATCH if not self._each_s else int(UNDER_WAY_S / (protocol.CREDITS * self._each_s))
-        return max(LEAST, min(BATCH, fit))
-
-
 @dataclass(slots=True)
-class _Held:
-    """An answer that waits for its frame's turn."""
+class _DelayedAnswer:
+    """An answer that waits until the engine takes its frame, or until `due` (steady seconds)."""
 
-    until: float
-    door: Door
+    due: float
+    endpoint: Endpoint
     envelope: list[bytes]
     message: Message
 
 
 @dataclass
 class Receiver:
-    """See the file's top. `run` is the thread's; `call` may come from others.
+    """Receives frames and passes them on, in the thread that calls `run`.
 
-    deliver: takes the worker's records, and our own gaps; secure: see `Doors`; wall, steady: clocks, in seconds;
-    recent: what an engine's process that comes late is warmed up with; watch: is shown every message that is let in;
-    rounds: is called every TICK_S or sooner.
+    `call_soon` and `stop` may be called from any thread, `open` before `run`; all else is the receiver's thread's.
+    Other threads may read `admission.sessions`, `latest`, `refused`, `recent.newest`, `scheduler.counters`, `worker`.
     """
 
     config: Config
-    deliver: Callable[[Records], None]
+    deliver: Callable[[Records], None]  # takes the worker's records, and our own gaps
     context: zmq.Context[zmq.Socket[bytes]]
-    secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None
+    secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None  # see `SocketSet`
     wall: Callable[[], float] = time.time
     steady: Callable[[], float] = time.monotonic
-    recent: Recent = field(default_factory=lambda: Recent(2.0))
-    watch: Callable[[Guest], None] = lambda guest: None
-    rounds: Callable[[], None] = lambda: None
-    lobby: Lobby = field(default_factory=Lobby)
-    refused: Counter[str] = field(default_factory=Counter)
-    latest: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recent: RecentFrames = field(default_factory=lambda: RecentFrames(2.0))  # a new worker is warmed up with them
+    on_frame: Callable[[PendingFrame], None] = lambda frame: None  # is given every frame that is admitted
+    on_poll: Callable[[], None] = lambda: None  # is called every POLL_S or sooner
+    scheduler: FrameScheduler = field(default_factory=FrameScheduler)
+    refused: Counter[str] = field(default_factory=Counter)  # messages, by cause
+    latest: dict[str, dict[str, Any]] = field(default_factory=dict)  # each camera's latest prediction
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.config, self.lobby)
-        self.visitors = self.admission.visitors
-        self._held: dict[str, _Held] = {}
+        self.admission = Admission(self.config, self.scheduler)
+        self.sessions = self.admission.sessions
+        self._delayed: dict[str, _DelayedAnswer] = {}
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._worker: bytes | None = None  # the one that gets frames
-        self._pace = Pace()
-        self._credits: Counter[bytes] = Counter()
         self._stopping_at: float | None = None
-        self.worker_heard_at = 0.0  # steady seconds of its last word
-        self.engine = ""  # what it runs
-        self.served = False  # whether any worker ever got ready
-        self.worker_pid = 0  # of the one that gets frames
-        self.events: Records = []  # that it found in the gate's recording
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
-        self.doors = Doors(self.context, self.secure, self.limits.payload_bytes, self.steady)
-        self._link = self.context.socket(zmq.ROUTER)
-        self._link.linger, self._link.sndhwm = 0, 0
-        self.doors.poller.register(self._link, zmq.POLLIN)
+        self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes, self.steady)
+        self.worker = WorkerSocket(self.context, self.steady)
+        self.sockets.poller.register(self.worker.socket, zmq.POLLIN)
 
     # ---- what others may call ----
 
-    def call(self, what: Callable[[], None]) -> None:
-        """Has the receiver's thread do something soon."""
-        self._calls.put(what)
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Has the receiver's thread call a function soon."""
+        self._calls.put(function)
 
     def stop(self) -> None:
         """Ends `run` soon, once what was received is answered."""
-        self.call(self._stop)
+        self.call_soon(self._stop)
 
-    def open(self, link_address: str, feeders_address: str | None = None) -> list[str]:
-        """Binds and dials everything, before `run`; the addresses bound, with their ports. Raises SourceError.
+    def open(self, worker_address: str, internal_address: str | None = None) -> list[str]:
+        """Binds and connects all sockets; returns the addresses for cameras, with their ports. Raises SourceError.
 
-        feeders_address: where our own processes send cameras' pictures, which need no key."""
+        internal_address: where our own processes send cameras' frames, for which no key is needed."""
         try:
-            if feeders_address is not None:
-                self.doors.listen("router", feeders_address, own=True)
-            return self._opened(link_address)
+            if internal_address is not None:
+                self.sockets.listen("router", internal_address, internal=True)
+            bind(self.worker.socket, worker_address)
+            receive = self.config.receive
+            kinds: dict[Kind, tuple[str, ...]] = {"router": receive.bind, "pair": receive.pair, "sub": receive.sub}
+            bound = [self.sockets.listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
+            for camera in self.config.camera:
+                self.admission.session(camera.name)
+                self.sockets.connect(camera)
+            return bound
         except SourceError:
             self._close(0)
             raise
 
-    def _opened(self, link_address: str) -> list[str]:
-        bind(self._link, link_address)
-        receive = self.config.receive
-        kinds: dict[Kind, tuple[str, ...]] = {"router": receive.bind, "pair": receive.pair, "sub": receive.sub}
-        bound = [self.doors.listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
-        for camera in self.config.camera:
-            self.admission.visitor(camera.name)
-            self.doors.dial(camera)
-        return bound
+    # ---- the thread ----
+
+    def run(self) -> None:
+        """Receives until `stop`. Then what has come is answered, the worker's last records are delivered, and the
+        sockets are closed."""
+        try:
+            while self._stopping_at is None or (self.worker.live and self.steady() < self._stopping_at):
+                self._poll_once(POLL_S)
+            self._poll_once(0.0)  # whoever has sent gets an answer, or would wait for ever
+        finally:
+            self._close(200)
 
     def configure(self, config: Config) -> None:
-        """Takes another configuration's cameras and limits, on the receiver's thread; sockets that are bound stay."""
+        """Takes another configuration's cameras and limits; sockets that are bound stay."""
         before = {camera.name: camera.source for camera in self.config.camera}
         after = {camera.name: camera.source for camera in config.camera}
         self.config = config
         self.limits = Limits(int(config.receive.max_message_mb * 1024 * 1024))
         self.admission.configure(config)
         for name in [name for name, source in before.items() if source is not None and after.get(name) != source]:
-            self._leaves(name, "its source is another one now")
-            self.doors.hang_up(name)
+            self._remove(name, "it has another source now")
+            self.sockets.disconnect(name)
         for camera in config.camera:
             if before.get(camera.name) != camera.source:
                 try:
-                    self.doors.dial(camera)
+                    self.sockets.connect(camera)
                 except SourceError as error:
                     log.error("%s", error)
-        self._tell_worker(protocol.CAMERAS, self._told_of_cameras())
+        self._send_cameras()
 
-    # ---- the thread ----
-
-    def run(self) -> None:
-        """Receives until `stop`. Then what has come is answered, the worker's last records are heard, and the sockets
-        are closed."""
-        try:
-            while self._stopping_at is None or (self._worker is not None and self.steady() < self._stopping_at):
-                self._round(TICK_S)
-            self._round(0.0)  # whoever has sent gets an answer, or would wait for ever
-        finally:
-            self._close(200)
+    def _stop(self) -> None:
+        for camera in list(self._delayed):
+            self._answer_delayed(camera)
+        self.worker.send(protocol.encode(protocol.STOP, {}))
+        self._stopping_at = self.steady() + STOPS_WITHIN_S
 
     def _close(self, linger_ms: int) -> None:
-        self.doors.close(linger_ms)
-        self._link.close(linger=linger_ms)
+        self.sockets.close(linger_ms)
+        self.worker.socket.close(linger=linger_ms)
 
-    def _round(self, wait_s: float) -> None:
-        ready = dict(self.doors.poller.poll(round(1000 * wait_s)))
-        if self._link in ready:
-            self._hear_worker()
-        for door in self.doors:
-            if door.socket in ready:
-                for heard in self.doors.hear(door):
-                    self._hear(door, *heard)
+    def _poll_once(self, wait_s: float) -> None:
+        ready = dict(self.sockets.poller.poll(round(1000 * wait_s)))
+        if self.worker.socket in ready:
+            self._receive_from_worker()
+        for endpoint in self.sockets:
+            if endpoint.socket in ready:
+                for incoming in self.sockets.receive(endpoint):
+                    self._handle(endpoint, incoming)
         while not self._calls.empty():
             self._calls.get()()
         now = self.steady()
-        self._watch(now)
-        self._hand_on(now)
-        self.rounds()
+        self._check_timeouts(now)
+        self._dispatch(now)
+        self.on_poll()
 
     # ---- cameras ----
 
-    def _hear(self, door: Door, envelope: list[bytes], parts: Sequence[bytes], peer: str) -> None:
+    def _handle(self, endpoint: Endpoint, incoming: IncomingMessage) -> None:
         message: Message | None = None
-        now, camera, fault = self.steady(), None, None
+        now, camera, error = self.steady(), None, None
+        envelope, parts, peer = incoming
         try:
             try:
                 message = parse(parts, self.limits)
-            except FrameError as error:
-                if parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:  # NetGear would choke on anything but JSON
+            except FrameError as fault:
+                if parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:  # NetGear needs a JSON answer
                     message = Message("netgear", None, b"")
-                raise Refused("malformed", error) from error
+                raise Refused("malformed", fault) from fault
             if message.end:
-                self._ends(message, door, envelope)
+                # NetGear's senders do not say which camera they are.
+                name = message.name or endpoint.senders.pop(connection_of(envelope), None)
+                if name in self.sessions:
+                    self._remove(name, "it ended its stream")
             elif not message.is_text:
-                camera = self._admitted(message, door, peer, now)
-                door.heard_from(envelope, camera)
+                camera = self._admit(message, endpoint, peer, now)
+                endpoint.remember_sender(envelope, camera)
                 at = self.wall() if message.captured_at is None else message.captured_at
-                guest = self.lobby.put(camera, message, at, now)
-                self.recent.add(guest)
-                self.watch(guest)
-                if self.config.receive.pace_ms and door.kind == "router" and self.lobby.waits(camera) is guest:
-                    self._release(camera)
-                    self._held[camera] = _Held(now + self.config.receive.pace_ms / 1000, door, envelope, message)
+                frame = self.scheduler.put(camera, message, at, now)
+                self.recent.add(frame)
+                self.on_frame(frame)
+                pace_s = self.config.receive.pace_ms / 1000
+                if pace_s and endpoint.kind == "router" and self.scheduler.pending(camera) is frame:
+                    self._answer_delayed(camera)
+                    self._delayed[camera] = _DelayedAnswer(now + pace_s, endpoint, envelope, message)
                     return
         except Refused as refusal:
             self.refused[refusal.cause] += 1
-            fault = str(refusal.error)
-        self._answer(door, envelope, answer(message, self._news(message, camera), fault))
+            error = str(refusal.error)
+        self._answer(endpoint, envelope, encode_reply(message, self._prediction_for(message, camera), error))
 
-    def _news(self, message: Message | None, camera: str | None) -> dict[str, Any] | None:
-        """What an answer tells of the camera: its latest prediction, if there is one and the sender may expect it."""
-        told = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
-        return self.latest.get(camera) if told and camera is not None else None
+    def _prediction_for(self, message: Message | None, camera: str | None) -> dict[str, Any] | None:
+        """The camera's latest prediction, if there is one and its sender may expect it in an answer."""
+        expected = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
+        return self.latest.get(camera) if expected and camera is not None else None
 
-    def _ends(self, message: Message, door: Door, envelope: list[bytes]) -> None:
-        """The camera of this connection says that its stream is over; NetGear's do not say which they are."""
-        camera = message.name or door.senders.pop(connection(envelope), None)
-        if camera in self.visitors:
-            self._leaves(camera, "the camera ended its stream")
-
-    def _answer(self, door: Door, envelope: list[bytes], said: bytes) -> None:
-        if door.kind == "sub":
+    def _answer(self, endpoint: Endpoint, envelope: list[bytes], answer: bytes) -> None:
+        if endpoint.kind == "sub":
             return
         try:
-            door.socket.send_multipart([*envelope, said], zmq.NOBLOCK)
-        except zmq.ZMQError:  # it has gone
+            endpoint.socket.send_multipart([*envelope, answer], zmq.NOBLOCK)
+        except zmq.ZMQError:  # the sender has gone
             self.refused["gone before its answer"] += 1
 
-    def _release(self, camera: str) -> None:
-        held = self._held.pop(camera, None)
-        if held is not None:
-            self._answer(held.door, held.envelope, answer(held.message, self._news(held.message, camera)))
+    def _answer_delayed(self, camera: str) -> None:
+        delayed = self._delayed.pop(camera, None)
+        if delayed is not None:
+            reply = encode_reply(delayed.message, self._prediction_for(delayed.message, camera))
+            self._answer(delayed.endpoint, delayed.envelope, reply)
 
-    def _admitted(self, message: Message, door: Door, peer: str, now: float) -> str:
-        """The camera that a message is of; tells of one that comes, or is back. Raises Refused."""
-        dialled = message.name if door.own else None if door.camera is None else door.camera.name
-        visitor = self.admission.admit(message, dialled, peer, now)
-        if not visitor.present:
-            visitor.present = True
-            log.info("camera %s is here (%s, %s)", visitor.name, message.protocol, peer or "local")
-            if visitor.left_at is not None:
-                visitor.reconnects += 1
-                self._pass_on([Gap(visitor.name, self.wall(), now - visitor.left_at, "reconnected").as_json()])
-        return visitor.name
+    def _admit(self, message: Message, endpoint: Endpoint, peer: str, now: float) -> str:
+        """The camera that a message is of; reports one that joins or is back. Raises Refused."""
+        own_name = message.name if endpoint.internal else None if endpoint.camera is None else endpoint.camera.name
+        session = self.admission.admit(message, own_name, peer, now)
+        if not session.present:
+            session.present = True
+            log.info("camera %s has joined (%s, %s)", session.name, message.protocol, peer or "local")
+            if session.left_at is not None:
+                session.reconnects += 1
+                self._deliver([Gap(session.name, self.wall(), now - session.left_at, "reconnected").as_json()])
+        return session.name
 
-    def _watch(self, now: float) -> None:
-        for visitor in self.visitors.values():
-            if visitor.present and now - visitor.last_at > visitor.said.lost_after_s:
-                self._leaves(visitor.name, f"no frames for {visitor.said.lost_after_s:g} s")
-        for camera, held in list(self._held.items()):
-            if now >= held.until:
-                self._release(camera)
-        for door in self.doors:
-            if door.camera is not None:
-                self.doors.dial_again(door, self.visitors[door.camera.name].last_at)
+    def _check_timeouts(self, now: float) -> None:
+        for session in self.sessions.values():
+            if session.present and now - session.last_at > session.config.lost_after_s:
+                self._remove(session.name, f"no frames for {session.config.lost_after_s:g} s")
+        for camera, delayed in list(self._delayed.items()):
+            if now >= delayed.due:
+                self._answer_delayed(camera)
+        for endpoint in self.sockets:
+            if endpoint.camera is not None:
+                self.sockets.reconnect_if_silent(endpoint, self.sessions[endpoint.camera.name].last_at)
 
-    def _leaves(self, camera: str, why: str) -> None:
-        visitor = self.visitors[camera]
-        if visitor.present:
-            visitor.present, visitor.left_at = False, visitor.last_at
-            self.lobby.discard(camera)  # it would come to the worker after its end
-            log.info("camera %s has left: %s", camera, why)
-            self._tell_worker(protocol.LEAVE, {"camera": camera})
+    def _remove(self, camera: str, reason: str) -> None:
+        session = self.sessions[camera]
+        if session.present:
+            session.present, session.left_at = False, session.last_at
+            self.scheduler.discard(camera)  # it would come to the worker after its end
+            log.info("camera %s has left: %s", camera, reason)
+            self.worker.send(protocol.encode(protocol.LEAVE, {"camera": camera}))
             self.latest.pop(camera, None)
             self.recent.forget(camera)
 
     # ---- the worker ----
 
-    def _hear_worker(self) -> None:
-        while True:
-            try:
-                identity, kind, *rest = self._link.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            said = json.loads(rest[0])
-            self.worker_heard_at = self.steady()
-            if kind == protocol.READY and self._stopping_at is None:
-                self._tell_worker(protocol.STOP, {})  # one that this one replaces; what it has is still done
-                self._worker, self.engine, self.served = identity, said["engine"], True
-                self._pace.forget()
-                if "clock" in said:
-                    self.lobby.keep_time(*said["clock"])
-                self.worker_pid, self.events = said.get("pid", 0), said.get("events", [])
-                self._tell_worker(protocol.CAMERAS, self._told_of_cameras())
-                self._warm()
-                log.info("the engine is ready: %s", said["engine"])
-            credits = said.get("credits", 1)
-            self._credits[identity] += credits
-            if kind == protocol.DONE and credits and identity == self._worker:
-                self._pace.done(self.worker_heard_at)
-            for record in said.get("records", ()):
-                if record["type"] == "prediction":
-                    self.latest[record["camera"]] = record
-                    if record["camera"] in self.visitors:
-                        self.visitors[record["camera"]].predictions += 1
+    def _receive_from_worker(self) -> None:
+        for kind, content in self.worker.receive(accept=self._stopping_at is None):
             if kind == protocol.DONE:
-                for camera, index, cause, error in said.get("errors", ()):
-                    if camera in self.lobby.accounts:
-                        self.lobby.accounts[camera].dropped[cause] += 1
-                        self.lobby.spoilt(camera, index)
-                    log.debug("camera %s: %s", camera, error)
-                self._pass_on(said["records"])
-            if said.get("last") and identity == self._worker:
-                self._worker = None
+                self._on_done(content)
+            elif kind == protocol.READY and self._stopping_at is None:
+                if "clock" in content:
+                    self.scheduler.set_clock(*content["clock"])
+                self._send_cameras()
+                self._warm_up()
+                log.info("the engine is ready: %s", content["engine"])
 
-    def _pass_on(self, records: Records) -> None:
+    def _on_done(self, content: dict[str, Any]) -> None:
+        for record in content["records"]:
+            if record["type"] == "prediction":
+                self.latest[record["camera"]] = record
+                if record["camera"] in self.sessions:
+                    self.sessions[record["camera"]].predictions += 1
+        for camera, index, cause, error in content.get("errors", ()):
+            if camera in self.scheduler.counters:
+                self.scheduler.counters[camera].dropped[cause] += 1
+                self.scheduler.undo_tick(camera, index)
+            log.debug("camera %s: %s", camera, error)
+        self._deliver(content["records"])
+
+    def _deliver(self, records: Records) -> None:
         for record in records:
-            if record["type"] == "gap" and record["camera"] in self.visitors:
-                self.visitors[record["camera"]].gaps[record["action"]] += 1
+            if record["type"] == "gap" and record["camera"] in self.sessions:
+                self.sessions[record["camera"]].gaps[record["action"]] += 1
         self.deliver(records)
 
-    def _told_of_cameras(self) -> list[dict[str, Any]]:
-        return [camera.model_dump() for camera in self.config.camera]
+    def _send_cameras(self) -> None:
+        self.worker.send(protocol.encode(protocol.CAMERAS, [camera.model_dump() for camera in self.config.camera]))
 
-    def _warm(self) -> None:
-        """Shows a new worker what cameras sent last, one message of each camera at a time."""
+    def _warm_up(self) -> None:
+        """Sends a new worker the cameras' recent frames, one of each camera at a time."""
         rows = []
-        for camera, visitor in self.visitors.items():
-            waits = self.lobby.waits(camera)
-            if visitor.present:
-                rows.append([guest for guest in self.recent.of(camera) if waits is None or guest.index < waits.index])
-        for guests in zip_longest(*rows):
-            some = [replace(guest, lost=0) for guest in guests if guest is not None]
-            for first in range(0, len(some), BATCH):
-                self._tell(protocol.packed(some[first:first + BATCH], protocol.WARM))
-            self.lobby.show(some)
+        for camera, session in self.sessions.items():
+            pending = self.scheduler.pending(camera)
+            if session.present:
+                rows.append([one for one in self.recent.of(camera) if pending is None or one.index < pending.index])
+        for column in zip_longest(*rows):
+            frames = [replace(frame, lost=0) for frame in column if frame is not None]
+            for first in range(0, len(frames), BATCH):
+                self.worker.send(protocol.pack(frames[first:first + BATCH], protocol.WARM))
+            self.scheduler.advance(frames)
 
-    def worker_lost(self) -> None:
-        """The worker's process has ended: its cameras' state is gone. Tells of a gap for each."""
-        self._worker = None
-        self._credits.clear()
-        self._pace.forget()
+    def on_worker_lost(self) -> None:
+        """The worker's process has ended: its cameras' state is gone. Reports a gap for each."""
+        self.worker.on_lost()
         now, at = self.steady(), self.wall()
-        self._pass_on([Gap(name, at, now - visitor.last_at, ENGINE_RESTARTED).as_json()
-                      for name, visitor in self.visitors.items() if visitor.present])
+        self._deliver([Gap(name, at, now - session.last_at, ENGINE_RESTARTED).as_json()
+                       for name, session in self.sessions.items() if session.present])
 
-    def _hand_on(self, now: float) -> None:
-        while self._worker is not None and self._credits[self._worker] and len(self.lobby):
-            guests = self.lobby.take(self._pace.most, now, self._budget_s)
-            for guest in guests:
-                self._release(guest.camera)
-            if guests:
-                self._credits[self._worker] -= 1
-                self._pace.sent(self.steady(), len(guests))
-                self._tell(protocol.packed(guests))
+    def _dispatch(self, now: float) -> None:
+        while self.worker.takes_work and len(self.scheduler):
+            frames = self.scheduler.take(self.worker.batch.size, now, self._budget_s)
+            for frame in frames:
+                self._answer_delayed(frame.camera)
+            if frames:
+                self.worker.send_batch(frames)
 
     def _budget_s(self, camera: str) -> float:
-        """How long a message of a camera may wait."""
-        return (self.visitors[camera].said.staleness_ms or self.config.receive.staleness_ms) / 1000
-
-    def _tell_worker(self, kind: bytes, said: Any) -> None:
-        self._tell([kind, json.dumps(said).encode()])
-
-    def _tell(self, parts: Sequence[bytes]) -> None:
-        if self._worker is not None:
-            self._link.send_multipart([self._worker, *parts], zmq.NOBLOCK)
-
-    def _stop(self) -> None:
-        for camera in list(self._held):
-            self._release(camera)
-        self._tell_worker(protocol.STOP, {})
-        self._stopping_at = self.steady() + LAST_WORDS_S
+        """How long a frame of a camera may wait."""
+        return (self.sessions[camera].config.staleness_ms or self.config.receive.staleness_ms) / 1000

@@ -1,14 +1,4 @@
-"""Where cameras' messages wait for the engine: one place for each camera, the newest message wins.
-
-    put ──► wanted? ──► [camera a: newest] [camera b: newest] ... ──take──► those whose turn it is
-
-A camera's clock is the recogniser's: what it would pass over does not even wait. `keep_time` sets it.
-
-Turns are start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996) with equal weights: under overload every camera
-that wants more than its share gets the same, and one that was silent has saved nothing up. Of those with the same turn
-the newest message is first: older ones are about to be overtaken.
-Plain bookkeeping with times given by the caller. Every message that is not taken is counted by its cause.
-"""
+"""Frames that wait for the engine: the newest of each camera, and which cameras are next."""
 
 from __future__ import annotations
 
@@ -20,139 +10,135 @@ from functools import partial
 
 from engines.errors import UsageError
 from stream.clock import Clock
+from stream.service.frames import PendingFrame
 from stream.wire import Message
 
 OVERTAKEN, STALE, LEFT = "overtaken", "stale", "left"
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """A message that waits. index: its number among its camera's; lost: those before it that nobody took since the
-    last one that was taken; captured_at, arrived_at: seconds, Unix time and steady; passed_at: when the last one was
-    captured that was passed over since the last one that was taken."""
-
-    camera: str
-    message: Message
-    index: int
-    lost: int
-    captured_at: float
-    arrived_at: float
-    passed_at: float | None = None
-
-
 @dataclass(slots=True)
-class Account:
-    """What became of one camera's messages. passed: those between two ticks of its clock; dropped: by cause."""
+class CameraCounters:
+    """What became of one camera's messages."""
 
     received: int = 0
-    taken: int = 0
-    passed: int = 0
-    bytes: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    taken: int = 0  # by the engine
+    passed: int = 0  # between two ticks of the model's clock
+    bytes: int = 0  # of payload
+    dropped: Counter[str] = field(default_factory=Counter)  # by cause
 
 
-class Lobby:
-    """See the file's top. A camera joins with `open`; messages of others are the caller's to refuse."""
+class FrameScheduler:
+    """Holds the newest pending frame of each camera and picks which to process next.
+
+        scheduler.open("cell-3")
+        scheduler.put("cell-3", message, captured_at, arrived_at=now)
+        frames = scheduler.take(8, now, budget_s=lambda camera: 0.2)
+
+    A frame between two ticks of its camera's clock (the recogniser's, see `set_clock`) does not wait. Every frame that
+    is not taken is counted by its cause. Owned by the receiver thread. Fair: start-time fair queueing (Goyal, Vin,
+    Cheng, SIGCOMM 1996) with equal weights; of cameras with equal start tags the one with the newest frame is first,
+    because older ones are about to be overtaken.
+    """
 
     def __init__(self) -> None:
-        self.accounts: dict[str, Account] = {}
-        self._waiting: dict[str, Guest] = {}
+        self.counters: dict[str, CameraCounters] = {}
+        self._pending: dict[str, PendingFrame] = {}
         self._lost: Counter[str] = Counter()
-        self._turns: dict[str, int] = {}  # the turn that each camera has next, or has had
-        self._turn = 0  # the latest that was served
+        self._start_tags: dict[str, int] = {}  # of each camera's next frame
+        self._virtual_time = 0  # start tag of the frame that was taken last
         self._new_clock: Callable[[], Clock] | None = None
         self._clocks: dict[str, Clock] = {}
-        self._before: dict[str, tuple[int, Clock]] = {}  # the last message that was taken, and the clock before it
+        self._last_taken: dict[str, tuple[int, Clock]] = {}  # index of the last frame taken, and the clock before it
         self._passed: dict[str, float] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._pending)
 
-    def open(self, camera: str) -> Account:
-        """Makes a place for a camera; its account, the one it has if it is back."""
-        self._turns.setdefault(camera, 0)
-        return self.accounts.setdefault(camera, Account())
+    def open(self, camera: str) -> None:
+        """Adds a camera; nothing changes for one that is there."""
+        self._start_tags.setdefault(camera, 0)
+        self.counters.setdefault(camera, CameraCounters())
 
     def close(self, camera: str) -> None:
-        """Gives up a camera's place and what waits in it."""
-        self._start_anew(camera)
-        for table in (self._waiting, self._lost, self._turns, self.accounts):
+        """Removes a camera, its pending frame and its counters."""
+        self._reset_clock(camera)
+        for table in (self._pending, self._lost, self._start_tags, self.counters):
             table.pop(camera, None)
 
-    def keep_time(self, frame_rate: float, max_gap_s: float) -> None:
-        """Gives every camera a fresh clock of a model."""
+    def set_clock(self, frame_rate: float, max_gap_s: float) -> None:
+        """Gives every camera a fresh clock for a model."""
         self._new_clock = partial(Clock, frame_rate, max_gap_s)
-        for camera in self.accounts:
-            self._start_anew(camera)
+        for camera in self.counters:
+            self._reset_clock(camera)
 
-    def show(self, guests: Sequence[Guest]) -> None:
-        """Lets the cameras' clocks know of messages that the recogniser is shown beside those that are taken."""
-        for guest in guests:
-            if (clock := self._clock(guest.camera)) is not None:
-                clock.tick(guest.captured_at)
+    def advance(self, frames: Sequence[PendingFrame]) -> None:
+        """Moves the cameras' clocks past frames that the recogniser gets without `take`."""
+        for frame in frames:
+            if (clock := self._clock(frame.camera)) is not None:
+                clock.tick(frame.captured_at)
 
-    def spoilt(self, camera: str, index: int) -> None:
-        """A message that was taken could not be used: its tick is the next one's, if that was not taken yet."""
-        taken, clock = self._before.get(camera, (None, None))
+    def undo_tick(self, camera: str, index: int) -> None:
+        """Frame `index`, which was taken, could not be decoded: the next one may have its tick."""
+        taken, clock = self._last_taken.get(camera, (None, None))
         if taken == index and clock is not None:
             self._clocks[camera] = clock
 
-    def put(self, camera: str, message: Message, captured_at: float, arrived_at: float) -> Guest:
-        """Leaves a message; one of the same camera that still waits is overtaken. Returns it with its number.
+    def put(self, camera: str, message: Message, captured_at: float, arrived_at: float) -> PendingFrame:
+        """Adds a frame in place of the camera's pending one, and returns it with its number.
 
-        It does not wait if the camera's clock would pass it over."""
-        if camera not in self._turns:
-            raise UsageError(f"a message of {camera!r}, which has no place", "a camera that was opened", "open it")
-        account = self.accounts[camera]
-        guest = Guest(camera, message, account.received, 0, captured_at, arrived_at)
-        account.received += 1
-        account.bytes += len(message.payload)
+        It does not wait if the camera's clock would pass it over. Raises UsageError for a camera that is not open."""
+        if camera not in self._start_tags:
+            raise UsageError(f"a frame of {camera!r}, which is not open", "a camera that was opened", "open it")
+        counters = self.counters[camera]
+        frame = PendingFrame(camera, message, counters.received, 0, captured_at, arrived_at)
+        counters.received += 1
+        counters.bytes += len(message.payload)
         clock = self._clock(camera)
-        if camera in self._waiting:
+        if camera in self._pending:
             self._drop(camera, OVERTAKEN)
         elif clock is not None and not clock.wants(captured_at):
             clock.tick(captured_at)
             self._passed[camera] = max(captured_at, self._passed.get(camera, captured_at))
-            account.passed += 1
-            return guest
+            counters.passed += 1
+            return frame
         else:
-            self._turns[camera] = max(self._turns[camera], self._turn)
-        self._waiting[camera] = guest
-        return guest
+            self._start_tags[camera] = max(self._start_tags[camera], self._virtual_time)
+        self._pending[camera] = frame
+        return frame
 
-    def waits(self, camera: str) -> Guest | None:
-        """What waits of a camera."""
-        return self._waiting.get(camera)
+    def pending(self, camera: str) -> PendingFrame | None:
+        """The camera's frame that waits."""
+        return self._pending.get(camera)
 
-    def refuse(self, camera: str, cause: str) -> None:
-        """Counts a message that is not even let in."""
-        self.accounts[camera].received += 1
+    def count_refused(self, camera: str, cause: str) -> None:
+        """Counts a frame that was not admitted."""
+        self.counters[camera].received += 1
         self._drop(camera, cause)
 
     def discard(self, camera: str) -> None:
-        """Drops what waits of a camera that leaves."""
-        self._start_anew(camera)
-        if self._waiting.pop(camera, None) is not None:
+        """Drops the pending frame of a camera that leaves."""
+        self._reset_clock(camera)
+        if self._pending.pop(camera, None) is not None:
             self._drop(camera, LEFT)
 
-    def take(self, most: int, now: float, budget_s: Callable[[str], float]) -> Sequence[Guest]:
-        """Up to `most` messages, of the cameras whose turn it is; those older than a camera's budget are dropped."""
-        for camera, guest in list(self._waiting.items()):
-            if now - guest.arrived_at > budget_s(camera):
-                del self._waiting[camera]
+    def take(self, most: int, now: float, budget_s: Callable[[str], float]) -> Sequence[PendingFrame]:
+        """Removes up to `most` frames, smallest start tag first; those older than their camera's budget are dropped."""
+        for camera, frame in list(self._pending.items()):
+            if now - frame.arrived_at > budget_s(camera):
+                del self._pending[camera]
                 self._drop(camera, STALE)
-        next_first = sorted(self._waiting, key=lambda camera: (self._turns[camera], -self._waiting[camera].arrived_at))
+        order = sorted(self._pending, key=lambda name: (self._start_tags[name], -self._pending[name].arrived_at))
         taken = []
-        for camera in next_first[:most]:
-            self._turn = self._turns[camera]
-            self._turns[camera] += 1
-            self.accounts[camera].taken += 1
-            guest = replace(self._waiting.pop(camera), lost=self._lost.pop(camera, 0),
+        for camera in order[:most]:
+            self._virtual_time = self._start_tags[camera]
+            self._start_tags[camera] += 1
+            self.counters[camera].taken += 1
+            frame = replace(self._pending.pop(camera), lost=self._lost.pop(camera, 0),
                             passed_at=self._passed.pop(camera, None))
             if (clock := self._clock(camera)) is not None:
-                self._before[camera] = guest.index, copy(clock)
-                clock.tick(guest.captured_at)
-            taken.append(guest)
+                self._last_taken[camera] = frame.index, copy(clock)
+                clock.tick(frame.captured_at)
+            taken.append(frame)
         return taken
 
     def _clock(self, camera: str) -> Clock | None:
@@ -160,10 +146,10 @@ class Lobby:
             self._clocks[camera] = self._new_clock()
         return self._clocks.get(camera)
 
-    def _start_anew(self, camera: str) -> None:
-        for table in (self._clocks, self._before, self._passed):
+    def _reset_clock(self, camera: str) -> None:
+        for table in (self._clocks, self._last_taken, self._passed):
             table.pop(camera, None)
 
     def _drop(self, camera: str, cause: str) -> None:
-        self.accounts[camera].dropped[cause] += 1
+        self.counters[camera].dropped[cause] += 1
         self._lost[camera] += 1

@@ -1,10 +1,10 @@
-"""Who may dial: CURVE keys with a list of the allowed ones, and a list of addresses.
+"""Who may connect: CURVE keys with a list of the allowed ones, and a list of IP addresses.
 
     keys/server.key, server.key_secret     the service's own pair
-    keys/allowed/<name>.key                public keys of cameras that may dial
+    keys/allowed/<name>.key                public keys of cameras that may connect
     <name>.key_secret                      a camera's pair; it needs server.key as well
 
-The files are those of pyzmq (`zmq.auth`), which does the checking.
+The files are those of pyzmq (`zmq.auth`), which checks them.
 """
 
 from __future__ import annotations
@@ -32,41 +32,43 @@ def default_folder() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class KeyPair:
     """A key pair, Z85; secret is None in a file of a public key."""
 
     public: bytes
     secret: bytes | None
 
 
-def new(folder: Path, name: str) -> list[Path]:
-    """Makes the service's pair (`server`), or an allowed camera's; the files that the owner has to have.
+def create_keys(folder: Path, name: str) -> list[Path]:
+    """Makes the service's pair (`server`) or an allowed camera's; returns the files that its owner needs.
 
-    Raises UsageError for a name that cannot be or is taken, SinkError where files cannot be written.
+    Raises UsageError for a name that is not allowed or is taken, SinkError where files cannot be written.
     """
-    _checked(name)
+    _check_name(name)
     allowed = folder / ALLOWED
-    made = folder / f"{name}.key_secret"
-    if made.exists() or (allowed / f"{name}.key").exists():
-        raise UsageError(f"keys of {name!r}, which are there", "another name", f"delete {made} to make new ones")
+    secret = folder / f"{name}.key_secret"
+    if secret.exists() or (allowed / f"{name}.key").exists():
+        raise UsageError(f"keys of {name!r}, which exist", "another name", f"delete {secret} to make new ones")
     try:
         allowed.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         zmq.auth.create_certificates(folder, name)
-        made.chmod(0o600)
+        secret.chmod(0o600)
         public = folder / f"{name}.key"
         if name == SERVER:
-            return [public, made]
+            return [public, secret]
         shutil.move(public, allowed / f"{name}.key")
-        return [made, folder / f"{SERVER}.key"]
+        return [secret, folder / f"{SERVER}.key"]
     except OSError as error:
         raise SinkError(f"{folder} ({error.strerror})", "a folder for keys", "choose another one") from error
 
 
-def allow(folder: Path, file: Path) -> Path:
-    """Allows the owner of a public key to dial: keeps a copy of it. The secret half is never copied."""
-    pair = read(file)
-    _checked(file.stem)
+def allow_key(folder: Path, file: Path) -> Path:
+    """Lets the owner of the key in `file` connect: copies its public half, never the secret one, and returns the copy.
+
+    Raises UsageError for a file without a key or a name that is taken, SinkError where files cannot be written."""
+    pair = read_keys(file)
+    _check_name(file.stem)
     target = folder / ALLOWED / f"{file.stem}.key"
     if target.exists():
         raise UsageError(f"a key called {file.stem!r}, which is allowed already", "another name", "rename the file")
@@ -78,33 +80,35 @@ def allow(folder: Path, file: Path) -> Path:
     return target
 
 
-def allowed(folder: Path) -> dict[str, bytes]:
-    """Names and public keys of those who may dial."""
-    return {file.stem: read(file).public for file in sorted((folder / ALLOWED).glob("*.key"))}
+def allowed_keys(folder: Path) -> dict[str, bytes]:
+    """Names and public keys of the cameras that may connect."""
+    return {file.stem: read_keys(file).public for file in sorted((folder / ALLOWED).glob("*.key"))}
 
 
-def read(file: Path) -> Pair:
+def read_keys(file: Path) -> KeyPair:
     """The key or pair in a file. Raises UsageError."""
     try:
         public, secret = zmq.auth.load_certificate(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}, in which there is no key", "a file of `gatestream keys new`, or of pyzmq",
                          "check the path") from error
-    return Pair(public, secret)
+    return KeyPair(public, secret)
 
 
-class Doorman:
-    """Lets in whom it may: cameras with an allowed key, or any camera without CURVE; from some addresses, or from all.
+class SocketAuth:
+    """Checks who connects to the sockets that it secures: an allowed CURVE key, an allowed address, or both.
 
-        doorman = Doorman(context, folder, curve=True, addresses=())
-        doorman.guard(socket)       # before it is bound
+        auth = SocketAuth(context, folder, curve=True, addresses=())
+        auth.secure(socket)         # before it is bound
+
+    pyzmq's authenticator runs in a thread of its own; methods may be called from any. Raises UsageError without keys.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path, curve: bool,
                  addresses: Sequence[str]) -> None:
-        self._pair: Pair | None = None
+        self._pair: KeyPair | None = None
         if curve:
-            self._pair = read(folder / f"{SERVER}.key_secret")
+            self._pair = read_keys(folder / f"{SERVER}.key_secret")
             if self._pair.secret is None:
                 raise UsageError(f"{folder / SERVER}.key_secret without a secret key", "the service's pair",
                                  "make it with `gatestream keys new server`")
@@ -113,26 +117,26 @@ class Doorman:
         self._folder = folder
         if addresses:
             self._authenticator.allow(*addresses)
-        self.read_again()
+        self.reload()
 
-    def read_again(self) -> None:
-        """Takes the keys that are allowed by now."""
+    def reload(self) -> None:
+        """Reads the allowed keys again."""
         if self._pair is not None:
             (self._folder / ALLOWED).mkdir(parents=True, exist_ok=True)
             self._authenticator.configure_curve(domain=DOMAIN, location=str(self._folder / ALLOWED))
 
-    def guard(self, socket: zmq.Socket[bytes]) -> None:
-        """Guards a socket that is not bound yet."""
+    def secure(self, socket: zmq.Socket[bytes]) -> None:
+        """Secures a socket that is not bound yet."""
         socket.zap_domain = DOMAIN.encode()
         if self._pair is not None:
             socket.curve_server = True
             socket.curve_publickey, socket.curve_secretkey = self._pair.public, self._pair.secret
 
     def close(self) -> None:
-        """Ends; sockets let nobody new in from then on."""
+        """Stops; nobody new can connect to the sockets from then on."""
         self._authenticator.stop()
 
 
-def _checked(name: str) -> None:
+def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise UsageError(f"a key called {name!r}", "letters, digits, dots and dashes", "choose another name")

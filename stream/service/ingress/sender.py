@@ -1,15 +1,10 @@
-"""A ZeroMQ camera: sends pictures as `gatestream serve`, imagezmq hubs or NetGear clients take them.
-
-    with Sender("tcp://127.0.0.1:5555", "cell-3") as sender:
-        answer = sender.send(image_bgr, captured_at=time.time())
-"""
+"""A ZeroMQ camera: sends pictures to `gatestream serve`, imagezmq hubs or NetGear clients."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import cv2
@@ -17,8 +12,8 @@ import zmq
 
 from engines.errors import SinkError, UsageError
 from stream.frame import Image
-from stream.service.ingress.security import read
-from stream.wire import header_of
+from stream.service.ingress.security import read_keys
+from stream.wire import encode_header
 
 Form = Literal["gatestream", "imagezmq", "netgear"]
 PATIENCE_S = 4.0  # for an answer, after which the socket is made anew
@@ -27,8 +22,12 @@ PATIENCE_S = 4.0  # for an answer, after which the socket is made anew
 class Sender:
     """Sends JPEGs; waits for the answer to each (REQ) or publishes to whoever listens (PUB, which binds).
 
-    form: whose header; quality: of the JPEGs; key, server_key: files of a camera's pair and of the service's public
-    key, for a service that asks for them. Raises SinkError for an address that cannot be, UsageError for such files.
+        with Sender("tcp://127.0.0.1:5555", "cell-3") as sender:
+            answer = sender.send(image_bgr, captured_at=time.time())
+
+    form: whose header; quality: of the JPEGs; key, server_key: files of the camera's pair and of the service's public
+    key, where the service asks for them. Belongs to one thread. Raises SinkError for an address that cannot be used,
+    UsageError for such files.
     """
 
     def __init__(self, address: str, camera: str, form: Form = "gatestream", publish: bool = False,
@@ -36,14 +35,14 @@ class Sender:
                  server_key: Path | None = None) -> None:
         if (key is None) != (server_key is None):
             raise UsageError("one key file", "two: the camera's pair and the service's public key", "give both")
-        self._keys = (read(key), read(server_key)) if key is not None and server_key is not None else None
+        self._keys = (read_keys(key), read_keys(server_key)) if key is not None and server_key is not None else None
         self._address, self._camera, self._form, self._publish = address, camera, form, publish
         self._quality, self._patience_s = quality, patience_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sequence = 0
         self.unanswered = 0
         try:
-            self._socket = self._opened()
+            self._socket = self._open_socket()
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -51,70 +50,68 @@ class Sender:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def send(self, image_bgr: Image, captured_at: float) -> dict[str, Any] | None:
-        """Sends a picture taken at this Unix time; the camera's latest prediction, if that is what was answered.
+        """Sends a picture (uint8 [H, W, 3]; Unix time); returns the camera's latest prediction if that is the answer.
 
         An answer that does not come in time is counted in `unanswered`, and the next picture is sent all the same.
         """
-        taken, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
-        assert taken
+        encoded, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
+        assert encoded
         parts = [self._header(captured_at), jpeg.tobytes()]
         self._sequence += 1
-        return self._asked(parts)
+        return self._request(parts)
 
     def close(self) -> None:
         """Tells the receiver that the stream is over, and closes."""
         if not self._context.closed:
-            end = (json.dumps({"terminate_flag": True}).encode() if self._form == "netgear" else
-                   header_of(self._camera, end=True))
+            end = ([json.dumps({"terminate_flag": True}).encode()] if self._form == "netgear" else
+                   [encode_header(self._camera, end=True), b""])
             if self._form != "imagezmq":
                 self._patience_s = min(self._patience_s, 0.5)
                 with suppress(zmq.ZMQError):  # interrupted while it waits for an answer, it may not send
-                    self._asked([end] if self._form == "netgear" else [end, b""])
+                    self._request(end)
             self._context.destroy()
 
     def _header(self, captured_at: float) -> bytes:
-        told = {"camera": self._camera, "captured_at": captured_at, "sequence": self._sequence}
+        meta = {"camera": self._camera, "captured_at": captured_at, "sequence": self._sequence}
         if self._form == "imagezmq":
-            return json.dumps({"msg": told}).encode()
+            return json.dumps({"msg": meta}).encode()
         if self._form == "netgear":
-            return json.dumps({"terminate_flag": False, "message": told, "pattern": "2" if self._publish else "1",
+            return json.dumps({"terminate_flag": False, "message": meta, "pattern": "2" if self._publish else "1",
                                "compression": {"dct": False, "ups": False, "colorspace": "BGR"}, "dtype": "",
                                "shape": ""}).encode()
-        return header_of(self._camera, captured_at=captured_at, sequence=self._sequence)
+        return encode_header(self._camera, captured_at=captured_at, sequence=self._sequence)
 
-    def _asked(self, parts: list[bytes]) -> dict[str, Any] | None:
-        """Sends a message; what is answered."""
+    def _request(self, parts: list[bytes]) -> dict[str, Any] | None:
         if self._publish:
             self._socket.send_multipart(parts)
             return None
         self._socket.sndtimeo = self._socket.rcvtimeo = round(1000 * self._patience_s)
         try:
-            self._socket.send_multipart(parts)  # to a receiver that turned us away: it would wait for ever
-            said = self._socket.recv()
-        except zmq.ZMQError as fault:
-            # EFSM: the connection went while the message was on its way; ZeroMQ drops it and says nothing until then.
-            if fault.errno not in (zmq.EAGAIN, zmq.EFSM):
+            self._socket.send_multipart(parts)  # to a receiver that refused the connection: it would wait for ever
+            answer = self._socket.recv()
+        except zmq.ZMQError as error:
+            # EFSM: the connection broke while the message was on its way; ZeroMQ drops it and only tells now.
+            if error.errno not in (zmq.EAGAIN, zmq.EFSM):
                 raise
             self.unanswered += 1
             self._socket.close(linger=0)
-            self._socket = self._opened()
+            self._socket = self._open_socket()
             return None
         try:
-            found = json.loads(said)
+            found = json.loads(answer)
         except ValueError:
             return None
         found = found.get("data") if isinstance(found, dict) and "return_type" in found else found
         return found if isinstance(found, dict) else None
 
-    def _opened(self) -> zmq.Socket[bytes]:
+    def _open_socket(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUB if self._publish else zmq.REQ)
-        # Before it binds or dials: a connection keeps the patience it was made with, whose default is for ever, and one
-        # that ends while its socket is closed then holds the context.
+        # Before it binds or connects: a connection keeps the linger it was made with, whose default is for ever, and
+        # one that ends while its socket is closed then blocks the context.
         socket.linger = 200
         socket.sndhwm = 2
         if self._keys is not None:
@@ -122,7 +119,7 @@ class Sender:
             socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
             socket.curve_serverkey = server.public
         try:
-            # NetGear's receivers bind, whatever the pattern; imagezmq's dial publishers.
+            # NetGear's receivers bind, whatever the pattern; imagezmq's connect to publishers.
             if self._publish and self._form != "netgear":
                 socket.bind(self._address)
             else:

@@ -1,20 +1,58 @@
-"""Starts the service's own processes."""
+"""Starting, ending and measuring the service's own processes."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from stream.notices import stderr
+from engines.errors import GatestreamError
+from stream.notices import ignore_terminal_signals, inheritable_stderr, log_to_stderr, silence_decoders
+
+log = logging.getLogger("gatestream.service")
 
 
-def started(module: str, said: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    """A process of one of our modules, which is told what to do over stdin: command lines can be read by others."""
-    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stderr=stderr())
+def start_process(module: str, request: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    """Starts `python -m module` with a JSON request on its stdin: command lines can be read by other users."""
+    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stderr=inheritable_stderr())
     assert process.stdin is not None
-    with process.stdin as told:
-        told.write(json.dumps(said).encode())
+    with process.stdin as stdin:
+        stdin.write(json.dumps(request).encode())
     return process
+
+
+def run_process(work: Callable[[dict[str, Any]], None], name: Callable[[dict[str, Any]], str]) -> int:
+    """The main function of such a process: does `work` on its request; an error is logged under its name. Returns the
+    exit code."""
+    ignore_terminal_signals()
+    silence_decoders()
+    request = json.load(sys.stdin)
+    with log_to_stderr():
+        try:
+            work(request)
+        except GatestreamError as error:
+            log.error("%s: %s", name(request), " ".join(str(error).split()))
+            return error.exit_code
+    return 0
+
+
+def wait_or_kill(process: subprocess.Popen[bytes], within_s: float) -> None:
+    """Waits for a process to end; kills it after `within_s`."""
+    try:
+        process.wait(max(0.0, within_s))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 where the system does not say (not Linux)."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,14 +1,13 @@
-"""The engine's process: takes cameras' newest messages from the keeper of the sockets, gives back what they caused.
+"""The engine's process: decodes and recognises the frames that the receiver sends it.
 
-    echo '{"link": "ipc://...", "model": "gesture", ...}' | python -m stream.service.worker.worker      # see Service
+    echo '{"address": "ipc://...", "model": "gesture", ...}' | python -m stream.service.worker.worker
 
-It may crash or be killed at any time: another one goes on where it was, without the cameras' state.
+It may crash or be killed at any time: another one takes its place, without the cameras' state.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -24,108 +23,106 @@ import engines
 from engines.errors import FrameError, GatestreamError
 from engines.model.contract import EventRule
 from engines.model.preprocess import shrinkable
-from stream.frame import Event, Image, event_of
-from stream.notices import notices_on_stderr, quiet_decoders, unmoved_by_the_terminal
-from stream.recognizer import Arrival, Begun, Recognizer
-from stream.runner import events_in
-from stream.service.config import Camera, Gate
-from stream.service.ingress.scheduler import Guest
+from stream.frame import Event, Image
+from stream.recognizer import Arrival, Prepared, Recognizer
+from stream.runner import recognize_file
+from stream.service.config import CameraConfig, PromotionConfig
+from stream.service.frames import PendingFrame
 from stream.service.worker import protocol
-from stream.service.worker.promotion import check
-from stream.wire import Limits, decoded
+from stream.service.worker.processes import run_process
+from stream.service.worker.promotion import check_promotion
+from stream.wire import Limits, decode
 
-log = logging.getLogger("gatestream.service")
-
-UNCONFIGURED = Camera(name="any")
-PATIENCE_MS = 1000  # after which it is asked whether the keeper still lives
+UNCONFIGURED = CameraConfig(name="any")
+IDLE_MS = 1000  # after which it checks whether the service still lives
 
 
 class Worker:
-    """One engine, and the cameras' settings."""
+    """Turns cameras' frames into the content of `done` messages. Belongs to one thread."""
 
     def __init__(self, recognizer: Recognizer, limits: Limits | None = None,
                  steady: Callable[[], float] = time.monotonic) -> None:
         self._recognizer, self._limits, self._steady = recognizer, limits or Limits(), steady
-        self._cameras: dict[str, Camera] = {}
+        self._cameras: dict[str, CameraConfig] = {}
 
-    def configure(self, cameras: Sequence[Camera]) -> None:
+    def configure(self, cameras: Sequence[CameraConfig]) -> None:
         """Takes the settings of cameras."""
         self._cameras = {camera.name: camera for camera in cameras}
-        own = self._recognizer.contract.events
-        self._recognizer.set_rules({camera.name: _rule(own, camera) for camera in cameras})
+        default = self._recognizer.contract.events
+        self._recognizer.set_rules({camera.name: _event_rule(default, camera) for camera in cameras})
 
-    def begin(self, guests: Sequence[Guest]) -> list[Begun]:
-        """Begins to decode what `frames` is given soon."""
-        return self._recognizer.begin(self._arrivals(guests))
+    def prepare_async(self, frames: Sequence[PendingFrame]) -> list[Prepared]:
+        """Begins to decode the frames of a later `process`."""
+        return self._recognizer.prepare_async(self._arrivals(frames))
 
-    def frames(self, guests: Sequence[Guest], begun: Sequence[Begun] | None = None) -> dict[str, Any]:
-        """What these messages caused, and the pictures among them that were refused."""
+    def process(self, frames: Sequence[PendingFrame], prepared: Sequence[Prepared] | None = None) -> dict[str, Any]:
+        """Recognises frames: their records, and an error for each that could not be decoded."""
         records, errors = [], []
-        for guest, outcome in zip(guests, self._recognizer.push_many(self._arrivals(guests), begun), strict=True):
+        for frame, outcome in zip(frames, self._recognizer.push_many(self._arrivals(frames), prepared), strict=True):
             if isinstance(outcome, GatestreamError):
-                errors.append([guest.camera, guest.index, type(outcome).__name__, str(outcome)])
+                errors.append([frame.camera, frame.index, type(outcome).__name__, str(outcome)])
             else:
                 records += [item.as_json() for item in outcome]
         return {"records": records, "errors": errors}
 
-    def warm(self, guests: Sequence[Guest]) -> dict[str, Any]:
-        """Takes messages that had their results before: the network's state comes up to date, nothing is told."""
-        self._recognizer.push_many(self._arrivals(guests))
-        for guest in guests:
-            self._recognizer.cut(guest.camera)
+    def warm(self, frames: Sequence[PendingFrame]) -> dict[str, Any]:
+        """Brings the network's state up to date with frames whose results are known; gives no records."""
+        self._recognizer.push_many(self._arrivals(frames))
+        for frame in frames:
+            self._recognizer.close_events(frame.camera)
         return {"records": [], "credits": 0}
 
     def leave(self, camera: str) -> dict[str, Any]:
-        """Ends a camera's stream; the events that were still open."""
+        """Ends a camera's stream: the events that were still open."""
         return {"records": [event.as_json() for event in self._recognizer.flush(camera)], "credits": 0}
 
     def stop(self) -> dict[str, Any]:
         """Ends all streams."""
-        closed = [event.as_json() for camera in self._recognizer.cameras for event in self._recognizer.flush(camera)]
-        return {"records": closed, "credits": 0, "last": True}
+        records = [record for camera in self._recognizer.cameras for record in self.leave(camera)["records"]]
+        return {"records": records, "credits": 0, "last": True}
 
-    def _arrivals(self, guests: Sequence[Guest]) -> list[Arrival]:
+    def _arrivals(self, frames: Sequence[PendingFrame]) -> list[Arrival]:
         now = self._steady()
-        return [Arrival(partial(self._decoded, guest), guest.captured_at, guest.camera, guest.index, guest.lost,
-                        max(0.0, now - guest.arrived_at), guest.passed_at) for guest in guests]
+        return [Arrival(partial(self._decode, frame), frame.captured_at, frame.camera, frame.index, frame.lost,
+                        max(0.0, now - frame.arrived_at), frame.passed_at) for frame in frames]
 
-    def _decoded(self, guest: Guest) -> Image:
-        camera = self._cameras.get(guest.camera, UNCONFIGURED)
+    def _decode(self, frame: PendingFrame) -> Image:
+        camera = self._cameras.get(frame.camera, UNCONFIGURED)
         x, y, w, h = camera.crop or (0.0, 0.0, 1.0, 1.0)
         contract = self._recognizer.contract
-        image = decoded(guest.message, self._limits, camera.colour,
-                        lambda size: shrinkable((max(1, round(h * size[0])), max(1, round(w * size[1]))), contract))
+        image = decode(frame.message, self._limits, camera.colour,
+                       lambda size: shrinkable((max(1, round(h * size[0])), max(1, round(w * size[1]))), contract))
         height, width = image.shape[:2]
         left, top = round(x * width), round(y * height)
         part = image[top:max(top + 1, round((y + h) * height)), left:max(left + 1, round((x + w) * width))]
         if not part.size:
             raise FrameError(f"a picture of {width} x {height} pixels", f"one that {camera.crop} is a part of",
-                             f"correct the crop of camera {guest.camera}")
+                             f"correct the crop of camera {frame.camera}")
         return part
 
 
-def _rule(own: EventRule, camera: Camera) -> EventRule:
-    rule = own if camera.open_above is None else own.opening_above(camera.open_above)
+def _event_rule(default: EventRule, camera: CameraConfig) -> EventRule:
+    rule = default if camera.open_above is None else default.opening_above(camera.open_above)
     return rule if camera.min_score is None else rule.model_copy(update={"min_score": camera.min_score})
 
 
-class _Work(NamedTuple):
-    """A message of the keeper, and of `frames` what is decoded by now."""
+class _Request(NamedTuple):
+    """A message of the receiver; frames, prepared: of a `frames` message."""
 
     kind: bytes
-    rest: list[bytes]
-    guests: list[Guest]
-    begun: list[Begun]
+    parts: list[bytes]
+    frames: list[PendingFrame]
+    prepared: list[Prepared]
 
 
-def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None = None,
-          wanted: list[Event] | None = None) -> None:
-    """Works for the keeper at a link's address until it says stop, or is no more.
+def serve(address: str, model: str, engine: str, slots: int, promotion: PromotionConfig | None = None,
+          expected: list[Event] | None = None) -> None:
+    """Works for the receiver at `address` until it sends `stop` or its process has ended.
 
-    gate, wanted: a recording, and the events that the model before this one found there, None for the first: raises
-    ModelError before it says that it is ready when this one finds others.
+    expected: the events that the running model found in promotion's recording; None if this model is the first. Raises
+    ModelError, before `ready`, if this one finds others.
     """
-    keeper = os.getppid()
+    service = os.getppid()
     loaded = engines.load(model)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 2000
@@ -133,59 +130,49 @@ def serve(address: str, model: str, engine: str, slots: int, gate: Gate | None =
         compiled = engines.compile(loaded, engine=engine, slots=slots)
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
-            found = [] if gate is None else events_in(recognizer, str(gate.recording), "gate")
-            if gate is not None and wanted is not None:
-                check(wanted, found, gate.f1, gate.recording)
+            found = [] if promotion is None else recognize_file(recognizer, str(promotion.recording), "gate")
+            if promotion is not None and expected is not None:
+                check_promotion(expected, found, promotion.f1, promotion.recording)
             worker = Worker(recognizer)
-            said = {"engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}",
-                    "clock": [loaded.contract.frame_rate, loaded.contract.max_gap_s],
-                    "credits": protocol.CREDITS, "pid": os.getpid(), "events": [event.as_json() for event in found]}
-            _say(socket, protocol.READY, said)
-            queue: deque[_Work] = deque()
+            socket.send_multipart(protocol.encode(protocol.READY, {
+                "engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}",
+                "clock": [loaded.contract.frame_rate, loaded.contract.max_gap_s],
+                "credits": protocol.CREDITS, "pid": os.getpid(), "events": [event.as_json() for event in found]}))
+            queue: deque[_Request] = deque()
             while True:
                 # Pictures of the next batches are decoded while the engine has this one.
                 while (len(queue) < protocol.CREDITS and (not queue or queue[-1].kind == protocol.FRAMES)
-                       and socket.poll(0 if queue else PATIENCE_MS)):
-                    kind, *rest = socket.recv_multipart()
-                    guests = protocol.unpacked(rest) if kind in (protocol.FRAMES, protocol.WARM) else []
-                    queue.append(_Work(kind, rest, guests, worker.begin(guests) if kind == protocol.FRAMES else []))
+                       and socket.poll(0 if queue else IDLE_MS)):
+                    kind, *parts = socket.recv_multipart()
+                    frames = protocol.unpack(parts) if kind in (protocol.FRAMES, protocol.WARM) else []
+                    prepared = worker.prepare_async(frames) if kind == protocol.FRAMES else []
+                    queue.append(_Request(kind, parts, frames, prepared))
                 if not queue:
-                    if os.getppid() != keeper:
+                    if os.getppid() != service:
                         return
                     continue
-                kind, rest, guests, begun = queue.popleft()
+                kind, parts, frames, prepared = queue.popleft()
+                if kind == protocol.CAMERAS:
+                    worker.configure([CameraConfig.model_validate(camera) for camera in json.loads(parts[0])])
+                    continue
                 if kind == protocol.FRAMES:
-                    _say(socket, protocol.DONE, worker.frames(guests, begun))
-                elif kind == protocol.CAMERAS:
-                    worker.configure([Camera.model_validate(camera) for camera in json.loads(rest[0])])
+                    done = worker.process(frames, prepared)
                 elif kind == protocol.WARM:
-                    _say(socket, protocol.DONE, worker.warm(guests))
+                    done = worker.warm(frames)
                 elif kind == protocol.LEAVE:
-                    _say(socket, protocol.DONE, worker.leave(json.loads(rest[0])["camera"]))
-                elif kind == protocol.STOP:
-                    _say(socket, protocol.DONE, worker.stop())
+                    done = worker.leave(json.loads(parts[0])["camera"])
+                else:
+                    done = worker.stop()
+                socket.send_multipart(protocol.encode(protocol.DONE, done))
+                if kind == protocol.STOP:
                     return
 
 
-def _say(socket: zmq.Socket[bytes], kind: bytes, said: dict[str, Any]) -> None:
-    socket.send_multipart([kind, json.dumps(said).encode()])
-
-
-def main() -> int:
-    """The process."""
-    unmoved_by_the_terminal()
-    quiet_decoders()
-    said = json.load(sys.stdin)
-    with notices_on_stderr():
-        try:
-            gate = Gate.model_validate(said["gate"]) if said["gate"] else None
-            wanted = None if said["wanted"] is None else [event_of(one) for one in said["wanted"]]
-            serve(said["link"], said["model"], said["engine"], said["slots"], gate, wanted)
-        except GatestreamError as error:
-            log.error("the engine: %s", " ".join(str(error).split()))
-            return error.exit_code
-    return 0
+def _work(request: dict[str, Any]) -> None:
+    promotion = PromotionConfig.model_validate(request["promotion"]) if request["promotion"] else None
+    expected = None if request["expected"] is None else [Event.from_json(one) for one in request["expected"]]
+    serve(request["address"], request["model"], request["engine"], request["slots"], promotion, expected)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(_work, lambda request: "the engine"))

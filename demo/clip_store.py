@@ -1,0 +1,171 @@
+"""The recordings a page teaches from, in a folder whose part `clips` is what `gatestream teach` takes.
+
+    FOLDER/whole/wave/3.mp4               as it was shown, at most HEIGHT pixels high
+    FOLDER/clips/wave/3.mp4               the part of it that teaches
+    FOLDER/clips/nothing/1.mp4            no action at all
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+import av
+
+from engines.errors import SinkError, UsageError
+from stream.frame import Frame, Image
+from stream.sinks.base import sink_errors
+from stream.sinks.video import write_video
+from stream.sources import open_source
+
+NAME = re.compile(r"\w[\w -]{0,38}\w|\w")
+HEIGHT = 240  # pixels
+SHORTEST_S, LONGEST_S = 0.5, 600.0
+TimedImages = Iterable[tuple[float, Image]]  # seconds, image; in order of time
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """One recording."""
+
+    label: str
+    number: int
+    seconds: float  # of the part that teaches
+    whole_s: float  # of all of it
+
+
+class ClipStore:
+    """The recordings of a folder, which is made when the first one comes. Methods may be called from any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.clips_folder = folder, folder / "clips"
+        self._lock = threading.Lock()
+
+    def clips(self) -> list[StoredClip]:
+        """All recordings, by label and number."""
+        paths = [path for path in self.clips_folder.glob("*/*.mp4") if path.stem.isdigit()]
+        return [self._clip(label, number)
+                for label, number in sorted((path.parent.name, int(path.stem)) for path in paths)]
+
+    def find(self, label: str, number: int, whole: bool = False) -> Path:
+        """The file of a recording. Raises UsageError where there is none."""
+        path = self._path(_check_name(label), number, whole)
+        if not path.is_file():
+            raise UsageError(f"recording {number} of {label!r}", "one that is there", "reload the page")
+        return path
+
+    def add(self, label: str, images: TimedImages) -> StoredClip:
+        """Stores images as the next recording of a label.
+
+        Raises UsageError for a bad name or length, SinkError, and what `images` raises.
+        """
+        label = _check_name(label)
+        with self._lock:
+            taken = [int(path.stem) for path in (self.folder / "whole" / label).glob("*.mp4") if path.stem.isdigit()]
+            number = max(taken, default=0) + 1
+            whole, clip = self._path(label, number, whole=True), self._path(label, number)
+            with sink_errors("making", whole.parent):
+                whole.parent.mkdir(parents=True, exist_ok=True)
+                whole.touch()  # its number is taken
+        try:
+            _write(whole, _check_length(images, label))
+            with sink_errors("writing", clip):
+                clip.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(whole, clip)
+        except BaseException:
+            whole.unlink(missing_ok=True)
+            raise
+        return self._clip(label, number)
+
+    def add_file(self, label: str, video: Path) -> StoredClip:
+        """Stores a copy of a video. Raises as `add` does, and SourceError."""
+        return self.add(label, _read(video))
+
+    def trim(self, label: str, number: int, from_s: float, to_s: float) -> StoredClip:
+        """Teaches with this part of a recording only; the whole stays. Raises UsageError, SinkError."""
+        whole, clip = self.find(label, number, whole=True), self.find(label, number)
+        _write(clip, _check_length(((at, image) for at, image in _read(whole) if from_s <= at <= to_s), label))
+        return self._clip(label, number)
+
+    def remove(self, label: str, number: int) -> None:
+        """Deletes a recording. Raises UsageError, SinkError."""
+        for path in (self.find(label, number), self._path(_check_name(label), number, whole=True)):
+            with sink_errors("deleting", path):
+                path.unlink(missing_ok=True)
+                if not any(path.parent.iterdir()):
+                    path.parent.rmdir()  # teaching refuses a label without recordings
+
+    def _path(self, label: str, number: int, whole: bool = False) -> Path:
+        return self.folder / ("whole" if whole else "clips") / label / f"{number}.mp4"
+
+    def _clip(self, label: str, number: int) -> StoredClip:
+        return StoredClip(label, number, _length_s(self._path(label, number)),
+                          _length_s(self._path(label, number, whole=True)))
+
+
+def _check_name(label: str) -> str:
+    label = " ".join(label.split())
+    if not NAME.fullmatch(label):
+        raise UsageError(f"the name {label!r}", "letters, digits, spaces and hyphens, up to 40", "choose another name")
+    return label
+
+
+def _check_length(images: TimedImages, label: str) -> Iterator[tuple[float, Image]]:
+    """The same images; raises UsageError at the end of too few, and where they become too many."""
+    first, last = None, 0.0
+    for last, image in images:
+        first = last if first is None else first
+        if last - first > LONGEST_S:
+            raise UsageError(f"a recording of more than {LONGEST_S:.0f} s", "a shorter one",
+                             "cut it, and show the parts")
+        yield last, image
+    seconds = 0.0 if first is None else last - first
+    if seconds < SHORTEST_S:
+        raise UsageError(f"a recording of {label!r} of {seconds:.1f} s", f"{SHORTEST_S} s or more",
+                         "record it again, a little longer")
+
+
+def _read(video: Path) -> Iterator[tuple[float, Image]]:
+    with open_source(str(video), policy="every") as source:
+        for frame in source.frames():
+            if isinstance(frame, Frame):
+                yield frame.captured_at, frame.image_bgr
+
+
+def _write(path: Path, images: Iterator[tuple[float, Image]]) -> None:
+    """As H.264, no larger than HEIGHT, all or nothing."""
+    try:
+        at, first = next(images)
+        height, width = first.shape[:2]
+        scale = min(1.0, HEIGHT / height)
+        with sink_errors("writing", path):
+            write_video(path, chain([(at, first)], images), (round(height * scale), round(width * scale)))
+    except av.FFmpegError as error:
+        raise SinkError(f"writing {path} failed: {error}", "an output that can be written",
+                        "check the free space") from error
+    finally:
+        path.with_suffix(".part").unlink(missing_ok=True)
+
+
+def _length_s(video: Path) -> float:
+    """0 for one that is not there."""
+    try:
+        return round(_probe_s(video, video.stat().st_mtime_ns), 2)
+    except OSError:
+        return 0.0
+
+
+@lru_cache(4096)
+def _probe_s(video: Path, changed_ns: int) -> float:
+    """Length of a video that was changed at that time."""
+    try:
+        with av.open(video) as opened:
+            return (opened.duration or 0) / av.time_base
+    except av.FFmpegError:
+        return 0.0

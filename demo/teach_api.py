@@ -1,0 +1,116 @@
+"""The HTTP routes of the Teach page: recordings are stored and cut, a model learns them. JSON both ways.
+
+    GET  /teach/state                              what there is, see `Trainer.state`
+    GET  /teach/clips/{label}/{number}.mp4         a recording, whole
+    GET  /teach/model                              the newest model's file
+    POST /teach/clips?label=wave                   a video file as the body
+    POST /teach/cut, /teach/remove                 {"label": "wave", "number": 3, "from": 0.5, "to": 2.0}
+    POST /teach/learn, /teach/undo
+
+An error is {"error": "a sentence"}, status 400.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel, Field
+from starlette.requests import HTTPConnection
+
+from demo.trainer import Trainer
+from engines.errors import GatestreamError
+
+LARGEST_BYTES = 4 * 1024**3  # of a video that is uploaded
+
+
+class ClipRequest(BaseModel):
+    """Names a recording."""
+
+    label: str
+    number: int
+
+
+class TrimRequest(ClipRequest):
+    """Names a part of a recording, in seconds."""
+
+    from_s: float = Field(alias="from")
+    to_s: float = Field(alias="to")
+
+
+def is_same_origin(request: HTTPConnection) -> bool:
+    """Whether the request comes from a page of ours, not from another site's page in the same browser."""
+    return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host")
+
+
+def _require_same_origin(request: Request) -> None:
+    if not is_same_origin(request):
+        raise HTTPException(403)
+
+
+def teach_router(trainer: Trainer) -> APIRouter:
+    """The routes under /teach."""
+    router, store = APIRouter(prefix="/teach"), trainer.store
+    same_origin = [Depends(_require_same_origin)]
+
+    async def answer(work: Callable[[], Any], file: str = "") -> JSONResponse:
+        """Does the work, answers with the state after it. file: a path that an error must not show."""
+        try:
+            await asyncio.to_thread(work)
+        except GatestreamError as error:
+            return JSONResponse({"error": str(error).replace(file, "this file") if file else str(error)}, 400)
+        return JSONResponse(await asyncio.to_thread(trainer.state))
+
+    @router.get("/state")
+    async def state() -> JSONResponse:
+        return await answer(lambda: None)
+
+    @router.get("/clips/{label}/{number}.mp4", response_model=None)
+    async def clip(label: str, number: int) -> FileResponse | JSONResponse:
+        try:
+            return FileResponse(store.find(label, number, whole=True), media_type="video/mp4")
+        except GatestreamError as error:
+            return JSONResponse({"error": str(error)}, 404)
+
+    @router.get("/model")
+    async def model() -> FileResponse:
+        path = Path(trainer.model)
+        if not path.is_file():
+            raise HTTPException(404)
+        return FileResponse(path, filename=f"taught-{path.name}")
+
+    @router.post("/clips", dependencies=same_origin)
+    async def add(label: str, request: Request) -> JSONResponse:
+        with tempfile.NamedTemporaryFile(prefix="gatestream-", suffix=".video") as video:
+            size = 0
+            async for part in request.stream():
+                size += len(part)
+                if size > LARGEST_BYTES:
+                    return JSONResponse({"error": f"this video is larger than {LARGEST_BYTES >> 30} GiB"}, 400)
+                await asyncio.to_thread(video.write, part)
+            video.flush()
+            return await answer(lambda: store.add_file(label, Path(video.name)), video.name)
+
+    @router.post("/cut", dependencies=same_origin)
+    async def cut(part: TrimRequest) -> JSONResponse:
+        return await answer(lambda: store.trim(part.label, part.number, part.from_s, part.to_s))
+
+    @router.post("/remove", dependencies=same_origin)
+    async def remove(clip: ClipRequest) -> JSONResponse:
+        return await answer(lambda: store.remove(clip.label, clip.number))
+
+    @router.post("/learn", dependencies=same_origin)
+    async def learn() -> JSONResponse:
+        return await answer(trainer.train)
+
+    @router.post("/undo", dependencies=same_origin)
+    async def undo() -> JSONResponse:
+        return await answer(trainer.undo)
+
+    return router

@@ -1,0 +1,128 @@
+"""Teaches the page's model what a clip store holds, in the background, and keeps every version of it.
+
+    FOLDER/models/3f2a9c01d2e4/2.safetensors, 2.json     taught from the model with that digest, the newest last
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import engines
+from demo.clip_store import ClipStore
+from engines.errors import GatestreamError, UsageError
+from stream.sinks.base import sink_errors
+from stream.teaching.teach import teach_folder, write_report
+
+log = logging.getLogger("gatestream.ui")
+Opened = TypeVar("Opened")
+
+
+class Trainer:
+    """Trains in a thread of its own, always from the model it was given. Methods may be called from any thread.
+
+    activate: is called, in that thread, with the file of the model to use from now on; raises GatestreamError where it
+    cannot be used, and then that version does not count.
+    """
+
+    def __init__(self, store: ClipStore, model: str, engine: str, activate: Callable[[str], None]) -> None:
+        self.store, self._activate, self._engine, self._start = store, activate, engine, model
+        loaded = engines.load(model)
+        self._name = loaded.contract.name
+        self._folder = store.folder / "models" / loaded.digest[:12]
+        self._thread = threading.Thread()
+        self._status = self._error = ""
+        self._unusable: set[Path] = set()
+
+    @property
+    def model(self) -> str:
+        """The model in use: the newest version, or the model it was given."""
+        versions = self._versions()
+        return str(versions[-1]) if versions else self._start
+
+    def open_newest(self, open_model: Callable[[str], Opened]) -> Opened:
+        """What `open_model` returns for the model in use. A version that does not open any more is logged and passed
+        over for the one before it. Raises what opening the first of all raises."""
+        while self.model != self._start:
+            try:
+                return open_model(self.model)
+            except GatestreamError as error:
+                log.warning("%s; in use is what was there before it", error)
+                self._unusable.add(Path(self.model))
+        return open_model(self._start)
+
+    def state(self) -> dict[str, Any]:
+        """What a page shows. report: as `gatestream teach --report` writes it, None before anything was learnt."""
+        versions = self._versions()
+        report = versions[-1].with_suffix(".json") if versions else None
+        return {"clips": [asdict(clip) for clip in self.store.clips()], "busy": self._thread.is_alive(),
+                "status": self._status, "error": self._error, "versions": len(versions),
+                "folder": str(self.store.folder),
+                "report": report.read_text(encoding="utf-8") if report is not None and report.is_file() else None}
+
+    def train(self) -> None:
+        """Starts to train a new version. Raises UsageError while it is busy."""
+        self._start_thread(self._train)
+
+    def undo(self) -> None:
+        """Deletes the newest version and returns to the one before. Raises UsageError while it is busy, and where there
+        is none."""
+        if not self._versions():
+            raise UsageError("nothing learnt", "something to undo", "learn first")
+        self._start_thread(self._undo)
+
+    def _versions(self) -> list[Path]:
+        return sorted((path for path in self._folder.glob("*.safetensors")
+                       if path.stem.isdigit() and path not in self._unusable), key=lambda path: int(path.stem))
+
+    def _start_thread(self, work: Callable[[], None]) -> None:
+        if self._thread.is_alive():
+            raise UsageError("a second wish while the model learns", "one at a time", "wait until it is done")
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._status, self._error = "starting", ""
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except GatestreamError as error:
+            self._error = str(error)
+        except Exception:  # nobody sees what ends a thread
+            log.exception("learning has failed")
+            self._error = "learning has failed: the server's log says why"
+        self._status = ""
+
+    def _train(self) -> None:
+        with sink_errors("making", self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        taken = [int(path.stem) for path in {*self._versions(), *self._unusable}]
+        out = self._folder / f"{max(taken, default=0) + 1}.safetensors"
+        new = out.with_suffix(".new")  # a model counts once it is in use
+        clips = self.store.clips_folder
+        clips.mkdir(parents=True, exist_ok=True)
+        result = teach_folder(self._start, clips, new, engine=self._engine, name=f"{self._name}-taught",
+                              note=self._set_status)
+        self._set_status("trying it")
+        with sink_errors("writing", out):
+            write_report(result, out.with_suffix(".json"))
+            new.replace(out)
+        try:
+            self._activate(str(out))
+        except GatestreamError:
+            out.unlink()
+            out.with_suffix(".json").unlink()
+            raise
+
+    def _undo(self) -> None:
+        newest = self._versions()[-1]
+        with sink_errors("deleting", newest):
+            newest.unlink()
+            newest.with_suffix(".json").unlink(missing_ok=True)
+        self._activate(self.model)
+
+    def _set_status(self, text: str) -> None:
+        self._status = text

@@ -1,0 +1,57 @@
+"""Finds out what a dataset is by its files, and reads it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from engines.datasets.base import Dataset
+from engines.datasets.kinds import DATASET_READERS, ClassOrder
+from engines.datasets.tables import Reader, ReadOptions
+from engines.errors import DatasetError, UsageError
+
+log = logging.getLogger("gatestream.datasets")
+
+_ANNOTATIONS = ("annotations", "annotation", "labels", "label", "epic-kitchens-100-annotations")
+
+
+def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str | os.PathLike[str] | None = None,
+                 order: ClassOrder = "sorted", rate: float | None = None) -> Dataset:
+    """Reads the annotations of a dataset; opens no recording.
+
+    path: its folder, annotations in it or in `annotations/`; kind: one of DATASET_READERS, or auto for the first that
+    recognises its files; media: where the recordings are, when elsewhere; order: numbers of Something-Something V1's
+    and Jester's classes (see `something.py`); rate: frames per second of folders of frames whose dataset does not fix
+    it, 30 if not given. What is wrong with single items is in the dataset's `problems`. Raises UsageError for an
+    unknown kind or no such folder, DatasetError for files that cannot be understood.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder", "the folder of a dataset", "check the path")
+    if kind not in ("auto", *DATASET_READERS):
+        raise UsageError(f"kind {kind!r}", ", ".join(("auto", *DATASET_READERS)), "choose one of these")
+    options = ReadOptions(Path(media) if media else folder, order, rate)
+    if not options.media.is_dir():
+        raise UsageError(f"{options.media}: no such folder", "the folder of the recordings", "check the path")
+    readers = [_reader(name) for name in DATASET_READERS if kind in ("auto", name)]
+    for reader in readers:
+        inside = [folder / name for name in _ANNOTATIONS if (folder / name).is_dir()] if reader.in_subfolder else []
+        for place in (folder, *inside):
+            found = reader.recognise(place)
+            if found:
+                dataset = replace(reader.read(place, options), found=found)
+                sizes = ", ".join(f"{len(segments)} {split}" for split, segments in dataset.splits.items())
+                log.info("%s: %s, recognised by %s (%s)", folder, dataset.name, found, sizes)
+                return dataset
+    there = sorted(inside.name for inside in folder.iterdir())
+    raise DatasetError(f"{folder} with {', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}",
+                       "; or ".join(dict.fromkeys(reader.expected_files for reader in readers)),
+                       "check the path, or see gatestream data check --help")
+
+
+def _reader(kind: str) -> Reader:
+    found: Reader = importlib.import_module(DATASET_READERS[kind]).READERS[kind]
+    return found

@@ -1,0 +1,163 @@
+"""Commands that measure: a model's stages, a dataset's decoding, a service with many cameras, memory over time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from engines.errors import UsageError
+from stream.commands.options import EngineName, Hop, Kind, MediaFolder, ModelName
+
+if TYPE_CHECKING:
+    from engines.model.contract import Contract
+    from engines.model.file import Model
+
+
+class _BenchGroup(TyperGroup):
+    """`bench MODEL` is `bench stages MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = args[0] in (*self.commands, *ctx.help_option_names) if args else ctx.resilient_parsing  # completion
+        return super().parse_args(ctx, args if named else ["stages", *args])
+
+
+commands = typer.Typer(cls=_BenchGroup, help=(
+    "Measure on this machine. `gatestream bench MODEL...` is `gatestream bench stages MODEL...`."))
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")]
+
+
+@commands.command()
+def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=(
+               "Bundled models, model files, or architectures such as gsf-resnet50, which get random weights. "
+               "Default: gesture."))] = None,
+           engine: EngineName = "auto",
+           steps: Annotated[int, typer.Option(min=10, metavar="N", help="Frames timed for each figure.")] = 400,
+           fusion: Annotated[str | None, typer.Option(metavar="FORM", help=(
+               "Time this clip fusion with random weights, attention or bigru, instead of the model's own."))] = None,
+           hop: Hop = None, json: AsJson = False) -> None:
+    """Measure each stage of a model, against the bare backbone.
+
+    Several models: a table of their steps and their bare backbones', all in f32, each pair timed in turns.
+
+    [bold]Examples[/bold]
+
+      gatestream bench
+
+      gatestream bench my-model.safetensors --engine eager
+
+      gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50
+    """
+    import engines
+    from engines.bench.overhead import (
+        format_table,
+        is_architecture,
+        measure_overhead,
+        random_model,
+        with_fusion,
+        with_hop,
+    )
+
+    names = models or ["gesture"]
+    single = [name for name, value in (("fusion", fusion), ("hop", hop)) if value is not None]
+    if len(names) > 1 and single:
+        raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
+    files = {name: engines.load(name) for name in names if not is_architecture(name)}
+    if len(names) > 1:
+        rows = [measure_overhead(files.get(name) or random_model(name), engine, steps=steps) for name in names]
+        _print_report([asdict(row) for row in rows], format_table(rows), json)
+        return
+    from engines.bench.stages import bench as measure
+    from engines.bench.stages import format_lines
+    from stream.scoring import Scorer
+
+    model = files.get(names[0]) or random_model(names[0])
+    if hop is not None:
+        model = with_hop(model, hop)
+    if fusion is not None:
+        model = with_fusion(model, fusion)
+    plain = None if model.contract.fusion is None else Scorer(_Unfused(model)).score
+    report = measure(model, engine, steps=steps, fuse=Scorer(model).score, plain=plain)
+    _print_report(report, [] if json else format_lines(report), json)
+
+
+class _Unfused:
+    """A model whose clips are averaged instead of fused, for comparison."""
+
+    clip_fusion = None
+
+    def __init__(self, model: Model) -> None:
+        self.contract: Contract = model.contract
+        self.head_logits = model.head_logits
+
+
+@commands.command()
+def data(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
+         model: Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
+             "A bundled model, a model file or an architecture such as gsf-resnet50."))] = "gesture",
+         kind: Kind = "auto",
+         media: MediaFolder = None,
+         workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that decode.")] = 1,
+         json: AsJson = False) -> None:
+    """Compare the frames a second that a dataset's recordings give with those that training a model takes.
+
+    [bold]Example[/bold]
+
+      gatestream bench data data/egogestar --workers 2
+    """
+    import engines
+    from engines.bench import data_throughput
+    from engines.bench.overhead import is_architecture, random_model
+    from engines.datasets import open_dataset
+
+    subject = random_model(model) if is_architecture(model) else engines.load(model)
+    found = data_throughput.measure(subject, open_dataset(dataset, kind, media=media), workers)
+    _print_report(found.as_json(), data_throughput.format_lines(found), json)
+
+
+@commands.command()
+def cameras(count: Annotated[int, typer.Argument(min=1, max=10_000, metavar="N", help="How many cameras.")],
+            model: ModelName = "gesture", engine: EngineName = "auto",
+            rate: Annotated[float, typer.Option(min=0.1, metavar="R", help="Frames a second of each camera.")] = 15.0,
+            soak: Annotated[float | None, typer.Option(min=0.1, metavar="MINUTES", help=(
+                "For so long, with cameras that come and go, instead of half a minute."))] = None,
+            json: AsJson = False) -> None:
+    """Serve simulated cameras over ZeroMQ, and say whether this machine keeps up with them.
+
+    [bold]Examples[/bold]
+
+      gatestream bench cameras 64
+
+      gatestream bench cameras 16 --soak 30
+    """
+    from stream.service.bench.load import measure as serve
+
+    load = serve(count, rate, 60 * soak if soak else 30.0, model, engine, churn=soak is not None)
+    _print_report(load.as_json(), load.text(), json)
+
+
+@commands.command()
+def soak(model: ModelName = "gesture", engine: EngineName = "auto",
+         minutes: Annotated[float, typer.Option(min=0.1, metavar="MINUTES", help="Length of the stream.")] = 10.0
+         ) -> None:
+    """Watch this process's memory over minutes of a simulated stream.
+
+    [bold]Example[/bold]
+
+      gatestream bench soak --minutes 30
+    """
+    from stream.service.bench.soak import soak as watch
+
+    report = watch(model, minutes, engine)
+    print(f"{report.minutes:.1f} minutes of stream, {report.predictions} predictions: {report.resident_mb:.0f} MB "
+          f"resident (largest {report.largest_mb:.0f}), growing {report.slope_mb_per_minute:+.3f} MB a minute")
+
+
+def _print_report(report: Any, text: list[str], as_json: bool) -> None:
+    from json import dumps
+
+    print(dumps(report, indent=2) if as_json else "\n".join(text))

@@ -1,0 +1,83 @@
+"""The program's start: checks that the packages it consists of are its own, before any of them is imported.
+
+`engines`, `stream` and `demo` are common words. Another distribution's package of such a name overwrites ours, or comes
+before it on the path; what fails then names neither. Imports nothing of ours before it has checked.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+__version__ = "0.1.0"  # also of the distribution
+ROOT = Path(__file__).parents[2]
+
+
+def start() -> int:
+    """Runs the command line and returns its exit code; Ctrl-C while it is imported ends it quietly, too."""
+    try:
+        for name in ("engines", "stream"):
+            check_package(name)
+        from stream.commands.cli import main
+
+        return main()
+    except ForeignPackageError as error:
+        print("gatestream: error:", error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        from engines.errors import is_interrupt
+
+        if is_interrupt(error):
+            return 130
+        raise
+
+
+class ForeignPackageError(ImportError):
+    """A package of this program would be imported from another distribution. `parts`: got, wanted, do."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts
+        super().__init__("{}; wanted {}; {}".format(*parts))
+
+
+def check_package(name: str) -> None:
+    """Raises ForeignPackageError where `import name` gives another package than gatestream's, which lies beside ours.
+
+    The error says where the other one is, whose it is as far as pip knows, and what to do.
+    """
+    own = ROOT / name / "__init__.py"
+    spec = find_spec(name)
+    found = None if spec is None or spec.origin is None else Path(spec.origin)
+    overwritten = found is not None and own.is_file() and found.samefile(own)
+    if overwritten and "gatestream" in own.read_text(encoding="utf-8", errors="replace"):
+        return
+    restore = "pip install --force-reinstall --no-deps gatestream"
+    if found is None:
+        got, do = f"no {own}", restore
+    else:
+        entry = found.parents[found.name == "__init__.py"]
+        owner = _distribution_of(found, found.relative_to(entry).as_posix())
+        got = f"{found} of {'the distribution ' + owner if owner else 'something else'}"
+        if owner is not None:
+            do = f"install gatestream in a virtual environment of its own, or pip uninstall {owner}"
+            do += f" and then {restore}" if overwritten else ""
+        else:
+            do = restore if overwritten else \
+                f"rename it, or take {entry} off Python's path (PYTHONPATH, the current folder)"
+    raise ForeignPackageError(f"{got} in the place of gatestream's package {name!r}",
+                              f"{own} as gatestream installs it", do)
+
+
+def _distribution_of(file: Path, installed_as: str) -> str | None:
+    """The installed distribution, other than gatestream, that a file belongs to."""
+    from importlib.metadata import distributions
+
+    for distribution in distributions():
+        if f"\n{installed_as}," in "\n" + (distribution.read_text("RECORD") or ""):
+            name, place = distribution.metadata["Name"], Path(str(distribution.locate_file(installed_as)))
+            if name != "gatestream" and place.exists() and place.samefile(file):
+                return name
+    return None

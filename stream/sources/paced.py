@@ -1,0 +1,49 @@
+"""Policy "newest" for files: play at the file's own pace, as a camera would; who is late misses frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from stream.frame import Frame, Gap
+from stream.sources.base import Source
+
+
+class PacedSource(Source):
+    """`source`, each frame not before its time. A frame whose successor is already due is lost, and counted."""
+
+    def __init__(self, source: Source, now: Callable[[], float] = time.monotonic,
+                 sleep: Callable[[float], None] = time.sleep) -> None:
+        self._source, self._now, self._sleep = source, now, sleep
+        self._skipped = 0
+        self.info = source.info
+
+    def close(self) -> None:
+        super().close()
+        self._source.close()
+
+    def frames(self) -> Iterator[Frame | Gap]:
+        start_s: float | None = None
+        waiting: Frame | None = None
+        for item in self._source.frames():
+            self.lost = self._source.lost + self._skipped
+            if isinstance(item, Gap):
+                yield item
+                continue
+            if start_s is None:
+                start_s = self._now() - item.captured_at
+            if waiting is not None:
+                if self._now() >= start_s + item.captured_at:
+                    self._skipped += 1
+                    self.lost += 1
+                    waiting = replace(item, lost=item.lost + waiting.lost + 1)
+                    continue
+                if not self._wait_until(start_s + waiting.captured_at, self._now, self._sleep):
+                    return
+                yield waiting
+            waiting = item
+        self.lost = self._source.lost + self._skipped
+        if waiting is not None and start_s is not None \
+                and self._wait_until(start_s + waiting.captured_at, self._now, self._sleep):
+            yield waiting

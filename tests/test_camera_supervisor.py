@@ -1,0 +1,106 @@
+"""Cameras that the service opens itself: started, started again with growing pauses, ended when they fall silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stream.service.config import Config
+from stream.service.ingress.camera_supervisor import BACK_OFF_S, LASTING_S, SILENT_AFTER_S, CameraSupervisor, FrameTimes
+
+
+class FakeProcess:
+    """Lives until it is ended, or has an exit code."""
+
+    def __init__(self, request: dict[str, str]) -> None:
+        self.request, self.code, self.terminated = request, None, False
+        self.code: int | None
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert self.code is not None
+        return self.code
+
+    def kill(self) -> None:
+        self.code = -9
+
+    def terminate(self) -> None:
+        self.code, self.terminated = 0, True
+
+
+class Bench:
+    """A supervisor with a clock of their own; every process they started."""
+
+    def __init__(self, *cameras: dict[str, Any]) -> None:
+        self.now, self.processes = 1000.0, []
+        self.processes: list[FakeProcess]
+        self.supervisor = CameraSupervisor("ipc://here", lambda: self.now, lambda: 1.0, self._start)  # type: ignore[arg-type]
+        self.configure(*cameras)
+
+    def _start(self, request: dict[str, str]) -> FakeProcess:
+        self.processes.append(FakeProcess(request))
+        return self.processes[-1]
+
+    def configure(self, *cameras: dict[str, Any]) -> None:
+        self.supervisor.configure(Config.model_validate({"camera": cameras}).camera)
+
+    def after(self, seconds: float, **times: FrameTimes) -> int:
+        """Processes started so far, when time has gone on and everyone is looked at."""
+        self.now += seconds
+        self.supervisor.supervise(times)
+        return len(self.processes)
+
+
+RTSP = {"name": "a", "source": "rtsp://cell/1"}
+
+
+def test_each_source_has_a_process_but_publishers_and_those_who_dial() -> None:
+    bench = Bench(RTSP, {"name": "b", "source": "0"}, {"name": "c"}, {"name": "d", "source": "zmq://cell:5555"})
+    assert bench.after(0) == 2
+    assert bench.processes[0].request == {"source": "rtsp://cell/1", "to": "ipc://here", "name": "a"}
+    bench.configure({"name": "b", "source": "0"}, {"name": "e", "source": "1"})
+    assert bench.processes[0].terminated
+    assert not bench.processes[1].terminated
+    assert bench.after(0) == 3
+    bench.supervisor.close()
+    assert all(process.terminated for process in bench.processes)
+
+
+def test_one_that_fails_is_tried_again_with_growing_pauses() -> None:
+    bench = Bench(RTSP)
+    assert bench.after(0) == 1
+    for k, pause_s in enumerate((*BACK_OFF_S, BACK_OFF_S[-1])):
+        bench.processes[-1].code = 1
+        bench.after(0)
+        assert bench.after(0.9 * pause_s) == k + 1
+        assert bench.after(0.2 * pause_s) == k + 2
+    bench.after(LASTING_S + 1, a=FrameTimes(bench.now + LASTING_S, bench.now + LASTING_S))
+    bench.processes[-1].code = 1
+    started = bench.after(0)
+    assert bench.after(1.1 * BACK_OFF_S[0]) == started + 1  # it lasted: the row begins anew
+
+
+def test_a_recording_is_played_once() -> None:
+    bench = Bench({"name": "a", "source": "sim://gestures?seconds=1"})
+    assert bench.after(0) == 1
+    bench.processes[0].code = 0
+    assert bench.after(0) == 1
+    assert bench.after(1000) == 1
+
+
+@pytest.mark.parametrize(("source", "quiet_s", "same_s", "again"), [
+    ("rtsp://cell/1", SILENT_AFTER_S + 1, 0, True), ("rtsp://cell/1", 1, SILENT_AFTER_S + 1, True),
+    ("rtsp://cell/1", 1, 2, False), ("sim://gestures", 1, SILENT_AFTER_S + 1, False),
+    ("sim://gestures", SILENT_AFTER_S + 1, 0, True),
+])
+def test_one_that_is_silent_or_frozen_is_opened_anew(source: str, quiet_s: float, same_s: float, again: bool) -> None:
+    bench = Bench({"name": "a", "source": source})
+    bench.after(0)
+    bench.after(1, a=FrameTimes(bench.now, bench.now))
+    bench.now += 100
+    bench.after(0, a=FrameTimes(bench.now - quiet_s, bench.now - same_s))
+    assert (bench.processes[0].code == -9) is again
+    assert bench.after(2, a=FrameTimes(bench.now, bench.now)) == 1 + again
