@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ class Scene:
         self.size_hw = height, width = size_hw
         self.look = Look.random(rng)
         full_hw = (round(height * (1 + 2 * _MARGIN)), round(width * (1 + 2 * _MARGIN)))
+        room: NDArray[Any]
         if background_bgr is None:
             room = random_background(rng, full_hw, str(rng.choice(_CLEAR_PLACES)) if clear else None)
         else:
