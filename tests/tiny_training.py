@@ -28,7 +28,8 @@ from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
 from engines.training.calibrate import ValidationClip
-from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.distributed import Ranks, init_distributed
+from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.stream_loader import StreamSchedule

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError, UsageError
 from engines.networks.network import Network
-from engines.training.distributed import Ranks, seeded
-from engines.training.memory import keep_freed_memory
+from engines.training.distributed import Ranks
+from engines.training.process import keep_freed_memory, seeded
 from engines.training.runfolder import Row, RunFolder
 from engines.training.task import Autocast, Batch, LoopConfig, LossTerm, Precision, Progress, Task
 

@@ -32,9 +32,10 @@ from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
 from engines.training.clip_task import ClipTask, SGDConfig
 from engines.training.clips import ClipDataset, ClipOrder, Images, can_mirror
-from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, load_whole
 from engines.training.loop import run
+from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sampling import Style, sample_frames, validation_frames
 from engines.training.sources import ReadFrames

@@ -32,9 +32,10 @@ from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training import exemplars
 from engines.training.calibrate import ValidationClip, calibrate, read_clips
-from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, whole_config
 from engines.training.loop import run
+from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
