@@ -252,11 +252,7 @@ class _Training:
             workers=recipe.workers, ranks=ranks, finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
         how_long = LoopConfig(**{one.name: getattr(recipe, one.name) for one in fields(LoopConfig)
                                  if hasattr(recipe, one.name)})
-        weights = run(task, how_long, folder, ranks, self.report, progress)
-        trained = task.average.module
-        assert isinstance(trained, Network)
-        trained.load_state_dict(weights)
-        trained.to("cpu").eval()
+        trained = run(task, how_long, folder, ranks, self.report, progress)
         if ranks.is_main:
             if held_out():
                 self.report(f"calibrating on {len(held_out())} recordings that were left out")
