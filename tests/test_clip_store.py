@@ -64,7 +64,7 @@ def test_recordings_are_kept_cut_and_deleted(tmp_path: Path) -> None:
 def test_pictures_are_kept_small(tmp_path: Path) -> None:
     store = ClipStore(tmp_path)
     video = tmp_path / "large.mp4"
-    write_video(video, pictures(1.0, (480, 640)), (480, 640))
+    write_video(video, pictures(1.0, (480, 640)))
     store.add_file("wave", video)
     with open_source(str(store.find("wave", 1))) as source:
         assert next(item for item in source.frames() if isinstance(item, Frame)).image_bgr.shape == (240, 320, 3)
@@ -196,7 +196,7 @@ def client(tmp_path: Path) -> Client:
 
 def test_a_page_uploads_cuts_and_deletes(client: Client, tmp_path: Path) -> None:
     video = tmp_path / "a.mp4"
-    write_video(video, pictures(2.0), (48, 64))
+    write_video(video, pictures(2.0))
     said = client.post("/teach/clips", params={"label": "wave"}, content=video.read_bytes()).json()
     assert [(clip["label"], clip["number"]) for clip in said["clips"]] == [("wave", 1)]
     which = {"label": "wave", "number": 1}

@@ -69,9 +69,10 @@ def test_a_package_of_ours_that_was_overwritten_is_named(package: str, command: 
     assert "pip uninstall shoes and then pip install --force-reinstall --no-deps gatestream" in line
 
 
-@pytest.mark.parametrize(("package", "command"), [("stream", ["models"]), ("engines", ["models"]), ("demo", ["ui"])])
-@pytest.mark.parametrize(("distribution", "do"), [("shoes", "or pip uninstall shoes"), (None, "rename it, or take ")])
-def test_a_package_that_comes_before_ours_is_named(package: str, command: list[str], distribution: str | None, do: str,
+@pytest.mark.parametrize(("package", "distribution", "command", "do"), [
+    ("stream", "shoes", ["models"], "or pip uninstall shoes"), ("engines", None, ["models"], "rename it, or take "),
+    ("demo", "shoes", ["ui"], "or pip uninstall shoes")])
+def test_a_package_that_comes_before_ours_is_named(package: str, distribution: str | None, command: list[str], do: str,
                                                    site: Path, tmp_path: Path) -> None:
     install(tmp_path / "first", package, distribution)
     line = error_line(python(site, "-c", START, *command, first=tmp_path / "first"))

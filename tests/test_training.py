@@ -18,6 +18,7 @@ import engines
 from engines.datasets import egogestar
 from engines.datasets.base import Media, Segment
 from engines.datasets.frame_cache import read_frames
+from engines.datasets.selection import select
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise
@@ -33,7 +34,7 @@ from engines.training.sampling import middle_frames
 from engines.training.sources import TrainingSources
 from engines.training.stream_task import StreamTask, subsample_depthwise
 from engines.training.task import Progress
-from engines.training.train import Recipe, open_streams, resolve_defaults, select, train
+from engines.training.train import Recipe, open_streams, resolve_defaults, train
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +407,7 @@ def frozen_first(network: Network) -> torch.Tensor:
 
 def test_rendered_only_takes_no_label_from_recordings(dataset: Path, tmp_path: Path) -> None:
     how = recipe(dataset, tmp_path / "trained.safetensors", rendered_only=True)
-    data = select(how, egogestar.read(dataset))
+    data = select(egogestar.read(dataset), idle=how.idle)
     sources = TrainingSources(data, frame_rate=how.frame_rate, recorded=False)
     assert (len(sources.actions), len(sources.idle)) == (0, 0)
     without_idle = TrainingSources(egogestar.read(dataset), frame_rate=how.frame_rate, recorded=False)

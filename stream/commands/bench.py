@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
-from stream.commands.options import EngineName, Hop, ModelName
+from stream.commands.options import EngineName, Hop, Kind, MediaFolder, ModelName
 
 if TYPE_CHECKING:
     from engines.model.contract import Contract
@@ -100,9 +99,8 @@ class _Unfused:
 def data(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
          model: Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
              "A bundled model, a model file or an architecture such as gsf-resnet50."))] = "gesture",
-         kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
-         media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
-             "Where the recordings are, when not with the annotations."))] = None,
+         kind: Kind = "auto",
+         media: MediaFolder = None,
          workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that decode.")] = 1,
          json: AsJson = False) -> None:
     """Compare the frames a second that a dataset's recordings give with those that training a model takes.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engines.datasets.kinds import ClassOrder, DatasetKind
+from engines.datasets.kinds import ClassOrder
 from engines.errors import UsageError
-from stream.commands.options import parse_size_hw
+from stream.commands.options import Kind, MediaFolder, parse_size_hw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,9 +23,8 @@ _EXAMPLES = 3  # of each kind of problem that are printed
 
 @commands.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
-          kind: Annotated[DatasetKind, typer.Option(help="What it is; auto: as its files say.")] = "auto",
-          media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
-              "Where the recordings are, when not with the annotations."))] = None,
+          kind: Kind = "auto",
+          media: MediaFolder = None,
           seconds: Annotated[float | None, typer.Option(min=0, metavar="S", help=(
               "Name segments shorter than this. Default: a clip of --model, if one is given."))] = None,
           model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|FILE", help=(

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
 from stream.commands.model import check_model_path
-from stream.commands.options import EngineName, ModelArgument, in_panels
+from stream.commands.options import EngineName, Kind, MediaFolder, ModelArgument, in_panels
 
 commands = typer.Typer()
 
@@ -30,9 +29,8 @@ def evaluate(model: ModelArgument,
                  "Which split. Default: validation, else test, else all there is."))] = None,
              group: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
                  "Only the clips of this group, such as a person. May be given several times."))] = None,
-             kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
-             media: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
-                 "Where the recordings are, when not with the annotations."))] = None,
+             kind: Kind = "auto",
+             media: MediaFolder = None,
              idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
                  "Videos without gestures: evaluates streams and false events, too. Those the model's training left "
                  "out, if any. May be given several times."))] = None,

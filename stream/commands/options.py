@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
 
 ModelName = Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A bundled model or a model file.")]
@@ -15,6 +17,9 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled m
 EngineName = Annotated[str, typer.Option(
     metavar="NAME|FILE",
     help="What runs the network: auto, tensorrt, inductor, openvino, eager, or a file of gatestream export.")]
+Kind = Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")]
+MediaFolder = Annotated[Path | None, typer.Option("--media", metavar="FOLDER", help=(
+    "Where the recordings are, when not with the annotations."))]
 Hop = Annotated[int | None, typer.Option(min=1, metavar="N", help=(
     "With a bidirectional model: score its clips again after every N frames. Default: as the model says."))]
 

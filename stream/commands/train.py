@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from engines.datasets.kinds import DatasetKind
 from engines.errors import UsageError
 from stream.commands.model import check_model_path
-from stream.commands.options import in_panels, parse_size_hw
+from stream.commands.options import Kind, in_panels, parse_size_hw
 
 if TYPE_CHECKING:
     from engines.datasets import Dataset
@@ -58,7 +57,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "(gatestream). Default: as usual for the module."))] = None,
           keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
               "Start gates as published, which mixes up the channels of ImageNet's weights (gatestream)."))] = False,
-          kind: Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")] = "auto",
+          kind: Kind = "auto",
           idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without actions. May be "
                                                                                  "given several times.")] = None,
           idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
