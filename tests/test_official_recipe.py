@@ -255,7 +255,7 @@ def test_norms_that_stand_still_stand_still() -> None:
     assert [norm.training for norm in norms] == [True] + [False] * (len(norms) - 1)
     learnt = {id(p) for group in task.optimiser.param_groups for p in group["params"]}
     assert {id(p) for p in norms[0].parameters()} <= learnt
-    gates = [m for m in network.temporal.modules() if isinstance(m, nn.BatchNorm3d)]
+    gates = [m for m in network.temporal.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(gate.training for gate in gates)
     assert not learnt & {id(p) for norm in [*norms[1:], *gates] for p in norm.parameters()}
 

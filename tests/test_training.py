@@ -28,8 +28,8 @@ from engines.networks.readout import SQUASHED
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
 from engines.training.calibrate import temperature
+from engines.training.initialisation import load_pretrained
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
-from engines.training.pretrained import load_pretrained
 from engines.training.sampling import middle_frames
 from engines.training.sources import TrainingSources
 from engines.training.stream_task import StreamTask, subsample_depthwise

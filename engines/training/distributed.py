@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from engines.errors import UsageError
-from engines.networks.normalisation import batch_norm
+from engines.training.sync_batch_norm import batch_norm
 
 CPU = torch.device("cpu")
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Model
+from engines.model.scores import probabilities
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.loss import UNKNOWN
@@ -146,10 +147,9 @@ def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequ
             made.append(np.clip(place_D + residual_ND[drawn], np.minimum(low_D, place_D) - room_D,
                                 np.maximum(high_D, place_D) + room_D))
     features_ND = np.concatenate(made) if made else np.zeros((0, D))
-    logits_NK = rows.logits(features_ND)
-    share_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True)) if made else logits_NK
     target_NK = np.zeros((len(features_ND), K))
-    target_NK[:, :known] = share_NK / share_NK.sum(axis=1, keepdims=True)
+    if made:
+        target_NK[:, :known] = probabilities(rows.logits(features_ND))
     weight = 2 * PSEUDO_WEIGHT / PSEUDO_PER_LABEL  # 2: as `now` and window examples together
     return Examples(features_ND, target_NK, np.full(len(features_ND), weight), np.ones(len(features_ND)),
                     np.full(len(features_ND), -1), np.zeros(len(features_ND), bool))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.synthetic import IDLE, LABELS, Scene, Script, stroke, unlike_gestures
+from engines.synthetic import IDLE, LABELS, Scene, Script, distinct_stray, stroke
 from engines.training.sections import GRACE_FRAMES, LabelledFrame, Sections, one_of
 
 NEVER_S = (60.0, 90.0)  # until the first gesture of an idle performance: longer than any is shown
@@ -45,7 +45,7 @@ class RenderedSections(Sections):
             backdrop = np.ascontiguousarray(backdrop[:, ::-1])
         return Scene(rng, size_hw, backdrop), Script(
             rng, strokes=self._stroke, labels=tuple(self._sources.drawable) or LABELS, idle_s=idle_s, idle=idle,
-            strays=unlike_gestures, aspect=size_hw[1] / size_hw[0])
+            strays=distinct_stray, aspect=size_hw[1] / size_hw[0])
 
     def _show(self, scene: Scene, script: Script, times_s: NDArray[np.floating],
               grace_s: float = 0.0) -> Iterator[LabelledFrame]:
