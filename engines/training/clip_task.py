@@ -20,7 +20,7 @@ from engines.errors import DatasetError
 from engines.model.contract import Contract
 from engines.networks.network import Network, clip_scores
 from engines.networks.temporal import State
-from engines.training.clips import ClipBatch, ClipDataset, ClipOrder, Images, load_batches
+from engines.training.clips import ClipBatch, ClipDataset, ClipOrder, Images
 from engines.training.distributed import Ranks
 from engines.training.loss import UNKNOWN
 from engines.training.pixels import normalise
@@ -90,7 +90,7 @@ class ClipTask(Task[ClipBatch]):
         end = self._config.epochs * self.updates_per_epoch * self._accumulation
         rows = self._ranks.own_rows(self._order.rows)
         chosen = self._order.batches(first * self._accumulation, end, rows)
-        return load_batches(self._training, chosen, self._workers)
+        return self._training.batches(chosen, self._workers)
 
     def describe(self, batch: ClipBatch) -> str:
         return ", ".join(batch.names)

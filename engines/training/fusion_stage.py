@@ -34,9 +34,9 @@ from engines.networks.clip_fusion import GatedClipFusion
 from engines.networks.fusion_rule import PREFIX, FusionRule
 from engines.networks.network import Network
 from engines.training.calibrate import temperature
-from engines.training.distributed import seeded
 from engines.training.loss import KNOWABLE_AT, UNKNOWN
 from engines.training.pixels import normalise
+from engines.training.process import seeded
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
 from engines.training.training_stream import SectionShares, TrainingStream
