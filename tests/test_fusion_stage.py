@@ -152,12 +152,13 @@ def test_any_dataset_with_time_between_its_actions_teaches_fusion(
                     input_size_hw=(72, 96), readout_width=16)
     contract = make_contract(Recipe(Path(), "", readout_width=16), network, sources)
     init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
-    save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()})
+    save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()}, half=False)
     recipe = FusionRecipe(out, str(init), window_clips=CLIPS, windows=30)
     table = train(recipe, data, lambda _: None, clock)
     assert list(table) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
     assert load(out).contract.fusion == FusionRule()
     tensors = load(init).tensors
+    assert all(np.array_equal(value, load(out).tensors[name]) for name, value in tensors.items())
     elsewhere = {"provenance": {"recipe": {"without_fold": 3, "without_labels": ["door"]}}}  # in another dataset
     save(init, contract.model_copy(update=elsewhere), tensors)
     train(recipe, data, lambda _: None, clock)

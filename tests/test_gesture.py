@@ -84,6 +84,24 @@ def test_it_recognises_the_simulated_camera(recognizers: dict[str, Recognizer]) 
     assert f1 >= 0.8
 
 
+def test_the_first_event_of_the_simulated_camera_is_its_first_gesture_whatever_the_seed(
+        recognizers: dict[str, Recognizer]) -> None:
+    wrong, truths, right, unknown = [], 0, 0, 0
+    for seed in range(12):
+        with SimulatedSource(f"sim://gestures?seed={seed}&realtime=0&seconds=24&rate=5&width=160&height=120") as source:
+            items = play(recognizers["openvino"], [item for item in source.frames() if isinstance(item, Frame)])
+        drawn = [Truth(span.label, span.started_at, span.ended_at) for span in source.spans(24) if span.ended_at < 23]
+        closed = [item for item in items if isinstance(item, Event) and not item.open]
+        if not match(drawn[:1], closed[:1], IOU) or closed[0].ended_at > 12:
+            wrong.append((seed, drawn[0], closed[:1]))
+        truths, right = truths + len(drawn), right + len(match(drawn, closed, IOU))
+        unknown += sum(event.label == UNKNOWN for event in closed)
+    assert wrong == []
+    assert truths > 30
+    assert right >= 0.92 * truths
+    assert unknown <= 2
+
+
 @pytest.mark.parametrize("clip", REAL)
 def test_it_names_real_clips_and_every_engine_agrees(shared: Path, clip: str,
                                                      recognizers: dict[str, Recognizer]) -> None:

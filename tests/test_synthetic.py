@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from engines.errors import UsageError
-from engines.synthetic import LABELS, Points, Pose, Scene, Script, Simulation, stray, stroke, unlike_gestures
+from engines.synthetic import LABELS, Points, Pose, Scene, Script, Simulation, distinct_stray, stray, stroke
 from engines.synthetic.hand import POSTURES
-from engines.synthetic.strokes import DURATIONS, like_a_gesture
+from engines.synthetic.strokes import DURATIONS, resembles_gesture
 from stream.frame import Frame
 from stream.sources import open_source
 from stream.sources.simulated import SimulatedSource
@@ -71,26 +71,26 @@ def test_strays_fit_their_box() -> None:
 
 @pytest.mark.parametrize("label", LABELS)
 def test_drawings_of_a_gesture_have_its_shape_wherever_and_however_large(label: str) -> None:
-    alike = [like_a_gesture(7 * stroke(label, np.random.default_rng(1000 + seed))[0] + 3) for seed in range(40)]
+    alike = [resembles_gesture(7 * stroke(label, np.random.default_rng(1000 + seed))[0] + 3) for seed in range(40)]
     assert np.mean(alike) >= 0.9
 
 
 def test_strays_that_are_to_be_clear_are_like_no_gesture_nor_is_a_half_of_them() -> None:
     for seed in range(40):
-        points, _ = unlike_gestures(np.random.default_rng(seed))
+        points, _ = distinct_stray(np.random.default_rng(seed))
         halves = [half for half in (points[:60], points[60:]) if np.ptp(half, axis=0).max() >= 0.5]
-        assert not any(like_a_gesture(part) for part in (points, *halves)), seed
+        assert not any(resembles_gesture(part) for part in (points, *halves)), seed
 
 
 @pytest.mark.parametrize("idle", ["roam", "stray"])
 def test_a_finger_that_points_on_its_way_somewhere_does_not_swipe(idle: str) -> None:
-    script = Script(np.random.default_rng(4), idle_s=(300.0, 300.0), idle={idle: 1.0}, strays=unlike_gestures)
+    script = Script(np.random.default_rng(4), idle_s=(300.0, 300.0), idle={idle: 1.0}, strays=distinct_stray)
     script.spans(1.0)  # plans all of the idle time
     moving = [(part.path, part.posture) for part in script._parts if part.path is not None]
     _, *between = moving[:-4]  # the way in; at the end waits, approach and gesture
     ways = [path * (4 / 3, 1.0) for path, posture in between if posture == "pointing"]
     assert len(ways) > 20
-    assert not any(like_a_gesture(way) for way in ways)
+    assert not any(resembles_gesture(way) for way in ways)
 
 
 def test_an_unknown_gesture_is_named() -> None:
@@ -152,6 +152,20 @@ def test_the_hand_moves_without_jumps_and_idles_in_every_way() -> None:
     assert any(pose.tip_xy is None for pose in poses)
 
 
+def test_who_shows_gestures_waits_before_each_and_leaves_after_it() -> None:
+    for seed in SEEDS:
+        script = Script(np.random.default_rng(seed), deliberate=True)
+        spans = script.spans(60)
+        assert spans[0].started_at < 2.4 + 1e-6
+        for span in spans:
+            before = [script.pose(span.started_at - left_s).tip_xy for left_s in (0.15, 0.05)]
+            during = script.pose(span.started_at + 0.01).tip_xy
+            assert during is not None
+            assert all(tip is not None and np.hypot(*np.subtract(tip, during)) < 0.05 for tip in before), (seed, span)
+            away = script.pose(span.ended_at + 0.4).tip_xy
+            assert away is None or max(away) > 1, (seed, span)
+
+
 # ---- scene ----
 
 @pytest.mark.parametrize("size_hw", [(72, 96), (480, 640), (64, 64), (17, 40), (160, 90)])
@@ -183,6 +197,15 @@ def test_a_given_background_is_what_is_seen() -> None:
     for seed in SEEDS:
         image = Scene(np.random.default_rng(seed), (72, 96), half).draw(Pose(None), 0.0)
         assert image[:, :24].mean() + 60 < image[:, -24:].mean()
+
+
+def test_a_clear_scene_shows_a_hand_that_stands_out() -> None:
+    for seed in range(24):
+        scene, mask = Scene(np.random.default_rng(seed), (72, 96), clear=True), np.zeros((72, 96, 3), np.uint8)
+        scene.hand.draw(mask, (0.5, 0.3))
+        bare, shown = (scene.draw(pose, 0.0).astype(float) for pose in (Pose(None), Pose((0.5, 0.3))))
+        assert np.abs(shown - bare).max(axis=2)[mask.any(axis=2)].mean() > 40, seed
+        assert not scene.look.mirrored
 
 
 # ---- simulation ----
@@ -245,7 +268,7 @@ def test_as_fast_as_possible_gives_stream_time_and_every_frame() -> None:
     assert [frame.index for frame in frames] == list(range(20))
     assert [frame.captured_at for frame in frames] == pytest.approx([k / 10 for k in range(20)])
     assert hours.now_s == 100.0
-    again = Simulation(2, (36, 48), 10.0)
+    again = Simulation(2, (36, 48), 10.0, demonstration=True)
     assert all(np.array_equal(frame.image_bgr, again.frame(k)) for k, frame in enumerate(frames))
 
 
@@ -289,7 +312,7 @@ def test_without_seconds_it_is_endless_until_closed() -> None:
 
 
 def test_the_truth_is_the_simulations() -> None:
-    assert _source("seed=9", Hours()).spans(60) == Simulation(9, (36, 48), 30.0).spans(60) != []
+    assert _source("seed=9", Hours()).spans(60) == Simulation(9, (36, 48), 30.0, demonstration=True).spans(60) != []
 
 
 def test_open_source_knows_it() -> None:

@@ -18,12 +18,12 @@ import engines.bench.doctor as doctor_module
 from engines.errors import EngineError, UsageError
 from engines.model.file import Model, save
 from engines.model.preprocess import normalise, prepare
+from engines.model.scores import probabilities
 from engines.runtime.parity import probe_clip, run_clip
 from engines.runtime.windowed import WindowedEngine, split
 from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
-from stream.scoring import probabilities
 
 
 def scored(count: int, segments: int, hop: int) -> int:

@@ -28,7 +28,8 @@ from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
 from engines.training.calibrate import ValidationClip
-from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.distributed import Ranks, init_distributed
+from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.stream_loader import StreamLoader, StreamSchedule
@@ -120,14 +121,11 @@ def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, worke
     config = LoopConfig(iterations, precision=precision, checkpoint_every=checkpoint_every, log_every=2,
                 validate_every=validate_every, patience=patience)
     folder = RunFolder(out, {"iterations": iterations}, ranks.is_main)
-    weights = loop.run(task, config, folder, ranks, lambda _: None, progress)
-    network = task.average.module
-    assert isinstance(network, Network)
-    network.load_state_dict(weights)
+    network = loop.run(task, config, folder, ranks, lambda _: None, progress)
     if ranks.is_main:
-        save(out, contract(), {name: value.numpy() for name, value in weights.items()}, half=False)
+        save(out, contract(), {name: value.numpy() for name, value in network.state_dict().items()}, half=False)
         folder.finish()
-    return network.eval()
+    return network
 
 
 def main(out: str, *options: str) -> None:

@@ -78,7 +78,7 @@ def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             elif isinstance(module, nn.Conv3d):
                 nn.init.normal_(module.weight, std=0.1)
-            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            elif isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0  # statistics are those of the one clip below
         network.train()(torch.randn(2, 3, 3, *network.input_size_hw), network.fresh_state(2))
     contract = Contract(

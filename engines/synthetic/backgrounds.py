@@ -15,8 +15,8 @@ def random_background(rng: np.random.Generator, size_hw: tuple[int, int], place:
     """One of many kinds, or of the kind `place` of PLACES, float32 BGR [H, W, 3] in 0..255."""
     paint = PLACES[place] if place else _KINDS[int(rng.integers(len(_KINDS)))]
     canvas = paint(rng, size_hw)
-    canvas = canvas * (1 + 0.25 * _cloud(rng, size_hw, 2)[..., None] * rng.random())
-    return np.clip(canvas * (1 + 0.02 * _cloud(rng, size_hw, 40)[..., None]), 0, 255).astype(np.float32)
+    canvas = canvas * (1 + 0.25 * _noise(rng, size_hw, 2)[..., None] * rng.random())
+    return np.clip(canvas * (1 + 0.02 * _noise(rng, size_hw, 40)[..., None]), 0, 255).astype(np.float32)
 
 
 def _curtain(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
@@ -30,14 +30,14 @@ def _curtain(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
                                               + rng.uniform(0, 6.28))
     folds /= max(float(np.abs(folds).max()), 1e-6)
     cloth = _colour(rng)
-    canvas = _flat(cloth, size_hw) * (1 + rng.uniform(0.15, 0.6) * folds[..., None].astype(np.float32))
+    canvas = _fill(cloth, size_hw) * (1 + rng.uniform(0.15, 0.6) * folds[..., None].astype(np.float32))
     if rng.random() < 0.4:  # a print
-        _print(rng, canvas, _colour(rng))
+        _scatter(rng, canvas, _colour(rng))
     if rng.random() < 0.5:  # light through the cloth
         band = np.exp(-((depth - rng.uniform(0.1, 0.9)) / rng.uniform(0.1, 0.5)) ** 2)
         canvas *= (1 + rng.uniform(-0.5, 0.9) * band[..., None]).astype(np.float32)
     if rng.random() < 0.4:
-        _box(canvas, (rng.uniform(0, 0.9), 0, rng.uniform(0.05, 0.5), 1), _colour(rng))
+        _rectangle(canvas, (rng.uniform(0, 0.9), 0, rng.uniform(0.05, 0.5), 1), _colour(rng))
     return canvas
 
 
@@ -47,58 +47,59 @@ def _landscape(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     sky, land = rng.uniform((170, 150, 110), (255, 245, 235)), rng.uniform((20, 60, 40), (110, 170, 150))
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     canvas = (sky * (0.75 + 0.35 * down / horizon)).astype(np.float32) + np.zeros((height, width, 3), np.float32)
-    line = horizon + 0.03 * _curve(rng, width, 12) + 0.012 * _curve(rng, width, 60)
+    line = horizon + 0.03 * _skyline(rng, width, 12) + 0.012 * _skyline(rng, width, 60)
     below = (down[..., 0] > line)[..., None]
-    fields = _cloud(rng, size_hw, 10)[..., None] * rng.uniform(5, 25, 3)
-    fields += _cloud(rng, size_hw, 45)[..., None] * rng.uniform(4, 18)
+    fields = _noise(rng, size_hw, 10)[..., None] * rng.uniform(5, 25, 3)
+    fields += _noise(rng, size_hw, 45)[..., None] * rng.uniform(4, 18)
     canvas = np.where(below, land * (0.8 + 0.5 * down) + fields, canvas).astype(np.float32)
     for _ in range(int(rng.integers(0, 14))):
-        _box(canvas, (rng.random(), rng.uniform(horizon, 1), rng.uniform(0.01, 0.1), rng.uniform(0.01, 0.06)),
+        _rectangle(canvas, (rng.random(), rng.uniform(horizon, 1), rng.uniform(0.01, 0.1), rng.uniform(0.01, 0.06)),
              rng.uniform(60, 230, 3))
     if rng.random() < 0.6:  # a window frame
         bar = np.full(3, rng.uniform(10, 240))
-        _box(canvas, (0, rng.uniform(0.6, 0.95), 1, rng.uniform(0.02, 0.07)), bar)
+        _rectangle(canvas, (0, rng.uniform(0.6, 0.95), 1, rng.uniform(0.02, 0.07)), bar)
         if rng.random() < 0.5:
-            _box(canvas, (rng.uniform(0.05, 0.95), 0, rng.uniform(0.015, 0.05), 1), bar)
+            _rectangle(canvas, (rng.uniform(0.05, 0.95), 0, rng.uniform(0.015, 0.05), 1), bar)
     return canvas
 
 
 def _room(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     """Wall, floor or desk, and things on them."""
-    canvas = _flat(_colour(rng, grey=0.7), size_hw)
+    canvas = _fill(_colour(rng, grey=0.7), size_hw)
     edge = rng.uniform(0.45, 0.9)
     slope = rng.uniform(-0.3, 0.3)
-    _shape(canvas, [(0, edge), (1, edge + slope * 0.5), (1, 1.2), (0, 1.2)], _colour(rng))
+    _polygon(canvas, [(0, edge), (1, edge + slope * 0.5), (1, 1.2), (0, 1.2)], _colour(rng))
     for _ in range(int(rng.integers(2, 16))):
         wide, tall = rng.uniform(0.03, 0.45), rng.uniform(0.03, 0.45)
         at = (rng.uniform(-0.1, 1), rng.uniform(-0.1, 1))
         colour = _colour(rng, grey=0.5)
         kind = rng.random()
         if kind < 0.55:
-            _box(canvas, (*at, wide, tall), colour, rng.uniform(-0.1, 0.1))
+            _rectangle(canvas, (*at, wide, tall), colour, rng.uniform(-0.1, 0.1))
             if rng.random() < 0.4:  # panels, drawers, a screen
                 rows = int(rng.integers(1, 4))
                 for row in range(rows):
                     panel = (at[0] + 0.1 * wide, at[1] + tall * (row + 0.12) / rows, 0.8 * wide, 0.76 * tall / rows)
-                    _box(canvas, panel, colour * rng.uniform(0.6, 1.3))
+                    _rectangle(canvas, panel, colour * rng.uniform(0.6, 1.3))
         elif kind < 0.8:
-            _round(canvas, at, (wide / 2, tall / 2), colour)
+            _ellipse(canvas, at, (wide / 2, tall / 2), colour)
         else:
             corners = np.array(at) + (wide, tall) * rng.standard_normal((4, 2))
-            _shape(canvas, corners[np.argsort(np.arctan2(*(corners - corners.mean(axis=0)).T))], colour)
+            _polygon(canvas, corners[np.argsort(np.arctan2(*(corners - corners.mean(axis=0)).T))], colour)
     return canvas
 
 
 def _shelves(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
-    canvas = _flat(_colour(rng, grey=0.4) * 0.6, size_hw)
+    canvas = _fill(_colour(rng, grey=0.4) * 0.6, size_hw)
     rows = int(rng.integers(2, 5))
     for row in range(rows):
         x = rng.uniform(-0.05, 0.1)
         while x < 1:
             wide, tall = rng.uniform(0.015, 0.09), rng.uniform(0.4, 0.85) / rows
-            _box(canvas, (x, (row + 0.93) / rows - tall, wide, tall), _colour(rng, grey=0.3), rng.uniform(-0.03, 0.03))
+            book = x, (row + 0.93) / rows - tall, wide, tall
+            _rectangle(canvas, book, _colour(rng, grey=0.3), rng.uniform(-0.03, 0.03))
             x += wide + rng.choice([0.003, rng.uniform(0, 0.15)], p=[0.8, 0.2])
-        _box(canvas, (0, (row + 0.93) / rows, 1, 0.03), _colour(rng, grey=0.5))
+        _rectangle(canvas, (0, (row + 0.93) / rows, 1, 0.03), _colour(rng, grey=0.5))
     return canvas
 
 
@@ -107,7 +108,7 @@ def _carpet(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     quarter = (height + 1) // 2, (width + 1) // 2
     pattern = np.zeros(quarter, np.float32)
     for detail in (4, 10, 24):
-        pattern += _cloud(rng, quarter, detail)
+        pattern += _noise(rng, quarter, detail)
     levels = np.digitize(pattern, np.sort(rng.uniform(-1.5, 1.5, 4)))
     colours = np.stack([_colour(rng) for _ in range(5)]).astype(np.float32)
     quarter_bgr = colours[levels]
@@ -121,15 +122,15 @@ def _wall(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     angle = rng.uniform(0, 2 * np.pi)
     slope = np.cos(angle) * np.linspace(-1, 1, width)[None, :] + np.sin(angle) * np.linspace(-1, 1, height)[:, None]
     shade = (1 + rng.uniform(0, 0.5) * slope[..., None]).astype(np.float32)
-    canvas: Canvas = np.asarray(_flat(_colour(rng, grey=0.7), size_hw) * shade, np.float32)
+    canvas: Canvas = np.asarray(_fill(_colour(rng, grey=0.7), size_hw) * shade, np.float32)
     for _ in range(int(rng.integers(0, 3))):
         at, wide = (rng.uniform(0.1, 0.8), rng.uniform(0.05, 0.6)), rng.uniform(0.08, 0.3)
         if rng.random() < 0.5:
-            _box(canvas, (*at, wide, wide), _colour(rng))
-            _box(canvas, (at[0] + 0.1 * wide, at[1] + 0.1 * wide, 0.8 * wide, 0.8 * wide), _colour(rng))
+            _rectangle(canvas, (*at, wide, wide), _colour(rng))
+            _rectangle(canvas, (at[0] + 0.1 * wide, at[1] + 0.1 * wide, 0.8 * wide, 0.8 * wide), _colour(rng))
         else:
-            _round(canvas, at, (wide / 2, wide * 0.66), _colour(rng))
-            _round(canvas, at, (wide / 2.4, wide * 0.55), _colour(rng, grey=0.9))
+            _ellipse(canvas, at, (wide / 2, wide * 0.66), _colour(rng))
+            _ellipse(canvas, at, (wide / 2.4, wide * 0.55), _colour(rng, grey=0.9))
     return canvas
 
 
@@ -147,19 +148,19 @@ def _tiles(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     return np.asarray(np.where(joint[..., None], canvas * rng.uniform(0.4, 1.4), canvas), np.float32)
 
 
-def _clouds(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
+def _blotches(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     """No place at all: blotches of every size, as a blurred crowd, foliage or a mess looks."""
-    canvas = _flat(_colour(rng), size_hw)
+    canvas = _fill(_colour(rng), size_hw)
     for detail in (3, 8, 20, 50):
         strength = (rng.uniform(5, 40) * rng.uniform(0.3, 1, 3)).astype(np.float32)
-        canvas += _cloud(rng, size_hw, detail)[..., None] * strength
+        canvas += _noise(rng, size_hw, detail)[..., None] * strength
     return canvas
 
 
 _KINDS: tuple[Callable[[np.random.Generator, tuple[int, int]], Canvas], ...] = (
-    _curtain, _curtain, _landscape, _room, _room, _shelves, _carpet, _wall, _tiles, _clouds)
+    _curtain, _curtain, _landscape, _room, _room, _shelves, _carpet, _wall, _tiles, _blotches)
 PLACES = {"curtain": _curtain, "landscape": _landscape, "room": _room, "shelf": _shelves, "carpet": _carpet,
-          "wall": _wall, "tile": _tiles, "cloud": _clouds}
+          "wall": _wall, "tile": _tiles, "cloud": _blotches}
 
 
 def _colour(rng: np.random.Generator, grey: float = 0.0) -> NDArray[np.float64]:
@@ -171,11 +172,11 @@ def _colour(rng: np.random.Generator, grey: float = 0.0) -> NDArray[np.float64]:
     return np.asarray(cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0], np.float64)
 
 
-def _flat(colour: NDArray[np.float64], size_hw: tuple[int, int]) -> Canvas:
+def _fill(colour: NDArray[np.float64], size_hw: tuple[int, int]) -> Canvas:
     return np.full((*size_hw, 3), colour, np.float32)
 
 
-def _cloud(rng: np.random.Generator, size_hw: tuple[int, int], detail: int) -> Canvas:
+def _noise(rng: np.random.Generator, size_hw: tuple[int, int], detail: int) -> Canvas:
     """Smooth noise, about standard normal, with `detail` blobs along the frame's height."""
     height, width = size_hw
     rows = max(min(detail, height), 2)
@@ -183,34 +184,34 @@ def _cloud(rng: np.random.Generator, size_hw: tuple[int, int], detail: int) -> C
     return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _curve(rng: np.random.Generator, width: int, detail: int) -> Canvas:
+def _skyline(rng: np.random.Generator, width: int, detail: int) -> Canvas:
     return np.asarray(cv2.resize(rng.standard_normal((1, detail)).astype(np.float32), (width, 1),
                                  interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _shape(canvas: Canvas, corners: list[tuple[float, float]] | NDArray[np.float64],
-           colour: NDArray[np.float64]) -> None:
+def _polygon(canvas: Canvas, corners: list[tuple[float, float]] | NDArray[np.float64],
+             colour: NDArray[np.float64]) -> None:
     """A filled polygon; corners are fractions of the canvas."""
     height, width = canvas.shape[:2]
     pixels = np.rint(np.array(corners) * (width * 16, height * 16)).astype(np.int32)
     cv2.fillPoly(canvas, [pixels], tuple(map(float, colour)), cv2.LINE_8, 4)
 
 
-def _box(canvas: Canvas, box: tuple[float, float, float, float], colour: NDArray[np.float64],
-         turn: float = 0.0) -> None:
+def _rectangle(canvas: Canvas, box: tuple[float, float, float, float], colour: NDArray[np.float64],
+               turn: float = 0.0) -> None:
     x, y, wide, tall = box
     lean = turn * tall
-    _shape(canvas, [(x, y), (x + wide, y + turn * wide), (x + wide + lean, y + tall + turn * wide),
-                    (x + lean, y + tall)], colour)
+    _polygon(canvas, [(x, y), (x + wide, y + turn * wide), (x + wide + lean, y + tall + turn * wide),
+                      (x + lean, y + tall)], colour)
 
 
-def _round(canvas: Canvas, at: tuple[float, float], radii: tuple[float, float], colour: NDArray[np.float64]) -> None:
+def _ellipse(canvas: Canvas, at: tuple[float, float], radii: tuple[float, float], colour: NDArray[np.float64]) -> None:
     angles = np.linspace(0, 2 * np.pi, 40)
-    _shape(canvas, [(at[0] + radii[0] * np.cos(a), at[1] + radii[1] * np.sin(a)) for a in angles], colour)
+    _polygon(canvas, [(at[0] + radii[0] * np.cos(a), at[1] + radii[1] * np.sin(a)) for a in angles], colour)
 
 
-def _print(rng: np.random.Generator, canvas: Canvas, colour: NDArray[np.float64]) -> None:
+def _scatter(rng: np.random.Generator, canvas: Canvas, colour: NDArray[np.float64]) -> None:
     """Leaves, dots or rings scattered over a cloth."""
     size = rng.uniform(0.008, 0.04)
     for x, y in rng.random((int(rng.integers(20, 160)), 2)):
-        _round(canvas, (x, y), (size * rng.uniform(0.3, 1), size * rng.uniform(0.5, 2)), colour)
+        _ellipse(canvas, (x, y), (size * rng.uniform(0.3, 1), size * rng.uniform(0.5, 2)), colour)

@@ -31,61 +31,55 @@ _BACK: tuple[Bone, ...] = (  # the back of the hand, and the wrist
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One person's hand in one light. Lengths are in hand lengths, angles in radians, colours BGR 0..255.
-
-    scale: size of the hand (1 is HAND_HEIGHT of the frame); tilt: lean of the finger, clockwise; thickness: of
-    the fingers; girth: how much the forearm widens towards the elbow; thumb: 0 tucked to 1 along the finger;
-    mirrored: a left hand from the bottom left; elbow_xy: where the forearm comes from, as a fraction of the
-    frame; swing: how far the elbow follows the hand; light_xyz: direction of the light; ambient: share of light
-    from everywhere; bare: length of forearm before the sleeve; band: width of a bracelet, 0 for none;
-    shutter_s: time over which motion blurs; grain: seed of skin and cloth.
-    """
+    """One person's hand in one light. Lengths are in hand lengths, angles in radians, colours BGR 0..255."""
 
     skin_bgr: tuple[float, float, float]
     sleeve_bgr: tuple[float, float, float]
     pattern_bgr: tuple[float, float, float]
     band_bgr: tuple[float, float, float]
     pattern: Literal["plain", "stripes", "checks"]
-    band: float
-    bare: float
-    scale: float
-    tilt: float
-    thickness: float
-    girth: float
-    thumb: float
-    mirrored: bool
-    elbow_xy: tuple[float, float]
-    swing: float
-    light_xyz: tuple[float, float, float]
-    ambient: float
-    shutter_s: float
-    grain: int
+    band: float  # width of a bracelet, 0 for none
+    bare: float  # length of forearm before the sleeve
+    scale: float  # size of the hand; 1 is HAND_HEIGHT of the frame
+    tilt: float  # lean of the finger, clockwise
+    thickness: float  # of the fingers
+    girth: float  # how much the forearm widens towards the elbow
+    thumb: float  # 0 tucked to 1 along the finger
+    mirrored: bool  # a left hand, from the bottom left
+    elbow_xy: tuple[float, float]  # where the forearm comes from, as a fraction of the frame
+    swing: float  # how far the elbow follows the hand
+    light_xyz: tuple[float, float, float]  # direction of the light
+    ambient: float  # share of light from everywhere
+    shutter_s: float  # time over which motion blurs
+    grain: int  # seed of skin and cloth
 
     @classmethod
-    def random(cls, rng: np.random.Generator) -> Look:
-        """A look within what real cameras show, from silhouettes to over-exposed pale hands."""
+    def random(cls, rng: np.random.Generator, lit: bool = False) -> Look:
+        """A look as real cameras show it, from silhouettes to over-exposed hands; lit: a right hand in good light."""
         tone = rng.uniform(0, len(_SKINS_BGR) - 1.001)
         low = int(tone)
         skin = _SKINS_BGR[low] + (tone - low) * (_SKINS_BGR[low + 1] - _SKINS_BGR[low])
         exposure = float(rng.choice([rng.uniform(0.75, 1.15), rng.uniform(0.2, 0.6), rng.uniform(1.15, 1.7)],
                                     p=[0.65, 0.2, 0.15]))
         cast = np.exp(0.1 * rng.standard_normal(3))
+        if lit:
+            exposure, cast = float(rng.uniform(0.75, 1.15)), cast ** 0.3
         skin = np.clip(skin * exposure * cast, 6, 255)
         cloth = rng.uniform(15, 235, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(15, 235))
         side = rng.uniform(-1, 1)
         return cls(
-            skin_bgr=_triple(skin), sleeve_bgr=_triple(cloth * min(exposure, 1.1)),
-            pattern_bgr=_triple(rng.uniform(10, 245, 3) * min(exposure, 1.1)),
-            band_bgr=_triple(rng.uniform(5, 230, 3) * exposure),
+            skin_bgr=_as_triple(skin), sleeve_bgr=_as_triple(cloth * min(exposure, 1.1)),
+            pattern_bgr=_as_triple(rng.uniform(10, 245, 3) * min(exposure, 1.1)),
+            band_bgr=_as_triple(rng.uniform(5, 230, 3) * exposure),
             pattern=str(rng.choice(["plain", "stripes", "checks"], p=[0.6, 0.2, 0.2])),  # type: ignore[arg-type]
             band=float(rng.choice([0.0, rng.uniform(0.03, 0.06), rng.uniform(0.08, 0.16)], p=[0.65, 0.2, 0.15])),
             bare=float(rng.choice([9.0, rng.uniform(0.12, 1.4)], p=[0.5, 0.5])),
             scale=float(np.exp(rng.uniform(np.log(0.75), np.log(1.5)))), tilt=float(rng.normal(-0.22, 0.2)),
             thickness=float(rng.uniform(0.85, 1.25)), girth=float(rng.uniform(0.06, 0.3)),
-            thumb=float(rng.uniform(0, 1)), mirrored=bool(rng.random() < 0.06),
+            thumb=float(rng.uniform(0, 1)), mirrored=bool(rng.random() < 0.06) and not lit,
             elbow_xy=(float(rng.normal(0.95, 0.16)), float(rng.uniform(1.2, 1.7))),
             swing=float(rng.uniform(0.2, 0.7)),
-            light_xyz=_triple(np.array([side, rng.uniform(-1.0, 0.15), rng.uniform(0.35, 1.1)])),
+            light_xyz=_as_triple(np.array([side, rng.uniform(-1.0, 0.15), rng.uniform(0.35, 1.1)])),
             ambient=float(rng.uniform(0.3, 0.8)), shutter_s=float(rng.uniform(0.002, 0.03)),
             grain=int(rng.integers(2 ** 31)))
 
@@ -97,8 +91,8 @@ class Hand:
         self.look, self.size_hw = look, size_hw
         self._length = HAND_HEIGHT * look.scale * size_hw[0]  # pixels
         # Small sprites are drawn finer than they are shown, so that a thin finger keeps its width.
-        self._finer = float(np.clip(60.0 / self._length, 1.0, 3.0))
-        self._unit = self._length * self._finer
+        self._oversampling = float(np.clip(60.0 / self._length, 1.0, 3.0))
+        self._unit = self._length * self._oversampling
         self._arm = _arm_sprite(look, self._unit)
         self._hands: dict[Posture, Image] = {}
 
@@ -110,18 +104,20 @@ class Hand:
         tip = np.array([tip_xy[0] * width, tip_xy[1] * height])
         across = tip_xy[0] - 0.5
         turn = sign * look.tilt + angle + 0.25 * across
-        wrist = tip + self._length * _turned((sign * _WRIST[0], _WRIST[1]), turn)
+        wrist = tip + self._length * _rotate((sign * _WRIST[0], _WRIST[1]), turn)
         elbow_x = look.elbow_xy[0] if sign > 0 else 1 - look.elbow_xy[0]
         elbow = np.array([(elbow_x + look.swing * across) * width, look.elbow_xy[1] * height])
         elbow[1] = max(elbow[1], wrist[1] + 0.5 * self._length)
         way = elbow - wrist
         arm_turn = float(np.clip(np.arctan2(-way[0], way[1]), turn - _MOST_BEND, turn + _MOST_BEND))
         blur = (int(abs(velocity_xy[0]) * width * look.shutter_s), int(abs(velocity_xy[1]) * height * look.shutter_s))
-        scale = 1 / self._finer
-        _stamp(image_bgr, self._arm, _affine(arm_turn, scale, sign, _ARM_ORIGIN, self._unit, wrist), blur)
+        scale = 1 / self._oversampling
+        to_frame = _sprite_to_frame(arm_turn, scale, sign, _ARM_ORIGIN, self._unit, wrist)
+        _composite(image_bgr, self._arm, to_frame, blur)
         if posture not in self._hands:  # many a scene shows one posture only
             self._hands[posture] = _hand_sprite(look, posture, self._unit)
-        _stamp(image_bgr, self._hands[posture], _affine(turn, scale, sign, _HAND_ORIGIN, self._unit, tip), blur)
+        to_frame = _sprite_to_frame(turn, scale, sign, _HAND_ORIGIN, self._unit, tip)
+        _composite(image_bgr, self._hands[posture], to_frame, blur)
 
 
 def _bones(look: Look, posture: Posture) -> list[Bone]:
@@ -171,14 +167,14 @@ def _hand_sprite(look: Look, posture: Posture, unit: float) -> Image:
         away = np.hypot(x - x0 - u * dx, y - y0 - u * dy)
         relief = np.maximum(relief, np.sqrt(np.maximum(radius * radius - away * away, 0)))
         cover = np.maximum(cover, np.clip((radius - away) * unit + 0.5, 0, 1))
-    shade = _lit(relief, look, unit, look.tilt)
-    tint = _tinted(look.skin_bgr, shade, look.grain, unit)
+    shade = _shade(relief, look, unit, look.tilt)
+    tint = _tint(look.skin_bgr, shade, look.grain, unit)
     if posture == "pointing":  # the nail
         nail = np.exp(-((x + 0.002) / (0.022 * look.thickness)) ** 4 - ((y - 0.045) / 0.03) ** 4)[..., None]
         pale = (np.array(look.skin_bgr, np.float32) * 0.85 + 30) * shade[..., None]
         tint = tint + 0.5 * nail * (pale - tint)
     cover = cover * np.clip((1.13 - y) / 0.12, 0, 1)  # melts into the forearm
-    return _premultiplied(tint, cover)
+    return _premultiply(tint, cover)
 
 
 def _arm_sprite(look: Look, unit: float) -> Image:
@@ -194,8 +190,8 @@ def _arm_sprite(look: Look, unit: float) -> Image:
     banded = (np.abs(y - 0.12) < look.band / 2) & ~sleeved
     half = half * np.where(banded, 1.05, 1.0).astype(np.float32)
     relief = np.sqrt(np.maximum(half * half - x * x, 0)) + np.where(sleeved, 0.02 * folds, 0.0).astype(np.float32)
-    shade = _lit(relief, look, unit, -0.6)
-    tint = _tinted(look.skin_bgr, shade, look.grain + 1, unit)
+    shade = _shade(relief, look, unit, -0.6)
+    tint = _tint(look.skin_bgr, shade, look.grain + 1, unit)
     cloth = np.broadcast_to(np.array(look.sleeve_bgr, np.float32), tint.shape).copy()
     if look.pattern != "plain":
         lines = np.sin(y * 60) > 0.3
@@ -204,14 +200,14 @@ def _arm_sprite(look: Look, unit: float) -> Image:
         cloth[lines] = look.pattern_bgr
     tint = np.where(sleeved[..., None], cloth * shade[..., None], tint)
     tint = np.where(banded[..., None], np.array(look.band_bgr, np.float32) * shade[..., None], tint)
-    return _premultiplied(tint, np.clip((half - np.abs(x)) * unit + 0.5, 0, 1))
+    return _premultiply(tint, np.clip((half - np.abs(x)) * unit + 0.5, 0, 1))
 
 
-def _lit(relief: Floats, look: Look, unit: float, turn: float) -> Floats:
+def _shade(relief: Floats, look: Look, unit: float, turn: float) -> Floats:
     """Brightness of a relief (heights in hand lengths) under the look's light, in a sprite turned by `turn`."""
     soft = cv2.GaussianBlur(relief, (0, 0), max(0.014 * unit, 0.6)) * unit
     slope_x, slope_y = cv2.Sobel(soft, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(soft, cv2.CV_32F, 0, 1, scale=1 / 8)
-    light_x, light_y = _turned(look.light_xyz[:2], -turn)
+    light_x, light_y = _rotate(look.light_xyz[:2], -turn)
     light = np.array([-light_x, -light_y, look.light_xyz[2]])
     light /= np.linalg.norm(light)
     # Light comes from -slope: a surface that rises away from the lamp faces it.
@@ -221,7 +217,7 @@ def _lit(relief: Floats, look: Look, unit: float, turn: float) -> Floats:
     return np.asarray(shade, np.float32)
 
 
-def _tinted(colour_bgr: tuple[float, float, float], shade: Floats, grain: int, unit: float) -> Floats:
+def _tint(colour_bgr: tuple[float, float, float], shade: Floats, grain: int, unit: float) -> Floats:
     """Skin: blotches, and darker parts that are redder."""
     height, width = shade.shape
     rng = np.random.default_rng(grain)
@@ -233,21 +229,21 @@ def _tinted(colour_bgr: tuple[float, float, float], shade: Floats, grain: int, u
     return np.asarray(np.array(colour_bgr, np.float32) * np.maximum(level, 0.02)[..., None] ** power, np.float32)
 
 
-def _premultiplied(colour_bgr: Floats, cover: Floats) -> Image:
+def _premultiply(colour_bgr: Floats, cover: Floats) -> Image:
     cover = np.asarray(cover, np.float32)[..., None]
     sprite = np.concatenate([np.clip(colour_bgr, 0, 255) * cover, 255 * cover], axis=2)
     return np.asarray(np.rint(sprite), np.uint8)
 
 
-def _affine(turn: float, scale: float, sign: float, origin: tuple[float, float], unit: float,
-            to_xy: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sprite_to_frame(turn: float, scale: float, sign: float, origin: tuple[float, float], unit: float,
+                     to_xy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sprite pixels -> frame pixels: mirror, shrink, turn, and bring the sprite's origin to `to_xy`."""
     cos, sin = scale * np.cos(turn), scale * np.sin(turn)
     matrix = np.array([[sign * cos, -sin], [sign * sin, cos]])
     return np.column_stack([matrix, to_xy - matrix @ (np.array(origin) * unit)])
 
 
-def _stamp(image_bgr: Image, sprite: Image, affine: NDArray[np.float64], blur: tuple[int, int]) -> None:
+def _composite(image_bgr: Image, sprite: Image, affine: NDArray[np.float64], blur: tuple[int, int]) -> None:
     """Lays a premultiplied sprite over the part of the image that it touches."""
     height, width = image_bgr.shape[:2]
     tall, wide = sprite.shape[:2]
@@ -268,10 +264,10 @@ def _stamp(image_bgr: Image, sprite: Image, affine: NDArray[np.float64], blur: t
     region[:] = cv2.add(through, cv2.cvtColor(layer, cv2.COLOR_BGRA2BGR))
 
 
-def _turned(xy: tuple[float, ...], turn: float) -> NDArray[np.float64]:
+def _rotate(xy: tuple[float, ...], turn: float) -> NDArray[np.float64]:
     cos, sin = np.cos(turn), np.sin(turn)
     return np.array([cos * xy[0] - sin * xy[1], sin * xy[0] + cos * xy[1]])
 
 
-def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+def _as_triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,9 @@ from engines.synthetic.backgrounds import random_background
 from engines.synthetic.hand import Hand, Image, Look
 from engines.synthetic.script import Pose
 
+_CLEAR_PLACES = ("curtain", "room", "shelf", "tile", "wall")
+_CLEAR_CONTRAST = 60.0  # between skin and most of the place, of 255
+_LOOKS = 24  # hands of which one is chosen
 _MARGIN = 0.14  # of the frame on each side, for the camera to sway in
 
 
@@ -17,19 +22,27 @@ class Scene:
     """One place, one light, one person. `draw` depends on nothing but its arguments and the seed.
 
     size_hw: frame size in pixels; background_bgr: an image (any size) to stand behind the hand, else one is
-    rendered.
+    rendered; clear: a place before which the hand stands out, in good light, with nothing else that moves.
     """
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int],
-                 background_bgr: NDArray[np.uint8] | None = None) -> None:
+                 background_bgr: NDArray[np.uint8] | None = None, clear: bool = False) -> None:
         self.size_hw = height, width = size_hw
         self.look = Look.random(rng)
-        self.hand = Hand(self.look, size_hw)
         full_hw = (round(height * (1 + 2 * _MARGIN)), round(width * (1 + 2 * _MARGIN)))
-        room = random_background(rng, full_hw) if background_bgr is None else _covering(background_bgr, full_hw)
+        room: NDArray[Any]
+        if background_bgr is None:
+            room = random_background(rng, full_hw, str(rng.choice(_CLEAR_PLACES)) if clear else None)
+        else:
+            room = _cover(background_bgr, full_hw)
         cast = np.exp(rng.uniform(0, 0.12) * rng.standard_normal(3))
         level = float(np.exp(0.25 * rng.standard_normal())) if background_bgr is None else 1.0
         self._room: Image = np.clip(room * (cast * level), 0, 255).astype(np.uint8)
+        if clear:
+            looks = [Look.random(rng, lit=True) for _ in range(_LOOKS)]
+            self.look = next((look for look in looks if _contrast(look, self._room) > _CLEAR_CONTRAST),
+                             max(looks, key=lambda look: _contrast(look, self._room)))
+        self.hand = Hand(self.look, size_hw)
         if rng.random() < 0.6:
             softness = float(rng.uniform(0.3, 1.2) * height / 240 + 0.05)
             self._room = np.asarray(cv2.GaussianBlur(self._room, (0, 0), softness), np.uint8)
@@ -42,25 +55,25 @@ class Scene:
         self._roll = rng.uniform(0, 0.025)
         # Light: gain drifts, and an automatic exposure answers the hand.
         self._gain, self._gain_hz, self._gain_phase = rng.uniform(0, 0.08), rng.uniform(0.03, 0.4), rng.uniform(0, 6.28)
-        self._answer = float(rng.choice([0.0, rng.uniform(-0.12, 0.12)], p=[0.6, 0.4]))
+        self._exposure_response = float(rng.choice([0.0, rng.uniform(-0.12, 0.12)], p=[0.6, 0.4]))
         # Standard deviation in camera pixels; a small frame stands for a camera's frame scaled down.
         noise = float(rng.choice([rng.uniform(0, 3), rng.uniform(3, 12)], p=[0.7, 0.3])) * min(height / 240, 1.0) ** 0.5
         self._noise = _noise_tile(rng, size_hw)
         self._noise_level = noise / max(float(self._noise[:32, :32].std()), 1.0)
         self._noise_seed = int(rng.integers(2 ** 31))
         self._soft = bool(rng.random() < 0.25)
-        self._clutter = _Clutter(rng, size_hw) if rng.random() < 0.2 else None
+        self._clutter = _Clutter(rng, size_hw) if rng.random() < 0.2 and not clear else None
 
     def draw(self, pose: Pose, t_s: float) -> Image:
         """The image at `t_s` seconds: uint8 BGR [H, W, 3]."""
         height, width = self.size_hw
-        image = self._view(t_s)
+        image = self._render_room(t_s)
         if self._clutter is not None:
             self._clutter.draw(image, t_s)
         gain = 1 + self._gain * np.sin(2 * np.pi * self._gain_hz * t_s + self._gain_phase)
         if pose.tip_xy is not None:
             self.hand.draw(image, pose.tip_xy, pose.posture, pose.angle, pose.velocity_xy)
-            gain += self._answer * float(np.clip(1.1 - pose.tip_xy[1], 0, 1))
+            gain += self._exposure_response * float(np.clip(1.1 - pose.tip_xy[1], 0, 1))
         if self._soft:
             image = np.asarray(cv2.blur(image, (3, 3)), np.uint8)
         left, top = np.random.default_rng((self._noise_seed, round(t_s * 10_000))).integers(0, _NOISE_STEPS, 2)
@@ -68,7 +81,7 @@ class Scene:
         share = self._noise_level
         return np.asarray(cv2.addWeighted(image, gain, tile, share, -127.5 * share), np.uint8)
 
-    def _view(self, t_s: float) -> Image:
+    def _render_room(self, t_s: float) -> Image:
         height, width = self.size_hw
         full_height, full_width = self._room.shape[:2]
         sway = (self._sway * np.sin(2 * np.pi * self._sway_hz * t_s + self._sway_phase)).sum(axis=0)
@@ -118,7 +131,13 @@ def _noise_tile(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
     return grain if rng.random() < 0.3 else np.asarray(cv2.blur(grain, (2, 2)), np.uint8)
 
 
-def _covering(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> Image:
+def _contrast(look: Look, room: Image) -> float:
+    """What three quarters of a room differ from the skin by at least, 0..255."""
+    difference = np.abs(room[::8, ::8].astype(float) - look.skin_bgr).max(axis=2)
+    return float(np.quantile(difference, 0.25))
+
+
+def _cover(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> Image:
     """Scales an image to just cover a size, and cuts the middle out."""
     height, width = size_hw
     scale = max(height / image_bgr.shape[0], width / image_bgr.shape[1])

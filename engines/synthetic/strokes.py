@@ -35,20 +35,29 @@ DURATIONS: dict[str, Duration] = {
     "del": Duration(2.0, 3.8, 5.5), "carret": Duration(1.2, 2.5, 4.7), "tick": Duration(1.2, 2.4, 4.7),
 }
 _SPREAD = 0.38  # of the logarithm of a duration
+# Width and height times this: real carets are 1.4 times as wide as high, eight of ten swipes lean at most 5 degrees.
+CLEAR_STRETCH = {"carret": (1.5, 1.0), "left": (1.0, 0.5), "right": (1.0, 0.5), "up": (0.5, 1.0), "down": (0.5, 1.0)}
 
 STRAYS = {"wander": 0.3, "zigzag": 0.15, "early": 0.2, "backwards": 0.15, "scribble": 0.1, "diagonal": 0.1}
 # Not those that begin as a gesture, nor those that run the other way round: some people draw gestures so.
-CLEAR_STRAYS = {"wander": 0.5, "zigzag": 0.2, "scribble": 0.15, "diagonal": 0.15}
+DISTINCT_STRAYS = {"wander": 0.5, "zigzag": 0.2, "scribble": 0.15, "diagonal": 0.15}
 # Mean distance of two paths, the longer side being 1: nine of ten recorded strokes are closer to one of their own kind.
-ALIKE = 0.12
-STRETCHES = ((0.0, 1.0), (0.0, 0.5), (0.0, 0.75), (0.25, 0.75), (0.25, 1.0), (0.5, 1.0))  # that must be no gesture
+MAX_SHAPE_DISTANCE = 0.12
+SECTIONS = ((0.0, 1.0), (0.0, 0.5), (0.0, 0.75), (0.25, 0.75), (0.25, 1.0), (0.5, 1.0))  # that must be no gesture
 
 
 def stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
     """One drawing of a gesture: (points_xy [N, 2] in a unit box, duration_s). Raises KeyError for an unknown label."""
     least, median, most = DURATIONS[label]
     duration_s = float(np.clip(median * np.exp(_SPREAD * rng.standard_normal()), least, most))
-    return _humanise(_ideal(label, rng), rng, closed=label == "circlecc"), duration_s
+    return _humanise(_template(label, rng), rng, closed=label == "circlecc"), duration_s
+
+
+def clear_stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
+    """A gesture as it is shown to a camera: recorded proportions, nearly the median pace. See `stroke`."""
+    points, duration_s = stroke(label, rng)
+    median = DURATIONS[label].median
+    return _normalise(points * CLEAR_STRETCH.get(label, (1.0, 1.0))), median * (duration_s / median) ** 0.4
 
 
 def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tuple[Points, float]:
@@ -57,7 +66,7 @@ def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tup
     kind = rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values()))
     if kind == "wander":
         path = np.cumsum(rng.standard_normal((int(rng.integers(3, 8)), 2)), axis=0)
-        points = _smooth(_travel(path, rng, 0.3), 9.0)
+        points = _smooth(_trace(path, rng, 0.3), 9.0)
     elif kind == "zigzag":
         count = int(rng.integers(4, 8))
         path = np.column_stack([np.linspace(0, rng.uniform(0.4, 1.5), count), (np.arange(count) % 2) * 1.0])
@@ -68,9 +77,9 @@ def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tup
         points = whole[:int(SAMPLES * rng.uniform(0.35, 0.6))]
     elif kind == "backwards":
         if rng.random() < 0.5:
-            points = _humanise(_ideal("circlecc", rng)[::-1], rng, closed=True)
+            points = _humanise(_template("circlecc", rng)[::-1], rng, closed=True)
         else:
-            points = _humanise(_ideal("square", rng)[::-1], rng)
+            points = _humanise(_template("square", rng)[::-1], rng)
     elif kind == "scribble":
         turns = rng.uniform(1.7, 3.0) * 2 * np.pi * rng.choice([-1, 1])
         angles = rng.uniform(0, 2 * np.pi) + np.linspace(0, turns, SAMPLES)
@@ -79,32 +88,33 @@ def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tup
     else:
         angle = np.deg2rad(rng.uniform(30, 60)) + rng.integers(4) * np.pi / 2
         points = _humanise(np.array([[0, 0], [np.cos(angle), np.sin(angle)]]), rng)
-    return _boxed(points), float(rng.uniform(0.6, 4.0))
+    return _normalise(points), float(rng.uniform(0.6, 4.0))
 
 
-def unlike_gestures(rng: np.random.Generator) -> tuple[Points, float]:
+def distinct_stray(rng: np.random.Generator) -> tuple[Points, float]:
     """Motion that nobody would take for a gesture, nor any long part of it: half a random walk is a swipe or a tick."""
     while True:
-        points, duration_s = stray(rng, CLEAR_STRAYS)
-        parts = [points[round(a * len(points)):round(b * len(points))] for a, b in STRETCHES]
-        if not any(like_a_gesture(part) for part in parts if np.ptp(part, axis=0).max() >= 0.5):
+        points, duration_s = stray(rng, DISTINCT_STRAYS)
+        parts = [points[round(a * len(points)):round(b * len(points))] for a, b in SECTIONS]
+        if not any(resembles_gesture(part) for part in parts if np.ptp(part, axis=0).max() >= 0.5):
             return points, duration_s
 
 
-def like_a_gesture(points: Points) -> bool:
+def resembles_gesture(points: Points) -> bool:
     """Whether a path [N, 2] has the shape of one of ours, wherever and however large and fast it is drawn."""
-    apart = _drawn() - _shape(points)
-    return bool(np.sqrt(apart[..., 0] ** 2 + apart[..., 1] ** 2).mean(axis=1).min() < ALIKE)  # np.linalg.norm: slower
+    apart = _gesture_shapes() - _resample(points)
+    distance = np.sqrt(apart[..., 0] ** 2 + apart[..., 1] ** 2).mean(axis=1)  # np.linalg.norm is slower
+    return bool(distance.min() < MAX_SHAPE_DISTANCE)
 
 
 @cache
-def _drawn() -> Points:
+def _gesture_shapes() -> Points:
     """Shapes of drawings of every gesture, [N, 16, 2]."""
     rng = np.random.default_rng(0)
-    return np.array([_shape(stroke(label, rng)[0]) for label in LABELS for _ in range(60)])
+    return np.array([_resample(stroke(label, rng)[0]) for label in LABELS for _ in range(60)])
 
 
-def _shape(points: Points) -> Points:
+def _resample(points: Points) -> Points:
     """16 points evenly along a path, about their mean, its longer side 1."""
     way = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     even = np.linspace(0, way[-1], 16)
@@ -112,7 +122,7 @@ def _shape(points: Points) -> Points:
     return np.asarray((along - along.mean(axis=0)) / max(float(np.ptp(points, axis=0).max()), 1e-9))
 
 
-def _ideal(label: str, rng: np.random.Generator) -> Points:
+def _template(label: str, rng: np.random.Generator) -> Points:
     """Corner points (or a dense curve) of a gesture, before human variation."""
     def near(x: float, y: float, spread: float = 0.05) -> tuple[float, float]:
         return x + spread * rng.standard_normal(), y + spread * rng.standard_normal()
@@ -156,7 +166,7 @@ def _humanise(path: Points, rng: np.random.Generator, closed: bool = False) -> P
         at = np.clip(u, 0, 1) * (len(path) - 1)
         points = np.column_stack([np.interp(at, np.arange(len(path)), path[:, axis]) for axis in (0, 1)])
     else:
-        points = _travel(path, rng, rng.uniform(0.03, 0.12))
+        points = _trace(path, rng, rng.uniform(0.03, 0.12))
     points = _smooth(points, rng.uniform(0.8, 3.5))
     shear = np.array([[1.0, 0.06 * rng.standard_normal()], [0.06 * rng.standard_normal(), 1.0]])
     points = points @ shear @ _rotation(np.deg2rad(3.0) * rng.standard_normal())
@@ -164,10 +174,10 @@ def _humanise(path: Points, rng: np.random.Generator, closed: bool = False) -> P
     for _ in range(3):
         waves, phase = rng.uniform(0.7, 5.0, 2), rng.uniform(0, 2 * np.pi, 2)
         points = points + rng.uniform(0, 0.01) * np.sin(2 * np.pi * waves * t + phase)
-    return _boxed(points)
+    return _normalise(points)
 
 
-def _travel(corners: Points, rng: np.random.Generator, bow: float) -> Points:
+def _trace(corners: Points, rng: np.random.Generator, bow: float) -> Points:
     """Goes from corner to corner, slowing down at each; a longer side takes longer, but not in proportion."""
     sides = np.diff(corners, axis=0)
     lengths = np.linalg.norm(sides, axis=1) + 1e-9
@@ -196,7 +206,7 @@ def _smooth(points: Points, sigma: float) -> Points:
     return np.column_stack([np.convolve(padded[:, axis], kernel, mode="valid") for axis in (0, 1)])
 
 
-def _boxed(points: Points) -> Points:
+def _normalise(points: Points) -> Points:
     low = points.min(axis=0)
     return np.asarray((points - low) / max(float((points.max(axis=0) - low).max()), 1e-9))
 

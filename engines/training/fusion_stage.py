@@ -30,13 +30,13 @@ from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import Contract
 from engines.model.file import Model, load, save
-from engines.networks.clip_fusion import fusion_of
+from engines.networks.clip_fusion import GatedClipFusion
 from engines.networks.fusion_rule import PREFIX, FusionRule
 from engines.networks.network import Network
 from engines.training.calibrate import temperature
-from engines.training.distributed import seeded
 from engines.training.loss import KNOWABLE_AT, UNKNOWN
 from engines.training.pixels import normalise
+from engines.training.process import seeded
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
 from engines.training.training_stream import SectionShares, TrainingStream
@@ -253,7 +253,7 @@ def fit_fusion(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N
     weights = {head: [torch.from_numpy(part.astype(np.float32)) for part in parts] for head, parts in heads.items()}
     generator = torch.Generator().manual_seed(seed)
     with seeded(seed, clips.device):
-        fusion = fusion_of(rule, clips.shape[2]).train()
+        fusion = GatedClipFusion(clips.shape[2], rule).train()
     parameters = list(fusion.parameters())
     if not parameters:
         return {}

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from engines.errors import GatestreamError
 from engines.training.loss import Truth
+from engines.training.process import load
 from engines.training.sections import LabelledFrame
-from engines.training.workers import start_workers
 
 # (row, iteration it begins at, generator of its own) -> its frames
 OpenStream = Callable[[int, int, np.random.Generator], Iterator[LabelledFrame]]
@@ -75,7 +75,7 @@ class StreamLoader(IterableDataset["Batch | GatestreamError"]):
         worker = get_worker_info()
         try:
             yield from self._serve(self.rows if worker is None else self.rows[worker.id::worker.num_workers])
-        except GatestreamError as error:  # the loader would make another kind of it on the way here
+        except GatestreamError as error:
             yield error
 
     def _serve(self, rows: Sequence[int]) -> Iterator[Batch]:
@@ -103,9 +103,9 @@ class StreamLoader(IterableDataset["Batch | GatestreamError"]):
         parts = max(1, self._workers)
         served = [row for part in range(parts) for row in self.rows[part::parts]]
         order = torch.tensor([served.index(row) for row in self.rows])
-        pieces = start_workers(loader)
+        pieces = load(loader)
         for _ in range(first, end):
-            yield _join([_checked(next(pieces)) for _ in range(parts)], order)
+            yield _join([next(pieces) for _ in range(parts)], order)
 
 
 def collate(chunks: Sequence[Sequence[LabelledFrame]], fresh: Sequence[bool], names: Sequence[str]) -> Batch:
@@ -121,12 +121,6 @@ def collate(chunks: Sequence[Sequence[LabelledFrame]], fresh: Sequence[bool], na
     sources = [", ".join(dict.fromkeys(frame.source for frame in chunk if frame.source)) for chunk in chunks]
     return Batch(pixels, torch.tensor(list(fresh)), truth,
                  tuple(f"{name}: {source}" if source else name for name, source in zip(names, sources, strict=True)))
-
-
-def _checked(piece: Batch | GatestreamError) -> Batch:
-    if isinstance(piece, GatestreamError):
-        raise piece
-    return piece
 
 
 def _join(pieces: Sequence[Batch], order: Tensor) -> Batch:

@@ -32,9 +32,10 @@ from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training import exemplars
 from engines.training.calibrate import ValidationClip, calibrate, read_clips
-from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, whole_config
 from engines.training.loop import run
+from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
@@ -244,11 +245,7 @@ class _Training:
                           _part_of(recipe, AdamWConfig),
                           iterations=recipe.iterations, average=recipe.average, ranks=ranks,
                           finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
-        weights = run(task, _part_of(recipe, LoopConfig), folder, ranks, self.report, progress)
-        trained = task.average.module
-        assert isinstance(trained, Network)
-        trained.load_state_dict(weights)
-        trained.to("cpu").eval()
+        trained = run(task, _part_of(recipe, LoopConfig), folder, ranks, self.report, progress)
         if ranks.is_main:
             if held_out():
                 self.report(f"calibrating on {len(held_out())} recordings that were left out")

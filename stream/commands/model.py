@@ -164,8 +164,8 @@ def import_official(
       gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
     """
     check_model_path(out)
+    from engines.datasets.tables import read_labels
     from engines.model.import_official import import_official as write
-    from engines.model.import_official import read_labels
 
     contract = write(file, out, arch=arch, labels=read_labels(labels, sort_labels) if labels else None,
                      segments=segments, clip_s=clip_seconds, name=name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.datasets import Media, Segment
 from engines.datasets.media import image_number
-from engines.synthetic import Simulation, unlike_gestures
+from engines.synthetic import Simulation, distinct_stray
 from stream.frame import Frame, Image
 from stream.sources import open_source
 from stream.sources.images import is_image, natural_key
@@ -94,7 +94,7 @@ def render_idle(seconds: float, rate: float, seed: int = 0, room_s: float = ROOM
 def idle_room(seconds: float, rate: float, seed: int) -> Simulation:
     """A room whose first gesture comes after `seconds`."""
     never_s = 2 * seconds + 60.0
-    return Simulation(seed, ROOM_HW, rate, idle_s=(never_s, never_s), strays=unlike_gestures)
+    return Simulation(seed, ROOM_HW, rate, idle_s=(never_s, never_s), strays=distinct_stray)
 
 
 def _play(media: Media, at: float, start_s: float = 0.0, seconds: float = float("inf")) -> Played:

@@ -61,7 +61,7 @@ class SimulatedSource(Source):
         frames = None if math.isinf(settings["seconds"]) else math.ceil(settings["seconds"] * self._rate - 1e-6)
         self.info = SourceInfo(camera or "gestures", self._live, size_hw, self._rate, frames)
         self._frames = math.inf if frames is None else max(frames, 1)
-        self._simulation = Simulation(int(settings["seed"]), size_hw, self._rate)
+        self._simulation = Simulation(int(settings["seed"]), size_hw, self._rate, demonstration=True)
         self._now, self._clock, self._sleep = now, clock, sleep
         self.started_at = 0.0
 
