@@ -13,12 +13,11 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 
 import av
 
-from engines.errors import SinkError, UsageError
+from engines.errors import UsageError
 from stream.frame import Frame, Image
 from stream.sinks.base import sink_errors
 from stream.sinks.video import write_video
@@ -74,7 +73,7 @@ class ClipStore:
                 whole.parent.mkdir(parents=True, exist_ok=True)
                 whole.touch()  # its number is taken
         try:
-            _write(whole, _check_length(images, label))
+            write_video(whole, _check_length(images, label), HEIGHT)
             with sink_errors("writing", clip):
                 clip.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(whole, clip)
@@ -90,7 +89,8 @@ class ClipStore:
     def trim(self, label: str, number: int, from_s: float, to_s: float) -> StoredClip:
         """Teaches with this part of a recording only; the whole stays. Raises UsageError, SinkError."""
         whole, clip = self.find(label, number, whole=True), self.find(label, number)
-        _write(clip, _check_length(((at, image) for at, image in _read(whole) if from_s <= at <= to_s), label))
+        part = ((at, image) for at, image in _read(whole) if from_s <= at <= to_s)
+        write_video(clip, _check_length(part, label), HEIGHT)
         return self._clip(label, number)
 
     def remove(self, label: str, number: int) -> None:
@@ -136,21 +136,6 @@ def _read(video: Path) -> Iterator[tuple[float, Image]]:
         for frame in source.frames():
             if isinstance(frame, Frame):
                 yield frame.captured_at, frame.image_bgr
-
-
-def _write(path: Path, images: Iterator[tuple[float, Image]]) -> None:
-    """As H.264, no larger than HEIGHT, all or nothing."""
-    try:
-        at, first = next(images)
-        height, width = first.shape[:2]
-        scale = min(1.0, HEIGHT / height)
-        with sink_errors("writing", path):
-            write_video(path, chain([(at, first)], images), (round(height * scale), round(width * scale)))
-    except av.FFmpegError as error:
-        raise SinkError(f"writing {path} failed: {error}", "an output that can be written",
-                        "check the free space") from error
-    finally:
-        path.with_suffix(".part").unlink(missing_ok=True)
 
 
 def _length_s(video: Path) -> float:

@@ -28,7 +28,7 @@ import engines
 from demo.clip_store import ClipStore, StoredClip
 from demo.service_api import ServiceClient
 from engines.errors import FrameError, GatestreamError, UsageError
-from engines.model.preprocess import seen_part
+from engines.model.preprocess import visible_part
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
 from stream.sources import Source, open_source
@@ -203,7 +203,7 @@ class LiveSession:
             return []
         image = image_bgr()
         open_HW = gates.update(image)
-        part_h, part_w = seen_part(image.shape[:2], self._sessions.recognizer.contract)
+        part_h, part_w = visible_part(image.shape[:2], self._sessions.recognizer.contract)
         return [{"type": "gates", "size_hw": list(open_HW.shape), "part_hw": [part_h, part_w],
                  "open": base64.b64encode((255 * open_HW).astype(np.uint8).tobytes()).decode()}]
 

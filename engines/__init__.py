@@ -11,7 +11,6 @@ Names are loaded on first use, so that running a compiled engine never imports t
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from engines.networks.network import clip_scores as clip_scores
     from engines.runtime.registry import compile as compile
     from engines.runtime.registry import export as export
-
-# Without this package OpenVINO cannot report to its makers that it was imported and what it converted, which it would
-# do from every camera's machine.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _HOMES = {"load": "engines.model.file", "compile": "engines.runtime.registry", "export": "engines.runtime.registry",
           "build": "engines.networks.network", "causal": "engines.networks.causal",

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import numpy as np
@@ -104,7 +104,12 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     began, frames, lost = timer(), 0, 0
     first_at: float | None = None
     try:
-        with _close_after(max_seconds if live else None, source):
+        with ExitStack() as stack:
+            if max_seconds is not None and live:  # ends the wait for a frame, too
+                ending = threading.Timer(max_seconds, source.close)
+                ending.daemon = True
+                ending.start()
+                stack.callback(ending.cancel)
             for item in source.frames():
                 if outputs.failure or (stop is not None and stop.is_set()):
                     break
@@ -156,18 +161,3 @@ def stop_on_signals(source: Source, stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _close_after(seconds: float | None, source: Source) -> Iterator[None]:
-    """Closes the source after so many seconds of real time, even when it gives no frames."""
-    if seconds is None:
-        yield
-        return
-    timer = threading.Timer(seconds, source.close)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.model.contract import Contract
+from engines.model.scores import probabilities
 from engines.runtime.engine import StepResult
 from stream.frame import Ranked
 from stream.window import ClipWindow, Floats, Fused, Fusion, Window
@@ -75,14 +76,6 @@ class Scorer:
         """Empties the window."""
         if self._window is not None:
             self._window.reset()
-
-
-def probabilities(logits_K: NDArray[np.float32], temperature: float) -> Probs:
-    """Softmax of the logits over the calibration temperature."""
-    scaled_K = logits_K.astype(np.float64) / temperature
-    odds_K = np.exp(scaled_K - scaled_K.max())
-    probs_K: Probs = odds_K / odds_K.sum()
-    return probs_K
 
 
 def top_labels(labels: tuple[str, ...], probs_K: Probs) -> Ranked:

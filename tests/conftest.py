@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -106,18 +107,20 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTorchTensorRT:
     """A processor that passes for a GPU with torch-tensorrt; steps are not exported, and the probe clip is short."""
     import torch
 
-    import engines.runtime.slot_pool
+    import engines.runtime.backend
+    import engines.runtime.registry
     import engines.runtime.tensorrt
     from engines.runtime.parity import probe_clip
 
     library = FakeTorchTensorRT()
     monkeypatch.setitem(sys.modules, "torch_tensorrt", library)
-    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.0"))
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.0",
+                                                                    __spec__=ModuleSpec("tensorrt", None)))
     monkeypatch.setattr(engines.runtime.registry, "unavailable_reason",
                         lambda name: None if name == "tensorrt" else "not tried")
     monkeypatch.setattr(engines.runtime.tensorrt, "DEVICE", "cpu")
     monkeypatch.setattr(engines.runtime.tensorrt, "_gpu", lambda: ("GPU", "1.0"))
-    for module in (engines.runtime.slot_pool, engines.runtime.tensorrt):
+    for module in (engines.runtime.backend, engines.runtime.tensorrt):
         monkeypatch.setattr(module, "probe_clip", lambda contract: probe_clip(contract, 3))
     monkeypatch.setattr(torch.export, "export", lambda step, inputs, strict: SimpleNamespace(module=lambda: step))
     return library

@@ -19,6 +19,7 @@ LABELS = ("none", "left", "right", "up")
 
 def lively(network: nn.Module) -> None:
     """Fills a network with weights that keep signals alive, so that every temporal module matters."""
+    gates = set(network.temporal.modules())  # type: ignore[operator, union-attr]
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d) and module.weight.shape[1:] != (2, 3, 3):
@@ -26,7 +27,7 @@ def lively(network: nn.Module) -> None:
             if isinstance(module, nn.Conv3d):
                 module.weight.normal_(0, 0.1)
                 nn.init.normal_(module.bias, 0, 0.3)  # type: ignore[arg-type]
-            if isinstance(module, nn.BatchNorm3d):
+            if isinstance(module, nn.BatchNorm2d) and module in gates:
                 module.weight.uniform_(-0.5, 1.5)
                 module.bias.normal_(0, 0.5)
                 module.running_mean.normal_(0, 0.5)  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from engines.errors import ModelError, UsageError
 from engines.networks.config import NetworkConfig
 from engines.networks.network import BACKBONES, Network, build
 from engines.runtime.lowering import StepNetwork
-from engines.training.pretrained import load_pretrained
+from engines.training.initialisation import load_pretrained
 
 SIZES_HW = {"bninception": (64, 96), "inceptionv3": (75, 107), "resnet18": (48, 64), "resnet50": (48, 64),
             "mobilenetv2": (48, 64)}

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+import engines.bench.doctor as doctor_module
+from engines.bench.stages import _last
+from engines.datasets.base import Media, Segment
+from engines.datasets.frame_cache import FrameCache
 from engines.errors import EngineError, SinkError
 from engines.runtime import cache
 
@@ -35,6 +46,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def left_in(folder: Path) -> list[str]:
+    """What lies in the cache besides the lock files."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".lock-"))
+
+
 def test_built_once_then_found(folder: Path) -> None:
     builder = Builder()
     first, second = cache.get_or_build(KEY, builder), cache.get_or_build(dict(reversed(KEY.items())), builder)
@@ -42,7 +58,7 @@ def test_built_once_then_found(folder: Path) -> None:
     assert first == second
     assert (second.folder.parent, second.facts) == (folder, {"precision": "f32"})
     assert (second.folder / "step.xml").read_text() == "graph"
-    assert [path.name for path in folder.iterdir()] == [second.folder.name]  # nothing is left beside it
+    assert left_in(folder) == [second.folder.name]  # nothing is left beside it
 
 
 @pytest.mark.parametrize("part", KEY)
@@ -126,24 +142,114 @@ def test_a_build_that_fails_leaves_nothing(folder: Path) -> None:
 
     with pytest.raises(EngineError):
         cache.get_or_build(KEY, fail)
-    assert list(folder.iterdir()) == []
+    assert left_in(folder) == []
 
 
-def test_builders_at_once_all_get_a_good_entry(folder: Path) -> None:
-    together, entries = threading.Barrier(4), []
+def test_one_of_several_builders_builds_and_the_others_wait(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    builder, building, finish, waiting = Builder(), threading.Event(), threading.Event(), threading.Event()
+    entries: list[cache.Entry] = []
 
     def build(aside: Path) -> cache.Facts:
-        facts = Builder()(aside)
-        together.wait(timeout=30)  # all are building before any is done
-        return facts
+        building.set()
+        assert finish.wait(timeout=30)
+        return builder(aside)
 
-    threads = [threading.Thread(target=lambda: entries.append(cache.get_or_build(KEY, build))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
+    class Waits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "waiting" in record.getMessage():
+                waiting.set()
+
+    handler = Waits()
+    cache.log.addHandler(handler)
+    try:
+        threads = [threading.Thread(target=lambda: entries.append(cache.get_or_build(KEY, build))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert building.wait(timeout=30)
+        assert waiting.wait(timeout=30)
+        finish.set()
+        for thread in threads:
+            thread.join(timeout=30)
+    finally:
+        cache.log.removeHandler(handler)
     assert [entry.facts for entry in entries] == [{"precision": "f32"}] * 4
-    assert [path.name for path in folder.iterdir()] == [cache.name_of(KEY)]
+    assert builder.built == 1
+    assert left_in(folder) == [cache.entry_name(KEY)]
+
+
+KILLED = """
+import os, signal, sys
+from engines.runtime import cache
+
+def build(aside):
+    (aside / "half.bin").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+cache.get_or_build({"model": sys.argv[1]}, build)
+"""
+
+
+@pytest.mark.parametrize("model", ["abc", "another"])
+def test_a_killed_builder_blocks_nobody_and_what_it_left_goes(folder: Path, model: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, "abc"], check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == -signal.SIGKILL
+    assert any(name.startswith(cache.BUILDING) for name in left_in(folder))
+    entry = cache.get_or_build({"model": model}, Builder())
+    assert left_in(folder) == [entry.folder.name]
+
+
+def test_what_is_not_used_for_long_goes_and_what_is_too_much(folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "frames").mkdir(parents=True)
+    now = time.time()
+    old, newer, newest = (cache.get_or_build({"model": name}, Builder()) for name in ("old", "newer", "newest"))
+    for entry, age in ((old, cache.UNUSED_S + 60), (newer, 100), (newest, 50)):
+        os.utime(entry.folder / cache.MANIFEST, (now - age, now - age))
+    with caplog.at_level(logging.WARNING):
+        fourth = cache.get_or_build({"model": "fourth"}, Builder())
+    assert left_in(folder) == sorted(["frames", *(entry.folder.name for entry in (newer, newest, fourth))])
+    assert f"removed engine {old.folder.name}" in caplog.text
+    cache.get_or_build({"model": "newer"}, Builder())  # used now, so that `newest` is what was not used for longest
+    monkeypatch.setattr(cache, "LIMIT_BYTES", 3 * fourth.size_bytes + 100)
+    fifth = cache.get_or_build({"model": "fifth"}, Builder())
+    assert left_in(folder) == sorted(["frames", *(entry.folder.name for entry in (newer, fourth, fifth))])
+    monkeypatch.setattr(cache, "LIMIT_BYTES", 1)
+    sixth = cache.get_or_build({"model": "sixth"}, Builder())
+    assert left_in(folder) == sorted(["frames", sixth.folder.name])
+
+
+def test_other_entries_are_told_apart_by_their_manifests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("1.0", "2.0"):
+        cache.get_or_build({**KEY, "library": library}, Builder())
+    hashed: list[Path] = []
+    monkeypatch.setattr(cache, "_sha256", lambda path: hashed.append(path) or "")
+    assert [entry.key["library"] for entry in cache.entries()] == ["2.0", "1.0"]
+    cache._log_other_versions({**KEY, "library": "3.0"})
+    assert hashed == []
+
+
+@pytest.mark.parametrize("first", ["engine", "report", "frames", "doctor"])
+def test_whoever_comes_first_makes_the_folder_private(first: str, folder: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATESTREAM_CACHE", str(folder / "deep"))
+    makers: dict[str, Callable[[], object]] = {
+        "engine": lambda: cache.get_or_build(KEY, Builder()),
+        "report": lambda: _last({"model": "a", "engine": "b", "precision": "c"}),
+        "frames": lambda: make_private_dir_of_frames(folder / "deep" / "frames"),
+        "doctor": doctor_module._cache}
+    before = os.umask(0o002)
+    try:
+        makers[first]()
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*")) if path.is_dir()} == {0o700}
+
+
+def make_private_dir_of_frames(folder: Path) -> None:
+    media = Media(folder.parents[2], 5.0, first=0)
+    cv2.imwrite(str(media.path / "img_00000.png"), np.zeros((48, 64, 3), np.uint8))
+    FrameCache(folder).frames(Segment("one", media, 0.0, 0.2), 5.0, (48, 64))
+    assert list(folder.glob("*.npy"))
 
 
 def test_without_the_variable_it_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

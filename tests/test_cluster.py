@@ -18,7 +18,7 @@ from engines.synthetic import Simulation
 from stream.service.cluster.placement import Placement
 from stream.service.config import Config
 from stream.service.ingress.sender import Sender
-from stream.sinks.log import events
+from stream.sinks.log import read_events
 
 RATE = 7.5
 PATIENCE_S = 120.0
@@ -110,7 +110,7 @@ def test_two_workers_one_of_them_killed(tmp_path: Path, unused_ports: list[int])
                 cluster.collect(0.05)
 
         def seen(camera: str) -> int:
-            return len(events(tmp_path / "events.db", camera=camera))
+            return len(read_events(tmp_path / "events.db", camera=camera))
 
         until(lambda: all(seen(name) for name in ports))
         homes = {name: facts["worker"] for name, facts in cluster.state()["cameras"].items()}

@@ -17,13 +17,15 @@ import engines.bench.stages as bench_module
 import engines.runtime.onnx as onnx_engine
 from engines.bench import data_throughput
 from engines.bench.decode_rate import DecodeRate
-from engines.bench.doctor import doctor
+from engines.bench.doctor import Check, doctor
 from engines.bench.stages import bench, format_lines
 from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import EngineError, UsageError
 from engines.model.file import Model
 from engines.runtime import cache
+from engines.runtime.engine import Engine
 from engines.runtime.lowering import StepNetwork
+from engines.runtime.parity import Parity
 from engines.runtime.windowed import WindowedEngine
 
 LAWS = ["any split of a clip = the clip", "stream on openvino = clip", "stream on eager = clip"]
@@ -71,12 +73,30 @@ def test_what_is_wrong_is_found_and_named(model: Model, tmp_path: Path, monkeypa
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("GATESTREAM_CACHE", str(blocked / "cache"))
-    monkeypatch.setattr(doctor_module, "compare", lambda *_: 0.5)
+    monkeypatch.setattr(doctor_module, "compare", lambda *_: Parity(0.5, 0, 0))
+    monkeypatch.setattr(doctor_module, "probability_difference", lambda *_: 0.5)
     monkeypatch.setattr(doctor_module, "ENGINES", ("eager", "nonsense"))
+    monkeypatch.setattr(doctor_module, "unavailable_reason", lambda _: None)
     failed = {check.name: check.detail for check in doctor(model) if not check.ok}
     assert list(failed) == ["engine cache", LAWS[0], "stream on eager = clip", "stream on nonsense = clip"]
     assert "5.0e-01" in failed["stream on eager = clip"]
     assert "nonsense" in failed["stream on nonsense = clip"]
+
+
+def test_other_events_than_eagers_are_found(model: Model) -> None:
+    def found(shift_s: float, label: str = "left") -> dict[str, Check]:
+        def find_events(_: Model, engine: Engine) -> list[tuple[str, str, float, float]]:
+            compiled = engine.name == "openvino"
+            return [("gesture", label if compiled else "left", 1.0, 2.0 + shift_s * compiled)]
+        return {check.name: check for check in doctor(model, find_events=find_events)}
+
+    same, late, other = found(1 / model.contract.frame_rate), found(0.2), found(0.0, "right")
+    name = "stream on openvino = clip"
+    assert same[name].ok
+    assert "1 events, as eagerly" in same[name].detail
+    for checks in (late, other):
+        assert [check.name for check in checks.values() if not check.ok] == [name]
+        assert "NOT as eagerly" in checks[name].detail
 
 
 def test_a_bad_model_file_is_a_failed_check(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import torch
 from small_models import LABELS, SIZE_HW, make_model
 
 import engines
+import engines.runtime.backend as backend_module
+import engines.runtime.inductor as inductor_engine
 import engines.runtime.openvino as openvino_engine
-import engines.runtime.slot_pool as compiled_engine
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model
-from engines.runtime import lowering, registry
+from engines.runtime import lowering
 from engines.runtime.eager import EagerEngine
 from engines.runtime.engine import Engine
-from engines.runtime.inductor import InductorEngine
+from engines.runtime.inductor import compile_network
 from engines.runtime.lowering import StepNetwork
-from engines.runtime.parity import compare, probabilities, probe_clip, run_clip
+from engines.runtime.parity import Parity, probability_difference, probe_clip, run_clip
 
 ENGINES = ("eager", "openvino")
 
@@ -51,7 +53,7 @@ def make_engine(request: pytest.FixtureRequest, model: Model, bidirectional_mode
         return lambda slots=1: engines.compile(bidirectional_model, slots=slots)
     if request.param == "inductor":
         request.getfixturevalue("uncompiled")
-        return lambda slots=1: InductorEngine(model.network, model.contract, slots, "f32", "cpu", batch=2)
+        return lambda slots=1: compile_network(model.network, model.contract, slots, "f32", "cpu", batch=2)
     if request.param == "tensorrt":
         request.getfixturevalue("fake_tensorrt")
     if request.param == "onnx":
@@ -129,12 +131,12 @@ def test_eager_step_equals_the_clip(model: Model, frames: np.ndarray) -> None:
     with torch.no_grad():
         clip = torch.from_numpy(normalise(frames, model.contract))[None]
         wanted = network.scores(network(clip, network.fresh_state(1))[0])["gesture"][0].numpy()
-    assert np.allclose(run_clip(engines.compile(model, "eager"), frames)["gesture"], wanted, atol=1e-3)
+    assert np.allclose(run_clip(engines.compile(model, "eager"), frames).scores["gesture"], wanted, atol=1e-3)
 
 
 def test_cameras_in_any_order_and_company_are_as_alone(make_engine: Callable[..., Engine], frames: np.ndarray) -> None:
     clips = {0: frames[:6], 3: frames[6:12], 7: frames[12:18]}
-    alone = {slot: run_clip(make_engine(), clip)["gesture"] for slot, clip in clips.items()}
+    alone = {slot: run_clip(make_engine(), clip).scores["gesture"] for slot, clip in clips.items()}
     engine, seen = make_engine(slots=8), dict.fromkeys(clips, 0)
     for company in ([0, 3, 7], [7, 0], [3], [7, 3, 0], [0], [3, 7], [0, 7, 3], [3, 0], [7, 0, 3], []):
         company = [slot for slot in company if seen[slot] < 6]
@@ -148,7 +150,7 @@ def test_cameras_in_any_order_and_company_are_as_alone(make_engine: Callable[...
 
 def test_a_reset_camera_is_a_new_one(make_engine: Callable[..., Engine], frames: np.ndarray) -> None:
     engine = make_engine(slots=3)
-    first = run_clip(engine, frames[:5], slot=1)["gesture"]
+    first = run_clip(engine, frames[:5], slot=1).scores["gesture"]
     other = [engine.step(frame[None], [2]).scores["gesture"][0] for frame in frames[:3]]
     engine.reset([1])
     again = [engine.step(frame[None], [1]).scores["gesture"][0] for frame in frames[:5]]
@@ -199,7 +201,7 @@ def test_slots_that_are_no_slots_cannot_be_reset_and_lists_are_no_frames(make_en
 
 def test_a_step_of_nobody_changes_nobody(make_engine: Callable[..., Engine], frames: np.ndarray) -> None:
     engine = make_engine(slots=2)
-    wanted = run_clip(engine, frames[:3])["gesture"]
+    wanted = run_clip(engine, frames[:3]).scores["gesture"]
     engine.reset([0])
     for frame, scores in zip(frames[:3], wanted, strict=True):
         nobody = engine.step(frames[:0], [])
@@ -246,7 +248,7 @@ def test_auto_takes_openvino_and_falls_back_to_eager_with_a_message(
 
     def refuse(*_: object) -> Engine:
         raise EngineError("no such device", "a device", "buy one")
-    monkeypatch.setattr(openvino_engine, "open_engine", refuse)
+    monkeypatch.setattr(openvino_engine, "BACKEND", replace(openvino_engine.BACKEND, open=refuse))
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model).name == "eager"
     assert "no such device" in caplog.text
@@ -254,10 +256,10 @@ def test_auto_takes_openvino_and_falls_back_to_eager_with_a_message(
 
 def test_auto_takes_a_gpu_where_there_is_one_that_works(
         model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uncompiled: None) -> None:
-    monkeypatch.setattr(registry, "_has_gpu", lambda: True)
-    monkeypatch.setattr(compiled_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
+    monkeypatch.setattr(inductor_engine, "has_gpu", lambda: True)
+    monkeypatch.setattr(backend_module, "probe_clip", lambda contract: probe_clip(contract, 3))
     assert engines.compile(model, precision="f32").name == "inductor"
-    monkeypatch.setattr(compiled_engine, "compare", lambda *_: 0.5)
+    monkeypatch.setattr(backend_module, "compare", lambda *_: Parity(0.5, 0, 0))
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model, precision="f32").name == "openvino"
     assert "off by" in caplog.text
@@ -269,21 +271,13 @@ def test_torch_traces_the_whole_inductor_step(tmp_path: Path, monkeypatch: pytes
     """With the tracer but without the code generator, which takes minutes on a processor."""
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **how: real(module, backend="aot_eager", **how))
-    monkeypatch.setattr(compiled_engine, "probe_clip", lambda contract: probe_clip(contract, 3))
+    monkeypatch.setattr(backend_module, "probe_clip", lambda contract: probe_clip(contract, 3))
     for seed in (0, 3):  # two models of one architecture in one process: code may be shared, weights not
         model = make_model(tmp_path, "gsf-resnet18", seed=seed, sites=["layer4_0"])
         engine = engines.compile(model, "inductor", slots=2)
         frames = probe_clip(model.contract, 12)
         wanted = run_clip(engines.compile(model, "eager"), frames)
         assert engine.name == "inductor"
-        assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1
-        assert compare(model.contract, wanted, run_clip(engine, frames, slot=1)) <= 1e-3
-
-
-def test_probabilities_sum_to_one_and_difference_sees_nan(model: Model) -> None:
-    logits = np.float32([[1000.0, 0, -1000, 3], [0, 0, 0, 0]])
-    assert np.allclose(probabilities(logits, 2.0).sum(axis=1), 1)
-    hand = np.zeros((2, 2), np.float32)
-    broken = logits.copy()
-    broken[0, 0] = np.nan
-    assert compare(model.contract, {"gesture": logits, "hand": hand}, {"gesture": broken, "hand": hand}) == np.inf
+        assert np.abs(wanted.scores["gesture"] - wanted.scores["gesture"][0]).max() > 0.1
+        got = run_clip(engine, frames, slot=1)
+        assert probability_difference(model.contract, wanted.scores, got.scores) <= 1e-3

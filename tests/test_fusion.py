@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeEngine, FakeModel
+from pydantic import ValidationError
 from small_models import write_unchecked
 from test_model import contract, weights  # noqa: F401 - a fixture
 from test_recognizer import play, still
 
 import engines
-from engines.errors import ModelError, UsageError
+from engines.errors import ModelError, first_problem
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import Contract
 from engines.model.file import Array, save
-from engines.networks.clip_fusion import GatedClipFusion, fusion_of
+from engines.networks.clip_fusion import GatedClipFusion
 from engines.networks.fusion_rule import FusionRule, tensor_shapes
 from engines.runtime.engine import StepResult
 from stream.frame import Prediction
@@ -43,7 +44,7 @@ forms = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS.keys())
 def lively(options: dict[str, Any], width: int = WIDTH, dtype: torch.dtype = torch.float64) -> GatedClipFusion:
     """A module far from its start, where it only averages."""
     torch.manual_seed(5)
-    fusion = GatedClipFusion(width, **options).to(dtype)
+    fusion = GatedClipFusion(width, FusionRule(**options)).to(dtype)
     for parameter in fusion.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return fusion.eval()
@@ -94,7 +95,7 @@ def test_windows_in_a_batch_do_not_matter_to_each_other_and_an_empty_one_gives_z
 
 @forms
 def test_it_starts_as_the_mean_over_all_frames(options: dict[str, Any]) -> None:
-    fusion, (clips, counts) = GatedClipFusion(WIDTH, **options).double(), windows()
+    fusion, (clips, counts) = GatedClipFusion(WIDTH, FusionRule(**options)).double(), windows()
     descriptor, gates = fusion(clips, counts)
     assert (descriptor - average(clips, counts)).abs().max() < 1e-12
     assert (gates == gates[0, 0]).all()
@@ -148,7 +149,7 @@ def test_a_direction_sees_only_its_side_and_all_of_it(relate: str) -> None:
         assert [bool(value > 1e-6) for value in moved] == sees
 
 
-@pytest.mark.parametrize("options", [*FORMS.values(), {"clips": 4}], ids=[*FORMS.keys(), "squeeze and excite"])
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS.keys())
 def test_gradient_reaches_every_parameter(options: dict[str, Any]) -> None:
     fusion, (clips, counts) = lively(options).train(), windows()
     descriptor, _ = fusion(clips, counts)
@@ -185,16 +186,6 @@ def test_training_sees_all_clips_and_masked_clips_are_never_chosen() -> None:
     counts[:, :3] = 0
     _, gates = lively({"keep": 3, "keep_above": 0.0})(clips, counts)
     assert (gates > 0).tolist() == [[False, False, False, True]] * 5
-
-
-def test_squeeze_and_excite_is_for_just_so_many_clips() -> None:
-    fusion, (clips, counts) = lively({"clips": 4}), windows()
-    counts[:, 0] = 0
-    _, gates = fusion(clips, counts)
-    assert (gates[:, 0] == 0).all()
-    assert gates[:, 1:].std() > 0.01
-    with pytest.raises(UsageError, match="a window of 3 clips; wanted 4 clips"):
-        fusion(clips[:, 1:], counts[:, 1:])
 
 
 @pytest.mark.parametrize("options", [*FORMS.values(), *SUBSETS.values()], ids=[*FORMS.keys(), *SUBSETS.keys()])
@@ -245,7 +236,7 @@ def test_kept_projections_give_what_fusing_anew_gives(options: dict[str, Any]) -
 
 @forms
 def test_a_file_holds_just_the_modules_parameters(options: dict[str, Any]) -> None:
-    fusion = fusion_of(FusionRule(**options), WIDTH)
+    fusion = GatedClipFusion(WIDTH, FusionRule(**options))
     assert {f"fusion.{name}": tuple(value.shape) for name, value in fusion.state_dict().items()} == tensor_shapes(
         fusion.rule, WIDTH)
 
@@ -333,10 +324,11 @@ def test_a_rule_that_cannot_be_is_refused_by_its_field(wrong: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("wrong", [{"relate": "lstm"}, {"keep": 0}, {"keep_above": 2.0}, {"inner": 0}, {"clips": 0}])
-def test_a_module_that_cannot_be_is_refused_by_its_option(wrong: dict[str, Any]) -> None:
+def test_a_rule_on_its_own_is_refused_by_its_option(wrong: dict[str, Any]) -> None:
     (name, value), = wrong.items()
-    with pytest.raises(UsageError, match=f"^{name}={value!r}; wanted"):
-        GatedClipFusion(WIDTH, **wrong)
+    with pytest.raises(ValidationError) as caught:
+        FusionRule(**wrong)
+    assert first_problem(caught.value)[0] == f"{name}={value!r}"
 
 
 def test_fusing_never_imports_torch(fused: tuple[Contract, dict[str, Array]], tmp_path: Path) -> None:

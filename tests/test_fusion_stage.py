@@ -24,7 +24,7 @@ from engines.training.fusion_stage import FusionRecipe, Windows, _name, cache_wi
 from engines.training.loss import UNKNOWN
 from engines.training.sections import LabelledFrame
 from engines.training.sources import TrainingSources
-from engines.training.train import Recipe, contract_of
+from engines.training.train import Recipe, make_contract
 from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
 from stream.frame import Prediction
@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True, input_size_hw=(72, 96), readout_width=16)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
-    save(path, contract_of(recipe, network, GESTURES), weights)
+    save(path, make_contract(recipe, network, GESTURES), weights)
     return load(path)
 
 
@@ -117,13 +117,13 @@ def test_fusion_finds_the_clip_that_matters_where_the_mean_cannot() -> None:
             clips_NCD[n, at, label] = 2
         return Windows(clips_NCD, np.full((count, 6), 5), labels_N)
 
-    heads = {"gesture": (np.eye(5, 16, dtype=np.float32), np.zeros(5, np.float32))}
-    right = compare(windows(400), windows(200), heads)
+    head = np.eye(5, 16, dtype=np.float32), np.zeros(5, np.float32)
+    right = compare(windows(400), windows(200), head)
     assert list(right) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
     assert right["dense average"] < 0.3
     assert min(right["+ gate"], right["+ fusion"], right["+ both"]) > 0.9
     same = windows(100)
-    first, again = (fit(same, heads, FusionRule(), seed=1) for _ in range(2))
+    first, again = (fit(same, head, FusionRule(), seed=1) for _ in range(2))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert GatedFusion(FusionRule(), first)
 
@@ -150,14 +150,15 @@ def test_any_dataset_with_time_between_its_actions_teaches_fusion(
     heads = sources.heads
     network = build("gsf-mobilenetv2", heads={name: len(labels) for name, labels in heads.items()}, causal=True,
                     input_size_hw=(72, 96), readout_width=16)
-    contract = contract_of(Recipe(Path(), "", readout_width=16), network, sources)
+    contract = make_contract(Recipe(Path(), "", readout_width=16), network, sources)
     init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
-    save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()})
+    save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()}, half=False)
     recipe = FusionRecipe(out, str(init), window_clips=CLIPS, windows=30)
     table = train(recipe, data, lambda _: None, clock)
     assert list(table) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
     assert load(out).contract.fusion == FusionRule()
     tensors = load(init).tensors
+    assert all(np.array_equal(value, load(out).tensors[name]) for name, value in tensors.items())
     elsewhere = {"provenance": {"recipe": {"without_fold": 3, "without_labels": ["door"]}}}  # in another dataset
     save(init, contract.model_copy(update=elsewhere), tensors)
     train(recipe, data, lambda _: None, clock)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from small_models import make_model
 
 from engines.errors import EngineError, UsageError
-from engines.model.preprocess import normalise, prepare, seen_part
+from engines.model.preprocess import normalise, prepare, visible_part
 from engines.networks.gsm import GateShift
 from engines.runtime.gate_heatmap import GateHeatmap
 
@@ -53,6 +53,6 @@ def test_what_has_no_gates_to_look_at(arch: str, options: dict[str, Any], error:
 
 def test_the_part_that_the_network_sees(tmp_path: Path) -> None:
     contract = make_model(tmp_path, size_hw=(40, 60)).contract.model_copy(update={"cover_hw": (80, 80)})
-    assert seen_part((80, 80), contract) == (0.5, 0.75)
-    assert seen_part((160, 80), contract) == (0.25, 0.75)
-    assert seen_part((80, 160), contract) == (0.5, 0.375)
+    assert visible_part((80, 80), contract) == (0.5, 0.75)
+    assert visible_part((160, 80), contract) == (0.25, 0.75)
+    assert visible_part((80, 160), contract) == (0.5, 0.375)

@@ -17,14 +17,15 @@ from test_cli import one_line
 from test_official import Trap
 
 import engines
+from engines.datasets.tables import read_labels
 from engines.errors import UsageError
-from engines.model.import_official import contract_of, import_official, read_labels
+from engines.model.import_official import contract_of, import_official
 from engines.model.official import ARCHITECTURES, architecture_of, official_name
 from engines.model.preprocess import normalise, prepare
+from engines.model.scores import probabilities
 from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
-from stream.scoring import probabilities
 
 CLASSES = ("Pushing", "Pulling", "Opening", "Closing", "Turning")
 FILE = "something-v1_RGB_BNInception_avg_segment12_checkpoint.pth.tar"
@@ -223,7 +224,7 @@ def test_label_files(tmp_path: Path, text: str, sort: bool, labels: list[str] | 
     path = tmp_path / "labels"
     path.write_text(text)
     if labels is not None:
-        assert read_labels(path, sort) == labels
+        assert list(read_labels(path, sort)) == labels
         return
     with pytest.raises(UsageError, match="label file"):
         read_labels(path, sort)

@@ -70,18 +70,18 @@ def same(one: Batch, other: Batch) -> bool:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_depend_on_seed_and_iteration_only() -> None:
-    def chunks(rows: range, first: int) -> StreamLoader:
-        return StreamLoader(frames, StreamSchedule(3, 0.4), rows, 4, first, 8)
+    def chunks(rows: range, first: int, workers: int = 0) -> list[Batch]:
+        return list(StreamLoader(frames, StreamSchedule(3, 0.4), rows, 4, workers).batches(first, 8))
 
-    expected = list(chunks(range(5), 0).batches(0))
+    expected = chunks(range(5), 0)
     assert len(expected) == 8
     for workers in (1, 2):
-        assert all(map(same, chunks(range(5), 0).batches(workers), expected))
+        assert all(map(same, chunks(range(5), 0, workers), expected))
     for first in (1, 4, 7):
-        resumed = list(chunks(range(5), first).batches(0))
+        resumed = chunks(range(5), first)
         assert len(resumed) == 8 - first
         assert all(map(same, resumed, expected[first:]))
-    shared = list(chunks(range(1, 5, 2), 0).batches(0))
+    shared = chunks(range(1, 5, 2), 0)
     for whole, part in zip(expected, shared, strict=True):
         assert torch.equal(whole.pixels[1::2], part.pixels)
         assert whole.names[1::2] == part.names
@@ -92,7 +92,7 @@ def test_batches_depend_on_seed_and_iteration_only() -> None:
 
 def test_a_row_goes_on_where_it_was() -> None:
     schedule = StreamSchedule(1, 0.0)
-    first, second = islice(StreamLoader(frames, schedule, [0], 4, 0, 2).batches(0), 2)
+    first, second = StreamLoader(frames, schedule, [0], 4).batches(0, 2)
     whole = [frame.image_bgr for frame in islice(frames(0, 0, schedule.generator(0, 0)), 8)]
     assert np.array_equal(torch.cat([first.pixels[0], second.pixels[0]]).numpy(), np.stack(whole))
 
@@ -240,7 +240,7 @@ def test_loading_leaves_opencv_its_threads(workers: int) -> None:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(3)
     try:
-        assert len(list(StreamLoader(frames, StreamSchedule(3, 0.4), range(2), 4, 0, 2).batches(workers))) == 2
+        assert len(list(StreamLoader(frames, StreamSchedule(3, 0.4), range(2), 4, workers).batches(0, 2))) == 2
         assert cv2.getNumThreads() == 3
     finally:
         cv2.setNumThreads(threads)

@@ -16,7 +16,7 @@ from engines.errors import ModelError, UsageError
 from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.network import Network, build, clip_scores
-from engines.training.pretrained import load_pretrained
+from engines.training.initialisation import load_pretrained
 
 SIZE_HW = (48, 64)
 CAUSAL = [("gsm-mobilenetv2", 0), ("gsf-mobilenetv2", 0), ("gsf-mobilenetv2", 24), ("tsn-mobilenetv2", 0),

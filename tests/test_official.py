@@ -90,7 +90,7 @@ def _not_interleaved(patch: pytest.MonkeyPatch, network: Network) -> None:
 
 def _other_eps(patch: pytest.MonkeyPatch, network: Network) -> None:
     for module in network.modules():
-        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)):
+        if isinstance(module, torch.nn.BatchNorm2d):
             patch.setattr(module, "eps", 1e-3)
 
 
@@ -208,10 +208,10 @@ def _with(key: str, value: Any) -> Callable[[State], Any]:
 
 FIRST = "base_model.gsf_inception_3a_1x1"
 BAD: dict[str, tuple[Callable[[State], Any], str]] = {
-    "a missing weight": (_without("base_model.conv2_3x3.weight"), r"without base_model\.conv2_3x3\.weight"),
-    "a missing counter": (_without(f"{FIRST}.bn.num_batches_tracked"), f"without {FIRST}.bn.num_batches_tracked"),
-    "a module without its norm": (_without(f"{FIRST}.bn.weight"), f"without {FIRST}.bn.weight"),
-    "a missing head": (_without("new_fc.weight"), r"without new_fc\.weight"),
+    "a missing weight": (_without("base_model.conv2_3x3.weight"), r"no base_model\.conv2_3x3\.weight"),
+    "a missing counter": (_without(f"{FIRST}.bn.num_batches_tracked"), f"no {FIRST}.bn.num_batches_tracked"),
+    "a module without its norm": (_without(f"{FIRST}.bn.weight"), f"no {FIRST}.bn.weight"),
+    "a missing head": (_without("new_fc.weight"), r"no new_fc\.weight"),
     "an extra weight": (_with("base_model.extra.weight", torch.zeros(3)), r"unknown base_model\.extra\.weight"),
     "a module where none can be": (_with("base_model.gsf_mixed_conv_Conv2D.bn.weight", torch.zeros(64)),
                                    r"unknown base_model\.gsf_mixed_conv_Conv2D\.bn\.weight"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,13 @@ import engines
 from engines.errors import EngineError, SinkError
 from engines.model.contract import Contract
 from engines.model.file import Model
-from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
+from engines.runtime.parity import TOLERANCE, Parity, probability_difference, probe_clip, run_clip
 
 NEEDED = "needs the packages of gatestream[onnx]"
 onnx = pytest.importorskip("onnx", reason=NEEDED)
 pytest.importorskip("onnxscript", reason=NEEDED)
 onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDED)
+import engines.runtime.backend as backend_module  # noqa: E402
 import engines.runtime.onnx as onnx_engine  # noqa: E402 - only where its packages are
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -55,10 +57,10 @@ def test_a_runtime_that_knows_names_only_equals_eager(exported: tuple[Model, Pat
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     frames = probe_clip(model.contract, 16)
     eager = engines.compile(model, "eager")
-    wanted = run_clip(eager, frames)
+    wanted = run_clip(eager, frames).scores
     assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
     got = run_named(session, frames)
-    assert compare(model.contract, wanted, got) <= 1e-3
+    assert probability_difference(model.contract, wanted, got) <= 1e-3
     assert np.array_equal(run_named(session, frames)["gesture"], got["gesture"])  # zeros are a new camera
     memoryless = np.concatenate([run_named(session, frame[None])["gesture"] for frame in frames])
     assert not np.allclose(memoryless, wanted["gesture"], atol=1e-2)  # the state is what makes them equal
@@ -80,7 +82,7 @@ def test_ports_and_metadata_say_all_a_caller_needs(exported: tuple[Model, Path])
     metadata = session.get_modelmeta().custom_metadata_map
     assert Contract.model_validate_json(metadata[onnx_engine.CONTRACT]) == model.contract
     assert metadata[onnx_engine.MODEL] == model.digest
-    assert float(metadata[onnx_engine.AGREEMENT]) <= TOLERANCE
+    assert float(metadata[onnx_engine.PARITY]) <= TOLERANCE
 
 
 def test_the_file_opens_as_an_engine_of_its_model_only(exported: tuple[Model, Path], tmp_path: Path) -> None:
@@ -89,7 +91,8 @@ def test_the_file_opens_as_an_engine_of_its_model_only(exported: tuple[Model, Pa
     frames = probe_clip(model.contract, 6)
     assert (engine.name, engine.precision, engine.slots) == ("onnx", "f32", 2)
     eager = engines.compile(model, "eager")
-    assert compare(model.contract, run_clip(eager, frames), run_clip(engine, frames, slot=1)) <= 1e-3
+    assert probability_difference(model.contract, run_clip(eager, frames).scores,
+                                  run_clip(engine, frames, slot=1).scores) <= 1e-3
     with pytest.raises(EngineError, match="made for model"):
         engines.compile(make_model(tmp_path, seed=5), file)
     with pytest.raises(EngineError, match="'bf16'"):
@@ -110,7 +113,7 @@ def small(tmp_path: Path) -> Model:
 
 def test_a_file_that_does_not_agree_is_never_written(small: Model, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_engine, "compare", lambda *_: 0.5)
+    monkeypatch.setattr(backend_module, "compare", lambda *_: Parity(0.5, 0, 0))
     with pytest.raises(EngineError, match="off by"):
         engines.export(small, "onnx", tmp_path / "off.onnx")
     assert not [path for path in tmp_path.iterdir() if "off.onnx" in path.name]
@@ -132,3 +135,64 @@ def test_a_missing_package_is_named_with_its_cure(small: Model, tmp_path: Path,
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(EngineError, match=r"onnxscript.*gatestream\[onnx\]"):
         engines.export(small, "onnx", tmp_path / "step.onnx")
+
+
+def foreign_file(file: Path, **changes: Any) -> Path:
+    """A file that our own export never writes: its ports are those of `changes`, and it gives constants."""
+    ports = {"image": [1, *SIZE_HW, 3], "features": [1, 8], "scores.gesture": [1, 4], "scores.hand": [1, 2], **changes}
+    floats, helper = onnx.TensorProto.FLOAT, onnx.helper
+    inputs = [helper.make_tensor_value_info(name, floats, shape) for name, shape in ports.items()
+              if name == "image" or name.endswith(".in")]
+    outputs = [helper.make_tensor_value_info(name, floats, shape) for name, shape in ports.items()
+               if shape is not None and name != "image" and not name.endswith(".in")]
+    nodes = [helper.make_node("Identity", ["state.a.in"], [port.name]) if port.name == "state.a.out" else
+             helper.make_node("Constant", [], [port.name], value=onnx.numpy_helper.from_array(
+                 np.zeros(ports[port.name], np.float32))) for port in outputs]
+    model = helper.make_model(helper.make_graph(nodes, "foreign", inputs, outputs), ir_version=10,
+                              opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, file)
+    return file
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"image": ["batch", "height", "width", 3], "features": None, "scores.gesture": None}, "without features"),
+    ({"state.a.in": ["batch", 8], "state.a.out": ["batch", 8]}, r"state\.a\.in has the shape \['batch', 8\]"),
+    ({"features": [8]}, r"features has the shape \[8\]"),
+    ({"state.a.in": [1, 8]}, r"without state\.a\.out"),
+    ({}, "made for model None"),
+])
+def test_a_foreign_file_is_refused_by_what_is_foreign_in_it(small: Model, tmp_path: Path, changes: dict[str, Any],
+                                                            named: str) -> None:
+    with pytest.raises(EngineError, match=rf"foreign\.onnx.*{named}"):
+        engines.compile(small, foreign_file(tmp_path / "foreign.onnx", **changes))
+
+
+def test_a_step_that_fails_moves_no_camera(exported: tuple[Model, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, file = exported
+    engine, frames = engines.compile(model, file, slots=2), probe_clip(model.contract, 3)
+    wanted = run_clip(engines.compile(model, file), frames).scores["gesture"]
+    engine.step(frames[[0, 0]], [0, 1])
+    run, runs = engine._run, []
+
+    def fail_at_the_second(*how: Any) -> Any:
+        runs.append(how)
+        if len(runs) == 2:
+            raise EngineError("a fault", "none", "try again")
+        return run(*how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_run", fail_at_the_second)
+        with pytest.raises(EngineError, match="a fault"):
+            engine.step(frames[[1, 1]], [0, 1])
+    for t in (1, 2):
+        assert np.array_equal(engine.step(frames[[t, t]], [0, 1]).scores["gesture"], np.stack([wanted[t]] * 2))
+
+
+def test_an_export_leaves_torch_its_logger(small: Model) -> None:
+    logger = logging.getLogger("torch.onnx")
+    logger.setLevel(logging.DEBUG)
+    try:
+        onnx_engine.convert(small)
+        assert logger.level == logging.DEBUG
+    finally:
+        logger.setLevel(logging.NOTSET)

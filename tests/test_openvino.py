@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import engines
 import engines.runtime.openvino as openvino_engine
 from engines.errors import EngineError
 from engines.model.file import Model
-from engines.runtime import cache
+from engines.runtime import backend, cache
+from engines.runtime.backend import Spec, build_proven, get_or_build
 from engines.runtime.engine import StepResult
 from engines.runtime.openvino import OpenVINOEngine
-from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
+from engines.runtime.parity import Parity, probability_difference, probe_clip, run_clip
 
 
 @pytest.mark.parametrize(("architecture", "colour", "options"), [
@@ -41,32 +43,31 @@ def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, o
     graph = openvino_engine.convert(model.network, model.contract)
     compiled = openvino_engine.engine_of(graph, model.contract, 1, "f32")
     frames = probe_clip(model.contract, 16)
-    wanted, got = run_clip(eager, frames), run_clip(compiled, frames)
+    wanted, got = run_clip(eager, frames).scores, run_clip(compiled, frames).scores
     assert np.abs(wanted["gesture"] - wanted["gesture"][0]).max() > 0.1  # the clip moves the scores
-    assert compare(model.contract, wanted, got) <= 1e-3
+    assert probability_difference(model.contract, wanted, got) <= 1e-3
 
 
 def test_precision_is_chosen_by_measured_agreement_and_recorded(
         tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = [({"f32": 0.0, "bf16": 0.002}, True, "bf16"), ({"f32": 0.0, "bf16": 0.02}, True, "f32"),
-             ({"f32": 0.001}, False, "f32"), ({"f32": 0.3, "bf16": 0.4}, True, None)]
+    table = [({"bf16": 0.002}, True, "bf16"), ({"bf16": 0.02, "f32": 0.0}, True, "f32"),
+             ({"f32": 0.001}, False, "f32"), ({"bf16": 0.4, "f32": 0.3}, True, None)]
     graph = openvino_engine.convert(model.network, model.contract)
     monkeypatch.setattr(openvino_engine, "convert", lambda *_: graph)
-    monkeypatch.setattr(openvino_engine, "engine_of", lambda *_: None)
     monkeypatch.setattr(openvino_engine, "fitting_batches", lambda *_: [2])
-    monkeypatch.setattr(openvino_engine, "run_clip", lambda *_: {})
-    for case, (agreement, bf16, chosen) in enumerate(table):
-        answers = iter(agreement.values())
-        monkeypatch.setattr(openvino_engine, "compare", lambda *_, answers=answers: next(answers))
-        monkeypatch.setattr(openvino_engine, "has_bf16", lambda bf16=bf16: bf16)
+    for case, (differences, bf16, chosen) in enumerate(table):
+        answers = iter(differences.values())
+        monkeypatch.setattr(backend, "compare", lambda *_, answers=answers: Parity(next(answers), 0, 0))
+        able = replace(openvino_engine.BACKEND, precisions=lambda bf16=bf16: ("bf16", "f32") if bf16 else ("f32",))
         folder = tmp_path / str(case)
         folder.mkdir()
         if chosen is None:
             with pytest.raises(EngineError, match="off by"):
-                openvino_engine.build_into(folder, model, None)
+                build_proven(able, Spec(model), folder)
         else:
-            assert openvino_engine.build_into(folder, model, None) \
-                == {"precision": chosen, "agreement": agreement, "batches": [2]}
+            facts = build_proven(able, Spec(model), folder)
+            assert (facts["precision"], facts["batches"]) == (chosen, [2])
+            assert {name: found["probabilities"] for name, found in facts["parity"].items()} == differences
 
 
 def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_alone(
@@ -74,7 +75,7 @@ def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_a
     graph = openvino_engine.convert(model.network, model.contract)
     batches = openvino_engine.fitting_batches(graph, model.contract, "f32")
     engine = openvino_engine.engine_of(graph, model.contract, 8, "f32", batches)
-    alone = run_clip(openvino_engine.engine_of(graph, model.contract, 1, "f32"), frames[:9])["gesture"]
+    alone = run_clip(openvino_engine.engine_of(graph, model.contract, 1, "f32"), frames[:9]).scores["gesture"]
     seen = [0] * 8
     for company in (range(8), [5], range(7, 2, -1), [0, 1, 2], range(8), [6, 1], [4, 3, 2, 0], range(8)):
         scores = engine.step(np.stack([frames[seen[slot]] for slot in company]), list(company)).scores["gesture"]
@@ -100,21 +101,21 @@ def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_a
 
 def test_the_built_engine_agrees_as_its_entry_says(model: Model) -> None:
     engine = engines.compile(model, "openvino")
-    entry = openvino_engine.get_or_build(model, None)
+    entry = get_or_build(openvino_engine.BACKEND, Spec(model))
     assert entry.facts["precision"] == engine.precision
-    assert entry.facts["agreement"][engine.precision] <= TOLERANCE
+    assert Parity(**entry.facts["parity"][engine.precision]).holds
 
 
 def test_damaged_graph_is_built_again(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch,
                                       caplog: pytest.LogCaptureFixture, frames: np.ndarray) -> None:
-    before = run_clip(engines.compile(model, "openvino", precision="f32"), frames[:3])["gesture"]
-    entry = openvino_engine.get_or_build(model, "f32")
+    before = run_clip(engines.compile(model, "openvino", precision="f32"), frames[:3]).scores["gesture"]
+    entry = get_or_build(openvino_engine.BACKEND, Spec(model, precision="f32"))
     weights = entry.folder / "step.bin"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with caplog.at_level(logging.WARNING):
         engine = engines.compile(model, "openvino", precision="f32")
     assert "damaged" in caplog.text
-    assert np.array_equal(run_clip(engine, frames[:3])["gesture"], before)
+    assert np.array_equal(run_clip(engine, frames[:3]).scores["gesture"], before)
 
 
 def test_exported_engine_opens_as_built_and_serves_its_model_only(tmp_path: Path, model: Model,
@@ -123,7 +124,7 @@ def test_exported_engine_opens_as_built_and_serves_its_model_only(tmp_path: Path
     engine = engines.compile(model, file, slots=2)
     built = engines.compile(model, "openvino")
     assert (engine.name, engine.precision) == ("openvino", built.precision)
-    assert np.array_equal(run_clip(engine, frames[:4])["gesture"], run_clip(built, frames[:4])["gesture"])
+    assert np.array_equal(run_clip(engine, frames[:4]).scores["gesture"], run_clip(built, frames[:4]).scores["gesture"])
     with pytest.raises(EngineError, match="made for model"):
         engines.compile(make_model(tmp_path, seed=5), file)
     file.write_bytes(file.read_bytes()[:2000])
@@ -167,10 +168,51 @@ def test_warm_start_never_imports_torch(model: Model) -> None:
 
 
 def test_openvino_reports_to_nobody() -> None:
-    program = ("import engines.runtime.openvino, threading, sys\n"
+    program = ("import engines, threading, sys\n"
+               "assert 'openvino_telemetry' not in sys.modules\n"
+               "import engines.runtime.openvino\n"
+               "assert 'openvino_telemetry' not in sys.modules\n"
                "from openvino.tools.ovc import telemetry_utils\n"
                "assert telemetry_utils.tm.__name__ == 'openvino.tools.ovc.telemetry_stub'\n"
                "assert threading.active_count() == 1, threading.enumerate()\n")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
                           cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("slots", [[0], [0, 1], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("failing", [0, -1])
+def test_a_step_that_fails_moves_no_camera(model: Model, frames: np.ndarray, slots: list[int], failing: int,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = openvino_engine.convert(model.network, model.contract)
+    engine = openvino_engine.engine_of(graph, model.contract, 5, "f32", [2])
+    wanted = run_clip(openvino_engine.engine_of(graph, model.contract, 1, "f32"), frames[:4]).scores["gesture"]
+
+    def step(t: int) -> np.ndarray:
+        return engine.step(np.stack([frames[t]] * len(slots)), slots).scores["gesture"]
+
+    step(0), step(1)
+    request = openvino_engine._Request
+    begun: list[Any] = []
+    start = request.start
+
+    def start_failing(self: Any, *how: Any) -> None:
+        begun.append(self)
+        start(self, *how)
+
+    monkeypatch.setattr(request, "start", start_failing)
+    runs = len(list(engine._batches(len(slots))))
+    real_wait = request.wait
+
+    def wait(self: Any) -> None:
+        real_wait(self)
+        if self is begun[failing]:
+            raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(request, "wait", wait)
+        with pytest.raises(EngineError, match="out of memory"):
+            step(2)
+    assert len(begun) == runs
+    for t in (2, 3):
+        np.testing.assert_allclose(step(t), np.stack([wanted[t]] * len(slots)), atol=1e-4)

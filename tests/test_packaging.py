@@ -118,7 +118,7 @@ def uninstalled(packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> N
 
 def start_from_imagenet() -> None:
     from engines.networks.network import build
-    from engines.training.pretrained import load_pretrained
+    from engines.training.initialisation import load_pretrained
 
     load_pretrained(build("tsn-mobilenetv2", heads={"label": 2}, segments=2, causal=True), "imagenet")
 

@@ -18,6 +18,7 @@ import engines
 from engines.datasets import egogestar
 from engines.datasets.base import Media, Segment
 from engines.datasets.frame_cache import read_frames
+from engines.datasets.selection import select
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise
@@ -27,13 +28,14 @@ from engines.networks.readout import SQUASHED
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
 from engines.training.calibrate import temperature
+from engines.training.initialisation import load_pretrained
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
-from engines.training.pretrained import load_pretrained
 from engines.training.sampling import middle_frames
 from engines.training.sources import TrainingSources
 from engines.training.stream_task import StreamTask, subsample_depthwise
 from engines.training.task import Progress
-from engines.training.train import Recipe, open_streams, resolve_defaults, select, train
+from engines.training.train import Recipe, open_streams, resolve_defaults, train
+from stream.commands.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +369,24 @@ def test_all_idle_videos_may_be_left_out(dataset: Path, tmp_path: Path) -> None:
     assert engines.load(how.out).contract.temperature["gesture"] != 1.0
 
 
+def test_a_folder_for_each_class_gets_the_recipe_of_the_bundled_model(
+        dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label, recording in (("left", "left_001"), ("knock", "star_001")):
+        for k in range(2):
+            (tmp_path / "mine" / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(dataset / "clips" / f"{recording}.avi", tmp_path / "mine" / label / f"{label}{k}.avi")
+    out = tmp_path / "mine.safetensors"
+    options = {"out": out, "init": dataset / "weights.safetensors", "idle": dataset / "idle", "iterations": 1,
+               "trimmed-first": 1, "batch": 2, "readout-width": 8, "workers": 0}
+    assert main(["train", str(tmp_path / "mine"), *(f"--{name}={value}" for name, value in options.items())]) == 0
+    assert "rendered hands draw left" in capsys.readouterr().out.replace("\n", " ")
+    contract = engines.load(out).contract
+    assert contract.heads == {"action": ("knock", "left", BACKGROUND)}
+    assert (contract.background, contract.events, contract.name) == (BACKGROUND, Recipe.gesture_events, "mine")
+    assert contract.temperature["action"] != 1.0  # of each class a recording was left out
+    assert (out.with_suffix(".run") / "trimmed.safetensors").exists()
+
+
 def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trained.safetensors"
     learn(recipe(dataset, out, causal=False, readout_width=0, without_fold=2), dataset)
@@ -406,7 +426,7 @@ def frozen_first(network: Network) -> torch.Tensor:
 
 def test_rendered_only_takes_no_label_from_recordings(dataset: Path, tmp_path: Path) -> None:
     how = recipe(dataset, tmp_path / "trained.safetensors", rendered_only=True)
-    data = select(how, egogestar.read(dataset))
+    data = select(egogestar.read(dataset), idle=how.idle)
     sources = TrainingSources(data, frame_rate=how.frame_rate, recorded=False)
     assert (len(sources.actions), len(sources.idle)) == (0, 0)
     without_idle = TrainingSources(egogestar.read(dataset), frame_rate=how.frame_rate, recorded=False)

@@ -348,7 +348,7 @@ def performance(path: Path, label: str, seed: int) -> str:
     room = Simulation(seed, (144, 192), RATE, labels=(label,), idle_s=(0.4, 0.6))
     span = room.spans(10.0)[0]
     first = int((span.started_at - 0.3) * RATE)
-    write_video(path, ((k / RATE, room.frame(first + k)) for k in range(round(2.2 * RATE))), (144, 192))
+    write_video(path, ((k / RATE, room.frame(first + k)) for k in range(round(2.2 * RATE))))
     return base64.b64encode(path.read_bytes()).decode()
 
 
@@ -423,7 +423,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten seconds, as browsers can play them."""
     path = tmp_path_factory.mktemp("film") / "hand.mp4"
     room = Simulation(3, (240, 320), RATE, idle_s=(1.5, 2.5))
-    write_video(path, ((k / RATE, room.frame(k)) for k in range(round(10 * RATE))), (240, 320))
+    write_video(path, ((k / RATE, room.frame(k)) for k in range(round(10 * RATE))))
     return path
 
 

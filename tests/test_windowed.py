@@ -18,12 +18,12 @@ import engines.bench.doctor as doctor_module
 from engines.errors import EngineError, UsageError
 from engines.model.file import Model, save
 from engines.model.preprocess import normalise, prepare
+from engines.model.scores import probabilities
 from engines.runtime.parity import probe_clip, run_clip
 from engines.runtime.windowed import WindowedEngine, split
 from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer
-from stream.scoring import probabilities
 
 
 def scored(count: int, segments: int, hop: int) -> int:
@@ -47,7 +47,7 @@ def test_scores_are_the_clips_on_exactly_the_last_frames(tmp_path: Path, archite
     network = model.network.double()
     engine = WindowedEngine(network, model.contract, slots=1)
     clip = torch.from_numpy(normalise(frames, model.contract)).double()
-    for head, got in run_clip(engine, frames).items():
+    for head, got in run_clip(engine, frames).scores.items():
         for t in range(len(frames)):
             end = scored(t + 1, segments, hop)
             with torch.no_grad():
@@ -59,7 +59,7 @@ def test_in_single_precision_too(tmp_path: Path) -> None:
     model = make_model(tmp_path, causal=False, segments=4)
     frames = probe_clip(model.contract, 9)
     clip = torch.from_numpy(normalise(frames, model.contract))
-    got = run_clip(engines.compile(model, "eager"), frames)["gesture"]
+    got = run_clip(engines.compile(model, "eager"), frames).scores["gesture"]
     with torch.no_grad():
         wanted = engines.clip_scores(model.network, clip[None, -4:])["gesture"][0].numpy()
     np.testing.assert_allclose(got[-1], wanted, atol=1e-3 * np.abs(wanted).max())
@@ -73,7 +73,7 @@ def test_scores_are_renewed_on_schedule_and_repeated_in_between(tmp_path: Path, 
                                                                 renewed: list[int]) -> None:
     model = make_model(tmp_path, "tsm-mobilenetv2", causal=False, segments=segments)
     frames = np.random.default_rng(0).integers(0, 255, (12, *SIZE_HW, 3), dtype=np.uint8)
-    scores = run_clip(engines.compile(model, hop=hop), frames)["gesture"]
+    scores = run_clip(engines.compile(model, hop=hop), frames).scores["gesture"]
     assert [1, *(t + 1 for t in range(1, 12) if not np.array_equal(scores[t], scores[t - 1]))] == renewed
     assert renewed == sorted({scored(t, segments, hop or max(1, segments // 4)) for t in range(1, 13)})
 

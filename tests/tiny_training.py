@@ -28,10 +28,11 @@ from engines.networks.gsf import GateShiftFuse
 from engines.networks.network import Network
 from engines.training import loop, runfolder
 from engines.training.calibrate import ValidationClip
-from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.distributed import Ranks, init_distributed
+from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
-from engines.training.stream_loader import StreamSchedule
+from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.task import LoopConfig, Precision, Progress
 
@@ -113,20 +114,18 @@ def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, worke
                            gesture=frame.gesture, source=frame.source)
 
     held_out = held_out or tuple(validation_clip(k % 2, k) for k in range(4 if validate_every else 0))
-    task = StreamTask(tiny_network(dropout=dropout), contract(), spoilt, StreamSchedule(5, 0.4), [(0,), (1,), (2,)],
-                      AdamWConfig(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, rows=rows, chunk=6, average=average,
-                      workers=workers, ranks=ranks, finds_tips=False, held_out=lambda: held_out)
+    loader = StreamLoader(spoilt, StreamSchedule(5, 0.4), ranks.own_rows(rows), 6, workers)
+    task = StreamTask(tiny_network(dropout=dropout), contract(), loader, [(0,), (1,), (2,)],
+                      AdamWConfig(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, average=average, ranks=ranks,
+                      held_out=lambda: held_out)
     config = LoopConfig(iterations, precision=precision, checkpoint_every=checkpoint_every, log_every=2,
                 validate_every=validate_every, patience=patience)
     folder = RunFolder(out, {"iterations": iterations}, ranks.is_main)
-    weights = loop.run(task, config, folder, ranks, lambda _: None, progress)
-    network = task.average.module
-    assert isinstance(network, Network)
-    network.load_state_dict(weights)
+    network = loop.run(task, config, folder, ranks, lambda _: None, progress)
     if ranks.is_main:
-        save(out, contract(), {name: value.numpy() for name, value in weights.items()}, half=False)
+        save(out, contract(), {name: value.numpy() for name, value in network.state_dict().items()}, half=False)
         folder.finish()
-    return network.eval()
+    return network
 
 
 def main(out: str, *options: str) -> None:

@@ -24,7 +24,7 @@ from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import DECODED_PER_FRAME as FINER
 from engines.training.sources import MARGIN
-from engines.training.stream_loader import StreamSchedule
+from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.task import LoopConfig
 from engines.training.train import Recipe
@@ -76,11 +76,10 @@ def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
     """Frames a second that our recipe learns from on this machine, for the network of a model; which stays as it is."""
     how = Recipe
     frame = LabelledFrame(np.random.default_rng(0).integers(0, 256, (*model.contract.input_size_hw, 3), np.uint8), 0)
-    task = StreamTask(build_network(model), model.contract, lambda *_: repeat(frame),
-                      StreamSchedule(0, how.fresh_share), [(0,) * len(model.contract.heads)],
+    loader = StreamLoader(lambda *_: repeat(frame), StreamSchedule(0, how.fresh_share), range(how.rows), how.chunk)
+    task = StreamTask(build_network(model), model.contract, loader, [(0,) * len(model.contract.heads)],
                       AdamWConfig(how.backbone_lr, how.module_lr, how.head_lr, how.weight_decay, how.frozen_layers),
-                      iterations=how.iterations, rows=how.rows, chunk=how.chunk, average=how.average, workers=0,
-                      ranks=Ranks(), finds_tips=False, held_out=lambda: ())
+                      iterations=how.iterations, average=how.average, ranks=Ranks())
     marks: list[float] = []
 
     def progress(_: int, __: dict[str, float]) -> None:

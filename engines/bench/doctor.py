@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,9 +22,9 @@ from engines.bench.stages import machine
 from engines.errors import raise_interrupt
 from engines.model.file import load
 from engines.runtime import cache
-from engines.runtime.engine import Floats
-from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
-from engines.runtime.registry import ENGINES, bidirectional, unavailable_reason
+from engines.runtime.engine import Engine, Floats, StepResult
+from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, compare, probability_difference, probe_clip, run_clip
+from engines.runtime.registry import ENGINES, unavailable_reason
 from engines.runtime.registry import compile as compile_engine
 
 if TYPE_CHECKING:
@@ -29,73 +32,88 @@ if TYPE_CHECKING:
 
 STREAM_TOLERANCE = 1e-3  # stream against clip in one engine: float32 in another order, nothing else
 FRAMES = 48
+Outcome = tuple[bool, str]
+Events = list[tuple[str, str, float, float]]  # head, label, start and end in seconds
 
 
 class Check(NamedTuple):
-    """One thing looked at. detail: what was found, or what went wrong."""
+    """The outcome of one check."""
 
     name: str
     ok: bool
-    detail: str
+    detail: str  # what was found, or what went wrong
 
 
-def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = None) -> Iterator[Check]:
-    """Looks at everything in turn; a check that breaks is a check that failed, never an exception.
+def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = None,
+           find_events: Callable[[Model, Engine], Events] | None = None) -> Iterator[Check]:
+    """Checks everything in turn; a check that breaks is a check that failed, never an exception.
 
-    hop: of a bidirectional model, as `engines.compile` takes it.
+    hop: of a bidirectional model, as `engines.compile` takes it; find_events: runs a stream through an engine; its
+    events are to be eager's, their times to within a frame.
     """
-    for name, look in (("machine", _machine), ("video decoding", _video), ("torch", _torch),
-                       ("OpenVINO", _openvino), ("engine cache", _cache)):
-        yield _tried(name, look)
+    for name, check in (("machine", _machine), ("video decoding", _video), ("torch", _torch),
+                        ("OpenVINO", _openvino), ("engine cache", _cache)):
+        yield _checked(name, check)
     opened: list[Model] = []
 
-    def read() -> tuple[bool, str]:
+    def read() -> Outcome:
         opened.append(load(model) if isinstance(model, (str, os.PathLike)) else model)
         contract = opened[0].contract
         return True, f"{contract.name}: {contract.architecture}, heads {', '.join(contract.heads)}"
 
-    yield _tried("model", read)
+    yield _checked("model", read)
     if opened:
         for name in ENGINES:
-            yield _tried(f"engine {name}", lambda name=name: _engine(name, opened[0]))  # type: ignore[misc]
-        yield from _laws(opened[0], hop)
+            yield _checked(f"engine {name}", partial(_engine, name, opened[0]))
+        yield from _laws(opened[0], hop, find_events)
 
 
-def _laws(model: Model, hop: int | None) -> Iterator[Check]:
-    if bidirectional(model) or hop is not None:
-        yield _tried("window on eager = clip", lambda: _window(model, hop))
+def _laws(model: Model, hop: int | None, find_events: Callable[[Model, Engine], Events] | None) -> Iterator[Check]:
+    if not model.contract.network.causal or hop is not None:
+        yield _checked("window on eager = clip", partial(_window, model, hop))
         return
     frames = probe_clip(model.contract, FRAMES)
-    clip: dict[str, Floats] = {}
+    clip = functools.cache(partial(_run_network, model, frames, [FRAMES]))
+    events = functools.cache(lambda: find_events(model, compile_engine(model, "eager")) if find_events else [])
 
-    def whole() -> tuple[bool, str]:
-        clip.update(_clip_logits(model, frames, [FRAMES]))
-        split = _clip_logits(model, frames, [1, 2, 7, FRAMES - 10])
-        return _apart(compare(model.contract, clip, split), STREAM_TOLERANCE)
+    def split() -> Outcome:
+        pieces = _run_network(model, frames, [1, 2, 7, FRAMES - 10])
+        return _near(probability_difference(model.contract, clip().scores, pieces.scores), STREAM_TOLERANCE)
 
-    yield _tried("any split of a clip = the clip", whole)
+    def stream(name: str) -> Outcome:
+        engine = compile_engine(model, name, slots=2)
+        try:
+            once, again = run_clip(engine, frames), run_clip(engine, frames)
+            found = find_events(model, engine) if find_events else []
+        finally:
+            engine.close()
+        parity = compare(model.contract, clip(), once)
+        repeats = all(np.array_equal(once.scores[head], again.scores[head]) for head in once.scores)
+        same = _same_events(events(), found, 1 / model.contract.frame_rate)
+        return parity.holds and repeats and same, (
+            f"{engine.precision}, {_near(parity.probabilities, TOLERANCE)[1]}, logits by {parity.logits:.1e} and "
+            f"features by {parity.features:.1e} of how they change (allowed {SPREAD_TOLERANCE:g}), after a reset "
+            f"{'the same' if repeats else 'NOT the same'}"
+            + (f", {len(found)} events, {'as' if same else 'NOT as'} eagerly" if find_events else ""))
+
+    yield _checked("any split of a clip = the clip", split)
     for name in filter(_able, ENGINES):
-        def stream(name: str = name) -> tuple[bool, str]:
-            engine = compile_engine(model, name, slots=2)
-            try:
-                once = run_clip(engine, frames)
-                again = run_clip(engine, frames)
-            finally:
-                engine.close()
-            ok, detail = _apart(compare(model.contract, clip, once), TOLERANCE)
-            same = all(np.array_equal(once[head], again[head]) for head in once)
-            return ok and same, f"{engine.precision}, {detail}, after a reset {'the same' if same else 'NOT the same'}"
+        yield _checked(f"stream on {name} = clip", partial(stream, name))
 
-        yield _tried(f"stream on {name} = clip", stream)
+
+def _same_events(wanted: Events, found: Events, frame_s: float) -> bool:
+    return len(wanted) == len(found) and all(
+        one[:2] == other[:2] and np.allclose(one[2:], other[2:], rtol=0, atol=1.01 * frame_s)
+        for one, other in zip(wanted, found, strict=True))
 
 
 def _able(name: str) -> bool:
     return unavailable_reason(name) is None
 
 
-def _engine(name: str, model: Model) -> tuple[bool, str]:
+def _engine(name: str, model: Model) -> Outcome:
     """Whether `auto` takes an engine for this model, and why; none of the answers is a fault."""
-    if bidirectional(model):
+    if not model.contract.network.causal:
         return True, "picked: only it scores whole clips" if name == "eager" else "not picked: the model needs clips"
     reason = unavailable_reason(name)
     if reason is not None:
@@ -104,7 +122,7 @@ def _engine(name: str, model: Model) -> tuple[bool, str]:
     return True, "picked: the best that can run here" if name == best else f"can run here; {best} comes first"
 
 
-def _window(model: Model, hop: int | None) -> tuple[bool, str]:
+def _window(model: Model, hop: int | None) -> Outcome:
     """Compares the first whole clip of a stream, and the last that begins in it, with the network on those frames."""
     import torch
 
@@ -120,46 +138,47 @@ def _window(model: Model, hop: int | None) -> tuple[bool, str]:
     with torch.inference_mode():
         clips_BTCHW = torch.from_numpy(np.stack([normalise(frames[end - T:end], model.contract) for end in ends]))
         clips = {head: logits.numpy() for head, logits in clip_scores(model.network, clips_BTCHW).items()}
-    last = {head: logits[[end - 1 for end in ends]] for head, logits in streamed.items()}
-    ok, detail = _apart(compare(model.contract, clips, last), STREAM_TOLERANCE)
+    last = {head: logits[[end - 1 for end in ends]] for head, logits in streamed.scores.items()}
+    ok, detail = _near(probability_difference(model.contract, clips, last), STREAM_TOLERANCE)
     return ok, f"{T} frames, scored every {engine.hop} at {engine.cost:.1f} times the arithmetic, {detail}"
 
 
-def _clip_logits(model: Model, frames_u8: NDArray[np.uint8], pieces: list[int]) -> dict[str, Floats]:
-    """Logits [T, K] of the torch network for a clip given in pieces, state carried between them."""
+def _run_network(model: Model, frames_u8: NDArray[np.uint8], pieces: list[int]) -> StepResult:
+    """Features and logits of the torch network for a clip given in pieces, state carried between them."""
     import torch
 
     from engines.model.preprocess import normalise
 
     network, state = model.network, model.network.fresh_state(1)
-    scores: dict[str, list[Floats]] = {head: [] for head in model.contract.heads}
+    found: list[Floats] = []
     with torch.inference_mode():
         for piece in np.split(normalise(frames_u8, model.contract), np.cumsum(pieces)[:-1]):
             features, state = network(torch.from_numpy(piece)[None], state)
-            for head, logits in network.scores(features).items():
-                scores[head].append(logits[0].numpy())
-    return {head: np.concatenate(parts) for head, parts in scores.items()}
+            found.append(features[0].numpy())
+        features_TD = np.concatenate(found)
+        scores = network.scores(torch.from_numpy(features_TD))
+    return StepResult(features_TD, {head: logits.numpy() for head, logits in scores.items()})
 
 
-def _apart(worst: float, most: float) -> tuple[bool, str]:
+def _near(worst: float, most: float) -> Outcome:
     return worst <= most, f"scores differ by {worst:.1e} at most (allowed {most:g})"
 
 
-def _tried(name: str, look: Callable[[], tuple[bool, str]]) -> Check:
+def _checked(name: str, check: Callable[[], Outcome]) -> Check:
     try:
-        return Check(name, *look())
+        return Check(name, *check())
     except Exception as error:
         raise_interrupt(error)
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _machine() -> tuple[bool, str]:
+def _machine() -> Outcome:
     found = machine()
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return True, f"{found['processor']}, {found['cores']} cores; {versions}"
 
 
-def _video() -> tuple[bool, str]:
+def _video() -> Outcome:
     import cv2
 
     found = re.search(r"FFMPEG:\s*(\S+)", cv2.getBuildInformation())
@@ -167,25 +186,22 @@ def _video() -> tuple[bool, str]:
     return ok, f"OpenCV {cv2.__version__} with{'' if ok else 'out'} FFmpeg"
 
 
-def _torch() -> tuple[bool, str]:
+def _torch() -> Outcome:
     import torch
 
     return True, f"{torch.__version__} (needed to build engines and to train, not to run)"
 
 
-def _openvino() -> tuple[bool, str]:
-    from openvino import __version__
-
+def _openvino() -> Outcome:
     from engines.runtime.openvino import core
 
     able, devices = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), core().available_devices
-    return "CPU" in devices, f"{__version__} on {', '.join(devices)}; CPU: " \
-                              f"{', '.join(sorted(able))}"
+    return "CPU" in devices, (f"{importlib.metadata.version('openvino')} on {', '.join(devices)}; CPU: "
+                              f"{', '.join(sorted(able))}")
 
 
-def _cache() -> tuple[bool, str]:
-    place = cache.cache_dir()
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+def _cache() -> Outcome:
+    place = cache.make_private_dir(cache.cache_dir())
     with tempfile.TemporaryFile(dir=place) as file:
         file.write(b"1")
     return True, f"{place}, {len(cache.entries())} engines"

@@ -8,12 +8,10 @@ the others is the median, but the mean for a bidirectional model, few of whose s
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +23,8 @@ from engines.model.file import Model
 from engines.model.preprocess import fit
 from engines.networks.config import NetworkConfig
 from engines.networks.fusion_rule import FusionRule, tensor_shapes
-from engines.runtime.engine import Engine
-from engines.runtime.registry import ENGINES, bidirectional, onnx_module, unavailable_reason
-
-if TYPE_CHECKING:
-    from engines.networks.network import Network
+from engines.runtime.backend import Spec, open_unproven
+from engines.runtime.registry import ENGINES, find, unavailable_reason
 
 Figures = dict[str, float]
 
@@ -83,7 +78,7 @@ def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             elif isinstance(module, nn.Conv3d):
                 nn.init.normal_(module.weight, std=0.1)
-            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            elif isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0  # statistics are those of the one clip below
         network.train()(torch.randn(2, 3, 3, *network.input_size_hw), network.fresh_state(2))
     contract = Contract(
@@ -114,20 +109,15 @@ def with_fusion(model: Model, form: str) -> Model:
 
 def with_hop(model: Model, hop: int) -> Model:
     """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError."""
-    if not bidirectional(model):
+    if model.contract.network.causal:
         raise UsageError(f"a hop for {model.contract.name}, which is causal", "a bidirectional model with it",
                          "leave the hop out: every frame is scored")
     config = model.contract.network.replace(hop=hop)
     return Model(model.contract.model_copy(update={"network": config}), model.tensors, model.digest, model.path)
 
 
-def open_random(model: Model, engine: str) -> Engine:
-    """The f32 engine of a sampled model, built anew and kept nowhere. auto: the best there is."""
-    return engine_of(model.network, model.contract, resolve_engine(engine), "f32")
-
-
 def resolve_engine(engine: str) -> str:
-    """The name of an engine that networks without a file can be timed in."""
+    """The name of an engine that networks without a file can be timed in. auto: the best there is."""
     if engine == "auto":
         return next(name for name in ENGINES if unavailable_reason(name) is None)
     if engine not in (*ENGINES, "onnx"):
@@ -145,10 +135,10 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
     engine = resolve_engine(engine)
     size_hw = size_hw or model.contract.input_size_hw
     config = model.contract.network.replace(input_size_hw=size_hw)
-    contract = model.contract.model_copy(update={"network": config, "cover_hw": size_hw})
-    engines = {name: engine_of(network, contract, engine, precision)
-               for name, network in (("step", _at_size(model, config)), ("bare", bare_backbone(model, size_hw)))}
-    frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(contract.frame_rate, TURN)]
+    resized = Model(model.contract.model_copy(update={"network": config, "cover_hw": size_hw}), model.tensors, "")
+    engines = {name: open_unproven(find(engine), Spec(one, precision=precision))
+               for name, one in (("step", resized), ("bare", bare_backbone(resized)))}
+    frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(model.contract.frame_rate, TURN)]
     taken: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(2 + -(-steps // TURN)):  # the first two turns only warm up
         for name, built in engines.items():
@@ -163,8 +153,8 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
     average = np.mean if typical(model) == "mean" else np.median
     step, bare = (average(np.reshape(taken[name], (-1, TURN)), axis=1) for name in ("step", "bare"))
     # Turn by turn: both networks ran within milliseconds, whatever the machine did before and after.
-    return Overhead(contract.name, engine, precision, size_hw, state_bytes, typical(model), percentiles(taken["step"]),
-                    percentiles(taken["bare"]), float(np.median(step / bare)))
+    return Overhead(model.contract.name, engine, precision, size_hw, state_bytes, typical(model),
+                    percentiles(taken["step"]), percentiles(taken["bare"]), float(np.median(step / bare)))
 
 
 def format_table(rows: Sequence[Overhead]) -> list[str]:
@@ -187,7 +177,7 @@ def percentiles(seconds: Sequence[float]) -> Figures:
 
 def typical(model: Model) -> str:
     """Which figure stands for the others."""
-    return "mean" if bidirectional(model) else "p50"
+    return "p50" if model.contract.network.causal else "mean"
 
 
 def camera_images(rate: float, count: int = 60) -> list[NDArray[np.uint8]]:
@@ -198,55 +188,15 @@ def camera_images(rate: float, count: int = 60) -> list[NDArray[np.uint8]]:
     return [camera.frame(k) for k in range(count)]
 
 
-def bare_backbone(model: Model, size_hw: tuple[int, int]) -> Network:
+def bare_backbone(model: Model) -> Model:
     """The model's backbone with heads and without anything temporal."""
     from engines.networks.network import build
 
-    config = NetworkConfig(module="tsn", backbone=model.contract.network.backbone, causal=True, input_size_hw=size_hw)
-    network = build(config, heads=_labels(model.contract))
+    contract = model.contract
+    config = NetworkConfig(module="tsn", backbone=contract.network.backbone, causal=True,
+                           input_size_hw=contract.input_size_hw)
+    network = build(config, heads={head: len(labels) for head, labels in contract.heads.items()})
     network.backbone.load_state_dict(model.network.backbone.state_dict())
-    return network.eval()
-
-
-def _at_size(model: Model, config: NetworkConfig) -> Network:
-    from engines.networks.network import build
-
-    network = build(config, heads=_labels(model.contract))
-    network.load_state_dict(model.network.state_dict())
-    return network.eval()
-
-
-def _labels(contract: Contract) -> dict[str, int]:
-    return {head: len(labels) for head, labels in contract.heads.items()}
-
-
-def engine_of(network: Network, contract: Contract, engine: str, precision: str) -> Engine:
-    """An engine of one slot for a network that has no model file; unproven, and kept nowhere."""
-    if engine == "eager":
-        from engines.runtime.eager import EagerEngine
-        from engines.runtime.windowed import WindowedEngine
-        return EagerEngine(network, contract, 1) if network.causal else WindowedEngine(network, contract, 1)
-    if engine == "inductor":
-        from engines.runtime.inductor import InductorEngine
-        return InductorEngine(network, contract, 1, precision)
-    if engine == "tensorrt":
-        from engines.runtime.tensorrt import build as build_tensorrt
-        with tempfile.TemporaryDirectory() as folder:
-            return build_tensorrt(Path(folder), network, contract, 1, precision)
-    if engine == "onnx":
-        return _onnx_of(network, contract)
-    from engines.runtime.openvino import convert
-    from engines.runtime.openvino import engine_of as openvino_of
-
-    return openvino_of(convert(network, contract), contract, 1, precision)
-
-
-def _onnx_of(network: Network, contract: Contract) -> Engine:
-    onnx = onnx_module("onnx", "onnxscript")
-    model = Model(contract, {}, digest="")
-    model.network = network
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "step.onnx"
-        onnx.convert(model).save(file, external_data=False)
-        engine: Engine = onnx.OnnxEngine(contract, file, 1)  # which has read the whole file by then
-        return engine
+    bare = Model(contract.model_copy(update={"network": config}), {}, digest="")
+    bare.network = network.eval()
+    return bare

@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.bench.overhead import Figures, camera_images, measure_overhead, open_random, percentiles, typical
+from engines.bench.overhead import Figures, camera_images, measure_overhead, percentiles, resolve_engine, typical
 from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import prepare
 from engines.runtime import cache
+from engines.runtime.backend import Spec, open_unproven
 from engines.runtime.engine import Engine, StepResult
 from engines.runtime.registry import compile as compile_engine
+from engines.runtime.registry import find
 
 if TYPE_CHECKING:
     from engines.model.file import Model
@@ -53,7 +55,7 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     Raises what `engines.compile` raises.
     """
     opened = (compile_engine(model, engine, slots=1, precision=precision) if model.path is not None
-              else open_random(model, engine))
+              else open_unproven(find(resolve_engine(engine)), Spec(model, precision="f32")))
     height, width = model.contract.input_size_hw
     report: Report = {
         "model": model.contract.name, "digest": model.digest, "engine": opened.name, "precision": opened.precision,
@@ -164,6 +166,6 @@ def _last(report: Report) -> Report | None:
     with contextlib.suppress(OSError, ValueError):
         last = json.loads(file.read_text())
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        cache.make_private_dir(file.parent)
         file.write_text(json.dumps(report))
     return last if last and {"stages_ms", "machine"} <= set(last) else None

@@ -29,6 +29,7 @@ from engines.datasets import decode
 from engines.datasets.base import Media, Segment
 from engines.datasets.media import list_images
 from engines.errors import DatasetError
+from engines.runtime.cache import make_private_dir
 
 log = logging.getLogger("gatestream.datasets")
 
@@ -108,7 +109,7 @@ class FrameCache:
         """Decodes a whole recording into its file. DatasetError comes out; trouble with the disk does not."""
         aside: Path | None = None
         try:
-            _make_private(self.folder)
+            make_private_dir(self.folder)
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".decoding-")
             aside = Path(name)
             with os.fdopen(handle, "wb") as file:
@@ -159,13 +160,6 @@ class FrameCache:
             with contextlib.suppress(OSError):
                 path.unlink()
                 total -= size
-
-
-def _make_private(folder: Path) -> None:
-    """Makes a folder and those above it that are missing, for this user alone. Raises OSError."""
-    for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
-        missing.mkdir(mode=0o700, exist_ok=True)
-    folder.mkdir(exist_ok=True)
 
 
 def _attempt(decoded: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:

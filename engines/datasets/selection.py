@@ -17,11 +17,20 @@ log = logging.getLogger("gatestream.datasets")
 IDLE = "idle"  # the kind of segments that `with_idle` adds
 
 
-def without_group(data: Dataset, group: int, required: bool = True) -> Dataset:
-    """The dataset with the segments of this group, if it is not 0, moved from training to validation.
+def select(data: Dataset, group: int = 0, labels: Collection[str] = (), idle: Iterable[Path] = (),
+           idle_without: Collection[str] = (), required: bool = True) -> Dataset:
+    """The dataset without a group (see `without_group`) and labels, with idle footage (see `with_idle`).
 
-    required: raise UsageError for a group that is not there; else it is ignored, with a warning.
+    required: raise UsageError for a group or label that is not there; else it is ignored, a group with a warning.
     """
+    data = without_group(data, group, required)
+    if not required:
+        labels = set(labels) & {label for names in data.heads.values() for label in names}
+    return with_idle(without_labels(data, labels), idle, idle_without)
+
+
+def without_group(data: Dataset, group: int, required: bool = True) -> Dataset:
+    """The dataset with the segments of this group, if it is not 0, moved from training to validation."""
     everything = data.splits.get("train", ())
     left_out = [segment for segment in everything if segment.group == str(group)]
     if not group:

@@ -17,7 +17,7 @@ from typing import Any
 
 from engines.datasets.base import Dataset, Problem, Segment
 from engines.datasets.kinds import ClassOrder
-from engines.errors import DatasetError
+from engines.errors import DatasetError, UsageError
 
 _TIMESTAMP = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 
@@ -107,6 +107,16 @@ def order_by_number(numbers: Mapping[str, Any], where: Path) -> tuple[str, ...]:
         raise DatasetError(f"{where}, whose {len(numbers)} classes are not numbered 0 to {len(numbers) - 1}",
                            "each number once", "get the file again")
     return tuple(by_number[number] for number in range(len(numbers)))
+
+
+def read_labels(path: Path, sort: bool = False) -> tuple[str, ...]:
+    """Class names in class order, from lines or from JSON {name: number}; sort: lines by name. Raises UsageError."""
+    try:
+        if read_text(path).lstrip().startswith("{"):
+            return order_by_number(read_json(path), path)
+        return tuple(sorted(read_lines(path)) if sort else read_lines(path))
+    except DatasetError as error:
+        raise UsageError(f"label file {error.got}", error.wanted, error.do) from error
 
 
 class DatasetBuilder:

@@ -1,7 +1,6 @@
 """Clip fusion at run time, without torch: the `fusion.*` tensors of a model file applied to a live window.
 
-`engines.networks.clip_fusion` is the same computation in the form that trains; what is known and what is assumed of the
-paper is said there. A model file names its form in the contract's `fusion`, see `engines.networks.fusion_rule`.
+The same computation as `engines.networks.clip_fusion`, which trains; what of the paper is known is written there.
 
 Legend: C clips, oldest first, D features of a clip, d inner width, N directions, X what one product makes at once.
 """
@@ -20,27 +19,20 @@ from engines.networks.fusion_rule import EPSILON, PREFIX, FusionRule, directions
 Floats = NDArray[np.float32]
 
 
-class Counted(NamedTuple):
-    """What follows from the clips' frame counts alone.
-
-    mix_CX: what makes hidden gate units of [own of clip 0, window of clip 0, own of clip 1, ...]; looks_NCC: added to
-    attention's logits, the logarithm of counts, minus infinity where a direction does not look.
-    """
+class FrameCounts(NamedTuple):
+    """What follows from the clips' frame counts alone."""
 
     frames_C: Floats
     ones_C: Floats
-    mix_CX: Floats
-    looks_NCC: Floats
+    mix_CX: Floats  # makes hidden gate units of [own of clip 0, window of clip 0, own of clip 1, ...]
+    attention_NCC: Floats  # added to logits: the logarithm of counts, -inf for clips that a direction leaves out
 
 
 class GatedFusion:
     """Fuses the clips of a window; keeps nothing between calls, so that all cameras may share one.
 
-    A clip counts by its number of frames in attention, in the window's mean and in the descriptor, so with open
-    gates and no relation between clips the descriptor is the mean over all frames. Everything that is linear in a clip
-    alone is its projection: a window keeps those of complete clips, and projects the growing one only.
-
-    It runs at every frame on few numbers, so what costs is the number of numpy calls, and `a.dot(b)` is the cheapest.
+    Everything that is linear in a clip alone is its projection: a window keeps those of complete clips, and projects
+    the growing one only. What costs is the number of numpy calls at every frame; `a.dot(b)` is the cheapest.
     """
 
     def __init__(self, rule: FusionRule, tensors: Mapping[str, Floats]) -> None:
@@ -73,7 +65,7 @@ class GatedFusion:
             self._least_d = -bias_d  # relu(x + bias) = max(x, -bias) + bias
             self._score_bias = held["gate.score.bias"] + bias_d.dot(self._score_d)
         self._project_DX = np.ascontiguousarray(np.concatenate(parts_XD).T) if parts_XD else None
-        self._counted = lru_cache(maxsize=1024)(self._of_counts)
+        self._counts = lru_cache(maxsize=1024)(self._count)
 
     def project(self, clips_CD: Floats) -> Floats:
         """What `fuse` needs of each clip on its own, [C, X]; X may be 0."""
@@ -89,26 +81,26 @@ class GatedFusion:
         projected_CX: the clips' projections, where they are known. Counts are at least 1. The gate of a clip that
         `keep` or `keep_above` leaves out is 0.
         """
-        counted = self._counted(counts_C.tobytes())
+        counts = self._counts(counts_C.tobytes())
         if projected_CX is None:
             projected_CX = self.project(clips_CD)
         relate_CX, gate_CX = projected_CX[:, :self._relate_width], projected_CX[:, self._relate_width:]
-        seen_CX: Floats | None = None
+        related_CX: Floats | None = None
         if self._rule.relate == "attention":
-            seen_CX = self._attend(relate_CX, counted)
+            related_CX = self._attend(relate_CX, counts)
         elif self._rule.relate == "bigru":
-            seen_CX = self._recur(relate_CX, counted.frames_C / counted.frames_C.max())
-        if seen_CX is not None and self._rule.gate:
-            gate_CX = gate_CX + seen_CX.dot(self._gate_Xd)
-        gates_C = self._gates(gate_CX, counted.mix_CX)
-        weights_C = counted.frames_C * gates_C
-        weights_C /= max(counted.frames_C.dot(gates_C), EPSILON)
+            related_CX = self._recur(relate_CX, counts.frames_C / counts.frames_C.max())
+        if related_CX is not None and self._rule.gate:
+            gate_CX = gate_CX + related_CX.dot(self._gate_Xd)
+        gates_C = self._gates(gate_CX, counts.mix_CX)
+        weights_C = counts.frames_C * gates_C
+        weights_C /= max(counts.frames_C.dot(gates_C), EPSILON)
         descriptor_D: Floats = weights_C.dot(clips_CD)
-        if seen_CX is not None:
-            descriptor_D += weights_C.dot(seen_CX).dot(self._out_XD)
+        if related_CX is not None:
+            descriptor_D += weights_C.dot(related_CX).dot(self._out_XD)
         return descriptor_D, gates_C
 
-    def _of_counts(self, counts: bytes) -> Counted:
+    def _count(self, counts: bytes) -> FrameCounts:
         frames_C = np.frombuffer(counts, np.int64).astype(np.float32)
         C = len(frames_C)
         mix_CC2 = np.zeros((C, C, 2), np.float32)
@@ -116,19 +108,19 @@ class GatedFusion:
         mix_CC2[..., 1] = frames_C / frames_C.sum()
         later = np.triu(np.full((C, C), -np.inf, np.float32), 1)
         hidden_NCC = np.zeros((1, C, C), np.float32) if self._rule.tied else np.stack([later, later.T])
-        return Counted(frames_C, np.ones_like(frames_C), mix_CC2.reshape(C, -1), hidden_NCC + np.log(frames_C))
+        return FrameCounts(frames_C, np.ones_like(frames_C), mix_CC2.reshape(C, -1), hidden_NCC + np.log(frames_C))
 
-    def _attend(self, relate_CX: Floats, counted: Counted) -> Floats:
+    def _attend(self, relate_CX: Floats, counts: FrameCounts) -> Floats:
         C, N = len(relate_CX), len(self._directions)
         query_NCd, key_NCd, value_NCd = relate_CX.reshape(C, 3, N, -1).transpose(1, 2, 0, 3)
         logits_NCC = query_NCd @ key_NCd.transpose(0, 2, 1)
-        logits_NCC += counted.looks_NCC
+        logits_NCC += counts.attention_NCC
         logits_NCC -= np.maximum.reduce(logits_NCC, axis=-1, keepdims=True)
-        odds_NCC = np.exp(logits_NCC, out=logits_NCC)
-        odds_NCC /= odds_NCC.dot(counted.ones_C)[..., None]
-        seen_CNd = np.empty((C, N, value_NCd.shape[2]), np.float32)
-        np.matmul(odds_NCC, value_NCd, out=seen_CNd.transpose(1, 0, 2))
-        return seen_CNd.reshape(C, -1)
+        shares_NCC = np.exp(logits_NCC, out=logits_NCC)
+        shares_NCC /= shares_NCC.dot(counts.ones_C)[..., None]
+        related_CNd = np.empty((C, N, value_NCd.shape[2]), np.float32)
+        np.matmul(shares_NCC, value_NCd, out=related_CNd.transpose(1, 0, 2))
+        return related_CNd.reshape(C, -1)
 
     def _recur(self, relate_CX: Floats, shares_C: Floats) -> Floats:
         """A recurrent unit from each end, side by side; a clip with part of the frames moves it by that part."""
@@ -136,16 +128,16 @@ class GatedFusion:
         into_CNX = relate_CX.reshape(C, 2, -1)
         into_NCX = np.stack([into_CNX[:, 0], into_CNX[::-1, 1]]) + self._in_bias_N1X
         shares_NC = np.stack([shares_C, shares_C[::-1]])
-        known_N1d = np.zeros((2, 1, d), np.float32)
-        known_NCd = np.empty((2, C, d), np.float32)
+        hidden_N1d = np.zeros((2, 1, d), np.float32)
+        hidden_NCd = np.empty((2, C, d), np.float32)
         for clip in range(C):
-            into_N1X, own_N1X = into_NCX[:, clip, None], known_N1d @ self._own_NdX + self._own_bias_N1X
+            into_N1X, own_N1X = into_NCX[:, clip, None], hidden_N1d @ self._own_NdX + self._own_bias_N1X
             both = sigmoid(into_N1X[..., :2 * d] + own_N1X[..., :2 * d])
             reset, stay = both[..., :d], both[..., d:]
             new = np.tanh(into_N1X[..., 2 * d:] + reset * own_N1X[..., 2 * d:])
-            known_N1d = known_N1d + shares_NC[:, clip, None, None] * (1 - stay) * (new - known_N1d)
-            known_NCd[:, clip] = known_N1d[:, 0]
-        return np.concatenate([known_NCd[0], known_NCd[1, ::-1]], axis=1)
+            hidden_N1d = hidden_N1d + shares_NC[:, clip, None, None] * (1 - stay) * (new - hidden_N1d)
+            hidden_NCd[:, clip] = hidden_N1d[:, 0]
+        return np.concatenate([hidden_NCd[0], hidden_NCd[1, ::-1]], axis=1)
 
     def _gates(self, gate_CX: Floats, mix_CX: Floats) -> Floats:
         """gate_CX: what the clips themselves, and the window of them, give the hidden layer, side by side."""

@@ -13,6 +13,7 @@ import json
 import os
 import struct
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,16 +77,22 @@ def build_network(model: Model) -> Network:
                          "get the model file again") from error
     state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
              if not name.startswith((PREFIX, EXAMPLES))}
-    wanted = network.state_dict()
-    problems = [f"no {name}" for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    problems += [f"unknown {name}" for name in state if name not in wanted]
-    problems += [f"{name} of shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-                 for name, tensor in wanted.items() if name in state and state[name].shape != tensor.shape]
+    problems = mismatches({name: tensor.shape for name, tensor in network.state_dict().items()
+                           if not name.endswith("num_batches_tracked")},
+                          {name: tensor.shape for name, tensor in state.items()})
     if problems:
         raise ModelError(f"weights that disagree with the contract ({'; '.join(problems[:3])})",
                          f"the tensors of {contract.architecture}", "get the model file again, or train it again")
     network.load_state_dict(state, strict=False)
     return network.eval()
+
+
+def mismatches(wanted: Mapping[str, Sequence[int]], held: Mapping[str, Sequence[int]]) -> list[str]:
+    """How tensors differ from those that are wanted, by name and shape: a phrase for each."""
+    return [*(f"no {name}" for name in wanted if name not in held),
+            *(f"unknown {name}" for name in sorted(held) if name not in wanted),
+            *(f"{name} of shape {tuple(held[name])} instead of {tuple(shape)}" for name, shape in wanted.items()
+              if name in held and tuple(held[name]) != tuple(shape))]
 
 
 def bundled() -> dict[str, Path]:
@@ -195,11 +202,7 @@ def _check_fusion(path: Path, contract: Contract, weights: dict[str, Array]) -> 
     """The file has just the `fusion.*` tensors that its contract asks for."""
     width = weights[f"heads.{next(iter(contract.heads))}.weight"].shape[1]
     wanted = {} if contract.fusion is None else tensor_shapes(contract.fusion, width)
-    held = {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)}
-    problems = [f"no {name}" for name in wanted if name not in held]
-    problems += [f"unknown {name}" for name in sorted(held) if name not in wanted]
-    problems += [f"{name} of shape {held[name]} instead of {shape}" for name, shape in wanted.items()
-                 if name in held and held[name] != shape]
+    problems = mismatches(wanted, {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)})
     if problems:
         raise ModelError(f"{path}, whose clip fusion disagrees with its contract ({'; '.join(problems[:3])})",
                          f"the tensors of fusion {contract.fusion.model_dump() if contract.fusion else None}",

@@ -8,7 +8,6 @@ video, so the frame rate follows from how long such a video is (`clip_s`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,27 +59,6 @@ def contract_of(network: Network, labels: Sequence[str], clip_s: float, name: st
                         provenance=provenance, **network.backbone.pixels._asdict())
     except ValidationError as error:
         raise UsageError(*first_problem(error), "choose another name, label file or clip length") from error
-
-
-def read_labels(path: Path, sort: bool = False) -> list[str]:
-    """Class names in class order, from lines or from JSON {name: number}; `sort` orders lines by name.
-
-    Raises UsageError for a file that is neither.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        table = json.loads(text) if text.lstrip().startswith("{") else None
-        numbers = None if table is None else {int(number): name for name, number in table.items()}
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"label file {path} ({error})", "one name a line, or JSON {name: number}",
-                         "check the file") from error
-    if numbers is None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return sorted(lines) if sort else lines
-    if sorted(numbers) != list(range(len(table or {}))):
-        raise UsageError(f"label file {path} with numbers {sorted(numbers)[:3]}...", "each of 0, 1, 2, ... once",
-                         "check the file")
-    return [numbers[k] for k in range(len(numbers))]
 
 
 def _segments(file_name: str) -> int:

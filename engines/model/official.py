@@ -3,8 +3,8 @@
     network = engines.official.load("something-v1_RGB_BNInception_avg_segment8_checkpoint.pth.tar",
                                     arch="gsm-bninception", segments=8)
 
-Files are read with `weights_only`: code inside a pickle is never run. Which blocks hold a module, and which share of
-their channels GSF gates, is not stated in a checkpoint but shows in its keys and shapes.
+Code inside a pickle is never run. Which blocks hold a module, and which share of their channels GSF gates, shows in
+keys and shapes.
 
 Official name                                 ours
 base_model.inception_3a_1x1.weight            backbone.inception_3a_1x1.weight
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import ModelError, UsageError
+from engines.model.file import mismatches
 from engines.networks.config import NetworkConfig
 from engines.networks.gsf import gated_channels
 from engines.networks.network import BACKBONES, Network, build
@@ -53,14 +54,21 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
         raise UsageError(f"clips of {segments} frames", "1 or more", "give the number in the checkpoint's name")
     source = "state dict" if isinstance(path_or_state_dict, Mapping) else os.fspath(path_or_state_dict)
     weights = read(path_or_state_dict)
-    sites = _sites(source, weights, arch)
+    sites = _held_sites(weights, arch)
+    if not sites:
+        raise ModelError(f"{source} without any {_prefix(next(iter(_available(arch))), arch)}..., but with "
+                         f"{_some(weights)}", f"the weights of {arch}", "give the architecture that it is of")
     gate_ratio = _gate_ratio(source, weights, arch, sites) if arch.startswith("gsf") else None
     head = weights.get("new_fc.weight", torch.empty(()))
     labels = head.shape[0] if head.ndim == 2 else 0
     network = build(arch, heads={HEAD: max(1, labels)}, segments=segments, gate_ratio=gate_ratio, sites=tuple(sites))
     ours = network.state_dict()
     names = {official_name(name, arch): name for name in ours}
-    _compare(source, arch, weights, {official: ours[name] for official, name in names.items()})
+    problems = mismatches({official: ours[name].shape for official, name in names.items()},
+                          {name: value.shape for name, value in weights.items()})
+    if problems:
+        raise ModelError(f"{source} with {_some(problems)}", f"exactly the weights of {arch}",
+                         "give the architecture that the checkpoint is of, or get the file again")
     network.load_state_dict({name: weights[official] for official, name in names.items()})
     return network.eval()
 
@@ -75,7 +83,7 @@ def read(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any]) -> dict
 def architecture_of(source: str, weights: Mapping[str, Tensor]) -> str:
     """The architecture whose modules these weights hold. Raises ModelError where it is none of ours."""
     for arch in ARCHITECTURES:
-        if any(name.startswith(_prefix(site, arch)) for site in _available(arch) for name in weights):
+        if _held_sites(weights, arch):
             return arch
     raise ModelError(f"{source} with {_some(weights)}", f"the weights of {', '.join(ARCHITECTURES)}",
                      "choose an official GSM or GSF checkpoint")
@@ -169,43 +177,24 @@ def _weights(source: str, content: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _sites(source: str, weights: Mapping[str, Tensor], arch: str) -> list[str]:
+def _held_sites(weights: Mapping[str, Tensor], arch: str) -> list[str]:
     """The sites whose modules the checkpoint holds, in order."""
-    available = _available(arch)
-    sites = [site for site in available if any(name.startswith(_prefix(site, arch)) for name in weights)]
-    if not sites:
-        raise ModelError(f"{source} without any {_prefix(next(iter(available)), arch)}..., but with {_some(weights)}",
-                         f"the weights of {arch}", "give the architecture that the checkpoint is of")
-    return sites
+    return [site for site in _available(arch) if any(name.startswith(_prefix(site, arch)) for name in weights)]
 
 
-def _gate_ratio(source: str, weights: Mapping[str, Tensor], arch: str, sites: Iterable[str]) -> int:
-    """The percentage of channels that modules gate, by the size of each one's batch norm."""
+def _gate_ratio(source: str, weights: Mapping[str, Tensor], arch: str, sites: Iterable[str]) -> int | None:
+    """The percentage of channels that modules gate, by the size of each one's batch norm; None where nothing tells."""
     available = _available(arch)
     gated = {name: (weights[name].numel(), available[site]) for site in sites
              if (name := f"{_prefix(site, arch)}bn.weight") in weights}
-    if not gated:
-        return 100  # nothing tells; the comparison will name what is missing
-    share = 100 * sum(f for f, _ in gated.values()) / sum(channels for _, channels in gated.values())
+    share = 100 * sum(f for f, _ in gated.values()) / max(1, sum(channels for _, channels in gated.values()))
     fitting = [ratio for ratio in range(1, 101)
                if all(gated_channels(channels, ratio) == f for f, channels in gated.values())]
     if not fitting:
         shapes = [f"{name} of {f} channels in {channels}" for name, (f, channels) in gated.items()]
         raise ModelError(f"{source} with {_some(shapes)}", "one share of gated channels throughout",
                          "choose an official checkpoint")
-    return min(fitting, key=lambda ratio: abs(ratio - share))
-
-
-def _compare(source: str, arch: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    missing = [name for name in wanted if name not in weights]
-    unknown = [name for name in weights if name not in wanted]
-    reshaped = [f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
-                for name, tensor in wanted.items() if name in weights and weights[name].shape != tensor.shape]
-    problems = [f"{what} {_some(names)}" for what, names in
-                (("without", missing), ("with the unknown", unknown), ("with", reshaped)) if names]
-    if problems:
-        raise ModelError(f"{source} {', '.join(problems)}", f"exactly the weights of {arch}",
-                         "give the architecture that the checkpoint is of, or get the file again")
+    return min(fitting, key=lambda ratio: abs(ratio - share)) if gated else None
 
 
 def _some(names: Iterable[str]) -> str:

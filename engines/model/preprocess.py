@@ -4,22 +4,19 @@
     frames_BCHW = normalise(pixels_u8[None], contract)    # what the network sees; compiled engines do this inside
 
 Filters for shrinking: "area" averages what a pixel covers; "bilinear" interpolates and skips what lies between;
-"pillow-bilinear" weighs all pixels by a triangle as wide as the shrinking asks for, in 8 bits after each direction,
-as the Pillow library does, with which the official checkpoints were trained.
+"pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained: all pixels count, by a
+triangle as wide as the shrinking asks for.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import UsageError
 from engines.model.contract import Contract
-
-BLOCK = 16  # outputs resampled at a time
 
 
 def prepare(image_bgr: NDArray[np.uint8], contract: Contract) -> NDArray[np.uint8]:
@@ -35,14 +32,14 @@ def fit(image_bgr: NDArray[np.uint8], cover_hw: tuple[int, int], size_hw: tuple[
     """
     height, width = image_bgr.shape[:2]
     if resize_filter == "pillow-bilinear":
-        covered_hw = _covering((height, width), cover_hw)
-        middle = tuple(round((all_ - kept) / 2) for all_, kept in zip(covered_hw, size_hw, strict=True))
-        return _triangle(image_bgr, covered_hw, (middle[0], middle[1]), size_hw)
-    crop_h, crop_w = _kept((height, width), cover_hw, size_hw)
+        covered_hw = covering_size((height, width), cover_hw)
+        return resize_window(image_bgr, covered_hw, [round((all_ - part) / 2) for all_, part in
+                                                     zip(covered_hw, size_hw, strict=True)], size_hw)
+    crop_h, crop_w = _crop_size((height, width), cover_hw, size_hw)
     top, left = (height - crop_h) // 2, (width - crop_w) // 2
     crop = image_bgr[top:top + crop_h, left:left + crop_w]
     if resize_filter == "area":
-        crop = _halved(crop, size_hw)
+        crop = _halve(crop, size_hw)
     smaller = height > cover_hw[0] and width > cover_hw[1]
     shrink = cv2.INTER_AREA if resize_filter == "area" and smaller else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(crop, (size_hw[1], size_hw[0]), interpolation=shrink), dtype=np.uint8)
@@ -52,16 +49,16 @@ def shrinkable(image_hw: tuple[int, int], contract: Contract) -> int:
     """By how much, a power of two, a decoder may shrink a picture on its own: `prepare` would average such blocks."""
     if contract.resize_filter != "area":
         return 1
-    return 1 << _halvings(_kept(image_hw, contract.cover_hw, contract.input_size_hw), contract.input_size_hw)
+    return 1 << _halvings(_crop_size(image_hw, contract.cover_hw, contract.input_size_hw), contract.input_size_hw)
 
 
-def seen_part(image_hw: tuple[int, int], contract: Contract) -> tuple[float, float]:
+def visible_part(image_hw: tuple[int, int], contract: Contract) -> tuple[float, float]:
     """Which part of an image's height and width, around its middle, the network sees; in (0, 1]."""
-    height, width = _kept(image_hw, contract.cover_hw, contract.input_size_hw)
+    height, width = _crop_size(image_hw, contract.cover_hw, contract.input_size_hw)
     return height / image_hw[0], width / image_hw[1]
 
 
-def _kept(image_hw: tuple[int, int], cover_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int]:
+def _crop_size(image_hw: tuple[int, int], cover_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int]:
     """Height and width of what `fit` keeps of an image, in its own pixels."""
     scale = max(cover_hw[0] / image_hw[0], cover_hw[1] / image_hw[1])
     height, width = (min(all_, max(1, round(wanted / scale))) for all_, wanted in zip(image_hw, size_hw, strict=True))
@@ -73,7 +70,7 @@ def _halvings(image_hw: tuple[int, int], size_hw: tuple[int, int]) -> int:
     return max(0, min(all_ // (2 * wanted) for all_, wanted in zip(image_hw, size_hw, strict=True)).bit_length() - 1)
 
 
-def _halved(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+def _halve(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Averages 2x2 blocks while the image is four times too large or more: area averaging at a third of the cost."""
     for _ in range(_halvings((image_bgr.shape[0], image_bgr.shape[1]), size_hw)):
         height, width = image_bgr.shape[0] // 2, image_bgr.shape[1] // 2
@@ -82,70 +79,25 @@ def _halved(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[n
     return image_bgr
 
 
-def views(image_bgr: NDArray[np.uint8], contract: Contract, crops: int) -> NDArray[np.uint8]:
-    """The crops that GSM and GSF average scores over in a test, uint8 [crops, H, W, 3]; always "pillow-bilinear".
-
-    crops: 1 (centre), 3 (left, right and centre at mid height), 5 (corners and centre), or 10 (those, each followed
-    by its mirror image). Raises UsageError for another number.
-    """
-    size_hw = contract.input_size_hw
-    covered_hw = _covering((image_bgr.shape[0], image_bgr.shape[1]), contract.cover_hw)
-    y, x = ((all_ - kept) // 4 for all_, kept in zip(covered_hw, size_hw, strict=True))
-    corners = [(0, 0), (0, 4 * x), (4 * y, 0), (4 * y, 4 * x), (2 * y, 2 * x)]
-    tables = {3: [(2 * y, 0), (2 * y, 4 * x), (2 * y, 2 * x)], 5: corners, 10: corners}
-    if crops == 1:
-        return fit(image_bgr, contract.cover_hw, size_hw, "pillow-bilinear")[None]
-    if crops not in tables:
-        raise UsageError(f"{crops} crops", "1, 3, 5 or 10", "choose one of these")
-    cut = [_triangle(image_bgr, covered_hw, offset, size_hw) for offset in tables[crops]]
-    return np.stack([view for crop in cut for view in ((crop, crop[:, ::-1]) if crops == 10 else (crop,))])
-
-
-def _covering(image_hw: tuple[int, int], cover_hw: tuple[int, int]) -> tuple[int, int]:
-    """Size of the whole image when it just covers `cover_hw`: one side exact, the other rounded down."""
+def covering_size(image_hw: tuple[int, int], cover_hw: tuple[int, int]) -> tuple[int, int]:
+    """Size of a whole image that just covers `cover_hw`: one side exact, the other rounded down."""
     (height, width), (cover_h, cover_w) = image_hw, cover_hw
     if cover_h * width >= cover_w * height:
         return cover_h, int(cover_h * width / height)
     return int(cover_w * height / width), cover_w
 
 
-def _triangle(image_bgr: NDArray[np.uint8], covered_hw: tuple[int, int], offset_yx: tuple[int, int],
-              size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """The window of `size_hw` at `offset_yx` of the image scaled to `covered_hw`; only that window is computed."""
-    rows, columns = (_triangle_weights(*sides) for sides in
-                     zip(image_bgr.shape[:2], covered_hw, offset_yx, size_hw, strict=True))
-    top, bottom = _support(rows)
-    across = _resampled(image_bgr[top:bottom].transpose(1, 0, 2), columns)
-    return _resampled(across.transpose(1, 0, 2), rows[:, top:bottom])
+def resize_window(image_bgr: NDArray[np.uint8], covered_hw: tuple[int, int], offset_yx: Sequence[int],
+                  size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """The window of `size_hw` at `offset_yx` of the image scaled to `covered_hw` by Pillow's bilinear filter."""
+    from PIL import Image
 
-
-def _resampled(image: NDArray[np.uint8], weights: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Weighted sums along the first axis, rounded half up. In blocks, as neighbours need the same few inputs."""
-    made = np.empty((len(weights), *image.shape[1:]), np.uint8)
-    for start in range(0, len(weights), BLOCK):
-        block = weights[start:start + BLOCK]
-        first, end = _support(block)
-        seen = image[first:end].astype(np.float32, order="C").reshape(end - first, -1)
-        sums = block[:, first:end] @ seen + np.float32(0.5)
-        made[start:start + BLOCK] = sums.astype(np.uint8).reshape(-1, *image.shape[1:])
-    return made
-
-
-@lru_cache(maxsize=16)
-def _triangle_weights(inputs: int, outputs: int, offset: int, size: int) -> NDArray[np.float32]:
-    """Weight of each input pixel in `size` of the output pixels, from `offset` [size, inputs]; rows sum to 1."""
-    scale = inputs / outputs
-    centres = (np.arange(offset, offset + size) + 0.5) * scale
-    distances = np.abs(np.arange(inputs) + 0.5 - centres[:, None]) / max(scale, 1.0)
-    weights = np.maximum(0.0, 1.0 - distances)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return np.asarray(weights, np.float32)
-
-
-def _support(weights: NDArray[np.float32]) -> tuple[int, int]:
-    """First and one past the last input that any of these outputs needs."""
-    used = np.flatnonzero(weights.any(axis=0))
-    return int(used[0]), int(used[-1]) + 1
+    picture = Image.fromarray(np.ascontiguousarray(image_bgr))
+    scale_y, scale_x = picture.height / covered_hw[0], picture.width / covered_hw[1]
+    (top, left), (height, width) = offset_yx, size_hw
+    box = (left * scale_x, top * scale_y,
+           min((left + width) * scale_x, picture.width), min((top + height) * scale_y, picture.height))
+    return np.array(picture.resize((width, height), Image.Resampling.BILINEAR, box))
 
 
 def normalise(frames_u8_BHWC: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:

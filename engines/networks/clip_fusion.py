@@ -23,65 +23,49 @@ Legend: B windows, C clips, oldest first, D features of a clip, d inner width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from engines.errors import UsageError, first_problem
 from engines.networks.fusion_rule import EPSILON, FusionRule, directions
 
 
 class GatedClipFusion(nn.Module):
-    """See the file's top. `forward(clips_BCD, counts_BC) -> (descriptor_BD, gates_BC)`.
+    """Fuses the clips of windows: `forward(clips_BCD, counts_BC) -> (descriptor_BD, gates_BC)`.
 
-    counts: frames in each clip, 0 for one that is not there (a mask of booleans will do: one frame each).
-    A window without any clip gives zeros. Gates of clips that are not there, or left out, are 0.
+    counts: frames in each clip, 0 for one that is not there (a mask of booleans will do: one frame each). A window
+    without any clip gives zeros. Gates of clips that are not there, or left out, are 0. `keep` and `keep_above` of the
+    rule act outside training only: clips with equal gates stay together, and the best one always stays.
     """
 
-    def __init__(self, width: int, relate: Literal["attention", "bigru", "none"] = "attention", gate: bool = True, *,
-                 tied: bool = False, inner: int | None = None, keep: int | None = None,
-                 keep_above: float | None = None, clips: int | None = None) -> None:
-        """relate: what tells each clip of the others; gate: False leaves every gate open; tied: both directions
-        share their weights (and attention its normalisation, so that the order of clips no longer matters);
-        inner: d, by default D / 4 up to 64; keep, keep_above: outside training only that many clips with the largest
-        gates decide (equal gates stay together), or those with such a gate, at least the best one;
-        clips: a gate that squeezes and excites a window of just so many clips instead, for whole videos offline.
-
-        Raises UsageError for an option that cannot be.
-        """
+    def __init__(self, width: int, rule: FusionRule | None = None) -> None:
         super().__init__()
-        try:
-            self.rule = FusionRule(relate=relate, gate=gate, tied=tied, inner=inner, keep=keep, keep_above=keep_above)
-        except ValidationError as error:
-            raise UsageError(*first_problem(error), "see engines.networks.fusion_rule.FusionRule") from error
-        inner_width = self.rule.inner_width(width)
-        kind = Attention if relate == "attention" else Recurrence
-        self.relate = nn.ModuleDict({name: kind(width, inner_width) for name in directions(self.rule)})
-        self.gate = None if not gate else WindowGate(clips) if clips is not None else ClipGate(width, inner_width)
+        self.rule = rule = rule or FusionRule()
+        inner_width = rule.inner_width(width)
+        kind = Attention if rule.relate == "attention" else Recurrence
+        self.relate = nn.ModuleDict({name: kind(width, inner_width) for name in directions(rule)})
+        self.gate = ClipGate(width, inner_width) if rule.gate else None
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> tuple[Tensor, Tensor]:
         counts_BC = counts_BC.to(clips_BCD.dtype)
-        there_BC = counts_BC > 0
-        related_BCD = clips_BCD = clips_BCD.masked_fill(~there_BC[..., None], 0)
-        for direction, look in self.relate.items():
-            related_BCD = related_BCD + look(clips_BCD, counts_BC, direction)
+        present_BC = counts_BC > 0
+        related_BCD = clips_BCD = clips_BCD.masked_fill(~present_BC[..., None], 0)
+        for direction, relate in self.relate.items():
+            related_BCD = related_BCD + relate(clips_BCD, counts_BC, direction)
         if self.gate is None:
-            gates_BC = there_BC.to(clips_BCD.dtype)
+            gates_BC = present_BC.to(clips_BCD.dtype)
         else:
-            gates_BC = self._chosen(self.gate(related_BCD, counts_BC), there_BC)
+            gates_BC = self._keep_best(self.gate(related_BCD, counts_BC), present_BC)
         weights_BC = counts_BC * gates_BC
         descriptor_BD = torch.einsum("bc,bcd->bd", weights_BC, related_BCD)
         return descriptor_BD / weights_BC.sum(1, keepdim=True).clamp(min=EPSILON), gates_BC
 
-    def _chosen(self, gates_BC: Tensor, there_BC: Tensor) -> Tensor:
+    def _keep_best(self, gates_BC: Tensor, present_BC: Tensor) -> Tensor:
         """The gates, with those of clips that are not to decide shut."""
         if self.training or (self.rule.keep is None and self.rule.keep_above is None):
-            return gates_BC * there_BC
-        ranked_BC = gates_BC.masked_fill(~there_BC, -1)
-        kept_BC = there_BC
+            return gates_BC * present_BC
+        ranked_BC = gates_BC.masked_fill(~present_BC, -1)
+        kept_BC = present_BC
         if self.rule.keep is not None:
             last = min(self.rule.keep, ranked_BC.shape[1]) - 1
             kept_BC = kept_BC & (ranked_BC >= ranked_BC.sort(1, descending=True).values[:, last, None])
@@ -92,7 +76,7 @@ class GatedClipFusion(nn.Module):
 
 
 class Attention(nn.Module):
-    """What each clip sees in itself and the clips before it ("past"), after it ("future"), or all ("both")."""
+    """Attention of each clip to itself and the clips before it ("past"), after it ("future"), or all ("both")."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -104,15 +88,15 @@ class Attention(nn.Module):
         query, key, value = self.query(clips_BCD), self.key(clips_BCD), self.value(clips_BCD)
         logits_BCC = query @ key.mT / query.shape[-1] ** 0.5 + counts_BC.clamp(min=EPSILON).log()[:, None]
         all_CC = torch.ones(logits_BCC.shape[1:], dtype=torch.bool, device=logits_BCC.device)
-        seen_CC = {"past": all_CC.tril(), "future": all_CC.triu(), "both": all_CC}[direction]
-        hidden_BCC = ~(seen_CC & (counts_BC > 0)[:, None])
-        shares_BCC = logits_BCC.masked_fill(hidden_BCC, torch.finfo(logits_BCC.dtype).min).softmax(-1)
-        seen: Tensor = self.out(shares_BCC @ value)
-        return seen
+        visible_CC = {"past": all_CC.tril(), "future": all_CC.triu(), "both": all_CC}[direction]
+        masked_BCC = ~(visible_CC & (counts_BC > 0)[:, None])
+        shares_BCC = logits_BCC.masked_fill(masked_BCC, torch.finfo(logits_BCC.dtype).min).softmax(-1)
+        related: Tensor = self.out(shares_BCC @ value)
+        return related
 
 
 class Recurrence(nn.Module):
-    """What a recurrent unit knows at each clip, run from the first ("past"), the last ("future"), or both ways."""
+    """A recurrent unit's state at each clip, run from the first ("past"), the last ("future"), or both ways."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -121,20 +105,20 @@ class Recurrence(nn.Module):
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor, direction: str) -> Tensor:
         shares_BC = counts_BC / counts_BC.amax(1, keepdim=True).clamp(min=EPSILON)
-        known_BCd = clips_BCD.new_zeros(*counts_BC.shape, self.cell.hidden_size)
+        hidden_BCd = clips_BCD.new_zeros(*counts_BC.shape, self.cell.hidden_size)
         if direction in ("past", "both"):
-            known_BCd = known_BCd + self._run(clips_BCD, shares_BC)
+            hidden_BCd = hidden_BCd + self._run(clips_BCD, shares_BC)
         if direction in ("future", "both"):
-            known_BCd = known_BCd + self._run(clips_BCD.flip(1), shares_BC.flip(1)).flip(1)
-        known: Tensor = self.out(known_BCd)
-        return known
+            hidden_BCd = hidden_BCd + self._run(clips_BCD.flip(1), shares_BC.flip(1)).flip(1)
+        related: Tensor = self.out(hidden_BCd)
+        return related
 
     def _run(self, clips_BCD: Tensor, shares_BC: Tensor) -> Tensor:
-        known_Bd = clips_BCD.new_zeros(len(clips_BCD), self.cell.hidden_size)
+        hidden_Bd = clips_BCD.new_zeros(len(clips_BCD), self.cell.hidden_size)
         rows = []
         for clip_BD, share_B in zip(clips_BCD.unbind(1), shares_BC.unbind(1), strict=True):
-            known_Bd = known_Bd + share_B[:, None] * (self.cell(clip_BD, known_Bd) - known_Bd)
-            rows.append(known_Bd)
+            hidden_Bd = hidden_Bd + share_B[:, None] * (self.cell(clip_BD, hidden_Bd) - hidden_Bd)
+            rows.append(hidden_Bd)
         return torch.stack(rows, dim=1)
 
 
@@ -153,32 +137,7 @@ class ClipGate(nn.Module):
         return torch.sigmoid(self.score(hidden_BCd)[..., 0])
 
 
-class WindowGate(nn.Module):
-    """Squeeze-and-excitation (Hu et al., CVPR 2018) over the clips of a window, whose number is fixed."""
-
-    def __init__(self, clips: int, reduction: int = 2) -> None:
-        super().__init__()
-        if clips < 1:
-            raise UsageError(f"clips={clips}", "at least one clip", "leave it out for windows of any length")
-        self.clips = clips
-        self.squeeze = nn.Linear(clips, max(1, clips // reduction))
-        self.score = _zero(nn.Linear(max(1, clips // reduction), clips))
-
-    def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> Tensor:
-        if counts_BC.shape[1] != self.clips:
-            raise UsageError(f"a window of {counts_BC.shape[1]} clips", f"{self.clips} clips, as the gate was built",
-                             "mask the clips that are missing, or build without `clips`")
-        present_BC = clips_BCD.mean(-1) * (counts_BC > 0)
-        return torch.sigmoid(self.score(F.relu(self.squeeze(present_BC))))
-
-
 def _zero(layer: nn.Linear) -> nn.Linear:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def fusion_of(rule: FusionRule, width: int) -> GatedClipFusion:
-    """The module that a contract's fusion rule asks for, with fresh weights."""
-    options: dict[str, Any] = rule.model_dump()
-    return GatedClipFusion(width, **options)

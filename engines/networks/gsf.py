@@ -7,8 +7,6 @@ Legend: B clips, T frames, C channels of the map, f of them gated, c = f/2 of a 
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,16 +29,14 @@ def gated_channels(channels: int, gate_ratio: int) -> int:
 class GateShiftFuse(GateShift):
     """GSF on the first `gate_ratio` percent of `channels`; the rest passes unchanged. Parameter names are official."""
 
+    options = ("gate_ratio",)
+
     def __init__(self, channels: int, causal: bool, gate_ratio: int = 100, past_shift: int | None = None) -> None:
         gated = gated_channels(channels, gate_ratio)
         super().__init__(gated, causal, past_shift)
         self.conv3D.reset_parameters()
         self.channel_conv1 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
         self.channel_conv2 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
-
-    @classmethod
-    def build(cls, channels: int, config: NetworkConfig) -> Self:
-        return cls(channels, config.causal, config.gate_ratio or 100, config.past_shift)
 
     @classmethod
     def defaults(cls, config: NetworkConfig, backbone: Backbone) -> dict[str, object]:

@@ -9,14 +9,10 @@ Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the 
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.config import NetworkConfig
-from engines.networks.normalisation import batch_norm
 from engines.networks.temporal import State, TemporalModule, TensorSpec, with_past, with_zeros
 
 TAPS = 3  # the gate's convolution spans three frames
@@ -45,14 +41,10 @@ class GateShift(TemporalModule):
         if channels % 4:
             raise ValueError(f"a gate-shift module needs a multiple of 4 channels, not {channels}")
         self.conv3D = nn.Conv3d(channels, 2, TAPS, padding=1, groups=2)
-        self.bn = nn.BatchNorm3d(channels)
+        self.bn = nn.BatchNorm2d(channels)
         nn.init.zeros_(self.conv3D.weight)
         nn.init.zeros_(self.bias)
         self.register_buffer("order", torch.tensor(interleave(channels)), persistent=False)
-
-    @classmethod
-    def build(cls, channels: int, config: NetworkConfig) -> Self:
-        return cls(channels, config.causal, config.past_shift)
 
     @property
     def bias(self) -> Tensor:
@@ -90,7 +82,7 @@ class GateShift(TemporalModule):
         """
         B, T, C = x_BTCHW.shape[:3]
         x = x_BTCHW.flatten(0, 1)
-        normal = F.relu(batch_norm(x, self.bn))
+        normal = F.relu(self.bn(x))
         taps_weight = self.conv3D.weight.transpose(1, 2).flatten(0, 1)  # [half x tap, c, 3, 3], oldest tap first
         planes = F.conv2d(normal, taps_weight, padding=1, groups=2)
         planes = planes.reshape(B, T, 2 * TAPS, *planes.shape[-2:])

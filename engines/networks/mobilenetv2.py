@@ -100,26 +100,19 @@ def fold_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """MobileNetV2 weights under torchvision's names; batch norms, if present, are folded into the convolutions."""
     named = {_torchvision_name(name): value for name, value in tensors.items()}
     state: dict[str, Tensor] = {}
-    for name, value in named.items():
-        if not name.endswith(".weight") or value.ndim != 4:
+    for name, weight in named.items():
+        if not name.endswith(".weight") or weight.ndim != 4:
             continue
         conv = name.removesuffix(".weight")
-        norm = _norm_of(conv)
+        before, _, index = conv.rpartition(".")
+        norm = f"{before}.{int(index) + 1}"  # torchvision puts it right after: `a.0` -> `a.1`, `conv.2` -> `conv.3`
+        bias = named.get(f"{conv}.bias")
         if f"{norm}.running_var" in named:
             scale = named[f"{norm}.weight"] / (named[f"{norm}.running_var"] + EPS).sqrt()
-            state[name] = value * scale[:, None, None, None]
-            state[f"{conv}.bias"] = named[f"{norm}.bias"] - named[f"{norm}.running_mean"] * scale
-        else:
-            state[name] = value
-            if f"{conv}.bias" in named:
-                state[f"{conv}.bias"] = named[f"{conv}.bias"]
+            weight = weight * scale[:, None, None, None]
+            bias = named[f"{norm}.bias"] - named[f"{norm}.running_mean"] * scale
+        state |= {name: weight} if bias is None else {name: weight, f"{conv}.bias": bias}
     return state
-
-
-def _norm_of(conv: str) -> str:
-    """torchvision puts a convolution's norm right after it: `a.0` -> `a.1`, the projection `conv.2` -> `conv.3`."""
-    head, _, index = conv.rpartition(".")
-    return f"{head}.{int(index) + 1}"
 
 
 # timm: blocks.STAGE.INDEX.{conv_pw bn1, conv_dw bn2, conv_pwl bn3}; in the first block {conv_dw bn1, conv_pw bn2}.

@@ -204,7 +204,8 @@ def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropou
     Raises UsageError for an unknown architecture, site or shift, options that do not go together, and an input size
     that the backbone cannot take.
     """
-    config = NetworkConfig.of(architecture, **options) if isinstance(architecture, str) else architecture
+    config = NetworkConfig.of(architecture) if isinstance(architecture, str) else architecture
+    config = config.replace(**options)
     if config.module not in MODULES or config.backbone not in BACKBONES:
         raise UsageError(f"architecture {config.architecture!r}",
                          f"one of {', '.join(f'{m}-{b}' for b in BACKBONES for m in MODULES)}",
@@ -212,16 +213,18 @@ def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropou
     backbone, kind = BACKBONES[config.backbone](), MODULES[config.module]
     channels = {} if kind is None else backbone.input_sites() if kind.on_input else {
         site: convolution.out_channels for site, convolution in backbone.sites().items()}
-    defaults = {"sites": (), **({} if kind is None else kind.defaults(config, backbone)),
-                "input_size_hw": backbone.input_size_hw}
-    config = config.model_copy(update={name: value for name, value in defaults.items()
-                                       if getattr(config, name) is None})
-    unknown = sorted(set(config.sites or ()) - set(channels))
-    if unknown:
-        raise UsageError(f"sites {unknown} for {config.architecture}", f"some of {', '.join(channels)}",
-                         "choose from these")
-    config = config.model_copy(update={"sites": tuple(site for site in channels if site in (config.sites or ()))})
-    temporal = {} if kind is None else {site: kind.build(channels[site], config) for site in config.sites or ()}
+    defaults: dict[str, object] = {"input_size_hw": backbone.input_size_hw, "sites": ()}
+    if kind is not None:
+        defaults |= kind.defaults(config, backbone)
+    config = config.replace(**{name: value for name, value in defaults.items() if getattr(config, name) is None})
+    wanted = set(config.sites or ())
+    if wanted - set(channels):
+        raise UsageError(f"sites {sorted(wanted - set(channels))} for {config.architecture}",
+                         f"some of {', '.join(channels)}", "choose from these")
+    config = config.replace(sites=tuple(site for site in channels if site in wanted))
+    temporal = {site: kind(channels[site], config.causal, past_shift=config.past_shift,
+                           **{name: getattr(config, name) for name in kind.options})
+                for site in config.sites or () if kind is not None}
     return Network(config, backbone, temporal, heads, dropout)
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Self
 
 from engines.errors import UsageError
-from engines.networks.config import Group, NetworkConfig
+from engines.networks.config import Group
 from engines.networks.shift import Shift
 
 _T: tuple[Group, ...] = ((1 / 8, (-1, 0, 0)), (1 / 8, (1, 0, 0)))
@@ -26,7 +25,7 @@ PRESETS: dict[str, tuple[Group, ...]] = {
 
 
 class SpatioTemporalShift(Shift):
-    """Moves groups of channels in time and space. `groups`: a preset's name, or (share, (dt, dh, dw)) in the order of
+    """Moves groups of channels in time and space. `shift`: a preset's name, or (share, (dt, dh, dw)) in the order of
     the channels; what they leave over stays. `T` is TSM's published form.
 
     The causal form gives the share of groups that look ahead to the past: they come from t-1, or from `past_shift`
@@ -34,15 +33,13 @@ class SpatioTemporalShift(Shift):
     Raises UsageError for an unknown preset, offsets other than -1, 0, 1, or shares that add up to more than 1.
     """
 
-    def __init__(self, channels: int, causal: bool, groups: str | Sequence[Group] = "THW",
+    options = ("shift",)
+
+    def __init__(self, channels: int, causal: bool, shift: str | Sequence[Group] = "THW",
                  past_shift: int | None = None) -> None:
         # Shares are written as decimals: 0.29 of 100 channels is 29, whatever the binary fraction.
-        moves = [(int(channels * share + 1e-9), offset) for share, offset in checked(groups)]
+        moves = [(int(channels * share + 1e-9), offset) for share, offset in checked(shift)]
         super().__init__(channels, causal, moves, past_shift)
-
-    @classmethod
-    def build(cls, channels: int, config: NetworkConfig) -> Self:
-        return cls(channels, config.causal, config.shift, config.past_shift)
 
 
 def checked(groups: str | Sequence[Group]) -> tuple[Group, ...]:

@@ -6,7 +6,7 @@ Legend: B cameras or clips, T frames, C channels, H W the map's size, P frames o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +40,7 @@ class TemporalModule(nn.Module, ABC):
         self.past_shift = past_shift
 
     on_input: ClassVar[bool] = False  # it sits on the input of a branch, not on the output of its last convolution
-
-    @classmethod
-    @abstractmethod
-    def build(cls, channels: int, config: NetworkConfig) -> Self:
-        """A fresh module for maps of so many channels. Raises UsageError for options that cannot be."""
+    options: ClassVar[tuple[str, ...]] = ()  # the fields of a config that it takes besides `causal` and `past_shift`
 
     @classmethod
     def defaults(cls, config: NetworkConfig, backbone: Backbone) -> dict[str, object]:

@@ -6,9 +6,6 @@ It sits on the input of a residual branch, so that the skip still carries the un
 
 from __future__ import annotations
 
-from typing import Self
-
-from engines.networks.config import NetworkConfig
 from engines.networks.shift import Move, Shift
 
 
@@ -23,10 +20,6 @@ class TemporalShift(Shift):
     def __init__(self, channels: int, causal: bool, division: int = 8, past_shift: int | None = None) -> None:
         fold = channels // division
         super().__init__(channels, causal, ((fold, (-1, 0, 0)), (fold, (1, 0, 0))), past_shift)
-
-    @classmethod
-    def build(cls, channels: int, config: NetworkConfig) -> Self:
-        return cls(channels, config.causal, past_shift=config.past_shift)
 
     @property
     def moves(self) -> tuple[Move, ...]:

@@ -1,12 +1,12 @@
-"""The engine cache: built engines on disk, found again by everything they depend on.
+"""Built engines on disk, found again by everything they depend on.
 
-    entry = get_or_build(key, build)          # key: what the engine depends on; build(folder) -> facts writes the files
+    entry = get_or_build(key, build)    # key: what the engine depends on; build(folder) -> facts writes the files
     entry.folder, entry.facts
 
-One folder an entry, named by the key's hash, holding the files and a `manifest.json` with their checksums. An
-entry appears whole (written aside, then renamed); one that is damaged or foreign is built again and never used. The
-place is the environment variable GATESTREAM_CACHE, else the user's cache folder; where it cannot be written, engines
-work without.
+One folder an entry, named by the key's hash, holding the files and a `manifest.json` with their checksums. An entry
+appears whole (written aside, then renamed); one that is damaged or foreign is built again and never used. Of several
+processes that want one engine, one builds it and the others wait. What is not used for `UNUSED_S` goes, and what was
+not used for longest where all takes more than `LIMIT_BYTES`. Where nothing can be written, engines work without.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,20 @@ log = logging.getLogger("gatestream.engines")
 
 FORMAT = "gatestream-engine/2"
 MANIFEST = "manifest.json"
+LIMIT_BYTES = 5 * 10**9
+UNUSED_S = 90 * 24 * 3600.0
+BUILDING = ".building-"
 Facts = dict[str, Any]
 Build = Callable[[Path], Facts]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A built engine on disk. `key`: what it depends on; `facts`: what was found out while building."""
+    """A built engine on disk."""
 
     folder: Path
-    key: dict[str, str]
-    facts: Facts
+    key: dict[str, str]  # what it depends on
+    facts: Facts  # what was found out while building
     built_at: float
     size_bytes: int
 
@@ -54,48 +58,127 @@ class DamagedEntryError(Exception):
 
 
 def cache_dir() -> Path:
-    """The cache folder; it need not exist."""
+    """The folder of built engines: GATESTREAM_CACHE, else the user's cache folder. It need not exist."""
     chosen = os.environ.get("GATESTREAM_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("gatestream", appauthor=False)) / "engines"
 
 
-def name_of(key: Mapping[str, str]) -> str:
+def make_private_dir(folder: Path) -> Path:
+    """Creates a folder and what is missing above it, for this user alone: a built engine may be code. Raises OSError.
+
+    Every cache folder is made by this, whoever comes first: TensorRT refuses one that others can write.
+    """
+    for path in [*reversed(folder.parents), folder]:
+        if not path.is_dir():
+            path.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def entry_name(key: Mapping[str, str]) -> str:
+    """The name of an entry's folder, 32 hexadecimal digits."""
     return hashlib.sha256(_canonical(dict(key))).hexdigest()[:32]
 
 
 def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
-    """The entry of a key, built if there is none that can be trusted.
-
-    Safe with several builders at once: each builds aside, the first to finish wins. What `build` raises comes out.
-    """
-    folder = cache_dir() / name_of(key)
-    with contextlib.suppress(FileNotFoundError):
+    """The entry of a key, built if there is none that can be trusted. What `build` raises comes out."""
+    folder = cache_dir() / entry_name(key)
+    with contextlib.suppress(FileNotFoundError, DamagedEntryError):
+        return _use(folder, key)
+    with contextlib.ExitStack() as stack:
         try:
-            return read(folder, key)
+            make_private_dir(folder.parent)
+            stack.enter_context(_locked(folder))
+        except OSError as error:
+            _log_unwritable(error)
+            return _build_outside(key, build)
+        try:
+            return _use(folder, key)  # built while this process waited
+        except FileNotFoundError:
+            _log_other_versions(key)
         except DamagedEntryError as reason:
             log.warning("engine cache entry %s is damaged (%s): building it again", folder.name, reason)
-    _tell_of_another(key)
+        return _build_into(folder, key, build)
+
+
+def _use(folder: Path, key: Mapping[str, str]) -> Entry:
+    entry = read(folder, key)
+    with contextlib.suppress(OSError):
+        os.utime(folder / MANIFEST)  # its time of last use, see `_prune`
+    return entry
+
+
+def _build_into(folder: Path, key: Mapping[str, str], build: Build) -> Entry:
+    aside = folder.with_name(BUILDING + folder.name)
+    shutil.rmtree(aside, ignore_errors=True)  # of a builder that was killed
     try:
-        cache_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = Path(tempfile.mkdtemp(dir=cache_dir(), prefix=".building-"))
-    except OSError as error:
-        log.warning("engine cache %s cannot be written (%s): the engine will be built again next time",
-                    cache_dir(), error.strerror)
-        return _without_cache(key, build)
-    try:
+        try:
+            aside.mkdir(mode=0o700)
+        except OSError as error:
+            _log_unwritable(error)
+            return _build_outside(key, build)
         facts = build(aside)
         try:
             write_manifest(aside, key, facts)
+            if folder.exists():
+                shutil.rmtree(folder)
+            aside.rename(folder)
         except OSError as error:
-            log.warning("engine cache %s cannot be written (%s)", cache_dir(), error.strerror)
-            return _without_cache(key, build)
-        _move_in(aside, folder, key)
-        return read(folder, key)
+            _log_unwritable(error)
+            return _build_outside(key, build)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    _prune(folder)
+    return read(folder, key)
 
 
-def _tell_of_another(key: Mapping[str, str]) -> None:
+@contextlib.contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Held by who builds an entry; the system releases it when the process ends, however it ends.
+
+    One of sixteen files, so that they do not add up. Raises filelock.Timeout, an OSError, where it need not wait.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".lock-{folder.name[0]}"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise
+        log.warning("another process is building an engine: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _prune(newest: Path) -> None:
+    """Removes what killed builders left, and entries by the rule at the file's top, but never the newest."""
+    for aside in newest.parent.glob(f"{BUILDING}*"):
+        with contextlib.suppress(OSError), _locked(newest.with_name(aside.name.removeprefix(BUILDING)), wait=False):
+            shutil.rmtree(aside)
+    found = []
+    for folder in newest.parent.iterdir():
+        if re.fullmatch("[0-9a-f]{32}", folder.name) and folder != newest:
+            with contextlib.suppress(OSError):
+                used = folder / MANIFEST if (folder / MANIFEST).exists() else folder
+                found.append((used.stat().st_mtime, _size(folder), folder))
+    total = _size(newest)
+    for used_at, size, folder in sorted(found, reverse=True):
+        total += size
+        if total > LIMIT_BYTES or time.time() - used_at > UNUSED_S:
+            shutil.rmtree(folder, ignore_errors=True)
+            log.warning("removed engine %s from the cache: %.0f MB, last used %s", folder.name, size / 1e6,
+                        time.strftime("%Y-%m-%d", time.localtime(used_at)))
+
+
+def _log_unwritable(error: OSError) -> None:
+    log.warning("engine cache %s cannot be written (%s): the engine will be built again next time",
+                cache_dir(), error.strerror or error)
+
+
+def _log_other_versions(key: Mapping[str, str]) -> None:
     """Says why an engine is built again that the cache holds, built by another version or for another machine."""
     for entry in entries():
         changed = [part for part in key if entry.key.get(part) != key[part]]
@@ -105,45 +188,28 @@ def _tell_of_another(key: Mapping[str, str]) -> None:
             return
 
 
-def _without_cache(key: Mapping[str, str], build: Build) -> Entry:
-    folder = _until_exit()
+def _build_outside(key: Mapping[str, str], build: Build) -> Entry:
+    folder = make_temporary_dir()
     return Entry(folder, dict(key), build(folder), time.time(), _size(folder))
 
 
-def _until_exit() -> Path:
+def make_temporary_dir() -> Path:
     """A folder that goes when the process does: an engine may read its files for as long as it runs."""
     folder = Path(tempfile.mkdtemp(prefix="gatestream-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def _move_in(aside: Path, folder: Path, key: Mapping[str, str]) -> None:
-    """Renames a finished entry into place; another builder's good entry is as good as ours."""
-    for _ in range(3):
-        try:
-            aside.rename(folder)
-            return
-        except OSError:
-            with contextlib.suppress(DamagedEntryError, FileNotFoundError):
-                read(folder, key)
-                return
-            grave = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged-"))
-            with contextlib.suppress(OSError):
-                folder.rename(grave / folder.name)
-            shutil.rmtree(grave, ignore_errors=True)
-    raise EngineError(f"a cache entry {folder} that cannot be replaced", "a folder of the engine cache",
-                      "delete it, or set GATESTREAM_CACHE to another folder")
-
-
 def write_manifest(folder: Path, key: Mapping[str, str], facts: Facts) -> None:
     """Writes the manifest over everything in `folder`."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     content = {"format": FORMAT, "key": dict(key), "facts": facts, "built_at": time.time(), "files": files}
-    (folder / MANIFEST).write_text(json.dumps({**content, "checksum": hashlib.sha256(_canonical(content)).hexdigest()}))
+    checksum = hashlib.sha256(_canonical(content)).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps({**content, "checksum": checksum}))
 
 
-def read(folder: Path, key: Mapping[str, str] | None = None) -> Entry:
-    """Reads and verifies an entry. Raises FileNotFoundError when there is none, else DamagedEntryError."""
+def read(folder: Path, key: Mapping[str, str] | None = None, verify: bool = True) -> Entry:
+    """Reads an entry, and verifies its files. Raises FileNotFoundError when there is none, else DamagedEntryError."""
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     try:
@@ -155,25 +221,26 @@ def read(folder: Path, key: Mapping[str, str] | None = None) -> Entry:
             raise DamagedEntryError("its manifest was changed")
         if key is not None and content["key"] != dict(key):
             raise DamagedEntryError("it belongs to another engine")
-        present = {path.name for path in folder.iterdir()} - {MANIFEST}
-        if present != set(content["files"]):
-            raise DamagedEntryError("files are missing or foreign")
-        for name, wanted in content["files"].items():
-            if _sha256(folder / name) != wanted:
-                raise DamagedEntryError(f"{name} was changed")
+        if verify:
+            present = {path.name for path in folder.iterdir()} - {MANIFEST}
+            if present != set(content["files"]):
+                raise DamagedEntryError("files are missing or foreign")
+            for name, wanted in content["files"].items():
+                if _sha256(folder / name) != wanted:
+                    raise DamagedEntryError(f"{name} was changed")
         return Entry(folder, content["key"], content["facts"], float(content["built_at"]), _size(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
 
 
 def entries() -> list[Entry]:
-    """Every entry that can be trusted, newest first."""
+    """Every entry, newest first. Manifests alone are read: an entry's files are verified when it is used."""
     found = []
     with contextlib.suppress(OSError):
         for folder in cache_dir().iterdir():
             if not folder.name.startswith("."):
                 with contextlib.suppress(DamagedEntryError, FileNotFoundError):
-                    found.append(read(folder))
+                    found.append(read(folder, verify=False))
     return sorted(found, key=lambda entry: -entry.built_at)
 
 
@@ -193,7 +260,7 @@ def pack(entry: Entry, out: Path) -> None:
 
 def unpack(file: Path, key: Mapping[str, str]) -> Entry:
     """Opens a packed entry beside the cache. Raises EngineError when it is damaged or made for something else."""
-    folder = _until_exit()
+    folder = make_temporary_dir()
     try:
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)

@@ -5,7 +5,9 @@ Legend: S slots, B cameras in a step, H W the input size, D features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +17,10 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import normalise
 from engines.networks.network import Network
+from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
+
+log = logging.getLogger("gatestream.engines")
 
 
 class PooledEngine(Engine):
@@ -65,3 +70,20 @@ class EagerEngine(PooledEngine):
 def to_numpy(tensor: torch.Tensor) -> Floats:
     """A tensor as float32."""
     return np.asarray(tensor.numpy(), dtype=np.float32)
+
+
+def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> Engine:
+    """The network itself, frame by frame; a bidirectional one clip by clip."""
+    from engines.runtime.windowed import WindowedEngine
+
+    model = spec.model
+    if model.network.causal:
+        return EagerEngine(model.network, model.contract, spec.slots)
+    windowed = WindowedEngine(model.network, model.contract, spec.slots, spec.hop)
+    log.info("%s is bidirectional: the last %d frames are scored every %d, which computes %.1f times what one "
+             "pass a frame does (%.1f times behind the first temporal module)", model.contract.name,
+             windowed.segments, windowed.hop, windowed.cost, windowed.segments / windowed.hop)
+    return windowed
+
+
+BACKEND = Backend("eager", "the eager engine", precisions=lambda: ("f32",), open=open_engine, is_reference=True)

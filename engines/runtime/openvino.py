@@ -1,44 +1,59 @@
 """The OpenVINO engine: a pool of slots around infer requests with camera pixels in. Runs without torch.
 
-    engine = open_engine(model, slots=4, precision=None)     # from the cache, or built (seconds) and kept there
-
 Building: the network's step (lowering.py) is traced into an OpenVINO graph with state in and out, and layout, colour
-order and normalisation move into the graph. Precision: bf16 where the processor has it and its calibrated scores agree
-with eager's on the probe clip, else f32. Batches: a small network's weights take longer to come from memory than to be
-multiplied with one frame, so cameras share them where each gets then, bit for bit, what it would get alone. What was
-measured is kept with the entry.
+order and normalisation move into the graph. Precision: bf16 where the processor has it and its results agree with
+eager's, else f32. Batches: a small network's weights take longer to come from memory than to be multiplied with one
+frame, so cameras share them where each gets then, bit for bit, what it would get alone. What was measured is kept with
+the entry.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
 import os
-import time
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
-from engines.errors import EngineError
+from engines.errors import EngineError, raise_interrupt
 from engines.model.contract import Contract
-from engines.runtime import cache
+from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
-from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
+from engines.runtime.parity import probe_clip
 
 if TYPE_CHECKING:
-    from engines.model.file import Model
     from engines.networks.network import Network
 
-log = logging.getLogger("gatestream.engines")
 
-CODE_VERSION = "10"  # raise when lowering or conversion change: entries of other versions are then not found
-PRECISIONS = {"f32": "f32", "bf16": "bf16"}
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """OpenVINO would report to its makers that it was imported and what it converts, from every camera's machine."""
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
+try:
+    with _without_telemetry():
+        import openvino as ov
+        from openvino.tools.ovc import telemetry_utils as _silent  # noqa: F401 - decides here whether it reports
+except ImportError as error:
+    raise_interrupt(error)
+    raise EngineError(f"no usable OpenVINO ({error})", "the openvino package", "pip install openvino") from error
+
 DEVICE = "CPU"
 GRAPH = "step.xml"
 # With less work than this per thread (a MobileNetV2 frame at 224x224 is 0.3e9), sharing a frame between threads saves
@@ -68,20 +83,25 @@ class OpenVINOEngine(Engine):
         if not self._compiled:
             raise EngineError("a step of an engine that is closed", "an open engine", "compile a new one")
         results = [np.empty((len(slots), width), np.float32) for width in self._widths]
+        running: list[tuple[slice, _Request, int]] = []
         try:
-            running = []
             for start, batch in self._batches(len(slots)):
                 here = slice(start, start + batch)
                 request = self._idle[batch].pop() if self._idle[batch] else _Request(self._compiled[batch])
-                request.start(frames_u8_BHWC[here], self._pools, slots[here])
                 running.append((here, request, batch))
-            for here, request, batch in running:
-                for result, output in zip(results, request.finish(self._pools, slots[here]), strict=False):
-                    result[here] = output
-                self._idle[batch].append(request)
+                request.start(frames_u8_BHWC[here], self._pools, slots[here])
+            for _, request, _ in running:
+                request.wait()
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO failing while it ran ({_first_line(error)})", "a step without a fault",
+            for _, request, _ in running:  # the memory that they write is not to be used before they end
+                with contextlib.suppress(RuntimeError):
+                    request.wait()
+            raise EngineError(f"OpenVINO failing while it ran ({_last_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
+        for here, request, batch in running:  # when all have run: a step that fails moves no camera
+            for result, output in zip(results, request.store(self._pools, slots[here]), strict=False):
+                result[here] = output
+            self._idle[batch].append(request)
         features, *scores = results
         return StepResult(features, dict(zip(self.contract.heads, scores, strict=True)))
 
@@ -120,11 +140,9 @@ class _Pool:
             self._tensors[row] = ov.Tensor(self.states[row:row + 1], shared_memory=True)
         return self._tensors[row]
 
-    def turn(self, slot: int) -> tuple[ov.Tensor, ov.Tensor]:
-        """What a camera has, and where the step is to leave what it has from then on."""
-        before = int(self.rows[slot])
-        after = self.rows[slot] = (before + self.slots) % (2 * self.slots)
-        return self.tensor(before), self.tensor(int(after))
+    def other(self, slot: int) -> int:
+        """The row that a camera does not have."""
+        return int(self.rows[slot] + self.slots) % (2 * self.slots)
 
 
 class _Request:
@@ -145,18 +163,22 @@ class _Request:
         self._inputs[0][:] = frames_u8_BHWC
         for i, pool in enumerate(pools):
             if len(slots) == 1:
-                before, after = pool.turn(slots[0])
-                self._run.set_input_tensor(1 + i, before)
-                self._run.set_output_tensor(self._results + i, after)
+                self._run.set_input_tensor(1 + i, pool.tensor(int(pool.rows[slots[0]])))
+                self._run.set_output_tensor(self._results + i, pool.tensor(pool.other(slots[0])))
             else:
                 np.take(pool.states, pool.rows[list(slots)], 0, self._inputs[1 + i], "clip")  # else by way of a copy
         self._run.start_async()
 
-    def finish(self, pools: Sequence[_Pool], slots: Sequence[int]) -> list[Floats]:
-        """Waits for what came out, which is good until the next start."""
+    def wait(self) -> None:
+        """Until the run has ended. Raises RuntimeError where it failed."""
         self._run.wait()
-        if len(slots) > 1:
-            for pool, output in zip(pools, self._outputs[self._results:], strict=True):
+
+    def store(self, pools: Sequence[_Pool], slots: Sequence[int]) -> list[Floats]:
+        """Gives the cameras their new state; returns what came out, which is good until the next start."""
+        for pool, output in zip(pools, self._outputs[self._results:], strict=True):
+            if len(slots) == 1:
+                pool.rows[slots[0]] = pool.other(slots[0])
+            else:
                 pool.states[pool.rows[list(slots)]] = output
         return self._outputs[:self._results]
 
@@ -169,80 +191,41 @@ def core() -> ov.Core:
     return ov.Core()
 
 
-def key_of(model: Model, precision: str | None) -> dict[str, str]:
-    """Everything a built engine of this model depends on."""
-    return {"model": model.digest, "engine": "openvino", "code": CODE_VERSION, "library": ov.get_version(),
-            "device": str(core().get_property(DEVICE, "FULL_DEVICE_NAME")), "precision": precision or "by agreement"}
+def precisions() -> tuple[str, ...]:
+    """bf16 where the processor has it, then f32."""
+    has_bf16 = "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return ("bf16", "f32") if has_bf16 else ("f32",)
 
 
-def open_engine(model: Model, slots: int = 1, precision: str | None = None, file: Path | None = None) -> OpenVINOEngine:
-    """The OpenVINO engine of a model: from a file of `export`, from the cache, or built.
+def key(spec: Spec) -> dict[str, str]:
+    """What a graph depends on besides its model."""
+    return {"library": ov.get_version(), "device": str(core().get_property(DEVICE, "FULL_DEVICE_NAME"))}
 
-    precision: f32, bf16, or None to choose by measured agreement. Raises EngineError.
-    """
-    if precision not in (None, *PRECISIONS):
-        raise EngineError(f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}",
-                          "leave it out to have it chosen")
-    if precision == "bf16" and not has_bf16():
-        raise EngineError("precision bf16", "a processor that has it", "use f32 on this machine")
-    entry = cache.unpack(file, key_of(model, precision)) if file else get_or_build(model, precision)
+
+def build(spec: Spec, precision: str, folder: Path) -> Facts:
+    """Writes the graph, which is the same in all precisions."""
+    if not (folder / GRAPH).exists():
+        try:
+            ov.save_model(convert(spec.model.network, spec.model.contract), folder / GRAPH, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise EngineError(f"a built engine that cannot be written ({_last_line(error)})", f"space in {folder}",
+                              "free some space, or set GATESTREAM_CACHE to another folder") from error
+    return {}
+
+
+def tune(spec: Spec, precision: str, folder: Path) -> Facts:
+    """Finds the batches that cameras can share."""
+    return {"batches": fitting_batches(core().read_model(folder / GRAPH), spec.model.contract, precision)}
+
+
+def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> OpenVINOEngine:
+    """Opens what `build` wrote."""
     try:
-        chosen = str(entry.facts["precision"])
-        graph = core().read_model(entry.folder / GRAPH)
-        return engine_of(graph, model.contract, slots, chosen, entry.facts["batches"])
-    except (RuntimeError, KeyError) as error:
-        raise EngineError(f"OpenVINO refusing a built engine ({_first_line(error)})", "a graph it can load",
-                          f"delete {entry.folder}, or use --engine eager") from error
-
-
-def get_or_build(model: Model, precision: str | None) -> cache.Entry:
-    """The cache entry of a model's OpenVINO engine, built if need be."""
-    def build(folder: Path) -> cache.Facts:
-        log.warning("building the OpenVINO engine of %s for this machine, once", model.contract.name)
-        began = time.perf_counter()
-        with one_thread():
-            facts = build_into(folder, model, precision)
-        log.warning("built in %.1f s: %s", time.perf_counter() - began, facts["precision"])
-        return facts
-
-    return cache.get_or_build(key_of(model, precision), build)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: its threads wait for one another at every layer, for minutes where others keep the cores
-    busy."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def build_into(folder: Path, model: Model, precision: str | None) -> cache.Facts:
-    """Writes the graph and returns {precision, agreement: {precision: difference from eager}, batches}. What is
-    measured is what was written."""
-    from engines.runtime.eager import EagerEngine
-
-    frames = probe_clip(model.contract)
-    wanted = run_clip(EagerEngine(model.network, model.contract, 1), frames)
-    try:
-        ov.save_model(convert(model.network, model.contract), folder / GRAPH, compress_to_fp16=False)
+        graph = core().read_model(folder / GRAPH)
+        return engine_of(graph, spec.model.contract, spec.slots, precision, facts.get("batches", ()))
     except RuntimeError as error:
-        raise EngineError(f"a built engine that cannot be written ({_first_line(error)})", f"space in {folder}",
-                          "free some space, or set GATESTREAM_CACHE to another folder") from error
-    graph = core().read_model(folder / GRAPH)
-    asked = [precision] if precision else ["f32", "bf16"] if has_bf16() else ["f32"]
-    agreement = {name: compare(model.contract, wanted, run_clip(engine_of(graph, model.contract, 1, name), frames))
-                 for name in asked}
-    fit = [name for name in asked if agreement[name] <= TOLERANCE]
-    if not fit:
-        raise EngineError(f"OpenVINO scores that are off by {agreement} from eager", f"{TOLERANCE} at most",
-                          "use --engine eager, and report this with the output of `gatestream doctor`")
-    return {"precision": fit[-1], "agreement": agreement, "batches": fitting_batches(graph, model.contract, fit[-1])}
+        raise EngineError(f"OpenVINO refusing a built engine ({_last_line(error)})", "a graph it can load",
+                          f"delete {folder}, or use --engine eager") from error
 
 
 def fitting_batches(graph: ov.Model, contract: Contract, precision: str) -> list[int]:
@@ -300,7 +283,7 @@ def convert(network: Network, contract: Contract) -> ov.Model:
         graph.reshape({port: list(tensor.shape) for port, tensor in zip(graph.inputs, example, strict=True)})
         return _with_pixels(graph, contract)
     except RuntimeError as error:
-        raise EngineError(f"OpenVINO failing to convert {contract.architecture} ({_first_line(error)})",
+        raise EngineError(f"OpenVINO failing to convert {contract.architecture} ({_last_line(error)})",
                           "a network it can convert", "use --engine eager") from error
 
 
@@ -333,7 +316,7 @@ def compile_graph(graph: ov.Model, slots: int, precision: str, batch: int = 1) -
     return core().compile_model(graph, DEVICE, {
         "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # or the graphs for one camera and for several would wait for the same core
-        "INFERENCE_PRECISION_HINT": PRECISIONS[precision]})
+        "INFERENCE_PRECISION_HINT": precision})
 
 
 def _multiplications(graph: ov.Model) -> float:
@@ -347,10 +330,10 @@ def _multiplications(graph: ov.Model) -> float:
     return total
 
 
-def has_bf16() -> bool:
-    return "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-
-
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
+    """Where OpenVINO says what is wrong, behind the places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+BACKEND = Backend("openvino", "OpenVINO", precisions=precisions, key=key, build=build, tune=tune, open=open_engine)

@@ -1,10 +1,9 @@
 """The TensorRT engine: the lowered step built ahead of time by torch-tensorrt for just this GPU, and kept in the cache.
 
-    engine = open_engine(model, slots=8)       # built once (minutes), then loaded without the builder; see compiled.py
-
-Building: `torch.export` of the step with its state in and out, at the constant batch; torch-tensorrt makes one engine
-of all of it or fails, never a part of it. Types are explicit: the step itself is cast to the precision. TensorRT takes
-no uint8 beyond its rim, so pixels are cast in torch, inside the same CUDA graph, and everything after in the engine.
+Building takes minutes, once; what was built is loaded without the builder. `torch.export` of the step with its state
+in and out, at the constant batch; torch-tensorrt makes one engine of all of it or fails, never a part of it. Types are
+explicit: the step itself is cast to the precision. TensorRT takes no uint8 beyond its rim, so pixels are cast in torch,
+inside the same CUDA graph (see slot_pool.py), and everything after in the engine.
 
 A built program is unpickled when it is loaded, so it could carry code. It is read from the user's own cache and from
 nowhere else, after its checksums were compared, and not at all where other users could have written it.
@@ -18,11 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import subprocess
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,117 +27,63 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from engines.errors import EngineError, UsageError, raise_interrupt
-from engines.model.contract import Contract
-from engines.networks.network import Network
+from engines.errors import EngineError, UsageError, first_line, raise_interrupt
 from engines.runtime import cache
-from engines.runtime.lowering import PixelStep
+from engines.runtime.backend import BY_PARITY, NO_GPU, Backend, Facts, Frames, Spec, has_gpu, missing
 from engines.runtime.parity import probe_clip
-from engines.runtime.slot_pool import CompiledPool, Step, fastest_that_agrees, first_line
 
 if TYPE_CHECKING:
-    from engines.model.file import Model
+    from torch import Tensor, nn
 
-log = logging.getLogger("gatestream.engines")
+    from engines.model.contract import Contract
+    from engines.runtime.slot_pool import CompiledPool
 
-CODE_VERSION = "2"  # raise when lowering or building change: entries of other versions are then not found
-PRECISIONS = {"int8": torch.float16, "f16": torch.float16, "f32": torch.float32}  # and the type of state and pixels
-CHOSEN = ("f16", "f32")  # fastest first; int8 is for those who ask for it, because it depends on its calibration
 DEVICE = "cuda"
 PROGRAM = "step.pt2"
-Frames = NDArray[np.uint8]
 
 
-class TensorRTEngine(CompiledPool):
-    """A built program with the state of its cameras. state_shapes: of each leaf, without the camera axis."""
-
-    name = "tensorrt"
-
-    def __init__(self, contract: Contract, slots: int, precision: str, program: Step,
-                 state_shapes: Sequence[Sequence[int]]) -> None:
-        dtype = PRECISIONS[precision]
-
-        def step(image_u8_BHWC: Tensor, *state: Tensor) -> Sequence[Tensor]:
-            return program(image_u8_BHWC.to(dtype), *state)
-
-        super().__init__(contract, slots, precision, step,
-                         [torch.zeros(1, *shape, dtype=dtype) for shape in state_shapes], DEVICE, slots)
+def unavailable_reason() -> str | None:
+    """What this machine lacks for it."""
+    return ", ".join(missing("torch_tensorrt", "tensorrt") + ([] if has_gpu() else [NO_GPU])) or None
 
 
-def open_engine(model: Model, slots: int = 1, precision: str | None = None,
-                calibration_u8: Frames | None = None) -> TensorRTEngine:
-    """The TensorRT engine of a model: from the cache, or built.
+def key(spec: Spec) -> dict[str, str]:
+    """What a program depends on besides its model: the GPU, versions, the batch, and what int8 is calibrated with."""
+    import torch
 
-    precision: f16, f32, int8, or None for the fastest of f16 and f32 whose calibrated scores agree with eager's on the
-    probe clip; calibration_u8: frames for int8, BGR [T, H, W, 3] in order from one camera, as
-    `engines.model.preprocess.prepare` gives them; the probe clip if None. Raises UsageError for frames that do not
-    fit, EngineError when the engine cannot be built or loaded, or does not agree.
-    """
-    if precision not in (None, *PRECISIONS):
-        raise EngineError(f"precision {precision!r} for TensorRT", f"one of {', '.join(PRECISIONS)}",
-                          "leave it out to have it chosen")
-    _check_calibration(model.contract, precision, calibration_u8)
-    key = key_of(model, slots, precision, calibration_u8)
-    _refuse_shared(cache.cache_dir())
-
-    def build_here(folder: Path) -> cache.Facts:
-        log.warning("building the TensorRT engine of %s for this GPU, once; this takes minutes", model.contract.name)
-        began = time.perf_counter()
-        facts = build_into(folder, model, slots, precision, calibration_u8)
-        log.warning("built in %.1f s: %s", time.perf_counter() - began, facts["precision"])
-        return facts
-
-    entry = cache.get_or_build(key, build_here)
-    _refuse_shared(entry.folder)
-    return load(entry.folder, model.contract, slots, str(entry.facts["precision"]), entry.facts["state_shapes"])
-
-
-def key_of(model: Model, slots: int, precision: str | None, calibration_u8: Frames | None = None) -> dict[str, str]:
-    """Everything a built engine of this model depends on."""
+    _check_calibration(spec)
     library = _library()
     import tensorrt
 
     gpu, driver = _gpu()
-    key = {"model": model.digest, "engine": "tensorrt", "code": CODE_VERSION, "device": gpu, "driver": driver,
-           "library": f"TensorRT {tensorrt.__version__}, torch-tensorrt {library.__version__}, "
-                      f"torch {torch.__version__}",
-           "batch": str(slots), "precision": precision or "by agreement"}
-    if precision == "int8":
-        key["calibration"] = ("probe clip" if calibration_u8 is None else
-                              hashlib.sha256(np.ascontiguousarray(calibration_u8).tobytes()).hexdigest())
-    return key
+    versions = (f"TensorRT {tensorrt.__version__}, torch-tensorrt {library.__version__}, torch {torch.__version__}")
+    found = {"device": gpu, "driver": driver, "library": versions, "batch": str(spec.slots)}
+    if spec.precision == "int8":
+        found["calibration"] = ("probe clip" if spec.calibration_u8 is None else
+                                hashlib.sha256(np.ascontiguousarray(spec.calibration_u8).tobytes()).hexdigest())
+    return found
 
 
-def build_into(folder: Path, model: Model, slots: int, precision: str | None,
-               calibration_u8: Frames | None = None) -> cache.Facts:
-    """Writes the program and returns {precision, agreement, state_shapes}. What is measured is what was written."""
-    engine, agreement = fastest_that_agrees(
-        model, [precision] if precision else CHOSEN,
-        lambda name: build(folder, model.network, model.contract, slots, name, calibration_u8))
-    facts = {"precision": engine.precision, "agreement": agreement,
-             "state_shapes": [list(leaf.shape[1:]) for leaf in engine.state]}
-    engine.close()
-    return facts
+def build(spec: Spec, precision: str, folder: Path) -> Facts:
+    """Writes the program, and returns the shapes of its state without the camera axis."""
+    import torch
 
+    from engines.runtime.lowering import PixelStep
+    from engines.runtime.slot_pool import DTYPES
 
-def build(folder: Path, network: Network, contract: Contract, slots: int, precision: str,
-          calibration_u8: Frames | None = None) -> TensorRTEngine:
-    """Builds the program of a network into `folder`, and opens it from there. Raises EngineError."""
-    library = _library()
-    step: nn.Module = PixelStep(network, contract).to(DEVICE, PRECISIONS[precision])
-    leaves = [leaf.to(DEVICE) for leaf in step.network.fresh_state()]  # type: ignore[union-attr, operator]
-    image = torch.zeros(1, *contract.input_size_hw, 3, dtype=PRECISIONS[precision], device=DEVICE)
-    inputs = tuple(one.expand(slots, *one.shape[1:]).contiguous() for one in (image, *leaves))
+    _refuse_shared(folder)
+    library, contract = _library(), spec.model.contract
+    step = PixelStep(spec.model.network, contract).to(DEVICE, DTYPES[precision])
+    leaves = [leaf.to(DEVICE) for leaf in step.network.fresh_state()]
+    image = torch.zeros(1, *contract.input_size_hw, 3, dtype=DTYPES[precision], device=DEVICE)
+    inputs = tuple(one.expand(spec.slots, *one.shape[1:]).contiguous() for one in (image, *leaves))
     exporting: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     try:
         with torch.no_grad(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
             warnings.simplefilter("ignore")  # torch, torch-tensorrt and modelopt use what they call deprecated
             if precision == "int8":
-                frames = probe_clip(contract) if calibration_u8 is None else calibration_u8
+                frames = probe_clip(contract) if spec.calibration_u8 is None else spec.calibration_u8
                 exporting = _quantise(step, frames, leaves, 1 + len(contract.heads))
             with exporting:
                 program = torch.export.export(step, inputs, strict=False)
@@ -154,24 +97,37 @@ def build(folder: Path, network: Network, contract: Contract, slots: int, precis
     except Exception as error:  # the errors of torch-tensorrt and of modelopt have no base of their own
         raise EngineError(f"TensorRT failing to build {contract.architecture} in {precision} ({first_line(error)})",
                           "a network and versions that it can build", "use --engine inductor") from error
-    return load(folder, contract, slots, precision, [leaf.shape[1:] for leaf in leaves])
+    return {"state_shapes": [list(leaf.shape[1:]) for leaf in leaves]}
 
 
-def load(folder: Path, contract: Contract, slots: int, precision: str,
-         state_shapes: Sequence[Sequence[int]]) -> TensorRTEngine:
-    """Opens what `build` wrote into a folder that nobody else can have written to. Raises EngineError."""
-    library = _library()
+def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> CompiledPool:
+    """Opens what `build` wrote into a folder that nobody else can have written to."""
+    import torch
+
+    from engines.runtime.slot_pool import DTYPES, CompiledPool
+
+    _refuse_shared(folder)
+    library, dtype = _library(), DTYPES[precision]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = library.load(os.fspath(folder / PROGRAM)).module()
-            return TensorRTEngine(contract, slots, precision, program, state_shapes)
+
+            def step(image_u8_BHWC: Tensor, *state: Tensor) -> Sequence[Tensor]:
+                found: Sequence[Tensor] = program(image_u8_BHWC.to(dtype), *state)
+                return found
+
+            leaves = [torch.zeros(1, *shape, dtype=dtype) for shape in facts["state_shapes"]]
+            return CompiledPool("tensorrt", spec.model.contract, spec.slots, precision, step, leaves, DEVICE,
+                                spec.slots)
     except Exception as error:  # as above
         raise EngineError(f"TensorRT refusing a built engine ({first_line(error)})", "one that it can load and run",
                           f"delete {folder}, or use --engine inductor") from error
 
 
 def _library() -> ModuleType:
+    import torch
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -187,6 +143,8 @@ def _library() -> ModuleType:
 
 def _gpu() -> tuple[str, str]:
     """Name of the GPU that torch uses, and version of its driver."""
+    import torch
+
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=30).stdout
@@ -202,6 +160,10 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
 
     Returns the context to export it in.
     """
+    import torch
+
+    from engines.runtime.slot_pool import DTYPES
+
     try:
         import modelopt.torch.quantization as quantization
         from modelopt.torch.quantization.utils import export_torch_mode
@@ -210,12 +172,12 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
         raise EngineError(f"no usable nvidia-modelopt ({first_line(error)}), which calibrates int8",
                           "the nvidia-modelopt package", "pip install 'gatestream[int8]', or use f16") from error
 
-    def watch(watched: nn.Module) -> None:
+    def calibrate(watched: nn.Module) -> None:
         state = list(leaves)
         for frame in torch.from_numpy(np.ascontiguousarray(frames_u8_THWC)):
-            state = watched(frame[None].to(DEVICE, PRECISIONS["int8"]), *state)[results:]
+            state = watched(frame[None].to(DEVICE, DTYPES["int8"]), *state)[results:]
 
-    quantization.quantize(step, quantization.INT8_DEFAULT_CFG, forward_loop=watch)
+    quantization.quantize(step, quantization.INT8_DEFAULT_CFG, forward_loop=calibrate)
     context: contextlib.AbstractContextManager[object] = export_torch_mode()
     return context
 
@@ -229,11 +191,12 @@ def _refuse_torch_parts(built: nn.Module, contract: Contract) -> None:
                           "all of it", "use --engine inductor, and report this with the output of `gatestream doctor`")
 
 
-def _check_calibration(contract: Contract, precision: str | None, frames_u8: Frames | None) -> None:
+def _check_calibration(spec: Spec) -> None:
+    contract, frames_u8 = spec.model.contract, spec.calibration_u8
     if frames_u8 is None:
         return
-    if precision != "int8":
-        raise UsageError(f"calibration frames for precision {precision or 'by agreement'}", "precision int8 with them",
+    if spec.precision != "int8":
+        raise UsageError(f"calibration frames for precision {spec.precision or BY_PARITY}", "precision int8 with them",
                          "leave the frames out, or ask for int8")
     if frames_u8.dtype != np.uint8 or len(frames_u8) < 1 or frames_u8.shape[1:] != (*contract.input_size_hw, 3):
         raise UsageError(f"calibration frames of shape {frames_u8.shape} and type {frames_u8.dtype}",
@@ -243,9 +206,17 @@ def _check_calibration(contract: Contract, precision: str | None, frames_u8: Fra
 
 def _refuse_shared(folder: Path) -> None:
     """A built program is unpickled: whoever can write it can run code as this user."""
-    if not folder.exists() or not hasattr(os, "getuid"):
+    if not hasattr(os, "getuid"):
         return
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise EngineError(f"engine cache {folder}, which other users can write", "a folder that is this user's alone",
-                          f"chmod go-w {folder}, or set GATESTREAM_CACHE to another folder")
+    for path in [folder, *([folder.parent] if folder.parent == cache.cache_dir() else [])]:
+        status = path.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise EngineError(f"engine cache {path}, which other users can write", "a folder that is this user's alone",
+                              f"chmod go-w {path}, or set GATESTREAM_CACHE to another folder")
+
+
+BACKEND = Backend(
+    "tensorrt", "TensorRT", precisions=lambda: ("f16", "f32"), on_request=("int8",),  # which depends on its calibration
+    key=key, build=build, open=open_engine, unavailable_reason=unavailable_reason,
+    remedy=("torch-tensorrt, and an NVIDIA GPU with its driver that torch can use",
+            "pip install 'gatestream[tensorrt]' on a machine with such a GPU, or use --engine auto"))

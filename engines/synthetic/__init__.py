@@ -1,13 +1,7 @@
 """Rendered gestures: a simulated first-person camera with a hand that draws, and the truth about what it drew.
 
-    strokes.py      what the fingertip draws, and how fast
-    script.py       an endless performance: idle, approach, stroke, retreat, with true labels and times
-    hand.py         what the hand looks like
-    backgrounds.py  the places it stands before
-    scene.py        what the camera sees
-    Simulation      all of it together: frame(k), spans(until_s)
-
-Only numpy and OpenCV are needed. The same seed gives the same frames and spans in every run.
+strokes.py: what the fingertip draws; script.py: an endless performance; hand.py, backgrounds.py, scene.py: what the
+camera sees of it; `Simulation`: all of it together. The same seed gives the same frames and spans in every run.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ class Scene:
         cast = np.exp(rng.uniform(0, 0.12) * rng.standard_normal(3))
         level = float(np.exp(0.25 * rng.standard_normal())) if background_bgr is None else 1.0
         if clear:
-            level = float(np.clip(level * room.mean(), *_CLEAR_LEVEL) / room.mean())
+            mean = max(float(room.mean()), 1.0)
+            level = float(np.clip(level * mean, *_CLEAR_LEVEL)) / mean
         self._room: Image = np.clip(room * (cast * level), 0, 255).astype(np.uint8)
         contrasts = np.minimum([_contrast(look, self._room) for look in looks], _CLEAR_CONTRAST)
         self.look = looks[int(contrasts.argmax())]  # the first that stands out, else the one that does most

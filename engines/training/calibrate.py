@@ -72,26 +72,34 @@ def clip_logits(contract: Contract, network: Network, clip: ValidationClip, spre
     return {head: logits[0].float().cpu().numpy() for head, logits in network.scores(features).items()}
 
 
-def calibrate(contract: Contract, network: Network, clips: Sequence[ValidationClip]) -> Contract:
-    """The contract with the temperatures of each head that clips have labels of."""
-    now: dict[str, list[tuple[Logits, int]]] = {head: [] for head in contract.heads}
-    window: dict[str, list[tuple[Logits, int]]] = {head: [] for head in contract.heads}
+class Scored(NamedTuple):
+    """Logits [K] of one head with the index of the label that they should name: of late frames, of last windows."""
+
+    now: list[tuple[Logits, int]]
+    window: list[tuple[Logits, int]]
+
+
+def score_clips(contract: Contract, network: Network, clips: Sequence[ValidationClip], spread: int = 0
+                ) -> dict[str, Scored]:
+    """What a network says of clips, for each head; of those that have a label of it."""
+    scored = {head: Scored([], []) for head in contract.heads}
     for clip in clips:
-        for head, logits_TK in clip_logits(contract, network, clip).items():
+        for head, logits_TK in clip_logits(contract, network, clip, spread).items():
             labels, label = contract.heads[head], clip.labels.get(head)
             if label in labels:
                 known_from = 0 if label == contract.background else int(LATE * len(logits_TK))
-                now[head] += [(row_K, labels.index(label)) for row_K in logits_TK[known_from:]]
-                window[head].append((mean_of_window(contract, logits_TK), labels.index(label)))
-    return contract.model_copy(update={
-        name: {**of, **{head: temperature(scored) for head, scored in found.items() if scored}}
-        for name, of, found in (("temperature", contract.temperature, now),
-                                ("window_temperature", contract.window_temperature, window))})
+                scored[head].now.extend((row_K, labels.index(label)) for row_K in logits_TK[known_from:])
+                window_K = logits_TK[-contract.clip_frames * contract.window_clips:].mean(axis=0)
+                scored[head].window.append((window_K, labels.index(label)))
+    return scored
 
 
-def mean_of_window(contract: Contract, logits_TK: Logits) -> Logits:
-    """The mean logits of the last window [K]."""
-    return np.asarray(logits_TK[-contract.clip_frames * contract.window_clips:].mean(axis=0))
+def calibrate(contract: Contract, network: Network, clips: Sequence[ValidationClip]) -> Contract:
+    """The contract with the temperatures of each head that clips have labels of."""
+    found = {head: scored for head, scored in score_clips(contract, network, clips).items() if scored.window}
+    now, window = ({head: temperature(scored[kind]) for head, scored in found.items()} for kind in (0, 1))
+    return contract.model_copy(update={"temperature": {**contract.temperature, **now},
+                                       "window_temperature": {**contract.window_temperature, **window}})
 
 
 def temperature(scored: Sequence[tuple[Logits, int]]) -> float:

@@ -20,7 +20,7 @@ from engines.errors import DatasetError
 from engines.model.contract import Contract
 from engines.networks.network import Network, clip_scores
 from engines.networks.temporal import State
-from engines.training.clips import ClipBatch, ClipDataset, ClipOrder, Images, load_batches
+from engines.training.clips import ClipBatch, ClipDataset, ClipOrder, Images
 from engines.training.distributed import Ranks
 from engines.training.loss import UNKNOWN
 from engines.training.pixels import normalise
@@ -90,7 +90,7 @@ class ClipTask(Task[ClipBatch]):
         end = self._config.epochs * self.updates_per_epoch * self._accumulation
         rows = self._ranks.own_rows(self._order.rows)
         chosen = self._order.batches(first * self._accumulation, end, rows)
-        return load_batches(self._training, chosen, self._workers)
+        return self._training.batches(chosen, self._workers)
 
     def describe(self, batch: ClipBatch) -> str:
         return ", ".join(batch.names)
@@ -163,7 +163,7 @@ def _later_norms(network: Network) -> list[nn.BatchNorm2d]:
 def _freeze_norms(network: Network) -> None:
     """Gates' batch norms keep the statistics of their batch, but nothing of them is learnt, either: as published."""
     for norm in [*_later_norms(network),
-                 *(module for module in network.temporal.modules() if isinstance(module, nn.BatchNorm3d))]:
+                 *(module for module in network.temporal.modules() if isinstance(module, nn.BatchNorm2d))]:
         norm.requires_grad_(False)
 
 
@@ -177,7 +177,7 @@ def _groups(network: Network, config: SGDConfig) -> list[dict[str, Any]]:
         for name, p in module.named_parameters(recurse=False):
             if not p.requires_grad:
                 continue
-            normal = isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)
+            normal = isinstance(module, nn.BatchNorm2d)
             (norms if normal else biases if "bias" in name else weights).append(p)
     return [{"params": weights}, {"params": biases, "lr": 2 * config.lr, "weight_decay": 0.0},
             {"params": norms, "weight_decay": 0.0}]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from engines.datasets.base import Segment
 from engines.datasets.decode import MAX_UNREADABLE
 from engines.errors import DatasetError, GatestreamError
 from engines.training.loss import UNKNOWN
-from engines.training.workers import start_workers
+from engines.training.process import load
 
 log = logging.getLogger("gatestream.training")
 Images = NDArray[np.uint8]
@@ -58,10 +59,18 @@ class ClipOrder:
                 yield [(epoch, int(shuffled[(place * self.rows + row) % self.clips])) for row in rows]
 
 
-class ClipDataset(Items["Clip | GatestreamError"]):
+class Clip(NamedTuple):
+    """What training sees of a segment."""
+
+    pixels: Images  # uint8 [T, H, W, 3]
+    labels: list[int]  # of each head, UNKNOWN where it has none
+    name: str
+
+
+class ClipDataset(Items[Clip]):
     """Clips by (epoch, number); in place of one that cannot be read the next is taken, and a warning names it.
 
-    strict: do not take another. An item is then the error: the loader would make another kind of one that is raised.
+    strict: do not take another.
     """
 
     def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], read_clip: ReadClip,
@@ -69,7 +78,8 @@ class ClipDataset(Items["Clip | GatestreamError"]):
         self._segments, self._heads, self._read_clip, self._seed = segments, heads, read_clip, seed
         self._mirrored, self._give_up = mirrored, 1 if strict else MAX_UNREADABLE
 
-    def __getitem__(self, key: tuple[int, int]) -> Clip | GatestreamError:
+    def __getitem__(self, key: tuple[int, int]) -> Clip:
+        """Raises what reading the segment raised."""
         epoch, number = key
         rng = np.random.default_rng((self._seed, epoch, number))
         for step in range(self._give_up):
@@ -80,9 +90,15 @@ class ClipDataset(Items["Clip | GatestreamError"]):
             except DatasetError as error:
                 log.warning("skipped: %s", error)
                 last = error
-            except GatestreamError as error:
-                return error
-        return last
+        raise last
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> ClipBatch | GatestreamError:
+        """A batch, as torch's loader asks for it."""
+        try:
+            pixels, labels, names = zip(*(self[key] for key in keys), strict=True)
+        except GatestreamError as error:
+            return error
+        return ClipBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), names)
 
     def indices(self, segment: Segment, mirror: bool = False) -> list[int]:
         """The label of each head, as it is in a mirror if asked."""
@@ -94,36 +110,16 @@ class ClipDataset(Items["Clip | GatestreamError"]):
             found.append(labels.index(label) if label in labels else UNKNOWN)
         return found
 
+    def batches(self, keys: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
+        """A batch for each list of keys, made by so many loader workers. Raises what reading a clip raised."""
+        return load(DataLoader(self, batch_sampler=keys, num_workers=workers, collate_fn=_as_it_is,
+                               prefetch_factor=2 if workers else None, generator=torch.Generator()))
 
-@dataclass(frozen=True)
-class Clip:
-    """What training sees of a segment."""
 
-    pixels: Images  # uint8 [T, H, W, 3]
-    labels: list[int]  # of each head, UNKNOWN where it has none
-    name: str
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def can_mirror(segment: Segment, mirrored: Mapping[str, Mapping[str, str]]) -> bool:
     """Whether all of a segment's labels have a name in a mirror."""
     return all(mirrored.get(head, {}).get(label, label) for head, label in segment.labels.items())
-
-
-def _collate(clips: list[Clip | GatestreamError]) -> ClipBatch | GatestreamError:
-    made = []
-    for clip in clips:
-        if isinstance(clip, GatestreamError):
-            return clip
-        made.append(clip)
-    return ClipBatch(torch.from_numpy(np.stack([clip.pixels for clip in made])),
-                     torch.tensor([clip.labels for clip in made]), tuple(clip.name for clip in made))
-
-
-def load_batches(clips: ClipDataset, chosen: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
-    """The chosen batches, made by so many loader workers. Raises what reading a clip raised."""
-    loader = DataLoader(clips, batch_sampler=chosen, num_workers=workers, collate_fn=_collate,
-                        prefetch_factor=2 if workers else None, generator=torch.Generator())
-    for batch in start_workers(loader):
-        if isinstance(batch, GatestreamError):
-            raise batch
-        yield batch

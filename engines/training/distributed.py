@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from engines.errors import UsageError
-from engines.networks.normalisation import batch_norm
+from engines.training.sync_batch_norm import batch_norm
 
 CPU = torch.device("cpu")
 
@@ -50,15 +50,11 @@ class Ranks:
         """Replaces every gradient by its sum over all processes."""
         if self.world_size == 1:
             return
-        wanted = [p for p in parameters if p.requires_grad]
-        for p in wanted:
-            if p.grad is None:  # used by another process, perhaps
-                p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in wanted if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        wanted = [p for p in parameters if p.requires_grad]  # without a gradient, perhaps: others may have one
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in wanted])
         dist.all_reduce(flat)
-        for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
+        for p, summed in zip(wanted, torch.split(flat, [p.numel() for p in wanted]), strict=True):
+            p.grad = summed.view_as(p)
 
     def gather_rows(self, own: Tensor) -> Tensor:
         """Every process's rows of a tensor in the order of the whole batch."""
@@ -104,11 +100,3 @@ def init_distributed() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from `seed` inside; afterwards torch's generators go on as if nothing had been drawn."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

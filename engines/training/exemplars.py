@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Model
+from engines.model.scores import probabilities
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.loss import UNKNOWN
@@ -35,7 +36,6 @@ MAX_OF_BACKGROUND = 2000  # of background: a stream is full of it, and of many k
 PSEUDO_PER_LABEL = 100
 PSEUDO_WEIGHT = 3.0  # of a label that has pseudo-exemplars against a taught one: they stand for more than they show
 MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes pseudo-exemplars for their label, in logits
-MAX_DISTANCE, BISECTIONS = 1e6, 40  # when looking for a margin
 
 
 def select_exemplars(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.float32]]:
@@ -147,10 +147,9 @@ def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequ
             made.append(np.clip(place_D + residual_ND[drawn], np.minimum(low_D, place_D) - room_D,
                                 np.maximum(high_D, place_D) + room_D))
     features_ND = np.concatenate(made) if made else np.zeros((0, D))
-    logits_NK = rows.logits(features_ND)
-    share_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True)) if made else logits_NK
     target_NK = np.zeros((len(features_ND), K))
-    target_NK[:, :known] = share_NK / share_NK.sum(axis=1, keepdims=True)
+    if made:
+        target_NK[:, :known] = probabilities(rows.logits(features_ND))
     weight = 2 * PSEUDO_WEIGHT / PSEUDO_PER_LABEL  # 2: as `now` and window examples together
     return Examples(features_ND, target_NK, np.full(len(features_ND), weight), np.ones(len(features_ND)),
                     np.full(len(features_ND), -1), np.zeros(len(features_ND), bool))
@@ -159,16 +158,10 @@ def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequ
 def _distance_to_margin(rows: LinearHead, label: int, from_D: Float64Array, direction_D: Float64Array,
                         margin: float) -> float:
     """How far along the direction the head prefers the label by `margin`; 0 where it never does."""
-    def lead(distance: float) -> float:
-        logits_K = rows.logits((from_D + distance * direction_D)[None])[0]
-        return float(logits_K[label] - np.delete(logits_K, label).max())
-
-    low, high = 0.0, 1.0
-    while lead(high) < margin and high < MAX_DISTANCE:
-        low, high = high, 2 * high
-    if high >= MAX_DISTANCE:
+    logits_K, slope_K = rows.logits(from_D[None])[0], rows.weight_KD @ direction_D
+    lead_K, gain_K = (np.delete(values[label] - values, label) for values in (logits_K, slope_K))
+    short = lead_K < margin
+    if (gain_K[short] <= 0).any():
         return 0.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if lead(middle) < margin else (low, middle)
-    return high
+    distance = float(((margin - lead_K[short]) / gain_K[short]).max(initial=0.0))
+    return distance if (lead_K + distance * gain_K > margin - 1e-6).all() else 0.0  # another label may overtake

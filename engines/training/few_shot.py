@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Model
-from engines.runtime.parity import probabilities
+from engines.model.scores import probabilities
+from engines.synthetic import BACKGROUND
 from engines.training import exemplars
 from engines.training.calibrate import temperature
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead, choose_l2, cross_validate, fit
 from engines.training.support_clips import LATE, SupportClip, make_examples
 
-BACKGROUND = "background"
 MAX_BACKGROUND_FACTOR = 5.0  # times as much as a label counts background, where there are so many more examples of it
 ALIKE_SHARE = 0.3  # of two labels' recordings that are taken for one another, from which the labels are too alike
 ALIKE_RECORDINGS = 2  # such recordings, at least
@@ -217,12 +217,12 @@ def _report(clips: Sequence[SupportClip], labels: Sequence[str], background: str
     confusion: Counter[tuple[str, str]] = Counter()
     mistakes = []
     for one in held_out:
-        odds_K = np.exp((one.window_TK[-1] - one.window_TK[-1].max()) / window_temperature)
-        answer = int(odds_K.argmax())
+        share_K = probabilities(one.window_TK[-1], window_temperature)
+        answer = int(share_K.argmax())
         confusion[one.clip.label, labels[answer]] += 1
         if labels[answer] != one.clip.label:
             mistakes.append(Mistake(one.clip.recording, one.clip.label, labels[answer],
-                                    float(odds_K[answer] / odds_K.sum())))
+                                    float(share_K[answer])))
     alike = []
     for i, a in enumerate(labels):
         for b in labels[i + 1:]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +25,18 @@ from torch import Tensor
 
 from engines.datasets.base import Dataset
 from engines.datasets.frame_cache import read_frames
-from engines.datasets.selection import with_idle, without_group, without_labels
+from engines.datasets.selection import select
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import Contract
 from engines.model.file import Model, load, save
-from engines.networks.clip_fusion import fusion_of
+from engines.networks.clip_fusion import GatedClipFusion
 from engines.networks.fusion_rule import PREFIX, FusionRule
 from engines.networks.network import Network
 from engines.training.calibrate import temperature
 from engines.training.loss import KNOWABLE_AT, UNKNOWN
 from engines.training.pixels import normalise
+from engines.training.process import seeded
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
 from engines.training.training_stream import SectionShares, TrainingStream
@@ -46,6 +47,7 @@ Head = tuple[Floats, Floats]  # weight [K, D], bias [K]
 STREAMS = 8  # side by side, so that windows of a batch show different places
 CHUNK = 64  # frames the network sees at once
 APART = 3  # frames from one window to the next, at least
+_Window = tuple[list[Floats], list[int], int]  # descriptor and frame count of each clip, oldest first; its label
 FORMS = {"dense average": None, "+ fusion": FusionRule(gate=False), "+ gate": FusionRule(relate="none"),
          "+ both": FusionRule()}  # as the paper takes its method apart
 
@@ -86,7 +88,7 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     DatasetError for data in which something is always done.
     """
     model = load(recipe.init)
-    contract, heads = model.contract, heads_of(model)
+    contract = model.contract
     if not contract.network.causal or contract.fusion is not None:
         state = "has it" if contract.fusion is not None else "is bidirectional"
         raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model without it",
@@ -95,36 +97,30 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     if contract.background not in labels:
         raise UsageError(f"clip fusion for {contract.name}, whose {head} has no label for time without any",
                          "a model with one", "train it on recordings that are longer than their actions")
-    data = _select(recipe, contract, data)
-    sources = _sources(contract, data, "train", read_frames)
+    weight_KD, bias_K = (model.tensors[f"heads.{head}.{part}"].astype(np.float32) for part in ("weight", "bias"))
+    own = contract.provenance.get("recipe", {})
+    data = select(data, own.get("without_fold", 0), own.get("without_labels", ()), recipe.idle,
+                  own.get("idle_without", ()), required=False)
     report(f"looking for {recipe.windows} windows of {recipe.window_clips} clips")
-    windows = cache_windows(model, _open_streams(recipe, contract, sources), recipe.windows, recipe.window_clips)
-    tensors = fit(windows, heads, recipe.rule, recipe.seed)
+    streams = _open_streams(recipe, contract, _sources(contract, data, "train", read_frames))
+    windows = cache_windows(model, streams, recipe.windows, recipe.window_clips)
+    tensors = fit(windows, (weight_KD, bias_K), recipe.rule, recipe.seed)
     table: dict[str, float] = {}
     update: dict[str, object] = {"fusion": recipe.rule, "window_clips": recipe.window_clips}
-    unseen = None
-    if any(contract.background not in one.labels.values() for one in data.splits.get("validation", ()) if one.labels):
-        unseen = _sources(contract, data, "validation", read_frames)
-    if unseen is not None and unseen.idle:
+    left_out = [one.labels for one in data.splits.get("validation", ()) if one.labels]
+    if any(contract.background not in labels.values() for labels in left_out) and \
+            (unseen := _sources(contract, data, "validation", read_frames)).idle:
         report("comparing on what was left out")
         streams = _open_streams(recipe, contract, unseen, shown_as_recorded=True)
         held_out = cache_windows(model, streams, recipe.windows // 3, recipe.window_clips)
-        table = compare(windows, held_out, heads, recipe.seed)
-        scored = zip(logits_of(held_out, heads[head], recipe.rule, tensors), held_out.labels_N.tolist(), strict=True)
-        update["window_temperature"] = {**contract.window_temperature, head: temperature(list(scored))}
+        table = compare(windows, held_out, (weight_KD, bias_K), recipe.seed)
+        logits_NK = logits_of(held_out, (weight_KD, bias_K), recipe.rule, tensors)
+        scored = list(zip(logits_NK, held_out.labels_N.tolist(), strict=True))
+        update["window_temperature"] = {**contract.window_temperature, head: temperature(scored)}
     update["provenance"] = {**contract.provenance, "fusion": {
         "windows": recipe.windows, "seed": recipe.seed, "held_out": {name: round(v, 4) for name, v in table.items()}}}
     save(recipe.out, contract.model_copy(update=update), model.tensors | tensors, half=model.half)
     return table
-
-
-def _select(recipe: FusionRecipe, contract: Contract, data: Dataset) -> Dataset:
-    """The dataset without what the model's training left out, where it has that."""
-    own = contract.provenance.get("recipe", {})
-    data = without_group(data, own.get("without_fold", 0), required=False)
-    known = {label for labels in data.heads.values() for label in labels}
-    data = without_labels(data, [label for label in own.get("without_labels", ()) if label in known])
-    return with_idle(data, recipe.idle, own.get("idle_without", ()))
 
 
 def _sources(contract: Contract, data: Dataset, split: str, read_frames: ReadFrames) -> TrainingSources:
@@ -148,7 +144,7 @@ def _open_streams(recipe: FusionRecipe, contract: Contract, sources: TrainingSou
 
 
 def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], count: int, window_clips: int,
-           background_share: float = 0.2) -> Windows:
+                  background_share: float = 0.2) -> Windows:
     """Windows of `window_clips` clips from streams in turn, `count` in all.
 
     The streams' labels are indices into the model's first head. background_share: of windows without a gesture, at
@@ -156,20 +152,17 @@ def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], coun
     """
     contract = model.contract
     background = next(iter(contract.heads.values())).index(contract.background)
-    examples: list[tuple[list[Floats], list[int], int]] = []
+    examples: list[_Window] = []
     empty = 0
     watched = [_windows(model.network, contract, stream, window_clips, background) for stream in streams]
-    while len(examples) < count:
-        if not watched:
-            raise DatasetError(f"streams with {len(examples)} windows", f"{count} windows", "give more recordings")
-        for stream in list(watched):
-            window = next(stream, None)
-            if window is None:
-                watched.remove(stream)
-            elif window[2] != background or empty < background_share * count:
-                empty += window[2] == background
-                examples.append(window)
-    examples = examples[:count]
+    for window in chain.from_iterable(zip_longest(*watched)):  # None of a stream that has ended
+        if window is not None and (window[2] != background or empty < background_share * count):
+            empty += window[2] == background
+            examples.append(window)
+            if len(examples) == count:
+                break
+    else:
+        raise DatasetError(f"streams with {len(examples)} windows", f"{count} windows", "give more recordings")
     clips_NCD = np.zeros((count, window_clips, len(examples[0][0][0])), np.float32)
     counts_NC = np.zeros((count, window_clips), np.int64)
     for n, (clips, counts, _) in enumerate(examples):
@@ -178,8 +171,7 @@ def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], coun
 
 
 def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFrame], window_clips: int,
-             background: int) -> Iterator[tuple[list[Floats], list[int], int]]:
-    """Descriptors and frame counts of each clip of a window, oldest first, and the window's label."""
+             background: int) -> Iterator[_Window]:
     longest = contract.clip_frames * window_clips
     seen: deque[tuple[LabelledFrame, Floats]] = deque(maxlen=longest)
     last = 0
@@ -192,8 +184,7 @@ def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFram
             continue
         last = k
         rows_TD = np.stack([features_D for _, features_D in held])
-        starts = range(0, len(held), contract.clip_frames)
-        clips = [rows_TD[start:start + contract.clip_frames] for start in starts]
+        clips = np.split(rows_TD, range(contract.clip_frames, len(held), contract.clip_frames))
         yield [clip.mean(axis=0) for clip in clips], [len(clip) for clip in clips], label
 
 
@@ -218,17 +209,9 @@ def _features(network: Network, contract: Contract, stream: Iterator[LabelledFra
         yield from zip(frames, features_1TD[0].float().numpy(), strict=True)
 
 
-def heads_of(model: Model) -> dict[str, Head]:
-    """Weight and bias of each head."""
-    return {head: (model.tensors[f"heads.{head}.weight"].astype(np.float32),
-                   model.tensors[f"heads.{head}.bias"].astype(np.float32)) for head in model.contract.heads}
-
-
-def fit(windows: Windows, heads: Mapping[str, Head], rule: FusionRule, seed: int = 0) -> dict[str, Floats]:
-    """The tensors of a clip fusion for windows labelled for the first head."""
-    head = next(iter(heads))
-    return fit_fusion(windows.clips_NCD, windows.counts_NC, {head: windows.labels_N}, {head: heads[head]}, rule,
-                      seed=seed)
+def fit(windows: Windows, head: Head, rule: FusionRule, seed: int = 0) -> dict[str, Floats]:
+    """The tensors of a clip fusion for windows labelled for one head."""
+    return fit_fusion(windows.clips_NCD, windows.counts_NC, {"": windows.labels_N}, {"": head}, rule, seed=seed)
 
 
 def logits_of(windows: Windows, head: Head, rule: FusionRule | None, tensors: Mapping[str, Floats]) -> Floats:
@@ -240,14 +223,13 @@ def logits_of(windows: Windows, head: Head, rule: FusionRule | None, tensors: Ma
     return logits_NK
 
 
-def compare(windows: Windows, held_out: Windows, heads: Mapping[str, Head], seed: int = 0) -> dict[str, float]:
+def compare(windows: Windows, held_out: Windows, head: Head, seed: int = 0) -> dict[str, float]:
     """Share of held-out windows named right by the central clip alone, the mean, and each form of clip fusion."""
-    head = next(iter(heads.values()))
     weight_KD, bias_K = head
     central_ND = held_out.clips_NCD[:, held_out.clips_NCD.shape[1] // 2]
     right = {"central clip": float(((central_ND @ weight_KD.T + bias_K).argmax(1) == held_out.labels_N).mean())}
     for name, rule in FORMS.items():
-        tensors = fit(windows, heads, rule, seed) if rule else {}
+        tensors = fit(windows, head, rule, seed) if rule else {}
         right[name] = float((logits_of(held_out, head, rule, tensors).argmax(1) == held_out.labels_N).mean())
     return right
 
@@ -270,9 +252,8 @@ def fit_fusion(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N
     truth = {head: torch.from_numpy(labels.astype(np.int64)) for head, labels in labels_N.items()}
     weights = {head: [torch.from_numpy(part.astype(np.float32)) for part in parts] for head, parts in heads.items()}
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fusion = fusion_of(rule, clips.shape[2]).train()
+    with seeded(seed, clips.device):
+        fusion = GatedClipFusion(clips.shape[2], rule).train()
     parameters = list(fusion.parameters())
     if not parameters:
         return {}

@@ -2,7 +2,7 @@
 does the rest.
 
     with init_distributed() as ranks:
-        weights = run(task, config, folder, ranks)
+        network = run(task, config, folder, ranks)
         ...                                         # write the model file; then
         folder.finish()
 
@@ -26,18 +26,18 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError, UsageError
 from engines.networks.network import Network
-from engines.training.distributed import Ranks, seeded
-from engines.training.memory import keep_freed_memory
+from engines.training.distributed import Ranks
+from engines.training.process import keep_freed_memory, seeded
 from engines.training.runfolder import Row, RunFolder
 from engines.training.task import Autocast, Batch, LoopConfig, LossTerm, Precision, Progress, Task
 
 
 def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, report: Callable[[str], None] = print,
-        progress: Progress = lambda _, __: None) -> dict[str, Tensor]:
-    """Trains to the end and returns the weights to save: the average's, or the best of those that were validated.
+        progress: Progress = lambda _, __: None) -> Network:
+    """Trains to the end; returns the network to save, on the CPU in evaluation mode.
 
-    Goes on from the folder's checkpoint. Raises ModelError for a loss or gradient that is not finite, naming the
-    batch; the checkpoint before it is kept.
+    Its weights are the average's, or the best of those that were validated. Goes on from the folder's checkpoint.
+    Raises ModelError for a loss or gradient that is not finite, naming the batch; the checkpoint before it is kept.
     """
     with keep_freed_memory(), seeded(config.seed, ranks.device):
         run_ = _Run(task, config, folder, ranks, report)
@@ -49,10 +49,11 @@ def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, 
                 progress(iteration + 1, figures)
             if not run_.finish_iteration(iteration + 1, figures):
                 break
-    last = task.average.module.state_dict()
-    if run_.best == -math.inf:
-        return last
-    return ranks.broadcast(folder.load_best() if ranks.is_main else last)
+    trained = task.average.module
+    assert isinstance(trained, Network)
+    if run_.best > -math.inf:
+        trained.load_state_dict(ranks.broadcast(folder.load_best() if ranks.is_main else trained.state_dict()))
+    return trained.to("cpu").eval()
 
 
 class _Run(Generic[Batch]):

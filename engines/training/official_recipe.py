@@ -12,7 +12,7 @@ unless told so by `multipliers`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
 from engines.training.clip_task import ClipTask, SGDConfig
 from engines.training.clips import ClipDataset, ClipOrder, Images, can_mirror
-from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, load_whole
 from engines.training.loop import run
+from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sampling import Style, sample_frames, validation_frames
 from engines.training.sources import ReadFrames
@@ -45,68 +46,55 @@ UNRECORDED_FIELDS = {"out", "workers", "strict"}
 
 @dataclass(frozen=True)
 class OfficialRecipe:
-    """The published numbers. Where GSM and GSF differ, None is what the architecture's paper did: GSM 16 clips, two
-    batches for an update, both clipped on the way; GSF 32 clips, one batch, RandAugment.
+    """The published numbers; where None is said to be the paper's, GSM and GSF differ."""
 
-    partial_norm: the batch norms of the backbone but its first stand still, and no other batch norm but that is learnt
-    (GSM's code, unless its published commands switch it off); multipliers: biases learn twice as fast, and neither
-    they nor batch norms decay; average: see `make_weight_average`, 0 as published; patience: in validations;
-    frame_rate: at which segments are decoded; without_fold: the group of segments to validate with instead, 0 for
-    none; rule: see `engines.causal`; teacher: a bidirectional network whose scores to learn, too, at a temperature and
-    with a weight (`distil_...`); label_weight: of the labels beside them; strict: stop at an
-    unreadable segment.
-    """
-
-    out: Path
-    init: str = "imagenet"
+    out: Path  # the model file to write
+    init: str = "imagenet"  # or a backbone's weights, or a whole network
     architecture: str = "gsf-resnet50"
     causal: bool = False
-    rule: str = USUAL
-    segments: int = 8
-    input_size_hw: tuple[int, int] | None = None
+    rule: str = USUAL  # how a bidirectional start becomes causal, see `engines.causal`
+    segments: int = 8  # frames of a clip
+    input_size_hw: tuple[int, int] | None = None  # None: the backbone's
     epochs: int = 60
-    warmup: int = 10
+    warmup: int = 10  # epochs
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
     dropout: float = 0.5
-    clip_norm: float = 20.0
-    batch: int | None = None
-    accumulation: int | None = None
-    clip_partial: bool | None = None
-    randaugment: bool | None = None
-    partial_norm: bool = False
-    multipliers: bool = False
+    clip_norm: float = 20.0  # longest gradient
+    batch: int | None = None  # clips; None: the paper's, GSM 16, GSF 32
+    accumulation: int | None = None  # batches for an update; None: the paper's, GSM 2, GSF 1
+    clip_partial: bool | None = None  # clip the sum of an update's first batches, too; None: GSM alone
+    randaugment: bool | None = None  # None: GSF alone
+    partial_norm: bool = False  # see `SGDConfig`; GSM's code does, unless its published commands switch it off
+    multipliers: bool = False  # see `SGDConfig`
     precision: Precision = "auto"
-    average: float = 0.0
-    validate_epochs: int = 5
-    patience: int = 0
-    teacher: str | None = None
-    distil_temperature: float = 2.0
-    distil_weight: float = 1.0
-    label_weight: float = 1.0
-    frame_rate: float = 12.0
-    without_fold: int = 0
+    average: float = 0.0  # decay of the running mean of the weights, which is saved; 0, as published: the last weights
+    validate_epochs: int = 5  # epochs from one validation to the next
+    patience: int = 0  # validations without a better one that end the run; 0: no end
+    teacher: str | None = None  # a bidirectional network whose scores to learn, too
+    distil_temperature: float = 2.0  # of both networks' scores
+    distil_weight: float = 1.0  # of the teacher's scores in the loss
+    label_weight: float = 1.0  # of the labels in the loss
+    frame_rate: float = 12.0  # at which segments are decoded
+    without_fold: int = 0  # group of segments to validate with instead, 0 for none
     seed: int = 0
-    workers: int = 1
-    strict: bool = False
+    workers: int = 1  # processes that load data
+    strict: bool = False  # stop at a segment that cannot be read
     name: str = "clip"
 
-
-def batch_size(recipe: OfficialRecipe) -> int:
-    return recipe.batch or (16 if _as_gsm(recipe) else 32)
-
-
-def accumulation_steps(recipe: OfficialRecipe) -> int:
-    return recipe.accumulation or (2 if _as_gsm(recipe) else 1)
+    @property
+    def style(self) -> Style:
+        """Whose frame sampling it is."""
+        return "gsm" if self.architecture.startswith("gsm") else "gsf"
 
 
-def _as_gsm(recipe: OfficialRecipe) -> bool:
-    return recipe.architecture.startswith("gsm")
-
-
-def _style(recipe: OfficialRecipe) -> Style:
-    return "gsm" if _as_gsm(recipe) else "gsf"
+def resolve_defaults(recipe: OfficialRecipe) -> OfficialRecipe:
+    """The recipe with the paper's numbers where it has None."""
+    gsm = recipe.style == "gsm"
+    usual: dict[str, Any] = {"batch": 16 if gsm else 32, "accumulation": 2 if gsm else 1, "clip_partial": gsm,
+                             "randaugment": recipe.architecture.startswith("gsf")}
+    return replace(recipe, **{name: value for name, value in usual.items() if getattr(recipe, name) is None})
 
 
 def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_s: float) -> Contract:
@@ -132,13 +120,14 @@ def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
           progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
-    """Trains on the split "train", looks at "validation" now and then, and writes the model file; returns its network.
+    """Trains on the split "train", validates on "validation" and writes the model file; returns its network.
 
-    The weights that were best at that are saved, the last ones where there is nothing to look at. A killed run goes
-    on; the run's own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
+    The weights that were best at that are saved, the last ones where there is nothing to validate on. A killed run goes
+    on; its own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
     """
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
-        return _train(recipe, data, ranks, report if ranks.is_main else lambda _: None, progress, read_frames)
+        report = report if ranks.is_main else lambda _: None
+        return _train(resolve_defaults(recipe), data, ranks, report, progress, read_frames)
 
 
 def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
@@ -161,26 +150,19 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
     teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
     contract = make_contract(recipe, network, data, _clip_s(segments))
     reader = _ClipReader(recipe, contract, data, read_frames)
-    order = ClipOrder(recipe.seed, len(segments), batch_size(recipe))
-    held_out = [one for one in data.splits.get("validation", ()) if one.labels]
-    sgd = SGDConfig(**{one.name: getattr(recipe, one.name) for one in fields(SGDConfig) if one.name != "accumulation"},
-                  accumulation=accumulation_steps(recipe))
+    config = SGDConfig(**{one.name: getattr(recipe, one.name) for one in fields(SGDConfig)})
     clips = ClipDataset(segments, heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
-    task = ClipTask(network, contract, sgd, clips, order, held_out, reader.centre, ranks, workers=recipe.workers,
-                    teacher=teacher, strict=recipe.strict)
+    held_out = [one for one in data.splits.get("validation", ()) if one.labels]
+    task = ClipTask(network, contract, config, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
+                    held_out, reader.centre, ranks, workers=recipe.workers, teacher=teacher, strict=recipe.strict)
     updates = task.updates_per_epoch
-    clip_partial = _as_gsm(recipe) if recipe.clip_partial is None else recipe.clip_partial
-    config = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=accumulation_steps(recipe),
-                clip_norm=recipe.clip_norm, clip_partial=clip_partial, precision=recipe.precision,
-                checkpoint_every=updates, log_every=max(1, min(50, updates)),
-                validate_every=recipe.validate_epochs * updates if held_out else 0, patience=recipe.patience)
+    loop = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=config.accumulation,
+                      clip_norm=recipe.clip_norm, clip_partial=bool(recipe.clip_partial), precision=recipe.precision,
+                      checkpoint_every=updates, log_every=max(1, min(50, updates)),
+                      validate_every=recipe.validate_epochs * updates if held_out else 0, patience=recipe.patience)
     folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
     report(f"{len(segments)} clips, {len(held_out)} to validate with, {updates} updates an epoch")
-    weights = run(task, config, folder, ranks, report, progress)
-    trained = task.average.module
-    assert isinstance(trained, Network)
-    trained.load_state_dict(weights)
-    trained.to("cpu").eval()
+    trained = run(task, loop, folder, ranks, report, progress)
     if ranks.is_main:
         save(recipe.out, contract, {name: value.float().numpy() for name, value in trained.state_dict().items()})
         folder.finish()
@@ -212,8 +194,6 @@ class _ClipReader:
 
     def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames) -> None:
         self._recipe, self._contract, self._data, self._read_frames = recipe, contract, data, read_frames
-        gsf = recipe.architecture.startswith("gsf")
-        self._randaugment = gsf if recipe.randaugment is None else recipe.randaugment
 
     def _decode(self, segment: Segment) -> Images:
         """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
@@ -224,8 +204,8 @@ class _ClipReader:
     def training(self, segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
         images = self._decode(segment)
         random = np.random.RandomState(int(rng.integers(2**32)))
-        clip = images[sample_frames(len(images), self._recipe.segments, random, _style(self._recipe))]
-        if self._randaugment:
+        clip = images[sample_frames(len(images), self._recipe.segments, random, self._recipe.style)]
+        if self._recipe.randaugment:
             clip = rand_augment(clip, rng)
         clip = multi_scale_crop(clip, self._contract.input_size_hw, rng)
         mirror = bool(rng.random() < 0.5) and can_mirror(segment, self._data.mirrored)
@@ -235,4 +215,4 @@ class _ClipReader:
         images = self._decode(segment)
         contract = self._contract
         return np.stack([fit(image, contract.cover_hw, contract.input_size_hw, contract.resize_filter) for image in
-                         images[validation_frames(len(images), self._recipe.segments, _style(self._recipe))]])
+                         images[validation_frames(len(images), self._recipe.segments, self._recipe.style)]])

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from engines.errors import GatestreamError
 from engines.training.loss import Truth
+from engines.training.process import load
 from engines.training.sections import LabelledFrame
-from engines.training.workers import start_workers
 
 # (row, iteration it begins at, generator of its own) -> its frames
 OpenStream = Callable[[int, int, np.random.Generator], Iterator[LabelledFrame]]
@@ -61,18 +61,21 @@ class StreamSchedule:
 
 
 class StreamLoader(IterableDataset["Batch | GatestreamError"]):
-    """Batches of `rows`, from iteration `first` up to `iterations`; a worker serves its share of the rows."""
+    """Batches of `rows`, each with the next `chunk` frames of its stream; a worker serves its share of the rows.
+
+        for batch in StreamLoader(open_stream, StreamSchedule(0, 0.35), range(4), chunk=32).batches(0, 3600): ...
+    """
 
     def __init__(self, open_stream: OpenStream, schedule: StreamSchedule, rows: Sequence[int], chunk: int,
-                 first: int, iterations: int) -> None:
-        self._open, self._schedule, self._rows, self._chunk = open_stream, schedule, tuple(rows), chunk
-        self._first, self._iterations = first, iterations
+                 workers: int = 0) -> None:
+        self.rows, self._open, self._schedule, self._chunk = tuple(rows), open_stream, schedule, chunk
+        self._workers, self._first, self._end = min(workers, len(self.rows)), 0, 0
 
     def __iter__(self) -> Iterator[Batch | GatestreamError]:
         worker = get_worker_info()
         try:
-            yield from self._serve(self._rows if worker is None else self._rows[worker.id::worker.num_workers])
-        except GatestreamError as error:  # the loader would make another kind of it on the way here
+            yield from self._serve(self.rows if worker is None else self.rows[worker.id::worker.num_workers])
+        except GatestreamError as error:
             yield error
 
     def _serve(self, rows: Sequence[int]) -> Iterator[Batch]:
@@ -81,7 +84,7 @@ class StreamLoader(IterableDataset["Batch | GatestreamError"]):
         for row, stream in streams.items():
             for _ in islice(stream, self._chunk * (self._first - began[row])):
                 pass
-        for iteration in range(self._first, self._iterations):
+        for iteration in range(self._first, self._end):
             for row in rows:
                 if iteration > self._first and self._schedule.begins(row, iteration):
                     began[row], streams[row] = iteration, self._begin(row, iteration)
@@ -92,18 +95,17 @@ class StreamLoader(IterableDataset["Batch | GatestreamError"]):
     def _begin(self, row: int, iteration: int) -> Iterator[LabelledFrame]:
         return self._open(row, iteration, self._schedule.generator(row, iteration))
 
-    def batches(self, workers: int) -> Iterator[Batch]:
-        """The same batches, made by so many loader workers, 0 for none."""
-        workers = min(workers, len(self._rows))
-        loader = DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
-                            generator=torch.Generator())  # its own: the loader draws from it
-        parts = max(1, workers)
-        served = [row for part in range(parts) for row in self._rows[part::parts]]
-        order = torch.tensor([served.index(row) for row in self._rows])
-        pieces = start_workers(loader)
-        for _ in range(self._first, self._iterations):
-            made = [_checked(next(pieces)) for _ in range(parts)]
-            yield _joined(made, order)
+    def batches(self, first: int, end: int) -> Iterator[Batch]:
+        """Those of iteration `first` up to `end`, whatever the number of loader workers. Raises what they raise."""
+        self._first, self._end = first, end
+        loader = DataLoader(self, batch_size=None, num_workers=self._workers, generator=torch.Generator(),  # its own:
+                            prefetch_factor=4 if self._workers else None)  # the loader draws from it
+        parts = max(1, self._workers)
+        served = [row for part in range(parts) for row in self.rows[part::parts]]
+        order = torch.tensor([served.index(row) for row in self.rows])
+        pieces = load(loader)
+        for _ in range(first, end):
+            yield _join([next(pieces) for _ in range(parts)], order)
 
 
 def collate(chunks: Sequence[Sequence[LabelledFrame]], fresh: Sequence[bool], names: Sequence[str]) -> Batch:
@@ -121,15 +123,7 @@ def collate(chunks: Sequence[Sequence[LabelledFrame]], fresh: Sequence[bool], na
                  tuple(f"{name}: {source}" if source else name for name, source in zip(names, sources, strict=True)))
 
 
-def _checked(piece: Batch | GatestreamError) -> Batch:
-    if isinstance(piece, GatestreamError):
-        raise piece
-    return piece
-
-
-def _joined(pieces: Sequence[Batch], order: Tensor) -> Batch:
-    if len(pieces) == 1:
-        return pieces[0]
+def _join(pieces: Sequence[Batch], order: Tensor) -> Batch:
     names = [name for piece in pieces for name in piece.names]
     truth = Truth(*(torch.cat(columns)[order] for columns in zip(*(piece.truth for piece in pieces), strict=True)))
     return Batch(torch.cat([piece.pixels for piece in pieces])[order],

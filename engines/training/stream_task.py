@@ -18,16 +18,16 @@ from engines.model.contract import Contract
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.runtime.windowed import split
-from engines.training.calibrate import ValidationClip, clip_logits, mean_of_window
+from engines.training.calibrate import ValidationClip, score_clips
 from engines.training.distributed import Ranks
 from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pixels import normalise
 from engines.training.runfolder import Row
-from engines.training.stream_loader import Batch, OpenStream, StreamLoader, StreamSchedule
+from engines.training.stream_loader import Batch, StreamLoader
 from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
 FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
-WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the helper's part falls, and never to nothing
+WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the fingertip's part falls, and never to nothing
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,15 @@ def subsample_depthwise(network: Network) -> None:
 class StreamTask(Task[Batch]):
     """Trains a network on streams with AdamW, state carried from chunk to chunk.
 
-    truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has none: a frame's label is the
-    index of one of these; finds_tips: whether frames know the fingertip, which a backbone with a middle stage then
-    learns to find, too; held_out: decodes what validation looks at; spread: so many frames evenly over each of these
-    clips, 0: the model's frame rate.
+    loader: of this process's rows; truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has
+    none: a frame's label is the index of one of these; finds_tips: whether frames know the fingertip, which a backbone
+    with a middle stage then learns to find, too; held_out: decodes what validation looks at; spread: so many frames
+    evenly over each of these clips, 0: the model's frame rate.
     """
 
-    def __init__(self, network: Network, contract: Contract, open_stream: OpenStream, schedule: StreamSchedule,
-                 truths: Sequence[tuple[int, ...]], config: AdamWConfig, *, iterations: int, rows: int, chunk: int,
-                 average: float, workers: int, ranks: Ranks, finds_tips: bool,
-                 held_out: Callable[[], Sequence[ValidationClip]], spread: int = 0) -> None:
+    def __init__(self, network: Network, contract: Contract, loader: StreamLoader, truths: Sequence[tuple[int, ...]],
+                 config: AdamWConfig, *, iterations: int, average: float, ranks: Ranks, finds_tips: bool = False,
+                 held_out: Callable[[], Sequence[ValidationClip]] = tuple, spread: int = 0) -> None:
         self.network, self.contract = network.to(ranks.device), contract
         network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = make_weight_average(network, average)
@@ -101,8 +100,7 @@ class StreamTask(Task[Batch]):
                                            weight_decay=config.weight_decay)
         self._truths = torch.tensor(truths, device=ranks.device)
         self._iterations, self._warmup = iterations, max(1, min(200, iterations // 10))
-        self._rows, self._chunk, self._workers, self._ranks = ranks.own_rows(rows), chunk, workers, ranks
-        self._open, self._schedule, self._decode, self._spread = open_stream, schedule, held_out, spread
+        self._loader, self._ranks, self._decode, self._spread = loader, ranks, held_out, spread
 
     def rate(self, iteration: int) -> float:
         """Half a cosine after a short warm-up."""
@@ -110,8 +108,7 @@ class StreamTask(Task[Batch]):
         return float(min(1.0, (iteration + 1) / self._warmup) * (0.02 + 0.98 * cosine))
 
     def batches(self, first: int) -> Iterator[Batch]:
-        return StreamLoader(self._open, self._schedule, self._rows, self._chunk, first,
-                            self._iterations).batches(self._workers)
+        return self._loader.batches(first, self._iterations)
 
     @torch.no_grad()
     def _early(self, frames: Tensor) -> Tensor:
@@ -122,7 +119,7 @@ class StreamTask(Task[Batch]):
         return torch.cat([self.network.backbone(part, lambda _, x: x, slice(self._frozen)) for part in parts])
 
     def fresh_state(self) -> State:
-        return self.network.fresh_state(len(self._rows))
+        return self.network.fresh_state(len(self._loader.rows))
 
     def describe(self, batch: Batch) -> str:
         return "; ".join(batch.names)
@@ -135,17 +132,14 @@ class StreamTask(Task[Batch]):
         """How many of the clips that were left out the last window names, and its negative log-likelihood; means over
         heads."""
         heads = self.contract.heads
-        seen = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
-        for clip in self._held_out[self._ranks.rank::self._ranks.world_size]:
-            for i, (head, logits_TK) in enumerate(clip_logits(self.contract, network, clip, self._spread).items()):
-                labels, label = heads[head], clip.labels.get(head)
-                if label in labels:
-                    truth = labels.index(label)
-                    logp_K = torch.from_numpy(mean_of_window(self.contract, logits_TK)).double().log_softmax(0)
-                    seen[i] += torch.tensor([float(int(logp_K.argmax()) == truth), -float(logp_K[truth]), 1.0],
-                                            dtype=torch.float64, device=self._ranks.device)
-        seen = self._ranks.all_reduce(seen)
-        shares, losses = (seen[:, :2] / seen[:, 2:].clamp(min=1)).T.tolist()
+        sums = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
+        own = self._held_out[self._ranks.rank::self._ranks.world_size]
+        for i, scored in enumerate(score_clips(self.contract, network, own, self._spread).values()):
+            for logits_K, truth in scored.window:
+                logp_K = torch.from_numpy(logits_K).double().log_softmax(0)
+                sums[i] += sums.new_tensor([float(int(logp_K.argmax()) == truth), -float(logp_K[truth]), 1.0])
+        sums = self._ranks.all_reduce(sums)
+        shares, losses = (sums[:, :2] / sums[:, 2:].clamp(min=1)).T.tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
         return {"validation accuracy": float(np.mean(shares)), "validation loss": float(np.mean(losses)),
                 **(named if len(heads) > 1 else {})}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engines.datasets.base import Dataset
 from engines.datasets.frame_cache import read_frames
-from engines.datasets.selection import with_idle, without_group, without_labels
+from engines.datasets.selection import select
 from engines.errors import UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import load, save
@@ -32,9 +32,10 @@ from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training import exemplars
 from engines.training.calibrate import ValidationClip, calibrate, read_clips
-from engines.training.distributed import Ranks, init_distributed, seeded
+from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, whole_config
 from engines.training.loop import run
+from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
@@ -43,8 +44,10 @@ from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.task import LoopConfig, Precision, Progress
 from engines.training.training_stream import SectionShares, TrainingStream
 
+Config = TypeVar("Config", AdamWConfig, LoopConfig)
+
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
-NOT_RECORDED = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
+UNRECORDED_FIELDS = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
 GESTURE_EVENTS = EventRule(open_above=0.999, close_below=0.65, close_after_s=0.25, min_duration_s=0.42, min_score=0.7,
                            split_after_s=60.0)  # never split: a square begins as a swipe to the right
 
@@ -128,7 +131,7 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
     """
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
         recipe = resolve_defaults(recipe)
-        data = select(recipe, data)
+        data = select(data, recipe.without_fold, recipe.without_labels, recipe.idle, recipe.idle_without)
         sources = TrainingSources(data, frame_rate=recipe.frame_rate, read_frames=read_frames,
                                   recorded=not recipe.rendered_only, rendered=recipe.rendered)
         training = _Training(data, sources, read_frames, ranks, report if ranks.is_main else lambda _: None)
@@ -152,13 +155,7 @@ def resolve_defaults(recipe: Recipe) -> Recipe:
     return replace(recipe, trimmed_first=recipe.iterations // 3 if new else 0)
 
 
-def select(recipe: Recipe, data: Dataset) -> Dataset:
-    """The dataset as the recipe wants it: without what it leaves out, with its idle footage. Raises UsageError."""
-    data = without_labels(without_group(data, recipe.without_fold), recipe.without_labels)
-    return with_idle(data, recipe.idle, recipe.idle_without)
-
-
-def contract_of(recipe: Recipe, network: Network, sources: TrainingSources) -> Contract:
+def make_contract(recipe: Recipe, network: Network, sources: TrainingSources) -> Contract:
     """The contract that a trained network goes out with."""
     T = recipe.trimmed or network.segments
     clip_frames, window_clips = (T, 1)
@@ -166,19 +163,19 @@ def contract_of(recipe: Recipe, network: Network, sources: TrainingSources) -> C
         clip_frames, window_clips = max(1, round(recipe.clip_s * recipe.frame_rate)), recipe.window_clips
     return Contract(
         name=recipe.name, network=network.config, heads=sources.heads, frame_rate=recipe.frame_rate,
-        cover_hw=network.input_size_hw,
-        receptive_frames=network.receptive_field if network.causal else T, clip_frames=clip_frames,
-        window_clips=window_clips, warmup_frames=4, max_gap_s=1.0, background=sources.background_label,
+        cover_hw=network.input_size_hw, receptive_frames=network.receptive_field if network.causal else T,
+        clip_frames=clip_frames, window_clips=window_clips, warmup_frames=4, max_gap_s=1.0,
+        background=sources.background_label,
         temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
         events=recipe.gesture_events if sources.drawable else EventRule(),
-        provenance={"data": sources.name, "recipe": recorded(recipe), **recipe.provenance},
+        provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance},
         **network.backbone.pixels._asdict())
 
 
-def recorded(recipe: Recipe) -> dict[str, Any]:
+def recipe_record(recipe: Recipe) -> dict[str, Any]:
     """What must agree for a killed run to go on."""
-    return {key: value for key, value in asdict(recipe).items() if key not in NOT_RECORDED}
+    return {key: value for key, value in asdict(recipe).items() if key not in UNRECORDED_FIELDS}
 
 
 def open_streams(recipe: Recipe, sources: TrainingSources, size_hw: tuple[int, int]) -> OpenStream:
@@ -216,10 +213,9 @@ class _Training:
         first = replace(recipe, out=out, trimmed=recipe.trimmed_first_frames, trimmed_first=0, iterations=iterations,
                         trimmed_idle=recipe.trimmed_first_idle, readout_width=0, backbone_lr=3 * recipe.backbone_lr,
                         validate_every=0, patience=0, provenance={"from": came_from})
-        learnt = json.loads(json.dumps({"recipe": recorded(first), "from": came_from}))
+        learnt = json.loads(json.dumps({"recipe": recipe_record(first), "from": came_from}))
         there = out.exists() and {name: load(out).contract.provenance.get(name) for name in learnt} == learnt
-        if not self.ranks.all_reduce(torch.tensor([there and self.ranks.is_main], dtype=torch.float32,
-                                             device=self.ranks.device)):
+        if not self.ranks.all_reduce(torch.tensor([float(there and self.ranks.is_main)], device=self.ranks.device)):
             self.run(first, progress)
             self.ranks.all_reduce(torch.zeros(1, device=self.ranks.device))  # the others wait for the file
         return replace(recipe, init=str(out), module_lr=0.3 * recipe.module_lr, head_lr=0.5 * recipe.head_lr,
@@ -236,26 +232,20 @@ class _Training:
                              rule=recipe.rule, transparent=recipe.transparent)
         if recipe.trimmed_first and recipe.readout_width and network.memory is None:
             network.add_readout(recipe.readout_width)
-        contract = contract_of(recipe, network, sources)
+        contract = make_contract(recipe, network, sources)
         held_out = cache(lambda: self.validation_clips(recipe, contract))
         if recipe.validate_every and not held_out():
-            raise UsageError("a validation without anything left out", "a fold, videos or a validation split to look "
-                             "at", "leave something out, or do not validate")
-        folder = RunFolder(recipe.out, recorded(recipe), ranks.is_main)
+            raise UsageError("a validation without anything left out", "a fold, videos or a validation split",
+                             "leave something out, or do not validate")
+        folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
-        task = StreamTask(
-            network, contract, open_stream,
-            StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share), sources.truths,
-            AdamWConfig(**{one.name: getattr(recipe, one.name) for one in fields(AdamWConfig)}),
-            iterations=recipe.iterations, rows=recipe.rows, chunk=recipe.frames, average=recipe.average,
-            workers=recipe.workers, ranks=ranks, finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
-        how_long = LoopConfig(**{one.name: getattr(recipe, one.name) for one in fields(LoopConfig)
-                                 if hasattr(recipe, one.name)})
-        weights = run(task, how_long, folder, ranks, self.report, progress)
-        trained = task.average.module
-        assert isinstance(trained, Network)
-        trained.load_state_dict(weights)
-        trained.to("cpu").eval()
+        schedule = StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share)
+        loader = StreamLoader(open_stream, schedule, ranks.own_rows(recipe.rows), recipe.frames, recipe.workers)
+        task = StreamTask(network, contract, loader, sources.truths,
+                          _part_of(recipe, AdamWConfig),
+                          iterations=recipe.iterations, average=recipe.average, ranks=ranks,
+                          finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
+        trained = run(task, _part_of(recipe, LoopConfig), folder, ranks, self.report, progress)
         if ranks.is_main:
             if held_out():
                 self.report(f"calibrating on {len(held_out())} recordings that were left out")
@@ -279,9 +269,14 @@ class _Training:
         if not network.causal or recipe.trimmed:
             return {}
         end = recipe.iterations + min(recipe.remembered_chunks, recipe.iterations)
-        streams = StreamLoader(open_stream, StreamSchedule(recipe.seed + 1, recipe.fresh_share), range(recipe.rows),
-                               recipe.chunk, recipe.iterations, end)
-        return exemplars.exemplars_from_streams(contract, network, streams.batches(0), self.sources.truths)
+        schedule = StreamSchedule(recipe.seed + 1, recipe.fresh_share)
+        batches = StreamLoader(open_stream, schedule, range(recipe.rows), recipe.chunk).batches(recipe.iterations, end)
+        return exemplars.exemplars_from_streams(contract, network, batches, self.sources.truths)
+
+
+def _part_of(recipe: Recipe, kind: type[Config]) -> Config:
+    """A config with the fields that a recipe has of it."""
+    return kind(**{one.name: getattr(recipe, one.name) for one in fields(kind) if hasattr(recipe, one.name)})
 
 
 def _digest(data: Dataset) -> str:

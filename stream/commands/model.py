@@ -12,6 +12,8 @@ from stream.commands.options import EngineName, Hop, ModelArgument
 
 if TYPE_CHECKING:
     from engines.model.contract import Contract
+    from engines.model.file import Model
+    from engines.runtime.engine import Engine
 
 commands = typer.Typer()
 
@@ -98,11 +100,25 @@ def doctor(model: ModelArgument = "gesture", hop: Hop = None) -> None:
     from engines.bench.doctor import doctor as examine
 
     failed = 0
-    for check in examine(model, hop):
+    for check in examine(model, hop, _find_events):
         print("ok  " if check.ok else "FAIL", f"{check.name}: {check.detail}", flush=True)
         failed += not check.ok
     if failed:
         raise typer.Exit(1)
+
+
+def _find_events(model: Model, engine: Engine) -> list[tuple[str, str, float, float]]:
+    """Head, label, start and end of the events in ten seconds of the simulated camera."""
+    from engines.synthetic import Simulation
+    from stream.frame import Event
+    from stream.recognizer import Recognizer
+
+    rate = model.contract.frame_rate
+    recognizer = Recognizer(model, engine)
+    camera = Simulation(0, size_hw=(240, 320), rate=rate, idle_s=(0.2, 0.6))
+    items = [item for k in range(round(10 * rate)) for item in recognizer.push(camera.frame(k), k / rate)]
+    return [(item.head, item.label, item.started_at, item.ended_at) for item in [*items, *recognizer.flush()]
+            if isinstance(item, Event) and not item.open]
 
 
 @commands.command()
@@ -148,8 +164,8 @@ def import_official(
       gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
     """
     check_model_path(out)
+    from engines.datasets.tables import read_labels
     from engines.model.import_official import import_official as write
-    from engines.model.import_official import read_labels
 
     contract = write(file, out, arch=arch, labels=read_labels(labels, sort_labels) if labels else None,
                      segments=segments, clip_s=clip_seconds, name=name)

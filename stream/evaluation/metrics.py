@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.model.scores import probabilities
+
 Array = NDArray[Any]
 NAN = float("nan")
 BINS = 15  # of the reliability curve, equally wide
@@ -223,5 +225,4 @@ def undo_temperature(probs_NK: Array, temperature: float) -> Array:
     if not len(probs_NK):
         return probs_NK
     logits_NK = np.log(np.maximum(probs_NK, np.finfo(np.float64).tiny)) * temperature
-    odds_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
-    return np.asarray(odds_NK / odds_NK.sum(axis=1, keepdims=True))
+    return probabilities(logits_NK)

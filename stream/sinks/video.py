@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,25 +131,35 @@ class AnnotatedVideo(Sink):
                             "free space on the disk; the video up to here is kept")
 
 
-def write_video(path: Path, images: Iterable[tuple[float, Image]], size_hw: tuple[int, int]) -> None:
-    """Writes H.264 in MP4, each picture at its own time (seconds, in order), scaled to one size.
+def write_video(path: Path, images: Iterable[tuple[float, Image]], max_height: int | None = None) -> bool:
+    """Writes H.264 in MP4, each picture at its own time (seconds, in order), in the size of the first.
 
-    The file is called NAME.part until it is complete. Raises av.FFmpegError, OSError."""
-    height, width = (side - side % 2 for side in size_hw)
-    part = path.with_suffix(".part")
-    with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
-        stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = max(2, width), max(2, height), "yuv420p"
-        stream.codec_context.time_base = Fraction(1, TICKS)
-        last, started_at = -1, None
-        for at, image in images:
-            started_at = at if started_at is None else started_at
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
-            last = max(last + 1, round((at - started_at) * TICKS))
-            frame.pts, frame.time_base = last, Fraction(1, TICKS)
-            video.mux(stream.encode(frame.reformat(stream.width, stream.height)))
-        video.mux(stream.encode())
-    part.replace(path)
+    max_height: pixels, to which larger pictures are scaled. Returns whether there was any picture. Nothing is left of a
+    video that fails. Raises SinkError, and what `images` raises.
+    """
+    pictures = iter(images)
+    first = next(pictures, None)
+    if first is None:
+        return False
+    scale = min(1.0, max_height / first[1].shape[0]) if max_height else 1.0
+    height, width = (max(2, round(side * scale) // 2 * 2) for side in first[1].shape[:2])
+    part, last = path.with_suffix(".part"), -1
+    try:
+        with _ffmpeg_errors("writing", path):
+            with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
+                stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.codec_context.time_base = Fraction(1, TICKS)
+                for at, image in chain([first], pictures):
+                    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+                    last = max(last + 1, round((at - first[0]) * TICKS))
+                    frame.pts, frame.time_base = last, Fraction(1, TICKS)
+                    video.mux(stream.encode(frame.reformat(width, height)))
+                video.mux(stream.encode())
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
 
 
 @contextmanager

@@ -18,11 +18,10 @@ import engines
 from engines.errors import DatasetError, GatestreamError, UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import Model, save, write_atomically
-from engines.runtime.registry import bidirectional
+from engines.model.scores import probabilities
 from engines.training import few_shot
 from engines.training.few_shot import NO_BACKGROUND_SCORES, BackgroundScores, HeldOut, TeachReport
 from stream.events import detect_events
-from stream.scoring import probabilities
 from stream.teaching.support_videos import FeatureExtractor, SupportVideo, find_videos
 
 MIN_RECORDINGS = 3  # of a label; with fewer there is a warning
@@ -61,7 +60,7 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     """
     loaded = engines.load(model)
     head = _check_head(loaded, head)
-    if bidirectional(loaded):
+    if not loaded.contract.network.causal:
         raise UsageError(f"{loaded.contract.name}, which is bidirectional", "a causal model to teach",
                          "train or convert one with --causal")
     background = few_shot.background_label(loaded.contract, head, fresh)

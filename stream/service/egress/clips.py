@@ -16,9 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-
-import av
 
 from engines.errors import SinkError
 from stream.frame import ENGINE_RESTARTED
@@ -137,7 +134,7 @@ class ClipRecorder(ResultSink):
             try:
                 self.counts["written"] += self._write_clip(clip)
                 self._delete_old()
-            except (SinkError, av.FFmpegError, ValueError) as error:
+            except (SinkError, ValueError) as error:
                 self.counts["failed"] += 1
                 log.error("the video %s cannot be written: %s", clip.name, error)
 
@@ -146,13 +143,7 @@ class ClipRecorder(ResultSink):
         frames = sorted((frame for frame in clip.frames if frame.captured_at <= clip.ends_at),
                         key=lambda frame: frame.captured_at)
         images = ((frame.captured_at, image) for frame in frames if (image := frame.image(self._limits)) is not None)
-        first = next(images, None)
-        if first is None:
-            return False
-        path = self._settings.folder / clip.name
-        with sink_errors("writing", path):
-            write_video(path, chain([first], images), first[1].shape[:2])
-        return True
+        return write_video(self._settings.folder / clip.name, images)
 
     def _delete_old(self) -> None:
         """Deletes videos of ours that are too old, then the oldest ones beyond the limit."""

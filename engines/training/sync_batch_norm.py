@@ -9,17 +9,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def batch_norm(x_NCHW: Tensor, norm: _BatchNorm) -> Tensor:
+def batch_norm(x_NCHW: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """What `norm` makes of a map. While it trains in a process group, mean and variance are those of every process's
     maps, and gradients flow through them, as if one process had seen the whole batch."""
-    learns = norm.training and norm.track_running_stats
-    if not (learns and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return F.batch_norm(x_NCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, learns,
+    if not (norm.training and dist.is_initialized()):
+        return F.batch_norm(x_NCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training,
                             norm.momentum or 0.0, norm.eps)
     x = x_NCHW.float() if x_NCHW.dtype in (torch.bfloat16, torch.float16) else x_NCHW
     own = x.new_tensor([x.numel() // x.shape[1]])
@@ -28,19 +26,15 @@ def batch_norm(x_NCHW: Tensor, norm: _BatchNorm) -> Tensor:
     mean_C = sums[:-1] / count
     centred = x - mean_C.view(-1, 1, 1)
     variance_C: Tensor = _Total.apply(centred.square().sum((0, 2, 3))) / count  # type: ignore[no-untyped-call]
-    _remember(norm, mean_C.detach(), variance_C.detach() * count / (count - 1).clamp(min=1))
+    with torch.no_grad():
+        unbiased_C = variance_C * count / (count - 1).clamp(min=1)
+        for running, new in ((norm.running_mean, mean_C), (norm.running_var, unbiased_C)):
+            assert running is not None
+            running.lerp_(new.to(running.dtype), norm.momentum or 0.0)
     y = centred * (variance_C + norm.eps).rsqrt().view(-1, 1, 1)
     if norm.weight is not None:
         y = y * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
     return y.to(x_NCHW.dtype)
-
-
-@torch.no_grad()
-def _remember(norm: _BatchNorm, mean_C: Tensor, unbiased_C: Tensor) -> None:
-    momentum = norm.momentum or 0.0
-    for kept, new in ((norm.running_mean, mean_C), (norm.running_var, unbiased_C)):
-        assert kept is not None
-        kept.lerp_(new.to(kept.dtype), momentum)
 
 
 class _Total(torch.autograd.Function):
