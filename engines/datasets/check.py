@@ -14,6 +14,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def inspect_recording(media: Media, deep: bool = False) -> Recording:
 
 
 def _inspect_video(media: Media, deep: bool) -> Recording:
-    with VideoReader(media.path) as video:
+    with closing(VideoReader(media.path)) as video:
         first = next(video.frames(), None)
         image = None if first is None else first[1]()
         if image is None:
