@@ -296,7 +296,7 @@ def test_export_writes_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_doctor_fails_when_one_check_does(found: tuple[bool, ...], code: int, monkeypatch: pytest.MonkeyPatch,
                                           capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("engines.bench.doctor.doctor",
-                        lambda model, hop: iter([Check("a law", ok, model) for ok in found]))
+                        lambda model, hop, find_events: iter([Check("a law", ok, model) for ok in found]))
     assert main(["doctor", "lamps"]) == code
     assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == \
         ["ok" if ok else "FAIL" for ok in found]

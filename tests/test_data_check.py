@@ -19,7 +19,7 @@ from engines.datasets.decode import decode_segment
 from engines.datasets.epic import frame_number
 from engines.datasets.kinds import DATASET_READERS, DatasetKind
 from engines.datasets.mirror import mirror_labels
-from engines.datasets.rendered import NOUNS, VERBS, Rendered, render
+from engines.datasets.render import NOUNS, VERBS, RenderedDataset, render
 from engines.errors import SinkError, UsageError
 from engines.synthetic import LABELS
 from stream.commands.cli import main
@@ -222,13 +222,13 @@ class TestCommand:
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rendered]:
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RenderedDataset]:
     out = tmp_path_factory.mktemp("rendered") / "out"
     return out, render(out, clips=6, seed=3, size_hw=(72, 128), rate=10.0, video_s=20.0)
 
 
 class TestRendered:
-    def test_read_like_the_real_one(self, rendered: tuple[Path, Rendered]) -> None:
+    def test_read_like_the_real_one(self, rendered: tuple[Path, RenderedDataset]) -> None:
         out, made = rendered
         dataset = open_dataset(out)
         assert dataset.name == "EPIC-KITCHENS-100"
@@ -242,13 +242,13 @@ class TestRendered:
         assert report.readable == made.videos
         assert report.seconds == pytest.approx(made.seconds, abs=0.05)
 
-    def test_labels_are_what_the_pictures_show(self, rendered: tuple[Path, Rendered]) -> None:
+    def test_labels_are_what_the_pictures_show(self, rendered: tuple[Path, RenderedDataset]) -> None:
         """Each video shows the performance and the place that its rows tell of, at the times they tell."""
-        from engines.datasets.rendered import _take
+        from engines.datasets.render import _simulate
 
         dataset = open_dataset(rendered[0])
         for number in (0, 1):
-            take = _take(3, number, (72, 128), 10.0, 20.0)
+            take = _simulate(3, number, (72, 128), 10.0, 20.0)
             segments = [segment for found in dataset.splits.values() for segment in found
                         if segment.media.path.stem == take.video_id]
             assert [(VERBS[span.label], take.place) for span in take.spans] == \
@@ -260,7 +260,7 @@ class TestRendered:
                     assert np.abs(image.astype(int) - drawn).mean() < 12  # what compression leaves of the noise
                     assert take.simulation.script.pose(k / 10).tip_xy is not None
 
-    def test_the_same_seed_gives_the_same_files(self, rendered: tuple[Path, Rendered], tmp_path: Path) -> None:
+    def test_the_same_seed_gives_the_same_files(self, rendered: tuple[Path, RenderedDataset], tmp_path: Path) -> None:
         out, _ = rendered
         render(tmp_path / "again", clips=6, seed=3, size_hw=(72, 128), rate=10.0, video_s=20.0)
         files = sorted(path.relative_to(out) for path in out.rglob("*.*"))

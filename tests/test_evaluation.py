@@ -17,7 +17,7 @@ from fakes import LABELS, FakeEngine, FakeModel
 
 import engines
 from engines.datasets import Dataset, Media, Segment, open_dataset
-from engines.datasets.rendered import render
+from engines.datasets.render import render
 from engines.errors import DatasetError, GatestreamError, SinkError, UsageError
 from engines.model.contract import EventRule
 from engines.model.file import bundled, load, save

@@ -54,7 +54,7 @@ def test_what_all_labels_share_changes_nothing(contract: Contract) -> None:
     assert compare(contract, right, with_logits(right, right.scores["action"] + shared)).holds
 
 
-def test_what_never_changes_is_held_to_its_size(contract: Contract) -> None:
+def test_features_that_never_change_are_held_to_their_size(contract: Contract) -> None:
     one = result(1.0)
     still = StepResult(np.tile(one.features[:1], (30, 1)), {"action": np.tile(one.scores["action"][:1], (30, 1))})
     for factor, holds in ((1 + 1e-6, True), (1.01, False)):

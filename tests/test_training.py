@@ -35,6 +35,7 @@ from engines.training.sources import TrainingSources
 from engines.training.stream_task import StreamTask, subsample_depthwise
 from engines.training.task import Progress
 from engines.training.train import Recipe, open_streams, resolve_defaults, train
+from stream.commands.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +367,24 @@ def test_all_idle_videos_may_be_left_out(dataset: Path, tmp_path: Path) -> None:
     train(how, egogestar.read(dataset), reports.append)
     assert "calibrating on 1 recordings that were left out" in reports
     assert engines.load(how.out).contract.temperature["gesture"] != 1.0
+
+
+def test_a_folder_for_each_class_gets_the_recipe_of_the_bundled_model(
+        dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label, recording in (("left", "left_001"), ("knock", "star_001")):
+        for k in range(2):
+            (tmp_path / "mine" / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(dataset / "clips" / f"{recording}.avi", tmp_path / "mine" / label / f"{label}{k}.avi")
+    out = tmp_path / "mine.safetensors"
+    options = {"out": out, "init": dataset / "weights.safetensors", "idle": dataset / "idle", "iterations": 1,
+               "trimmed-first": 1, "batch": 2, "readout-width": 8, "workers": 0}
+    assert main(["train", str(tmp_path / "mine"), *(f"--{name}={value}" for name, value in options.items())]) == 0
+    assert "rendered hands draw left" in capsys.readouterr().out.replace("\n", " ")
+    contract = engines.load(out).contract
+    assert contract.heads == {"action": ("knock", "left", BACKGROUND)}
+    assert (contract.background, contract.events, contract.name) == (BACKGROUND, Recipe.gesture_events, "mine")
+    assert contract.temperature["action"] != 1.0  # of each class a recording was left out
+    assert (out.with_suffix(".run") / "trimmed.safetensors").exists()
 
 
 def test_a_bidirectional_network_is_trained_and_used_on_whole_chunks(dataset: Path, tmp_path: Path) -> None:

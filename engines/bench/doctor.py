@@ -92,7 +92,7 @@ def _laws(model: Model, hop: int | None, find_events: Callable[[Model, Engine], 
         same = _same_events(events(), found, 1 / model.contract.frame_rate)
         return parity.holds and repeats and same, (
             f"{engine.precision}, {_near(parity.probabilities, TOLERANCE)[1]}, logits by {parity.logits:.1e} and "
-            f"features by {parity.features:.1e} of how they change (allowed {SPREAD_TOLERANCE:g}), after a reset "
+            f"features by {parity.features:.1e} of their spread (allowed {SPREAD_TOLERANCE:g}), after a reset "
             f"{'the same' if repeats else 'NOT the same'}"
             + (f", {len(found)} events, {'as' if same else 'NOT as'} eagerly" if find_events else ""))
 

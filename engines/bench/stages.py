@@ -114,7 +114,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    with contextlib.suppress(ImportError, RuntimeError):
+    with contextlib.suppress(EngineError, RuntimeError):
         from engines.runtime.openvino import core
         return str(core().get_property("CPU", "FULL_DEVICE_NAME"))
     return platform.processor() or platform.machine()

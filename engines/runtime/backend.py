@@ -176,7 +176,7 @@ def _prove(backend: Backend, spec: Spec, precisions: Sequence[str], open_one: Ca
         engine.close()
     measured = {precision: str(parity) for precision, parity in found.items()}
     raise EngineError(f"{backend.title} scores that are off by {measured} from eager",
-                      f"{TOLERANCE} at most, and logits and features by {SPREAD_TOLERANCE} of how they change",
+                      f"{TOLERANCE} at most, and logits and features by {SPREAD_TOLERANCE} of their spread",
                       "use --engine eager, and report this with the output of `gatestream doctor`")
 
 

@@ -19,7 +19,7 @@ from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, Floats, StepResult
 
 TOLERANCE = 0.01  # largest difference of calibrated probabilities between engines of one model
-# Of logits and features, relative to how they change: probabilities of many labels, all small, would hide any error.
+# Of logits and features, relative to their spread: probabilities of many labels, all small, would hide any error.
 # In OpenVINO, f32 stays under 2e-4; bf16 has 0.02 on the bundled model, 0.5 on an untrained one with 174 flat labels.
 SPREAD_TOLERANCE = 0.1
 PROBE_FRAMES = 90
@@ -31,8 +31,8 @@ class Parity:
     """How far results are from eager's; infinite where one is not finite."""
 
     probabilities: float  # the largest difference of calibrated ones, over all heads, frames and labels
-    logits: float  # RMS difference over the standard deviation in time, of the head that is farthest off
-    features: float  # the same of the features
+    logits: float  # RMS difference over the spread of labels and frames, of the head that is farthest off
+    features: float  # RMS difference over the spread in time
 
     @property
     def holds(self) -> bool:
@@ -69,9 +69,13 @@ def probabilities(logits: Floats, temperature: float) -> Floats:
 
 def compare(contract: Contract, wanted: StepResult, got: StepResult) -> Parity:
     """Compares what `run_clip` gave for the same frames; `wanted` is eager's."""
-    logits = [_relative(_centred(wanted.scores[head]), _centred(got.scores[head])) for head in contract.heads]
+    logits = []
+    for head in contract.heads:  # without what all labels of a frame share, which changes no probability
+        one, other = (found.scores[head] - found.scores[head].mean(1, keepdims=True) for found in (wanted, got))
+        logits.append(_relative(one - other, one))
     return Parity(probability_difference(contract, wanted.scores, got.scores), max(logits),
-                  _relative(wanted.features, got.features))
+                  _relative(wanted.features - got.features, wanted.features - wanted.features.mean(0),
+                            1e-3 * wanted.features))
 
 
 def probability_difference(contract: Contract, one: Mapping[str, Floats], other: Mapping[str, Floats]) -> float:
@@ -84,14 +88,8 @@ def probability_difference(contract: Contract, one: Mapping[str, Floats], other:
     return worst
 
 
-def _centred(logits_TK: Floats) -> Floats:
-    """Without what all labels of a frame share, which changes no probability."""
-    return np.asarray(logits_TK - logits_TK.mean(axis=1, keepdims=True))
-
-
-def _relative(wanted_TX: Floats, got_TX: Floats) -> float:
-    """RMS difference over the standard deviation in time, or over a thousandth of the values where nothing changes."""
-    wanted, got = wanted_TX.astype(np.float64), got_TX.astype(np.float64)
-    spread = max(np.sqrt(wanted.var(axis=0).mean()), 1e-3 * np.sqrt(np.mean(wanted**2)), 1e-12)
-    apart = np.sqrt(np.mean((wanted - got) ** 2)) / spread
-    return float(apart) if np.isfinite(apart) else float("inf")
+def _relative(difference: Floats, *spreads: Floats) -> float:
+    """RMS of a difference over the largest RMS of some spreads."""
+    apart, *sizes = (float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (difference, *spreads))
+    found = apart / max(*sizes, 1e-12)
+    return found if np.isfinite(found) else float("inf")

@@ -61,7 +61,7 @@ def window_loss(logits_BTK: Tensor, truth: Truth) -> LossTerm:
 
 
 def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, LossTerm]:
-    """Helper for rendered frames: soft-argmax of a heat map finds the fingertip; features tell place and motion.
+    """Of rendered frames: soft-argmax of a heat map finds the fingertip; features tell place and motion.
 
     Three terms: heat, place, motion."""
     known = ~truth.tip_xy[..., 0].isnan()

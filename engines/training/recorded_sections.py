@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engines.datasets.base import Segment
 from engines.datasets.decode import MAX_UNREADABLE, frames_at
 from engines.errors import DatasetError
-from engines.training.sections import GRACE_FRAMES, Image, LabelledFrame, Sections, one_of
+from engines.training.sections import GRACE_FRAMES, Image, LabelledFrame, Sections, choose
 from engines.training.sources import Labels, TrainingSources
 
 log = logging.getLogger("gatestream.training")
@@ -30,7 +30,7 @@ class _Span(NamedTuple):
     source: str
 
 
-class _Take(NamedTuple):
+class _Excerpt(NamedTuple):
     """A part of a recording as it will be shown."""
 
     images: NDArray[np.uint8]  # [N, H, W, 3]
@@ -59,48 +59,50 @@ class RecordedSections(Sections):
 
         Of a trimmed clip the hand waits then, or is away, or something else happens.
         """
-        rng, segment = self._rng, self._draw()
-        take = self._take(segment, *((segment.start_s, segment.stop_s) if self._trimmed or alone
+        rng, segment = self._rng, self._choose()
+        excerpt = self._read(segment, *((segment.start_s, segment.stop_s) if self._trimmed or alone
                                      else self._around(segment)))
-        if take is None:
+        if excerpt is None:
             return
         pauses = self._trimmed and self._sources.background_label is not None
         if pauses and rng.random() < 0.65:
-            yield from self._pause(take, take.images[0])
+            yield from self._pause(excerpt, excerpt.images[0])
         speed = self._speed(0.65, 1.5)
-        grid_s = np.arange(rng.uniform(0, 0.5), max(take.duration_s / speed * self._rate, 3)) * speed / self._rate
-        yield from self._play(take, take.times_s[0] + grid_s)
+        grid_s = np.arange(rng.uniform(0, 0.5), max(excerpt.duration_s / speed * self._rate, 3)) * speed / self._rate
+        yield from self._show(excerpt, excerpt.times_s[0] + grid_s)
         if pauses and rng.random() < 0.75:
-            for k, frame in enumerate(self._pause(take, take.images[-1])):
+            for k, frame in enumerate(self._pause(excerpt, excerpt.images[-1])):
                 yield frame._replace(weight=float(k >= GRACE_FRAMES))
 
     def whole_action(self, when: NDArray[np.float64]) -> Iterator[LabelledFrame]:
         """An action at these shares of it, 0..1."""
-        segment = self._draw()
-        take = self._take(segment, segment.start_s, segment.stop_s)
-        if take is not None:
-            yield from self._play(take, take.times_s[(when * len(take.times_s)).astype(int)])
+        segment = self._choose()
+        excerpt = self._read(segment, segment.start_s, segment.stop_s)
+        if excerpt is not None:
+            yield from self._show(excerpt, excerpt.times_s[(when * len(excerpt.times_s)).astype(int)])
 
     def idle(self, seconds: float, when: NDArray[np.float64] | None = None) -> Iterator[LabelledFrame]:
         """Time without actions: so many seconds, or less where a stretch is shorter. when: at these shares of the
         seconds, 0..1, not at the model's rate."""
         speed = self._speed(0.67, 1.49) if when is None else 1.0
         shown_s = seconds * speed
-        segment = one_of(self._sources.idle, self._rng)
+        segment = choose(self._sources.idle, self._rng)
         start_s, stop_s = segment.start_s, segment.stop_s
         if stop_s is not None:
             start_s = self._rng.uniform(start_s, max(start_s, stop_s - shown_s))
             stop_s = min(stop_s, start_s + shown_s)
-        take = self._take(segment, start_s, stop_s)
-        if take is None:
+        excerpt = self._read(segment, start_s, stop_s)
+        if excerpt is None:
             return
-        first_s = self._rng.uniform(0, max(0.0, take.duration_s - shown_s))
+        first_s = self._rng.uniform(0, max(0.0, excerpt.duration_s - shown_s))
         grid_s = first_s + (np.arange(self._frame_count(seconds)) * speed / self._rate if when is None
                             else shown_s * when)
-        yield from self._play(take, take.times_s[0] + (grid_s[grid_s < take.duration_s] if when is None else grid_s))
+        if when is None:
+            grid_s = grid_s[grid_s < excerpt.duration_s]
+        yield from self._show(excerpt, excerpt.times_s[0] + grid_s)
 
-    def _draw(self) -> Segment:
-        return one_of(self._sources.actions[one_of(self._labels, self._rng)], self._rng)
+    def _choose(self) -> Segment:
+        return choose(self._sources.actions[choose(self._labels, self._rng)], self._rng)
 
     def _around(self, segment: Segment) -> tuple[float, float | None]:
         """From when to when a longer recording is shown around a segment; not all of a very long one."""
@@ -111,7 +113,7 @@ class RecordedSections(Sections):
             stop_s = start_s + LONGEST_S
         return start_s, stop_s
 
-    def _take(self, segment: Segment, start_s: float, stop_s: float | None) -> _Take | None:
+    def _read(self, segment: Segment, start_s: float, stop_s: float | None) -> _Excerpt | None:
         """Reads a part of a segment's recording, and draws how it will be shown; None where it is unreadable."""
         sources, rng = self._sources, self._rng
         try:
@@ -144,14 +146,14 @@ class RecordedSections(Sections):
             other = self._other_place() if rng.random() < 0.3 else None
             if other is not None:
                 change = _transplant(empty, other, rng.uniform(14, 24), change)
-        return _Take(images, times_s, end_s - begin_s, spans, change, empty)
+        return _Excerpt(images, times_s, end_s - begin_s, spans, change, empty)
 
-    def _play(self, take: _Take, when_s: NDArray[np.float64]) -> Iterator[LabelledFrame]:
+    def _show(self, excerpt: _Excerpt, when_s: NDArray[np.float64]) -> Iterator[LabelledFrame]:
         """What is seen at these moments, with what covers their time, else background."""
         background, since = self._sources.background, GRACE_FRAMES
-        for n, pick in enumerate(frames_at(take.times_s, when_s)):
-            time_s, image = float(take.times_s[pick]), take.change(take.images[pick])
-            here = [(k, span) for k, span in enumerate(take.spans)
+        for n, pick in enumerate(frames_at(excerpt.times_s, when_s)):
+            time_s, image = float(excerpt.times_s[pick]), excerpt.change(excerpt.images[pick])
+            here = [(k, span) for k, span in enumerate(excerpt.spans)
                     if span.start_s <= time_s < span.stop_s and span.truth != background]
             if here:
                 k, span = here[0]
@@ -160,18 +162,19 @@ class RecordedSections(Sections):
                     (time_s - span.start_s) / (span.stop_s - span.start_s)
                 yield LabelledFrame(image, span.truth, progress, gesture=k, source=span.source)
             else:
-                yield LabelledFrame(image, background, weight=float(since >= GRACE_FRAMES), source=take.spans[0].source)
+                counts = float(since >= GRACE_FRAMES)
+                yield LabelledFrame(image, background, weight=counts, source=excerpt.spans[0].source)
                 since += 1
 
-    def _pause(self, take: _Take, still: Image) -> Iterator[LabelledFrame]:
+    def _pause(self, excerpt: _Excerpt, still: Image) -> Iterator[LabelledFrame]:
         """Idle time beside a trimmed clip: the hand waits, or is away, or something else happens."""
         kind = self._rng.choice(["wait", "empty", "elsewhere"], p=[0.35, 0.35, 0.3])
         if kind == "elsewhere" and self._sources.idle:
             yield from self.idle(self._rng.uniform(0.6, 3.0))
             return
-        image, longest_s = (take.empty, 2.5) if kind != "wait" and take.empty is not None else (still, 1.2)
+        image, longest_s = (excerpt.empty, 2.5) if kind != "wait" and excerpt.empty is not None else (still, 1.2)
         for _ in range(self._frame_count(self._rng.uniform(0.25, longest_s))):
-            yield LabelledFrame(take.change(image), self._sources.background, source=take.spans[0].source)
+            yield LabelledFrame(excerpt.change(image), self._sources.background, source=excerpt.spans[0].source)
 
 
 def _transplant(empty: Image, other: Image, threshold: float, change: Callable[[Image], Image]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.synthetic import IDLE, LABELS, Scene, Script, distinct_stray, stroke
-from engines.training.sections import GRACE_FRAMES, LabelledFrame, Sections, one_of
+from engines.training.sections import GRACE_FRAMES, LabelledFrame, Sections, choose
 
 NEVER_S = (60.0, 90.0)  # until the first gesture of an idle performance: longer than any is shown
 BUSY = {"leave": 0.15, "rest": 0.1, "roam": 0.2, "stray": 0.45, "hover": 0.1}  # hands of these, see `Script`
@@ -21,23 +21,23 @@ class RenderedSections(Sections):
     def performance(self, seconds: float, idle_s: tuple[float, float] = (0.6, 3.0),
                     idle: Mapping[str, float] = IDLE) -> Iterator[LabelledFrame]:
         """Gestures and time between them, joined at a random moment. idle_s, idle: see `Script`."""
-        stage, step_s = self._stage(idle_s, idle), self._speed(0.75, 1.5) / self._rate
+        scene_and_script, step_s = self._set_scene(idle_s, idle), self._speed(0.75, 1.5) / self._rate
         times_s = self._rng.uniform(0, 3.0) + np.arange(self._frame_count(seconds)) * step_s
-        return self._show(*stage, times_s, GRACE_FRAMES * step_s)
+        return self._show(*scene_and_script, times_s, GRACE_FRAMES * step_s)
 
     def idle(self, seconds: float, when: NDArray[np.float64] | None = None) -> Iterator[LabelledFrame]:
         """Busy hands that draw no gesture. when: at these shares of the seconds, 0..1, not at the model's rate."""
         if when is None:
             return self.performance(seconds, NEVER_S, BUSY)
-        return self._show(*self._stage(NEVER_S, BUSY), self._rng.uniform(0, JOINED_WITHIN_S) + seconds * when)
+        return self._show(*self._set_scene(NEVER_S, BUSY), self._rng.uniform(0, JOINED_WITHIN_S) + seconds * when)
 
     def whole_action(self, when: NDArray[np.float64]) -> Iterator[LabelledFrame]:
         """A gesture at these shares of it, 0..1."""
-        scene, script = self._stage((0.6, 1.5), IDLE)
+        scene, script = self._set_scene((0.6, 1.5), IDLE)
         span = script.spans(3.0)[0]
         return self._show(scene, script, span.started_at + when * (span.ended_at - span.started_at))
 
-    def _stage(self, idle_s: tuple[float, float], idle: Mapping[str, float]) -> tuple[Scene, Script]:
+    def _set_scene(self, idle_s: tuple[float, float], idle: Mapping[str, float]) -> tuple[Scene, Script]:
         """A place, and what a hand does there."""
         rng, size_hw = self._rng, self._size_hw
         backdrop = self._other_place() if rng.random() < 0.6 else None
@@ -71,5 +71,5 @@ class RenderedSections(Sections):
         recorded = self._sources.strokes.get(label, ())
         if not len(recorded) or rng.random() < 0.3:
             return made, duration_s
-        points = one_of(recorded, rng).astype(np.float64)
+        points = choose(recorded, rng).astype(np.float64)
         return points / max(float(np.ptp(points, axis=0).max()), 1.0), duration_s

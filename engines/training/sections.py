@@ -56,7 +56,7 @@ class Sections:
         """A place of another recording or a rendered one, larger than the input; None without any."""
         if not (self._sources.places and self._strength):
             return None
-        segment = one_of(self._sources.places, self._rng)
+        segment = choose(self._sources.places, self._rng)
         if segment is not None:
             try:
                 return self._sources.place(segment, self._size_hw, self._rng)
@@ -66,6 +66,6 @@ class Sections:
         return Scene(self._rng, (round(height * MARGIN), round(width * MARGIN))).draw(Pose(None), 0.0)
 
 
-def one_of(options: Sequence[T], rng: np.random.Generator) -> T:
+def choose(options: Sequence[T], rng: np.random.Generator) -> T:
     """One of them, each as likely."""
     return options[int(rng.integers(len(options)))]

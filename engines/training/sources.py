@@ -66,22 +66,22 @@ class TrainingSources:
                    if label == self.background_label}
         self.background = self.truth(nothing)
         self.actions: dict[int, list[Segment]] = {}
-        quiet = list(self._gaps(nothing)) if self.untrimmed else []
+        without = list(self._gaps(nothing)) if self.untrimmed else []
         for one in segments:
             truth = self.truth(one.labels)
-            (quiet if truth == self.background else self.actions.setdefault(truth, [])).append(one)
+            (without if truth == self.background else self.actions.setdefault(truth, [])).append(one)
             for turned in (self.mirror(one.labels), self.reverse(one.labels)):  # all truths are known from the start
                 if turned is not None:
                     self.truth(turned)
                     self.truth(self.mirror(turned) or turned)
-        films = [one for one in quiet if one.kind == IDLE]
-        others = [one for one in quiet if one.kind != IDLE]
-        self.idle = films * max(1, len(others) // max(1, len(films))) + others  # about as often as others
+        videos = [one for one in without if one.kind == IDLE]
+        own = [one for one in without if one.kind != IDLE]
+        self.idle = videos * max(1, len(own) // max(1, len(videos))) + own  # both about as often
         self.drawable = self._drawable() if rendered else {}
         self.renders_idle = rendered and self.background_label is not None
         self.renders = bool(self.drawable) or self.renders_idle
-        spread = [one for one in segments if one.kind != IDLE][::max(1, -(-len(segments) // MOST_PLACES))]
-        self.places = [*spread, *films * STILLS, *[None] * ROOMS] if rendered else []
+        places = [one for one in segments if one.kind != IDLE][::max(1, -(-len(segments) // MOST_PLACES))]
+        self.places = [*places, *videos * STILLS, *[None] * ROOMS] if rendered else []
         if not recorded:
             self.actions, self.idle = {}, []
         if not self.actions and not self.drawable:

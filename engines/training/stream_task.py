@@ -27,7 +27,7 @@ from engines.training.stream_loader import Batch, StreamLoader
 from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
 FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
-WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the helper's part falls, and never to nothing
+WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the fingertip's part falls, and never to nothing
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,14 @@ class StreamTask(Task[Batch]):
         """How many of the clips that were left out the last window names, and its negative log-likelihood; means over
         heads."""
         heads = self.contract.heads
-        seen = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
+        sums = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
         own = self._held_out[self._ranks.rank::self._ranks.world_size]
         for i, scored in enumerate(score_clips(self.contract, network, own, self._spread).values()):
             for logits_K, truth in scored.window:
                 logp_K = torch.from_numpy(logits_K).double().log_softmax(0)
-                seen[i] += seen.new_tensor([float(int(logp_K.argmax()) == truth), -float(logp_K[truth]), 1.0])
-        seen = self._ranks.all_reduce(seen)
-        shares, losses = (seen[:, :2] / seen[:, 2:].clamp(min=1)).T.tolist()
+                sums[i] += sums.new_tensor([float(int(logp_K.argmax()) == truth), -float(logp_K[truth]), 1.0])
+        sums = self._ranks.all_reduce(sums)
+        shares, losses = (sums[:, :2] / sums[:, 2:].clamp(min=1)).T.tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
         return {"validation accuracy": float(np.mean(shares)), "validation loss": float(np.mean(losses)),
                 **(named if len(heads) > 1 else {})}

@@ -44,7 +44,7 @@ class TrainingStream:
         self._rendered = RenderedSections(sources, size_hw, rate, rng, strength)
         drawable = set(sources.drawable.values())
         self._rendered_share = shares.rendered * len(drawable) / len(drawable | set(sources.actions))
-        self._shown = 0
+        self._counted = 0
 
     def frames(self) -> Iterator[LabelledFrame]:
         """One section after another, for ever."""
@@ -55,10 +55,10 @@ class TrainingStream:
                 yield from self._recorded.idle(rng.uniform(1.5, 6.0))
             elif shares.idle <= kind < shares.idle + shares.rendered_idle and self._sources.renders_idle:
                 yield from self._rendered.idle(rng.uniform(4.0, 12.0))
-            elif self._renders():
-                yield from self._number(self._rendered.performance(rng.uniform(4.0, 16.0)))
+            elif self._chooses_rendered():
+                yield from self._count_actions(self._rendered.performance(rng.uniform(4.0, 16.0)))
             else:
-                yield from self._number(self._recorded.action())
+                yield from self._count_actions(self._recorded.action())
 
     def sparse(self, idle_s: tuple[float, float] = (4.0, 8.0)) -> Iterator[LabelledFrame]:
         """Single actions, each after a long time without any, for ever. Raises DatasetError for sources without."""
@@ -72,8 +72,9 @@ class TrainingStream:
                 for frame in idle(left / self._rate):
                     left -= 1
                     yield frame
-            yield from self._number(self._rendered.performance(idle_s[1] + 4.0, idle_s) if self._renders()
-                                    else self._recorded.action(alone=True))
+            yield from self._count_actions(
+                self._rendered.performance(idle_s[1] + 4.0, idle_s) if self._chooses_rendered()
+                else self._recorded.action(alone=True))
 
     def whole_actions(self, count: int, idle_share: float = 0.0) -> Iterator[LabelledFrame]:
         """Single actions, for ever: of each `count` frames, one from each of as many equal parts of it. In place of an
@@ -86,18 +87,18 @@ class TrainingStream:
             if idles and idle_share and rng.random() < idle_share:
                 yield from idles[int(rng.integers(len(idles)))](rng.uniform(*MOMENT_S), when)
                 continue
-            sections = self._rendered if self._renders() else self._recorded
-            for k, frame in enumerate(self._number(sections.whole_action(when))):
+            sections = self._rendered if self._chooses_rendered() else self._recorded
+            for k, frame in enumerate(self._count_actions(sections.whole_action(when))):
                 yield frame._replace(progress=(k + 1) / count)
 
-    def _renders(self) -> bool:
+    def _chooses_rendered(self) -> bool:
         return bool(self._rng.random() < self._rendered_share) or not self._sources.actions
 
-    def _number(self, section: Iterable[LabelledFrame]) -> Iterator[LabelledFrame]:
+    def _count_actions(self, section: Iterable[LabelledFrame]) -> Iterator[LabelledFrame]:
         """The same frames, their actions counted through the whole stream."""
-        first = self._shown
+        first = self._counted
         for frame in section:
             if frame.gesture >= 0:
-                self._shown = max(self._shown, first + frame.gesture + 1)
+                self._counted = max(self._counted, first + frame.gesture + 1)
                 frame = frame._replace(gesture=first + frame.gesture)
             yield frame

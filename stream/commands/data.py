@@ -116,7 +116,7 @@ def render(out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to wr
     from rich.console import Console
     from rich.progress import Progress
 
-    from engines.datasets.rendered import render as write
+    from engines.datasets.render import render as write
 
     if (hours is None) == (clips is None):
         raise UsageError("both or none of --hours and --clips", "one of them", "say how much to render")

@@ -34,11 +34,11 @@ VERBS = {"left": "swipe-left", "right": "swipe-right", "up": "swipe-up", "down":
          "carret": "draw-caret", "tick": "draw-tick"}
 NOUNS = tuple(PLACES)
 VALIDATION_EVERY = 5
-_SLACK = 1.3  # how much larger than the frame a place is painted, for the camera to sway in
+_ROOM = 1.3  # how much larger than the frame a place is painted, for the camera to sway in
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class RenderedDataset:
     """What was written."""
 
     videos: int
@@ -47,7 +47,7 @@ class Rendered:
 
 
 @dataclass(frozen=True, slots=True)
-class _Take:
+class _Recording:
     """One recording: its place and gestures, all of them whole."""
 
     video_id: str
@@ -60,7 +60,7 @@ class _Take:
 
 def render(out: str | os.PathLike[str], hours: float | None = None, clips: int | None = None, seed: int = 0,
            size_hw: tuple[int, int] = (256, 456), rate: float = 30.0, video_s: float = 60.0,
-           progress: Callable[[float], None] | None = None) -> Rendered:
+           progress: Callable[[float], None] | None = None) -> RenderedDataset:
     """Writes about `hours` of video, or as many videos as hold `clips` segments; two videos at least.
 
     video_s: length of a video, at most; rate: its frames per second. The same arguments give the same files. Raises
@@ -72,27 +72,30 @@ def render(out: str | os.PathLike[str], hours: float | None = None, clips: int |
     wanted = hours * 3600 if hours is not None else float(clips or 0)
     rows: dict[str, list[Narration]] = {"train": [], "validation": []}
     info: list[Video] = []
-    seconds = 0.0
-    while len(info) < 2 or (seconds if hours is not None else sum(map(len, rows.values()))) < wanted:
-        take = _take(seed, len(info), size_hw, rate, video_s)
-        _film(take, folder, size_hw, rate)
-        split = "validation" if len(info) % VALIDATION_EVERY == 1 else "train"
-        rows[split] += _rows(take)
-        info.append(Video(take.video_id, take.seconds, rate, size_hw))
-        seconds += take.seconds
+    done = 0.0
+    while len(info) < 2 or done < wanted:
+        recording = _simulate(seed, len(info), size_hw, rate, video_s)
+        _write_video(recording, folder, size_hw, rate)
+        rows["validation" if len(info) % VALIDATION_EVERY == 1 else "train"] += [
+            Narration(f"{recording.video_id}_{number}", recording.person, recording.video_id, span.started_at,
+                      span.ended_at, VERBS[span.label], recording.place,
+                      f"{VERBS[span.label].replace('-', ' ')} before {recording.place}")
+            for number, span in enumerate(recording.spans)]
+        info.append(Video(recording.video_id, recording.seconds, rate, size_hw))
+        done += recording.seconds if hours is not None else len(recording.spans)
         if progress is not None:
-            progress(min((seconds if hours is not None else sum(map(len, rows.values()))) / max(wanted, 1e-9), 1.0))
+            progress(min(done / max(wanted, 1e-9), 1.0))
     write_annotations(folder, rows, tuple(VERBS.values()), NOUNS, ("gesture", "place"), info)
-    return Rendered(len(info), sum(map(len, rows.values())), seconds)
+    return RenderedDataset(len(info), sum(map(len, rows.values())), sum(one.seconds for one in info))
 
 
-def _take(seed: int, number: int, size_hw: tuple[int, int], rate: float, video_s: float) -> _Take:
+def _simulate(seed: int, number: int, size_hw: tuple[int, int], rate: float, video_s: float) -> _Recording:
     rng = np.random.default_rng((seed, number))
     validation = number % VALIDATION_EVERY == 1
     turn = number // VALIDATION_EVERY if validation else number - (number + VALIDATION_EVERY - 2) // VALIDATION_EVERY
     bag = np.random.default_rng((seed, validation, turn // len(NOUNS))).permutation(NOUNS)
     place = str(bag[turn % len(NOUNS)])
-    painted = random_background(rng, (round(size_hw[0] * _SLACK), round(size_hw[1] * _SLACK)), place)
+    painted = random_background(rng, (round(size_hw[0] * _ROOM), round(size_hw[1] * _ROOM)), place)
     simulation = Simulation(int(rng.integers(2 ** 31)), size_hw, rate,
                             background_bgr=np.asarray(painted, np.uint8))
     spans = simulation.spans(video_s)
@@ -100,11 +103,11 @@ def _take(seed: int, number: int, size_hw: tuple[int, int], rate: float, video_s
     if spans and spans[-1].ended_at > (frames - 1) / rate:  # a gesture that is cut off is neither one thing nor another
         frames = min(frames, math.ceil(spans.pop().started_at * rate))
     person = f"P{number + 1:02d}"
-    return _Take(f"{person}_01", person, place, simulation, frames / rate, spans)
+    return _Recording(f"{person}_01", person, place, simulation, frames / rate, spans)
 
 
-def _film(take: _Take, folder: Path, size_hw: tuple[int, int], rate: float) -> None:
-    path = folder / take.person / "videos" / f"{take.video_id}.MP4"
+def _write_video(recording: _Recording, folder: Path, size_hw: tuple[int, int], rate: float) -> None:
+    path = folder / recording.person / "videos" / f"{recording.video_id}.MP4"
     try:
         path.parent.mkdir(parents=True)
     except OSError as error:
@@ -112,8 +115,8 @@ def _film(take: _Take, folder: Path, size_hw: tuple[int, int], rate: float) -> N
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size_hw[::-1])
     if not writer.isOpened():
         raise _unwritable(path, "OpenCV cannot open it")
-    for k in range(round(take.seconds * rate)):
-        image: NDArray[np.uint8] = take.simulation.frame(k)
+    for k in range(round(recording.seconds * rate)):
+        image: NDArray[np.uint8] = recording.simulation.frame(k)
         writer.write(image)
     writer.release()
     fault = inspect_recording(Media(path)).detail  # the writer does not tell when the disk is full
@@ -121,12 +124,5 @@ def _film(take: _Take, folder: Path, size_hw: tuple[int, int], rate: float) -> N
         raise _unwritable(path, fault)
 
 
-def _rows(take: _Take) -> list[Narration]:
-    return [Narration(f"{take.video_id}_{number}", take.person, take.video_id, span.started_at, span.ended_at,
-                      VERBS[span.label], take.place, f"{VERBS[span.label].replace('-', ' ')} before {take.place}")
-            for number, span in enumerate(take.spans)]
-
-
 def _unwritable(path: Path, why: str) -> SinkError:
     return SinkError(f"{path} ({why})", "a folder that can be written", "free some space or choose another folder")
-
