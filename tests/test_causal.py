@@ -83,7 +83,7 @@ def test_weights_are_the_originals_under_the_rule(options: dict[str, Any], rule:
 @pytest.mark.parametrize("options", NETWORKS, ids=lambda options: options["architecture"])
 def test_build_makes_the_same_network_for_these_weights(options: dict[str, Any], rule: str) -> None:
     live = engines.causal(make(**options), rule)
-    built = make(causal=True, past_shift=RULES[rule].past_shift, **options)
+    built = make(causal=True, past_shift=RULES[rule][1], **options)
     built.load_state_dict(live.state_dict())
     assert built.state_spec() == live.state_spec()
     assert built.receptive_field == live.receptive_field

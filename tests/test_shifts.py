@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from engines.errors import UsageError
 from engines.networks.mobilenetv2 import InvertedResidual, fold_norms
 from engines.networks.shift import Shift
-from engines.networks.stsm import PRESETS, SpatioTemporalShift, checked
+from engines.networks.stsm import PRESETS, SpatioTemporalShift, groups_of
 from engines.networks.temporal import State
 from engines.networks.tsm import TemporalShift
 
@@ -91,7 +91,7 @@ def test_online_tsm_in_a_residual_block_gives_the_official_numbers(shared: Path,
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
 def test_stsm_is_a_depthwise_convolution_with_one_hot_kernels(groups: Any) -> None:
     kernel, start = torch.zeros(C, 1, 3, 3, 3), 0
-    for share, (dt, dh, dw) in checked(groups):
+    for share, (dt, dh, dw) in groups_of(groups):
         end = start + int(C * share)
         kernel[start:end, 0, 1 - dt, 1 - dh, 1 - dw] = 1
         start = end
@@ -156,7 +156,7 @@ def test_causal_groups_that_looked_ahead_take_from_the_past(groups: Any, past_sh
     module, x = SpatioTemporalShift(C, True, groups, past_shift), clip()
     out, _ = module(x, fresh(module, 2))
     start = 0
-    for share, (dt, dh, dw) in checked(groups):
+    for share, (dt, dh, dw) in groups_of(groups):
         end = start + int(C * share)
         back = dt if dt >= 0 else {None: 1}.get(past_shift, past_shift)
         wanted = F.pad(x, [1, 1, 1, 1, 0, 0, 2, 0])[:, 2 - back:8 - back, start:end, 1 - dh:6 - dh, 1 - dw:5 - dw]

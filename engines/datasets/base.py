@@ -19,62 +19,48 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """A recording. path: a video file, or a folder of numbered images; rate: of a folder, its frames per second, None
-    for a video, whose own timestamps count; first: of a folder, the number of the image at 0 s, None where numbers
-    mean nothing but an order; stated_rate, stated_s: frames per second and duration that the annotations claim for a
-    video, to compare."""
+    """A recording: a video, or a folder of numbered images."""
 
     path: Path
-    rate: float | None = None
-    first: int | None = 1
-    stated_rate: float | None = None
-    stated_s: float | None = None
+    rate: float | None = None  # of a folder, frames per second; None for a video, whose own timestamps count
+    first: int | None = 1  # of a folder, the number of the image at 0 s; None where numbers mean an order only
+    stated_rate: float | None = None  # frames per second that the annotations claim for a video
+    stated_s: float | None = None  # duration that they claim
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a recording and what it shows.
-
-    start_s, stop_s: its times in the recording, stop_s None for "to the end"; labels: {head: label}, empty where
-    they are not published; group: recordings of one group (a person, a background) are never split between training
-    and testing; kind: a group to report apart.
-    """
+    """A stretch of a recording and what it shows."""
 
     id: str
     media: Media
     start_s: float = 0.0
-    stop_s: float | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    group: str = ""
-    kind: str = ""
+    stop_s: float | None = None  # None: to the end
+    labels: Mapping[str, str] = field(default_factory=dict)  # by head; empty where they are not published
+    group: str = ""  # a person or place; groups are not split between training and testing
+    kind: str = ""  # of segments to report apart
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with one item. kind: a short phrase that items with the same fault share ("no such file");
-    where: the item; detail: what exactly."""
+    """Something wrong with one item."""
 
-    kind: str
-    where: str
+    kind: str  # a short phrase that items with the same fault share: "no such file"
+    where: str  # the item
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """See the file's top. mirrored: {head: {label: its label in a mirror}}, for labels that a horizontal flip
-    changes; a label that maps to "" must not be flipped. reversed: the same for labels that mean something when run
-    backwards. strokes: {label: recorded finger strokes [N, 2], x right, y down, any unit}. background: the label that
-    means "nothing", if there is one.
-    rare: {head: labels} that the dataset's own benchmark reports apart. found: what the reader recognised it by.
-    """
+    """Labelled segments by split, and what is known of their labels."""
 
     name: str
-    heads: Mapping[str, tuple[str, ...]]
+    heads: Mapping[str, tuple[str, ...]]  # labels in the dataset's own class order
     splits: Mapping[str, Sequence[Segment]]
-    mirrored: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    reversed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    strokes: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)
-    background: str | None = None
+    mirrored: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {head: {label: in a mirror, "": none}}
+    reversed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {head: {label: run backwards}}
+    strokes: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)  # {label: [N, 2]}, y down
+    background: str | None = None  # the label that means "nothing", if there is one
     problems: Sequence[Problem] = ()
-    rare: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    found: str = ""
+    rare: Mapping[str, frozenset[str]] = field(default_factory=dict)  # {head: labels} that its benchmark reports apart
+    found: str = ""  # files that the reader recognised it by

@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import av
 import av.error
@@ -39,17 +39,13 @@ _FALLBACK_RATE = 30.0
 MAX_UNREADABLE = 50  # segments in a row that cannot be read end a training
 
 
-class _UncertainError(Exception):
-    """Decoding began too late to know what the first cell shows."""
-
-
 def decode_segment(segment: Segment, rate: float, size_hw: tuple[int, int]) -> Images:
     """Decodes a segment, scaled to cover `size_hw` and centre-cropped: uint8 [N, H, W, 3], one each 1 / rate seconds.
 
     Raises DatasetError, which names the recording, when nothing of it decodes or it ends before the segment starts.
     """
     first, end = cell_range(segment, rate)
-    return np.stack(list(_from(segment.media, rate, size_hw, first, end)))
+    return np.stack(list(_decode_cells(segment.media, rate, size_hw, first, end)))
 
 
 def cell_range(segment: Segment, rate: float) -> tuple[int, int | None]:
@@ -62,7 +58,7 @@ def cell_range(segment: Segment, rate: float) -> tuple[int, int | None]:
 
 def iterate_frames(media: Media, rate: float, size_hw: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
     """The images of all cells of a recording, [H, W, 3], one at a time. Raises DatasetError."""
-    return _from(media, rate, size_hw, 0, None)
+    return _decode_cells(media, rate, size_hw, 0, None)
 
 
 @lru_cache(maxsize=65536)
@@ -86,57 +82,44 @@ def ends_early_error(media: Media, at_s: float) -> DatasetError:
                         "get it again, or leave the segment out; see gatestream data check")
 
 
-def _from(media: Media, rate: float, size_hw: tuple[int, int], first: int, end: int | None
-          ) -> Iterator[NDArray[np.uint8]]:
-    try:
-        yield from _cells(media, rate, size_hw, first, end, max(first / rate - _LEAD_S, 0.0))
-    except _UncertainError:
-        yield from _cells(media, rate, size_hw, first, end, 0.0)
-
-
-def _cells(media: Media, rate: float, size_hw: tuple[int, int], first: int, end: int | None,
-           start_s: float) -> Iterator[NDArray[np.uint8]]:
-    """Images of the cells from `first` to before `end`, with decoding begun at `start_s` or soon before it.
-
-    Raises _UncertainError, before anything is yielded, when frames that matter may lie before `start_s`.
-    """
-    shown: NDArray[np.uint8] | None = None
-    latest, following = -1, first  # the newest cell that has a frame, and the next one to yield
-    certain = start_s == 0  # else the first cell seen may have begun before
-    seen = False
-    for at_s, load in _timed(media, start_s):
-        seen = True
-        cell = math.floor(at_s * rate + EARLY_CELLS + _ROUNDING)
-        if not certain and latest < 0:
-            latest = cell
-        if cell <= latest:
-            continue
-        image = load()
-        if image is None:  # damaged: the next frame of this cell may do
-            continue
-        if end is not None and cell >= end and shown is not None:
-            latest = cell
+def _decode_cells(media: Media, rate: float, size_hw: tuple[int, int], first: int, end: int | None
+                  ) -> Iterator[NDArray[np.uint8]]:
+    """Images of the cells from `first` to before `end`."""
+    start_s = max(first / rate - _LEAD_S, 0.0)
+    openings = _openings(media, rate, size_hw, start_s)
+    opening = next(openings, None)
+    if start_s > 0 and (opening is None or opening[0] > first):  # what the first cell shows lies farther back
+        openings = _openings(media, rate, size_hw, 0.0)
+        opening = next(openings, None)
+    if opening is None:
+        raise DatasetError(f"{media.path}, of which no frame decodes", "a video or a folder of images",
+                           "remove it or get it again")
+    shown, following = None, first
+    for cell, image in chain([opening], openings):
+        latest = cell
+        if shown is not None and end is not None and cell >= end:
             break
-        if not certain and shown is None and cell > first:
-            raise _UncertainError
-        before = shown
-        shown, latest = fit(image, size_hw, size_hw), cell
-        while following < cell and (end is None or following < end):  # cells that went by without a frame
-            yield shown if before is None else before
-            following += 1
-        if cell == following and (end is None or cell < end):
-            yield shown
-            following += 1
-    if shown is None:
-        if start_s > 0:
-            raise _UncertainError
-        raise DatasetError(f"{media.path}, of which no frame decodes", "a video or a folder of images" if seen else
-                           "a video that FFmpeg can open, or a folder of images", "remove it or get it again")
-    if following == first and latest < first:
+        for _ in range(following, cell if end is None else min(cell, end)):
+            yield image if shown is None else shown
+        shown, following = image, max(following, cell)
+    if latest < first:
         raise ends_early_error(media, first / rate)
-    while end is not None and following < min(end, latest + 1):
+    for _ in range(following, latest + 1 if end is None else min(latest + 1, end)):
+        assert shown is not None
         yield shown
-        following += 1
+
+
+def _openings(media: Media, rate: float, size_hw: tuple[int, int], start_s: float
+              ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Each cell that has a frame, and the first one that decodes; the first cell seen may have begun before `start_s`:
+    it is left out."""
+    latest = -1 if start_s == 0 else None
+    for at_s, load in _timed(media, start_s):
+        cell = math.floor(at_s * rate + EARLY_CELLS + _ROUNDING)
+        latest = cell if latest is None else latest
+        if cell > latest and (image := load()) is not None:
+            latest = cell
+            yield cell, fit(image, size_hw, size_hw)
 
 
 def _timed(media: Media, start_s: float) -> Iterator[tuple[float, Load]]:
@@ -146,13 +129,13 @@ def _timed(media: Media, start_s: float) -> Iterator[tuple[float, Load]]:
             if at_s >= start_s:
                 yield at_s, lambda path=path: read_still(path)  # type: ignore[misc]
         return
-    with VideoReader(media.path) as video:
+    with closing(VideoReader(media.path)) as video:
         yield from (found for found in video.frames(start_s) if found is not None)
 
 
 class VideoReader:
     """An open video file. rate: frames per second that it states, 0 where it does not; seconds: how long it says it is,
-    0 likewise. Raises DatasetError for a file that is none. To be closed, as by `with`."""
+    0 likewise. Raises DatasetError for a file that is none."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -170,11 +153,7 @@ class VideoReader:
         self.seconds = (self._stream.frames / self.rate if self._stream.frames and self.rate else
                         (self._container.duration or 0) / av.time_base)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def close(self) -> None:
         self._container.close()
 
     def frames(self, start_s: float = 0.0) -> Iterator[tuple[float, Load] | None]:

@@ -30,7 +30,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
         raise DatasetError(f"{folder / VOCABULARY}, which is no list of lists", "the parts of each class's name",
                            "get the file again")
     builder = tables.DatasetBuilder({"action": ["+".join(map(str, parts)) for parts in vocabulary]})
-    index = RecordingIndex([inside for name in _FOLDERS if (inside := media / name).is_dir()] + [media], rate)
+    index = RecordingIndex([media / name for name in (*_FOLDERS, "")], rate)
     for split in ("train", "test"):
         path = _file(folder, split)
         if path is None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 
 from engines.datasets import tables
@@ -62,7 +63,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     files = _SPLITS if main else _UDA
     verbs, nouns = _classes(folder, "verb"), _classes(folder, "noun")
     builder = tables.DatasetBuilder({"verb": verbs, "noun": nouns})
-    info, find = _info(folder), _Finder(options.media, builder)
+    info, find = _info(folder), cache(partial(_find, builder, options.media))
     for split, name in files.items():
         path = folder / f"EPIC_100_{name}.csv"
         if not path.is_file():
@@ -79,7 +80,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
                              mirrored={"verb": mirror_labels(verbs), "noun": mirror_labels(nouns)})
 
 
-def _take(builder: tables.DatasetBuilder, split: str, row: Mapping[str, str], find: _Finder,
+def _take(builder: tables.DatasetBuilder, split: str, row: Mapping[str, str], find: Callable[..., Media],
           info: Mapping[str, tuple[float, float]], unseen: frozenset[str]) -> None:
     """One row. narration_timestamp is not looked at: it is empty in some rows and says when somebody spoke."""
     name, video_id, person = row["narration_id"], row["video_id"], row["participant_id"]
@@ -155,43 +156,25 @@ def _tail(folder: Path, head: str, classes: int) -> list[int]:
     return [int(number) for number in numbers]
 
 
-class _Finder:
-    """The recording of each video, looked for once."""
-
-    def __init__(self, media: Path, builder: tables.DatasetBuilder) -> None:
-        roots = [media, *(media / name for name in ("EPIC-KITCHENS", "videos", "EPIC_KITCHENS_100"))]
-        self._roots = [root for root in roots if root.is_dir()] or [media]
-        self._builder = builder
-        self._found: dict[str, Media] = {}
-
-    def __call__(self, person: str, video_id: str, stated_rate: float | None, stated_s: float | None) -> Media:
-        if video_id not in self._found:
-            self._found[video_id] = self._look(person, video_id, stated_rate, stated_s)
-        return self._found[video_id]
-
-    def _look(self, person: str, video_id: str, stated_rate: float | None, stated_s: float | None) -> Media:
-        for root in self._roots:
-            for name in (f"{video_id}.MP4", f"{video_id}.mp4"):
-                for path in (root / person / "videos" / name, root / person / name, root / name):
-                    if path.is_file():
-                        return Media(path, stated_rate=stated_rate, stated_s=stated_s)
-        for root in self._roots:
-            for path in (root / person / "rgb_frames" / video_id, root / person / video_id, root / video_id):
-                if path.is_dir():
-                    self._errata(path)
-                    return Media(path, frame_rate(video_id), 1)
-                tar = path.with_name(f"{video_id}.tar")
-                if tar.is_file():
-                    self._builder.add_problem("tar not unpacked", tar, f"unpack it into {path}")
-        return Media(self._roots[0] / person / "videos" / f"{video_id}.MP4", None, 1, stated_rate, stated_s)
-
-    def _errata(self, folder: Path) -> None:
-        if folder.name not in _CORRECTED:
-            return
-        found = list_images(folder)
-        if found and os.path.getmtime(found[0]) < _CORRECTED_ON.timestamp():
-            self._builder.add_problem("frames older than their correction", folder,
+def _find(builder: tables.DatasetBuilder, media: Path, person: str, video_id: str, stated_rate: float | None,
+          stated_s: float | None) -> Media:
+    """The recording of a video, as a file before one as frames; where it should be, if there is none."""
+    roots = [media / name for name in ("", "EPIC-KITCHENS", "videos", "EPIC_KITCHENS_100")]
+    for path in (root / folder / f"{video_id}{suffix}" for root in roots for suffix in (".MP4", ".mp4")
+                 for folder in (f"{person}/videos", person, "")):
+        if path.is_file():
+            return Media(path, stated_rate=stated_rate, stated_s=stated_s)
+    for path in (root / folder / video_id for root in roots for folder in (f"{person}/rgb_frames", person, "")):
+        if path.is_dir():
+            frames = list_images(path) if video_id in _CORRECTED else []
+            if frames and os.path.getmtime(frames[0]) < _CORRECTED_ON.timestamp():
+                builder.add_problem("frames older than their correction", path,
                                     "corrected on 26 September 2020: get them again with --errata")
+            return Media(path, frame_rate(video_id), 1)
+        tar = path.with_name(f"{video_id}.tar")
+        if tar.is_file():
+            builder.add_problem("tar not unpacked", tar, f"unpack it into {path}")
+    return Media(media / person / "videos" / f"{video_id}.MP4", None, 1, stated_rate, stated_s)
 
 
 READERS = {"epic": tables.Reader(recognise, read, "EPIC_100_train.csv, EPIC_100_validation.csv or "

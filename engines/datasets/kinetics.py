@@ -14,6 +14,7 @@ from engines.datasets.media import ASSUMED_RATE, RecordingIndex
 from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
 
+_FOLDERS = ("train", "val", "validation", "validate", "test", "videos", "")
 _COLUMNS = ("youtube_id", "time_start", "time_end")
 _SPLITS = {"train": "train", "val": "validation", "validate": "validation", "validation": "validation",
            "test": "test", "holdout_test": "test"}
@@ -27,9 +28,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     rows = [(path, row) for path in _files(folder) for row in tables.read_csv(path, _COLUMNS)]
     labels = sorted({row["label"] for _, row in rows if row.get("label")})
     builder = tables.DatasetBuilder({"action": labels})
-    splits = [options.media / name for name in ("train", "val", "validation", "validate", "test", "videos")]
-    index = RecordingIndex([folder for folder in splits if folder.is_dir()] + [options.media],
-                           options.rate or ASSUMED_RATE, deep=True)
+    index = RecordingIndex([options.media / name for name in _FOLDERS], options.rate or ASSUMED_RATE, deep=True)
     for path, row in rows:
         name = row["youtube_id"]
         stated = row.get("split") or path.stem.replace("-", "_").split("_")[-1]

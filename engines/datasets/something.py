@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ Row = tuple[str, str | None]  # id, label
 _SPLITS = ("train", "validation", "test")
 _PARTS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",), "labels": ("labels",)}
 _FOLDERS = ("videos", "frames", "rawframes", "20bn-something-something-v2", "20bn-something-something-v1",
-            "20bn-jester-v1", "Train", "Validation", "Test")
+            "20bn-jester-v1", "Train", "Validation", "Test", "")
 _ID = ("video_id", "id", "video", "name", "folder")  # columns of re-packs
 _LABEL = ("label", "label_name", "class", "class_name", "template", "gesture")
 
@@ -50,7 +50,7 @@ def read_v2(folder: Path, options: tables.ReadOptions) -> Dataset:
                            "get the labels beside the other files")
     labels = tables.order_by_number(tables.read_json(path), path)
     builder = tables.DatasetBuilder({"action": labels})
-    index = RecordingIndex(_folders(options.media), RATE)
+    index = RecordingIndex([options.media / name for name in _FOLDERS], RATE)
     for split in _SPLITS:
         file = _file(folder, split, "json")
         if file is not None:
@@ -73,7 +73,7 @@ def read_v1(folder: Path, options: tables.ReadOptions) -> Dataset:
         labels = list(dict.fromkeys(label for _, label in rows.get("train", []) if label))
     labels = sorted(labels) if order == "sorted" else labels
     builder = tables.DatasetBuilder({"action": labels})
-    index = RecordingIndex(_folders(options.media), RATE)
+    index = RecordingIndex([options.media / name for name in _FOLDERS], RATE)
     for split, items in rows.items():
         for name, label in items:
             _take(builder, index, split, name, None if split == "test" else label, "")
@@ -153,11 +153,6 @@ def _file(folder: Path, part: str, suffix: str) -> Path | None:
         if rest in [f"{name}.{suffix}" for name in _PARTS[part]] and (not stem or stem.endswith(version)):
             return path
     return None
-
-
-def _folders(media: Path) -> Sequence[Path]:
-    folders = [media / name for name in _FOLDERS]
-    return [folder for folder in folders if folder.is_dir()] + [media]
 
 
 _V1 = tables.Reader(recognise_v1, read_v1, "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and "

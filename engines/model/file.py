@@ -116,8 +116,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
     except OSError as error:
         raise ModelError(f"model file {path} ({error.strerror})", "a readable file", "check its permissions") from error
     try:
-        tensors = parse(raw)
-        metadata = _metadata(raw)
+        tensors, metadata = parse(raw), _metadata(raw)
     except (SafetensorError, ValueError, KeyError, struct.error) as error:
         raise ModelError(f"{path} ({error})", "a complete safetensors file",
                          "get the file again: it is truncated or of another format") from error

@@ -18,10 +18,8 @@ from pydantic import ValidationError
 from engines.errors import UsageError, first_problem
 from engines.model.contract import Contract
 from engines.model.file import save
-from engines.model.official import HEAD, architecture_of, load, read
+from engines.model.official import HEAD, load
 from engines.networks.network import Network
-
-SEGMENTS = 8  # of a file whose name does not say
 
 
 def import_official(file: Path, out: Path, *, arch: str | None = None, labels: Sequence[str] | None = None,
@@ -31,11 +29,9 @@ def import_official(file: Path, out: Path, *, arch: str | None = None, labels: S
     arch, segments: None for what keys and file name say; labels: in class order, None for numbers; clip_s: seconds
     that a clip's frames are spread over. Raises UsageError for labels that do not fit, and what `official.load` does.
     """
-    weights = read(file)
-    segments = segments or _segments(file.name)
-    network = load(weights, arch or architecture_of(str(file), weights), segments)
-    classes = network.heads[HEAD].out_features
-    assert isinstance(classes, int)
+    named = re.search(r"segments?_?(\d+)", file.name, re.IGNORECASE)
+    network = load(file, arch, segments or int(named[1] if named else 0) or 8)
+    classes = len(network.heads[HEAD].get_parameter("bias"))
     if labels is None:
         labels = [str(k) for k in range(classes)]
     if len(labels) != classes or len(set(labels)) != classes:
@@ -59,8 +55,3 @@ def contract_of(network: Network, labels: Sequence[str], clip_s: float, name: st
                         provenance=provenance, **network.backbone.pixels._asdict())
     except ValidationError as error:
         raise UsageError(*first_problem(error), "choose another name, label file or clip length") from error
-
-
-def _segments(file_name: str) -> int:
-    found = re.search(r"segments?_?(\d+)", file_name, re.IGNORECASE)
-    return int(found[1] if found else 0) or SEGMENTS

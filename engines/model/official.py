@@ -39,21 +39,22 @@ HEAD = "action"
 SHOWN = 4  # keys named in a message
 
 
-def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: str, segments: int = 8) -> Network:
+def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: str | None = None,
+         segments: int = 8) -> Network:
     """The network of an official checkpoint, bidirectional as published, in evaluation mode, with one head "action".
 
     path_or_state_dict: a file, or what such a file holds: weights by official name, with or without `module.`, bare
-    or under `state_dict` or `model_state_dict`; segments: frames of a clip that it was trained with, as its file name
-    says. Half-precision weights become float32. Raises UsageError for an unknown architecture or a missing file, and
-    ModelError, naming keys, for a file that is damaged or holds code, and for weights that are not exactly those of
-    `arch`.
+    or under `state_dict` or `model_state_dict`; arch: None for what the keys say; segments: frames of a clip that it
+    was trained with. Half-precision weights become float32. Raises UsageError for an unknown architecture or a missing
+    file, and ModelError, naming keys, for a damaged file, one that holds code, or weights of another network.
     """
-    if arch not in ARCHITECTURES:
+    if arch is not None and arch not in ARCHITECTURES:
         raise UsageError(f"architecture {arch!r}", f"one of {', '.join(ARCHITECTURES)}", "choose one of these names")
     if segments < 1:
         raise UsageError(f"clips of {segments} frames", "1 or more", "give the number in the checkpoint's name")
     source = "state dict" if isinstance(path_or_state_dict, Mapping) else os.fspath(path_or_state_dict)
     weights = read(path_or_state_dict)
+    arch = arch or architecture_of(source, weights)
     sites = _held_sites(weights, arch)
     if not sites:
         raise ModelError(f"{source} without any {_prefix(next(iter(_available(arch))), arch)}..., but with "
@@ -199,5 +200,4 @@ def _gate_ratio(source: str, weights: Mapping[str, Tensor], arch: str, sites: It
 
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + more
+    return ", ".join(listed[:SHOWN]) + (f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")

@@ -4,8 +4,7 @@
     frames_BCHW = normalise(pixels_u8[None], contract)    # what the network sees; compiled engines do this inside
 
 Filters for shrinking: "area" averages what a pixel covers; "bilinear" interpolates and skips what lies between;
-"pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained: all pixels count, by a
-triangle as wide as the shrinking asks for.
+"pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ the input of a branch.
 
     images_NCHW ─► convolution ─► hook(site, map) ─► batch norm ─► ReLU ─► ... ─► mean over space ─► features_ND
 
-A temporal module fills a site by being the hook's answer. Backbones know nothing of time.
+A temporal module is a hook's answer at a site. Backbones know nothing of time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CAFFE = Pixels("BGR", 1.0, (104.0, 117.0, 128.0), (1.0, 1.0, 1.0))
 class Backbone(nn.Module, ABC):
     """`forward(images_NCHW, hook) -> features_ND`; `hook(site, map)` is called at each site, in order.
 
-    The stem is the first convolution registered. To add one: see README.md beside `engines`.
+    The stem is the first convolution registered. How to add one: engines/README.md.
     """
 
     width: int  # D

@@ -9,29 +9,20 @@ Which taps: a convolution over frames t-1, t, t+1 (the gate's, and GSF's fuse co
 Which past: the channels that were shifted from t+1
     two, one  come from so many frames back;
     stay      come from their own frame.
-The other channels come from t-1 as they did. Modules without weights (TSM, STSM) know the second question only.
+The other channels come from t-1 as they did. TSM and STSM have no weights, so there the second word alone counts.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
 
 from engines.errors import UsageError
 from engines.networks.network import Network
 from engines.networks.temporal import TemporalModule
 
-
-class Rule(NamedTuple):
-    """dropped: else the taps are moved; past_shift: how far back the channels come from that looked ahead."""
-
-    dropped: bool
-    past_shift: int
-
-
-RULES = {f"{taps}-{past}": Rule(taps == "dropped", past_shift)
+RULES = {f"{taps}-{past}": (taps == "dropped", past_shift)
          for taps in ("moved", "dropped") for past, past_shift in (("two", 2), ("one", 1), ("stay", 0))}
-USUAL = "dropped-one"
+DEFAULT_RULE = "dropped-one"
 
 
 def causal(network: Network, rule: str) -> Network:

@@ -1,22 +1,21 @@
 """GCF, gated clip fusion: Hsiao, Chen, Ho, "GCF-Net: Gated Clip Fusion Network for Video Action Recognition",
-ECCV Workshops 2020 (arXiv 2102.01285). An interpretation: what is known and what is assumed stands below.
+ECCV Workshops 2020 (arXiv 2102.01285). An interpretation.
 
     fusion = GatedClipFusion(width=1280)
     descriptor_BD, gates_BC = fusion(clips_BCD, counts_BC)
 
 Known from the abstract: clips pass the backbone apart; a bi-directional inter-clip fusion relates every clip to
-earlier and later ones; a gated clip-wise attention gives each clip an importance, suppresses irrelevant clips, and
-the relevant ones decide. No code is public. Assumed here, with knobs:
+earlier and later ones; a gated clip-wise attention suppresses irrelevant clips. No code is public. Assumed here:
 
     relate   F' = F + Wz softmax(Q K^T / sqrt(d)) V, once over earlier and once over later clips (both with the clip
-             itself), summed; d = D / 4; Wz starts at zero, so F' starts as F
-    gate     a = sigmoid(W2 relu(W1 [F'_c, mean of F'])), the same scorer for every clip, so any number of them;
+             itself), summed; Wz starts at zero, so F' starts as F
+    gate     a = sigmoid(W2 relu(W1 [F'_c, mean of F'])), the same for every clip, so any number of them;
              W2 starts at zero, so the descriptor starts as the mean
-    fuse     sum(a_c F'_c) / sum(a_c); at inference over the clips with the largest gates only, if asked
+    fuse     sum(a_c F'_c) / sum(a_c)
 
-The newest clip of a live window is partial. A clip counts by its number of frames n_c: in attention (+ log n_c), in
-the window's mean, and in the descriptor (weights a_c n_c). Open gates then give the mean over all frames exactly, a
-clip that has just begun changes little, and a clip of no frames is a masked one and changes nothing.
+A clip counts by its number of frames n_c, as the newest one of a live window is partial: in attention (+ log n_c), in
+the window's mean, and in the descriptor (weights a_c n_c). Open gates then give the mean over all frames exactly, and
+a clip of no frames is a masked one and changes nothing.
 
 Legend: B windows, C clips, oldest first, D features of a clip, d inner width.
 """
@@ -62,17 +61,14 @@ class GatedClipFusion(nn.Module):
 
     def _keep_best(self, gates_BC: Tensor, present_BC: Tensor) -> Tensor:
         """The gates, with those of clips that are not to decide shut."""
-        if self.training or (self.rule.keep is None and self.rule.keep_above is None):
-            return gates_BC * present_BC
+        keep, keep_above = self.rule.keep, self.rule.keep_above
         ranked_BC = gates_BC.masked_fill(~present_BC, -1)
-        kept_BC = present_BC
-        if self.rule.keep is not None:
-            last = min(self.rule.keep, ranked_BC.shape[1]) - 1
-            kept_BC = kept_BC & (ranked_BC >= ranked_BC.sort(1, descending=True).values[:, last, None])
-        if self.rule.keep_above is not None:
-            best_B1 = ranked_BC.amax(1, keepdim=True)
-            kept_BC = kept_BC & ((ranked_BC >= self.rule.keep_above) | (ranked_BC == best_B1))
-        return gates_BC * kept_BC
+        if not self.training and keep is not None:
+            least_B1 = ranked_BC.sort(1, descending=True).values[:, min(keep, ranked_BC.shape[1]) - 1, None]
+            present_BC = present_BC & (ranked_BC >= least_B1)
+        if not self.training and keep_above is not None:
+            present_BC = present_BC & ((ranked_BC >= keep_above) | (ranked_BC == ranked_BC.amax(1, keepdim=True)))
+        return gates_BC * present_BC
 
 
 class Attention(nn.Module):

@@ -12,21 +12,16 @@ INNER_MOST = 64  # wider would cost more than 3 % of a small network's step
 
 
 class FusionRule(BaseModel):
-    """How the clips of a window become one descriptor; the arguments of `engines.networks.clip_fusion.GatedClipFusion`.
-
-    relate: what tells each clip of the others; gate: each clip has a gate, else all are open; tied: both directions
-    share their weights; inner: width inside fusion and gate, a quarter of the descriptor's up to `INNER_MOST` if None;
-    keep: only so many clips, those with the largest gates, decide; keep_above: only clips with such a gate decide.
-    """
+    """How the clips of a window become one descriptor."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    relate: Literal["attention", "bigru", "none"] = "attention"
-    gate: bool = True
-    tied: bool = False
-    inner: Annotated[int, Field(ge=1, le=4096)] | None = None
-    keep: Annotated[int, Field(ge=1, le=4096)] | None = None
-    keep_above: Annotated[float, Field(ge=0, le=1)] | None = None
+    relate: Literal["attention", "bigru", "none"] = "attention"  # what relates each clip to the others
+    gate: bool = True  # each clip has a gate, else all are open
+    tied: bool = False  # both directions along the window share their weights
+    inner: Annotated[int, Field(ge=1, le=4096)] | None = None  # width inside; None: D / 4, up to INNER_MOST
+    keep: Annotated[int, Field(ge=1, le=4096)] | None = None  # only so many clips, those with the largest gates, decide
+    keep_above: Annotated[float, Field(ge=0, le=1)] | None = None  # only clips with such a gate decide
 
     def inner_width(self, width: int) -> int:
         """The inner width for descriptors of `width` features."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engines.networks.backbone import Backbone
 from engines.networks.config import NetworkConfig
-from engines.networks.gsm import GateShift, one_later
+from engines.networks.gsm import GateShift, delay_taps
 from engines.networks.temporal import State, TensorSpec, with_past, with_zeros
 
 FUSE_TAPS = 3
@@ -47,10 +47,7 @@ class GateShiftFuse(GateShift):
         return super().receptive_field + FUSE_TAPS - 1
 
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
-        if not self.causal:
-            return ()
-        pooled = TensorSpec("pooled", (FUSE_TAPS - 1, 2, self.channels), self.conv3D.weight.dtype)
-        return (*super().state_spec(size_hw), pooled)
+        return (*super().state_spec(size_hw), TensorSpec("pooled", (FUSE_TAPS - 1, 2, self.channels)))
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         x, rest = x_BTCHW[:, :, :self.channels], x_BTCHW[:, :, self.channels:]
@@ -86,4 +83,4 @@ class GateShiftFuse(GateShift):
     def drop_future_taps(self) -> None:
         super().drop_future_taps()
         for conv in (self.channel_conv1, self.channel_conv2):
-            conv.weight.copy_(one_later(conv.weight, dim=3))
+            conv.weight.copy_(delay_taps(conv.weight, dim=3))

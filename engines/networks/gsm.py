@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engines.networks.temporal import State, TemporalModule, TensorSpec, with_past, with_zeros
 
 TAPS = 3  # the gate's convolution spans three frames
-PAST_FIRST, PAST_SECOND = 2, 1  # causal form: how far back each half reaches, the first unless told otherwise
+PAST_FIRST, PAST_SECOND = 2, 1  # causal form: how far back each half reaches, the first by default
 
 
 def interleave(channels: int) -> list[int]:
@@ -26,7 +26,7 @@ def interleave(channels: int) -> list[int]:
     return half + [channels // 2 + k for k in half]
 
 
-def one_later(weight: Tensor, dim: int) -> Tensor:
+def delay_taps(weight: Tensor, dim: int) -> Tensor:
     """Each tap takes over from the one before it, the first begins at zero: causal taps lie one frame earlier."""
     return torch.cat([torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)], dim)
 
@@ -61,12 +61,10 @@ class GateShift(TemporalModule):
         return max(self.past_first, PAST_SECOND) + TAPS  # what was shifted here was gated there
 
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
-        if not self.causal:
-            return ()
-        half, dtype = self.channels // 2, self.conv3D.weight.dtype
-        first = (TensorSpec("first", (self.past_first, half, *size_hw), dtype),) if self.past_first else ()
-        return (TensorSpec("taps", (TAPS - 1, 2 * TAPS, *size_hw), dtype), *first,
-                TensorSpec("second", (PAST_SECOND, half, *size_hw), dtype))
+        half = self.channels // 2
+        first = (TensorSpec("first", (self.past_first, half, *size_hw)),) if self.past_first else ()
+        return (TensorSpec("taps", (TAPS - 1, 2 * TAPS, *size_hw)), *first,
+                TensorSpec("second", (PAST_SECOND, half, *size_hw)))
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         gate, taps = self.gate(x_BTCHW, state[:1])
@@ -119,4 +117,4 @@ class GateShift(TemporalModule):
 
     @torch.no_grad()
     def drop_future_taps(self) -> None:
-        self.conv3D.weight.copy_(one_later(self.conv3D.weight, dim=2))
+        self.conv3D.weight.copy_(delay_taps(self.conv3D.weight, dim=2))

@@ -40,10 +40,7 @@ MODULES: dict[str, type[TemporalModule] | None] = {"tsn": None, "tsm": TemporalS
 
 
 class Network(nn.Module):
-    """A backbone with temporal modules, a read-out if the config has one, and heads; made by `build`.
-
-    `forward(frames_BTCHW, state) -> (features_BTD, state)`. config: complete, with nothing left to the backbone.
-    """
+    """`forward(frames_BTCHW, state) -> (features_BTD, state)`; made by `build`. Its config leaves nothing open."""
 
     def __init__(self, config: NetworkConfig, backbone: Backbone, temporal: Mapping[str, TemporalModule],
                  heads: Mapping[str, int], dropout: float = 0.5) -> None:
@@ -65,7 +62,6 @@ class Network(nn.Module):
 
     @property
     def segments(self) -> int:
-        """Frames of a bidirectional clip."""
         return self.config.segments
 
     @property
@@ -100,8 +96,8 @@ class Network(nn.Module):
         return sizes
 
     def set_heads(self, heads: Mapping[str, int]) -> None:
-        """Gives the network these heads (labels per head). One that has as many labels stays as it is: the one of
-        that name, or under any name where there is one before and after."""
+        """Gives the network these heads (labels per head). One with as many labels stays as it is: that of the same
+        name, or the only one."""
         old = dict(self.heads.items())
         if len(old) == len(heads) == 1:
             old = dict(zip(heads, old.values(), strict=True))
@@ -116,8 +112,7 @@ class Network(nn.Module):
     def add_readout(self, width: int) -> None:
         """Gives a causal network that has learnt without a read-out one of this width, and heads that read it.
 
-        With units enough it begins as a running mean of the old heads' answers (see `RecurrentReadout`), which is far
-        nearer to where it will end than chance. Raises UsageError for a bidirectional network.
+        With units enough it begins as a running mean of the old heads' answers. Raises UsageError.
         """
         old = {name: head for name, head in self.heads.items() if isinstance(head, nn.Linear)}
         self.config = self.config.replace(readout_width=width)
@@ -139,7 +134,7 @@ class Network(nn.Module):
         return module
 
     def _spec(self, site: str) -> tuple[TensorSpec, ...]:
-        return self._module(site).state_spec(self._sizes_hw[site])
+        return self._module(site).state_spec(self._sizes_hw[site]) if self.causal else ()
 
     def state_spec(self) -> tuple[TensorSpec, ...]:
         """Name, shape without the camera axis, and dtype of every tensor of state, in order."""
@@ -199,10 +194,9 @@ def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropou
         build("gsf-resnet50", heads={"action": 174}, segments=8, causal=False)
         build(NetworkConfig(...), heads={"verb": 97, "noun": 300})
 
-    architecture: `{tsn,tsm,gsm,gsf,stsm}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}` with `options`, the
-    other fields of `NetworkConfig`; or such a config. heads: labels per head; dropout: before the read-out and heads.
-    Raises UsageError for an unknown architecture, site or shift, options that do not go together, and an input size
-    that the backbone cannot take.
+    architecture: `{tsn,tsm,gsm,gsf,stsm}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}`, or a config;
+    options: fields of `NetworkConfig`; heads: labels per head; dropout: before read-out and heads. Raises UsageError
+    for an unknown architecture, site or shift, options that do not go together, and a size the backbone cannot take.
     """
     config = NetworkConfig.of(architecture) if isinstance(architecture, str) else architecture
     config = config.replace(**options)

@@ -26,7 +26,7 @@ class RecurrentReadout(nn.Module):
         self.width = readout_width
 
     def state_spec(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("memory", (self.width,), next(self.parameters()).dtype),)
+        return (TensorSpec("memory", (self.width,)),)
 
     def forward(self, features_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         out_BTM, last = self.gru(features_BTD, state[0][None])
@@ -34,10 +34,9 @@ class RecurrentReadout(nn.Module):
 
     @torch.no_grad()
     def begin_as_mean(self, heads: Sequence[tuple[nn.Linear, Tensor]]) -> None:
-        """Makes of the first units a running mean of what heads on the backbone's features answer.
+        """Makes of the first units, one for each label, a running mean of what heads on the backbone's features answer.
 
-        heads: each with the weights [K, M] of the head that takes its place. A unit for each label forgets at LEAK a
-        frame and takes in the label's logit, squashed; the other units stay random.
+        heads: each with the weights [K, M] of the head that takes its place. The other units stay random.
         """
         gru, first = dict(self.gru.named_parameters()), 0
         for head, weight_KM in heads:

@@ -50,9 +50,7 @@ class Shift(TemporalModule):
         return 1 + max((dt for _, (dt, _, _) in self.moves), default=0)
 
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
-        if not self.causal:
-            return ()
-        return tuple(TensorSpec(f"past{i}", (dt, count, *size_hw), torch.get_default_dtype())
+        return tuple(TensorSpec(f"past{i}", (dt, count, *size_hw))
                      for i, (count, (dt, _, _)) in enumerate(self.moves) if dt)
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:

@@ -3,13 +3,12 @@
 An interpretation: this was built from the paper's abstract, which says that groups of channels shift along time,
 height and width, that this is a convolution with a sparse kernel, and that it adds no parameters and no arithmetic.
 How many channels move where is our choice, below; the paper's own results are not claimed.
-
-It sits where TSM does, on the input of a residual branch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import product
 
 from engines.errors import UsageError
@@ -38,24 +37,17 @@ class SpatioTemporalShift(Shift):
     def __init__(self, channels: int, causal: bool, shift: str | Sequence[Group] = "THW",
                  past_shift: int | None = None) -> None:
         # Shares are written as decimals: 0.29 of 100 channels is 29, whatever the binary fraction.
-        moves = [(int(channels * share + 1e-9), offset) for share, offset in checked(shift)]
+        moves = [(int(channels * share + 1e-9), offset) for share, offset in groups_of(shift)]
         super().__init__(channels, causal, moves, past_shift)
 
 
-def checked(groups: str | Sequence[Group]) -> tuple[Group, ...]:
-    """The groups of a preset, or these groups, if they make sense."""
-    if isinstance(groups, str):
-        if groups not in PRESETS:
-            raise UsageError(f"shift {groups!r}", f"one of {', '.join(PRESETS)}, or a list of (share, (dt, dh, dw))",
-                             "choose one of these")
-        return PRESETS[groups]
-    try:
-        plain = tuple((float(share), (int(dt), int(dh), int(dw))) for share, (dt, dh, dw) in groups)
-        sensible = all(share > 0 and set(offset) <= {-1, 0, 1} for share, offset in plain)
-    except (TypeError, ValueError):
-        sensible = False
-    if not sensible or sum(share for share, _ in plain) > 1 + 1e-9:
-        raise UsageError(f"shift groups {groups!r}",
-                         "(share, (dt, dh, dw)) with shares that add up to 1 at most, and offsets of -1, 0 or 1",
-                         f"correct them, or choose one of {', '.join(PRESETS)}")
-    return plain
+def groups_of(shift: str | Sequence[Group]) -> tuple[Group, ...]:
+    """The groups of a preset, or these groups. Raises UsageError where they make no sense."""
+    with suppress(TypeError, ValueError, KeyError):
+        groups = tuple((float(share), (int(dt), int(dh), int(dw))) for share, (dt, dh, dw) in
+                       (PRESETS[shift] if isinstance(shift, str) else shift))
+        if sum(share for share, _ in groups) <= 1 + 1e-9 and all(
+                share > 0 and set(offset) <= {-1, 0, 1} for share, offset in groups):
+            return groups
+    raise UsageError(f"shift {shift!r}", f"one of {', '.join(PRESETS)}, or (share, (dt, dh, dw)) with shares of 1 in "
+                     "all at most and offsets of -1, 0 or 1", "correct it, or choose one of these")

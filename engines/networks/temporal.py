@@ -23,7 +23,7 @@ class TensorSpec(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32  # that of the weights, which `Network.state_spec` fills in
 
 
 class TemporalModule(nn.Module, ABC):
@@ -55,7 +55,7 @@ class TemporalModule(nn.Module, ABC):
 
     @abstractmethod
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
-        """The tensors of state for maps of this size."""
+        """The tensors of the causal form's state for maps of this size."""
 
     @abstractmethod
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]: ...

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Canvas = NDArray[np.float32]  # BGR 0..255, [H, W, 3]
+Colour = NDArray[np.float64]  # BGR 0..255, [3]
 
 
 def random_background(rng: np.random.Generator, size_hw: tuple[int, int], place: str | None = None) -> Canvas:
@@ -163,7 +164,7 @@ PLACES = {"curtain": _curtain, "landscape": _landscape, "room": _room, "shelf": 
           "wall": _wall, "tile": _tiles, "cloud": _blotches}
 
 
-def _colour(rng: np.random.Generator, grey: float = 0.0) -> NDArray[np.float64]:
+def _colour(rng: np.random.Generator, grey: float = 0.0) -> Colour:
     """A colour as rooms have them: mostly pale or dull, warm more often than not; `grey` dulls it further."""
     warm = rng.random() < 0.6
     hue = rng.uniform(5, 30) if warm else rng.uniform(0, 180)
@@ -172,7 +173,7 @@ def _colour(rng: np.random.Generator, grey: float = 0.0) -> NDArray[np.float64]:
     return np.asarray(cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0], np.float64)
 
 
-def _fill(colour: NDArray[np.float64], size_hw: tuple[int, int]) -> Canvas:
+def _fill(colour: Colour, size_hw: tuple[int, int]) -> Canvas:
     return np.full((*size_hw, 3), colour, np.float32)
 
 
@@ -189,28 +190,26 @@ def _skyline(rng: np.random.Generator, width: int, detail: int) -> Canvas:
                                  interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _polygon(canvas: Canvas, corners: list[tuple[float, float]] | NDArray[np.float64],
-             colour: NDArray[np.float64]) -> None:
+def _polygon(canvas: Canvas, corners: list[tuple[float, float]] | NDArray[np.float64], colour: Colour) -> None:
     """A filled polygon; corners are fractions of the canvas."""
     height, width = canvas.shape[:2]
     pixels = np.rint(np.array(corners) * (width * 16, height * 16)).astype(np.int32)
     cv2.fillPoly(canvas, [pixels], tuple(map(float, colour)), cv2.LINE_8, 4)
 
 
-def _rectangle(canvas: Canvas, box: tuple[float, float, float, float], colour: NDArray[np.float64],
-               turn: float = 0.0) -> None:
+def _rectangle(canvas: Canvas, box: tuple[float, float, float, float], colour: Colour, turn: float = 0.0) -> None:
     x, y, wide, tall = box
     lean = turn * tall
     _polygon(canvas, [(x, y), (x + wide, y + turn * wide), (x + wide + lean, y + tall + turn * wide),
                       (x + lean, y + tall)], colour)
 
 
-def _ellipse(canvas: Canvas, at: tuple[float, float], radii: tuple[float, float], colour: NDArray[np.float64]) -> None:
+def _ellipse(canvas: Canvas, at: tuple[float, float], radii: tuple[float, float], colour: Colour) -> None:
     angles = np.linspace(0, 2 * np.pi, 40)
     _polygon(canvas, [(at[0] + radii[0] * np.cos(a), at[1] + radii[1] * np.sin(a)) for a in angles], colour)
 
 
-def _scatter(rng: np.random.Generator, canvas: Canvas, colour: NDArray[np.float64]) -> None:
+def _scatter(rng: np.random.Generator, canvas: Canvas, colour: Colour) -> None:
     """Leaves, dots or rings scattered over a cloth."""
     size = rng.uniform(0.008, 0.04)
     for x, y in rng.random((int(rng.integers(20, 160)), 2)):

@@ -54,15 +54,15 @@ class Look:
     grain: int  # seed of skin and cloth
 
     @classmethod
-    def random(cls, rng: np.random.Generator, lit: bool = False) -> Look:
-        """A look as real cameras show it, from silhouettes to over-exposed hands; lit: a right hand in good light."""
+    def random(cls, rng: np.random.Generator, clear: bool = False) -> Look:
+        """As cameras show hands, from silhouettes to over-exposed; clear: a right one, finger up, in good light."""
         tone = rng.uniform(0, len(_SKINS_BGR) - 1.001)
         low = int(tone)
         skin = _SKINS_BGR[low] + (tone - low) * (_SKINS_BGR[low + 1] - _SKINS_BGR[low])
         exposure = float(rng.choice([rng.uniform(0.75, 1.15), rng.uniform(0.2, 0.6), rng.uniform(1.15, 1.7)],
                                     p=[0.65, 0.2, 0.15]))
         cast = np.exp(0.1 * rng.standard_normal(3))
-        if lit:
+        if clear:
             exposure, cast = float(rng.uniform(0.75, 1.15)), cast ** 0.3
         skin = np.clip(skin * exposure * cast, 6, 255)
         cloth = rng.uniform(15, 235, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(15, 235))
@@ -74,9 +74,10 @@ class Look:
             pattern=str(rng.choice(["plain", "stripes", "checks"], p=[0.6, 0.2, 0.2])),  # type: ignore[arg-type]
             band=float(rng.choice([0.0, rng.uniform(0.03, 0.06), rng.uniform(0.08, 0.16)], p=[0.65, 0.2, 0.15])),
             bare=float(rng.choice([9.0, rng.uniform(0.12, 1.4)], p=[0.5, 0.5])),
-            scale=float(np.exp(rng.uniform(np.log(0.75), np.log(1.5)))), tilt=float(rng.normal(-0.22, 0.2)),
-            thickness=float(rng.uniform(0.85, 1.25)), girth=float(rng.uniform(0.06, 0.3)),
-            thumb=float(rng.uniform(0, 1)), mirrored=bool(rng.random() < 0.06) and not lit,
+            scale=float(np.exp(rng.uniform(np.log(0.75), np.log(1.5)))),
+            tilt=float(rng.normal(-0.22, 0.08 if clear else 0.2)), thickness=float(rng.uniform(0.85, 1.25)),
+            girth=float(rng.uniform(0.06, 0.3)), thumb=float(rng.uniform(0, 1)),
+            mirrored=bool(rng.random() < 0.06) and not clear,
             elbow_xy=(float(rng.normal(0.95, 0.16)), float(rng.uniform(1.2, 1.7))),
             swing=float(rng.uniform(0.2, 0.7)),
             light_xyz=_as_triple(np.array([side, rng.uniform(-1.0, 0.15), rng.uniform(0.35, 1.1)])),

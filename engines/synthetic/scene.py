@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +11,9 @@ from engines.synthetic.hand import Hand, Image, Look
 from engines.synthetic.script import Pose
 
 _CLEAR_PLACES = ("curtain", "room", "shelf", "tile", "wall")
+_CLEAR_LEVEL = 80.0, 180.0  # mean of the place, of 255
 _CLEAR_CONTRAST = 60.0  # between skin and most of the place, of 255
-_LOOKS = 24  # hands of which one is chosen
+_CLEAR_LOOKS = 24  # hands of which one is chosen
 _MARGIN = 0.14  # of the frame on each side, for the camera to sway in
 
 
@@ -22,26 +21,25 @@ class Scene:
     """One place, one light, one person. `draw` depends on nothing but its arguments and the seed.
 
     size_hw: frame size in pixels; background_bgr: an image (any size) to stand behind the hand, else one is
-    rendered; clear: a place before which the hand stands out, in good light, with nothing else that moves.
+    rendered; clear: a place before which the hand stands out, in good light, and nothing else moves.
     """
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int],
                  background_bgr: NDArray[np.uint8] | None = None, clear: bool = False) -> None:
         self.size_hw = height, width = size_hw
-        self.look = Look.random(rng)
+        looks = [Look.random(rng, clear=clear) for _ in range(_CLEAR_LOOKS if clear else 1)]
         full_hw = (round(height * (1 + 2 * _MARGIN)), round(width * (1 + 2 * _MARGIN)))
-        room: NDArray[Any]
-        if background_bgr is None:
-            room = random_background(rng, full_hw, str(rng.choice(_CLEAR_PLACES)) if clear else None)
-        else:
-            room = _cover(background_bgr, full_hw)
+        place = str(rng.choice(_CLEAR_PLACES)) if clear else None
+        room = (random_background(rng, full_hw, place) if background_bgr is None
+                else _cover(background_bgr, full_hw).astype(np.float32))
         cast = np.exp(rng.uniform(0, 0.12) * rng.standard_normal(3))
         level = float(np.exp(0.25 * rng.standard_normal())) if background_bgr is None else 1.0
-        self._room: Image = np.clip(room * (cast * level), 0, 255).astype(np.uint8)
         if clear:
-            looks = [Look.random(rng, lit=True) for _ in range(_LOOKS)]
-            self.look = next((look for look in looks if _contrast(look, self._room) > _CLEAR_CONTRAST),
-                             max(looks, key=lambda look: _contrast(look, self._room)))
+            mean = max(float(room.mean()), 1.0)
+            level = float(np.clip(level * mean, *_CLEAR_LEVEL)) / mean
+        self._room: Image = np.clip(room * (cast * level), 0, 255).astype(np.uint8)
+        contrasts = np.minimum([_contrast(look, self._room) for look in looks], _CLEAR_CONTRAST)
+        self.look = looks[int(contrasts.argmax())]  # the first that stands out, else the one that does most
         self.hand = Hand(self.look, size_hw)
         if rng.random() < 0.6:
             softness = float(rng.uniform(0.3, 1.2) * height / 240 + 0.05)
@@ -95,13 +93,16 @@ class Scene:
                                          flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.uint8)
 
 
+_SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+
+
 class _Clutter:
     """Something that moves and is no hand: a passer-by, a swinging thing, a shadow."""
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int]) -> None:
         self._size_hw = size_hw
         height = size_hw[0]
-        self._shape = rng.uniform(0.04, 0.3, 2) * height
+        self._half_xy = rng.uniform(0.04, 0.3, 2) * height
         self._colour = np.clip(rng.uniform(0, 255) + 30 * rng.standard_normal(3), 0, 255)
         self._box = bool(rng.random() < 0.4)
         self._centre, self._reach = rng.uniform(0.1, 0.9, 2), rng.uniform(0.02, 0.7, 2) * (1.0, 0.4)
@@ -110,14 +111,9 @@ class _Clutter:
     def draw(self, image_bgr: Image, t_s: float) -> None:
         height, width = self._size_hw
         x, y = (self._centre + self._reach * np.sin(2 * np.pi * self._hz * t_s + self._phase)) * (width, height)
-        half_x, half_y = self._shape
-        if self._box:
-            corners = np.array([[x - half_x, y - half_y], [x + half_x, y - half_y], [x + half_x, y + half_y],
-                                [x - half_x, y + half_y]])
-        else:
-            angles = np.linspace(0, 2 * np.pi, 24)
-            corners = np.column_stack([x + half_x * np.cos(angles), y + half_y * np.sin(angles)])
-        pixels = np.rint(corners * 16).astype(np.int32)
+        angles = np.linspace(0, 2 * np.pi, 24)
+        unit = _SQUARE if self._box else np.column_stack([np.cos(angles), np.sin(angles)])
+        pixels = np.rint(((x, y) + unit * self._half_xy) * 16).astype(np.int32)
         cv2.fillPoly(image_bgr, [pixels], tuple(map(float, self._colour)), cv2.LINE_AA, 4)
 
 

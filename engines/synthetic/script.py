@@ -129,11 +129,12 @@ class Script:
         hover_s = rng.uniform(*SHOWN_HOVER_S) if self._deliberate else rng.uniform(*HOVER_S) * rng.integers(2)
         idle_s = self._idle_s if self._spans or not self._deliberate else SHOWN_FIRST_S
         deadline = self._now + rng.uniform(*idle_s) - approach_s - hover_s
-        if not self._deliberate:
-            self._hover(min(rng.uniform(*HOVER_S) * rng.integers(2), deadline - self._now))
-        elif self._tip is not None:
-            self._move(self._outside_point(), min(rng.uniform(*SHOWN_LEAVE_S), deadline - self._now))
+        pause_s = rng.uniform(*SHOWN_LEAVE_S) if self._deliberate else rng.uniform(*HOVER_S) * rng.integers(2)
+        if self._tip is not None and self._deliberate:
+            self._move(self._outside_point(), pause_s)
             self._tip = None
+        elif self._tip is not None:
+            self._stay(min(pause_s, deadline - self._now))
         while deadline - self._now > 0.5:
             self._plan_idle(deadline - self._now)
         self._stay(deadline - self._now)
@@ -144,7 +145,7 @@ class Script:
         path = self._place(points)
         self._posture = "pointing"
         self._move(path[0], approach_s, angle=0.12 * rng.standard_normal())
-        self._hover(hover_s)
+        self._stay(hover_s)
         self._spans.append(Span(label, self._now, self._now + float(duration_s)))
         self._add(duration_s, path)
 
@@ -165,7 +166,7 @@ class Script:
         elif action == "rest":
             low = np.array([rng.uniform(0.3, 0.95), rng.uniform(0.75, 1.02)])
             self._move(low, min(rng.uniform(0.3, 0.9), left_s / 2))
-            self._hover(min(rng.uniform(0.3, 2.0), left_s / 2))
+            self._stay(min(rng.uniform(0.3, 2.0), left_s / 2))
         elif action == "roam":
             path = self._reach(self._random_point())
             self._posture = POSTURES[rng.choice(3, p=[0.0, 0.6, 0.4] if self._swipes(path) else [0.4, 0.35, 0.25])]
@@ -181,7 +182,7 @@ class Script:
                 self._posture = posture
                 self._add(duration_s, path)
         else:
-            self._hover(min(rng.uniform(0.1, 1.2), left_s))
+            self._stay(min(rng.uniform(0.1, 1.2), left_s))
 
     def _swipes(self, path: Points) -> bool:
         """Whether a pointing finger that goes this way makes a gesture: hands between gestures do not."""
@@ -212,19 +213,12 @@ class Script:
         arc = 0.12 * rng.standard_normal() * np.array([-way[1], way[0]]) * 4 * eased * (1 - eased)
         return np.asarray(start + way * eased + arc)
 
-    def _hover(self, seconds: float) -> None:
-        """Stays about where it is, if it is in view."""
-        if self._tip is not None:
-            self._stay(seconds)
-
     def _stay(self, seconds: float) -> None:
-        if seconds <= 0:
-            return
-        if self._tip is None:
-            self._add(seconds, None)
-            return
-        drift = 0.008 * self._rng.standard_normal((1, 2))
-        self._add(seconds, self._tip + drift * np.sin(np.linspace(0, np.pi, 16))[:, None])
+        """Stays about where it is, or away."""
+        if seconds > 0:
+            drift = np.sin(np.linspace(0, np.pi, 16))[:, None]
+            self._add(seconds, None if self._tip is None else
+                      self._tip + 0.008 * self._rng.standard_normal((1, 2)) * drift)
 
     def _add(self, seconds: float, path: Points | None, angle: float | None = None) -> None:
         angle = self._angle if angle is None else angle

@@ -22,7 +22,6 @@ SAMPLES = 120
 
 class Duration(NamedTuple):
     """Seconds a person takes: the shortest, the median, the longest seen."""
-
     least: float
     median: float
     most: float
@@ -76,14 +75,12 @@ def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tup
         whole, _ = stroke(label, rng)
         points = whole[:int(SAMPLES * rng.uniform(0.35, 0.6))]
     elif kind == "backwards":
-        if rng.random() < 0.5:
-            points = _humanise(_template("circlecc", rng)[::-1], rng, closed=True)
-        else:
-            points = _humanise(_template("square", rng)[::-1], rng)
+        label = "circlecc" if rng.random() < 0.5 else "square"
+        points = _humanise(_template(label, rng)[::-1], rng, closed=label == "circlecc")
     elif kind == "scribble":
         turns = rng.uniform(1.7, 3.0) * 2 * np.pi * rng.choice([-1, 1])
         angles = rng.uniform(0, 2 * np.pi) + np.linspace(0, turns, SAMPLES)
-        drift = np.linspace(0, rng.uniform(0, 1.5), SAMPLES)[:, None] * _direction(rng)
+        drift = np.linspace(0, rng.uniform(0, 1.5), SAMPLES)[:, None] * _rotation(rng.uniform(0, 2 * np.pi))[0]
         points = np.column_stack([np.cos(angles), np.sin(angles)]) + drift
     else:
         angle = np.deg2rad(rng.uniform(30, 60)) + rng.integers(4) * np.pi / 2
@@ -213,8 +210,3 @@ def _normalise(points: Points) -> Points:
 
 def _rotation(angle: float) -> Points:
     return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-
-
-def _direction(rng: np.random.Generator) -> Points:
-    angle = rng.uniform(0, 2 * np.pi)
-    return np.array([np.cos(angle), np.sin(angle)])

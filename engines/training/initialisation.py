@@ -17,23 +17,22 @@ from safetensors.torch import load_file
 from engines.errors import ModelError, UsageError, imports_of
 from engines.model import official
 from engines.model.file import build_network, load
-from engines.networks.causal import USUAL, causal
+from engines.networks.causal import DEFAULT_RULE, causal
 from engines.networks.config import NetworkConfig
 from engines.networks.network import BACKBONES, Network, build
 
 CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}
 
 
-def initialise(config: NetworkConfig, init: str, heads: Mapping[str, int], *, rule: str = USUAL, dropout: float = 0.5,
-               transparent: bool = True) -> Network:
+def initialise(config: NetworkConfig, init: str, heads: Mapping[str, int], *, rule: str = DEFAULT_RULE,
+               dropout: float = 0.5, transparent: bool = True) -> Network:
     """A network in training mode with these heads (labels per head).
 
     init: "imagenet", backbone weights, a model file or an official checkpoint. The two last are whole networks, which
-    bring their own config: of `config` they take `segments`, and become causal by `rule` (see `engines.causal`) if it
-    is. Heads are kept as `Network.set_heads` says. transparent: of backbone weights, as in `load_pretrained`.
-    Raises UsageError, also for a whole network of another input size than the config asks for; ModelError.
+    bring their own config and heads (see `set_heads`): of `config` they take `segments`, and become causal by `rule` if
+    it is. transparent: see `load_pretrained`. Raises ModelError; UsageError, also for a start of another input size.
     """
-    network = _whole_network(init, config.segments)
+    network = load_whole(init, config.segments)
     if network is None:
         network = build(config, heads=heads, dropout=dropout)
         load_pretrained(network, init, transparent)
@@ -53,13 +52,13 @@ def initialise(config: NetworkConfig, init: str, heads: Mapping[str, int], *, ru
     return network.train()
 
 
-def load_whole(path: str, segments: int = 8) -> Network:
-    """The network of a model file or official checkpoint, whose clips have so many frames. Raises UsageError for any
-    other file, ModelError."""
-    network = _whole_network(path, segments)
-    if network is None:
-        raise UsageError(f"{path}", "a model file or an official checkpoint", "choose another file")
-    return network
+def load_whole(init: str, segments: int = 8) -> Network | None:
+    """The network of a model file or official checkpoint; None of any other file. segments: frames of the checkpoint's
+    clips. Raises UsageError, ModelError."""
+    path = Path(init)
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        return official.load(path, segments=segments)
+    return build_network(load(path)) if _is_model_file(path) else None
 
 
 def whole_config(init: str) -> NetworkConfig | None:
@@ -70,14 +69,6 @@ def whole_config(init: str) -> NetworkConfig | None:
         config = NetworkConfig.of(official.architecture_of(init, official.read(path)))
         return config.replace(input_size_hw=BACKBONES[config.backbone].input_size_hw)
     return load(path).contract.network if _is_model_file(path) else None
-
-
-def _whole_network(init: str, segments: int) -> Network | None:
-    path = Path(init)
-    if path.suffix in CHECKPOINT_SUFFIXES:
-        weights = official.read(path)
-        return official.load(weights, official.architecture_of(init, weights), segments)
-    return build_network(load(path)) if _is_model_file(path) else None
 
 
 def _is_model_file(path: Path) -> bool:

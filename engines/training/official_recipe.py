@@ -26,7 +26,7 @@ from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
 from engines.model.preprocess import fit
-from engines.networks.causal import USUAL
+from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
@@ -52,7 +52,7 @@ class OfficialRecipe:
     init: str = "imagenet"  # or a backbone's weights, or a whole network
     architecture: str = "gsf-resnet50"
     causal: bool = False
-    rule: str = USUAL  # how a bidirectional start becomes causal, see `engines.causal`
+    rule: str = DEFAULT_RULE  # how a bidirectional start becomes causal, see `engines.causal`
     segments: int = 8  # frames of a clip
     input_size_hw: tuple[int, int] | None = None  # None: the backbone's
     epochs: int = 60
@@ -172,6 +172,8 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
 def load_teacher(path: str, network: Network, heads: Mapping[str, tuple[str, ...]], segments: int) -> Network:
     """A teacher for `network`: of the same input and as many labels. Raises UsageError for any other."""
     teacher = load_whole(path, segments)
+    if teacher is None:
+        raise UsageError(f"a teacher {path}", "a model file or an official checkpoint", "choose another file")
     theirs, ours = [[head.out_features for head in one.heads.values()] for one in (teacher, network)]
     if theirs != ours or teacher.input_size_hw != network.input_size_hw:
         raise UsageError(f"a teacher {path} with {theirs} labels and input {teacher.input_size_hw}",

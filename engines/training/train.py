@@ -27,7 +27,7 @@ from engines.datasets.selection import select
 from engines.errors import UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import load, save
-from engines.networks.causal import USUAL
+from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training import exemplars
@@ -71,7 +71,7 @@ class Recipe:
     causal: bool = True  # else trained and used on clips of `chunk` frames
     readout_width: int = 128  # width of the recurrent read-out, 0 for none
     input_size_hw: tuple[int, int] = (72, 96)
-    rule: str = USUAL  # how a bidirectional start becomes causal, see `engines.causal`
+    rule: str = DEFAULT_RULE  # how a bidirectional start becomes causal, see `engines.causal`
     past_shift: int | None = None  # see `engines.build`
     transparent: bool = True  # modules that the start lacks change nothing at first
     # Streams, and how often they show what.

@@ -1,4 +1,4 @@
-"""The simulated camera, `sim://gestures`: a rendered hand that draws the ten gestures, with the truth beside it.
+"""The simulated camera, `sim://gestures`: someone shows the ten gestures to it, clearly, with the truth beside it.
 
     sim://gestures?seed=41&rate=30&width=640&height=480&seconds=30&realtime=1
 
@@ -33,7 +33,7 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
-    "seed": Setting(41, 0, 2 ** 32 - 1),  # a well-lit hand before a curtain: the first thing a new user sees
+    "seed": Setting(41, 0, 2 ** 32 - 1),
     "rate": Setting(30.0, 0.1, 1000.0, whole=False),
     "width": Setting(640, 16, 4096),
     "height": Setting(480, 16, 4096),
