@@ -16,7 +16,7 @@ from stream.sinks.terminal import TerminalView
 from stream.sources import open_source
 
 SOURCE = "sim://gestures?realtime=0&seconds=60"
-CLOSED_EVENTS = 3  # the picture is taken while the next gesture after these is being recognised
+CLOSED_EVENTS = 4  # the picture is taken while the next gesture after these is being recognised
 
 
 def main(folder: Path) -> None:

@@ -298,7 +298,7 @@ def test_more_of_background_is_remembered_and_counts_more() -> None:
     label_N = np.repeat([0, 1, 2], [MAX_PER_LABEL, 3 * MAX_PER_LABEL, 2 * MAX_OF_BACKGROUND])
     ones_N, none_N = np.ones(len(label_N)), np.zeros(len(label_N), bool)
     examples = Examples(label_N[:, None].astype(float), np.eye(3)[label_N], ones_N, ones_N, -ones_N.astype(int), none_N)
-    facts = exemplars.select_exemplars(examples, "gesture", nothing=2)["examples.gesture.facts"]
+    facts = exemplars.select_exemplars(examples, "gesture", background_index=2)["examples.gesture.facts"]
     assert np.bincount(facts[:, 0].astype(int)).tolist() == [MAX_PER_LABEL, MAX_PER_LABEL, MAX_OF_BACKGROUND]
     assert np.bincount(label_N).tolist() == pytest.approx(np.bincount(facts[:, 0].astype(int), facts[:, 1]))
     for share, wanted in ((1.0, MAX_BACKGROUND_FACTOR), (0.1, 0.1 * MAX_OF_BACKGROUND / MAX_PER_LABEL), (0.001, 1.0)):

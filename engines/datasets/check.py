@@ -1,10 +1,10 @@
-"""Looks at a dataset before hours are spent on it: annotations first, then every recording.
+"""Examines a dataset before hours are spent on it: annotations first, then every recording.
 
     report = check(open_dataset(folder), shorter_than_s=2.0)
     report.problems          # missing, unreadable, short, inconsistent, ..., one record each
     report.groups()          # {"missing": [Problem, ...], ...}, the most frequent first
 
-A look at a video reads its header and decodes its first and last frame; a deep one decodes everything.
+Of a video the header is read, and the first and the last frames are decoded; if deep, all.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ from engines.datasets.decode import VideoReader, stills
 from engines.errors import DatasetError
 
 _RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
-_TIMES_AGREE_S = 0.25  # between a recording's length and what is said about it; timestamps are rounded, audio is longer
-_TAIL_S = 2.0  # how far before its stated end a video's last frame is looked for
-_LISTED = 10  # items that a group of problems lists before it counts
+_TIMES_AGREE_S = 0.25  # between a recording's length and a stated one; timestamps are rounded, audio is longer
+_TAIL_S = 2.0  # before a video's stated end, in which its last frame is expected
+_LISTED = 10  # items of a group of problems in the JSON
 
 Progress = Callable[[int, int], None]  # recordings done, of how many
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a look at a recording found. seconds: 0 where unknown; fault: "missing", "unreadable", or "damaged" where
-    some frames decode and others do not, "" where nothing is wrong."""
+    """What is found in a recording."""
 
-    seconds: float = 0.0
+    seconds: float = 0.0  # 0 where unknown
     rate: float = 0.0
     size_hw: tuple[int, int] = (0, 0)
-    fault: str = ""
+    fault: str = ""  # "missing", "unreadable", or "damaged" where some frames decode and others do not
     detail: str = ""
 
     @property
@@ -50,16 +49,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class Report:
-    """counts: {split: {head: {label: segments}}}; seconds: of all readable recordings; recordings: how many there are,
-    readable: and can be read; unusable: ids of segments whose recording cannot."""
+    """What is found in a dataset."""
 
     dataset: Dataset
-    counts: dict[str, dict[str, dict[str, int]]]
-    recordings: int
-    readable: int
-    seconds: float
+    counts: dict[str, dict[str, dict[str, int]]]  # {split: {head: {label: segments}}}
+    recordings: int  # how many there are
+    readable: int  # of them
+    seconds: float  # of all readable ones
     problems: tuple[Problem, ...]
-    unusable: frozenset[str]
+    unusable: frozenset[str]  # ids of segments whose recording cannot be read
 
     def groups(self) -> dict[str, list[Problem]]:
         """Problems by kind, the most frequent kind first."""
@@ -113,7 +111,7 @@ def counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def inspect_recording(media: Media, deep: bool = False) -> Recording:
-    """Opens one recording."""
+    """Opens one recording; deep: decodes all of it."""
     if not media.path.exists():
         return Recording(fault="missing", detail=str(media.path))
     try:

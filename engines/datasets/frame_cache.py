@@ -34,9 +34,9 @@ from engines.runtime.cache import make_private_dir
 log = logging.getLogger("gatestream.datasets")
 
 LIMIT_BYTES = 20 * 10**9
-_LAYOUT = "1"  # of files and rule of picking; another one makes old files strangers
-_ABANDONED_S = 24 * 3600.0  # without a byte more, an unfinished file is nobody's
-_LOOK_AGAIN = 0.05  # of the limit: how much is written before the folder is measured again
+_LAYOUT = "1"  # of files, and the rule by which frames are picked: a change makes old files unknown
+_ABANDONED_S = 24 * 3600.0  # without a byte more, an unfinished file is one of a killed process
+_REMEASURE_AFTER = 0.05  # of the limit: how much is written before the folder is measured again
 
 
 def default_folder() -> Path:
@@ -61,7 +61,10 @@ def _cache(_: str) -> FrameCache:
 
 
 class FrameCache:
-    """See the file's top. folder: for its files alone; limit_bytes: how much they may take together."""
+    """Decoded recordings in a folder of their own, which together take `limit_bytes` at most.
+
+    For one thread; a copy in each loader worker.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
@@ -140,7 +143,7 @@ class FrameCache:
         """Removes what was not used for longest. Other processes write too, so the folder itself is measured; not
         for each file, as that takes long in a folder of many."""
         self._unmeasured += wanted
-        if self._unmeasured < _LOOK_AGAIN * self.limit_bytes:
+        if self._unmeasured < _REMEASURE_AFTER * self.limit_bytes:
             return
         self._unmeasured = 0
         for path in self.folder.glob(".decoding-*"):  # of processes that were killed
@@ -153,7 +156,7 @@ class FrameCache:
                 seen = path.stat()
                 kept.append((seen.st_mtime_ns, seen.st_size, path))
         total = sum(size for _, size, _ in kept) + wanted
-        room = self.limit_bytes if total <= self.limit_bytes else (1 - 2 * _LOOK_AGAIN) * self.limit_bytes
+        room = self.limit_bytes if total <= self.limit_bytes else (1 - 2 * _REMEASURE_AFTER) * self.limit_bytes
         for _, size, path in sorted(kept):
             if total <= room:
                 break

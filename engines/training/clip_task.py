@@ -118,9 +118,9 @@ class ClipTask(Task[ClipBatch]):
             terms[f"{head} accuracy"] = LossTerm(right.float(), known.sum().float(), 0.0)
         if self._teacher is not None:
             with torch.no_grad(), autocast():
-                taught = [logits.float() for logits in clip_scores(self._teacher, frames).values()]
+                wanted = [logits.float() for logits in clip_scores(self._teacher, frames).values()]
             costs = [distillation_loss(ours, theirs, self._config.distil_temperature)
-                     for ours, theirs in zip(scores.values(), taught, strict=True)]
+                     for ours, theirs in zip(scores.values(), wanted, strict=True)]
             terms["distillation"] = LossTerm(torch.stack(costs).sum(), frames.new_tensor(float(len(frames))),
                                              self._config.distil_weight)
         return terms, ()
@@ -128,7 +128,7 @@ class ClipTask(Task[ClipBatch]):
     def validate(self, network: Network) -> Row:
         """Top-1 of centre crops of one clip each, the mean over heads; unreadable clips are named and left out."""
         heads = list(self.contract.heads)
-        seen = torch.zeros(len(heads), 2, dtype=torch.float64, device=self._ranks.device)
+        totals = torch.zeros(len(heads), 2, dtype=torch.float64, device=self._ranks.device)
         for segment in self._validation[self._ranks.rank::self._ranks.world_size]:
             try:
                 frames = self._frames(torch.from_numpy(self._read_centre(segment))[None])
@@ -141,9 +141,9 @@ class ClipTask(Task[ClipBatch]):
                                                        self._training.indices(segment), strict=True)):
                 if label != UNKNOWN:
                     right = float(int(logits_BK[0].argmax()) == label)
-                    seen[i] += torch.tensor([right, 1.0], dtype=torch.float64, device=self._ranks.device)
-        seen = self._ranks.all_reduce(seen)
-        shares = (seen[:, 0] / seen[:, 1].clamp(min=1)).tolist()
+                    totals[i] += torch.tensor([right, 1.0], dtype=torch.float64, device=self._ranks.device)
+        totals = self._ranks.all_reduce(totals)
+        shares = (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
         return {"validation accuracy": float(np.mean(shares)), **(named if len(heads) > 1 else {})}
 

@@ -38,14 +38,14 @@ PSEUDO_WEIGHT = 3.0  # of a label that has pseudo-exemplars against a taught one
 MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes pseudo-exemplars for their label, in logits
 
 
-def select_exemplars(examples: Examples, head: str, nothing: int) -> dict[str, NDArray[np.float32]]:
-    """Some of the examples as tensors of a model file, evenly chosen, with the weight of all. `nothing`: background."""
+def select_exemplars(examples: Examples, head: str, background_index: int) -> dict[str, NDArray[np.float32]]:
+    """Some of the examples as tensors of a model file, evenly chosen, with the weight of all."""
     label_N = examples.target_NK.argmax(axis=1)
     chosen: list[int] = []
     weight_N = np.zeros(len(label_N))
     for label in np.unique(label_N):
         rows = np.flatnonzero(label_N == label)
-        most = min(MAX_OF_BACKGROUND if label == nothing else MAX_PER_LABEL, len(rows))
+        most = min(MAX_OF_BACKGROUND if label == background_index else MAX_PER_LABEL, len(rows))
         few = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
         weight_N[few] = examples.weight_N[rows].sum() / len(few)
         chosen += few.tolist()
@@ -73,21 +73,21 @@ def exemplars_from_streams(contract: Contract, network: Network, batches: Iterab
     moments = list(_moments(contract, network, batches))
     tensors: dict[str, NDArray[np.float32]] = {}
     for h, (head, labels) in enumerate(contract.heads.items()):
-        nothing = labels.index(contract.background) if contract.background in labels else UNKNOWN
-        taken: list[tuple[NDArray[np.float32], int, bool]] = []
+        background_index = labels.index(contract.background) if contract.background in labels else UNKNOWN
+        chosen: list[tuple[NDArray[np.float32], int, bool]] = []  # features, label, whether of a window
         for moment in moments:
             label = truths[moment.window_truths[-1]][h]
-            if label == UNKNOWN or (label != nothing and moment.progress < LATE):
+            if label == UNKNOWN or (label != background_index and moment.progress < LATE):
                 continue
-            taken.append((moment.features_D, label, False))
-            if label != nothing or all(truths[one][h] == label for one in moment.window_truths):
-                taken.append((moment.window_D, label, True))
-        if taken:
-            ones_N = np.ones(len(taken))
-            examples = Examples(np.array([row_D for row_D, *_ in taken], np.float64),
-                                np.eye(len(labels))[[label for _, label, _ in taken]], ones_N, ones_N,
-                                np.full(len(taken), -1), np.array([window for *_, window in taken]))
-            tensors |= select_exemplars(examples, head, nothing)
+            chosen.append((moment.features_D, label, False))
+            if label != background_index or all(truths[one][h] == label for one in moment.window_truths):
+                chosen.append((moment.window_D, label, True))
+        if chosen:
+            ones_N = np.ones(len(chosen))
+            examples = Examples(np.array([row_D for row_D, *_ in chosen], np.float64),
+                                np.eye(len(labels))[[label for _, label, _ in chosen]], ones_N, ones_N,
+                                np.full(len(chosen), -1), np.array([window for *_, window in chosen]))
+            tensors |= select_exemplars(examples, head, background_index)
     return tensors
 
 
@@ -128,23 +128,23 @@ def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequ
     seen: examples from recordings, which show how features vary.
     """
     D, K = seen.features_ND.shape[1], len(start.bias_K)
-    mean_LD = {label: seen.features_ND[seen.target_NK.argmax(axis=1) == label].mean(axis=0)
-               for label in np.unique(seen.target_NK.argmax(axis=1))}
-    residual_ND = seen.features_ND - np.array([mean_LD[label] for label in seen.target_NK.argmax(axis=1)])
+    label_N = seen.target_NK.argmax(axis=1)
+    shown, place_N = np.unique(label_N, return_inverse=True)
+    mean_LD = np.array([seen.features_ND[label_N == label].mean(axis=0) for label in shown])
+    residual_ND = seen.features_ND - mean_LD[place_N]
     spread_DD = residual_ND.T @ residual_ND / len(residual_ND)
     spread_DD += np.eye(D) * (np.trace(spread_DD) / D * 1e-2 + 1e-9)
-    middle_D = np.mean(list(mean_LD.values()), axis=0)
+    middle_D = mean_LD.mean(axis=0)
     low_D, high_D = seen.features_ND.min(axis=0), seen.features_ND.max(axis=0)
     room_D = 0.25 * (high_D - low_D)
     rows = LinearHead(start.weight_KD[:known], start.bias_K[:known])
     made: list[Float64Array] = []
     for label in wanted:
-        others = np.arange(known) != label
-        direction_D = spread_DD @ (rows.weight_KD[label] - rows.weight_KD[others].mean(axis=0))
+        direction_D = spread_DD @ (rows.weight_KD[label] - np.delete(rows.weight_KD, label, axis=0).mean(axis=0))
         for margin in MARGINS:
             place_D = middle_D + _distance_to_margin(rows, label, middle_D, direction_D, margin) * direction_D
-            drawn = rng.integers(len(residual_ND), size=PSEUDO_PER_LABEL // len(MARGINS))
-            made.append(np.clip(place_D + residual_ND[drawn], np.minimum(low_D, place_D) - room_D,
+            variation_ND = residual_ND[rng.integers(len(residual_ND), size=PSEUDO_PER_LABEL // len(MARGINS))]
+            made.append(np.clip(place_D + variation_ND, np.minimum(low_D, place_D) - room_D,
                                 np.maximum(high_D, place_D) + room_D))
     features_ND = np.concatenate(made) if made else np.zeros((0, D))
     target_NK = np.zeros((len(features_ND), K))

@@ -122,13 +122,13 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
     known = () if fresh else contract.heads[head]
     labels = (*known, *(label for label in (*shown, background) if label not in known and label != background),
               *((background,) if background not in known else ()))
-    nothing = labels.index(background)
+    background_index = labels.index(background)
     temperatures = (1.0, 1.0) if fresh else (contract.temperature.get(head, 1.0),
                                              contract.window_temperature.get(head, 1.0))
     start = _start(model, head, labels, fresh)
     seen = make_examples(clips, labels, background, contract.warmup_frames, temperatures)
     stored = None if fresh else exemplars.load_exemplars(model, head, len(labels), temperatures)
-    real = _balance(seen if stored is None else seen.concatenate(stored), nothing)
+    real = _balance(seen if stored is None else seen.concatenate(stored), background_index)
     with_examples = set(real.target_NK.argmax(axis=1).tolist())
     without = tuple(label for i, label in enumerate(known) if i not in with_examples)
     pseudo = exemplars.pseudo_exemplars(seen, start, len(known), [labels.index(label) for label in without],
@@ -162,9 +162,9 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
     tensors = {name: value for name, value in model.tensors.items() if not name.startswith(f"{EXAMPLES}{head}.")}
     tensors |= {f"heads.{head}.weight": learnt.weight_KD.astype(np.float32),
                 f"heads.{head}.bias": learnt.bias_K.astype(np.float32),
-                **exemplars.select_exemplars(real, head, nothing)}
+                **exemplars.select_exemplars(real, head, background_index)}
     scores = NO_BACKGROUND_SCORES if stored is None else \
-        _background_scores(stored, start, learnt, len(known), nothing, temperatures[0])
+        _background_scores(stored, start, learnt, len(known), background_index, temperatures[0])
     return FewShotResult(changed, tensors, report, held_out, scores)
 
 
@@ -177,28 +177,29 @@ def _start(model: Model, head: str, labels: Sequence[str], fresh: bool) -> Linea
     return LinearHead(np.pad(weight_KD, ((0, new), (0, 0))), np.pad(bias_K, (0, new)))
 
 
-def _background_scores(stored: Examples, start: LinearHead, learnt: LinearHead, known: int, nothing: int,
+def _background_scores(stored: Examples, start: LinearHead, learnt: LinearHead, known: int, background_index: int,
                        temperature: float) -> BackgroundScores:
     """By the head `start`, which has rows for the first `known` labels, and by the learnt one."""
-    background_ND = stored.features_ND[(stored.target_NK[:, nothing] > 0) & ~stored.window_N]
+    background_ND = stored.features_ND[(stored.target_NK[:, background_index] > 0) & ~stored.window_N]
     if not len(background_ND):
         return NO_BACKGROUND_SCORES
 
     def activity(head: LinearHead) -> NDArray[np.float32]:
-        return np.asarray(1 - probabilities(head.logits(background_ND).astype(np.float32), temperature)[:, nothing])
+        scores_NK = probabilities(head.logits(background_ND).astype(np.float32), temperature)
+        return np.asarray(1 - scores_NK[:, background_index])
 
     return BackgroundScores(activity(LinearHead(start.weight_KD[:known], start.bias_K[:known])), activity(learnt))
 
 
-def _balance(examples: Examples, nothing: int) -> Examples:
+def _balance(examples: Examples, background_index: int) -> Examples:
     """Every label counts 2 in all, half of it for windows. Background, of which a live stream is full, counts more
     where there are more examples of it than of the others."""
     label_N = examples.target_NK.argmax(axis=1)
     total_K = np.bincount(label_N, examples.weight_N, examples.target_NK.shape[1])
-    others = np.delete(np.bincount(label_N, minlength=len(total_K)), nothing)
+    others = np.delete(np.bincount(label_N, minlength=len(total_K)), background_index)
     count_K = np.full(len(total_K), 2.0)
-    share = (label_N == nothing).sum() / max(1.0, others[others > 0].mean())
-    count_K[nothing] *= np.clip(share, 1, MAX_BACKGROUND_FACTOR)
+    share = (label_N == background_index).sum() / max(1.0, others[others > 0].mean())
+    count_K[background_index] *= np.clip(share, 1, MAX_BACKGROUND_FACTOR)
     return replace(examples, weight_N=count_K[label_N] * examples.weight_N / total_K[label_N])
 
 

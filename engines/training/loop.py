@@ -128,9 +128,9 @@ class _Run(Generic[Batch]):
             raise self._failure(f"a gradient of length {norm}", batch, iteration)
 
     def _failure(self, got: str, batch: Batch, iteration: int) -> ModelError:
-        kept = f"; the last good checkpoint is {self.folder.checkpoint}" if self.folder.checkpoint.exists() else ""
+        saved = f"; the last good checkpoint is {self.folder.checkpoint}" if self.folder.checkpoint.exists() else ""
         return ModelError(f"{got} at iteration {iteration} ({self.task.describe(batch)})", "a finite one",
-                          f"look at these recordings, or lower the learning rates{kept}")
+                          f"look at these recordings, or lower the learning rates{saved}")
 
     def finish_iteration(self, done: int, figures: Mapping[str, float]) -> bool:
         """Logs, validates and saves what is due after `done` iterations; whether to go on."""
@@ -182,23 +182,23 @@ class _Run(Generic[Batch]):
 
     def resume(self) -> int:
         """Takes everything from the folder's checkpoint; the iteration to go on with, 0 without one."""
-        kept = self.folder.open()
-        if kept is None:
+        saved = self.folder.open()
+        if saved is None:
             return 0
         try:
             for name, part in self._parts().items():
-                part.load_state_dict(kept[name])
-            rows = [self.ranks.own_rows(len(leaf)) for leaf in kept["state"]]
+                part.load_state_dict(saved[name])
+            rows = [self.ranks.own_rows(len(leaf)) for leaf in saved["state"]]
             self.state = tuple(leaf[list(own)].to(self.ranks.device)
-                               for leaf, own in zip(kept["state"], rows, strict=True))
-            self.sums, self.summed = kept["sums"], int(kept["summed"])
-            self.best, self.without_best = float(kept["best"]), int(kept["without_best"])
+                               for leaf, own in zip(saved["state"], rows, strict=True))
+            self.sums, self.summed = saved["sums"], int(saved["summed"])
+            self.best, self.without_best = float(saved["best"]), int(saved["without_best"])
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ModelError(f"checkpoint {self.folder.checkpoint} ({error})", "a checkpoint of this very recipe",
                              "remove it to start anew") from error
         if self.ranks.is_main:
-            self.report(f"resuming at iteration {kept['iteration']} from {self.folder.checkpoint.name}")
-        return int(kept["iteration"])
+            self.report(f"resuming at iteration {saved['iteration']} from {self.folder.checkpoint.name}")
+        return int(saved["iteration"])
 
 
 def _precision(wanted: Precision, device: torch.device) -> torch.dtype:

@@ -45,26 +45,26 @@ class RunFolder:
 
         Raises ModelError for a checkpoint of another recipe or one that cannot be read, SinkError.
         """
-        kept = self._read() if self.checkpoint.exists() else None
+        saved = self._read() if self.checkpoint.exists() else None
         if not self._writes:
-            return kept
+            return saved
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for left in self.path.glob(".*.*"):  # of a write that was cut off
                 left.unlink()
-            if kept is None:
+            if saved is None:
                 self.best.unlink(missing_ok=True)
         except OSError as error:
             raise SinkError(f"run folder {self.path} ({error.strerror})", "a folder that can be written",
                             "choose another --out") from error
         write_atomically(self.path / "config.json", self._config.encode())
-        self.rows = self._metrics(0 if kept is None else int(kept["iteration"]))
-        return kept
+        self.rows = self._metrics(0 if saved is None else int(saved["iteration"]))
+        return saved
 
     def _read(self) -> dict[str, Any]:
         try:
-            kept: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            config, _ = json.loads(kept["config"]), int(kept["iteration"])
+            saved: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            config, _ = json.loads(saved["config"]), int(saved["iteration"])
         except Exception as error:  # torch raises many kinds for a foreign file
             raise ModelError(f"checkpoint {self.checkpoint} ({type(error).__name__})", "a checkpoint of this program",
                              "remove it to start anew") from error
@@ -74,7 +74,7 @@ class RunFolder:
         if other:
             raise ModelError(f"checkpoint {self.checkpoint} of another recipe ({', '.join(other[:3])})",
                              "a checkpoint of this very recipe", "remove it to start anew, or choose another --out")
-        return kept
+        return saved
 
     def save_checkpoint(self, parts: Mapping[str, Any]) -> None:
         """Writes the checkpoint."""

@@ -36,13 +36,11 @@ class Examples:
 
     def select(self, which_N: NDArray[np.bool_]) -> Examples:
         """Some of the examples."""
-        return Examples(self.features_ND[which_N], self.target_NK[which_N], self.weight_N[which_N],
-                        self.temperature_N[which_N], self.recording_N[which_N], self.window_N[which_N])
+        return Examples(*(column[which_N] for column in vars(self).values()))
 
     def concatenate(self, other: Examples) -> Examples:
         """These examples and the other ones."""
-        return Examples(*(np.concatenate([a, b]) for a, b in zip(vars(self).values(), vars(other).values(),
-                                                                 strict=True)))
+        return Examples(*map(np.concatenate, zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], backgroun
     Every label counts the same, and so does every recording of a label.
     """
     numbers = {name: i for i, name in enumerate(sorted({clip.recording for clip in clips}))}
-    taken: list[tuple[Floats, str, int, int]] = []  # features, label, recording, kind
+    chosen: list[tuple[Floats, str, int, int]] = []  # features, label, recording, kind
     for clip in clips:
         number, T = numbers[clip.recording], len(clip.features_TD)
         if clip.label == background:
@@ -78,15 +78,15 @@ def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], backgroun
                                             (clip.windows_TD, late, clip.label, 1),
                                             (clip.features_TD, np.concatenate([before, after]), background, 0),
                                             (clip.windows_TD, before, background, 1)):
-            taken += [(rows_TD[tick], label, number, kind) for tick in subsample(ticks)]
-    share = Counter((label, number, kind) for _, label, number, kind in taken)
+            chosen += [(rows_TD[tick], label, number, kind) for tick in subsample(ticks)]
+    share = Counter((label, number, kind) for _, label, number, kind in chosen)
     recordings = Counter((label, kind) for label, _, kind in share)
-    weight_N = [1 / share[label, number, kind] / recordings[label, kind] for _, label, number, kind in taken]
-    return Examples(np.array([row for row, *_ in taken], np.float64),
-                    np.eye(len(labels))[[labels.index(label) for _, label, *_ in taken]], np.array(weight_N),
-                    np.array([temperatures[kind] for *_, kind in taken]),
-                    np.array([number for *_, number, _ in taken], np.int64),
-                    np.array([kind == 1 for *_, kind in taken]))
+    weight_N = [1 / share[label, number, kind] / recordings[label, kind] for _, label, number, kind in chosen]
+    return Examples(np.array([row for row, *_ in chosen], np.float64),
+                    np.eye(len(labels))[[labels.index(label) for _, label, *_ in chosen]], np.array(weight_N),
+                    np.array([temperatures[kind] for *_, kind in chosen]),
+                    np.array([number for *_, number, _ in chosen], np.int64),
+                    np.array([kind == 1 for *_, kind in chosen]))
 
 
 def subsample(ticks: NDArray[np.int64], most: int = MAX_EXAMPLES) -> NDArray[np.int64]:
