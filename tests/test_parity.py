@@ -10,8 +10,9 @@ import pytest
 
 from engines.model.contract import Contract
 from engines.model.file import Model
+from engines.model.scores import probabilities
 from engines.runtime.engine import StepResult
-from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, Parity, compare, probabilities, probability_difference
+from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, Parity, compare, probability_difference
 
 LABELS = 174
 

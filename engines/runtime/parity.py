@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.preprocess import prepare
+from engines.model.scores import probabilities
 from engines.runtime.engine import Engine, Floats, StepResult
 
 TOLERANCE = 0.01  # largest difference of calibrated probabilities between engines of one model
@@ -58,13 +59,6 @@ def run_clip(engine: Engine, frames_u8_THWC: NDArray[np.uint8], slot: int = 0) -
     steps = [engine.step(frame[None], [slot]) for frame in frames_u8_THWC]
     return StepResult(np.concatenate([step.features for step in steps]),
                       {head: np.concatenate([step.scores[head] for step in steps]) for head in engine.contract.heads})
-
-
-def probabilities(logits: Floats, temperature: float) -> Floats:
-    """Calibrated softmax over the last axis."""
-    scaled = logits / np.float32(temperature)
-    exp = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return np.asarray(exp / exp.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 def compare(contract: Contract, wanted: StepResult, got: StepResult) -> Parity:

@@ -21,7 +21,7 @@ from typing import Any, Self
 import zmq
 
 import engines
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError, UsageError, first_line
 from stream.archive.ray import connect_ray
 from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.cluster.node import Node
@@ -179,7 +179,7 @@ class Cluster:
         return groups[(number - 1) % len(groups)] if groups else []
 
     def _on_lost(self, name: str, worker: _Worker, error: Exception) -> None:
-        log.error("%s is lost (%s): its cameras move", name, str(error).splitlines()[0] if str(error) else error)
+        log.error("%s is lost (%s): its cameras move", name, first_line(error))
         del self._workers[name]
         self._ray.kill(worker.actor)  # one that only failed would keep its place
         self._lost += 1
