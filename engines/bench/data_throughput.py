@@ -39,8 +39,8 @@ class DataThroughput:
 
     @property
     def share(self) -> float:
-        """Frames decoded for each that is trained on in the same time; below FINER, the first epoch waits."""
-        return self.decoded.frames_per_s / self.trained_per_s
+        """Of the frames that training asks for, which are decoded in the same time; below 1 the first epoch waits."""
+        return self.decoded.frames_per_s / (FINER * self.trained_per_s)
 
     def as_json(self) -> dict[str, Any]:
         return {"trained_frames_per_s": self.trained_per_s, "decoded_frames_per_s": self.decoded.frames_per_s,
@@ -55,9 +55,9 @@ def format_lines(measured: DataThroughput) -> list[str]:
            f"process{'es' if decoded.workers > 1 else ''}, before they are cached"]
     if decoded.unreadable:
         out.append(f"{decoded.unreadable} segments could not be decoded: see gatestream data check")
-    keeps_up = measured.share >= FINER
-    return [*out, f"the first pass {'keeps up' if keeps_up else 'waits for decoding'}: {measured.share / FINER:.2f} of "
-            "what it wants" + ("" if keeps_up else "; try more --workers, or let the cache fill")]
+    result, advice = ("keeps up", "") if measured.share >= 1 else (
+        "waits for decoding", "; try more --workers, or let the cache fill")
+    return [*out, f"the first pass {result}: {measured.share:.2f} of what it wants{advice}"]
 
 
 def measure(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0) -> DataThroughput:

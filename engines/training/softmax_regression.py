@@ -75,7 +75,7 @@ def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_t
         solver.zero_grad()
         logits = base_NK.clone()
         logits[:, free] += X @ direction_FD.T + direction_F
-        loss_N = -(target * F.log_softmax(logits * inverse_temperature, dim=1)).sum(dim=1)
+        loss_N = F.cross_entropy(logits * inverse_temperature, target, reduction="none")
         value = (weight * loss_N).sum() + l2_to_start / 2 * (direction_FD ** 2).sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
@@ -117,9 +117,8 @@ def cross_entropy(head: LinearHead, examples: Examples) -> float:
     if not len(examples.weight_N):
         return 0.0
     logits_NK = head.logits(examples.features_ND) / examples.temperature_N[:, None]
-    logits_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
-    logp_NK = logits_NK - np.log(np.exp(logits_NK).sum(axis=1, keepdims=True))
-    return float(-(examples.weight_N @ (examples.target_NK * logp_NK).sum(axis=1)) / examples.weight_N.sum())
+    loss_N = F.cross_entropy(torch.from_numpy(logits_NK), torch.from_numpy(examples.target_NK), reduction="none")
+    return float(examples.weight_N @ loss_N.numpy() / examples.weight_N.sum())
 
 
 def _folds(recording_N: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.bool_]]:
