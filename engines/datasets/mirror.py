@@ -1,4 +1,4 @@
-"""What a horizontal flip does to labels, told from their names.
+"""What a horizontal flip does to labels, read from their names.
 
     mirror_labels(("Swiping Left", "Swiping Right", "Stop Sign"))   -> {"Swiping Left": "Swiping Right", and back}
     mirror_labels(("turn left", "stop"))                            -> {"turn left": ""}: no label for it

@@ -1,8 +1,8 @@
 """Which frames of a video make a clip: one from each of S equal segments, as GSM and GSF train and test.
 
-    middle_frames(frames=37, segments=8)                   -> 2, 6, 11, 16, 20, 25, 30, 34
-    evaluation_frames(37, 8, clips=2)                   -> the segments' first frames, then their middle_frames
-    sample_frames(37, 8, np.random.RandomState(seed))        -> one at random from each segment
+    middle_frames(frames=37, segments=8)                 -> 2, 6, 11, 16, 20, 25, 30, 34
+    evaluation_frames(37, 8, clips=2)                    -> the segments' first frames, then their middle ones
+    sample_frames(37, 8, np.random.RandomState(seed))    -> one at random from each segment
 
 Frames count from 0; the official file numbers are one higher. Videos shorter than S frames repeat frames.
 
