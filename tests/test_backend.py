@@ -100,16 +100,18 @@ def test_two_builds_at_once_leave_torch_its_threads(monkeypatch: pytest.MonkeyPa
     threads = [3]
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    inside, both_inside = threading.Event(), threading.Event()
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
 
-    def build() -> None:
+    def build(inside: threading.Event, until: threading.Event, outside: threading.Event) -> None:
         with one_torch_thread():
-            (both_inside if inside.is_set() else inside).set()
-            both_inside.wait(timeout=0.2)  # the other comes in meanwhile, if it may
+            inside.set()
+            until.wait(timeout=0.2)  # the second comes in before the first leaves, if it may
+        outside.set()
 
-    builders = [threading.Thread(target=build) for _ in range(2)]
+    builders = [threading.Thread(target=build, args=events) for events in (
+        (first_in, second_in, first_out), (second_in, first_out, threading.Event()))]
     builders[0].start()
-    assert inside.wait(timeout=30)
+    assert first_in.wait(timeout=30)
     builders[1].start()
     for builder in builders:
         builder.join(timeout=30)

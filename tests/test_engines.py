@@ -267,6 +267,28 @@ def test_auto_takes_a_gpu_where_there_is_one_that_works(
         engines.compile(model, "inductor")
 
 
+def test_a_compiled_step_that_fails_moves_no_camera(model: Model, frames: np.ndarray, uncompiled: None,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = compile_network(model.network, model.contract, 3, "f32", "cpu", batch=2)
+    wanted = run_clip(engines.compile(model, "eager"), frames[:3]).scores["gesture"]
+    engine.step(frames[[0, 0, 0]], [0, 1, 2])
+    network, runs = engine._network, []
+
+    def fail_at_the_second(*inputs: torch.Tensor) -> Any:
+        runs.append(len(inputs))
+        if len(runs) == 2:
+            raise RuntimeError("out of memory")
+        return network(*inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_network", fail_at_the_second)
+        with pytest.raises(EngineError, match="out of memory"):
+            engine.step(frames[[1, 1, 1]], [0, 1, 2])
+    for t in (1, 2):
+        scores = engine.step(frames[[t, t, t]], [0, 1, 2]).scores["gesture"]
+        assert np.allclose(scores, np.stack([wanted[t]] * 3), atol=1e-3)
+
+
 def test_torch_traces_the_whole_inductor_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tracer but without the code generator, which takes minutes on a processor."""
     real = torch.compile

@@ -100,6 +100,29 @@ def test_cost_falls_with_the_hop_and_state_is_told(tmp_path: Path, caplog: pytes
     assert made[1].state_bytes == 4 * (8 * 64 * 3 * 4 + 1280)
 
 
+def test_a_step_that_fails_moves_no_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path, causal=False, segments=3, hop=1)
+    frames, engine = probe_clip(model.contract, 6), WindowedEngine(model.network, model.contract, slots=2)
+    wanted = run_clip(WindowedEngine(model.network, model.contract, slots=1), frames).scores["gesture"]
+    mean_features, calls = engine._mean_features, []
+
+    def fail_for_the_second(slot: int, count: int) -> torch.Tensor:
+        calls.append(slot)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return mean_features(slot, count)
+
+    for t in range(6):
+        if t == 4:
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "_mean_features", fail_for_the_second)
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    engine.step(frames[[t, t]], [0, 1])
+        result = engine.step(frames[[t, t]], [0, 1])
+        np.testing.assert_allclose(result.scores["gesture"], np.stack([wanted[t]] * 2), atol=1e-4)
+        assert result.spans == (range(max(0, t - 2), t + 1),) * 2
+
+
 @pytest.mark.parametrize(("causal", "hop", "error", "named"), [
     (False, 0, UsageError, "hop of 0"), (False, 5, UsageError, "1 to 4"), (True, 2, UsageError, "causal")])
 def test_an_impossible_hop_is_refused(tmp_path: Path, causal: bool, hop: int, error: type[Exception],

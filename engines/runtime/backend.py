@@ -7,8 +7,8 @@ An engine is a file of this folder with a `BACKEND`, and its name in `registry.E
 
     BACKEND = Backend("toy", "Toy", precisions=lambda: ("f32",), open=open_toy)
 
-`engines.compile`, `auto`, `doctor`, `bench` and the command line then know it. Its file must not import torch at its
-top, unless everything else is preferred to it: `auto` reads it to learn whether it can run here.
+`engines.compile`, `auto`, `doctor`, `bench` and the command line then know it. Its file imports torch inside its
+functions: `auto` reads it to learn whether it can run here.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
     entry = get_or_build(key, build)    # key: what the engine depends on; build(folder) -> facts writes the files
     entry.folder, entry.facts
 
-One folder an entry, named by the key's hash, holding the files and a `manifest.json` with their checksums. An entry
-appears whole (written aside, then renamed); one that is damaged or foreign is built again and never used. Of several
-processes that want one engine, one builds it and the others wait. What is not used for `UNUSED_S` goes, and what was
-not used for longest where all takes more than `LIMIT_BYTES`. Where nothing can be written, engines work without.
+One folder an entry, named by the key's hash, with its files and a `manifest.json` of their checksums. An entry appears
+whole; a damaged one is never used but built again. Of several processes that want one, one builds and the others wait.
+What is not used for UNUSED_S goes, and above LIMIT_BYTES what was not used for longest.
 """
 
 from __future__ import annotations
@@ -64,10 +63,7 @@ def cache_dir() -> Path:
 
 
 def make_private_dir(folder: Path) -> Path:
-    """Creates a folder and what is missing above it, for this user alone: a built engine may be code. Raises OSError.
-
-    Every cache folder is made by this, whoever comes first: TensorRT refuses one that others can write.
-    """
+    """Creates a folder and what is missing above it, for this user alone: TensorRT trusts no other. Raises OSError."""
     for path in [*reversed(folder.parents), folder]:
         if not path.is_dir():
             path.mkdir(mode=0o700, exist_ok=True)
@@ -84,20 +80,15 @@ def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
     folder = cache_dir() / entry_name(key)
     with contextlib.suppress(FileNotFoundError, DamagedEntryError):
         return _use(folder, key)
-    with contextlib.ExitStack() as stack:
-        try:
-            make_private_dir(folder.parent)
-            stack.enter_context(_locked(folder))
-        except OSError as error:
-            _log_unwritable(error)
-            return _build_outside(key, build)
-        try:
-            return _use(folder, key)  # built while this process waited
-        except FileNotFoundError:
-            _log_other_versions(key)
-        except DamagedEntryError as reason:
-            log.warning("engine cache entry %s is damaged (%s): building it again", folder.name, reason)
-        return _build_into(folder, key, build)
+    try:
+        make_private_dir(folder.parent)
+        with _locked(folder):
+            return _use_or_build(folder, key, build)
+    except OSError as error:
+        log.warning("engine cache %s cannot be written (%s): the engine will be built again next time",
+                    cache_dir(), error.strerror or error)
+    outside = make_temporary_dir()
+    return Entry(outside, dict(key), build(outside), time.time(), _size(outside))
 
 
 def _use(folder: Path, key: Mapping[str, str]) -> Entry:
@@ -107,24 +98,20 @@ def _use(folder: Path, key: Mapping[str, str]) -> Entry:
     return entry
 
 
-def _build_into(folder: Path, key: Mapping[str, str], build: Build) -> Entry:
+def _use_or_build(folder: Path, key: Mapping[str, str], build: Build) -> Entry:
+    try:
+        return _use(folder, key)  # built while this process waited
+    except FileNotFoundError:
+        _log_other_versions(key)
+    except DamagedEntryError as reason:
+        log.warning("engine cache entry %s is damaged (%s): building it again", folder.name, reason)
+        shutil.rmtree(folder)
     aside = folder.with_name(BUILDING + folder.name)
     shutil.rmtree(aside, ignore_errors=True)  # of a builder that was killed
     try:
-        try:
-            aside.mkdir(mode=0o700)
-        except OSError as error:
-            _log_unwritable(error)
-            return _build_outside(key, build)
-        facts = build(aside)
-        try:
-            write_manifest(aside, key, facts)
-            if folder.exists():
-                shutil.rmtree(folder)
-            aside.rename(folder)
-        except OSError as error:
-            _log_unwritable(error)
-            return _build_outside(key, build)
+        aside.mkdir(mode=0o700)
+        write_manifest(aside, key, build(aside))
+        aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     _prune(folder)
@@ -133,9 +120,9 @@ def _build_into(folder: Path, key: Mapping[str, str], build: Build) -> Entry:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Held by who builds an entry; the system releases it when the process ends, however it ends.
+    """Held by who builds an entry, until its process ends. One of sixteen files, so that they do not add up.
 
-    One of sixteen files, so that they do not add up. Raises filelock.Timeout, an OSError, where it need not wait.
+    Raises filelock.Timeout, an OSError, where it is held and need not wait.
     """
     from filelock import FileLock, Timeout
 
@@ -154,7 +141,7 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _prune(newest: Path) -> None:
-    """Removes what killed builders left, and entries by the rule at the file's top, but never the newest."""
+    """Removes what killed builders left, entries unused for long, and above the limit the longest unused."""
     for aside in newest.parent.glob(f"{BUILDING}*"):
         with contextlib.suppress(OSError), _locked(newest.with_name(aside.name.removeprefix(BUILDING)), wait=False):
             shutil.rmtree(aside)
@@ -173,11 +160,6 @@ def _prune(newest: Path) -> None:
                         time.strftime("%Y-%m-%d", time.localtime(used_at)))
 
 
-def _log_unwritable(error: OSError) -> None:
-    log.warning("engine cache %s cannot be written (%s): the engine will be built again next time",
-                cache_dir(), error.strerror or error)
-
-
 def _log_other_versions(key: Mapping[str, str]) -> None:
     """Says why an engine is built again that the cache holds, built by another version or for another machine."""
     for entry in entries():
@@ -186,11 +168,6 @@ def _log_other_versions(key: Mapping[str, str]) -> None:
             log.warning("the cached engine %s is for %s: it is left alone", entry.folder.name, ", ".join(
                 f"{part} {entry.key.get(part)} and not {key[part]}" for part in changed))
             return
-
-
-def _build_outside(key: Mapping[str, str], build: Build) -> Entry:
-    folder = make_temporary_dir()
-    return Entry(folder, dict(key), build(folder), time.time(), _size(folder))
 
 
 def make_temporary_dir() -> Path:

@@ -1,4 +1,4 @@
-"""Where the gates of a network let features through, for people to look at.
+"""Where the gates of a network let features through, as a picture for people.
 
 Legend: H W the size of the finest gated map, P planes (two halves of the channels).
 """
@@ -21,7 +21,7 @@ from engines.runtime.eager import EagerEngine
 
 
 class GateHeatmap:
-    """Runs a causal model beside the engine, on one camera, and looks at its gates (GSM, section 3: a gate in [-1, 1]
+    """Runs a causal model beside the engine, on one camera, and averages its gates (GSM, section 3: a gate in [-1, 1]
     for each place and half of the channels; what it lets through moves along time, the rest stays).
 
     Raises UsageError for a network without gates, EngineError for one that is not causal."""
@@ -32,11 +32,11 @@ class GateHeatmap:
         gated = [module for module in network.modules() if isinstance(module, GateShift)]
         if not gated:
             raise UsageError(f"{model.contract.name}, a network without gates", "one of GSM or GSF",
-                             "choose another model to look at gates")
+                             "choose another model")
         self._engine = EagerEngine(network, model.contract, 1)
         self._open: list[torch.Tensor] = []
         for module in gated:
-            vars(module)["gate"] = self._watched(module.gate)
+            vars(module)["gate"] = self._recording(module.gate)
 
     def update(self, image_bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The next image of the camera, at the model's rate; [H, W] in [0, 1]: how open the gates are at each place of
@@ -47,10 +47,10 @@ class GateHeatmap:
         scaled = [F.interpolate(plane[None], size_hw, mode="bilinear", align_corners=False) for plane in self._open]
         return np.asarray(torch.stack(scaled).mean(dim=(0, 1, 2)).numpy(), dtype=np.float32)
 
-    def _watched(self, gate: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(x_BTCHW: torch.Tensor, state: Any) -> Any:
-            found, kept = gate(x_BTCHW, state)
+    def _recording(self, gate: Callable[..., Any]) -> Callable[..., Any]:
+        def record(x_BTCHW: torch.Tensor, state: Any) -> Any:
+            found, new_state = gate(x_BTCHW, state)
             both_PHW = found[0, 0, [0, -1]]  # one plane for each half
             self._open.append(both_PHW.abs().mean(dim=0, keepdim=True))
-            return found, kept
-        return watched
+            return found, new_state
+        return record

@@ -3,17 +3,15 @@
     step = StepNetwork(network)                                   # the same function of the same weights
     features, *logits_and_state = step(image_BCHW, *step.fresh_state())
 
-A compiled gate-shift module costs by its number of operators, hardly by its channels (README, benchmark section):
-  * past frames of the gate's input are kept, so that the gate is one convolution over three frames, and its weights
-    are repeated, so that it gives one gate per channel and nothing is broadcast;
-  * where that convolution would be much work (wide, large maps), it sees the present frame only, for all three taps,
-    and the sums of planes that later frames need are kept instead of maps;
+A compiled gate-shift module costs by its number of operators, hardly by its channels:
+  * past frames of the gate's input are kept, so that the gate is one convolution over three frames with one output per
+    channel, and nothing is broadcast; where that would be much work (wide, large maps), it sees the present frame only,
+    for all three taps, and sums of planes are kept instead of maps;
   * the mean of what is shifted was known when it was gated: one mean a frame, the rest comes from state;
-  * the fuse convolution over (channel, time) becomes one matrix over the means of five frames (few channels only,
-    as it grows with their square), else a convolution over the channels with those frames side by side;
-  * the halves, shifted by two frames and by one, are put together by masks: cutting and joining costs operators, and
-    so does each leaf of state, so whole maps are kept;
-  * the interleave at the end is moved into the rows of the projection before, so it costs nothing.
+  * the fuse convolution over (channel, time) is one matrix over the means of five frames, or with many channels, as it
+    grows with their square, a convolution over the channels with those frames side by side;
+  * the halves, shifted by two frames and by one, are put together by masks, as cutting and joining costs operators;
+  * the interleave at the end is in the rows of the projection before.
 State is laid out differently from the network's own, and starts as zeros too.
 
 Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features, t the present frame.
@@ -98,16 +96,16 @@ class GateShiftStep(nn.Module):
         gate, past = self.gate(F.relu(moving * self.scale + self.shift), state[0])
         gated = gate * moving
         stayed = moving - gated
-        shifted, kept = self.moved(gated, state[1:])
-        kept.insert(0, past)
+        shifted, new_state = self.shift_frames(gated, state[1:])
+        new_state.insert(0, past)
         if self.fuse_weight is None:
             mixed = shifted + stayed
         else:
             mean = gated.mean((2, 3), keepdim=True)
             means = torch.cat([state[-1], mean, moving.mean((2, 3), keepdim=True) - mean], 1)
-            kept.append(means[:, 2 * f:])
+            new_state.append(means[:, 2 * f:])
             mixed = stayed + torch.sigmoid(self.fuse(means)) * (shifted - stayed)
-        return torch.cat([mixed, x[:, f:]], 1), kept
+        return torch.cat([mixed, x[:, f:]], 1), new_state
 
     def gate(self, normal: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Gate of every channel, [B, f, H, W] or what broadcasts to it, and what later frames need of this one."""
@@ -120,7 +118,7 @@ class GateShiftStep(nn.Module):
         first, second = torch.tanh(sums[:, :2]).chunk(2, dim=1)
         return second + self.first_half * (first - second), sums[:, 2:]
 
-    def moved(self, gated: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def shift_frames(self, gated: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """What is shifted to this frame, and what later frames need."""
         frames = [gated, *state[:self.back]]  # by how many frames back
         shifted = frames[PAST_SECOND]
@@ -177,8 +175,8 @@ class PassthroughStep(nn.Module):
         return self.shapes
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        y, kept = self.module(x[:, None], tuple(state))
-        return y[:, 0], list(kept)
+        y, new_state = self.module(x[:, None], tuple(state))
+        return y[:, 0], list(new_state)
 
 
 class ReadoutStep(nn.Module):
@@ -241,17 +239,17 @@ class StepNetwork(nn.Module):
                 for site, step in steps.items() for leaf, shape in step.state_shapes().items()}  # type: ignore[operator]
 
     def fresh_state(self) -> list[Tensor]:
-        """State of one camera that has seen nothing."""
+        """State of one new camera."""
         like = next(self.parameters())
         return [like.new_zeros(1, *shape) for shape in self.state_shapes().values()]
 
     def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        past, kept = list(state), []
+        past, new_state = list(state), []
 
         def advance(step: nn.Module, x: Tensor) -> Tensor:
             count = len(step.state_shapes())  # type: ignore[operator]
             x, leaves = step(x, [past.pop(0) for _ in range(count)])
-            kept.extend(leaves)
+            new_state.extend(leaves)
             return x
 
         def mix(site: str, x: Tensor) -> Tensor:
@@ -260,7 +258,7 @@ class StepNetwork(nn.Module):
         features = self.backbone(image, mix)
         if self.memory is not None:
             features = advance(self.memory, features)
-        return features, *(head(features) for head in self.heads.values()), *kept
+        return features, *(head(features) for head in self.heads.values()), *new_state
 
 
 class FlatStep(nn.Module):
@@ -273,7 +271,7 @@ class FlatStep(nn.Module):
         self.shapes = list(self.network.state_shapes().values())
 
     def fresh_state(self) -> list[Tensor]:
-        """State of one camera that has seen nothing."""
+        """State of one new camera."""
         return self._flat(self.network.fresh_state())
 
     def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:

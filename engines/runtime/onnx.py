@@ -5,7 +5,7 @@
 
 Inputs: `image` uint8 BGR [1, H, W, 3] at the contract's input size, and `state.<name>.in` for each leaf of state.
 Outputs: `features` [1, D], `scores.<head>` (logits [1, K]), and `state.<name>.out`, which is the next frame's
-`state.<name>.in`. Zeros are a camera that has seen nothing. Metadata: `gatestream.contract` (JSON),
+`state.<name>.in`. Zeros are a new camera. Metadata: `gatestream.contract` (JSON),
 `gatestream.model` (digest of the model) and `gatestream.agreement` (measured difference from eager).
 
 Legend: H W the contract's input size, D features, K labels of a head.
@@ -17,8 +17,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,8 +154,11 @@ def convert(model: Model) -> torch.onnx.ONNXProgram:
     step, contract = PixelStep(model.network, model.contract), model.contract
     image_u8 = torch.zeros(1, *contract.input_size_hw, 3, dtype=torch.uint8)
     names = list(step.network.state_shapes())
+    logger = logging.getLogger("torch.onnx")
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx"):
+        with torch.no_grad(), warnings.catch_warnings(), ExitStack() as stack:
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)  # it warns of optional packages that nothing here needs
             warnings.simplefilter("ignore")  # the exporter uses what its own torch calls deprecated
             program = torch.onnx.export(
                 step, (image_u8, *step.network.fresh_state()), dynamo=True, verbose=False,
@@ -168,18 +171,6 @@ def convert(model: Model) -> torch.onnx.ONNXProgram:
     assert program is not None
     program.model.metadata_props.update({CONTRACT: contract.model_dump_json(), MODEL: model.digest})
     return program
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Errors only from a logger: it warns of optional packages that nothing here needs."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _new(name: str) -> str:

@@ -1,10 +1,8 @@
 """The OpenVINO engine: a pool of slots around infer requests with camera pixels in. Runs without torch.
 
-Building: the network's step (lowering.py) is traced into an OpenVINO graph with state in and out, and layout, colour
-order and normalisation move into the graph. Precision: bf16 where the processor has it and its results agree with
-eager's, else f32. Batches: a small network's weights take longer to come from memory than to be multiplied with one
-frame, so cameras share them where each gets then, bit for bit, what it would get alone. What was measured is kept with
-the entry.
+The network's step (lowering.py) becomes a graph with state in and out, layout, colour order and normalisation
+included. A small network's weights take longer to come from memory than to be multiplied with one frame, so cameras
+share them where each gets then, bit for bit, what it would get alone.
 """
 
 from __future__ import annotations
@@ -31,28 +29,18 @@ if TYPE_CHECKING:
     from engines.networks.network import Network
 
 
-@contextlib.contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """OpenVINO would report to its makers that it was imported and what it converts, from every camera's machine."""
-    name = "openvino_telemetry"
-    before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if before is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
-
-
+_TELEMETRY = "openvino_telemetry"  # it would report what is imported and converted, from every camera's machine
+_before = sys.modules.get(_TELEMETRY)
+sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
 try:
-    with _without_telemetry():
-        import openvino as ov
-        from openvino.tools.ovc import telemetry_utils as _silent  # noqa: F401 - decides here whether it reports
+    import openvino as ov
 except ImportError as error:
     raise_interrupt(error)
     raise EngineError(f"no usable OpenVINO ({error})", "the openvino package", "pip install openvino") from error
+finally:
+    del sys.modules[_TELEMETRY]
+    if _before is not None:
+        sys.modules[_TELEMETRY] = _before
 
 DEVICE = "CPU"
 GRAPH = "step.xml"

@@ -65,7 +65,7 @@ def find(name: str) -> Backend:
 
 
 def unavailable_reason(name: str) -> str | None:
-    """Why `auto` passes over an engine on this machine, as far as can be told without building it; None if it tries."""
+    """Why `auto` passes over an engine on this machine, as far as is known without building it; None if it tries."""
     try:
         return find(name).unavailable_reason()
     except EngineError as error:

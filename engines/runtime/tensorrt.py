@@ -1,12 +1,11 @@
 """The TensorRT engine: the lowered step built ahead of time by torch-tensorrt for just this GPU, and kept in the cache.
 
-Building takes minutes, once; what was built is loaded without the builder. `torch.export` of the step with its state
-in and out, at the constant batch; torch-tensorrt makes one engine of all of it or fails, never a part of it. Types are
-explicit: the step itself is cast to the precision. TensorRT takes no uint8 beyond its rim, so pixels are cast in torch,
-inside the same CUDA graph (see slot_pool.py), and everything after in the engine.
+Building takes minutes, once. `torch.export` of the step with its state in and out, at the constant batch, is built as a
+whole or not at all. Types are explicit: the step itself is cast to the precision. TensorRT takes no uint8 beyond its
+rim, so pixels are cast in torch, inside the same CUDA graph (see slot_pool.py), and everything after in the engine.
 
-A built program is unpickled when it is loaded, so it could carry code. It is read from the user's own cache and from
-nowhere else, after its checksums were compared, and not at all where other users could have written it.
+A built program is unpickled when it is loaded, so it could carry code: it is read from the user's own cache only, and
+not at all where other users could have written it.
 
 Written by torch-tensorrt's source, documentation and issues (2.11 to 2.13), and not run on a GPU yet.
 
@@ -57,7 +56,7 @@ def key(spec: Spec) -> dict[str, str]:
     import tensorrt
 
     gpu, driver = _gpu()
-    versions = (f"TensorRT {tensorrt.__version__}, torch-tensorrt {library.__version__}, torch {torch.__version__}")
+    versions = f"TensorRT {tensorrt.__version__}, torch-tensorrt {library.__version__}, torch {torch.__version__}"
     found = {"device": gpu, "driver": driver, "library": versions, "batch": str(spec.slots)}
     if spec.precision == "int8":
         found["calibration"] = ("probe clip" if spec.calibration_u8 is None else

@@ -4,15 +4,9 @@
 
     frame ──backbone before the first temporal module──► ring of T maps ──every `hop` frames──► the rest ──► scores
 
-Scores are those of `clip_scores` on the last T frames, T = the network's segments. They are renewed at a stream's
-first frame, at frame T, and every `hop` frames before and after that; in between a step repeats them. While fewer
-than T frames were seen, those are the clip: a contract's `warmup_frames` = T makes frame T the first that counts.
-The features are the mean over the clip, so the scores are the heads' answer to them. A step's `spans` say which frames
-that clip is of, so that a live window (`stream/window.py`) takes no frame twice: a prediction's `now` is the score of
-the last clip, its `window` that of the last `window_clips` clips side by side, and the same where that is one.
-
-What comes before the block of the first temporal module runs once a frame, the rest T / hop times (see `cost`). All
-of the rest runs in the step that renews the scores: that step takes as long as a clip, the others hardly anything.
+Scores are those of `clip_scores` on the last T = `segments` frames (fewer at a stream's start), renewed at its first
+frame, at frame T, and every `hop` frames around that; a step in between repeats them. `spans` say which frames those
+are. The step that renews them takes as long as a clip, the others hardly anything.
 
 Legend: S slots, B cameras in a step, T frames of a clip, C H W a map, D features.
 """
@@ -76,23 +70,27 @@ class WindowedEngine(Engine):
         if slots:
             frames_BCHW = torch.from_numpy(normalise(frames_u8_BHWC, self.contract)).to(self._maps.dtype)
             maps_BCHW = self._network.backbone(frames_BCHW, _keep, slice(self._split))
+            renewed: dict[int, Tensor] = {}
             for slot, map_CHW in zip(slots, maps_BCHW, strict=True):
-                self._maps[slot, self._counts[slot] % self.segments] = map_CHW
-                self._counts[slot] += 1
-                count = self._counts[slot]
+                count = self._counts[slot] + 1
+                self._maps[slot, (count - 1) % self.segments] = map_CHW  # over the oldest, which no later clip has
                 if count == 1 or (count - self.segments) % self.hop == 0:
-                    self._renew(slot)
+                    renewed[slot] = self._mean_features(slot, count)
+            for slot in slots:  # when all have run: a step that fails moves no camera
+                self._counts[slot] += 1
+                if slot in renewed:
+                    self._features[slot], self._ends[slot] = renewed[slot], self._counts[slot]
         features_BD = self._features[list(slots)]
         return StepResult(to_numpy(features_BD),
                           {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()},
                           tuple(range(max(0, self._ends[slot] - self.segments), self._ends[slot]) for slot in slots))
 
-    def _renew(self, slot: int) -> None:
-        count = self._counts[slot]
+    def _mean_features(self, slot: int, count: int) -> Tensor:
+        """Of the clip that ends with a stream's frame number `count`: [D]."""
         oldest_first = [frame % self.segments for frame in range(max(0, count - self.segments), count)]
         features_1TD, _ = self._network(self._maps[slot, oldest_first][None], (), slice(self._split, None))
-        self._features[slot] = features_1TD[0].mean(dim=0)
-        self._ends[slot] = count
+        features_TD: Tensor = features_1TD[0]
+        return features_TD.mean(dim=0)
 
     def _reset(self, slots: Sequence[int]) -> None:
         for slot in slots:
