@@ -43,7 +43,7 @@ def lively(architecture: str) -> Network:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_hook_is_called_at_every_place_in_order_with_the_raw_map(backbone: str) -> None:
+def test_the_hook_is_called_at_every_site_in_order_with_the_raw_map(backbone: str) -> None:
     network = BACKBONES[backbone]().eval()
     sites, seen, inputs, made = network.sites(), [], [], {}
     for site, conv in sites.items():
@@ -110,7 +110,7 @@ def test_building_leaves_norms_as_they_were() -> None:
     assert all(value.eq(0).all() for name, value in network.state_dict().items() if name.endswith("running_mean"))
 
 
-def test_places_may_be_given_in_any_order() -> None:
+def test_sites_may_be_given_in_any_order() -> None:
     sites = ("layer4_1", "layer1_0")
     network = build("gsm-resnet18", heads={"action": 4}, causal=True, input_size_hw=(48, 64), sites=sites).eval()
     assert tuple(network.temporal) == sites[::-1]

@@ -150,7 +150,7 @@ def run(block: Block, folder: Path) -> None:
         program = [sys.executable if block.info[0] == "python" else "bash", "-c", text]
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         done = subprocess.run(program, cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
-                              capture_output=True, text=True, timeout=60, check=False)
+                              capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, f"{block.text}\n{done.stderr}"
 
 

@@ -147,7 +147,7 @@ def test_forward_is_pure_and_state_is_as_its_spec_says(architecture: str, readou
     assert [(tuple(t.shape), t.dtype) for t in new] == [((2, *leaf.shape), leaf.dtype) for leaf in spec]
 
 
-def test_the_order_in_which_places_are_named_does_not_matter() -> None:
+def test_the_order_in_which_sites_are_named_does_not_matter() -> None:
     networks = [lively("gsf-mobilenetv2", sites=sites)
                 for sites in (("features_5", "features_16"), ("features_16", "features_5"))]
     assert networks[0].state_spec() == networks[1].state_spec()

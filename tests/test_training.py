@@ -172,7 +172,7 @@ def test_whole_gestures_come_before_causal_streams_only(dataset: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("width", "begins_with_answers"), [(24, True), (8, False)])
-def test_a_memory_that_is_added_begins_as_a_running_mean_of_the_answers(width: int, begins_with_answers: bool) -> None:
+def test_a_readout_that_is_added_begins_as_a_running_mean_of_the_answers(width: int, begins_with_answers: bool) -> None:
     torch.manual_seed(0)
     network = build("tsn-mobilenetv2", heads={"verb": 6, "noun": 5}, causal=True, input_size_hw=(40, 56)).eval()
     with torch.no_grad():

@@ -80,8 +80,8 @@ class Contract(BaseModel):
             return values
         if not isinstance(options := values.get("options", {}), dict):
             raise ValueError(f"options={options!r:.80}: a table of options")
-        module, _, backbone = str(values["architecture"]).partition("-")
-        network: dict[Any, Any] = {"module": module, "backbone": backbone, "input_size_hw": values.get("input_size_hw")}
+        network: dict[Any, Any] = NetworkConfig.of(str(values["architecture"])).model_dump(exclude_unset=True)
+        network |= {"input_size_hw": values.get("input_size_hw")}
         network |= {OLD_OPTIONS.get(name, name): value for name, value in options.items()}
         rest = {key: value for key, value in values.items() if key not in ("architecture", "options", "input_size_hw")}
         return {**rest, "network": network}

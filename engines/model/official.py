@@ -59,7 +59,7 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
     if not sites:
         raise ModelError(f"{source} without any {_prefix(next(iter(_available(arch))), arch)}..., but with "
                          f"{_some(weights)}", f"the weights of {arch}", "give the architecture that it is of")
-    gate_ratio = _gate_ratio(source, weights, arch, sites) if arch.startswith("gsf") else None
+    gate_ratio = _gate_ratio(source, weights, arch, sites) if NetworkConfig.of(arch).module == "gsf" else None
     head = weights.get("new_fc.weight", torch.empty(()))
     labels = head.shape[0] if head.ndim == 2 else 0
     network = build(arch, heads={HEAD: max(1, labels)}, segments=segments, gate_ratio=gate_ratio, sites=tuple(sites))

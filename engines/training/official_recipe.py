@@ -86,14 +86,14 @@ class OfficialRecipe:
     @property
     def style(self) -> Style:
         """Whose frame sampling it is."""
-        return "gsm" if self.architecture.startswith("gsm") else "gsf"
+        return "gsm" if NetworkConfig.of(self.architecture).module == "gsm" else "gsf"
 
 
 def resolve_defaults(recipe: OfficialRecipe) -> OfficialRecipe:
     """The recipe with the paper's numbers where it has None."""
     gsm = recipe.style == "gsm"
     usual: dict[str, Any] = {"batch": 16 if gsm else 32, "accumulation": 2 if gsm else 1, "clip_partial": gsm,
-                             "randaugment": recipe.architecture.startswith("gsf")}
+                             "randaugment": NetworkConfig.of(recipe.architecture).module == "gsf"}
     return replace(recipe, **{name: value for name, value in usual.items() if getattr(recipe, name) is None})
 
 
