@@ -25,6 +25,8 @@ from engines.model.file import Model
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 # Test files run side by side, so each of them takes one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests that import ONNX Runtime themselves must not report either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -196,3 +197,13 @@ def test_an_export_leaves_torch_its_logger(small: Model) -> None:
         assert logger.level == logging.DEBUG
     finally:
         logger.setLevel(logging.NOTSET)
+
+
+def test_onnx_runtime_reports_to_nobody(exported: tuple[Model, Path], tmp_path: Path) -> None:
+    model, file = exported
+    program = (f"import engines, os; engines.compile(engines.load({str(model.path)!r}), {str(file)!r}); "
+               "assert 'ORT_DISABLE_TELEMETRY' not in os.environ")
+    own = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=Path(__file__).parents[1],
+                   env={**own, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)})
+    assert not list(tmp_path.rglob("*onnxruntime*"))

@@ -30,8 +30,16 @@ from engines.model.contract import Contract
 from engines.runtime.backend import Backend, Facts, Spec, build_proven
 from engines.runtime.engine import Engine, Floats, StepResult
 
-with imports_of("onnx", "onnx, onnxscript and onnxruntime", "engine 'onnx'", error_type=EngineError):
-    import onnxruntime
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"  # else it identifies this device and reports, for as long as the process runs
+_before = os.environ.get(_TELEMETRY)
+os.environ[_TELEMETRY] = "1"
+try:
+    with imports_of("onnx", "onnx, onnxscript and onnxruntime", "engine 'onnx'", error_type=EngineError):
+        import onnxruntime
+finally:
+    del os.environ[_TELEMETRY]
+    if _before is not None:
+        os.environ[_TELEMETRY] = _before
 
 if TYPE_CHECKING:
     import torch
