@@ -55,13 +55,18 @@ def ignore_terminal_signals() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
+def discard_writes(fd: int) -> None:
+    """Points a file descriptor of this process at nowhere. Raises OSError."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, fd)
+    os.close(nowhere)
+
+
 def silence_decoders() -> None:
     """Discards file descriptor 2 from now on, Python's own errors excepted: libjpeg and libpng write there about every
     broken picture and have no switch."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    discard_writes(2)
     for handler in logging.getLogger("gatestream").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)

@@ -12,6 +12,8 @@ from io import TextIOWrapper
 from types import TracebackType
 from typing import Self, TextIO
 
+from stream.notices import discard_writes
+
 
 class StandardOutput:
     """Around a command: no character is a fault that the encoding lacks ('?' stands for it), and a reader that leaves
@@ -56,9 +58,7 @@ class StandardOutput:
     def discard(self) -> None:
         """What is buffered goes to nowhere: Python would try to write it when it ends, and complain."""
         with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1 if sys.stdout is None else sys.stdout.fileno())
-            os.close(nowhere)
+            discard_writes(1 if sys.stdout is None else sys.stdout.fileno())
 
 
 @contextmanager

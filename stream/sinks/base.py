@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import cv2
 
 from engines.errors import SinkError
 from stream.frame import Frame, Record
+from stream.notices import discard_writes
 
 
 class OutputClosed(SinkError):  # noqa: N818 - not a fault
@@ -82,7 +82,5 @@ def write_text(out: IO[str], text: str, name: str) -> None:
     except OutputClosed:
         # What is buffered goes to nowhere: Python would try again at exit, and complain.
         with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, out.fileno())
-            os.close(nowhere)
+            discard_writes(out.fileno())
         raise

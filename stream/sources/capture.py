@@ -14,6 +14,7 @@ import cv2
 from engines.errors import FrameError
 from stream.frame import Image
 from stream.images import as_bgr
+from stream.notices import discard_writes
 
 FPS_RANGE = (0.1, 240.0)  # a nominal rate outside is a broken header, not a camera
 _stderr = threading.Lock()
@@ -69,9 +70,7 @@ def silence_stderr() -> Iterator[None]:
             saved = None
         try:
             if saved is not None:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, 2)
-                os.close(nowhere)
+                discard_writes(2)
             yield
         finally:
             if saved is not None:

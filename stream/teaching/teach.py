@@ -117,8 +117,7 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
     rules = [rule for rule in rules if (after_N > rule.open_above).sum() <= most] or rules[1:1 + len(MIN_SCORE)]
     now, window = contract.temperature.get(head, 1.0), contract.window_temperature.get(head, 1.0)
     scored = [(one.clip.label if one.clip.ended else None,
-               np.array([probabilities(row_K, now) for row_K in one.now_TK]),
-               np.array([probabilities(row_K, window) for row_K in one.window_TK])) for one in held_out]
+               probabilities(one.now_TK, now), probabilities(one.window_TK, window)) for one in held_out]
 
     def f1(rule: EventRule) -> float:
         right = total = 0
