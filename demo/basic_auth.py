@@ -3,8 +3,6 @@
     users file: a line "name:salt:hash" for each user, hex; made by `gatestream ui --auth FILE --add-user NAME`
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import hashlib

@@ -5,8 +5,6 @@
     FOLDER/clips/nothing/1.mp4            no action at all
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """The pages around Live: Video and Model, made with Gradio. Nothing is fetched from anywhere else."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import shutil

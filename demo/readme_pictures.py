@@ -1,7 +1,5 @@
 """Draws the pictures of the README from a real run: python -m demo.readme_pictures demo/pictures"""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

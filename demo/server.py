@@ -11,8 +11,6 @@
                          binary: time + JPEG, a picture of a camera that the server opened
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

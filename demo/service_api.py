@@ -7,8 +7,6 @@
     GET /service/clips/{name}             the video of an event
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

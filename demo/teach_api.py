@@ -10,8 +10,6 @@
 An error is {"error": "a sentence"}, status 400.
 """
 
-from __future__ import annotations
-
 import asyncio
 import tempfile
 from collections.abc import Callable

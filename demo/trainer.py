@@ -3,8 +3,6 @@
     FOLDER/models/3f2a9c01d2e4/2.safetensors, 2.json     taught from the model with that digest, the newest last
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`gatestream ui`: the page in a browser."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import webbrowser

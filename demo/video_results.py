@@ -1,7 +1,5 @@
 """A video file, recognised as `gatestream run` does it, for a page to show: events, curves, files to take away."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

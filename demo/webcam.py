@@ -7,8 +7,6 @@
            learns it in the background and is used as soon as it has: taught/ and taught.safetensors. Escape: not now
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -9,8 +9,6 @@ lays a grid of cells, each 1 / frame_rate seconds long, from the first frame of 
     time runs back by more than one cell: "new stream", and the grid starts anew; by less: passed over
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

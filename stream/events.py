@@ -16,8 +16,6 @@ top probability instead: with no class for "nothing", single frames are too unce
   the frames before them favoured their own label as long, the event is split there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace

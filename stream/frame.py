@@ -5,8 +5,6 @@
 Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self

@@ -9,8 +9,6 @@
     anything else            refused by name
 """
 
-from __future__ import annotations
-
 import struct
 from typing import Any
 

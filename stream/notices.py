@@ -1,7 +1,5 @@
 """A program's log lines on stderr: text, or JSON where GATESTREAM_LOG=json is set; and what else may write there."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

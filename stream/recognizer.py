@@ -4,8 +4,6 @@
                      (pick)               (step)                    (publish)
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import Counter

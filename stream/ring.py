@@ -1,7 +1,5 @@
 """Fixed-size bookkeeping of a stream: the last rows of a series, and which camera sits in which engine slot."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -6,8 +6,6 @@
 However it ends, open events are closed and a summary is written before the first error is raised.
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading

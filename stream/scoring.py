@@ -3,8 +3,6 @@
 Legend: D features of a frame, K labels of a head.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Protocol
 

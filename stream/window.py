@@ -7,8 +7,6 @@ Legend: D features of a frame, C clips in the window (fewer at the start).
 An engine that scores clips (`StepResult.spans`) gives clip descriptors by itself; `ClipWindow` is for those.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache

@@ -8,8 +8,6 @@ A message is a JSON header and a payload. Nothing here knows a socket: `parse` c
 payload's length before anything is allocated, and `decode` decodes.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence

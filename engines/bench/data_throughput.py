@@ -3,8 +3,6 @@
     print("\\n".join(format_lines(measure(engines.load("gesture"), open_dataset(Path("epic")), workers=2))))
 """
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """How fast recordings of a dataset are decoded on this machine. Imports no torch: its processes start quickly."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait

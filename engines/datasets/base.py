@@ -7,8 +7,6 @@
 Readers read annotations only and open no video: what the videos hold is `check`'s business.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -7,8 +7,6 @@
 Of a video the header is read, and the first and the last frames are decoded; if deep, all.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import Counter, defaultdict

@@ -7,8 +7,6 @@ A recording is laid on a grid of cells, each 1 / rate seconds long, from its fir
 frame is used; a cell without one shows the image before. Overlapping segments so share their frames.
 """
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ A recording is `<vid_name>.mp4` (or a folder of frames, at the video's own rate)
 which share the name before the last underscore, are one group.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ A dataset folder holds `manifest.csv` (file, label, source, fold, ...) beside th
 is one split, whose groups are the folds that share no background.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

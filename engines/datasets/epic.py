@@ -10,8 +10,6 @@ Frame columns are not in the videos' own rate: files were extracted at 60 frames
 (videos P01_101, the extension). The pickles beside the CSV files hold the same and are never opened.
 """
 
-from __future__ import annotations
-
 import ast
 import os
 from collections.abc import Callable, Mapping

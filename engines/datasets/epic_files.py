@@ -1,7 +1,5 @@
 """Writes annotations in EPIC-KITCHENS-100's own files, which `epic.py` and other readers of that dataset take."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ Splitting is by recording: files of the same name under several classes, and cut
 `kitchen_000010_000020`), stay together. The split depends on names only, so it is the same on every machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator

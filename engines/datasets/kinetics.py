@@ -4,8 +4,6 @@ A recording is a cut of ten seconds, `<youtube_id>_<start>_<end>.mp4` with six d
 of its split or class. Classes are numbered by sorted name.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from engines.datasets import tables

@@ -6,8 +6,6 @@
 Folders are listed once, so that 200,000 names cost one look at the disk.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence

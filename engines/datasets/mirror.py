@@ -4,8 +4,6 @@
     mirror_labels(("turn left", "stop"))                            -> {"turn left": ""}: no label for it
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Finds out what a dataset is by its files, and reads it."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os

@@ -9,8 +9,6 @@
 The verb is the gesture drawn, the noun the place behind the hand. Idle hands and strays are the unlabelled gaps.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Sequence

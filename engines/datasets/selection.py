@@ -1,7 +1,5 @@
 """Which part of a dataset is learnt from, and which is left out to validate with; idle footage that is added to it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace

@@ -8,8 +8,6 @@ V2 numbers its classes itself. V1 and Jester do not: most published code numbers
 by line of the labels file ("lines"); a checkpoint knows only numbers, so choose its order.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -3,8 +3,6 @@
 A file that cannot be understood is a DatasetError; an item that cannot is a Problem, and is left out.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -5,8 +5,6 @@ The same computation as `engines.networks.clip_fusion`, which trains; what of th
 Legend: C clips, oldest first, D features of a clip, d inner width, N directions, X what one product makes at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple

@@ -6,8 +6,6 @@ A checkpoint knows neither its labels nor how fast its frames came. Its clips ar
 video, so the frame rate follows from how long such a video is (`clip_s`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

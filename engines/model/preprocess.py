@@ -7,8 +7,6 @@ Filters for shrinking: "area" averages what a pixel covers; "bilinear" interpola
 "pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

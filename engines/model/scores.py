@@ -1,7 +1,5 @@
 """From logits to probabilities, the same for engines, training and streams. No torch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

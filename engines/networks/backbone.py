@@ -6,8 +6,6 @@ the input of a branch.
 A temporal module is a hook's answer at a site. Backbones know nothing of time.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple

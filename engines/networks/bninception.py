@@ -3,8 +3,6 @@
 Both put their modules on the first convolution of each block's first branch.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -12,8 +12,6 @@ Which past: the channels that were shifted from t+1
 The other channels come from t-1 as they did. TSM and STSM have no weights, so there the second word alone counts.
 """
 
-from __future__ import annotations
-
 import copy
 
 from engines.errors import UsageError

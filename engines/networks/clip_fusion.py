@@ -20,8 +20,6 @@ a clip of no frames is a masked one and changes nothing.
 Legend: B windows, C clips, oldest first, D features of a clip, d inner width.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """How the clips of a window are fused: the rule that a contract stores, and the tensors that belong to it. No torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

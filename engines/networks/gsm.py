@@ -7,8 +7,6 @@ the half that looked ahead takes the frame before last (or `past_shift` frames b
 Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the map's size.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Both descend from Caffe and TensorFlow models, so pools round their size up, and averages count the padding.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ Not torchvision's: 229 pixels, biases, batch norms with eps 1e-5, factorised con
 auxiliary head, and the last block's pool branch takes the maximum.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Parameter names are torchvision's. Temporal modules may sit on the output of eac
 the input of its branch, before the expansion; the skip always carries the map as it came.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial

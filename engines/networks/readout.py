@@ -3,8 +3,6 @@
 Legend: B cameras, T frames, D features of the backbone, M width of the read-out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

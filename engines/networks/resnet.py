@@ -5,8 +5,6 @@ its batch norm and the skip (the GSF authors fill all of them), or on the input 
 TSM authors likewise); the skip always carries the map as it came.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise

@@ -3,8 +3,6 @@
 Legend: B clips, T frames, C channels of the map, H W its size; (dt, dh, dw) an offset in frames, rows and columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 

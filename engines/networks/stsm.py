@@ -5,8 +5,6 @@ height and width, that this is a convolution with a sparse kernel, and that it a
 How many channels move where is our choice, below; the paper's own results are not claimed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product

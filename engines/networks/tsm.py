@@ -4,8 +4,6 @@ ICCV 2019 (arXiv 1811.08383). Some channels come from a neighbouring frame; the 
 It sits on the input of a residual branch, so that the skip still carries the unshifted map (section 4.2).
 """
 
-from __future__ import annotations
-
 from engines.networks.shift import Move, Shift
 
 

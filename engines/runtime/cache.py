@@ -8,8 +8,6 @@ whole; a damaged one is never used but built again. Of several processes that wa
 What is not used for UNUSED_S goes, and above LIMIT_BYTES what was not used for longest.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import hashlib

@@ -3,8 +3,6 @@
 Legend: S slots, B cameras in a step, H W the input size, D features.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Legend: B cameras in this step, H W the contract's input size, D features, K labels of a head.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Legend: H W the size of the finest gated map, P planes (two halves of the channels).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -17,8 +17,6 @@ State is laid out differently from the network's own, and starts as zeros too.
 Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features, t the present frame.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

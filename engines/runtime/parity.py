@@ -6,8 +6,6 @@
 Legend: T frames, H W the contract's input size, D features, K labels of a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ been run on a GPU yet (`tests/gpu` is there to do it).
 Legend: S slots, B the constant batch, H W the input size, D features, K labels of a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 

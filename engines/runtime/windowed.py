@@ -11,8 +11,6 @@ are. The step that renews them takes as long as a clip, the others hardly anythi
 Legend: S slots, B cameras in a step, T frames of a clip, C H W a map, D features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ strokes.py: what the fingertip draws; script.py: an endless performance; hand.py
 camera sees of it; `Simulation`: all of it together. The same seed gives the same frames and spans in every run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

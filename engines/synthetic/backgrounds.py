@@ -1,7 +1,5 @@
 """Rendered rooms and views to stand behind the hand: curtains, landscapes, desks, shelves, carpets, walls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import cv2

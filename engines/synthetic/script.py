@@ -5,8 +5,6 @@
 Only `stroke` is the gesture; everything else is background.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Points are [N, 2] (x right, y down), evenly spaced in time, inside a unit box whose longer side is 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NamedTuple

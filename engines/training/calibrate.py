@@ -4,8 +4,6 @@ Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", ICM
 per head. `now` and `window` get their own: the window's logits are means over many frames, and so are smoother.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

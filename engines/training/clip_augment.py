@@ -7,8 +7,6 @@ with replacement, each done with probability 1/2, at a strength of 9 of 10 give 
 Legend: T frames, H W an image, uint8 BGR.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import cv2

@@ -3,8 +3,6 @@
 Legend: B clips, T frames of a clip, H W the input's size, K labels of a head.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

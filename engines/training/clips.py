@@ -3,8 +3,6 @@
 Legend: B clips, T frames of a clip, H W the input's size, K heads.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Several processes that train as one, started by `torchrun`: who this one is, and sums over all of them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -10,8 +10,6 @@ recordings do, and that the head takes for the label. Their targets are the head
 Legend: N examples, D features, K labels; B rows, T frames of a chunk.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple

@@ -10,8 +10,6 @@ learnt is measured by leaving out each recording in turn.
 Legend: T ticks, D features, K labels, N examples.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

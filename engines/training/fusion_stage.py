@@ -9,8 +9,6 @@ none; other windows are passed over. Like live ones, they end in a clip that is 
 Legend: N windows, C clips, oldest first, D features of a clip, T frames, K labels of a head.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -14,8 +14,6 @@ counts are added up over all processes before they are divided, so that the numb
 which random numbers dropout draws: each process has its own. Without dropout, weights agree within rounding.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial

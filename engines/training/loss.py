@@ -6,8 +6,6 @@ proceeds it asks for its label. At its end the mean over its frames (what the wi
 Legend: B rows, T frames, K labels.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Pixels of a batch -> network input, on the device that trains: what is sent there are bytes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What training sets for its whole process, and puts back."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Iterator

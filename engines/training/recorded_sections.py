@@ -1,7 +1,5 @@
 """Sections cut from recordings: an action in its surroundings, and time in which nothing is done."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

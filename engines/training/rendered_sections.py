@@ -1,7 +1,5 @@
 """Sections in which a rendered hand performs: over a rendered room, or a place of a recording."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import numpy as np

@@ -7,8 +7,6 @@
     best.safetensors    the best weights so far, of a run that validates
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -9,8 +9,6 @@ Frames count from 0; the official file numbers are one higher. Videos shorter th
 Legend: S segments.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A labelled frame of a training stream, and what the makers of its sections share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 

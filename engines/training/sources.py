@@ -1,7 +1,5 @@
 """What training streams are made from: segments of a dataset, recorded time without actions, rendered hands."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace

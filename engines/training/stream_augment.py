@@ -1,7 +1,5 @@
 """Random augmentation that is the same for all frames of a stretch of video: one camera, one light, one lens."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

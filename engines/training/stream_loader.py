@@ -7,8 +7,6 @@ and loader workers, who share out the rows, are free to be any number.
 Legend: B rows, T frames of a chunk, H W the input's size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice

@@ -4,8 +4,6 @@ Every row of a batch is a stream; a chunk is its next T frames. At a chunk's sta
 state (a trimmed clip), the others continue, so that the second hour is as well trained as the first second.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

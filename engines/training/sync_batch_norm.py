@@ -3,8 +3,6 @@
 Legend: N images, C channels, H W the map's size.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What a recipe gives the training loop: what is trained on what (`Task`), and how (`LoopConfig`)."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager

@@ -4,8 +4,6 @@ It is a chain of sections, drawn at random: a recorded action, a rendered perfor
 hands that do nothing labelled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

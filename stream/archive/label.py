@@ -6,8 +6,6 @@ A row for each event; one row for a recording without events or that cannot be r
 reports of each file.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Ray, started or joined. It reports to nobody, and listens on loopback where it is started for this machine alone."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

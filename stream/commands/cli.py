@@ -3,8 +3,6 @@
 Imports wait until a command needs them, so that help is instant and `run` never loads what training needs.
 """
 
-from __future__ import annotations
-
 import errno
 import sys
 from collections.abc import Sequence

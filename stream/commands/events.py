@@ -1,7 +1,5 @@
 """The command about the log of events."""
 
-from __future__ import annotations
-
 import sys
 from contextlib import ExitStack
 from datetime import datetime

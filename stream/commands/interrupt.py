@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM from the first moment of a command on, before it has handlers of its own."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Standard output as a command finds it: in any encoding, and with a reader that may leave."""
 
-from __future__ import annotations
-
 import errno
 import os
 import select

@@ -1,7 +1,5 @@
 """The commands of the live service: `serve`, `camera`."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

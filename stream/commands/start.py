@@ -4,8 +4,6 @@
 before it on the path; what fails then names neither. Imports nothing of ours before it has checked.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +53,7 @@ def check_package(name: str) -> None:
     if overwritten and "gatestream" in own.read_text(encoding="utf-8", errors="replace"):
         return
     restore = "pip install --force-reinstall --no-deps gatestream"
-    if found is None:
+    if found is None or not own.is_file():
         got, do = f"no {own}", restore
     else:
         entry = found.parents[found.name == "__init__.py"]

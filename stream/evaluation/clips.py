@@ -1,7 +1,5 @@
 """Labelled clips, each from a fresh stream: right when the last `window` score names the label."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Which labelled stretches a model is measured on, with labels in the model's own words."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence

@@ -4,8 +4,6 @@
      "results": {"P01_101_0": {"verb": {"0": score, ...}, "noun": {"0": score, ...}}}}      test.json in a zip
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO

@@ -1,7 +1,5 @@
 """All measurements of a model on a dataset, through the very path that live use takes."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

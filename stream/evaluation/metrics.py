@@ -4,8 +4,6 @@ Legend: N clips, T ticks of a stream, K labels of a head. A truth that is no lab
 and above) is always wrong. Where there is nothing to count, the answer is NaN (None in JSON), never an exception.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """What is played to the recogniser, as (image_bgr, seconds): recordings, clips joined by idle footage, rooms."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

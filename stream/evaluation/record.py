@@ -3,8 +3,6 @@
 They lie in a temporary file that vanishes with the record: memory stays flat however long the stream is.
 """
 
-from __future__ import annotations
-
 import tempfile
 from array import array
 from collections.abc import Iterator

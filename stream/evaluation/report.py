@@ -1,7 +1,5 @@
 """One page with all numbers and pictures of an evaluation. It needs no other file and no network."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from html import escape

@@ -1,7 +1,5 @@
 """Continuous streams: events against the truth, delays, false events, and frames one by one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -4,8 +4,6 @@ Scores are recorded once; every rule is tried on the record through `detect_even
 False events are counted on footage without gestures, F1 on a stream with the truth.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

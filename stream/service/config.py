@@ -4,8 +4,6 @@ An empty file is a valid configuration. `python -m stream.service.config stream/
 keys there.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

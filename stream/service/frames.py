@@ -1,7 +1,5 @@
 """Frames as cameras sent them, not yet decoded: one, and those of the last seconds."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ The worker's process may crash or hang: it is started again, a gap is reported f
 With another model a second process is started beside it, and takes over once it is ready and has passed `promotion`.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The sink seam: where results go. One tiny interface; foreign exceptions become SinkError here."""
 
-from __future__ import annotations
-
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Logged events in the formats other tools read: a table, CSV, JSON lines, WebVTT, ELAN."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Logged events as the annotation files of public datasets, to train from."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

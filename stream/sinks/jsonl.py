@@ -1,7 +1,5 @@
 """JSON lines: one record, one object, one line."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ A file collects many runs. `started` is Unix time; `origin` is the capture time 
 video saved beside it; `announced` is whether a service has delivered the event to others, once it was in here.
 """
 
-from __future__ import annotations
-
 import re
 import sqlite3
 import time

@@ -5,8 +5,6 @@
 The terminal's view uses the state alone.
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections import deque
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
     record(open_source("0"), Path("desk.frames"))       # gatestream record 0 --out desk.frames
 """
 
-from __future__ import annotations
-
 import sqlite3
 import threading
 from contextlib import closing

@@ -4,8 +4,6 @@ On a terminal a live picture that fits 80x24; otherwise one plain line per event
 live sources (14:05:03), and count from the first frame for files (1:02.5).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Annotated video: the camera's images with what was recognised, at a constant frame rate and true duration."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence

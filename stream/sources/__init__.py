@@ -1,7 +1,5 @@
 """Where frames come from: `open_source` turns what a user typed into a `Source`."""
 
-from __future__ import annotations
-
 import difflib
 import glob
 import math

@@ -1,7 +1,5 @@
 """Addresses as they may be shown: no password, no token."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import urlsplit
 

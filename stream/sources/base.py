@@ -1,7 +1,5 @@
 """The source seam: what the rest of `stream` sees of a camera, a file or a folder."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

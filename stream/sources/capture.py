@@ -1,7 +1,5 @@
 """The capture seam: cv2.VideoCapture behind four calls, its errors mapped and its messages silenced."""
 
-from __future__ import annotations
-
 import math
 import os
 import threading

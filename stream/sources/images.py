@@ -1,7 +1,5 @@
 """Image files as a stream: natural order (img2 before img10), a fixed rate, unreadable ones passed over."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

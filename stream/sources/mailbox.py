@@ -1,7 +1,5 @@
 """The queue between a reader thread and its consumer. Bounded, and every drop is counted."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """RTSP and HTTP through FFmpeg. RTSP goes over TCP (OpenCV's default), so packets are not lost on the way."""
 
-from __future__ import annotations
-
 import cv2
 
 from stream.sources.address import mask_secrets, parse_scheme

@@ -1,7 +1,5 @@
 """Policy "newest" for files: play at the file's own pace, as a camera would; who is late misses frames."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace

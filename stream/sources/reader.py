@@ -9,8 +9,6 @@ many cameras behind one switch do not reconnect at once. When the consumer has w
 raises SourceError, whatever the thread is stuck in.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 import time

@@ -6,8 +6,6 @@ Images are PNG, which loses nothing. A gap comes before the frame with id `befor
 be replayed.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing

@@ -7,8 +7,6 @@ seconds: length of the stream, endless without; realtime: 1 plays as a camera do
 due), 0 renders as fast as it is read (stream time from 0, every frame counts).
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import time

@@ -1,7 +1,5 @@
 """A ZeroMQ publisher as a source: imagezmq, NetGear's message form, or `gatestream camera --publish`."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from urllib.parse import parse_qsl, urlsplit

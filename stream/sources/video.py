@@ -10,8 +10,6 @@ hole in their times shows how many are missing; in files of variable rate a hole
 length are never believed.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterator

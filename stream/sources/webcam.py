@@ -1,7 +1,5 @@
 """Webcams, by number."""
 
-from __future__ import annotations
-
 import cv2
 
 from stream.sources.base import Policy

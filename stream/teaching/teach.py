@@ -1,7 +1,5 @@
 """Teaching by showing: a folder of recordings in, a model file out (`gatestream teach`)."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -3,8 +3,6 @@
     send (a process) ──JPEGs──► gatestream serve ──predictions──► measure
 """
 
-from __future__ import annotations
-
 import heapq
 import json
 import os

@@ -1,7 +1,5 @@
 """Whether memory stays flat: hours of the simulated camera through a recogniser, as fast as the machine goes."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

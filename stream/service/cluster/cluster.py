@@ -6,8 +6,6 @@ Only configurations and results travel through Ray, never a frame. A camera stay
 when a worker dies a gap is reported for each of its cameras, the others open them, and another worker is started.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

@@ -1,7 +1,5 @@
 """One worker of a cluster: a service for some of the cameras, whose results the head collects."""
 
-from __future__ import annotations
-
 import os
 import queue
 import socket

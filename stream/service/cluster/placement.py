@@ -1,7 +1,5 @@
 """Which worker of a cluster has which camera."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 

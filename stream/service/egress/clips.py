@@ -3,8 +3,6 @@
     event opens ──► its frames are kept, those of the last seconds too ──► event closes, `after_s` later ──► H.264
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import queue

@@ -6,8 +6,6 @@
     /cameras/NAME/live    its records as they come, an array of them a line
 """
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -1,7 +1,5 @@
 """Looking at one camera: its newest picture, and its records as they come."""
 
-from __future__ import annotations
-
 import queue
 from collections.abc import Callable, Iterator, Sequence
 

@@ -6,8 +6,6 @@
     homeassistant/sensor/gatestream_<camera>_<head>/config  makes a sensor of `now`; retained
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

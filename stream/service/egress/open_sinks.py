@@ -1,7 +1,5 @@
 """Opens the event log and the sinks of a configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 

@@ -5,8 +5,6 @@
 While the log cannot be written, events and gaps wait, and cameras go on. Predictions do not wait and are not logged.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import threading

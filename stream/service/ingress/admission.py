@@ -1,7 +1,5 @@
 """Which camera a message is of, and whether it is admitted: names, addresses, numbers and quotas."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 

@@ -7,8 +7,6 @@ A process each, so that a driver or decoder that hangs or crashes costs its own 
 stdin, because addresses may hold passwords and other users can read a command line.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """The cameras that the service opens itself: a process for each, restarted when it ends or stalls."""
 
-from __future__ import annotations
-
 import logging
 import random
 import subprocess

@@ -1,7 +1,5 @@
 """The sockets of cameras: those to which they connect, and those that connect to publishers."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time

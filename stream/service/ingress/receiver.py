@@ -7,8 +7,6 @@ One thread, which never decodes, never waits for a disk and never waits for an e
 of us. An answer goes out before the picture is looked at, to bad messages too.
 """
 
-from __future__ import annotations
-
 import logging
 import queue
 import time

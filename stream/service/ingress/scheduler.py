@@ -1,7 +1,5 @@
 """Frames that wait for the engine: the newest of each camera, and which cameras are next."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy

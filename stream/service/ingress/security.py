@@ -7,8 +7,6 @@
 The files are those of pyzmq (`zmq.auth`), which checks them.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Sequence

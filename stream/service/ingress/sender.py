@@ -1,7 +1,5 @@
 """A ZeroMQ camera: sends pictures to `gatestream serve`, imagezmq hubs or NetGear clients."""
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The receiver's end of the protocol with the engine's process (see `worker/protocol.py`)."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence

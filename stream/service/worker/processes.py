@@ -1,7 +1,5 @@
 """Starting, ending and measuring the service's own processes."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

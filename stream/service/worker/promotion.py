@@ -1,7 +1,5 @@
 """Whether a new model may replace the running one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from engines.errors import ModelError

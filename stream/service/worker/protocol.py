@@ -11,8 +11,6 @@
 Headers are JSON, payloads are what cameras sent: nothing is pickled.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

@@ -5,8 +5,6 @@
 It may crash or be killed at any time: another one takes its place, without the cameras' state.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
