@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.datasets.media import is_video
+from engines.decoding.paths import is_video
 from engines.errors import GatestreamError, UsageError
 from stream.archive.ray import connect_ray
 from stream.recognizer import Recognizer

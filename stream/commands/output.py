@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from types import TracebackType
 from typing import Self, TextIO
 
-from stream.notices import discard_writes
+from engines.decoding.silence import discard_writes
 
 
 class StandardOutput:

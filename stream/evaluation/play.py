@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from engines.datasets import Media, Segment
-from engines.datasets.media import image_number
+from engines.decoding.paths import image_number, is_image, natural_key
 from engines.synthetic import Simulation, distinct_stray
 from stream.frame import Frame, Image
 from stream.sources import open_source
-from stream.sources.images import is_image, natural_key
 
 Frames = Iterator[tuple[Image, float]]
 Played = Generator[tuple[Image, float], None, float]  # frames; returns the time after the last one

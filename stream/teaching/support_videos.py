@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.datasets.media import is_video
+from engines.decoding.paths import is_image, is_video, natural_key
 from engines.errors import DatasetError, SourceError, UsageError
 from engines.model.file import Model
 from engines.model.preprocess import prepare
@@ -26,7 +26,6 @@ from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
 from stream.scoring import Scores
 from stream.sources import open_source
-from stream.sources.images import is_image, natural_key
 
 BACKGROUNDS = frozenset({"background", "idle", "nothing", "none", "unclassified"})
 CAMERA = "teaching"
