@@ -1,7 +1,8 @@
 """A decoded frame -> the picture as a viewer would see it: whole lines, square pixels, upright, BGR."""
 
+import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -18,42 +19,41 @@ SQUARE = 0.02  # relative; pixels so nearly square are taken as square
 WIDEST = 4.0  # pixels wider or higher than that are a broken header
 
 
-class _Graph:
-    """A chain of FFmpeg's filters, built anew whenever the frames' form changes."""
+class _FilterChain:
+    """FFmpeg's filters one after another, set up anew whenever the frames' form changes."""
 
     def __init__(self) -> None:
         self._graph: av.filter.Graph | None = None
         self._form: object = None
 
-    def pull_each(self, frame: av.VideoFrame | None, filters: list[tuple[str, str]]) -> Iterator[av.VideoFrame]:
-        """What the filters give for a frame; None: what they still hold. Raises FFmpegError."""
-        form = None if frame is None else (frame.width, frame.height, frame.format.name, int(frame.colorspace),
-                                           int(frame.color_range), filters)
-        if self._graph is not None and form != self._form:
-            self._graph.push(None)
-            yield from self._pull()
-            self._graph = None
-        if frame is None:
-            return
-        if self._graph is None:
-            self._graph, self._form = av.filter.Graph(), form
+    def fits(self, frame: av.VideoFrame) -> bool:
+        """Whether a frame has the form of those before."""
+        return self._form == self._form_of(frame)
+
+    def push(self, frame: av.VideoFrame | None, filters: Iterable[tuple[str, str]]) -> None:
+        """None: no more frames of this form. Raises FFmpegError."""
+        if frame is not None and not self.fits(frame):
+            self._graph, self._form = av.filter.Graph(), self._form_of(frame)
             self._graph.link_nodes(
                 self._graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,
                                        time_base=frame.time_base or Fraction(1, av.time_base)),
                 *(self._graph.add(name, arguments) for name, arguments in filters),
                 self._graph.add("buffersink")).configure()
-        self._graph.push(frame)
-        yield from self._pull()
+        if self._graph is not None:
+            self._graph.push(frame)
 
-    def _pull(self) -> Iterator[av.VideoFrame]:
-        assert self._graph is not None
-        while True:
-            try:
-                made = self._graph.pull()
-            except (av.error.BlockingIOError, EOFError):
-                return
-            assert isinstance(made, av.VideoFrame)
-            yield made
+    def pull(self) -> av.VideoFrame | None:
+        """A frame that has come through, None where there is none. Raises FFmpegError."""
+        try:
+            made = None if self._graph is None else self._graph.pull()
+        except (av.error.BlockingIOError, EOFError):
+            return None
+        assert made is None or isinstance(made, av.VideoFrame)
+        return made
+
+    @staticmethod
+    def _form_of(frame: av.VideoFrame) -> object:
+        return frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
 
 
 class Deinterlacer:
@@ -62,17 +62,25 @@ class Deinterlacer:
     FFmpeg's scaler refuses interlaced frames.
     """
 
+    FILTERS = (("bwdif", "mode=send_frame:deint=interlaced"),)
+
     def __init__(self) -> None:
-        self._graph = _Graph()
-        self._needed = False
+        self._chain: _FilterChain | None = None
 
     def push(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
-        """None ends the stream, or a part of it. Raises FFmpegError."""
-        self._needed = self._needed or (frame is not None and frame.interlaced_frame)
-        if self._needed:
-            yield from self._graph.pull_each(frame, [("bwdif", "mode=send_frame:deint=interlaced")])
-        elif frame is not None:
-            yield frame
+        """None ends the stream. Raises FFmpegError."""
+        if self._chain is None and frame is not None:
+            if not frame.interlaced_frame:
+                yield frame
+                return
+            self._chain = _FilterChain()
+        if self._chain is None:
+            return
+        if frame is not None and not self._chain.fits(frame):
+            self._chain.push(None, self.FILTERS)
+            yield from iter(self._chain.pull, None)
+        self._chain.push(frame, self.FILTERS)
+        yield from iter(self._chain.pull, None)
 
 
 class PictureConverter:
@@ -81,7 +89,8 @@ class PictureConverter:
     def __init__(self, pixel_aspect: Fraction | None = None) -> None:
         aspect = float(pixel_aspect or 1)
         self._aspect = aspect if 1 / WIDEST <= aspect <= WIDEST and abs(aspect - 1) > SQUARE else 1.0
-        self._graph = _Graph()
+        self._chain = _FilterChain()
+        self._matrix, self._rotation = (1, 0, 0, 1), math.nan
 
     def convert(self, frame: av.VideoFrame) -> Image:
         """BGR uint8 [H, W, 3]. No line of the picture gets lost: pixels that are not square are made larger.
@@ -91,12 +100,17 @@ class PictureConverter:
         width = round(frame.width * max(self._aspect, 1.0))
         height = round(frame.height / min(self._aspect, 1.0))
         try:
-            [made] = self._graph.pull_each(frame, [("scale", f"{width}:{height}:flags=bicubic"), ("format", "bgr24")])
+            self._chain.push(frame, (("scale", f"{width}:{height}:flags=bicubic"), ("format", "bgr24")))
+            made = self._chain.pull()
+            if made is None:
+                raise ValueError("no picture came")
             pixels = np.asarray(made.to_ndarray(), np.uint8)
         except (av.error.FFmpegError, ValueError) as error:
             raise FrameError(f"a frame of {frame.format.name} that FFmpeg does not convert ({error})",
                              "a picture", "convert the video, e.g. with ffmpeg -i IN OUT.mp4") from error
-        return np.ascontiguousarray(_turn(pixels, _display_matrix(frame)))
+        if frame.rotation != self._rotation:  # a frame whose side data are looked at is freed late, which costs much
+            self._matrix, self._rotation = _display_matrix(frame), frame.rotation
+        return np.ascontiguousarray(_turn(pixels, self._matrix))
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

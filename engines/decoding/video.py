@@ -30,6 +30,8 @@ from engines.errors import SourceError
 
 MAX_FAILURES = 50  # packets in a row that do not decode; then the file has ended
 UNTIMED = frozenset(("h264", "hevc", "vvc", "mpegvideo", "m4v", "mjpeg", "obu"))  # formats without times: guessed ones
+TEXT_CODECS = frozenset(("ansi", "bintext", "idf", "xbin"))  # FFmpeg draws pictures of characters
+MOVING_RATE = 3.0  # frames per second; a stream of fewer is a preview, where there is another
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
@@ -85,24 +87,27 @@ class VideoReader:
             raise
 
     def _choose_stream(self, live: bool) -> None:
-        """The largest picture, of equal ones the first; never a cover."""
+        """The largest one that moves, of equal ones the first; never a cover."""
         videos = [stream for stream in self._container.streams.video if not stream.disposition & NO_VIDEO]
         if not videos:
             cover = ", but a cover picture" if self._container.streams.video else ""
             raise self.unreadable("there is no video in it" + cover)
-        self._stream = max(videos, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+        self._stream = max(videos, key=lambda stream: (min(float(stream.average_rate or 0), MOVING_RATE),
+                                                       stream.codec_context.width * stream.codec_context.height))
         for stream in self._container.streams:
             stream.discard = Discard.default if stream is self._stream else Discard.all
         if len(videos) > 1:
-            self.notes.append(f"{self.name}: of {len(videos)} videos in it the largest is read "
-                              f"({self._stream.codec_context.width}x{self._stream.codec_context.height})")
+            self.notes.append(f"{self.name}: of {len(videos)} videos in it this is read: "
+                              f"{self._stream.codec_context.width}x{self._stream.codec_context.height}")
         context = self._stream.codec_context
+        if context.name in TEXT_CODECS:
+            raise self.unreadable("it is text")
         context.thread_type = "SLICE" if live else "AUTO"  # threads that take a frame each delay as many frames
         if multiprocessing.parent_process() is not None and not live:
             context.thread_count = 1  # workers share the cores already
         self.format, self.codec = self._container.format.name, context.name
-        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
-        self.rate = rate if RATE_RANGE[0] <= rate <= RATE_RANGE[1] else 0.0
+        rates = (float(rate or 0) for rate in (self._stream.average_rate, self._stream.guessed_rate))
+        self.rate = next((rate for rate in rates if RATE_RANGE[0] <= rate <= RATE_RANGE[1]), 0.0)
         self.count = self._stream.frames
         self.seconds = self.count / self.rate if self.count and self.rate else \
             float((self._container.duration or 0) / av.time_base)
