@@ -14,6 +14,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,21 +169,19 @@ class VideoReader:
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[DecodedFrame | None]:
-        untimed = self.format == "avi"  # has no times of presentation: those that FFmpeg makes up jump
         for frame in self._whole_frames():
-            if frame is None:
-                yield None
-                continue
-            stamp = frame.dts if untimed or frame.pts is None else frame.pts
-            yield DecodedFrame(math.nan if stamp is None or frame.time_base is None else float(stamp * frame.time_base),
-                               lambda frame=frame: self._converter.convert(frame))  # type: ignore[misc]
+            yield None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
+                                                          partial(self._converter.convert, frame))
 
     def _whole_frames(self) -> Iterator[av.VideoFrame | None]:
         """Decoded frames of whole lines."""
+        untimed = self.format == "avi"  # has no times of presentation: those that FFmpeg makes up jump
         for frame in self._packets():
             if frame is None or frame.is_corrupt:
                 yield None
                 continue
+            if untimed or frame.pts is None:
+                frame.pts = frame.dts
             yield from self._deinterlacer.push(frame)
         yield from self._deinterlacer.push(None)
 
