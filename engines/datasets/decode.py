@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from engines.datasets.base import Media, Segment
 from engines.decoding.images import Image, read_image
 from engines.decoding.paths import image_number, list_images, printable
-from engines.decoding.video import VideoReader
-from engines.errors import DatasetError, FrameError, SourceError, first_line
+from engines.decoding.video import VideoReader, reason_of
+from engines.errors import DatasetError, FrameError, SourceError
 from engines.model.preprocess import fit
 
 Images = NDArray[np.uint8]  # [N, H, W, 3], BGR
@@ -133,7 +133,7 @@ def _timed(media: Media, start_s: float) -> Iterator[tuple[float, Load]]:
         try:
             yield from ((frame.at_s, frame.picture) for frame in video.frames(start_s) if frame is not None)
         except av.error.FFmpegError as error:
-            raise _unreadable(media.path, first_line(error)) from error
+            raise _unreadable(media.path, reason_of(error)) from error
 
 
 def open_recording(path: Path) -> VideoReader:

@@ -27,7 +27,7 @@ from engines.decoding.images import Image
 from engines.decoding.paths import printable
 from engines.decoding.picture import Deinterlacer, PictureConverter
 from engines.decoding.times import RATE_RANGE, StreamTime
-from engines.errors import SourceError
+from engines.errors import SourceError, first_line
 
 MAX_FAILURES = 50  # packets in a row that do not decode; then the file has ended
 UNTIMED = frozenset(("h264", "hevc", "vvc", "mpegvideo", "m4v", "mjpeg", "obu"))  # formats without times: guessed ones
@@ -208,3 +208,8 @@ class VideoReader:
         """The error of a file that cannot be used."""
         return SourceError(f"{self.name}: {why}", "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
                            "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4")
+
+
+def reason_of(error: Exception) -> str:
+    """What FFmpeg or the system says, without the address, in which a password may stand."""
+    return str(getattr(error, "strerror", None) or first_line(error))

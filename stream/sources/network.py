@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 import av.error
 
 from engines.decoding.images import decode_image
-from engines.decoding.video import DecodedFrame, VideoReader
-from engines.errors import FrameError, SourceError, first_line
+from engines.decoding.video import DecodedFrame, VideoReader, reason_of
+from engines.errors import FrameError, SourceError
 from stream.frame import Image
 from stream.sources.address import mask_secrets, normalise, parse_scheme
 from stream.sources.base import Policy, Source
@@ -87,7 +87,7 @@ def _explain(url: str, error: Exception) -> tuple[str, str]:
         return f"no host of the name {host}", "check the spelling of the address"
     if isinstance(error, FrameError):
         return error.got, "give the address of a stream or an image"
-    return first_line(error), ""
+    return reason_of(error), ""
 
 
 _HTTP_CODES = ((av.error.HTTPUnauthorizedError, 401), (av.error.HTTPForbiddenError, 403),

@@ -12,8 +12,8 @@ import av.error
 
 from engines.decoding.paths import printable
 from engines.decoding.times import StreamTime
-from engines.decoding.video import VideoReader
-from engines.errors import FrameError, SourceError, first_line
+from engines.decoding.video import VideoReader, reason_of
+from engines.errors import FrameError, SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
 
@@ -63,7 +63,7 @@ class VideoFile(Source):
                 index += 1 + lost
                 yield Frame(image_bgr, captured_at, index, self.info.camera, lost)
         except av.error.FFmpegError as error:
-            raise SourceError(f"{self._reader.name} breaks off ({first_line(error)})", "a readable file",
+            raise SourceError(f"{self._reader.name} breaks off ({reason_of(error)})", "a readable file",
                               "check the disk or the connection it comes from") from error
         finally:
             self._reader.close()
@@ -78,7 +78,7 @@ def open_video(path: Path) -> VideoReader:
                 raise SourceError(f"{name}: the file is empty", "a video file", "get it again")
         return VideoReader(path)
     except av.error.FFmpegError as error:
-        raise SourceError(f"{name}: the file is no video, or its header is damaged or cut off ({first_line(error)})",
+        raise SourceError(f"{name}: the file is no video, or its header is damaged or cut off ({reason_of(error)})",
                           "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
                           "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4") from error
     except OSError as error:
