@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Model
