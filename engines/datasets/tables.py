@@ -78,9 +78,9 @@ def read_header(path: Path) -> list[str]:
     return next(csv.reader([read_text(path, lines=1).strip()]), [])
 
 
-def read_csv(path: Path, columns: Sequence[str] = (), delimiter: str = ",") -> list[dict[str, str]]:
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a CSV file with a header. Raises DatasetError for a missing column, an open quote or uneven rows."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         rows = list(reader)
     except csv.Error as error:

@@ -38,7 +38,6 @@ from engines.training.loop import run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sampling import Style, sample_frames, validation_frames
-from engines.training.sources import ReadFrames
 from engines.training.task import LoopConfig, Precision, Progress
 
 UNRECORDED_FIELDS = {"out", "workers", "strict"}
@@ -107,19 +106,18 @@ def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
 
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
-          progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
+          progress: Progress = lambda _, __: None) -> Network:
     """Trains on the split "train", validates on "validation" and writes the model file; returns its network.
 
     The weights that were best at that are saved, the last ones where there is nothing to validate on. A killed run goes
     on; its own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
     """
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
-        report = report if ranks.is_main else lambda _: None
-        return _train(resolve_defaults(recipe), data, ranks, report, progress, read_frames)
+        return _train(resolve_defaults(recipe), data, ranks, report if ranks.is_main else lambda _: None, progress)
 
 
-def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
-           read_frames: ReadFrames) -> Network:
+def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress
+           ) -> Network:
     data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]
@@ -137,7 +135,7 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
                          f"use --arch {made}")
     teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
     contract = make_contract(recipe, network, data, _clip_s(segments))
-    reader = _ClipReader(recipe, contract, data, read_frames)
+    reader = _ClipReader(recipe, contract, data)
     clips = ClipDataset(segments, heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
     task = ClipTask(network, contract, recipe, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
@@ -181,14 +179,14 @@ def _clip_s(segments: Sequence[Segment]) -> float:
 class _ClipReader:
     """What training and validation see of a segment."""
 
-    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames) -> None:
-        self._recipe, self._contract, self._data, self._read_frames = recipe, contract, data, read_frames
+    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset) -> None:
+        self._recipe, self._contract, self._data = recipe, contract, data
 
     def _decode(self, segment: Segment) -> Images:
         """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
         height, width = frame_size(segment.media)
         scale = min(1.0, min(self._contract.cover_hw) / min(height, width))
-        return self._read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
+        return read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
 
     def training(self, segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
         images = self._decode(segment)
