@@ -272,7 +272,7 @@ def test_a_model_file_carries_its_fusion_to_predictions(fused: tuple[Contract, d
     for frame in range(20):
         features_D = rng.normal(size=8).astype(np.float32)
         scores = scorer.score(StepResult(features_D[None], {"gesture": np.zeros((1, 2), np.float32)}))
-        wanted = by_hand.push(features_D)
+        descriptor_D, gates_C = by_hand.push(features_D)
         assert scores.gates == tuple(gates_C.tolist())
         assert sum(gate > 0 for gate in scores.gates) == min(2, 1 + frame // 4)
         logits_K = model.head_logits(descriptor_D)["gesture"]
