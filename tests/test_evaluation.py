@@ -223,7 +223,7 @@ def test_overlapping_segments_of_a_long_recording_are_played_in_one_pass(
         report = evaluate_clips(together, parts, "none", meter=meter)
         stream = meter.report().first
     assert len(opened) == 1
-    assert [one.what for one in report.skipped] == ["late"]
+    assert [what for what, _ in report.skipped] == ["late"]
     alone = {one.id: evaluate_clips(recogniser(), [one], "none").outcomes[0].window["gesture"] for one in parts[:3]}
     assert {one.segment.id: list(one.window["gesture"]) for one in report.outcomes} == {
         name: list(window) for name, window in alone.items()}
