@@ -107,15 +107,6 @@ def with_fusion(model: Model, form: str) -> Model:
     return fused
 
 
-def with_hop(model: Model, hop: int) -> Model:
-    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError."""
-    if model.contract.network.causal:
-        raise UsageError(f"a hop for {model.contract.name}, which is causal", "a bidirectional model with it",
-                         "leave the hop out: every frame is scored")
-    config = model.contract.network.replace(hop=hop)
-    return Model(model.contract.model_copy(update={"network": config}), model.tensors, model.digest, model.path)
-
-
 def resolve_engine(engine: str) -> str:
     """The name of an engine that networks without a file can be timed in. auto: the best there is."""
     if engine == "auto":

@@ -54,7 +54,6 @@ class Spec:
     model: Model
     slots: int = 1
     precision: str | None = None  # None: the fastest that agrees with eager
-    hop: int | None = None  # frames from one clip's scores to the next, of a bidirectional model
     calibration_u8: Frames | None = None  # for int8: BGR [T, H, W, 3] in order from one camera
 
 

@@ -8,6 +8,8 @@ whole; a damaged one is never used but built again. Of several processes that wa
 What is not used for UNUSED_S goes, and above LIMIT_BYTES what was not used for longest.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import hashlib
@@ -19,14 +21,18 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from engines.errors import EngineError, SinkError
+from engines.errors import EngineError
+from engines.model.file import whole_file
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 log = logging.getLogger("gatestream.engines")
 
@@ -80,7 +86,13 @@ def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
         return _use(folder, key)
     try:
         make_private_dir(folder.parent)
-        with _locked(folder):
+        lock = _lock_of(folder)
+        try:
+            held = lock.acquire(timeout=0)
+        except TimeoutError:
+            log.warning("another process is building an engine: waiting for it")
+            held = lock.acquire()
+        with held:
             return _use_or_build(folder, key, build)
     except OSError as error:
         log.warning("engine cache %s cannot be written (%s): the engine will be built again next time",
@@ -116,32 +128,18 @@ def _use_or_build(folder: Path, key: Mapping[str, str], build: Build) -> Entry:
     return read(folder, key)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Held by who builds an entry, until its process ends. One of sixteen files, so that they do not add up.
+def _lock_of(folder: Path) -> BaseFileLock:
+    """Held by who builds an entry, until its process ends. One of sixteen files, so that they do not add up."""
+    from filelock import FileLock
 
-    Raises filelock.Timeout, an OSError, where it is held and need not wait.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(f".lock-{folder.name[0]}"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if not wait:
-            raise
-        log.warning("another process is building an engine: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return FileLock(folder.with_name(f".lock-{folder.name[0]}"))
 
 
 def _prune(newest: Path) -> None:
     """Removes what killed builders left, entries unused for long, and above the limit the longest unused."""
     for aside in newest.parent.glob(f"{BUILDING}*"):
-        with contextlib.suppress(OSError), _locked(newest.with_name(aside.name.removeprefix(BUILDING)), wait=False):
+        lock = _lock_of(newest.with_name(aside.name.removeprefix(BUILDING)))
+        with contextlib.suppress(OSError), lock.acquire(timeout=0):  # a lock that is held is an OSError too
             shutil.rmtree(aside)
     found = []
     for folder in newest.parent.iterdir():
@@ -221,16 +219,9 @@ def entries() -> list[Entry]:
 
 def pack(entry: Entry, out: Path) -> None:
     """Writes an entry as one file, to be carried to a machine of the same kind. Raises SinkError."""
-    try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
-            whole = Path(aside) / out.name
-            with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
-                for path in sorted(entry.folder.iterdir()):
-                    archive.write(path, path.name)
-            whole.replace(out)
-    except OSError as error:
-        raise SinkError(f"{out} ({error.strerror})", "a place that can be written",
-                        "choose another folder or free some space") from error
+    with whole_file(out) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(entry.folder.iterdir()):
+            archive.write(path, path.name)
 
 
 def unpack(file: Path, key: Mapping[str, str]) -> Entry:

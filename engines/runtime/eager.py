@@ -77,7 +77,7 @@ def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> Engin
     model = spec.model
     if model.network.causal:
         return EagerEngine(model.network, model.contract, spec.slots)
-    windowed = WindowedEngine(model.network, model.contract, spec.slots, spec.hop)
+    windowed = WindowedEngine(model.network, model.contract, spec.slots)
     log.info("%s is bidirectional: the last %d frames are scored every %d, which computes %.1f times what one "
              "pass a frame does (%.1f times behind the first temporal module)", model.contract.name,
              windowed.segments, windowed.hop, windowed.cost, windowed.segments / windowed.hop)

@@ -42,13 +42,10 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
         raise UsageError(f"{slots} slots", "1 or more", "give one slot per camera")
     name = os.fspath(engine)
     causal = model.contract.network.causal
-    if causal and hop is not None:
-        raise UsageError(f"a hop of {hop} frames for {model.contract.name}, which is causal",
-                         "a bidirectional model with it", "leave the hop out: causal models score every frame")
     if calibration_u8 is not None and name != "tensorrt":
         raise UsageError(f"calibration frames for engine {name!r}", "engine tensorrt in int8 with them",
                          "leave the frames out, or ask for that engine")
-    spec = Spec(model, slots, precision, hop, calibration_u8)
+    spec = Spec(model.with_hop(hop), slots, precision, calibration_u8)
     if name == "auto":
         return _compile_best(spec) if causal else _compile("eager", spec)
     if name in ENGINES:

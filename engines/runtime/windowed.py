@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import normalise
 from engines.networks.network import Network
@@ -30,22 +30,18 @@ from engines.runtime.engine import Engine, StepResult
 class WindowedEngine(Engine):
     """Per slot: the last T maps [S, T, C, H, W] in a ring, how many came, the features last computed and their end.
 
-    cost: arithmetic a frame, where 1 is the whole network once a frame.
-    hop: frames from one clip's scores to the next, 1 to T; None for the network's own. Raises UsageError for another
-    hop, EngineError for a causal network.
+    cost: arithmetic a frame, where 1 is the whole network once a frame; hop: frames from one clip's scores to the next.
+    Raises EngineError for a causal network.
     """
 
     name = "eager"
     precision = "f32"
 
-    def __init__(self, network: Network, contract: Contract, slots: int, hop: int | None = None) -> None:
+    def __init__(self, network: Network, contract: Contract, slots: int) -> None:
         if network.causal:
             raise EngineError("a causal network in a window", "a bidirectional one",
                               "use engines.compile, which runs causal networks frame by frame")
-        self.hop, self.segments = network.hop if hop is None else hop, network.segments
-        if not 1 <= self.hop <= self.segments:
-            raise UsageError(f"a hop of {self.hop} frames", f"1 to {self.segments}, the frames of this model's clips",
-                             "choose one of these")
+        self.hop, self.segments = network.hop, network.segments
         self.contract, self.slots = contract, slots
         self._network = network.eval()
         self._split, like = split(network)
