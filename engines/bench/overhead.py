@@ -23,7 +23,7 @@ from engines.model.file import Model
 from engines.model.preprocess import fit
 from engines.networks.config import NetworkConfig
 from engines.networks.fusion_rule import FusionRule, tensor_shapes
-from engines.runtime.backend import Spec, open_unproven
+from engines.runtime.backend import Spec
 from engines.runtime.registry import ENGINES, find, unavailable_reason
 
 Figures = dict[str, float]
@@ -127,7 +127,7 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
     size_hw = size_hw or model.contract.input_size_hw
     config = model.contract.network.replace(input_size_hw=size_hw)
     resized = Model(model.contract.model_copy(update={"network": config, "cover_hw": size_hw}), model.tensors, "")
-    engines = {name: open_unproven(find(engine), Spec(one, precision=precision))
+    engines = {name: find(engine).open_unproven(Spec(one, precision=precision))
                for name, one in (("step", resized), ("bare", bare_backbone(resized)))}
     frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(model.contract.frame_rate, TURN)]
     taken: dict[str, list[float]] = {name: [] for name in engines}

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -74,14 +73,9 @@ def make_private_dir(folder: Path) -> Path:
     return folder
 
 
-def entry_name(key: Mapping[str, str]) -> str:
-    """The name of an entry's folder, 32 hexadecimal digits."""
-    return hashlib.sha256(_canonical(dict(key))).hexdigest()[:32]
-
-
 def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
     """The entry of a key, built if there is none that can be trusted. What `build` raises comes out."""
-    folder = cache_dir() / entry_name(key)
+    folder = cache_dir() / _checksum(dict(key))[:32]
     with contextlib.suppress(FileNotFoundError, DamagedEntryError):
         return _use(folder, key)
     try:
@@ -142,11 +136,10 @@ def _prune(newest: Path) -> None:
         with contextlib.suppress(OSError), lock.acquire(timeout=0):  # a lock that is held is an OSError too
             shutil.rmtree(aside)
     found = []
-    for folder in newest.parent.iterdir():
-        if re.fullmatch("[0-9a-f]{32}", folder.name) and folder != newest:
-            with contextlib.suppress(OSError):
-                used = folder / MANIFEST if (folder / MANIFEST).exists() else folder
-                found.append((used.stat().st_mtime, _size(folder), folder))
+    for folder in {*newest.parent.glob("[0-9a-f]" * 32)} - {newest}:
+        with contextlib.suppress(OSError):
+            used = folder / MANIFEST if (folder / MANIFEST).exists() else folder
+            found.append((used.stat().st_mtime, _size(folder), folder))
     total = _size(newest)
     for used_at, size, folder in sorted(found, reverse=True):
         total += size
@@ -177,8 +170,7 @@ def write_manifest(folder: Path, key: Mapping[str, str], facts: Facts) -> None:
     """Writes the manifest over everything in `folder`."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     content = {"format": FORMAT, "key": dict(key), "facts": facts, "built_at": time.time(), "files": files}
-    checksum = hashlib.sha256(_canonical(content)).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps({**content, "checksum": checksum}))
+    (folder / MANIFEST).write_text(json.dumps({**content, "checksum": _checksum(content)}))
 
 
 def read(folder: Path, key: Mapping[str, str] | None = None, verify: bool = True) -> Entry:
@@ -190,17 +182,15 @@ def read(folder: Path, key: Mapping[str, str] | None = None, verify: bool = True
         stated = content.pop("checksum")
         if content["format"] != FORMAT:
             raise DamagedEntryError(f"it is of format {content['format']}, not {FORMAT}")
-        if stated != hashlib.sha256(_canonical(content)).hexdigest():
+        if stated != _checksum(content):
             raise DamagedEntryError("its manifest was changed")
         if key is not None and content["key"] != dict(key):
             raise DamagedEntryError("it belongs to another engine")
         if verify:
-            present = {path.name for path in folder.iterdir()} - {MANIFEST}
-            if present != set(content["files"]):
+            if {path.name for path in folder.iterdir()} != {MANIFEST, *content["files"]}:
                 raise DamagedEntryError("files are missing or foreign")
-            for name, wanted in content["files"].items():
-                if _sha256(folder / name) != wanted:
-                    raise DamagedEntryError(f"{name} was changed")
+            if changed := [name for name, wanted in content["files"].items() if _sha256(folder / name) != wanted]:
+                raise DamagedEntryError(f"{changed[0]} was changed")
         return Entry(folder, content["key"], content["facts"], float(content["built_at"]), _size(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
@@ -209,11 +199,9 @@ def read(folder: Path, key: Mapping[str, str] | None = None, verify: bool = True
 def entries() -> list[Entry]:
     """Every entry, newest first. Manifests alone are read: an entry's files are verified when it is used."""
     found = []
-    with contextlib.suppress(OSError):
-        for folder in cache_dir().iterdir():
-            if not folder.name.startswith("."):
-                with contextlib.suppress(DamagedEntryError, FileNotFoundError):
-                    found.append(read(folder, verify=False))
+    for manifest in cache_dir().glob(f"[!.]*/{MANIFEST}"):
+        with contextlib.suppress(DamagedEntryError, FileNotFoundError):
+            found.append(read(manifest.parent, verify=False))
     return sorted(found, key=lambda entry: -entry.built_at)
 
 
@@ -241,8 +229,8 @@ def unpack(file: Path, key: Mapping[str, str]) -> Entry:
     return entry
 
 
-def _canonical(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True).encode()
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

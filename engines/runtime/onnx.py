@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from engines.errors import EngineError, first_line, imports_of
 from engines.model.contract import Contract
 from engines.model.file import Model, whole_file
-from engines.runtime.backend import Backend, Facts, Spec, build_proven
+from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
 
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # else it identifies this device and reports, for as long as the process runs
@@ -120,7 +120,7 @@ def write(model: Model, out: Path) -> None:
     file cannot be written.
     """
     with whole_file(out) as aside:
-        facts = build_proven(BACKEND, Spec(model), aside.parent)
+        facts = BACKEND.build_proven(Spec(model), aside.parent)
         import onnx
 
         written = onnx.load(aside.with_name(FILE))

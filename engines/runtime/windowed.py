@@ -23,7 +23,7 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import normalise
 from engines.networks.network import Network
-from engines.runtime.eager import to_numpy
+from engines.runtime.eager import result_of
 from engines.runtime.engine import Engine, StepResult
 
 
@@ -51,7 +51,6 @@ class WindowedEngine(Engine):
         self.cost = self._cost(like)
 
     def _cost(self, map_1CHW: Tensor) -> float:
-        """Arithmetic a frame on a long stream, where 1 is the whole network once a frame."""
         with torch.no_grad(), FlopCounterMode(display=False) as first:
             self._network.backbone(_blank(self._network), _keep, slice(self._split))
         with torch.no_grad(), FlopCounterMode(display=False) as rest:
@@ -75,16 +74,14 @@ class WindowedEngine(Engine):
                 if slot in renewed:
                     self._features[slot], self._ends[slot] = renewed[slot], self._counts[slot]
         features_BD = self._features[list(slots)]
-        return StepResult(to_numpy(features_BD),
-                          {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()},
-                          tuple(range(max(0, self._ends[slot] - self.segments), self._ends[slot]) for slot in slots))
+        return result_of(self._network, features_BD, tuple(
+            range(max(0, self._ends[slot] - self.segments), self._ends[slot]) for slot in slots))
 
     def _mean_features(self, slot: int, count: int) -> Tensor:
         """Of the clip that ends with a stream's frame number `count`: [D]."""
         oldest_first = [frame % self.segments for frame in range(max(0, count - self.segments), count)]
-        features_1TD, _ = self._network(self._maps[slot, oldest_first][None], (), slice(self._split, None))
-        features_TD: Tensor = features_1TD[0]
-        return features_TD.mean(dim=0)
+        features_1TD: Tensor = self._network(self._maps[slot, oldest_first][None], (), slice(self._split, None))[0]
+        return features_1TD[0].mean(dim=0)
 
     def _reset(self, slots: Sequence[int]) -> None:
         for slot in slots:
