@@ -6,20 +6,25 @@
 However it ends, open events are closed and a summary is written before the first error is raised.
 """
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
+from engines.decoding.sanity import PictureMonitor
 from engines.errors import FrameError, SinkError
 from stream.frame import Event, Frame, Gap, Prediction, Record, Summary
 from stream.recognizer import Recognizer
 from stream.sinks.base import Sink
-from stream.sources import open_source
+from stream.sources import open_path
 from stream.sources.base import Source
+
+log = logging.getLogger("gatestream.run")
 
 
 class Percentiles:
@@ -66,14 +71,14 @@ class _Outputs:
                 self.failure = self.failure or error
 
 
-def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
+def recognize_file(recognizer: Recognizer, recording: Path, camera: str) -> list[Event]:
     """The closed events of a recording, pushed as the camera of this name.
 
     An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
     `reset` the camera.
     """
     closed: list[Event] = []
-    with open_source(recording, camera=camera, policy="every") as source:
+    with open_path(recording, camera=camera, policy="every") as source:
         for frame in source.frames():
             if not isinstance(frame, Frame):
                 continue
@@ -97,6 +102,7 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     """
     outputs, latencies = _Outputs(sinks), Percentiles()
     camera, live = source.info.camera, source.info.live
+    monitor, noted = PictureMonitor(camera, source.info.fps), 0
     began, frames, lost = timer(), 0, 0
     first_at: float | None = None
     try:
@@ -121,13 +127,19 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 try:
                     records = recognizer.push(item.image_bgr, item.captured_at, camera, item.index, item.lost, waited_s)
                     outputs.write(item, records)
+                    odd = [*source.notes[noted:], *monitor.add(item.captured_at, item.image_bgr, item.lost)]
                 except FrameError:
-                    records = []  # counted by the recogniser
+                    records, odd = [], []  # counted by the recogniser
+                for line in odd:
+                    log.warning("%s", line)
+                noted = len(source.notes)
                 for record in records:
                     if isinstance(record, Prediction):
                         latencies.add(record.latency_ms["total"])
                 if frames == max_frames:
                     break
+        for line in (*source.notes[noted:], *(() if live else monitor.finish())):
+            log.warning("%s", line)
     finally:
         source.close()
         counts = recognizer.counts(camera)

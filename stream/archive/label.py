@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.decoding.paths import is_video
+from engines.decoding.paths import is_hidden, is_video, natural_key, printable
 from engines.errors import GatestreamError, UsageError
 from stream.archive.ray import connect_ray
 from stream.recognizer import Recognizer
@@ -41,9 +41,9 @@ class Labeller:
         """The rows of a recording: {"path": ...} -> path, head, label, started_at, ended_at, score, error."""
         path = str(row["path"])
         try:
-            found = recognize_file(self._recognizer, path, path)
+            found = recognize_file(self._recognizer, Path(path), printable(path))
         except GatestreamError as error:
-            self._recognizer.reset(path)
+            self._recognizer.reset(printable(path))
             return [{"path": path, **NO_EVENT, "error": str(error)}]
         return [{"path": path, "head": event.head, "label": event.label, "started_at": round(event.started_at, 4),
                  "ended_at": round(event.ended_at, 4), "score": round(event.score, 4), "error": None}
@@ -52,7 +52,8 @@ class Labeller:
 
 def find_recordings(folder: Path) -> list[Path]:
     """Videos and recordings below a folder. Raises UsageError where there are none."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and (is_video(path) or is_recording(path)))
+    found = sorted((path for path in folder.rglob("*") if path.is_file() and not is_hidden(path)
+                    and (is_video(path) or is_recording(path))), key=natural_key)
     if not found:
         raise UsageError(f"{folder}, in which there is no video", "a folder of videos", "check the path")
     return found

@@ -128,7 +128,7 @@ def serve(address: str, model: str, engine: str, slots: int, promotion: Promotio
         compiled = engines.compile(loaded, engine=engine, slots=slots)
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
-            found = [] if promotion is None else recognize_file(recognizer, str(promotion.recording), "gate")
+            found = [] if promotion is None else recognize_file(recognizer, promotion.recording, "gate")
             if promotion is not None and expected is not None:
                 check_promotion(expected, found, promotion.f1, promotion.recording)
             worker = Worker(recognizer)
