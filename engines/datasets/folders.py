@@ -68,7 +68,8 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
         builder.add(own, Segment(name, recording, group=group, labels={"action": label}))
     background = next((label for label in labels if label.lower() in _BACKGROUNDS), None)
     title = "a sense project" if (folder / PROJECT).is_file() else "class folders"
-    return builder.build(title, mirrored={"action": mirror_labels(labels)}, background=background)
+    return builder.build(title, mirrored={"action": mirror_labels(labels)}, background=background,
+                         split_by_us=not given)
 
 
 def choose_validation(recordings: list[tuple[str, str]], share: float = VALIDATION_SHARE) -> set[str]:
