@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -452,6 +454,25 @@ def test_a_password_may_hold_any_character(user: str) -> None:
         with source:
             assert source.info.camera == address + "/secret?channel=2"
             assert isinstance(next(source.frames()), Frame)
+
+
+def test_a_program_ends_well_while_a_driver_waits_for_a_frame() -> None:
+    class Slow(MjpegCamera):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                super().do_GET()
+                leave.wait(LIMIT_S)
+
+    leave = threading.Event()
+    code = ("import sys, threading, cv2\nfrom stream.commands.start import leave_drivers\n"
+            "camera, inside = cv2.VideoCapture(sys.argv[1]), threading.Event()\n"
+            "def read():\n    while camera.grab():\n        inside.set()\n"
+            "threading.Thread(target=read, name='reader of it', daemon=True).start()\n"
+            "inside.wait()\nprint('done', end='')\nsys.exit(leave_drivers(3))\n")
+    with served(Slow) as address:
+        done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=LIMIT_S)
+        leave.set()
+    assert (done.returncode, done.stdout, done.stderr) == (3, "done", "")
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
