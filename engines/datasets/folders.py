@@ -89,8 +89,8 @@ def choose_validation(recordings: list[tuple[str, str]], share: float = VALIDATI
 
 
 def _group(recording: Media) -> str:
-    return _CUT.sub("", recording.path.parent.name if recording.path.name == "rgb" else
-                    recording.path.stem if recording.rate is None else recording.path.name)
+    return printable(_CUT.sub("", recording.path.parent.name if recording.path.name == "rgb" else
+                              recording.path.stem if recording.rate is None else recording.path.name))
 
 
 def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:

@@ -38,7 +38,7 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
         raise UsageError(f"fps {fps}", "more than 0 and at most 1000 frames per second", "give the rate of the images")
     check_source(spec)
-    scheme = parse_scheme(spec)
+    scheme, camera = parse_scheme(spec), camera and printable(camera)
     if fps is not None and (spec.isdecimal() or scheme is not None):
         raise UsageError(f"fps {fps:g} with {mask_secrets(spec) if scheme else 'a webcam'}",
                          "fps with images or a video file", "leave it out: the camera sets its own rate")
