@@ -31,7 +31,7 @@ from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training import exemplars
-from engines.training.calibrate import ValidationClip, calibrate, read_clips
+from engines.training.calibrate import ValidationClip, calibrate, read_each
 from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, whole_config
 from engines.training.loop import run
@@ -243,8 +243,10 @@ class _Training:
         background = self.sources.background_label if recipe.trimmed else None
         labelled = [one for one in self.data.splits.get("validation", ())
                     if one.labels and (background is None or background not in one.labels.values())]
-        return read_clips(labelled[::max(1, -(-len(labelled) // recipe.validation_clips))], self.sources.decode_rate,
-                          contract.input_size_hw, self.read_frames, recipe.strict)
+        some = labelled[::max(1, -(-len(labelled) // recipe.validation_clips))]
+        found = read_each(some, lambda one: self.read_frames(one, self.sources.decode_rate, contract.input_size_hw),
+                          recipe.strict)
+        return [ValidationClip(images, times_s - times_s[0], one.labels) for one, (images, times_s) in found]
 
     def examples(self, recipe: Recipe, contract: Contract, network: Network, open_stream: OpenStream
                  ) -> Mapping[str, NDArray[np.float32]]:
