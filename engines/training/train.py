@@ -34,14 +34,13 @@ from engines.training import exemplars
 from engines.training.calibrate import ValidationClip, calibrate, read_each
 from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, whole_config
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, Precision, Progress, run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
 from engines.training.stream_loader import OpenStream, StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig, Precision, Progress
 from engines.training.training_stream import SectionShares, TrainingStream
 
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
