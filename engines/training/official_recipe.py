@@ -207,8 +207,8 @@ class _ClipReader:
 
 
 def middle_frames(frames: int, segments: int) -> Indices:
-    """The middle frame of each of S equal segments [S], 2 6 11 16 20 25 30 34 for (37, 8): testing with one clip. Raises
-    UsageError for numbers below 1."""
+    """The middle frame of each of S equal segments [S], 2 6 11 16 20 25 30 34 of (37, 8): testing with one clip.
+    Raises UsageError for numbers below 1."""
     length = _segment_length(frames, segments)
     return (length / 2 + length * np.arange(segments)).astype(np.int64)
 
