@@ -20,7 +20,7 @@ from stream.runner import recognize_file
 from stream.sinks.base import output_path, sink_errors
 from stream.sources.replay import is_recording
 
-NO_EVENT = {"head": None, "label": None, "started_at": None, "ended_at": None, "score": None}
+NO_EVENT = dict.fromkeys(("head", "label", "started_at", "ended_at", "score"))
 
 
 class LabelSummary(NamedTuple):
@@ -45,9 +45,8 @@ class Labeller:
         except GatestreamError as error:
             self._recognizer.reset(path)
             return [{"path": path, **NO_EVENT, "error": str(error)}]
-        return [{"path": path, "head": event.head, "label": event.label, "started_at": round(event.started_at, 4),
-                 "ended_at": round(event.ended_at, 4), "score": round(event.score, 4), "error": None}
-                for event in found] or [{"path": path, **NO_EVENT, "error": None}]
+        return [{"path": path, **{name: event[name] for name in NO_EVENT}, "error": None}
+                for event in (event.as_json() for event in found)] or [{"path": path, **NO_EVENT, "error": None}]
 
 
 def find_recordings(folder: Path) -> list[Path]:
@@ -85,8 +84,6 @@ def _write(target: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow  # comes with Ray Data
     from pyarrow import parquet
 
-    text, number = pyarrow.string(), pyarrow.float64()
-    schema = pyarrow.schema([("path", text), ("head", text), ("label", text), ("started_at", number),
-                             ("ended_at", number), ("score", number), ("error", text)])
-    table = [{name: row[name] for name in schema.names} for row in rows]
-    parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), target)
+    schema = pyarrow.schema([(name, pyarrow.float64() if name in ("started_at", "ended_at", "score") else
+                              pyarrow.string()) for name in ("path", *NO_EVENT, "error")])
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), target)

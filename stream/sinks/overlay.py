@@ -56,6 +56,10 @@ class OverlayState:
                 self.closed.append(record)
                 self.closed_count += 1
 
+    def colour(self, label: str) -> Colour:
+        """Red, green, blue: a label's own, grey for the background."""
+        return (150, 150, 150) if label == self.background else label_colour(label)
+
     def shown_time(self, captured_at: float) -> str:
         """Minutes and seconds since the first frame, such as 1:02.5."""
         tenths = max(0, round(10 * (captured_at - (self.origin or 0.0))))
@@ -232,4 +236,4 @@ class _Pen:
         return tall / 21, max(1, round(tall / 10))
 
     def _colour(self, label: str) -> Colour:
-        return (150, 150, 150) if label == self.state.background else label_colour(label)[::-1]
+        return self.state.colour(label)[::-1]
