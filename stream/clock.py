@@ -38,9 +38,7 @@ _FIRST = Tick(use=True)
 
 class Clock:
     """Picks the frames of one camera for a model of `frame_rate` frames per second.
-
-    max_gap_s: the longest hole that is held; a longer one resets. Raises UsageError unless both are above zero.
-    """
+    max_gap_s: the longest hole that is held; a longer one resets. Raises UsageError unless both are above zero."""
 
     def __init__(self, frame_rate: float, max_gap_s: float) -> None:
         for name, value in (("frame_rate", frame_rate), ("max_gap_s", max_gap_s)):

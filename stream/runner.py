@@ -24,9 +24,7 @@ from stream.sources.base import Source
 
 class Percentiles:
     """Percentiles of any number of values in constant memory: a histogram whose bins are 2 % wide.
-
-    Values from 0.001 to a million keep that precision; others count as the nearest of these.
-    """
+    Values from 0.001 to a million keep that precision; others count as the nearest of these."""
 
     WIDTH, LOWEST, HIGHEST = 1.02, 1e-3, 1e6
 
@@ -68,10 +66,8 @@ class _Outputs:
 
 def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
     """The closed events of a recording, pushed as the camera of this name.
-
     An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
-    `reset` the camera.
-    """
+    `reset` the camera."""
     closed: list[Event] = []
     with open_source(recording, camera=camera, policy="every") as source:
         for frame in source.frames():

@@ -28,10 +28,8 @@ class Fusion(Protocol):
     def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
              projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
-
         projected_CX: what `project` gave, if it is known. Every clip has its full count but one at an end, where the
-        stream began or the clip is still growing. Must not write its inputs.
-        """
+        stream began or the clip is still growing. Must not write its inputs."""
 
 
 class AverageFusion:
@@ -48,10 +46,8 @@ class AverageFusion:
 
 class Window:
     """The last `window_clips` clips of one camera, the newest one possibly still growing.
-
-    A clip is `clip_frames` consecutive frames, counted from the last reset; its descriptor is their mean.
-    Each clip is summed in float64 from zero, so nothing drifts however long the stream runs.
-    """
+    A clip is `clip_frames` consecutive frames, counted from the last reset; its descriptor is their mean. Each clip is
+    summed in float64 from zero, so nothing drifts however long the stream runs."""
 
     def __init__(self, clip_frames: int, window_clips: int, features: int, fusion: Fusion | None = None) -> None:
         self._clip_frames = clip_frames
@@ -93,10 +89,8 @@ def _counts(clips: int, clip_frames: int, newest: int) -> NDArray[np.int64]:
 
 class ClipWindow:
     """The newest clip of an engine that scores clips, and up to `window_clips` - 1 earlier ones side by side with it.
-
     Such clips overlap; each clip taken ends where the next begins, or at the nearest end before. So no frame counts
-    twice, and a window of one clip is that clip.
-    """
+    twice, and a window of one clip is that clip."""
 
     def __init__(self, window_clips: int, fusion: Fusion | None = None) -> None:
         self._window_clips, self._fusion = window_clips, fusion or AverageFusion()

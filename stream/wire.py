@@ -104,9 +104,7 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
 def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None = None,
                  error: str | None = None) -> bytes:
     """The reply to a waiting sender: its camera's latest prediction, if there is one, or the error.
-
-    One form serves all of NetGear's modes; imagezmq passes any bytes on.
-    """
+    One form serves all of NetGear's modes; imagezmq passes any bytes on."""
     if message is not None and message.protocol == "netgear":
         data = {"error": error} if error else None if prediction is None else dict(prediction)
         return json.dumps({"port": message.port or "0", "return_type": "NoneType" if data is None else "dict",
@@ -119,10 +117,8 @@ def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None =
 def decode(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR",
            shrinkable: ShrinkFactor = lambda _: 1) -> Image:
     """Decodes the picture of a message to BGR uint8 [H, W, 3].
-
-    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster.
-    Raises FrameError.
-    """
+    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster. Raises
+    FrameError."""
     if message.encoding != "raw":
         return _decompress(message.payload, limits, shrinkable)
     array = np.frombuffer(message.payload, message.dtype).reshape(message.shape)

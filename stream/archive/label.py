@@ -60,10 +60,8 @@ def find_recordings(folder: Path) -> list[Path]:
 def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto", workers: int | None = None,
           address: str | None = None) -> LabelSummary:
     """Labels every video below a folder and writes one Parquet file.
-
     workers: at a time, by default one for each two cores; address: of a running Ray cluster, whose machines see the
-    folder at the same path. Raises UsageError without Ray or videos, SinkError where `out` cannot be written.
-    """
+    folder at the same path. Raises UsageError without Ray or videos, SinkError where `out` cannot be written."""
     target, paths = output_path(out), [str(path.resolve()) for path in find_recordings(folder)]
     with connect_ray(address) as ray:
         data: Any = importlib.import_module("ray.data")

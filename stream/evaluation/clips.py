@@ -135,9 +135,7 @@ class ClipReport:
 
     def breakdown(self, rare: Mapping[str, Collection[str]]) -> dict[str, Any]:
         """Top-1 over rare labels and over people who are not in training (clips of kind "unseen"); {} without either.
-
-        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is.
-        """
+        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is."""
         if not set(epic_submission.HEADS) <= set(self.heads):
             return {}
         verb, noun = self._pairs()

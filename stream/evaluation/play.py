@@ -47,10 +47,8 @@ def read_images(media: Media) -> Frames:
 def join_clips(clips: Sequence[Segment], idle: Sequence[Path], seed: int, idle_s: tuple[float, float] = (2.0, 5.0),
                rounds: int = 1) -> tuple[Frames, dict[str, list[Truth]]]:
     """One stream of whole recordings in random order with stretches of idle footage before, between and after them.
-
-    rounds: the whole of it so often on end, always the same.
-    Returns (frames, truths of each head); the truths fill while the frames are read.
-    """
+    rounds: the whole of it so often on end, always the same. Returns (frames, truths of each head); the truths fill
+    while the frames are read."""
     truths: dict[str, list[Truth]] = {head: [] for clip in clips for head in clip.labels}
 
     def play() -> Frames:

@@ -60,10 +60,8 @@ class RuleSearch:
 
 def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per_hour: float) -> RuleSearch:
     """The best rule that keeps to the limit on the idle footage.
-
     Of equal ones, that with fewer false events, then the shorter wait. Raises UsageError without a stream, without idle
-    footage, or when no rule that keeps to the limit finds a gesture.
-    """
+    footage, or when no rule that keeps to the limit finds a gesture."""
     quiet = [part for part in idles if part.first.seconds > 0]
     if stream is not None and not any(one.truths for one in stream.heads.values()):
         stream = None
@@ -104,9 +102,7 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
 def write_rule(model: str | Path, found: RuleSearch, data: Mapping[str, Any], out: Path) -> None:
     """Writes `model` with the chosen rule as the model file `out`; the provenance says on what data and with what
     result it was chosen.
-
-    Raises UsageError for the file of a bundled model, SinkError where it cannot be written.
-    """
+    Raises UsageError for the file of a bundled model, SinkError where it cannot be written."""
     refuse_bundled(out)
     loaded = engines.load(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}

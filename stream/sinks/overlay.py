@@ -76,9 +76,7 @@ def label_colour(label: str) -> Colour:
 
 def draw(image_bgr: Image, state: OverlayState) -> Image:
     """A copy of the image with the state drawn over it; everything scales with the image.
-
-    image_bgr: uint8 [H, W, 3], readable from 160x120 on; below SMALLEST_HW nothing is drawn.
-    """
+    image_bgr: uint8 [H, W, 3], readable from 160x120 on; below SMALLEST_HW nothing is drawn."""
     image = image_bgr.copy()
     height, width = image.shape[:2]
     if height < SMALLEST_HW[0] or width < SMALLEST_HW[1]:

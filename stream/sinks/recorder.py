@@ -20,10 +20,8 @@ from stream.sources.replay import SCHEMA
 def record(source: Source, path: str | Path, *, max_seconds: float | None = None, max_frames: int | None = None,
            stop: threading.Event | None = None) -> int:
     """Records a source to its end, for `max_seconds` of its time, `max_frames`, or until `stop`; how many frames.
-
     Raises SinkError for a file that is there already or cannot be written, SourceError when the source fails; what was
-    recorded before stays.
-    """
+    recorded before stays."""
     target = output_path(path)
     if target.exists():
         raise SinkError(f"{target}, which is there already", "a new file", "delete it, or choose another one")

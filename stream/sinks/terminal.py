@@ -28,11 +28,8 @@ _BARS_ASCII = {(True, True): "#", (True, False): "=", (False, True): "-", (False
 
 class TerminalView(Sink):
     """Shows a stream to the person who started it; a frame costs microseconds unless it is time to redraw.
-
-    camera, engine: names for the headline, such as "sim://gestures" and "gesture, openvino f32";
-    background: the label that means "nothing"; console: where to (standard output); clock: seconds;
-    live: capture times are Unix time.
-    """
+    camera, engine: names for the headline, such as "sim://gestures" and "gesture, openvino f32"; background: the label
+    that means "nothing"; console: where to (standard output); clock: seconds; live: capture times are Unix time."""
 
     def __init__(self, camera: str, engine: str, background: str | None = None, console: Console | None = None,
                  clock: Callable[[], float] = time.monotonic, live: bool = False) -> None:

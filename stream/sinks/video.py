@@ -131,10 +131,8 @@ class AnnotatedVideo(Sink):
 
 def write_video(path: Path, images: Iterable[tuple[float, Image]], max_height: int | None = None) -> bool:
     """Writes H.264 in MP4, each picture at its own time (seconds, in order), in the size of the first.
-
     max_height: pixels, to which larger pictures are scaled. Returns whether there was any picture. Nothing is left of a
-    video that fails. Raises SinkError, and what `images` raises.
-    """
+    video that fails. Raises SinkError, and what `images` raises."""
     pictures = iter(images)
     first = next(pictures, None)
     if first is None:

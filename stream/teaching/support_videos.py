@@ -54,10 +54,8 @@ class SupportVideo:
 
 def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> list[SupportVideo]:
     """The recordings of a folder with a folder for each label, and of folders of idle footage.
-
     Raises UsageError where there is no such folder, DatasetError for a folder without labels, a label without
-    recordings, and the same recording under two labels. A copy under its own label is left out.
-    """
+    recordings, and the same recording under two labels. A copy under its own label is left out."""
     for place in (folder, *idle):
         if not place.is_dir():
             raise UsageError(f"{place}: no such folder", "a folder of recordings", "check the path")
