@@ -8,7 +8,6 @@ An engine that scores clips (`StepResult.spans`) gives clip descriptors by itsel
 """
 
 from collections import deque
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -71,20 +70,14 @@ class Window:
         self._projected_1X[:] = self._fusion.project(self._newest_1D)
         self._clips.replace_newest(self._newest_1X)
         rows_CX, D = self._clips.rows(), len(self._sum_D)
-        counts_C = _counts(len(rows_CX), self._clip_frames, self._count)
+        counts_C = np.full(len(rows_CX), self._clip_frames, np.int64)
+        counts_C[-1] = self._count
         return self._fusion.fuse(rows_CX[:, :D], counts_C, rows_CX[:, D:])
 
     def reset(self) -> None:
         """Starts over: the next frame starts a first clip."""
         self._clips.clear()
         self._count = 0
-
-
-@lru_cache(maxsize=1024)
-def _counts(clips: int, clip_frames: int, newest: int) -> NDArray[np.int64]:
-    counts_C = np.full(clips, clip_frames, np.int64)
-    counts_C[-1] = newest
-    return counts_C
 
 
 class ClipWindow:
@@ -100,16 +93,14 @@ class ClipWindow:
         """Adds the mean features, float32 [D], of the frames in `span`, unless they are the last again; then fuses."""
         if not self._clips or self._clips[-1][0] != span:
             self._clips.append((span, features_D))
-        chosen = [len(self._clips) - 1]
-        for index in reversed(range(len(self._clips))):
-            if len(chosen) < self._window_clips and self._clips[index][0].stop <= self._clips[chosen[-1]][0].start:
-                chosen.append(index)
-        clips = [self._clips[index] for index in reversed(chosen)]
-        if len(chosen) == self._window_clips:
-            for _ in range(chosen[-1]):  # later windows begin later
-                self._clips.popleft()
-        return self._fusion.fuse(np.stack([features for _, features in clips]),
-                                 np.array([len(frames) for frames, _ in clips], np.int64))
+        chosen = deque([self._clips[-1]])
+        for clip in reversed(self._clips):
+            if len(chosen) < self._window_clips and clip[0].stop <= chosen[0][0].start:
+                chosen.appendleft(clip)
+        while len(chosen) == self._window_clips and self._clips[0] is not chosen[0]:
+            self._clips.popleft()  # later windows begin later
+        return self._fusion.fuse(np.stack([features for _, features in chosen]),
+                                 np.array([len(frames) for frames, _ in chosen], np.int64))
 
     def reset(self) -> None:
         """Starts over."""

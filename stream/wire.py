@@ -96,7 +96,8 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
     if "terminate_flag" in header:
         return _netgear(header, payload, limits)
     if "msg" in header and len(parts) == 2:
-        return _imagezmq(header, payload, limits)
+        array = _array(header, payload, limits) if "shape" in header or "dtype" in header else {}
+        return Message("imagezmq", payload=payload, **array, **_facts(header["msg"]))
     raise FrameError(f"a header with {', '.join(map(repr, list(header)[:6])) or 'nothing'} in it",
                      "one of imagezmq, NetGear or gatestream", "send as one of these does")
 
@@ -192,11 +193,6 @@ def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
     if str(compression.get("colorspace")).upper() == "CMYK":
         raise FrameError("a NetGear JPEG in CMYK", "BGR, RGB or GRAY", "leave jpeg_compression_colorspace out")
     return Message("netgear", payload=payload, **facts)
-
-
-def _imagezmq(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
-    array = _array(header, payload, limits) if "shape" in header or "dtype" in header else {}
-    return Message("imagezmq", payload=payload, **array, **_facts(header["msg"]))
 
 
 def _facts(text: object) -> dict[str, Any]:

@@ -8,7 +8,6 @@ reports of each file.
 
 import importlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,17 +70,13 @@ def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto",
         rows = data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths)).flat_map(
             Labeller, fn_constructor_args=(model, engine), concurrency=at_a_time, num_cpus=max(1, cores // at_a_time)
         ).take_all()
-    rows.sort(key=lambda row: (row["path"], row["started_at"] or 0.0))
-    with sink_errors("writing", target):
-        _write(target, rows)
-    return LabelSummary(len(paths), sum(row["label"] is not None for row in rows),
-                    {row["path"]: row["error"] for row in rows if row["error"] is not None})
-
-
-def _write(target: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow  # comes with Ray Data
     from pyarrow import parquet
 
+    rows.sort(key=lambda row: (row["path"], row["started_at"] or 0.0))
     schema = pyarrow.schema([(name, pyarrow.float64() if name in ("started_at", "ended_at", "score") else
                               pyarrow.string()) for name in ("path", *NO_EVENT, "error")])
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), target)
+    with sink_errors("writing", target):
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), target)
+    return LabelSummary(len(paths), sum(row["label"] is not None for row in rows),
+                    {row["path"]: row["error"] for row in rows if row["error"] is not None})

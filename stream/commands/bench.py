@@ -1,7 +1,5 @@
 """Commands that measure: a model's stages, a dataset's decoding, a service with many cameras, memory over time."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace

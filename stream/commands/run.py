@@ -104,7 +104,7 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
 
       gatestream run desk.frames
     """
-    from stream.sinks.recorder import record as record_source
+    from stream.runner import record as record_source
     from stream.sources import open_source
 
     stop = threading.Event()

@@ -131,8 +131,6 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
     check_model_path(out)
-    from dataclasses import replace
-
     from engines.datasets import open_dataset
 
     data = open_dataset(dataset, kind)
@@ -164,10 +162,10 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     if official:
         of_clips = OfficialRecipe(out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch,
                                   precision=precision, patience=patience, teacher=teacher, seed=seed, workers=workers,
-                                  name=named, without_fold=without_fold, input_size_hw=size_hw, strict=strict)
-        of_clips = replace(of_clips, architecture=arch or of_clips.architecture, rule=rule or of_clips.rule)
-        if validate_every is not None:
-            of_clips = replace(of_clips, validate_epochs=validate_every)
+                                  name=named, without_fold=without_fold, input_size_hw=size_hw, strict=strict,
+                                  architecture=arch or OfficialRecipe.architecture, rule=rule or OfficialRecipe.rule,
+                                  validate_epochs=OfficialRecipe.validate_epochs if validate_every is None
+                                  else validate_every)
         with _show_progress() as shown:
             train_official(of_clips, data, **shown)
     else:

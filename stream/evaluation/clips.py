@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ TOPS = (1, 5)
 UNSEEN = "unseen"  # the kind of clips of people who are not in training
 
 
-@dataclass(frozen=True)
-class ClipScores:
+class ClipScores(NamedTuple):
     """A clip and its last window scores, {head: probabilities [K]}."""
 
     segment: Segment

@@ -1,8 +1,8 @@
 """What is played to the recogniser, as (image_bgr, seconds): recordings, clips joined by idle footage, rooms."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ ROOM_HW = (240, 320)
 ROOM_SEED = 900_000  # far from the seeds that training draws
 
 
-@dataclass(frozen=True, slots=True)
-class Truth:
+class Truth(NamedTuple):
     """A labelled stretch of a stream, in seconds."""
 
     label: str

@@ -5,10 +5,9 @@ False events are counted on footage without gestures, F1 on a stream with the tr
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from engines.errors import UsageError
 from engines.model.contract import EventRule
 from engines.model.file import bundled, save
 from stream.evaluation import metrics
+from stream.evaluation.metrics import Array
 from stream.evaluation.record import ScoreRecord, ScoreSequence, find_events
 from stream.evaluation.streams import IOU, StreamReport
 from stream.events import UNKNOWN
@@ -30,8 +30,7 @@ VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
 }
 
 
-@dataclass(frozen=True)
-class RuleTrial:
+class RuleTrial(NamedTuple):
     """A rule and what it gives."""
 
     rule: EventRule
@@ -42,8 +41,7 @@ class RuleTrial:
         return {"events": self.rule.model_dump(), "f1": self.f1, "false_events_per_hour": self.false_events_per_hour}
 
 
-@dataclass(frozen=True)
-class RuleSearch:
+class RuleSearch(NamedTuple):
     """What was found: `best`, beside what the model had `before`."""
 
     before: RuleTrial
@@ -138,15 +136,8 @@ def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
     return found
 
 
-def _needed_ticks(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
+def _needed_ticks(times_T: Array, active_T: Array, close_after_s: float) -> Array:
     """The active ticks, and after them the quiet ones up to the first that ends an event begun there."""
-    kept: list[int] = []
-    until = -np.inf  # quiet ticks are needed until one is as late as this
-    for i, (at, active) in enumerate(zip(times_T, active_T, strict=True)):
-        if active:
-            until = at + close_after_s
-            kept.append(i)
-        elif until > -np.inf:
-            kept.append(i)
-            until = -np.inf if at >= until else until
-    return kept
+    until_T = np.maximum.accumulate(np.where(active_T, times_T + close_after_s, -np.inf))
+    goes_on_T = active_T | (times_T < until_T)  # after this tick
+    return np.flatnonzero(active_T | np.r_[False, goes_on_T[:-1]])

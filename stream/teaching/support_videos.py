@@ -5,11 +5,8 @@
     FOLDER/idle/...             background: see BACKGROUNDS
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +41,7 @@ class Playback(NamedTuple):
 PLAYBACKS = (Playback(), Playback(1.0, 1.2, 1.0), Playback(0.75, 0.6, 1.0), Playback(1.33, 0.3, 0.6))
 
 
-@dataclass(frozen=True)
-class SupportVideo:
+class SupportVideo(NamedTuple):
     """A video file or a folder of images, and the label of what it shows."""
 
     path: Path
@@ -101,6 +97,14 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
+class _Played(NamedTuple):
+    """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
+
+    features_TD: NDArray[np.float32]
+    windows_TD: NDArray[np.float32]
+    motion_T: NDArray[np.float64]
+
+
 class FeatureExtractor:
     """Plays recordings to an engine just as live use would, and collects its features. The caller closes the engine."""
 
@@ -125,9 +129,8 @@ class FeatureExtractor:
         clips = [SupportClip(name, video.label, natural.features_TD, natural.windows_TD, started, ended)]
         for playback in PLAYBACKS[1:]:
             played = self._play(images, times_s, playback)
-            first = round(playback.before_s * rate + started / playback.speed)
-            last = min(max(round(playback.before_s * rate + ended / playback.speed), first + 1),
-                       len(played.features_TD))
+            first, last = (round(playback.before_s * rate + at / playback.speed) for at in (started, ended))
+            last = min(max(last, first + 1), len(played.features_TD))
             clips.append(SupportClip(name, video.label, played.features_TD, played.windows_TD, min(first, last - 1),
                                      last, natural=False))
         return clips
@@ -168,11 +171,3 @@ class FeatureExtractor:
             last = image_i16
         return _Played(np.array([scores.features_D for _, scores in ticks]),
                        np.array([scores.descriptor_D for _, scores in ticks]), np.array(motion))
-
-
-class _Played(NamedTuple):
-    """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
-
-    features_TD: NDArray[np.float32]
-    windows_TD: NDArray[np.float32]
-    motion_T: NDArray[np.float64]
