@@ -33,7 +33,7 @@ from stream.service.egress.open_sinks import open_sinks
 from stream.service.egress.outbox import ResultSink
 from stream.service.frames import RecentFrames
 from stream.service.ingress.admission import CameraSession
-from stream.service.ingress.camera_supervisor import CameraSupervisor, FrameTimes
+from stream.service.ingress.camera_supervisor import CameraSupervisor
 from stream.service.ingress.receiver import Receiver, Records
 from stream.service.ingress.scheduler import CameraCounters
 from stream.service.ingress.security import SocketAuth, default_folder
@@ -223,8 +223,7 @@ class Service:
         if self._fault is not None:
             raise self._fault
         if self.receiver.worker.was_ready:  # a recording would be lost while an engine is built for the first time
-            self._supervisor.supervise({name: FrameTimes(session.last_at, session.changed_at)
-                                        for name, session in dict(self.receiver.sessions).items()})
+            self._supervisor.supervise(dict(self.receiver.sessions))
         self._check_candidate()
         worker, now = self._worker, self._steady()
         self._live_pid = self.receiver.worker.pid
