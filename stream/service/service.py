@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model, bundled
 from stream.service.config import Config
 from stream.service.egress.clips import ClipRecorder
-from stream.service.egress.health import HealthServer, Metrics
+from stream.service.egress.health import Metrics, serve_health
 from stream.service.egress.live_feed import LiveFeed
 from stream.service.egress.open_sinks import open_sinks
 from stream.service.egress.outbox import ResultSink
@@ -81,46 +81,40 @@ class Service:
         self._started_at, self._deaths, self.restarts = 0.0, 0, 0
         self._fault: BaseException | None = None
         self._auth: SocketAuth | None = None
-        self.health_address: str | None = None
+        self._clips: Mapping[str, int] = {}
         try:
             self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
             self._address = f"ipc://{self._folder}/worker"
             self._model = self._copy_of(loaded)
             context = self._stack.enter_context(zmq.Context())
             recent = RecentFrames(self._recent_s(loaded))
-            self.receiver = Receiver(config, self._deliver, context, self._secure(context), recent=recent)
-            recorder: ClipRecorder | None = None
+            if config.receive.curve or config.receive.addresses:
+                self._auth = SocketAuth(context, config.receive.keys or default_folder(), config.receive.curve,
+                                        config.receive.addresses)
+                self._stack.callback(self._auth.close)
+            self.receiver = Receiver(config, lambda records: self.outbox.put(records), context,
+                                     self._auth.secure if self._auth else lambda socket: None, recent=recent)
+            metrics = Metrics(self.state)
+            sinks = [*sinks, metrics]
+            live_feed = LiveFeed(recent, self.receiver.limits) if config.health.serves_pictures else None
+            if live_feed is not None:
+                sinks.append(live_feed)
             if config.clips is not None:
                 recorder = ClipRecorder(config.clips, self.receiver.call_soon, recent, self.receiver.limits)
                 self.receiver.on_frame, self.receiver.on_poll = recorder.on_frame, recorder.flush
-            self._clips = recorder.counts if recorder is not None else {}
-            live_feed = (LiveFeed(lambda: self.receiver.recent, self.receiver.limits)
-                         if config.health.serves_pictures else None)
-            self.outbox = open_sinks(config.results, loaded.contract.name, context, self._stack, recorder,
-                                     [*sinks, *([] if live_feed is None else [live_feed])])
+                self._clips = recorder.counts
+                sinks.append(recorder)
+            self.outbox = open_sinks(config, loaded.contract.name, context, self._stack, sinks)
             internal_address = f"ipc://{self._folder}/cameras"
             self.addresses = self.receiver.open(self._address, internal_address)
             self._supervisor = CameraSupervisor(internal_address)
             self._stack.callback(self._supervisor.close)
             self._supervisor.configure(config.camera)
-            self.metrics = Metrics(self.state)
-            if config.health.bind is not None:
-                server = HealthServer(config.health.bind, self.state, self.metrics, live_feed)
-                self._stack.callback(server.close)
-                self.health_address = server.address
+            self.health_address = self._stack.enter_context(serve_health(config.health.bind, metrics, live_feed))
             self._thread = threading.Thread(target=self._receive, name="receiver", daemon=True)
         except BaseException:
             self._stack.close()
             raise
-
-    def _secure(self, context: zmq.Context[zmq.Socket[bytes]]) -> Callable[[zmq.Socket[bytes]], None]:
-        """What secures sockets before they are bound."""
-        receive = self.config.receive
-        if not receive.curve and not receive.addresses:
-            return lambda socket: None
-        self._auth = SocketAuth(context, receive.keys or default_folder(), receive.curve, receive.addresses)
-        self._stack.callback(self._auth.close)
-        return self._auth.secure
 
     def _recent_s(self, model: Model) -> float:
         """How long frames are kept: for a worker that comes late, and for what came before an event."""
@@ -274,10 +268,6 @@ class Service:
         except BaseException as error:
             self._fault = error
             raise
-
-    def _deliver(self, records: Records) -> None:
-        self.metrics.observe(records)
-        self.outbox.put(records)
 
     def state(self) -> dict[str, Any]:
         """The service's state, as /health shows it."""

@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import zmq
 from engines.errors import GatestreamError, SinkError
 from stream.frame import Event, Gap
 from stream.sinks.base import output_path, sink_errors
-from stream.sinks.log import EventLog
+from stream.sinks.log import EventLog, clip_name
 
 log = logging.getLogger("gatestream.service")
 
@@ -152,10 +152,9 @@ class Outbox:
         outbox.close()
     """
 
-    def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink],
-                 clip_of: Callable[[JsonRecord], str] | None = None) -> None:
-        """clip_of: names the video of an event with an id."""
-        self._log, self._sinks, self._clip_of = event_log, sinks, clip_of
+    def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink], names_clips: bool = False) -> None:
+        """names_clips: closed events come with the file name of their video."""
+        self._log, self._sinks, self._names_clips = event_log, sinks, names_clips
         self._records: deque[JsonRecord] = deque()
         self._delivered: list[int] = []  # events that the log does not know to be delivered
         self._changed, self._closed = threading.Condition(), False
@@ -243,7 +242,8 @@ class Outbox:
     def _with_id(self, event: JsonRecord, number: int) -> JsonRecord:
         assert self._log is not None
         named = {**event, "id": f"{self._log.identity}-{number}"}
-        return named if self._clip_of is None else {**named, "clip": self._clip_of(named)}
+        clip = clip_name(named["id"], event["camera"], event["label"])
+        return {**named, "clip": clip} if self._names_clips else named
 
 
 def _is_closed_event(record: JsonRecord) -> bool:
