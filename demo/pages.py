@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 import engines
 from demo.trainer import Trainer
-from demo.video_results import VideoResults, recognize_video, render_track
+from demo.video_results import recognize_video, render_track
 from engines.bench.doctor import doctor
 from engines.bench.stages import bench, format_lines
 from engines.errors import GatestreamError
@@ -88,7 +88,9 @@ def _video(engine: str, trainer: Trainer) -> None:
         except GatestreamError as error:
             why = str(error).replace(path, Path(path).name)
             return {results: gr.update(visible=False), message: f"**This video cannot be recognised:** {why}."}
-        return {results: gr.update(visible=True), message: "", summary: _summary(found), player: path,
+        events = "1 event" if len(found.events) == 1 else f"{len(found.events)} events"
+        return {results: gr.update(visible=True), message: "", player: path,
+                summary: f"**{events}** in {found.seconds:.0f} s. Press one to jump to it.",
                 line: render_track(found, "#player video"),
                 table: [[event.label, round(event.started_at, 2), round(event.ended_at, 2), round(event.score, 2)]
                         for event in found.events],
@@ -103,11 +105,6 @@ def _delete_old(folder: Path) -> None:
     for old in folder.iterdir():
         if time.time() - old.stat().st_mtime > KEPT_S:
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _summary(found: VideoResults) -> str:
-    events = len(found.events)
-    return f"**{events} {'event' if events == 1 else 'events'}** in {found.seconds:.0f} s. Press one to jump to it."
 
 
 def _model(engine: str, trainer: Trainer) -> None:

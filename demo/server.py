@@ -15,7 +15,6 @@ import asyncio
 import json
 import logging
 import struct
-import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -39,8 +38,7 @@ PAGE = Path(__file__).parent / "page"
 OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient,
-              hosts: tuple[str, ...] = ()) -> FastAPI:
+def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, hosts: tuple[str, ...] = ()) -> FastAPI:
     """The application. hosts: names it may be reached by, besides this machine's own."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page of another site that the same browser shows could else reach us under a name of its own.
@@ -72,7 +70,7 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient,
 
         greet()
         sessions.on_change.add(greet)
-        sending = asyncio.create_task(_send(socket, queue))
+        sending = asyncio.create_task(queue.send(socket))
         try:
             with suppress(WebSocketDisconnect, RuntimeError):
                 while True:
@@ -98,46 +96,36 @@ class SendQueue:
     """What waits to be sent to one page: all messages, and the newest picture. `put` may come from any thread."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ready = asyncio.Event()
-        self._lock = threading.Lock()
+        self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
         self._messages: list[dict[str, Any]] = []
-        self._picture: tuple[bytes, float] | None = None
+        self._picture = b""
 
     def put(self, message: dict[str, Any], picture: bytes = b"", captured_at: float = 0.0) -> None:
         """Adds a message, and a picture if there is one."""
-        with self._lock:
-            self._messages.append(message)
-            if picture:
-                self._picture = picture, captured_at
-        self._loop.call_soon_threadsafe(self._ready.set)
+        self._loop.call_soon_threadsafe(self._add, message, picture and struct.pack("<d", captured_at) + picture)
 
-    async def take(self) -> tuple[list[dict[str, Any]], tuple[bytes, float] | None]:
-        """Waits for something, and takes all there is."""
-        await self._ready.wait()
-        with self._lock:
-            self._ready.clear()
-            messages, self._messages = self._messages, []
-            picture, self._picture = self._picture, None
-        return messages, picture
+    def _add(self, message: dict[str, Any], picture: bytes) -> None:
+        self._messages.append(message)
+        self._picture = picture or self._picture
+        self._ready.set()
 
-
-async def _send(socket: WebSocket, queue: SendQueue) -> None:
-    with suppress(WebSocketDisconnect, RuntimeError):
-        while True:
-            messages, picture = await queue.take()
-            for message in messages:
-                await socket.send_text(json.dumps(message))
-            if picture is not None:
-                await socket.send_bytes(struct.pack("<d", picture[1]) + picture[0])
+    async def send(self, socket: WebSocket) -> None:
+        """Sends what comes, until the page has gone."""
+        with suppress(WebSocketDisconnect, RuntimeError):
+            while await self._ready.wait():
+                self._ready.clear()
+                messages, picture, self._messages, self._picture = self._messages, self._picture, [], b""
+                for message in messages:
+                    await socket.send_text(json.dumps(message))
+                if picture:
+                    await socket.send_bytes(picture)
 
 
 async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: ClipStore,
                   service: ServiceClient) -> None:
     """Handles one message of a page. Raises WebSocketDisconnect."""
     if received["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(received.get("code", 1000))
-
+        raise WebSocketDisconnect
     picture = received.get("bytes")
     try:
         if picture is not None:
