@@ -118,11 +118,11 @@ class Cluster:
         self.config = config.model_copy(update={"cluster": self.config.cluster, "results": self.config.results,
                                                 "health": self.config.health})
         self._place_cameras()
-        self._configure(set(self._workers))
         log.info("the configuration was read again: %d cameras in it", len(config.camera))
 
     def _place_cameras(self) -> None:
-        self._configure(self._placement.configure([camera.name for camera in self.config.camera]))
+        self._placement.configure([camera.name for camera in self.config.camera])
+        self._configure(set(self._workers))
 
     def collect(self, wait_s: float) -> None:
         """Takes the results that come within a time."""

@@ -81,9 +81,7 @@ class Metrics(Collector, ResultSink):
             for cause, count in state[key].items():
                 metric.add_metric([cause], count)
             yield metric
-        engine = InfoMetricFamily("gatestream_engine", "What runs", labels=[])
-        engine.add_metric([], {"model": state["model"], "engine": state["engine"]})
-        yield engine
+        yield InfoMetricFamily("gatestream_engine", "What runs", {"model": state["model"], "engine": state["engine"]})
         for key, text in SERVICE.items():
             yield GaugeMetricFamily(f"gatestream_{key}", text, state[key])
 
