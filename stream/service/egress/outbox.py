@@ -7,12 +7,14 @@ While the log cannot be written, events and gaps wait, and cameras go on. Predic
 
 import json
 import logging
+import queue
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -103,42 +105,33 @@ class Webhook(ResultSink):
 
     def __init__(self, url: str) -> None:
         self._url, self._client = url, httpx.Client(timeout=WEBHOOK_TIMEOUT_S)
-        self._waiting: deque[JsonRecord] = deque(maxlen=WEBHOOK_EVENTS)
-        self._changed, self._closed = threading.Condition(), False
+        self._waiting: queue.SimpleQueue[JsonRecord | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
 
     def write(self, records: Sequence[JsonRecord]) -> None:
-        with self._changed:
-            self._waiting.extend(record for record in records if _is_closed_event(record))
-            self._changed.notify()
+        for event in filter(_is_closed_event, records):
+            if self._waiting.qsize() >= WEBHOOK_EVENTS:
+                with suppress(queue.Empty):
+                    self._waiting.get_nowait()
+            self._waiting.put(event)
 
     def _run(self) -> None:
-        tries = 0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if self._closed and (not self._waiting or tries):
-                    return
-                event = self._waiting[0]
-            try:
-                self._client.post(self._url, json=event).raise_for_status()
-            except httpx.HTTPError as error:
-                if not tries:
-                    log.warning("the webhook does not accept events (%s): trying again", type(error).__name__)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed, RETRY_S[min(tries, len(RETRY_S) - 1)])
-                tries += 1
-                continue
-            tries = 0
-            with self._changed, suppress(IndexError):
-                if self._waiting[0] is event:
-                    self._waiting.popleft()
+        while (event := self._waiting.get()) is not None:
+            for tries in count():
+                try:
+                    self._client.post(self._url, json=event).raise_for_status()
+                    break
+                except httpx.HTTPError as error:
+                    if not tries:
+                        log.warning("the webhook does not accept events (%s): trying again", type(error).__name__)
+                    if self._closed.wait(RETRY_S[min(tries, len(RETRY_S) - 1)]):
+                        return
 
     def close(self, within_s: float) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._closed.set()
+        self._waiting.put(None)
         self._thread.join(within_s)
         self._client.close()
 
