@@ -74,7 +74,6 @@ class Service:
                  sinks: Sequence[ResultSink] = ()) -> None:
         self.config, self._steady = config, steady
         loaded = engines.load(config.model)  # so that a wrong name is an error here, and at once
-        self._stack = ExitStack()
         self._worker: subprocess.Popen[bytes] | None = None
         self._candidate: _Candidate | None = None
         self._live_pid = 0  # of the process that serves the cameras
@@ -82,16 +81,16 @@ class Service:
         self._fault: BaseException | None = None
         self._auth: SocketAuth | None = None
         self._clips: Mapping[str, int] = {}
-        try:
-            self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
             self._address = f"ipc://{self._folder}/worker"
             self._model = self._copy_of(loaded)
-            context = self._stack.enter_context(zmq.Context())
+            context = stack.enter_context(zmq.Context())
             recent = RecentFrames(self._recent_s(loaded))
             if config.receive.curve or config.receive.addresses:
                 self._auth = SocketAuth(context, config.receive.keys or default_folder(), config.receive.curve,
                                         config.receive.addresses)
-                self._stack.callback(self._auth.close)
+                stack.callback(self._auth.close)
             self.receiver = Receiver(config, lambda records: self.outbox.put(records), context,
                                      self._auth.secure if self._auth else lambda socket: None, recent=recent)
             metrics = Metrics(self.state)
@@ -104,17 +103,15 @@ class Service:
                 self.receiver.on_frame, self.receiver.on_poll = recorder.on_frame, recorder.flush
                 self._clips = recorder.counts
                 sinks.append(recorder)
-            self.outbox = open_sinks(config, loaded.contract.name, context, self._stack, sinks)
+            self.outbox = open_sinks(config, loaded.contract.name, context, stack, sinks)
             internal_address = f"ipc://{self._folder}/cameras"
             self.addresses = self.receiver.open(self._address, internal_address)
             self._supervisor = CameraSupervisor(internal_address)
-            self._stack.callback(self._supervisor.close)
+            stack.callback(self._supervisor.close)
             self._supervisor.configure(config.camera)
-            self.health_address = self._stack.enter_context(serve_health(config.health.bind, metrics, live_feed))
+            self.health_address = stack.enter_context(serve_health(config.health.bind, metrics, live_feed))
             self._thread = threading.Thread(target=self._receive, name="receiver", daemon=True)
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
 
     def _recent_s(self, model: Model) -> float:
         """How long frames are kept: for a worker that comes late, and for what came before an event."""
@@ -128,9 +125,6 @@ class Service:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
         """Keeps the processes alive until `stop` is set, and takes the configurations that `changed` returns.
 
@@ -143,12 +137,9 @@ class Service:
     def reload(self, config: Config) -> None:
         """Takes another configuration: cameras, quotas, allowed keys, and the model once it is ready. Logs which keys
         are only taken at the next start."""
-        own = self.config
-        fixed = {key: getattr(own.receive, key) for key in ("bind", "pair", "sub", "curve", "keys", "addresses",
-                                                            "cameras")}
-        taken = config.model_copy(update={
-            "engine": own.engine, "models": own.models, "gate": own.gate, "results": own.results, "clips": own.clips,
-            "health": own.health, "model": own.model, "receive": config.receive.model_copy(update=fixed)})
+        fixed = self.config.receive.model_dump(include={"bind", "pair", "sub", "curve", "keys", "addresses", "cameras"})
+        taken = self.config.model_copy(update={
+            "camera": config.camera, "cluster": config.cluster, "receive": config.receive.model_copy(update=fixed)})
         rest = [key for key in Config.model_fields if key != "model" and getattr(config, key) != getattr(taken, key)]
         if rest:
             log.warning("changes under %s take effect at the next start", ", ".join(rest))
@@ -295,7 +286,7 @@ class Service:
                 "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped),
                 "gaps": dict(session.gaps)}
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Answers what has come, closes open events, delivers everything, and ends: within two seconds."""
         until = self._steady() + STOPS_WITHIN_S
         self._supervisor.close()

@@ -61,19 +61,17 @@ class Cluster:
         _check_supported(config)
         self.config = config
         self._model = engines.load(config.model).contract.name
-        self._stack, self._placement = ExitStack(), Placement()
+        self._placement = Placement()
         self._workers: dict[str, _Worker] = {}
         self._started, self._lost, self._served = 0, 0, False
-        try:
-            self._ray = self._stack.enter_context(connect_ray(config.cluster.address))
-            context = self._stack.enter_context(zmq.Context())
+        with ExitStack() as stack:
+            self._ray = stack.enter_context(connect_ray(config.cluster.address))
+            context = stack.enter_context(zmq.Context())
             metrics = Metrics(self.state)
-            self.outbox = open_sinks(config, self._model, context, self._stack, [metrics])
-            self.health_address = self._stack.enter_context(serve_health(config.health.bind, metrics))
+            self.outbox = open_sinks(config, self._model, context, stack, [metrics])
+            self.health_address = stack.enter_context(serve_health(config.health.bind, metrics))
             self._start_workers()
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
 
     def _start_workers(self) -> None:
         ray, settings = self._ray, self.config.cluster
@@ -95,9 +93,6 @@ class Cluster:
     def __enter__(self) -> Self:
         self.outbox.start()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
         """Collects results until `stop` is set, replaces workers that die, takes what configurations `changed` returns.
@@ -207,7 +202,7 @@ class Cluster:
                 "memory_bytes": sum(state["memory_bytes"] for state in states.values()),
                 "workers": {name: self._placement.cameras(name) for name in states}}
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends all workers, and delivers what they still had."""
         last = {worker.actor.stop.remote(worker.received): name for name, worker in self._workers.items()
                 if worker.joined}

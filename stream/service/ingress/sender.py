@@ -48,9 +48,6 @@ class Sender:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def send(self, image_bgr: Image, captured_at: float) -> dict[str, Any] | None:
         """Sends a picture (uint8 [H, W, 3]; Unix time); returns the camera's latest prediction if that is the answer.
 
@@ -61,7 +58,7 @@ class Sender:
         self._sequence += 1
         return self._request([header, jpeg.tobytes()])
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Tells the receiver that the stream is over, and closes."""
         if self._form != "imagezmq" and not self._context.closed:
             self._patience_s = min(self._patience_s, 0.5)

@@ -69,16 +69,16 @@ class Worker:
         self._recognizer.push_many(self._arrivals(frames))
         for frame in frames:
             self._recognizer.close_events(frame.camera)
-        return {"records": [], "credits": 0}
+        return {"records": []}
 
     def leave(self, camera: str) -> dict[str, Any]:
         """Ends a camera's stream: the events that were still open."""
-        return {"records": [event.as_json() for event in self._recognizer.flush(camera)], "credits": 0}
+        return {"records": [event.as_json() for event in self._recognizer.flush(camera)]}
 
     def stop(self) -> dict[str, Any]:
         """Ends all streams."""
-        records = [record for camera in self._recognizer.cameras for record in self.leave(camera)["records"]]
-        return {"records": records, "credits": 0, "last": True}
+        return {"records": [record for camera in self._recognizer.cameras for record in self.leave(camera)["records"]],
+                "last": True}
 
     def _arrivals(self, frames: Sequence[PendingFrame]) -> list[Arrival]:
         now = self._steady()
@@ -156,6 +156,7 @@ def serve(address: str, model: str, engine: str, slots: int, promotion: Promotio
                     continue
                 kind, work = queue.popleft()
                 if (done := work()) is not None:
+                    done["credits"] = int(kind == protocol.FRAMES)
                     socket.send_multipart(protocol.encode(protocol.DONE, done))
                 if kind == protocol.STOP:
                     return
