@@ -7,12 +7,10 @@ However it ends, open events are closed and a summary is written before the firs
 """
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -142,20 +140,3 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     if outputs.failure:
         raise outputs.failure
     return summary
-
-
-@contextmanager
-def stop_on_signals(source: Source, stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a run in good order; a second one raises KeyboardInterrupt. Main thread only."""
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        source.close()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,7 +8,6 @@ An engine that scores clips (`StepResult.spans`) gives clip descriptors by itsel
 """
 
 from collections import deque
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -47,14 +46,6 @@ class AverageFusion:
         return weights_C @ clips_CD, np.ones(len(counts_C), np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """A fused window."""
-
-    descriptor_D: Floats  # float32 [D]
-    gates: tuple[float, ...]  # one for each clip, oldest first
-
-
 class Window:
     """The last `window_clips` clips of one camera, the newest one possibly still growing.
 
@@ -72,8 +63,8 @@ class Window:
         self._clips = Ring(window_clips, self._newest_1X.shape[1])
         self._count = 0
 
-    def push(self, features_D: Floats) -> Fused:
-        """Adds one frame's features, float32 [D], and fuses the window."""
+    def push(self, features_D: Floats) -> tuple[Floats, Floats]:
+        """Adds one frame's features, float32 [D], and fuses the window: its descriptor [D], and each clip's gate."""
         if self._count % self._clip_frames == 0:
             self._sum_D[:] = 0
             self._count = 0
@@ -85,8 +76,7 @@ class Window:
         self._clips.replace_newest(self._newest_1X)
         rows_CX, D = self._clips.rows(), len(self._sum_D)
         counts_C = _counts(len(rows_CX), self._clip_frames, self._count)
-        descriptor_D, gates_C = self._fusion.fuse(rows_CX[:, :D], counts_C, rows_CX[:, D:])
-        return Fused(descriptor_D, tuple(gates_C.tolist()))
+        return self._fusion.fuse(rows_CX[:, :D], counts_C, rows_CX[:, D:])
 
     def reset(self) -> None:
         """Starts over: the next frame starts a first clip."""
@@ -112,7 +102,7 @@ class ClipWindow:
         self._window_clips, self._fusion = window_clips, fusion or AverageFusion()
         self._clips: deque[tuple[range, Floats]] = deque()
 
-    def push(self, features_D: Floats, span: range) -> Fused:
+    def push(self, features_D: Floats, span: range) -> tuple[Floats, Floats]:
         """Adds the mean features, float32 [D], of the frames in `span`, unless they are the last again; then fuses."""
         if not self._clips or self._clips[-1][0] != span:
             self._clips.append((span, features_D))
@@ -124,9 +114,8 @@ class ClipWindow:
         if len(chosen) == self._window_clips:
             for _ in range(chosen[-1]):  # later windows begin later
                 self._clips.popleft()
-        descriptor_D, gates_C = self._fusion.fuse(np.stack([features for _, features in clips]),
-                                                  np.array([len(frames) for frames, _ in clips], np.int64))
-        return Fused(descriptor_D, tuple(gates_C.tolist()))
+        return self._fusion.fuse(np.stack([features for _, features in clips]),
+                                 np.array([len(frames) for frames, _ in clips], np.int64))
 
     def reset(self) -> None:
         """Starts over."""

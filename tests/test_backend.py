@@ -12,7 +12,7 @@ import torch
 
 import engines.runtime.openvino as openvino_engine
 from engines.model.file import Model
-from engines.runtime.backend import Spec, key_of, one_torch_thread, source_hash
+from engines.runtime.backend import Spec, one_torch_thread, source_hash
 
 TOY = '''
 from pathlib import Path
@@ -84,13 +84,13 @@ def test_adding_an_engine_is_one_file_and_one_line(model: Model, tmp_path: Path,
                                     "runtime/openvino.py"])
 def test_what_was_built_is_not_found_after_its_sources_changed(model: Model, source: str,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    before = key_of(openvino_engine.BACKEND, Spec(model))
-    assert key_of(openvino_engine.BACKEND, Spec(model)) == before
+    before = openvino_engine.BACKEND.cache_key(Spec(model))
+    assert openvino_engine.BACKEND.cache_key(Spec(model)) == before
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"# x" * path.as_posix().endswith(source))
     source_hash.cache_clear()
     try:
-        after = key_of(openvino_engine.BACKEND, Spec(model))
+        after = openvino_engine.BACKEND.cache_key(Spec(model))
     finally:
         source_hash.cache_clear()
     assert {part for part in before if before[part] != after[part]} == {"code"}

@@ -224,10 +224,10 @@ def test_several_models_need_an_engine_by_name(model: Model, engine: str) -> Non
 
 def test_a_hop_is_the_models_own_option(tmp_path: Path, model: Model) -> None:
     both = make_model(tmp_path, causal=False, segments=4, hop=2)
-    assert overhead.with_hop(both, 3).network.hop == 3
+    assert both.with_hop(3).network.hop == 3
     assert both.network.hop == 2
-    with pytest.raises(UsageError, match="a hop for test, which is causal"):
-        overhead.with_hop(model, 2)
+    with pytest.raises(UsageError, match="hop=2 on a causal network"):
+        model.with_hop(2)
 
 
 @pytest.mark.parametrize(("trained", "decoded", "verdict"), [(100.0, 300, "keeps up: 1.50"),

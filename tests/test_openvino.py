@@ -20,7 +20,7 @@ import engines.runtime.openvino as openvino_engine
 from engines.errors import EngineError
 from engines.model.file import Model
 from engines.runtime import backend, cache
-from engines.runtime.backend import Spec, build_proven, get_or_build
+from engines.runtime.backend import Spec
 from engines.runtime.engine import StepResult
 from engines.runtime.openvino import OpenVINOEngine
 from engines.runtime.parity import Parity, probability_difference, probe_clip, run_clip
@@ -63,9 +63,9 @@ def test_precision_is_chosen_by_measured_agreement_and_recorded(
         folder.mkdir()
         if chosen is None:
             with pytest.raises(EngineError, match="off by"):
-                build_proven(able, Spec(model), folder)
+                able.build_proven(Spec(model), folder)
         else:
-            facts = build_proven(able, Spec(model), folder)
+            facts = able.build_proven(Spec(model), folder)
             assert (facts["precision"], facts["batches"]) == (chosen, [2])
             assert {name: found["probabilities"] for name, found in facts["parity"].items()} == differences
 
@@ -101,7 +101,7 @@ def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_a
 
 def test_the_built_engine_agrees_as_its_entry_says(model: Model) -> None:
     engine = engines.compile(model, "openvino")
-    entry = get_or_build(openvino_engine.BACKEND, Spec(model))
+    entry = openvino_engine.BACKEND.get_or_build(Spec(model))
     assert entry.facts["precision"] == engine.precision
     assert Parity(**entry.facts["parity"][engine.precision]).holds
 
@@ -109,7 +109,7 @@ def test_the_built_engine_agrees_as_its_entry_says(model: Model) -> None:
 def test_damaged_graph_is_built_again(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch,
                                       caplog: pytest.LogCaptureFixture, frames: np.ndarray) -> None:
     before = run_clip(engines.compile(model, "openvino", precision="f32"), frames[:3]).scores["gesture"]
-    entry = get_or_build(openvino_engine.BACKEND, Spec(model, precision="f32"))
+    entry = openvino_engine.BACKEND.get_or_build(Spec(model, precision="f32"))
     weights = entry.folder / "step.bin"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with caplog.at_level(logging.WARNING):

@@ -11,7 +11,7 @@ import pytest
 from engines.errors import UsageError
 from engines.synthetic import LABELS, Points, Pose, Scene, Script, Simulation, distinct_stray, stray, stroke
 from engines.synthetic.hand import POSTURES
-from engines.synthetic.strokes import DURATIONS, resembles_gesture
+from engines.synthetic.strokes import DURATIONS_S, resembles_gesture
 from stream.frame import Frame
 from stream.sources import open_source
 from stream.sources.simulated import SimulatedSource
@@ -50,7 +50,7 @@ def test_a_stroke_runs_as_its_name_says(label: str) -> None:
     for seed in range(60):
         points, duration_s = stroke(label, np.random.default_rng(seed))
         assert _corners(label, points), seed
-        assert DURATIONS[label].least <= duration_s <= DURATIONS[label].most
+        assert DURATIONS_S[label][0] <= duration_s <= DURATIONS_S[label][2]
         assert points.min() >= -1e-9
         assert points.max() == pytest.approx(1)
 

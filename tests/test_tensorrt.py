@@ -34,7 +34,7 @@ import engines.runtime.tensorrt as tensorrt_engine
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model
 from engines.runtime import cache
-from engines.runtime.backend import Spec, key_of
+from engines.runtime.backend import Spec
 from engines.runtime.lowering import PixelStep
 from engines.runtime.parity import Parity, compare, probe_clip, run_clip
 
@@ -185,13 +185,13 @@ def test_it_is_built_once_for_its_batch_and_loaded_ever_after(library: FakeTorch
 @pytest.mark.parametrize("change", ["slots", "precision", "gpu", "driver", "library", "code"])
 def test_whatever_it_depends_on_is_in_its_key(library: FakeTorchTensorRT, model: Model, change: str,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    before = key_of(tensorrt_engine.BACKEND, Spec(model, 1, "f32"))
+    before = tensorrt_engine.BACKEND.cache_key(Spec(model, 1, "f32"))
     monkeypatch.setattr(tensorrt_engine, "_gpu", lambda: ("other GPU" if change == "gpu" else "GPU",
                                                           "2.0" if change == "driver" else "1.0"))
     monkeypatch.setattr(library, "__version__", "9.9" if change == "library" else library.__version__)
     if change == "code":
         monkeypatch.setattr(backend_module, "source_hash", lambda *_: "new")
-    after = key_of(tensorrt_engine.BACKEND, Spec(model, 2 if change == "slots" else 1,
+    after = tensorrt_engine.BACKEND.cache_key(Spec(model, 2 if change == "slots" else 1,
                                                  "f16" if change == "precision" else "f32"))
     assert sum(before[part] != after[part] for part in before) == 1
 
@@ -287,7 +287,7 @@ def test_int8_is_calibrated_with_state_on_the_frames_given(library: FakeTorchTen
 
 def test_a_machine_without_it_is_told_what_to_install(model: Model, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_module, "find_spec", lambda name: None if "tensorrt" in name else object())
+    monkeypatch.setattr(tensorrt_engine, "find_spec", lambda name: None if "tensorrt" in name else object())
     monkeypatch.setattr(tensorrt_engine, "has_gpu", lambda: False)
     with pytest.raises(EngineError, match=r"no torch_tensorrt, no tensorrt, no NVIDIA GPU.*gatestream\[tensorrt\]"):
         engines.compile(model, "tensorrt")

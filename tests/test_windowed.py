@@ -124,7 +124,7 @@ def test_a_step_that_fails_moves_no_camera(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("causal", "hop", "error", "named"), [
-    (False, 0, UsageError, "hop of 0"), (False, 5, UsageError, "1 to 4"), (True, 2, UsageError, "causal")])
+    (False, 0, UsageError, "hop=0"), (False, 5, UsageError, "1 to 4"), (True, 2, UsageError, "causal")])
 def test_an_impossible_hop_is_refused(tmp_path: Path, causal: bool, hop: int, error: type[Exception],
                                       named: str) -> None:
     model = make_model(tmp_path, causal=causal, segments=4)
@@ -232,7 +232,7 @@ def test_run_ends_a_clip_with_its_own_scores(tmp_path: Path, capfd: pytest.Captu
     (False, ["--engine", "openvino"], 1, "a bidirectional model, for a compiled engine"),
     (False, ["--engine", "inductor"], 1, "a bidirectional model, for a compiled engine"),
     (False, ["--hop", "5"], 2, "wanted 1 to 4"), (False, ["--hop", "0"], 2, "--hop"),
-    (True, ["--hop", "2"], 2, "which is causal")])
+    (True, ["--hop", "2"], 2, "a causal network")])
 def test_what_a_model_cannot_do_costs_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], causal: bool,
                                                options: list[str], code: int, told: str) -> None:
     model = make_model(tmp_path, causal=causal, **({} if causal else {"segments": 4}))
@@ -243,7 +243,7 @@ def test_what_a_model_cannot_do_costs_one_line(tmp_path: Path, capfd: pytest.Cap
 
 @pytest.mark.parametrize(("causal", "hop", "code", "told"), [
     (False, None, 0, "4 frames, scored every 1"), (False, "2", 0, "4 frames, scored every 2"),
-    (False, "9", 1, "hop of 9"), (True, "2", 1, "causal network")])
+    (False, "9", 1, "hop=9"), (True, "2", 1, "causal network")])
 def test_doctor_holds_the_hop_that_is_asked_for_to_the_clip(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], causal: bool,
         hop: str | None, code: int, told: str) -> None:

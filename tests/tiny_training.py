@@ -116,8 +116,8 @@ def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, worke
     held_out = held_out or tuple(validation_clip(k % 2, k) for k in range(4 if validate_every else 0))
     loader = StreamLoader(spoilt, StreamSchedule(5, 0.4), ranks.own_rows(rows), 6, workers)
     task = StreamTask(tiny_network(dropout=dropout), contract(), loader, [(0,), (1,), (2,)],
-                      AdamWConfig(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, average=average, ranks=ranks,
-                      held_out=lambda: held_out)
+                      AdamWConfig(backbone_lr=0.01, module_lr=0.01, head_lr=0.01, weight_decay=0.0, frozen_layers=0,
+                                  iterations=iterations, average=average), ranks, held_out=lambda: held_out)
     config = LoopConfig(iterations, precision=precision, checkpoint_every=checkpoint_every, log_every=2,
                 validate_every=validate_every, patience=patience)
     folder = RunFolder(out, {"iterations": iterations}, ranks.is_main)

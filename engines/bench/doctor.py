@@ -130,7 +130,8 @@ def _window(model: Model, hop: int | None) -> Outcome:
     from engines.networks.network import clip_scores
     from engines.runtime.windowed import WindowedEngine
 
-    engine = WindowedEngine(model.network, model.contract, slots=1, hop=hop)
+    model = model.with_hop(hop)
+    engine = WindowedEngine(model.network, model.contract, slots=1)
     T = engine.segments
     ends = [T, T + (T - 1) // engine.hop * engine.hop]
     frames = probe_clip(model.contract, ends[-1])

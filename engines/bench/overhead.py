@@ -23,7 +23,7 @@ from engines.model.file import Model
 from engines.model.preprocess import fit
 from engines.networks.config import NetworkConfig
 from engines.networks.fusion_rule import FusionRule, tensor_shapes
-from engines.runtime.backend import Spec, open_unproven
+from engines.runtime.backend import Spec
 from engines.runtime.registry import ENGINES, find, unavailable_reason
 
 Figures = dict[str, float]
@@ -107,15 +107,6 @@ def with_fusion(model: Model, form: str) -> Model:
     return fused
 
 
-def with_hop(model: Model, hop: int) -> Model:
-    """The same bidirectional model, scoring its clips again after every `hop` frames. Raises UsageError."""
-    if model.contract.network.causal:
-        raise UsageError(f"a hop for {model.contract.name}, which is causal", "a bidirectional model with it",
-                         "leave the hop out: every frame is scored")
-    config = model.contract.network.replace(hop=hop)
-    return Model(model.contract.model_copy(update={"network": config}), model.tensors, model.digest, model.path)
-
-
 def resolve_engine(engine: str) -> str:
     """The name of an engine that networks without a file can be timed in. auto: the best there is."""
     if engine == "auto":
@@ -136,7 +127,7 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
     size_hw = size_hw or model.contract.input_size_hw
     config = model.contract.network.replace(input_size_hw=size_hw)
     resized = Model(model.contract.model_copy(update={"network": config, "cover_hw": size_hw}), model.tensors, "")
-    engines = {name: open_unproven(find(engine), Spec(one, precision=precision))
+    engines = {name: find(engine).open_unproven(Spec(one, precision=precision))
                for name, one in (("step", resized), ("bare", bare_backbone(resized)))}
     frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(model.contract.frame_rate, TURN)]
     taken: dict[str, list[float]] = {name: [] for name in engines}

@@ -28,7 +28,7 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import prepare
 from engines.runtime import cache
-from engines.runtime.backend import Spec, open_unproven
+from engines.runtime.backend import Spec
 from engines.runtime.engine import Engine, StepResult
 from engines.runtime.registry import compile as compile_engine
 from engines.runtime.registry import find
@@ -55,7 +55,7 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     Raises what `engines.compile` raises.
     """
     opened = (compile_engine(model, engine, slots=1, precision=precision) if model.path is not None
-              else open_unproven(find(resolve_engine(engine)), Spec(model, precision="f32")))
+              else find(resolve_engine(engine)).open_unproven(Spec(model, precision="f32")))
     height, width = model.contract.input_size_hw
     report: Report = {
         "model": model.contract.name, "digest": model.digest, "engine": opened.name, "precision": opened.precision,

@@ -13,7 +13,8 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,14 @@ class Model:
     def __init__(self, contract: Contract, tensors: dict[str, Array], digest: str, path: Path | None = None,
                  half: bool = True) -> None:
         self.contract, self.tensors, self.digest, self.path, self.half = contract, tensors, digest, path, half
+
+    def with_hop(self, hop: int | None) -> Model:
+        """The same bidirectional model, on a stream scoring its clips again after every `hop` frames (None: as it is).
+        Raises UsageError."""
+        if hop is None:
+            return self
+        contract = self.contract.model_copy(update={"network": self.contract.network.replace(hop=hop)})
+        return Model(contract, self.tensors, self.digest, self.path, self.half)
 
     @cached_property
     def network(self) -> Network:
@@ -161,19 +170,22 @@ def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Ar
 
 
 def write_atomically(path: Path, raw: bytes) -> None:
-    """Writes beside `path` and renames, so that the file is always whole. Raises SinkError."""
-    temporary = None
+    """Writes a file that is always whole. Raises SinkError."""
+    with whole_file(path) as aside:
+        aside.write_bytes(raw)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of a file to be written, which then takes the place of `path` at once. Raises SinkError."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            aside = Path(folder) / path.name
+            yield aside
+            with aside.open("r+b") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise SinkError(f"{path} ({error.strerror})", "a place that can be written",
                         "choose another folder or free some space") from error
 

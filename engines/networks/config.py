@@ -66,5 +66,5 @@ class NetworkConfig(BaseModel):
             raise ValueError(f"past_shift={self.past_shift} on a bidirectional network: causal=True with it")
         if self.hop is not None and (self.causal or not 1 <= self.hop <= self.segments):
             on = "a causal network" if self.causal else f"a clip of {self.segments} frames"
-            raise ValueError(f"hop={self.hop} on {on}: 1 to `segments` on a bidirectional network")
+            raise ValueError(f"hop={self.hop} on {on}: 1 to {self.segments} on a bidirectional network")
         return self

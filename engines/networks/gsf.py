@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engines.networks.backbone import Backbone
 from engines.networks.config import NetworkConfig
 from engines.networks.gsm import GateShift, delay_taps
-from engines.networks.temporal import State, TensorSpec, with_past, with_zeros
+from engines.networks.temporal import State, TensorSpec
 
 FUSE_TAPS = 3
 
@@ -32,11 +32,9 @@ class GateShiftFuse(GateShift):
     options = ("gate_ratio",)
 
     def __init__(self, channels: int, causal: bool, gate_ratio: int = 100, past_shift: int | None = None) -> None:
-        gated = gated_channels(channels, gate_ratio)
-        super().__init__(gated, causal, past_shift)
+        super().__init__(gated_channels(channels, gate_ratio), causal, past_shift)
         self.conv3D.reset_parameters()
-        self.channel_conv1 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
-        self.channel_conv2 = nn.Conv2d(2, 1, FUSE_TAPS, padding=1)
+        self.channel_conv1, self.channel_conv2 = (nn.Conv2d(2, 1, FUSE_TAPS, padding=1) for _ in range(2))
 
     @classmethod
     def defaults(cls, config: NetworkConfig, backbone: Backbone) -> dict[str, object]:
@@ -62,11 +60,7 @@ class GateShiftFuse(GateShift):
     def fuse_weight(self, shifted_BTCHW: Tensor, stayed_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         """Weight of the shifted part, [B, T, f]: a 3x3 convolution over neighbouring channels and times."""
         pooled = torch.stack([shifted_BTCHW.mean((-2, -1)), stayed_BTCHW.mean((-2, -1))], dim=2)  # [B, T, 2, f]
-        if self.causal:
-            extended, kept = with_past(pooled, state[0])
-            state = (kept,)
-        else:
-            extended, state = with_zeros(pooled, 1, 1), ()
+        extended, state = self.with_neighbours(pooled, state)
         image = extended.permute(0, 2, 3, 1)  # [B, 2, f, time]
         weights = [F.conv2d(half, conv.weight, conv.bias, padding=(1, 0))[:, 0]
                    for half, conv in zip(image.chunk(2, dim=2), (self.channel_conv1, self.channel_conv2), strict=True)]

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.temporal import State, TemporalModule, TensorSpec, with_past, with_zeros
+from engines.networks.shift import Shift
+from engines.networks.temporal import State, TensorSpec
 
 TAPS = 3  # the gate's convolution spans three frames
-PAST_FIRST, PAST_SECOND = 2, 1  # causal form: how far back each half reaches, the first by default
+PAST_SECOND = 1  # frames back to the second half
 
 
 def interleave(channels: int) -> list[int]:
@@ -29,15 +30,18 @@ def delay_taps(weight: Tensor, dim: int) -> Tensor:
     return torch.cat([torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)], dim)
 
 
-class GateShift(TemporalModule):
+class GateShift(Shift):
     """GSM on all `channels` (a multiple of 4). Parameter names are the official ones."""
 
+    on_input = False
+    usual_past_shift = 2
     order: Tensor
 
     def __init__(self, channels: int, causal: bool, past_shift: int | None = None) -> None:
-        super().__init__(channels, causal, past_shift)
         if channels % 4:
             raise ValueError(f"a gate-shift module needs a multiple of 4 channels, not {channels}")
+        half = channels // 2
+        super().__init__(channels, causal, ((half, (-1, 0, 0)), (half, (PAST_SECOND, 0, 0))), past_shift)
         self.conv3D = nn.Conv3d(channels, 2, TAPS, padding=1, groups=2)
         self.bn = nn.BatchNorm2d(channels)
         nn.init.zeros_(self.conv3D.weight)
@@ -50,19 +54,11 @@ class GateShift(TemporalModule):
         return self.conv3D.bias
 
     @property
-    def past_first(self) -> int:
-        """How far back the first half reaches in the causal form."""
-        return PAST_FIRST if self.past_shift is None else self.past_shift
-
-    @property
     def receptive_field(self) -> int:
-        return max(self.past_first, PAST_SECOND) + TAPS  # what was shifted here was gated there
+        return super().receptive_field + TAPS - 1  # what was shifted here was gated there
 
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
-        half = self.channels // 2
-        first = (TensorSpec("first", (self.past_first, half, *size_hw)),) if self.past_first else ()
-        return (TensorSpec("taps", (TAPS - 1, 2 * TAPS, *size_hw)), *first,
-                TensorSpec("second", (PAST_SECOND, half, *size_hw)))
+        return (TensorSpec("taps", (TAPS - 1, 2 * TAPS, *size_hw)), *super().state_spec(size_hw))
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         gate, taps = self.gate(x_BTCHW, state[:1])
@@ -82,27 +78,10 @@ class GateShift(TemporalModule):
         taps_weight = self.conv3D.weight.transpose(1, 2).flatten(0, 1)  # [half x tap, c, 3, 3], oldest tap first
         planes = F.conv2d(normal, taps_weight, padding=1, groups=2)
         planes = planes.reshape(B, T, 2 * TAPS, *planes.shape[-2:])
-        if self.causal:
-            extended, kept = with_past(planes, state[0])
-            state = (kept,)
-        else:
-            extended, state = with_zeros(planes, 1, 1), ()
+        extended, state = self.with_neighbours(planes, state)
         total = extended[:, :T, 0::TAPS] + extended[:, 1:T + 1, 1::TAPS] + extended[:, 2:T + 2, 2::TAPS]
         gate = torch.tanh(total + self.bias.view(2, 1, 1))
         return gate.repeat_interleave(C // 2, dim=2), state
-
-    def shift(self, gated_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
-        """Moves each half along time: published form t+1 and t-1, causal form t-2 (or t-past_shift) and t-1."""
-        T = gated_BTCHW.shape[1]
-        first, second = gated_BTCHW.chunk(2, dim=2)
-        if self.causal:
-            second, kept_second = with_past(second, state[-1])
-            kept: State = (kept_second,)
-            if self.past_first:
-                first, kept_first = with_past(first, state[0])
-                kept = (kept_first, kept_second)
-            return torch.cat([first[:, :T], second[:, :T]], dim=2), kept
-        return torch.cat([with_zeros(first, 0, 1)[:, 1:], with_zeros(second, 1, 0)[:, :T]], dim=2), ()
 
     @torch.no_grad()
     def make_transparent(self, projection: nn.Conv2d, scale: float = 1.0) -> None:

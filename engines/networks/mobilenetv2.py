@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) with batch norms fold_norms into biases.
+"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) with batch norms folded into biases.
 
 Parameter names are torchvision's. Temporal modules may sit on the output of each residual block's projection, or on
 the input of its branch, before the expansion; the skip always carries the map as it came.
@@ -56,14 +56,13 @@ class MobileNetV2(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv_relu6(3, 32, 3, 2)]
         channels = 32
-        for expansion, outputs, blocks, stride in STAGES:
-            for block in range(blocks):
-                layers.append(InvertedResidual(channels, outputs, stride if block == 0 else 1, expansion))
+        self.features = nn.Sequential(_conv_relu6(3, channels, 3, 2))
+        for expansion, outputs, blocks, first_stride in STAGES:
+            for stride in (first_stride, *[1] * (blocks - 1)):
+                self.features.append(InvertedResidual(channels, outputs, stride, expansion))
                 channels = outputs
-        layers.append(_conv_relu6(channels, WIDTH, 1))
-        self.features = nn.Sequential(*layers)
+        self.features.append(_conv_relu6(channels, WIDTH, 1))
 
     def sites(self) -> dict[str, nn.Conv2d]:
         return {f"features_{i}": layer.projection for i, layer in enumerate(self.features)
@@ -122,8 +121,7 @@ _TIMM_ENDS = {"conv_stem": "features.0.0", "bn1": "features.0.1", "conv_head": "
 
 
 def _torchvision_name(name: str) -> str:
-    block = re.fullmatch(r"blocks\.(\d)\.(\d)\.(\w+)\.(\w+)", name)
-    if block:
+    if block := re.fullmatch(r"blocks\.(\d)\.(\d)\.(\w+)\.(\w+)", name):
         stage, index, layer, leaf = int(block[1]), int(block[2]), block[3], block[4]
         layers = _TIMM_FIRST if stage == 0 else _TIMM_LAYERS
         return f"features.{_TIMM_STARTS[stage] + index}.{layers.get(layer, layer)}.{leaf}"

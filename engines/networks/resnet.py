@@ -52,18 +52,21 @@ class Block(nn.Module):
 class ResNet(Backbone):
     """Basic blocks (two 3x3) or bottlenecks (1x1, 3x3, 1x1 to four times as many channels)."""
 
-    def __init__(self, blocks: Sequence[int], bottleneck: bool) -> None:
+    counts: Sequence[int]  # of the blocks in each stage
+    bottleneck = False
+
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, PLANES[0], 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(PLANES[0])
         channels = PLANES[0]
-        for stage, (planes, count) in enumerate(zip(PLANES, blocks, strict=True), 1):
+        for stage, (planes, count) in enumerate(zip(PLANES, self.counts, strict=True), 1):
             row = nn.Sequential()
             for block in range(count):
                 stride = 2 if stage > 1 and block == 0 else 1
-                row.append(Block(channels, [(planes, 1, 1), (planes, 3, stride), (4 * planes, 1, 1)] if bottleneck
+                row.append(Block(channels, [(planes, 1, 1), (planes, 3, stride), (4 * planes, 1, 1)] if self.bottleneck
                                  else [(planes, 3, stride), (planes, 3, 1)]))
-                channels = 4 * planes if bottleneck else planes
+                channels = 4 * planes if self.bottleneck else planes
             self.add_module(f"layer{stage}", row)
         self.width = channels
         for module in self.modules():
@@ -72,9 +75,7 @@ class ResNet(Backbone):
 
     def blocks(self) -> dict[str, Block]:
         """Place -> block, in order."""
-        rows = {f"layer{stage}": self.get_submodule(f"layer{stage}") for stage in range(1, len(PLANES) + 1)}
-        return {f"{name}_{i}": block for name, row in rows.items() for i, block in enumerate(row.children())
-                if isinstance(block, Block)}
+        return {name.replace(".", "_"): block for name, block in self.named_modules() if isinstance(block, Block)}
 
     def sites(self) -> dict[str, nn.Conv2d]:
         return {site: block.projection for site, block in self.blocks().items()}
@@ -103,13 +104,9 @@ class ResNet(Backbone):
 
 class ResNet18(ResNet):
     hub_model = "timm/resnet18.tv_in1k"
-
-    def __init__(self) -> None:
-        super().__init__((2, 2, 2, 2), bottleneck=False)
+    counts = (2, 2, 2, 2)
 
 
 class ResNet50(ResNet):
     hub_model = "timm/resnet50.tv_in1k"
-
-    def __init__(self) -> None:
-        super().__init__((3, 4, 6, 3), bottleneck=True)
+    counts, bottleneck = (3, 4, 6, 3), True

@@ -1,10 +1,11 @@
-"""The mechanism of TSM and STSM: groups of channels move by whole frames and pixels, and nothing is learned.
+"""What shift modules share: groups of channels move by whole frames and pixels, and nothing is learned.
 
 Legend: B clips, T frames, C channels of the map, H W its size; (dt, dh, dw) an offset in frames, rows and columns.
 """
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,12 @@ class Shift(TemporalModule):
     come in from outside. Channels after the last move stay.
 
     dt < 0 looks ahead. The causal form takes those channels from `past_shift` frames back instead (0: from no other
-    frame), and they keep their dh and dw. Raises ValueError if no channel would move, or more than there are.
+    frame; None: `usual_past_shift`), and they keep their dh and dw. Raises ValueError if no channel would move, or more
+    than there are.
     """
 
     on_input = True
+    usual_past_shift: ClassVar[int] = 1
 
     def __init__(self, channels: int, causal: bool, moves: Sequence[Move], past_shift: int | None = None) -> None:
         super().__init__(channels, causal, past_shift)
@@ -34,12 +37,16 @@ class Shift(TemporalModule):
         self.published = tuple(move for move in moves if move[0])
 
     @property
+    def back(self) -> int:
+        """Frames back to the channels that look ahead in the published form, in the causal one."""
+        return self.usual_past_shift if self.past_shift is None else self.past_shift
+
+    @property
     def moves(self) -> tuple[Move, ...]:
         """The moves of this form; neighbours with the same offset are one."""
         moves = self.published
         if self.causal:
-            back = 1 if self.past_shift is None else self.past_shift
-            moves = tuple((count, (back if dt < 0 else dt, dh, dw)) for count, (dt, dh, dw) in moves)
+            moves = tuple((count, (self.back if dt < 0 else dt, dh, dw)) for count, (dt, dh, dw) in moves)
         alike = groupby(moves, key=lambda move: move[1])
         return tuple((sum(count for count, _ in group), offset) for offset, group in alike)
 
@@ -52,6 +59,10 @@ class Shift(TemporalModule):
                      for i, (count, (dt, _, _)) in enumerate(self.moves) if dt)
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.shift(x_BTCHW, state)
+
+    def shift(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        """Makes the moves."""
         T, parts, kept = x_BTCHW.shape[1], [], []
         past, start = iter(state), 0
         for count, (dt, dh, dw) in self.moves:

@@ -35,9 +35,7 @@ class TemporalModule(nn.Module, ABC):
 
     def __init__(self, channels: int, causal: bool, past_shift: int | None = None) -> None:
         super().__init__()
-        self.channels = channels
-        self.causal = causal
-        self.past_shift = past_shift
+        self.channels, self.causal, self.past_shift = channels, causal, past_shift
 
     on_input: ClassVar[bool] = False  # it sits on the input of a branch, not on the output of its last convolution
     options: ClassVar[tuple[str, ...]] = ()  # the fields of a config that it takes besides `causal` and `past_shift`
@@ -60,6 +58,13 @@ class TemporalModule(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]: ...
 
+    def with_neighbours(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
+        """x for a convolution over three frames: with the two before it, or with zeros at both ends; new state."""
+        if not self.causal:
+            return F.pad(x_BT, [0, 0] * (x_BT.ndim - 2) + [1, 1]), ()
+        extended, kept = with_past(x_BT, state[0])
+        return extended, (kept,)
+
     def make_transparent(self, projection: nn.Conv2d) -> None:
         """Sets the module, and the convolution before it, so that both compute what the convolution alone did."""
 
@@ -71,8 +76,3 @@ def with_past(x_BT: Tensor, past_BP: Tensor) -> tuple[Tensor, Tensor]:
     """Puts P past frames before x along time; returns (extended [B, P+T, ...], the last P frames to keep)."""
     extended = torch.cat([past_BP, x_BT], dim=1)
     return extended, extended[:, -past_BP.shape[1]:]
-
-
-def with_zeros(x_BT: Tensor, before: int, after: int) -> Tensor:
-    """Pads x with zero frames at both ends of time."""
-    return F.pad(x_BT, [0, 0] * (x_BT.ndim - 2) + [before, after])

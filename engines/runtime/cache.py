@@ -8,25 +8,30 @@ whole; a damaged one is never used but built again. Of several processes that wa
 What is not used for UNUSED_S goes, and above LIMIT_BYTES what was not used for longest.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from engines.errors import EngineError, SinkError
+from engines.errors import EngineError
+from engines.model.file import whole_file
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 log = logging.getLogger("gatestream.engines")
 
@@ -68,19 +73,20 @@ def make_private_dir(folder: Path) -> Path:
     return folder
 
 
-def entry_name(key: Mapping[str, str]) -> str:
-    """The name of an entry's folder, 32 hexadecimal digits."""
-    return hashlib.sha256(_canonical(dict(key))).hexdigest()[:32]
-
-
 def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
     """The entry of a key, built if there is none that can be trusted. What `build` raises comes out."""
-    folder = cache_dir() / entry_name(key)
+    folder = cache_dir() / _checksum(dict(key))[:32]
     with contextlib.suppress(FileNotFoundError, DamagedEntryError):
         return _use(folder, key)
     try:
         make_private_dir(folder.parent)
-        with _locked(folder):
+        lock = _lock_of(folder)
+        try:
+            held = lock.acquire(timeout=0)
+        except TimeoutError:
+            log.warning("another process is building an engine: waiting for it")
+            held = lock.acquire()
+        with held:
             return _use_or_build(folder, key, build)
     except OSError as error:
         log.warning("engine cache %s cannot be written (%s): the engine will be built again next time",
@@ -116,39 +122,24 @@ def _use_or_build(folder: Path, key: Mapping[str, str], build: Build) -> Entry:
     return read(folder, key)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Held by who builds an entry, until its process ends. One of sixteen files, so that they do not add up.
+def _lock_of(folder: Path) -> BaseFileLock:
+    """Held by who builds an entry, until its process ends. One of sixteen files, so that they do not add up."""
+    from filelock import FileLock
 
-    Raises filelock.Timeout, an OSError, where it is held and need not wait.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(f".lock-{folder.name[0]}"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if not wait:
-            raise
-        log.warning("another process is building an engine: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return FileLock(folder.with_name(f".lock-{folder.name[0]}"))
 
 
 def _prune(newest: Path) -> None:
     """Removes what killed builders left, entries unused for long, and above the limit the longest unused."""
     for aside in newest.parent.glob(f"{BUILDING}*"):
-        with contextlib.suppress(OSError), _locked(newest.with_name(aside.name.removeprefix(BUILDING)), wait=False):
+        lock = _lock_of(newest.with_name(aside.name.removeprefix(BUILDING)))
+        with contextlib.suppress(OSError), lock.acquire(timeout=0):  # a lock that is held is an OSError too
             shutil.rmtree(aside)
     found = []
-    for folder in newest.parent.iterdir():
-        if re.fullmatch("[0-9a-f]{32}", folder.name) and folder != newest:
-            with contextlib.suppress(OSError):
-                used = folder / MANIFEST if (folder / MANIFEST).exists() else folder
-                found.append((used.stat().st_mtime, _size(folder), folder))
+    for folder in {*newest.parent.glob("[0-9a-f]" * 32)} - {newest}:
+        with contextlib.suppress(OSError):
+            used = folder / MANIFEST if (folder / MANIFEST).exists() else folder
+            found.append((used.stat().st_mtime, _size(folder), folder))
     total = _size(newest)
     for used_at, size, folder in sorted(found, reverse=True):
         total += size
@@ -179,8 +170,7 @@ def write_manifest(folder: Path, key: Mapping[str, str], facts: Facts) -> None:
     """Writes the manifest over everything in `folder`."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     content = {"format": FORMAT, "key": dict(key), "facts": facts, "built_at": time.time(), "files": files}
-    checksum = hashlib.sha256(_canonical(content)).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps({**content, "checksum": checksum}))
+    (folder / MANIFEST).write_text(json.dumps({**content, "checksum": _checksum(content)}))
 
 
 def read(folder: Path, key: Mapping[str, str] | None = None, verify: bool = True) -> Entry:
@@ -192,17 +182,15 @@ def read(folder: Path, key: Mapping[str, str] | None = None, verify: bool = True
         stated = content.pop("checksum")
         if content["format"] != FORMAT:
             raise DamagedEntryError(f"it is of format {content['format']}, not {FORMAT}")
-        if stated != hashlib.sha256(_canonical(content)).hexdigest():
+        if stated != _checksum(content):
             raise DamagedEntryError("its manifest was changed")
         if key is not None and content["key"] != dict(key):
             raise DamagedEntryError("it belongs to another engine")
         if verify:
-            present = {path.name for path in folder.iterdir()} - {MANIFEST}
-            if present != set(content["files"]):
+            if {path.name for path in folder.iterdir()} != {MANIFEST, *content["files"]}:
                 raise DamagedEntryError("files are missing or foreign")
-            for name, wanted in content["files"].items():
-                if _sha256(folder / name) != wanted:
-                    raise DamagedEntryError(f"{name} was changed")
+            if changed := [name for name, wanted in content["files"].items() if _sha256(folder / name) != wanted]:
+                raise DamagedEntryError(f"{changed[0]} was changed")
         return Entry(folder, content["key"], content["facts"], float(content["built_at"]), _size(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
@@ -211,26 +199,17 @@ def read(folder: Path, key: Mapping[str, str] | None = None, verify: bool = True
 def entries() -> list[Entry]:
     """Every entry, newest first. Manifests alone are read: an entry's files are verified when it is used."""
     found = []
-    with contextlib.suppress(OSError):
-        for folder in cache_dir().iterdir():
-            if not folder.name.startswith("."):
-                with contextlib.suppress(DamagedEntryError, FileNotFoundError):
-                    found.append(read(folder, verify=False))
+    for manifest in cache_dir().glob(f"[!.]*/{MANIFEST}"):
+        with contextlib.suppress(DamagedEntryError, FileNotFoundError):
+            found.append(read(manifest.parent, verify=False))
     return sorted(found, key=lambda entry: -entry.built_at)
 
 
 def pack(entry: Entry, out: Path) -> None:
     """Writes an entry as one file, to be carried to a machine of the same kind. Raises SinkError."""
-    try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
-            whole = Path(aside) / out.name
-            with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
-                for path in sorted(entry.folder.iterdir()):
-                    archive.write(path, path.name)
-            whole.replace(out)
-    except OSError as error:
-        raise SinkError(f"{out} ({error.strerror})", "a place that can be written",
-                        "choose another folder or free some space") from error
+    with whole_file(out) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(entry.folder.iterdir()):
+            archive.write(path, path.name)
 
 
 def unpack(file: Path, key: Mapping[str, str]) -> Entry:
@@ -250,8 +229,8 @@ def unpack(file: Path, key: Mapping[str, str]) -> Entry:
     return entry
 
 
-def _canonical(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True).encode()
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from engines.model.contract import Contract
 from engines.model.preprocess import normalise
 from engines.networks.network import Network
 from engines.runtime.backend import Backend, Facts, Spec
-from engines.runtime.engine import Engine, Floats, StepResult
+from engines.runtime.engine import Engine, StepResult
 
 log = logging.getLogger("gatestream.engines")
 
@@ -52,22 +52,20 @@ class EagerEngine(PooledEngine):
     @torch.inference_mode()
     def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
         if not slots:
-            return StepResult(np.zeros((0, self._network.width), np.float32),
-                              {head: np.zeros((0, len(labels)), np.float32)
-                               for head, labels in self.contract.heads.items()})
+            return result_of(self._network, next(self._network.parameters()).new_zeros(0, self._network.width))
         rows = torch.tensor(list(slots))
         frames_B1CHW = torch.from_numpy(normalise(frames_u8_BHWC, self.contract))[:, None]
         features_B1D, state = self._network(frames_B1CHW, tuple(leaf[rows] for leaf in self._pool))
         for leaf, new in zip(self._pool, state, strict=True):
             leaf[rows] = new
-        features_BD = features_B1D[:, 0]
-        return StepResult(to_numpy(features_BD),
-                          {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()})
+        return result_of(self._network, features_B1D[:, 0])
 
 
-def to_numpy(tensor: torch.Tensor) -> Floats:
-    """A tensor as float32."""
-    return np.asarray(tensor.numpy(), dtype=np.float32)
+def result_of(network: Network, features_BD: torch.Tensor, spans: tuple[range, ...] | None = None) -> StepResult:
+    """A step's result from the network's features."""
+    scores = network.scores(features_BD)
+    return StepResult(features_BD.float().numpy(), {head: logits.float().numpy() for head, logits in scores.items()},
+                      spans)
 
 
 def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> Engine:
@@ -77,7 +75,7 @@ def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> Engin
     model = spec.model
     if model.network.causal:
         return EagerEngine(model.network, model.contract, spec.slots)
-    windowed = WindowedEngine(model.network, model.contract, spec.slots, spec.hop)
+    windowed = WindowedEngine(model.network, model.contract, spec.slots)
     log.info("%s is bidirectional: the last %d frames are scored every %d, which computes %.1f times what one "
              "pass a frame does (%.1f times behind the first temporal module)", model.contract.name,
              windowed.segments, windowed.hop, windowed.cost, windowed.segments / windowed.hop)

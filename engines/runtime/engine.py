@@ -77,9 +77,7 @@ class Engine(ABC):
 
     def _check(self, slots: Sequence[int]) -> None:
         if len(set(slots)) != len(slots):
-            raise EngineError(f"slots {list(slots)}", "each slot once in a step",
-                              "send one frame per camera and step")
+            raise EngineError(f"slots {list(slots)}", "each slot once in a step", "send one frame per camera and step")
         for slot in slots:
             if not isinstance(slot, int | np.integer) or not 0 <= slot < self.slots:
-                raise EngineError(f"slot {slot!r}", f"0 to {self.slots - 1}",
-                                  "build the engine with more slots")
+                raise EngineError(f"slot {slot!r}", f"0 to {self.slots - 1}", "build the engine with more slots")

@@ -25,7 +25,6 @@ class GateHeatmap:
     Raises UsageError for a network without gates, EngineError for one that is not causal."""
 
     def __init__(self, model: Model) -> None:
-        self._contract = model.contract
         network = build_network(model)
         gated = [module for module in network.modules() if isinstance(module, GateShift)]
         if not gated:
@@ -40,7 +39,7 @@ class GateHeatmap:
         """The next image of the camera, at the model's rate; [H, W] in [0, 1]: how open the gates are at each place of
         what the model sees of it, the mean of all modules."""
         self._open = []
-        self._engine.step(prepare(image_bgr, self._contract)[None], [0])
+        self._engine.step(prepare(image_bgr, self._engine.contract)[None], [0])
         size_hw = max((tuple(plane.shape[-2:]) for plane in self._open), key=lambda hw: hw[0] * hw[1])
         scaled = [F.interpolate(plane[None], size_hw, mode="bilinear", align_corners=False) for plane in self._open]
         return np.asarray(torch.stack(scaled).mean(dim=(0, 1, 2)).numpy(), dtype=np.float32)

@@ -20,6 +20,7 @@ Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features,
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,32 +47,32 @@ class GateShiftStep(nn.Module):
 
     def __init__(self, module: GateShift, size_hw: tuple[int, int]) -> None:
         super().__init__()
-        self.gated, self.size_hw = module.channels, size_hw
-        self.past_first = module.past_first
-        self.back = max(self.past_first, PAST_SECOND)
-        f, c, order, bn = module.channels, module.channels // 2, module.order, module.bn
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        self.back_first, self.back = module.back, max(module.back, PAST_SECOND)
+        f = self.gated = module.channels
+        c, order, bn = f // 2, module.order, module.bn.state_dict()
+        scale = bn["weight"] / torch.sqrt(bn["running_var"] + module.bn.eps)
         self.scale = nn.Parameter(scale[order].view(1, f, 1, 1))
-        self.shift = nn.Parameter((bn.bias - bn.running_mean * scale)[order].view(1, f, 1, 1))
+        self.shift = nn.Parameter((bn["bias"] - bn["running_mean"] * scale)[order].view(1, f, 1, 1))
         planes = torch.zeros(2, TAPS, f, 3, 3, dtype=scale.dtype)  # each half's gate sees its own half only
         planes[0, :, :c] = module.conv3D.weight[0].transpose(0, 1)
         planes[1, :, c:] = module.conv3D.weight[1].transpose(0, 1)
         weight, bias = planes[:, :, order].flatten(1, 2), module.bias
         self.register_buffer("first_half", (torch.arange(f) < c).to(scale.dtype).view(1, f, 1, 1))
-        height, width = size_hw
-        self.by_planes = TAPS * f * f * 9 * height * width > PER_CHANNEL_MOST
+        self.by_planes = TAPS * f * f * 9 * math.prod(size_hw) > PER_CHANNEL_MOST
         if self.by_planes:  # outputs: both halves of the newest tap, then of the older ones
             weight = weight.view(2, TAPS, f, 3, 3).flip(1).transpose(0, 1).flatten(0, 1)
             bias = torch.cat([bias, bias.new_zeros(2 * (TAPS - 1))])
         else:
             weight, bias = weight.repeat_interleave(c, 0), bias.repeat_interleave(c)
+        past = ("planes", 2) if self.by_planes else ("normal", f)
+        self.shapes: Shapes = {past[0]: ((TAPS - 1) * past[1], *size_hw)}
+        self.shapes |= {f"gated{i}": (f, *size_hw) for i in range(1, self.back + 1)}
         self.gate_weight, self.gate_bias = nn.Parameter(weight), nn.Parameter(bias)
         self.fuse_weight: nn.Parameter | None = None
         if isinstance(module, GateShiftFuse):
             band, bias = fuse_band(module)
             self.means, self.banded = band.shape[1], f > FUSE_MATRIX_MOST
+            self.shapes["means"] = ((self.means - 1) * 2 * f, 1, 1)
             if self.banded:
                 self.fuse_weight = nn.Parameter(band.flatten(1, 2))
                 self.register_buffer("ones", band.new_ones(f, 1, 1, 1))
@@ -79,14 +80,6 @@ class GateShiftStep(nn.Module):
                 matrix = fuse_matrix(band, c)[order][..., order]
                 self.fuse_weight = nn.Parameter(matrix.view(f, -1, 1, 1))
             self.fuse_bias = nn.Parameter(bias.repeat_interleave(c))
-
-    def state_shapes(self) -> Shapes:
-        f = self.gated
-        size_hw = self.size_hw
-        shapes: Shapes = ({"planes": (2 * (TAPS - 1), *size_hw)} if self.by_planes else
-                          {"normal": ((TAPS - 1) * f, *size_hw)})
-        shapes |= {f"gated{i}": (f, *size_hw) for i in range(1, self.back + 1)}
-        return shapes if self.fuse_weight is None else shapes | {"means": ((self.means - 1) * 2 * f, 1, 1)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         f = self.gated
@@ -120,8 +113,8 @@ class GateShiftStep(nn.Module):
         """What is shifted to this frame, and what later frames need."""
         frames = [gated, *state[:self.back]]  # by how many frames back
         shifted = frames[PAST_SECOND]
-        if self.past_first != PAST_SECOND:
-            shifted = self.first_half * frames[self.past_first] + (1 - self.first_half) * shifted
+        if self.back_first != PAST_SECOND:
+            shifted = self.first_half * frames[self.back_first] + (1 - self.first_half) * shifted
         return shifted, frames[:-1]
 
     def fuse(self, means: Tensor) -> Tensor:
@@ -142,10 +135,10 @@ def fuse_band(module: GateShiftFuse) -> tuple[Tensor, Tensor]:
 
     Frames are the oldest first, as many as one fuse weight depends on; the last axis is over neighbouring channels.
     """
-    means = max(module.past_first, PAST_SECOND) + FUSE_TAPS
+    means = max(module.back, PAST_SECOND) + FUSE_TAPS
     convs = module.channel_conv1, module.channel_conv2
     band = convs[0].weight.new_zeros(2, means, 2, 3)
-    for half, (conv, past) in enumerate(zip(convs, (module.past_first, PAST_SECOND), strict=True)):
+    for half, (conv, past) in enumerate(zip(convs, (module.back, PAST_SECOND), strict=True)):
         for source, back in ((0, past), (1, 0)):  # what is shifted now was gated `past` frames ago
             oldest = means - FUSE_TAPS - back
             band[half, oldest:oldest + FUSE_TAPS, source] = conv.weight[0, source].T
@@ -169,9 +162,6 @@ class PassthroughStep(nn.Module):
         super().__init__()
         self.module, self.shapes = module, shapes
 
-    def state_shapes(self) -> Shapes:
-        return self.shapes
-
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         y, new_state = self.module(x[:, None], tuple(state))
         return y[:, 0], list(new_state)
@@ -185,9 +175,7 @@ class ReadoutStep(nn.Module):
         weights = memory.gru.state_dict()
         self.of_input, self.of_past = (_linear(weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"])
                                        for of in ("ih", "hh"))
-
-    def state_shapes(self) -> Shapes:
-        return {"": (self.of_past.in_features,)}
+        self.shapes: Shapes = {"": (memory.width,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         past = state[0]
@@ -232,9 +220,9 @@ class StepNetwork(nn.Module):
 
     def state_shapes(self) -> Shapes:
         """Name and shape, without the camera axis, of every leaf of state, in order."""
-        steps = dict(self.temporal.items()) | ({} if self.memory is None else {"memory": self.memory})
+        steps: dict[str, Any] = dict(self.temporal.items()) | ({} if self.memory is None else {"memory": self.memory})
         return {f"{site}.{leaf}".removesuffix("."): shape
-                for site, step in steps.items() for leaf, shape in step.state_shapes().items()}  # type: ignore[operator]
+                for site, step in steps.items() for leaf, shape in step.shapes.items()}
 
     def fresh_state(self) -> list[Tensor]:
         """State of one new camera."""
@@ -244,16 +232,12 @@ class StepNetwork(nn.Module):
     def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         past, new_state = list(state), []
 
-        def advance(step: nn.Module, x: Tensor) -> Tensor:
-            count = len(step.state_shapes())  # type: ignore[operator]
-            x, leaves = step(x, [past.pop(0) for _ in range(count)])
+        def advance(step: Any, x: Tensor) -> Tensor:
+            x, leaves = step(x, [past.pop(0) for _ in step.shapes])
             new_state.extend(leaves)
             return x
 
-        def mix(site: str, x: Tensor) -> Tensor:
-            return advance(self.temporal[site], x) if site in self.temporal else x
-
-        features = self.backbone(image, mix)
+        features = self.backbone(image, lambda site, x: advance(self.temporal[site], x) if site in self.temporal else x)
         if self.memory is not None:
             features = advance(self.memory, features)
         return features, *(head(features) for head in self.heads.values()), *new_state
@@ -292,10 +276,9 @@ class PixelStep(nn.Module):
         super().__init__()
         backwards = contract.colour == "RGB"
         self.network = StepNetwork(network, reversed_colours=backwards)
-        mean, std = (torch.tensor(values[::-1] if backwards else values) / contract.value_scale
-                     for values in (contract.mean, contract.std))
-        self.register_buffer("mean", mean.view(1, 3, 1, 1))
-        self.register_buffer("std", std.view(1, 3, 1, 1))
+        for name, values in ("mean", contract.mean), ("std", contract.std):
+            ordered = torch.tensor(values[::-1] if backwards else values)
+            self.register_buffer(name, (ordered / contract.value_scale).view(1, 3, 1, 1))
         self.eval()
 
     def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -311,7 +294,5 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:
-    f = module.channels
-    projection.weight[:f] = projection.weight[:f][module.order]
-    if projection.bias is not None:
-        projection.bias[:f] = projection.bias[:f][module.order]
+    for parameter in projection.parameters():
+        parameter[:module.channels] = parameter[:module.channels][module.order]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,9 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError, SinkError, first_line, imports_of
+from engines.errors import EngineError, first_line, imports_of
 from engines.model.contract import Contract
-from engines.runtime.backend import Backend, Facts, Spec, build_proven
+from engines.model.file import Model, whole_file
+from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
 
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # else it identifies this device and reports, for as long as the process runs
@@ -43,8 +43,6 @@ finally:
 
 if TYPE_CHECKING:
     import torch
-
-    from engines.model.file import Model
 
 CONTRACT, MODEL, PARITY = "gatestream.contract", "gatestream.model", "gatestream.agreement"
 FILE = "step.onnx"
@@ -121,22 +119,13 @@ def write(model: Model, out: Path) -> None:
     Raises EngineError when the network is bidirectional, cannot be converted or does not agree, SinkError when the
     file cannot be written.
     """
-    try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            facts = build_proven(BACKEND, Spec(model), Path(folder))
-            _add_parity(Path(folder) / FILE, facts["parity"]["f32"]["probabilities"])
-            (Path(folder) / FILE).replace(out)
-    except OSError as error:
-        raise SinkError(f"{out} ({error.strerror})", "a place that can be written",
-                        "choose another folder or free some space") from error
+    with whole_file(out) as aside:
+        facts = BACKEND.build_proven(Spec(model), aside.parent)
+        import onnx
 
-
-def _add_parity(file: Path, difference: float) -> None:
-    import onnx
-
-    written = onnx.load(file)
-    written.metadata_props.add(key=PARITY, value=f"{difference:.1e}")
-    onnx.save(written, file)
+        written = onnx.load(aside.with_name(FILE))
+        written.metadata_props.add(key=PARITY, value=f"{facts['parity']['f32']['probabilities']:.1e}")
+        onnx.save(written, aside)
 
 
 def build(spec: Spec, precision: str, folder: Path) -> Facts:

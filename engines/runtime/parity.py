@@ -72,16 +72,16 @@ def compare(contract: Contract, wanted: StepResult, got: StepResult) -> Parity:
 
 def probability_difference(contract: Contract, one: Mapping[str, Floats], other: Mapping[str, Floats]) -> float:
     """The largest difference of calibrated probabilities over all heads, frames and labels; inf where one is NaN."""
-    worst = 0.0
-    for head in contract.heads:
-        temperature = contract.temperature.get(head, 1.0)
-        apart = np.abs(probabilities(one[head], temperature) - probabilities(other[head], temperature)).max()
-        worst = max(worst, float(apart) if np.isfinite(apart) else float("inf"))
-    return worst
+    sides = ((probabilities(side[head], contract.temperature.get(head, 1.0)) for side in (one, other))
+             for head in contract.heads)
+    return _finite(np.max([np.abs(left - right).max() for left, right in sides]))
 
 
 def _relative(difference: Floats, *spreads: Floats) -> float:
     """RMS of a difference over the largest RMS of some spreads."""
-    apart, *sizes = (float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (difference, *spreads))
-    found = apart / max(*sizes, 1e-12)
-    return found if np.isfinite(found) else float("inf")
+    apart, *sizes = (np.sqrt(np.mean(np.square(each, dtype=np.float64))) for each in (difference, *spreads))
+    return _finite(apart / max(*sizes, 1e-12))
+
+
+def _finite(found: np.float64) -> float:
+    return float(found) if np.isfinite(found) else float("inf")

@@ -42,13 +42,10 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
         raise UsageError(f"{slots} slots", "1 or more", "give one slot per camera")
     name = os.fspath(engine)
     causal = model.contract.network.causal
-    if causal and hop is not None:
-        raise UsageError(f"a hop of {hop} frames for {model.contract.name}, which is causal",
-                         "a bidirectional model with it", "leave the hop out: causal models score every frame")
     if calibration_u8 is not None and name != "tensorrt":
         raise UsageError(f"calibration frames for engine {name!r}", "engine tensorrt in int8 with them",
                          "leave the frames out, or ask for that engine")
-    spec = Spec(model, slots, precision, hop, calibration_u8)
+    spec = Spec(model.with_hop(hop), slots, precision, calibration_u8)
     if name == "auto":
         return _compile_best(spec) if causal else _compile("eager", spec)
     if name in ENGINES:
@@ -73,22 +70,18 @@ def unavailable_reason(name: str) -> str | None:
 
 
 def _compile(name: str, spec: Spec) -> Engine:
-    from engines.runtime.backend import compile_spec
-
     backend = find(name)
     if not backend.is_reference:
         _refuse_bidirectional(spec.model)
-    reason = unavailable_reason(name) if backend.remedy else None
-    if reason and backend.remedy:
+    if backend.remedy and (reason := unavailable_reason(name)):
         raise EngineError(f"engine {name!r} on a machine with {reason}", *backend.remedy)
-    return compile_spec(backend, spec)
+    return backend.compile(spec)
 
 
 def _compile_best(spec: Spec) -> Engine:
     *compiled, last = ENGINES
     for name in compiled:
-        reason = unavailable_reason(name)
-        if reason is not None:
+        if reason := unavailable_reason(name):
             log.debug("not on %s: %s", name, reason)
             continue
         try:
@@ -100,8 +93,6 @@ def _compile_best(spec: Spec) -> Engine:
 
 
 def _open_file(file: Path, spec: Spec) -> Engine:
-    from engines.runtime import backend, cache
-
     _refuse_bidirectional(spec.model)
     if file.suffix == ".onnx":
         if spec.precision not in (None, "f32"):
@@ -109,8 +100,10 @@ def _open_file(file: Path, spec: Spec) -> Engine:
         from engines.runtime import onnx
 
         return onnx.open_file(spec.model, file, spec.slots)
+    from engines.runtime import cache
+
     openvino = find("openvino")
-    return backend.open_entry(openvino, spec, cache.unpack(file, backend.key_of(openvino, spec)))
+    return openvino.open_entry(spec, cache.unpack(file, openvino.cache_key(spec)))
 
 
 def _refuse_bidirectional(model: Model) -> None:
@@ -126,8 +119,6 @@ def export(model: Model, engine: str, out: str | os.PathLike[str], precision: st
     version; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/runtime/onnx.py`.
     Raises EngineError, SinkError.
     """
-    from engines.runtime.backend import Spec, get_or_build
-
     _refuse_bidirectional(model)
     if engine == "onnx":
         from engines.runtime import onnx
@@ -140,6 +131,7 @@ def export(model: Model, engine: str, out: str | os.PathLike[str], precision: st
     if engine not in ("auto", "openvino"):
         raise EngineError(f"engine {engine!r} to export", "openvino or onnx", "use --engine openvino")
     from engines.runtime import cache
+    from engines.runtime.backend import Spec
 
-    cache.pack(get_or_build(find("openvino"), Spec(model, precision=precision)), Path(out))
+    cache.pack(find("openvino").get_or_build(Spec(model, precision=precision)), Path(out))
     return Path(out)

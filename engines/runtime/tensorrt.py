@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ import numpy as np
 
 from engines.errors import EngineError, UsageError, first_line, raise_interrupt
 from engines.runtime import cache
-from engines.runtime.backend import BY_PARITY, NO_GPU, Backend, Facts, Frames, Spec, has_gpu, missing
+from engines.runtime.backend import BY_PARITY, NO_GPU, Backend, Facts, Frames, Spec, has_gpu
 from engines.runtime.parity import probe_clip
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ PROGRAM = "step.pt2"
 
 def unavailable_reason() -> str | None:
     """What this machine lacks for it."""
-    return ", ".join(missing("torch_tensorrt", "tensorrt") + ([] if has_gpu() else [NO_GPU])) or None
+    lacking = [f"no {package}" for package in ("torch_tensorrt", "tensorrt") if find_spec(package) is None]
+    return ", ".join(lacking if has_gpu() else [*lacking, NO_GPU]) or None
 
 
 def key(spec: Spec) -> dict[str, str]:

@@ -19,33 +19,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import normalise
 from engines.networks.network import Network
-from engines.runtime.eager import to_numpy
+from engines.runtime.eager import result_of
 from engines.runtime.engine import Engine, StepResult
 
 
 class WindowedEngine(Engine):
     """Per slot: the last T maps [S, T, C, H, W] in a ring, how many came, the features last computed and their end.
 
-    cost: arithmetic a frame, where 1 is the whole network once a frame.
-    hop: frames from one clip's scores to the next, 1 to T; None for the network's own. Raises UsageError for another
-    hop, EngineError for a causal network.
+    cost: arithmetic a frame, where 1 is the whole network once a frame; hop: frames from one clip's scores to the next.
+    Raises EngineError for a causal network.
     """
 
     name = "eager"
     precision = "f32"
 
-    def __init__(self, network: Network, contract: Contract, slots: int, hop: int | None = None) -> None:
+    def __init__(self, network: Network, contract: Contract, slots: int) -> None:
         if network.causal:
             raise EngineError("a causal network in a window", "a bidirectional one",
                               "use engines.compile, which runs causal networks frame by frame")
-        self.hop, self.segments = network.hop if hop is None else hop, network.segments
-        if not 1 <= self.hop <= self.segments:
-            raise UsageError(f"a hop of {self.hop} frames", f"1 to {self.segments}, the frames of this model's clips",
-                             "choose one of these")
+        self.hop, self.segments = network.hop, network.segments
         self.contract, self.slots = contract, slots
         self._network = network.eval()
         self._split, like = split(network)
@@ -55,7 +51,6 @@ class WindowedEngine(Engine):
         self.cost = self._cost(like)
 
     def _cost(self, map_1CHW: Tensor) -> float:
-        """Arithmetic a frame on a long stream, where 1 is the whole network once a frame."""
         with torch.no_grad(), FlopCounterMode(display=False) as first:
             self._network.backbone(_blank(self._network), _keep, slice(self._split))
         with torch.no_grad(), FlopCounterMode(display=False) as rest:
@@ -79,16 +74,14 @@ class WindowedEngine(Engine):
                 if slot in renewed:
                     self._features[slot], self._ends[slot] = renewed[slot], self._counts[slot]
         features_BD = self._features[list(slots)]
-        return StepResult(to_numpy(features_BD),
-                          {head: to_numpy(logits) for head, logits in self._network.scores(features_BD).items()},
-                          tuple(range(max(0, self._ends[slot] - self.segments), self._ends[slot]) for slot in slots))
+        return result_of(self._network, features_BD, tuple(
+            range(max(0, self._ends[slot] - self.segments), self._ends[slot]) for slot in slots))
 
     def _mean_features(self, slot: int, count: int) -> Tensor:
         """Of the clip that ends with a stream's frame number `count`: [D]."""
         oldest_first = [frame % self.segments for frame in range(max(0, count - self.segments), count)]
-        features_1TD, _ = self._network(self._maps[slot, oldest_first][None], (), slice(self._split, None))
-        features_TD: Tensor = features_1TD[0]
-        return features_TD.mean(dim=0)
+        features_1TD: Tensor = self._network(self._maps[slot, oldest_first][None], (), slice(self._split, None))[0]
+        return features_1TD[0].mean(dim=0)
 
     def _reset(self, slots: Sequence[int]) -> None:
         for slot in slots:

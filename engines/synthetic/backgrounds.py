@@ -46,14 +46,14 @@ def _landscape(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     sky, land = rng.uniform((170, 150, 110), (255, 245, 235)), rng.uniform((20, 60, 40), (110, 170, 150))
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     canvas = (sky * (0.75 + 0.35 * down / horizon)).astype(np.float32) + np.zeros((height, width, 3), np.float32)
-    line = horizon + 0.03 * _skyline(rng, width, 12) + 0.012 * _skyline(rng, width, 60)
+    line = horizon + 0.03 * smooth_noise(rng, (1, 12), (1, width)) + 0.012 * smooth_noise(rng, (1, 60), (1, width))
     below = (down[..., 0] > line)[..., None]
     fields = _noise(rng, size_hw, 10)[..., None] * rng.uniform(5, 25, 3)
     fields += _noise(rng, size_hw, 45)[..., None] * rng.uniform(4, 18)
     canvas = np.where(below, land * (0.8 + 0.5 * down) + fields, canvas).astype(np.float32)
     for _ in range(int(rng.integers(0, 14))):
-        _rectangle(canvas, (rng.random(), rng.uniform(horizon, 1), rng.uniform(0.01, 0.1), rng.uniform(0.01, 0.06)),
-             rng.uniform(60, 230, 3))
+        box = rng.random(), rng.uniform(horizon, 1), rng.uniform(0.01, 0.1), rng.uniform(0.01, 0.06)
+        _rectangle(canvas, box, rng.uniform(60, 230, 3))
     if rng.random() < 0.6:  # a window frame
         bar = np.full(3, rng.uniform(10, 240))
         _rectangle(canvas, (0, rng.uniform(0.6, 0.95), 1, rng.uniform(0.02, 0.07)), bar)
@@ -65,14 +65,12 @@ def _landscape(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
 def _room(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     """Wall, floor or desk, and things on them."""
     canvas = _fill(_colour(rng, grey=0.7), size_hw)
-    edge = rng.uniform(0.45, 0.9)
-    slope = rng.uniform(-0.3, 0.3)
+    edge, slope = rng.uniform(0.45, 0.9), rng.uniform(-0.3, 0.3)
     _polygon(canvas, [(0, edge), (1, edge + slope * 0.5), (1, 1.2), (0, 1.2)], _colour(rng))
     for _ in range(int(rng.integers(2, 16))):
         wide, tall = rng.uniform(0.03, 0.45), rng.uniform(0.03, 0.45)
         at = (rng.uniform(-0.1, 1), rng.uniform(-0.1, 1))
-        colour = _colour(rng, grey=0.5)
-        kind = rng.random()
+        colour, kind = _colour(rng, grey=0.5), rng.random()
         if kind < 0.55:
             _rectangle(canvas, (*at, wide, tall), colour, rng.uniform(-0.1, 0.1))
             if rng.random() < 0.4:  # panels, drawers, a screen
@@ -105,21 +103,17 @@ def _shelves(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
 def _carpet(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     height, width = size_hw
     quarter = (height + 1) // 2, (width + 1) // 2
-    pattern = np.zeros(quarter, np.float32)
-    for detail in (4, 10, 24):
-        pattern += _noise(rng, quarter, detail)
+    pattern = sum(_noise(rng, quarter, detail) for detail in (4, 10, 24))
     levels = np.digitize(pattern, np.sort(rng.uniform(-1.5, 1.5, 4)))
     colours = np.stack([_colour(rng) for _ in range(5)]).astype(np.float32)
-    quarter_bgr = colours[levels]
-    half = np.concatenate([quarter_bgr, quarter_bgr[:, ::-1]], axis=1)
-    return np.asarray(np.concatenate([half, half[::-1]], axis=0)[:height, :width], np.float32)
+    half = np.concatenate([colours[levels], colours[levels][:, ::-1]], axis=1)
+    return np.concatenate([half, half[::-1]], axis=0)[:height, :width]
 
 
 def _wall(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
     """Nearly nothing: a plain wall, lit from one side; perhaps a frame or a clock."""
-    height, width = size_hw
-    angle = rng.uniform(0, 2 * np.pi)
-    slope = np.cos(angle) * np.linspace(-1, 1, width)[None, :] + np.sin(angle) * np.linspace(-1, 1, height)[:, None]
+    angle, (y, x) = rng.uniform(0, 2 * np.pi), (np.linspace(-1, 1, side) for side in size_hw)
+    slope = np.cos(angle) * x[None, :] + np.sin(angle) * y[:, None]
     shade = (1 + rng.uniform(0, 0.5) * slope[..., None]).astype(np.float32)
     canvas: Canvas = np.asarray(_fill(_colour(rng, grey=0.7), size_hw) * shade, np.float32)
     for _ in range(int(rng.integers(0, 3))):
@@ -134,8 +128,7 @@ def _wall(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
 
 
 def _tiles(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
-    height, width = size_hw
-    y, x = np.mgrid[0:height, 0:width] / height
+    y, x = np.indices(size_hw) / size_hw[0]
     angle = rng.uniform(-0.4, 0.4)
     across, along = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
     size_x, size_y, gap = rng.uniform(0.06, 0.35), rng.uniform(0.06, 0.35), rng.uniform(0.02, 0.08)
@@ -164,8 +157,7 @@ PLACES = {"curtain": _curtain, "landscape": _landscape, "room": _room, "shelf": 
 
 def _colour(rng: np.random.Generator, grey: float = 0.0) -> Colour:
     """A colour as rooms have them: mostly pale or dull, warm more often than not; `grey` dulls it further."""
-    warm = rng.random() < 0.6
-    hue = rng.uniform(5, 30) if warm else rng.uniform(0, 180)
+    hue = rng.uniform(5, 30) if rng.random() < 0.6 else rng.uniform(0, 180)
     saturation = 255 * rng.beta(1.1, 2.4) * (1 - grey)
     pixel = np.array([[[hue, saturation, rng.uniform(20, 245)]]], np.uint8)
     return np.asarray(cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0], np.float64)
@@ -179,27 +171,25 @@ def _noise(rng: np.random.Generator, size_hw: tuple[int, int], detail: int) -> C
     """Smooth noise, about standard normal, with `detail` blobs along the frame's height."""
     height, width = size_hw
     rows = max(min(detail, height), 2)
-    grid = rng.standard_normal((rows, max(rows * width // height, 2))).astype(np.float32)
-    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
+    return smooth_noise(rng, (rows, max(rows * width // height, 2)), size_hw)
 
 
-def _skyline(rng: np.random.Generator, width: int, detail: int) -> Canvas:
-    return np.asarray(cv2.resize(rng.standard_normal((1, detail)).astype(np.float32), (width, 1),
-                                 interpolation=cv2.INTER_CUBIC), np.float32)
+def smooth_noise(rng: np.random.Generator, grid: tuple[int, int], size_hw: tuple[int, ...]) -> Canvas:
+    """A grid of standard normal numbers, scaled up to [H, W]."""
+    values = rng.standard_normal(grid).astype(np.float32)
+    return np.asarray(cv2.resize(values, size_hw[::-1], interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def _polygon(canvas: Canvas, corners: list[tuple[float, float]] | NDArray[np.float64], colour: Colour) -> None:
     """A filled polygon; corners are fractions of the canvas."""
-    height, width = canvas.shape[:2]
-    pixels = np.rint(np.array(corners) * (width * 16, height * 16)).astype(np.int32)
+    pixels = np.rint(np.array(corners) * (canvas.shape[1] * 16, canvas.shape[0] * 16)).astype(np.int32)
     cv2.fillPoly(canvas, [pixels], tuple(map(float, colour)), cv2.LINE_8, 4)
 
 
 def _rectangle(canvas: Canvas, box: tuple[float, float, float, float], colour: Colour, turn: float = 0.0) -> None:
     x, y, wide, tall = box
-    lean = turn * tall
-    _polygon(canvas, [(x, y), (x + wide, y + turn * wide), (x + wide + lean, y + tall + turn * wide),
-                      (x + lean, y + tall)], colour)
+    lean, rise = turn * tall, turn * wide
+    _polygon(canvas, [(x, y), (x + wide, y + rise), (x + wide + lean, y + tall + rise), (x + lean, y + tall)], colour)
 
 
 def _ellipse(canvas: Canvas, at: tuple[float, float], radii: tuple[float, float], colour: Colour) -> None:

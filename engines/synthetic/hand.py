@@ -5,6 +5,7 @@ Hand coordinates: the index fingertip is (0, 0), x right, y down, and 1 is the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +13,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.synthetic.backgrounds import smooth_noise
+
 Posture = Literal["pointing", "open", "fist"]
 POSTURES: tuple[Posture, ...] = ("pointing", "open", "fist")
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Box = tuple[float, float, float, float]  # left, top, right, bottom of a sprite
 Bone = tuple[float, float, float, float, float, float]  # x0, y0, radius0, x1, y1, radius1
 
 HAND_HEIGHT = 0.42  # fingertip to wrist as a fraction of frame height, at scale 1
@@ -33,10 +37,10 @@ _BACK: tuple[Bone, ...] = (  # the back of the hand, and the wrist
 class Look:
     """One person's hand in one light. Lengths are in hand lengths, angles in radians, colours BGR 0..255."""
 
-    skin_bgr: tuple[float, float, float]
-    sleeve_bgr: tuple[float, float, float]
-    pattern_bgr: tuple[float, float, float]
-    band_bgr: tuple[float, float, float]
+    skin_bgr: Sequence[float]
+    sleeve_bgr: Sequence[float]
+    pattern_bgr: Sequence[float]
+    band_bgr: Sequence[float]
     pattern: Literal["plain", "stripes", "checks"]
     band: float  # width of a bracelet, 0 for none
     bare: float  # length of forearm before the sleeve
@@ -63,26 +67,22 @@ class Look:
                                     p=[0.65, 0.2, 0.15]))
         cast = np.exp(0.1 * rng.standard_normal(3))
         if clear:
-            exposure, cast = float(rng.uniform(0.75, 1.15)), cast ** 0.3
+            exposure, cast = rng.uniform(0.75, 1.15), cast ** 0.3
         skin = np.clip(skin * exposure * cast, 6, 255)
         cloth = rng.uniform(15, 235, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(15, 235))
         side = rng.uniform(-1, 1)
         return cls(
-            skin_bgr=_as_triple(skin), sleeve_bgr=_as_triple(cloth * min(exposure, 1.1)),
-            pattern_bgr=_as_triple(rng.uniform(10, 245, 3) * min(exposure, 1.1)),
-            band_bgr=_as_triple(rng.uniform(5, 230, 3) * exposure),
+            skin_bgr=skin.tolist(), sleeve_bgr=(cloth * min(exposure, 1.1)).tolist(),
+            pattern_bgr=(rng.uniform(10, 245, 3) * min(exposure, 1.1)).tolist(),
+            band_bgr=(rng.uniform(5, 230, 3) * exposure).tolist(),
             pattern=str(rng.choice(["plain", "stripes", "checks"], p=[0.6, 0.2, 0.2])),  # type: ignore[arg-type]
             band=float(rng.choice([0.0, rng.uniform(0.03, 0.06), rng.uniform(0.08, 0.16)], p=[0.65, 0.2, 0.15])),
             bare=float(rng.choice([9.0, rng.uniform(0.12, 1.4)], p=[0.5, 0.5])),
-            scale=float(np.exp(rng.uniform(np.log(0.75), np.log(1.5)))),
-            tilt=float(rng.normal(-0.22, 0.08 if clear else 0.2)), thickness=float(rng.uniform(0.85, 1.25)),
-            girth=float(rng.uniform(0.06, 0.3)), thumb=float(rng.uniform(0, 1)),
-            mirrored=bool(rng.random() < 0.06) and not clear,
-            elbow_xy=(float(rng.normal(0.95, 0.16)), float(rng.uniform(1.2, 1.7))),
-            swing=float(rng.uniform(0.2, 0.7)),
-            light_xyz=_as_triple(np.array([side, rng.uniform(-1.0, 0.15), rng.uniform(0.35, 1.1)])),
-            ambient=float(rng.uniform(0.3, 0.8)), shutter_s=float(rng.uniform(0.002, 0.03)),
-            grain=int(rng.integers(2 ** 31)))
+            scale=float(np.exp(rng.uniform(np.log(0.75), np.log(1.5)))), tilt=rng.normal(-0.22, 0.08 if clear else 0.2),
+            thickness=rng.uniform(0.85, 1.25), girth=rng.uniform(0.06, 0.3), thumb=rng.uniform(0, 1),
+            mirrored=rng.random() < 0.06 and not clear, elbow_xy=(rng.normal(0.95, 0.16), rng.uniform(1.2, 1.7)),
+            swing=rng.uniform(0.2, 0.7), light_xyz=(side, rng.uniform(-1.0, 0.15), rng.uniform(0.35, 1.1)),
+            ambient=rng.uniform(0.3, 0.8), shutter_s=rng.uniform(0.002, 0.03), grain=int(rng.integers(2 ** 31)))
 
 
 class Hand:
@@ -97,8 +97,8 @@ class Hand:
         self._arm = _arm_sprite(look, self._unit)
         self._hands: dict[Posture, Image] = {}
 
-    def draw(self, image_bgr: Image, tip_xy: tuple[float, float], posture: Posture = "pointing", angle: float = 0.0,
-             velocity_xy: tuple[float, float] = (0.0, 0.0)) -> None:
+    def draw(self, image_bgr: Image, tip_xy: Sequence[float], posture: Posture = "pointing", angle: float = 0.0,
+             velocity_xy: Sequence[float] = (0.0, 0.0)) -> None:
         """Draws into `image_bgr`. tip_xy, velocity_xy: fractions of the frame; angle: radians, clockwise."""
         look, (height, width) = self.look, self.size_hw
         sign = -1.0 if look.mirrored else 1.0
@@ -107,60 +107,50 @@ class Hand:
         turn = sign * look.tilt + angle + 0.25 * across
         wrist = tip + self._length * _rotate((sign * _WRIST[0], _WRIST[1]), turn)
         elbow_x = look.elbow_xy[0] if sign > 0 else 1 - look.elbow_xy[0]
-        elbow = np.array([(elbow_x + look.swing * across) * width, look.elbow_xy[1] * height])
-        elbow[1] = max(elbow[1], wrist[1] + 0.5 * self._length)
-        way = elbow - wrist
-        arm_turn = float(np.clip(np.arctan2(-way[0], way[1]), turn - _MOST_BEND, turn + _MOST_BEND))
+        elbow_y = max(look.elbow_xy[1] * height, wrist[1] + 0.5 * self._length)
+        way_x, way_y = np.array([(elbow_x + look.swing * across) * width, elbow_y]) - wrist
+        arm_turn = float(np.clip(np.arctan2(-way_x, way_y), turn - _MOST_BEND, turn + _MOST_BEND))
         blur = (int(abs(velocity_xy[0]) * width * look.shutter_s), int(abs(velocity_xy[1]) * height * look.shutter_s))
-        scale = 1 / self._oversampling
-        to_frame = _sprite_to_frame(arm_turn, scale, sign, _ARM_ORIGIN, self._unit, wrist)
-        _composite(image_bgr, self._arm, to_frame, blur)
         if posture not in self._hands:  # many a scene shows one posture only
             self._hands[posture] = _hand_sprite(look, posture, self._unit)
-        to_frame = _sprite_to_frame(turn, scale, sign, _HAND_ORIGIN, self._unit, tip)
-        _composite(image_bgr, self._hands[posture], to_frame, blur)
+        for sprite, box, sprite_turn, at in ((self._arm, _ARM_BOX, arm_turn, wrist),
+                                             (self._hands[posture], _HAND_BOX, turn, tip)):
+            to_frame = _sprite_to_frame(sprite_turn, 1 / self._oversampling, sign, box, self._unit, at)
+            _composite(image_bgr, sprite, to_frame, blur)
 
 
 def _bones(look: Look, posture: Posture) -> list[Bone]:
     k = look.thickness
-    bones = list(_BACK)
     curled: list[Bone] = [(0.175, 0.455, 0.075 * k, 0.13, 0.56, 0.07 * k),
                           (0.265, 0.50, 0.072 * k, 0.20, 0.60, 0.065 * k),
                           (0.345, 0.565, 0.062 * k, 0.28, 0.65, 0.06 * k)]
     tucked: list[Bone] = [(0.06, 0.80, 0.085, -0.04, 0.62, 0.065 * k),
                           (-0.04, 0.62, 0.06 * k, 0.06 - 0.14 * look.thumb, 0.49 - 0.02 * look.thumb, 0.05 * k)]
     if posture == "pointing":
-        finger: list[Bone] = [(0.0, 0.048, 0.046 * k, 0.015, 0.20, 0.056 * k),
-                              (0.015, 0.20, 0.056 * k, 0.055, 0.47, 0.074 * k)]
-        return bones + curled + tucked + finger
+        return [*_BACK, *curled, *tucked, (0.0, 0.048, 0.046 * k, 0.015, 0.20, 0.056 * k),
+                (0.015, 0.20, 0.056 * k, 0.055, 0.47, 0.074 * k)]
     if posture == "fist":
-        return bones + curled + tucked + [(0.07, 0.47, 0.075 * k, 0.05, 0.56, 0.065 * k)]
-    spread: list[Bone] = []
-    for (x0, y0), (x1, y1), thick in (((0.06, 0.5), (0.0, 0.045), 1.0), ((0.15, 0.48), (0.16, -0.03), 1.05),
-                                      ((0.24, 0.51), (0.31, 0.03), 1.0), ((0.31, 0.58), (0.45, 0.19), 0.85)):
-        spread.append((x0, y0, 0.064 * k * thick, x1, y1, 0.043 * k * thick))
-    thumb: list[Bone] = [(0.06, 0.80, 0.085, -0.08, 0.62, 0.06 * k), (-0.08, 0.62, 0.058 * k, -0.17, 0.45, 0.045 * k)]
-    return bones + spread + thumb
+        return [*_BACK, *curled, *tucked, (0.07, 0.47, 0.075 * k, 0.05, 0.56, 0.065 * k)]
+    spread = [(x0, y0, 0.064 * k * thick, x1, y1, 0.043 * k * thick) for x0, y0, x1, y1, thick in (
+        (0.06, 0.5, 0.0, 0.045, 1.0), (0.15, 0.48, 0.16, -0.03, 1.05),
+        (0.24, 0.51, 0.31, 0.03, 1.0), (0.31, 0.58, 0.45, 0.19, 0.85))]
+    return [*_BACK, *spread, (0.06, 0.80, 0.085, -0.08, 0.62, 0.06 * k),  # and the thumb
+            (-0.08, 0.62, 0.058 * k, -0.17, 0.45, 0.045 * k)]
 
 
-_HAND_BOX = (-0.28, -0.14, 0.62, 1.22)  # left, top, right, bottom of the hand sprite
-_HAND_ORIGIN = (-_HAND_BOX[0], -_HAND_BOX[1])
+_HAND_BOX = (-0.28, -0.14, 0.62, 1.22)
 _ARM_BOX = (-0.46, -0.16, 0.46, 3.0)
-_ARM_ORIGIN = (-_ARM_BOX[0], -_ARM_BOX[1])
 
 
-def _grid(box: tuple[float, float, float, float], unit: float) -> tuple[Floats, Floats]:
-    xs = np.arange(box[0], box[2], 1 / unit, dtype=np.float32)
-    ys = np.arange(box[1], box[3], 1 / unit, dtype=np.float32)
-    x, y = np.meshgrid(xs, ys)
-    return x, y
+def _grid(box: Box, unit: float) -> tuple[Floats, ...]:
+    left, top, right, bottom = box
+    return np.meshgrid(*(np.arange(*ends, 1 / unit, dtype=np.float32) for ends in ((left, right), (top, bottom))))
 
 
 def _hand_sprite(look: Look, posture: Posture, unit: float) -> Image:
     """Premultiplied BGRA sprite: the hand as a union of tapered rods, lit as a relief."""
     x, y = _grid(_HAND_BOX, unit)
-    relief = np.zeros_like(x)
-    cover = np.zeros_like(x)
+    relief, cover = np.zeros_like(x), np.zeros_like(x)
     for x0, y0, r0, x1, y1, r1 in _bones(look, posture):
         dx, dy = x1 - x0, y1 - y0
         u = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy), 0, 1)
@@ -184,9 +174,7 @@ def _arm_sprite(look: Look, unit: float) -> Image:
     half = _WRIST_RADIUS + look.girth * np.clip(y / 1.3, 0, 1) ** 1.1
     half = np.where(y < 0, np.sqrt(np.maximum(_WRIST_RADIUS ** 2 - y * y, 1e-6)), half).astype(np.float32)
     sleeved = y > look.bare + 0.03 * np.cos(x * 8)
-    rng = np.random.default_rng(look.grain)
-    folds = cv2.resize(rng.standard_normal((24, 5)).astype(np.float32), (x.shape[1], x.shape[0]),
-                       interpolation=cv2.INTER_CUBIC)
+    folds = smooth_noise(np.random.default_rng(look.grain), (24, 5), x.shape)
     half = half * np.where(sleeved, 1.16 + 0.03 * folds, 1.0).astype(np.float32)
     banded = (np.abs(y - 0.12) < look.band / 2) & ~sleeved
     half = half * np.where(banded, 1.05, 1.0).astype(np.float32)
@@ -218,12 +206,11 @@ def _shade(relief: Floats, look: Look, unit: float, turn: float) -> Floats:
     return np.asarray(shade, np.float32)
 
 
-def _tint(colour_bgr: tuple[float, float, float], shade: Floats, grain: int, unit: float) -> Floats:
+def _tint(colour_bgr: Sequence[float], shade: Floats, grain: int, unit: float) -> Floats:
     """Skin: blotches, and darker parts that are redder."""
     height, width = shade.shape
     rng = np.random.default_rng(grain)
-    coarse = rng.standard_normal((9, 7)).astype(np.float32)
-    blotches = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    blotches = smooth_noise(rng, (9, 7), shade.shape)
     fine = cv2.resize(rng.standard_normal((height // 3 + 2, width // 3 + 2)).astype(np.float32), (width, height))
     level = shade * (1 + 0.035 * blotches + 0.025 * fine)
     power = np.array([1.18, 1.08, 0.92], np.float32)
@@ -236,12 +223,12 @@ def _premultiply(colour_bgr: Floats, cover: Floats) -> Image:
     return np.asarray(np.rint(sprite), np.uint8)
 
 
-def _sprite_to_frame(turn: float, scale: float, sign: float, origin: tuple[float, float], unit: float,
+def _sprite_to_frame(turn: float, scale: float, sign: float, box: Box, unit: float,
                      to_xy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sprite pixels -> frame pixels: mirror, shrink, turn, and bring the sprite's origin to `to_xy`."""
+    """Sprite pixels -> frame pixels: mirror, shrink, turn, and bring the sprite's (0, 0) to `to_xy`."""
     cos, sin = scale * np.cos(turn), scale * np.sin(turn)
     matrix = np.array([[sign * cos, -sin], [sign * sin, cos]])
-    return np.column_stack([matrix, to_xy - matrix @ (np.array(origin) * unit)])
+    return np.column_stack([matrix, to_xy + matrix @ (np.array(box[:2]) * unit)])
 
 
 def _composite(image_bgr: Image, sprite: Image, affine: NDArray[np.float64], blur: tuple[int, int]) -> None:
@@ -249,9 +236,8 @@ def _composite(image_bgr: Image, sprite: Image, affine: NDArray[np.float64], blu
     height, width = image_bgr.shape[:2]
     tall, wide = sprite.shape[:2]
     corners = affine @ np.array([[0, wide, wide, 0], [0, 0, tall, tall], [1, 1, 1, 1]])
-    left, top = (np.floor(corners.min(axis=1)) - blur).astype(int)
-    right, bottom = (np.ceil(corners.max(axis=1)) + blur + 1).astype(int)
-    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    left, top = np.maximum((np.floor(corners.min(axis=1)) - blur).astype(int), 0)
+    right, bottom = np.minimum((np.ceil(corners.max(axis=1)) + blur + 1).astype(int), (width, height))
     if left >= right or top >= bottom:
         return
     placed = affine.copy()
@@ -265,10 +251,6 @@ def _composite(image_bgr: Image, sprite: Image, affine: NDArray[np.float64], blu
     region[:] = cv2.add(through, cv2.cvtColor(layer, cv2.COLOR_BGRA2BGR))
 
 
-def _rotate(xy: tuple[float, ...], turn: float) -> NDArray[np.float64]:
+def _rotate(xy: Sequence[float], turn: float) -> NDArray[np.float64]:
     cos, sin = np.cos(turn), np.sin(turn)
     return np.array([cos * xy[0] - sin * xy[1], sin * xy[0] + cos * xy[1]])
-
-
-def _as_triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])

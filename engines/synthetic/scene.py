@@ -75,20 +75,17 @@ class Scene:
         if self._soft:
             image = np.asarray(cv2.blur(image, (3, 3)), np.uint8)
         left, top = np.random.default_rng((self._noise_seed, round(t_s * 10_000))).integers(0, _NOISE_STEPS, 2)
-        tile = self._noise[top:top + height, left:left + width]
-        share = self._noise_level
+        tile, share = self._noise[top:top + height, left:left + width], self._noise_level
         return np.asarray(cv2.addWeighted(image, gain, tile, share, -127.5 * share), np.uint8)
 
     def _render_room(self, t_s: float) -> Image:
         height, width = self.size_hw
-        full_height, full_width = self._room.shape[:2]
         sway = (self._sway * np.sin(2 * np.pi * self._sway_hz * t_s + self._sway_phase)).sum(axis=0)
         sway = np.clip(sway, -0.8 * _MARGIN, 0.8 * _MARGIN)
         roll = self._roll * np.sin(2 * np.pi * self._sway_hz[1, 0] * t_s + self._sway_phase[2, 1])
-        cos, sin = np.cos(roll), np.sin(roll)
-        centre = np.array([full_width / 2 + sway[0] * width, full_height / 2 + sway[1] * height])
-        turn = np.array([[cos, -sin], [sin, cos]])
-        matrix = np.column_stack([turn, centre - turn @ np.array([width / 2, height / 2])])
+        size_wh, full_wh = np.array([width, height]), np.array(self._room.shape[1::-1])
+        turn = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+        matrix = np.column_stack([turn, full_wh / 2 + sway * size_wh - turn @ (size_wh / 2)])
         return np.asarray(cv2.warpAffine(self._room, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE,
                                          flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.uint8)
 
@@ -100,20 +97,18 @@ class _Clutter:
     """Something that moves and is no hand: a passer-by, a swinging thing, a shadow."""
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int]) -> None:
-        self._size_hw = size_hw
-        height = size_hw[0]
-        self._half_xy = rng.uniform(0.04, 0.3, 2) * height
+        self._half_xy = rng.uniform(0.04, 0.3, 2) * size_hw[0]
         self._colour = np.clip(rng.uniform(0, 255) + 30 * rng.standard_normal(3), 0, 255)
         self._box = bool(rng.random() < 0.4)
         self._centre, self._reach = rng.uniform(0.1, 0.9, 2), rng.uniform(0.02, 0.7, 2) * (1.0, 0.4)
         self._hz, self._phase = rng.uniform(0.02, 0.3, 2), rng.uniform(0, 2 * np.pi, 2)
 
     def draw(self, image_bgr: Image, t_s: float) -> None:
-        height, width = self._size_hw
-        x, y = (self._centre + self._reach * np.sin(2 * np.pi * self._hz * t_s + self._phase)) * (width, height)
+        size_wh = image_bgr.shape[1], image_bgr.shape[0]
+        centre = (self._centre + self._reach * np.sin(2 * np.pi * self._hz * t_s + self._phase)) * size_wh
         angles = np.linspace(0, 2 * np.pi, 24)
         unit = _SQUARE if self._box else np.column_stack([np.cos(angles), np.sin(angles)])
-        pixels = np.rint(((x, y) + unit * self._half_xy) * 16).astype(np.int32)
+        pixels = np.rint((centre + unit * self._half_xy) * 16).astype(np.int32)
         cv2.fillPoly(image_bgr, [pixels], tuple(map(float, self._colour)), cv2.LINE_AA, 4)
 
 
@@ -122,8 +117,7 @@ _NOISE_STEPS = 16  # places where the noise tile may start, in each direction
 
 def _noise_tile(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
     """Grain around 127.5, a little blurred as cameras and codecs do."""
-    shape = (size_hw[0] + _NOISE_STEPS, size_hw[1] + _NOISE_STEPS, 3)
-    grain = rng.integers(0, 256, shape, np.uint8)
+    grain = rng.integers(0, 256, (size_hw[0] + _NOISE_STEPS, size_hw[1] + _NOISE_STEPS, 3), np.uint8)
     return grain if rng.random() < 0.3 else np.asarray(cv2.blur(grain, (2, 2)), np.uint8)
 
 
@@ -135,9 +129,9 @@ def _contrast(look: Look, room: Image) -> float:
 
 def _cover(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> Image:
     """Scales an image to just cover a size, and cuts the middle out."""
-    height, width = size_hw
-    scale = max(height / image_bgr.shape[0], width / image_bgr.shape[1])
-    wide, tall = max(round(image_bgr.shape[1] * scale), width), max(round(image_bgr.shape[0] * scale), height)
+    (height, width), (tall, wide) = size_hw, image_bgr.shape[:2]
+    scale = max(height / tall, width / wide)
+    wide, tall = max(round(wide * scale), width), max(round(tall * scale), height)
     scaled = cv2.resize(image_bgr, (wide, tall), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     left, top = (wide - width) // 2, (tall - height) // 2
     return np.ascontiguousarray(scaled[top:top + height, left:left + width])

@@ -6,13 +6,13 @@ Only `stroke` is the gesture; everything else is background.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engines.synthetic.hand import POSTURES, Posture
-from engines.synthetic.strokes import LABELS, Points, StrokeSource, resembles_gesture, stray, stroke
+from engines.synthetic.strokes import LABELS, Points, StraySource, StrokeSource, resembles_gesture, stray, stroke
 
 Range = tuple[float, float]
 
@@ -23,6 +23,7 @@ APPROACH_S: Range = (0.2, 0.8)  # to reach the start of a stroke
 HOVER_S: Range = (0.0, 0.6)  # of waiting, before every other stroke and after every other
 BOX: Range = (0.25, 0.7)  # longer side of a stroke as a fraction of the frame
 BOTTOM = 0.84  # its lowest point, as a fraction of the frame
+ANYWHERE = (0.12, 0.1), (0.9, 0.95)  # where an idle hand goes
 AWAY_SHARE = 0.5  # how often a hand that is away stays away for a while
 # The same where gestures are shown deliberately: the hand waits before each stroke, and leaves right after it.
 SHOWN_FIRST_S: Range = (1.6, 2.4)  # from the beginning to the first stroke
@@ -80,19 +81,17 @@ class Script:
     """
 
     def __init__(self, rng: np.random.Generator, strokes: StrokeSource = stroke, labels: Sequence[str] = LABELS,
-                 idle_s: Range = (1.5, 5.0),
-                 strays: Callable[[np.random.Generator], tuple[Points, float]] = stray,
-                 idle: Mapping[str, float] = IDLE, deliberate: bool = False, aspect: float = 4 / 3) -> None:
+                 idle_s: Range = (1.5, 5.0), strays: StraySource = stray, idle: Mapping[str, float] = IDLE,
+                 deliberate: bool = False, aspect: float = 4 / 3) -> None:
         self._rng, self._strokes, self._strays, self._labels = rng, strokes, strays, tuple(labels)
         self._idle_s, self._deliberate, self._aspect = idle_s, deliberate, aspect
         self._actions, self._shares = list(idle), np.array(list(idle.values())) / sum(idle.values())
         self._parts: deque[_Part] = deque()
         self._spans: list[Span] = []
         self._labels_left: list[str] = []
-        self._now = 0.0
+        self._now = self._angle = 0.0
         self._tip: Points | None = None  # None: the hand is away
         self._posture: Posture = "pointing"
-        self._angle = 0.0
         self._tremor = rng.uniform(0.0, 0.0025)
         self._tremor_hz, self._tremor_phase = rng.uniform(2.0, 7.0, 2), rng.uniform(0, 2 * np.pi, 2)
 
@@ -155,18 +154,17 @@ class Script:
                 self._add(min(rng.uniform(0.3, 2.5), left_s), None)
             else:
                 self._posture = POSTURES[rng.choice(3, p=[0.5, 0.3, 0.2])]
-                self._move(self._random_point(), min(rng.uniform(0.3, 1.0), left_s))
+                self._move(rng.uniform(*ANYWHERE), min(rng.uniform(0.3, 1.0), left_s))
             return
         action = rng.choice(self._actions, p=self._shares)
         if action == "leave":
             self._move(self._outside_point(), min(rng.uniform(0.25, 0.9), left_s / 2))
             self._add(min(rng.uniform(0.1, 2.0), left_s / 2), None)
         elif action == "rest":
-            low = np.array([rng.uniform(0.3, 0.95), rng.uniform(0.75, 1.02)])
-            self._move(low, min(rng.uniform(0.3, 0.9), left_s / 2))
+            self._move(rng.uniform((0.3, 0.75), (0.95, 1.02)), min(rng.uniform(0.3, 0.9), left_s / 2))
             self._stay(min(rng.uniform(0.3, 2.0), left_s / 2))
         elif action == "roam":
-            path = self._reach(self._random_point())
+            path = self._reach(rng.uniform(*ANYWHERE))
             self._posture = POSTURES[rng.choice(3, p=[0.0, 0.6, 0.4] if self._swipes(path) else [0.4, 0.35, 0.25])]
             self._add(min(rng.uniform(0.3, 1.4), left_s), path, 0.3 * rng.standard_normal())
         elif action == "stray":
@@ -194,8 +192,7 @@ class Script:
         size = rng.uniform(*(SHOWN_BOX if self._deliberate else BOX)) / max(float(extent.max()), 1e-9)
         extent = extent * size
         free_low, free_high = np.array([0.08, 0.07]), np.array([0.92, SHOWN_BOTTOM if self._deliberate else BOTTOM])
-        slack = np.maximum(free_high - free_low - extent, 0.0)
-        corner = free_low + slack * rng.beta(1.6, 1.6, 2)
+        corner = free_low + np.maximum(free_high - free_low - extent, 0.0) * rng.beta(1.6, 1.6, 2)
         return np.asarray(corner + (points - low) / (self._aspect, 1.0) * size)
 
     def _move(self, to: Points, seconds: float, angle: float | None = None) -> None:
@@ -224,12 +221,7 @@ class Script:
         self._now, self._angle = float(self._now + seconds), angle
         self._tip = None if path is None else path[-1]
 
-    def _random_point(self) -> Points:
-        return self._rng.uniform((0.12, 0.1), (0.9, 0.95))
-
     def _outside_point(self) -> Points:
         """A point from which the whole hand is out of view: below the frame, or to its right."""
-        rng = self._rng
-        if rng.random() < 0.7:
-            return np.array([rng.uniform(0.3, 1.2), rng.uniform(1.08, 1.3)])
-        return np.array([rng.uniform(1.15, 1.4), rng.uniform(0.5, 1.1)])
+        below = self._rng.random() < 0.7
+        return self._rng.uniform(*(((0.3, 1.08), (1.2, 1.3)) if below else ((1.15, 0.5), (1.4, 1.1))))

@@ -5,32 +5,24 @@ Points are [N, 2] (x right, y down), evenly spaced in time, inside a unit box wh
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
 StrokeSource = Callable[[str, np.random.Generator], tuple[Points, float]]
+StraySource = Callable[[np.random.Generator], tuple[Points, float]]
 
 LABELS: tuple[str, ...] = ("left", "right", "up", "down", "circlecc", "square", "star", "del", "carret", "tick")
 BACKGROUND = "background"
 SAMPLES = 120
 
 
-class Duration(NamedTuple):
-    """Seconds a person takes: the shortest, the median, the longest seen."""
-    least: float
-    median: float
-    most: float
-
-
-DURATIONS: dict[str, Duration] = {
-    "left": Duration(0.5, 1.8, 4.2), "right": Duration(0.5, 1.8, 4.2),
-    "up": Duration(0.5, 1.8, 4.2), "down": Duration(0.5, 1.8, 4.2),
-    "circlecc": Duration(1.6, 3.4, 6.6), "square": Duration(2.2, 4.8, 7.0), "star": Duration(2.8, 5.6, 9.4),
-    "del": Duration(2.0, 3.8, 5.5), "carret": Duration(1.2, 2.5, 4.7), "tick": Duration(1.2, 2.4, 4.7),
-}
+# Seconds a person takes: the shortest, the median, the longest seen.
+DURATIONS_S: dict[str, tuple[float, float, float]] = {
+    **dict.fromkeys(("left", "right", "up", "down"), (0.5, 1.8, 4.2)), "circlecc": (1.6, 3.4, 6.6),
+    "square": (2.2, 4.8, 7.0), "star": (2.8, 5.6, 9.4), "del": (2.0, 3.8, 5.5), "carret": (1.2, 2.5, 4.7),
+    "tick": (1.2, 2.4, 4.7)}
 _SPREAD = 0.38  # of the logarithm of a duration
 # Width and height times this: real carets are 1.4 times as wide as high, eight of ten swipes lean at most 5 degrees.
 CLEAR_STRETCH = {"carret": (1.5, 1.0), "left": (1.0, 0.5), "right": (1.0, 0.5), "up": (0.5, 1.0), "down": (0.5, 1.0)}
@@ -45,7 +37,7 @@ SECTIONS = ((0.0, 1.0), (0.0, 0.5), (0.0, 0.75), (0.25, 0.75), (0.25, 1.0), (0.5
 
 def stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
     """One drawing of a gesture: (points_xy [N, 2] in a unit box, duration_s). Raises KeyError for an unknown label."""
-    least, median, most = DURATIONS[label]
+    least, median, most = DURATIONS_S[label]
     duration_s = float(np.clip(median * np.exp(_SPREAD * rng.standard_normal()), least, most))
     return _humanise(_template(label, rng), rng, closed=label == "circlecc"), duration_s
 
@@ -53,7 +45,7 @@ def stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
 def clear_stroke(label: str, rng: np.random.Generator) -> tuple[Points, float]:
     """A gesture as it is shown to a camera: recorded proportions, nearly the median pace. See `stroke`."""
     points, duration_s = stroke(label, rng)
-    median = DURATIONS[label].median
+    _, median, _ = DURATIONS_S[label]
     return _normalise(points * CLEAR_STRETCH.get(label, (1.0, 1.0))), median * (duration_s / median) ** 0.4
 
 
@@ -69,8 +61,7 @@ def stray(rng: np.random.Generator, shares: Mapping[str, float] = STRAYS) -> tup
         path = np.column_stack([np.linspace(0, rng.uniform(0.4, 1.5), count), (np.arange(count) % 2) * 1.0])
         points = _humanise(path @ _rotation(rng.uniform(-np.pi, np.pi)), rng)
     elif kind == "early":
-        label = str(rng.choice(["square", "star", "del", "circlecc"]))
-        whole, _ = stroke(label, rng)
+        whole, _ = stroke(str(rng.choice(["square", "star", "del", "circlecc"])), rng)
         points = whole[:int(SAMPLES * rng.uniform(0.35, 0.6))]
     elif kind == "backwards":
         label = "circlecc" if rng.random() < 0.5 else "square"
@@ -97,9 +88,8 @@ def distinct_stray(rng: np.random.Generator) -> tuple[Points, float]:
 
 def resembles_gesture(points: Points) -> bool:
     """Whether a path [N, 2] has the shape of one of ours, wherever and however large and fast it is drawn."""
-    apart = _gesture_shapes() - _resample(points)
-    distance = np.sqrt(apart[..., 0] ** 2 + apart[..., 1] ** 2).mean(axis=1)  # np.linalg.norm is slower
-    return bool(distance.min() < MAX_SHAPE_DISTANCE)
+    x, y = np.moveaxis(_gesture_shapes() - _resample(points), -1, 0)
+    return bool(np.sqrt(x ** 2 + y ** 2).mean(axis=1).min() < MAX_SHAPE_DISTANCE)  # np.linalg.norm is slower
 
 
 @cache
@@ -113,7 +103,7 @@ def _resample(points: Points) -> Points:
     """16 points evenly along a path, about their mean, its longer side 1."""
     way = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     even = np.linspace(0, way[-1], 16)
-    along = np.column_stack([np.interp(even, way, points[:, axis]) for axis in (0, 1)])
+    along = np.column_stack([np.interp(even, way, each) for each in points.T])
     return np.asarray((along - along.mean(axis=0)) / max(float(np.ptp(points, axis=0).max()), 1e-9))
 
 
@@ -144,12 +134,10 @@ def _template(label: str, rng: np.random.Generator) -> Points:
     elif label == "carret":
         wide = rng.uniform(0.6, 1.2)
         corners = [near(0, 1), near(wide * rng.uniform(0.35, 0.6), 0), near(wide, rng.uniform(0.85, 1.1))]
-    elif label == "tick":
+    else:  # a tick
         short = rng.uniform(0.22, 0.5)
         corners = [near(0, 1 - short, 0.03), near(short * rng.uniform(0.4, 0.9), 1, 0.03),
                    near(rng.uniform(0.8, 1.8), rng.uniform(-0.1, 0.35))]
-    else:
-        raise KeyError(label)
     return np.array(corners)
 
 
@@ -159,7 +147,7 @@ def _humanise(path: Points, rng: np.random.Generator, closed: bool = False) -> P
         pace = 0.12 * rng.standard_normal() * np.sin(2 * np.pi * np.linspace(0, 1, SAMPLES)) / np.pi
         u = _ease(np.linspace(0, 1, SAMPLES), rng.uniform(0.2, 0.8)) + pace
         at = np.clip(u, 0, 1) * (len(path) - 1)
-        points = np.column_stack([np.interp(at, np.arange(len(path)), path[:, axis]) for axis in (0, 1)])
+        points = np.column_stack([np.interp(at, np.arange(len(path)), along) for along in path.T])
     else:
         points = _trace(path, rng, rng.uniform(0.03, 0.12))
     points = _smooth(points, rng.uniform(0.8, 3.5))

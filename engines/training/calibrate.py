@@ -5,8 +5,8 @@ per head. `now` and `window` get their own: the window's logits are means over m
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from engines.training.pixels import normalise
 from engines.training.sources import ReadFrames
 
 log = logging.getLogger("gatestream.training")
+T = TypeVar("T")
 
 LATE = 0.75  # from this share of a clip on, its label can be known
 GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))
@@ -43,20 +44,24 @@ class ValidationClip(NamedTuple):
         return float(self.times_s[-1] * n / (n - 1)) if n > 1 else 0.0
 
 
-def read_clips(segments: Sequence[Segment], rate: float, size_hw: tuple[int, int], read_frames: ReadFrames,
-               strict: bool = False) -> list[ValidationClip]:
-    """Decodes segments; unreadable ones are named in the log and left out, unless strict."""
-    found = []
+def read_each(segments: Iterable[Segment], read: Callable[[Segment], T], strict: bool) -> Iterator[tuple[Segment, T]]:
+    """What `read` makes of segments; unreadable ones are named in the log and left out, unless strict."""
     for segment in segments:
         try:
-            images, times_s = read_frames(segment, rate, size_hw)
+            found = read(segment)
         except DatasetError as error:
             if strict:
                 raise
             log.warning("left out of the validation: %s", error)
-            continue
-        found.append(ValidationClip(images, times_s - times_s[0], segment.labels))
-    return found
+        else:
+            yield segment, found
+
+
+def read_clips(segments: Sequence[Segment], rate: float, size_hw: tuple[int, int], read_frames: ReadFrames,
+               strict: bool = False) -> list[ValidationClip]:
+    """Decodes segments, see `read_each`."""
+    return [ValidationClip(images, times_s - times_s[0], segment.labels) for segment, (images, times_s) in
+            read_each(segments, lambda segment: read_frames(segment, rate, size_hw), strict)]
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 Legend: B clips, T frames of a clip, H W the input's size, K labels of a head.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.datasets.base import Segment
-from engines.errors import DatasetError
 from engines.model.contract import Contract
 from engines.networks.network import Network, clip_scores
 from engines.networks.temporal import State
+from engines.training.calibrate import read_each
 from engines.training.clips import ClipBatch, ClipDataset, ClipOrder, Images
 from engines.training.distributed import Ranks
 from engines.training.loss import UNKNOWN
@@ -25,11 +24,10 @@ from engines.training.pixels import normalise
 from engines.training.runfolder import Row
 from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
-log = logging.getLogger("gatestream.training")
 LEAST_RATE = 1e-7  # of the learning rate, at the end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SGDConfig:
     """How weights are updated: by SGD, at a rate that rises for some epochs and falls to the end."""
 
@@ -38,10 +36,12 @@ class SGDConfig:
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    accumulation: int = 1  # batches summed up for one update
-    partial_norm: bool = False  # no batch norm is learnt but the first, and those of the backbone stand still
+    accumulation: int | None = None  # batches summed up for one update; None: the paper's, GSM 2, GSF 1
+    # No batch norm is learnt but the first, and those of the backbone stand still; as GSM's code does, unless its
+    # published commands switch it off.
+    partial_norm: bool = False
     multipliers: bool = False  # biases learn twice as fast; neither they nor batch norms decay
-    average: float = 0.0  # decay of the running mean of the weights; 0: the last weights
+    average: float = 0.0  # decay of the running mean of the weights, which is saved; 0, as published: the last weights
     distil_temperature: float = 2.0  # of both networks' scores, with a teacher
     distil_weight: float = 1.0  # of the teacher's scores in the loss
     label_weight: float = 1.0  # of the labels in the loss
@@ -68,13 +68,14 @@ class ClipTask(Task[ClipBatch]):
                  workers: int = 0, teacher: Network | None = None, strict: bool = False) -> None:
         self.network, self.contract, self._config = network.to(ranks.device), contract, config
         self.average = make_weight_average(network, config.average)
-        if config.partial_norm:
-            _freeze_norms(network)
+        if config.partial_norm:  # as published, gates' norms keep their batch's statistics, but learn nothing
+            for norm in [*_norms(network.backbone)[1:], *_norms(network.temporal)]:
+                norm.requires_grad_(False)
         self.optimiser = torch.optim.SGD(_groups(network, config), lr=config.lr, momentum=config.momentum,
                                          weight_decay=config.weight_decay)
         self._training, self._order = training, order
         self._validation, self._read_centre = validation_clips, read_centre
-        self._ranks, self._accumulation, self._workers, self._strict = ranks, config.accumulation, workers, strict
+        self._ranks, self._accumulation, self._workers, self._strict = ranks, config.accumulation or 1, workers, strict
         self._teacher = None if teacher is None else teacher.to(ranks.device).eval().requires_grad_(False)
 
     @property
@@ -96,7 +97,7 @@ class ClipTask(Task[ClipBatch]):
     def set_mode(self) -> None:
         self.network.train()
         if self._config.partial_norm:
-            for norm in _later_norms(self.network):
+            for norm in _norms(self.network.backbone)[1:]:
                 norm.eval()
 
     def _frames(self, pixels_BTHWC: Tensor) -> Tensor:
@@ -127,19 +128,13 @@ class ClipTask(Task[ClipBatch]):
         """Top-1 of centre crops of one clip each, the mean over heads; unreadable clips are named and left out."""
         heads = list(self.contract.heads)
         totals = torch.zeros(len(heads), 2, dtype=torch.float64, device=self._ranks.device)
-        for segment in self._validation[self._ranks.rank::self._ranks.world_size]:
-            try:
-                frames = self._frames(torch.from_numpy(self._read_centre(segment))[None])
-            except DatasetError as error:
-                if self._strict:
-                    raise
-                log.warning("left out of the validation: %s", error)
-                continue
+        own = self._validation[self._ranks.rank::self._ranks.world_size]
+        for segment, images in read_each(own, self._read_centre, self._strict):
+            frames = self._frames(torch.from_numpy(images)[None])
             for i, (logits_BK, label) in enumerate(zip(clip_scores(network, frames).values(),
                                                        self._training.indices(segment), strict=True)):
                 if label != UNKNOWN:
-                    right = float(int(logits_BK[0].argmax()) == label)
-                    totals[i] += torch.tensor([right, 1.0], dtype=torch.float64, device=self._ranks.device)
+                    totals[i] += totals.new_tensor([float(int(logits_BK[0].argmax()) == label), 1.0])
         totals = self._ranks.all_reduce(totals)
         shares = (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
@@ -153,29 +148,18 @@ def distillation_loss(ours_BK: Tensor, theirs_BK: Tensor, temperature: float) ->
                                        F.log_softmax(theirs_BK / temperature, -1), reduction="sum", log_target=True)
 
 
-def _later_norms(network: Network) -> list[nn.BatchNorm2d]:
-    """The backbone's batch norms after its first."""
-    return [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d)][1:]
-
-
-def _freeze_norms(network: Network) -> None:
-    """Gates' batch norms keep the statistics of their batch, but nothing of them is learnt, either: as published."""
-    for norm in [*_later_norms(network),
-                 *(module for module in network.temporal.modules() if isinstance(module, nn.BatchNorm2d))]:
-        norm.requires_grad_(False)
+def _norms(part: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def _groups(network: Network, config: SGDConfig) -> list[dict[str, Any]]:
     if not config.multipliers:
         return [{"params": [p for p in network.parameters() if p.requires_grad]}]
-    biases: list[nn.Parameter] = []
-    norms: list[nn.Parameter] = []
-    weights: list[nn.Parameter] = []
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": [], "norms": []}
     for module in network.modules():
         for name, p in module.named_parameters(recurse=False):
-            if not p.requires_grad:
-                continue
-            normal = isinstance(module, nn.BatchNorm2d)
-            (norms if normal else biases if "bias" in name else weights).append(p)
-    return [{"params": weights}, {"params": biases, "lr": 2 * config.lr, "weight_decay": 0.0},
-            {"params": norms, "weight_decay": 0.0}]
+            if p.requires_grad:
+                kind = "norms" if isinstance(module, nn.BatchNorm2d) else "biases" if "bias" in name else "weights"
+                groups[kind].append(p)
+    return [{"params": groups["weights"]}, {"params": groups["biases"], "lr": 2 * config.lr, "weight_decay": 0.0},
+            {"params": groups["norms"], "weight_decay": 0.0}]

@@ -6,13 +6,12 @@ Legend: B clips, T frames of a clip, H W the input's size, K heads.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
 from engines.datasets.base import Segment
@@ -65,8 +64,8 @@ class Clip(NamedTuple):
     name: str
 
 
-class ClipDataset(Items[Clip]):
-    """Clips by (epoch, number); in place of one that cannot be read the next is taken, and a warning names it.
+class ClipDataset(Items["ClipBatch | GatestreamError"]):
+    """Batches of clips by (epoch, number). In place of one that cannot be read the next is taken; a warning names it.
 
     strict: do not take another.
     """
@@ -76,9 +75,15 @@ class ClipDataset(Items[Clip]):
         self._segments, self._heads, self._read_clip, self._seed = segments, heads, read_clip, seed
         self._mirrored, self._give_up = mirrored, 1 if strict else MAX_UNREADABLE
 
-    def __getitem__(self, key: tuple[int, int]) -> Clip:
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> ClipBatch | GatestreamError:
+        try:
+            pixels, labels, names = zip(*(self.clip(*key) for key in keys), strict=True)
+        except GatestreamError as error:
+            return error
+        return ClipBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), names)
+
+    def clip(self, epoch: int, number: int) -> Clip:
         """Raises what reading the segment raised."""
-        epoch, number = key
         rng = np.random.default_rng((self._seed, epoch, number))
         for step in range(self._give_up):
             segment = self._segments[(number + step) % len(self._segments)]
@@ -89,14 +94,6 @@ class ClipDataset(Items[Clip]):
                 log.warning("skipped: %s", error)
                 last = error
         raise last
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> ClipBatch | GatestreamError:
-        """A batch, as torch's loader asks for it."""
-        try:
-            pixels, labels, names = zip(*(self[key] for key in keys), strict=True)
-        except GatestreamError as error:
-            return error
-        return ClipBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), names)
 
     def indices(self, segment: Segment, mirror: bool = False) -> list[int]:
         """The label of each head, as it is in a mirror if asked."""
@@ -110,12 +107,7 @@ class ClipDataset(Items[Clip]):
 
     def batches(self, keys: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[ClipBatch]:
         """A batch for each list of keys, made by so many loader workers. Raises what reading a clip raised."""
-        return load(DataLoader(self, batch_sampler=keys, num_workers=workers, collate_fn=_as_it_is,
-                               prefetch_factor=2 if workers else None, generator=torch.Generator()))
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+        return load(self, workers, prefetch=2, order=keys)
 
 
 def can_mirror(segment: Segment, mirrored: Mapping[str, Mapping[str, str]]) -> bool:

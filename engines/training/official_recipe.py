@@ -12,7 +12,7 @@ unless told so by `multipliers`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,14 @@ from engines.training.loop import run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sampling import Style, sample_frames, validation_frames
-from engines.training.sources import ReadFrames
 from engines.training.task import LoopConfig, Precision, Progress
 
 UNRECORDED_FIELDS = {"out", "workers", "strict"}
 
 
 @dataclass(frozen=True)
-class OfficialRecipe:
-    """The published numbers; where None is said to be the paper's, GSM and GSF differ."""
+class OfficialRecipe(SGDConfig):
+    """The published numbers, with those of `SGDConfig`; where None is said to be the paper's, GSM and GSF differ."""
 
     out: Path  # the model file to write
     init: str = "imagenet"  # or a backbone's weights, or a whole network
@@ -55,27 +54,15 @@ class OfficialRecipe:
     rule: str = DEFAULT_RULE  # how a bidirectional start becomes causal, see `engines.causal`
     segments: int = 8  # frames of a clip
     input_size_hw: tuple[int, int] | None = None  # None: the backbone's
-    epochs: int = 60
-    warmup: int = 10  # epochs
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     dropout: float = 0.5
     clip_norm: float = 20.0  # longest gradient
     batch: int | None = None  # clips; None: the paper's, GSM 16, GSF 32
-    accumulation: int | None = None  # batches for an update; None: the paper's, GSM 2, GSF 1
     clip_partial: bool | None = None  # clip the sum of an update's first batches, too; None: GSM alone
     randaugment: bool | None = None  # None: GSF alone
-    partial_norm: bool = False  # see `SGDConfig`; GSM's code does, unless its published commands switch it off
-    multipliers: bool = False  # see `SGDConfig`
     precision: Precision = "auto"
-    average: float = 0.0  # decay of the running mean of the weights, which is saved; 0, as published: the last weights
     validate_epochs: int = 5  # epochs from one validation to the next
     patience: int = 0  # validations without a better one that end the run; 0: no end
     teacher: str | None = None  # a bidirectional network whose scores to learn, too
-    distil_temperature: float = 2.0  # of both networks' scores
-    distil_weight: float = 1.0  # of the teacher's scores in the loss
-    label_weight: float = 1.0  # of the labels in the loss
     frame_rate: float = 12.0  # at which segments are decoded
     without_fold: int = 0  # group of segments to validate with instead, 0 for none
     seed: int = 0
@@ -119,19 +106,18 @@ def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
 
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
-          progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
+          progress: Progress = lambda _, __: None) -> Network:
     """Trains on the split "train", validates on "validation" and writes the model file; returns its network.
 
     The weights that were best at that are saved, the last ones where there is nothing to validate on. A killed run goes
     on; its own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
     """
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
-        report = report if ranks.is_main else lambda _: None
-        return _train(resolve_defaults(recipe), data, ranks, report, progress, read_frames)
+        return _train(resolve_defaults(recipe), data, ranks, report if ranks.is_main else lambda _: None, progress)
 
 
-def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
-           read_frames: ReadFrames) -> Network:
+def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress
+           ) -> Network:
     data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]
@@ -149,14 +135,13 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
                          f"use --arch {made}")
     teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
     contract = make_contract(recipe, network, data, _clip_s(segments))
-    reader = _ClipReader(recipe, contract, data, read_frames)
-    config = SGDConfig(**{one.name: getattr(recipe, one.name) for one in fields(SGDConfig)})
+    reader = _ClipReader(recipe, contract, data)
     clips = ClipDataset(segments, heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
-    task = ClipTask(network, contract, config, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
+    task = ClipTask(network, contract, recipe, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
                     held_out, reader.centre, ranks, workers=recipe.workers, teacher=teacher, strict=recipe.strict)
     updates = task.updates_per_epoch
-    loop = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=config.accumulation,
+    loop = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=recipe.accumulation or 1,
                       clip_norm=recipe.clip_norm, clip_partial=bool(recipe.clip_partial), precision=recipe.precision,
                       checkpoint_every=updates, log_every=max(1, min(50, updates)),
                       validate_every=recipe.validate_epochs * updates if held_out else 0, patience=recipe.patience)
@@ -194,14 +179,14 @@ def _clip_s(segments: Sequence[Segment]) -> float:
 class _ClipReader:
     """What training and validation see of a segment."""
 
-    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames) -> None:
-        self._recipe, self._contract, self._data, self._read_frames = recipe, contract, data, read_frames
+    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset) -> None:
+        self._recipe, self._contract, self._data = recipe, contract, data
 
     def _decode(self, segment: Segment) -> Images:
         """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
         height, width = frame_size(segment.media)
         scale = min(1.0, min(self._contract.cover_hw) / min(height, width))
-        return self._read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
+        return read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
 
     def training(self, segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
         images = self._decode(segment)

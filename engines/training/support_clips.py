@@ -78,7 +78,8 @@ def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], backgroun
                                             (clip.windows_TD, late, clip.label, 1),
                                             (clip.features_TD, np.concatenate([before, after]), background, 0),
                                             (clip.windows_TD, before, background, 1)):
-            chosen += [(rows_TD[tick], label, number, kind) for tick in subsample(ticks)]
+            some = np.linspace(0, len(ticks) - 1, min(len(ticks), MAX_EXAMPLES)).astype(np.int64)
+            chosen += [(rows_TD[tick], label, number, kind) for tick in ticks[some]]
     share = Counter((label, number, kind) for _, label, number, kind in chosen)
     recordings = Counter((label, kind) for label, _, kind in share)
     weight_N = [1 / share[label, number, kind] / recordings[label, kind] for _, label, number, kind in chosen]
@@ -87,8 +88,3 @@ def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], backgroun
                     np.array([temperatures[kind] for *_, kind in chosen]),
                     np.array([number for *_, number, _ in chosen], np.int64),
                     np.array([kind == 1 for *_, kind in chosen]))
-
-
-def subsample(ticks: NDArray[np.int64], most: int = MAX_EXAMPLES) -> NDArray[np.int64]:
-    """At most so many of them, evenly."""
-    return ticks if len(ticks) <= most else ticks[np.linspace(0, len(ticks) - 1, most).astype(np.int64)]

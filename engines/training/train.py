@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +44,6 @@ from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.task import LoopConfig, Precision, Progress
 from engines.training.training_stream import SectionShares, TrainingStream
 
-Config = TypeVar("Config", AdamWConfig, LoopConfig)
-
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
 UNRECORDED_FIELDS = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
 GESTURE_EVENTS = EventRule(open_above=0.999, close_below=0.65, close_after_s=0.25, min_duration_s=0.42, min_score=0.7,
@@ -53,8 +51,8 @@ GESTURE_EVENTS = EventRule(open_above=0.999, close_below=0.65, close_after_s=0.2
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything a run depends on, but the dataset."""
+class Recipe(AdamWConfig):
+    """Everything a run depends on, but the dataset; with what `AdamWConfig` says of the updates."""
 
     out: Path  # the model file to write
     init: str  # "imagenet", a backbone's weights, or a whole network, which brings its architecture and input size
@@ -90,14 +88,7 @@ class Recipe:
     trimmed_first_frames: int = 12  # of each action
     trimmed_first_idle: float = 0.25  # `trimmed_idle` of these steps
     # The loop.
-    iterations: int = 3600  # steps on streams
     seed: int = 0
-    backbone_lr: float = 1e-4
-    module_lr: float = 1e-3  # of temporal modules
-    head_lr: float = 1e-3  # of heads and read-out
-    weight_decay: float = 0.02
-    frozen_layers: int = 7  # first layers of the backbone that stay as they are, where it can
-    average: float = 0.998  # decay of the running mean of the weights, which is saved
     precision: Precision = "auto"
     workers: int = 1  # processes that load data
     checkpoint_every: int = 250  # steps
@@ -241,11 +232,11 @@ class _Training:
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
         schedule = StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share)
         loader = StreamLoader(open_stream, schedule, ranks.own_rows(recipe.rows), recipe.frames, recipe.workers)
-        task = StreamTask(network, contract, loader, sources.truths,
-                          _part_of(recipe, AdamWConfig),
-                          iterations=recipe.iterations, average=recipe.average, ranks=ranks,
-                          finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
-        trained = run(task, _part_of(recipe, LoopConfig), folder, ranks, self.report, progress)
+        task = StreamTask(network, contract, loader, sources.truths, recipe, ranks, finds_tips=sources.renders,
+                          held_out=held_out, spread=recipe.trimmed)
+        loop = LoopConfig(recipe.iterations, recipe.seed, precision=recipe.precision, patience=recipe.patience,
+                          checkpoint_every=recipe.checkpoint_every, validate_every=recipe.validate_every)
+        trained = run(task, loop, folder, ranks, self.report, progress)
         if ranks.is_main:
             if held_out():
                 self.report(f"calibrating on {len(held_out())} recordings that were left out")
@@ -272,11 +263,6 @@ class _Training:
         schedule = StreamSchedule(recipe.seed + 1, recipe.fresh_share)
         batches = StreamLoader(open_stream, schedule, range(recipe.rows), recipe.chunk).batches(recipe.iterations, end)
         return exemplars.exemplars_from_streams(contract, network, batches, self.sources.truths)
-
-
-def _part_of(recipe: Recipe, kind: type[Config]) -> Config:
-    """A config with the fields that a recipe has of it."""
-    return kind(**{one.name: getattr(recipe, one.name) for one in fields(kind) if hasattr(recipe, one.name)})
 
 
 def _digest(data: Dataset) -> str:

@@ -53,14 +53,7 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
       gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50
     """
     import engines
-    from engines.bench.overhead import (
-        format_table,
-        is_architecture,
-        measure_overhead,
-        random_model,
-        with_fusion,
-        with_hop,
-    )
+    from engines.bench.overhead import format_table, is_architecture, measure_overhead, random_model, with_fusion
 
     names = models or ["gesture"]
     single = [name for name, value in (("fusion", fusion), ("hop", hop)) if value is not None]
@@ -75,9 +68,7 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
     from engines.bench.stages import format_lines
     from stream.scoring import Scorer
 
-    model = files.get(names[0]) or random_model(names[0])
-    if hop is not None:
-        model = with_hop(model, hop)
+    model = (files.get(names[0]) or random_model(names[0])).with_hop(hop)
     if fusion is not None:
         model = with_fusion(model, fusion)
     plain = None if model.contract.fusion is None else Scorer(_Unfused(model)).score

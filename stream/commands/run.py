@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engines.errors import UsageError
-from stream.commands.interrupt import raise_if_interrupted
+from stream.commands.interrupt import raise_if_interrupted, stop_on_signals
 from stream.commands.options import EngineName, Hop, ModelName, in_panels
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
     import engines
     from stream.recognizer import Recognizer
     from stream.runner import run as run_stream
-    from stream.runner import stop_on_signals
     from stream.sinks.base import Sink
     from stream.sinks.terminal import TerminalView
     from stream.sources import open_source
@@ -92,7 +91,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
             view = TerminalView(opened.info.camera, title, loaded.contract.background, console,
                                 live=opened.info.live)
             sinks.append(stack.enter_context(view))
-        stack.enter_context(stop_on_signals(opened, stop))
+        stack.enter_context(stop_on_signals(opened.close, stop))
         raise_if_interrupted()
         run_stream(opened, recognizer, sinks, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
 
@@ -109,12 +108,11 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
 
       gatestream run desk.frames
     """
-    from stream.runner import stop_on_signals
     from stream.sinks.recorder import record as record_source
     from stream.sources import open_source
 
     stop = threading.Event()
-    with open_source(source, camera=camera, policy=policy, fps=fps) as opened, stop_on_signals(opened, stop):
+    with open_source(source, camera=camera, policy=policy, fps=fps) as opened, stop_on_signals(opened.close, stop):
         raise_if_interrupted()
         frames = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
     print(f"{out}: {frames} frames")

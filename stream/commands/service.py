@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from engines.errors import UsageError
-from stream.commands.interrupt import raise_if_interrupted
+from stream.commands.interrupt import handle_signals, raise_if_interrupted
 from stream.commands.options import EngineName, ModelName
 
 commands = typer.Typer()
@@ -64,9 +64,8 @@ def serve(config: Annotated[Path | None, typer.Argument(
     signals = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if hasattr(signal, "SIGHUP"):
         signals[signal.SIGHUP] = reload
-    before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in signals.items()}
     silence_decoders()
-    try:
+    with handle_signals({number: lambda *_, event=event: event.set() for number, event in signals.items()}):
         raise_if_interrupted()
         if cluster:
             from stream.service.cluster.cluster import Cluster
@@ -84,9 +83,6 @@ def serve(config: Annotated[Path | None, typer.Argument(
             if service.health_address:
                 log.info("state and metrics: http://%s/health and /metrics", service.health_address)
             service.run(stop, reload_settings)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @commands.command()

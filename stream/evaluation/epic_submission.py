@@ -28,7 +28,7 @@ def by_class(scores_K: NDArray[Any], labels: Sequence[str], classes: Sequence[st
 
 
 def write_submission(path: Path, results: Mapping[str, Mapping[str, NDArray[Any]]], *,
-                     supervision: tuple[int, int, int]) -> None:
+                     supervision: Sequence[int]) -> None:
     """Writes the zip. results: {narration id: {"verb": scores, "noun": scores}}, each in the order of the classes.
 
     supervision: levels 0 to 5 of pre-training, training labels and training data (sls_pt, sls_tl, sls_td).

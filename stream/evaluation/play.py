@@ -33,18 +33,15 @@ class Truth:
 
 def read_images(media: Media) -> Frames:
     """Every image of a recording with its time in it. Raises SourceError or UsageError where it cannot be read."""
-    numbers = None  # of a folder whose numbers are times: a missing image leaves a hole
+    times: list[float | None] = []  # of a folder whose numbers are times: a missing image leaves a hole
     if media.rate is not None and media.first is not None and media.path.is_dir():
-        paths = sorted((path for path in media.path.iterdir() if is_image(path)), key=natural_key)
-        numbers = [image_number(path) for path in paths]
+        numbers = map(image_number, sorted(filter(is_image, media.path.iterdir()), key=natural_key))
+        times = [None if number is None else (number - media.first) / media.rate for number in numbers]
     with open_source(str(media.path), camera=CAMERA, fps=media.rate) as source:
         for item in source.frames():
             if isinstance(item, Frame):
-                place = None if numbers is None else numbers[item.index]
-                at = item.captured_at
-                if place is not None and media.first is not None and media.rate is not None:
-                    at = (place - media.first) / media.rate
-                yield item.image_bgr, at
+                at = times[item.index] if times else None
+                yield item.image_bgr, item.captured_at if at is None else at
 
 
 def join_clips(clips: Sequence[Segment], idle: Sequence[Path], seed: int, idle_s: tuple[float, float] = (2.0, 5.0),

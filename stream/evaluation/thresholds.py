@@ -4,9 +4,9 @@ Scores are recorded once; every rule is tried on the record through `detect_even
 False events are counted on footage without gestures, F1 on a stream with the truth.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import numpy as np
 
 import engines
 from engines.errors import UsageError
-from engines.model.contract import Contract, EventRule
+from engines.model.contract import EventRule
 from engines.model.file import bundled, save
 from stream.evaluation import metrics
-from stream.evaluation.record import ScoreRecord, ScoreSequence
+from stream.evaluation.record import ScoreRecord, ScoreSequence, find_events
 from stream.evaluation.streams import IOU, StreamReport
-from stream.events import UNKNOWN, detect_events
+from stream.events import UNKNOWN
 from stream.frame import Event
 
 VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
@@ -75,29 +75,24 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
     gestures = _active_ticks(stream.record)
     idle = [_active_ticks(part.record) for part in quiet]
 
-    def false_events(rule: EventRule, at_most: float) -> int:
-        """Counted until there are more than `at_most`: most rules fail early."""
-        found = 0
-        for part, head in product(idle, contract.heads):
-            for _ in _events(part, contract, rule, head):
-                found += 1
-                if found > at_most:
-                    return found
-        return found
+    def events(part: Mapping[str, list[ScoreSequence]], rule: EventRule, head: str) -> Iterator[Event]:
+        return (event for event in find_events(part[head], contract, head, rule) if event.label != UNKNOWN)
 
-    def trial(rule: EventRule, at_most: float = np.inf) -> RuleTrial | None:
-        false = false_events(rule, at_most)
-        if false > at_most:
+    def trial(rule: EventRule, too_many: int | None = None) -> RuleTrial | None:
+        """None at `too_many` false events, when counting ends: most rules fail early."""
+        found = (event for part, head in product(idle, contract.heads) for event in events(part, rule, head))
+        false = sum(1 for _ in islice(found, too_many))
+        if false == too_many:
             return None
-        f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(_events(gestures, contract, rule, head)), IOU)
+        f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(events(gestures, rule, head)), IOU)
                                    for head, one in stream.heads.items() if one.truths)
         return RuleTrial(rule, f1, 3600 * false / idle_s)
 
     before = trial(contract.events)
     assert before is not None
     rules = list(dict.fromkeys([contract.events, *_rules(contract.events)]))
-    allowed = limit_per_hour * idle_s / 3600
-    kept = [one for rule in rules if (one := trial(rule, allowed)) is not None and one.f1 > 0]
+    too_many = int(limit_per_hour * idle_s / 3600) + 1
+    kept = [one for rule in rules if (one := trial(rule, too_many)) is not None and one.f1 > 0]
     if not kept:
         raise UsageError(f"{before.false_events_per_hour:.1f} false events per hour, and more than the limit with each "
                          f"of {len(rules)} rules that find a gesture", f"at most {limit_per_hour:g} per hour",
@@ -130,15 +125,6 @@ def _rules(start: EventRule) -> Iterator[EventRule]:
         changed = EventRule(**{**start.model_dump(), **dict(zip(VALUES, values, strict=True))})
         if changed.close_below <= changed.open_above:
             yield changed
-
-
-def _events(sequences: Mapping[str, Sequence[ScoreSequence]], contract: Contract, rule: EventRule,
-            head: str) -> Iterator[Event]:
-    for run in sequences[head]:
-        for event in detect_events(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
-                               background=contract.background, rule=rule, head=head):
-            if event.label != UNKNOWN:
-                yield event
 
 
 def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
