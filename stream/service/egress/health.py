@@ -11,13 +11,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import MetricsHandler
 from prometheus_client.registry import Collector
 
 from engines.errors import SourceError
@@ -96,7 +96,8 @@ def serve_health(bind: str | None, metrics: Metrics, live_feed: LiveFeed | None 
         return
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
-    handler = type("Handler", (_Handler,), {"metrics": metrics, "live_feed": live_feed, "loopback": host in LOOPBACK})
+    handler = type("Handler", (_Handler,), {"registry": metrics.registry, "metrics": metrics, "live_feed": live_feed,
+                                            "loopback": host in LOOPBACK})
     try:
         server = ThreadingHTTPServer((host, int(port)), handler)
     except (OSError, OverflowError) as error:
@@ -111,14 +112,14 @@ def serve_health(bind: str | None, metrics: Metrics, live_feed: LiveFeed | None 
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(MetricsHandler):
     metrics: Metrics
     live_feed: LiveFeed | None
     loopback: bool  # only this machine can ask
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
-            self._send(200, CONTENT_TYPE_LATEST, generate_latest(self.metrics.registry))
+            super().do_GET()
         elif self.path == "/health":
             state = self.metrics.state()
             self._send(200 if state["healthy"] else 503, "application/json", json.dumps(state).encode())
@@ -151,6 +152,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")  # a picture is what some sender says is one
         self.end_headers()
         self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Logs nothing: these pages are asked for every few seconds."""
