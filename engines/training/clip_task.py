@@ -91,9 +91,6 @@ class ClipTask(Task[ClipBatch]):
         chosen = self._order.batches(first * self._accumulation, end, rows)
         return self._training.batches(chosen, self._workers)
 
-    def describe(self, batch: ClipBatch) -> str:
-        return ", ".join(batch.names)
-
     def set_mode(self) -> None:
         self.network.train()
         if self._config.partial_norm:

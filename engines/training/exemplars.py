@@ -21,11 +21,12 @@ from engines.model.file import EXAMPLES, Model
 from engines.model.scores import probabilities
 from engines.networks.network import Network
 from engines.networks.temporal import State
+from engines.training.calibrate import LATE
 from engines.training.loss import UNKNOWN
 from engines.training.pixels import normalise
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead
 from engines.training.stream_loader import Batch
-from engines.training.support_clips import LATE, Floats
+from engines.training.support_clips import Floats
 
 MAX_PER_LABEL = 96  # exemplars in a model file
 MAX_OF_BACKGROUND = 2000  # of background: a stream is full of it, and of many kinds

@@ -47,8 +47,7 @@ def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, 
                 progress(iteration + 1, figures)
             if not run_.finish_iteration(iteration + 1, figures):
                 break
-    trained = task.average.module
-    assert isinstance(trained, Network)
+    trained = run_.averaged
     if run_.best > -math.inf:
         trained.load_state_dict(ranks.broadcast(folder.load_best() if ranks.is_main else trained.state_dict()))
     return trained.to("cpu").eval()
@@ -74,6 +73,9 @@ class _Run(Generic[Batch]):
         self.sums: dict[str, float] = {}
         self.summed = 0
         self.best, self.without_best = -math.inf, 0
+        averaged = task.average.module
+        assert isinstance(averaged, Network)
+        self.averaged = averaged
         ranks.sync_batch_norms(task.network)
 
     def update(self, iteration: int, batches: Iterator[Batch]) -> dict[str, float]:
@@ -127,7 +129,8 @@ class _Run(Generic[Batch]):
 
     def _failure(self, got: str, batch: Batch, iteration: int) -> ModelError:
         saved = f"; the last good checkpoint is {self.folder.checkpoint}" if self.folder.checkpoint.exists() else ""
-        return ModelError(f"{got} at iteration {iteration} ({self.task.describe(batch)})", "a finite one",
+        rows = "; ".join(batch.names)
+        return ModelError(f"{got} at iteration {iteration} ({rows})", "a finite one",
                           f"look at these recordings, or lower the learning rates{saved}")
 
     def finish_iteration(self, done: int, figures: Mapping[str, float]) -> bool:
@@ -151,19 +154,15 @@ class _Run(Generic[Batch]):
         return goes_on
 
     def _validate(self, done: int) -> Row:
-        network = self.task.average.module
-        assert isinstance(network, Network)
-        network.eval()
         with torch.no_grad():
-            row = self.task.validate(network)
-        figure = row.get(self.config.monitor, -math.inf)
+            row = self.task.validate(self.averaged.eval())
+        figure = row.get("validation accuracy", -math.inf)
         if figure > self.best:
             self.best, self.without_best = figure, 0
-            self.folder.save_best(network.state_dict())
+            self.folder.save_best(self.averaged.state_dict())
         else:
             self.without_best += 1
-        if self.ranks.is_main:
-            self.report(f"{done}: {self.config.monitor} {figure:.4f} (best {self.best:.4f})")
+        self.report(f"{done}: validation accuracy {figure:.4f} (best {self.best:.4f})")
         return row
 
     def _parts(self) -> dict[str, Any]:
@@ -194,8 +193,7 @@ class _Run(Generic[Batch]):
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ModelError(f"checkpoint {self.folder.checkpoint} ({error})", "a checkpoint of this very recipe",
                              "remove it to start anew") from error
-        if self.ranks.is_main:
-            self.report(f"resuming at iteration {saved['iteration']} from {self.folder.checkpoint.name}")
+        self.report(f"resuming at iteration {saved['iteration']} from {self.folder.checkpoint.name}")
         return int(saved["iteration"])
 
 

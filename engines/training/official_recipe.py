@@ -89,13 +89,11 @@ def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_
     size_hw, T = network.input_size_hw, network.segments
     cover_hw = tuple(size * cover // usual for size, cover, usual in
                      zip(size_hw, network.backbone.cover_hw, network.backbone.input_size_hw, strict=True))
-    heads = {head: tuple(labels) for head, labels in data.heads.items()}
-    return Contract(name=recipe.name, network=network.config, heads=heads,
-                    frame_rate=T / clip_s, cover_hw=(cover_hw[0], cover_hw[1]),
-                    resize_filter="pillow-bilinear", receptive_frames=network.receptive_field if network.causal else T,
-                    warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),
-                    background=data.background, provenance={"data": data.name, "recipe": recipe_record(recipe)},
-                    **network.backbone.pixels._asdict())
+    return Contract(name=recipe.name, network=network.config, heads=dict(data.heads), frame_rate=T / clip_s,
+                    cover_hw=(cover_hw[0], cover_hw[1]), resize_filter="pillow-bilinear", clip_frames=T,
+                    receptive_frames=network.receptive_field if network.causal else T, warmup_frames=T, window_clips=1,
+                    max_gap_s=max(1.0, 2 * clip_s / T), background=data.background, **network.backbone.pixels._asdict(),
+                    provenance={"data": data.name, "recipe": recipe_record(recipe)})
 
 
 def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
     if not segments:
         raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
                            "labelled segments in the split 'train', or a teacher", "check the dataset's annotations")
-    heads = {head: tuple(labels) for head, labels in data.heads.items()}
+    heads = data.heads
     wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
                               input_size_hw=recipe.input_size_hw)
     network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in heads.items()},

@@ -120,9 +120,6 @@ class StreamTask(Task[Batch]):
     def fresh_state(self) -> State:
         return self.network.fresh_state(len(self._loader.rows))
 
-    def describe(self, batch: Batch) -> str:
-        return "; ".join(batch.names)
-
     def validate(self, network: Network) -> Row:
         """How many of the clips that were left out the last window names, and its negative log-likelihood; means over
         heads."""

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.training.calibrate import LATE
 from engines.training.softmax_regression import Examples
 
 Floats = NDArray[np.float32]
 
-LATE = 0.75  # from this share of an action on, its label can be known
 GRACE_TICKS = 3  # after an action's end, in which either answer is right
 MAX_EDGE = 0.4  # share of a recording that is edge, at each side
 MOTION_AT = 0.25  # of the way from the quietest to the loudest ticks, above which there is motion

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,17 @@ from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.runfolder import Row
 
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound="NamedBatch")
 Precision = Literal["auto", "f32", "bf16", "f16"]
 Autocast = Callable[[], AbstractContextManager[Any]]
 Progress = Callable[[int, dict[str, float]], None]  # updates done, figures of the last one
+
+
+class NamedBatch(Protocol):
+    """What is trained on at once."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...  # of its rows, for a message
 
 
 class LossTerm(NamedTuple):
@@ -45,7 +52,6 @@ class LoopConfig:
     checkpoint_every: int = 250  # iterations
     log_every: int = 50  # iterations
     validate_every: int = 0  # iterations; 0: never
-    monitor: str = "validation accuracy"  # figure of the validation that should be high
     patience: int = 0  # validations without a new best that end the run; 0: it goes on to the last iteration
 
 
@@ -69,10 +75,6 @@ class Task(ABC, Generic[Batch]):
     def step(self, batch: Batch, state: State, iteration: int, autocast: Autocast) -> tuple[dict[str, LossTerm], State]:
         """The terms of a batch's loss, and the state to carry on. Lower precision may be used inside `autocast()`."""
 
-    @abstractmethod
-    def describe(self, batch: Batch) -> str:
-        """What is in a batch, for a message."""
-
     def fresh_state(self) -> State:
         """State to begin with, rows first; () for a recipe that carries none."""
         return ()
@@ -82,7 +84,8 @@ class Task(ABC, Generic[Batch]):
         self.network.train()
 
     def validate(self, network: Network) -> Row:
-        """Figures of the network on data that it does not learn from; the same on every process."""
+        """Figures of the network on data that it does not learn from, "validation accuracy" among them; the same on
+        every process."""
         return {}
 
 

@@ -113,7 +113,7 @@ def cameras(count: Annotated[int, typer.Argument(min=1, max=10_000, metavar="N",
     from stream.service.bench.load import measure as serve
 
     load = serve(count, rate, 60 * soak if soak else 30.0, model, engine, churn=soak is not None)
-    _print_report(load.as_json(), load.text(), json)
+    _print_report(asdict(load), load.text(), json)
 
 
 @commands.command()
