@@ -14,10 +14,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +74,12 @@ class Load:
                 f"{self.slope_mb_per_minute:+.2f} MB a minute, {self.descriptors[0]} to {self.descriptors[1]} "
                 "open descriptors"]
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str = "gesture", engine: str = "auto",
             churn: bool = False) -> Load:
     """Serves so many cameras of 640x480 for a time. churn: cameras come and go.
 
-    Raises UsageError off Linux, EngineError when the service does not start.
-    """
+    Raises UsageError off Linux, EngineError when the service does not start."""
     if not Path("/proc/self/statm").is_file():
         raise UsageError(f"a service under load on {sys.platform}", "Linux, which shows what processes use",
                          "leave --cameras out here")
@@ -132,7 +128,7 @@ class _Monitor:
     def start(self) -> None:
         """Counts from now on."""
         self._started_at, self._state = time.monotonic(), self._read_health()
-        self._latency, self._predictions = Percentiles(), defaultdict[str, int](int)
+        self._latency, self._predictions = Percentiles(), Counter[str]()
         self._held: dict[str, tuple[int, int]] = {}  # first and largest count of each camera
         self._missing = 0
         self._times: list[float] = []
@@ -168,15 +164,15 @@ class _Monitor:
     def report(self, cameras: int, rate: float) -> Load:
         seconds = time.monotonic() - self._started_at
         before, after = self._state["cameras"], self._read_health()["cameras"]
-        dropped: dict[str, int] = defaultdict(int)
+        dropped = Counter[str]()
         for camera, facts in after.items():
-            for cause, count in facts["dropped"].items():
-                dropped[cause] += count - before.get(camera, {}).get("dropped", {}).get(cause, 0)
+            dropped.update(facts["dropped"])
+            dropped.subtract(before.get(camera, {}).get("dropped", {}))
         counts = self._predictions.values()
         held = sum(largest - first for first, largest in self._held.values())
         return Load(cameras, rate, seconds, int(seconds * min(rate, self._rate)), min(counts), max(counts), held,
                     max(0, self._missing - held), self._latency.summary(),
-                    {cause: count for cause, count in dropped.items() if count}, 0, self._resident_mb[-1],
+                    dict(+dropped), 0, self._resident_mb[-1],
                     slope_mb_per_minute(self._times, self._resident_mb),
                     (self._descriptors, _descriptors(self._pid)), (_cpu_seconds(self._pid) - self._cpu_s) / seconds)
 
@@ -229,26 +225,29 @@ class _Camera:
         self.leaves_at = self.returns_at = 0.0
         self.socket: zmq.Socket[bytes] | None = None
 
+    def _send(self, header: bytes, payload: bytes, wait_ms: int) -> bool:
+        """Whether the answer to the message before came in time, so that this one could be sent."""
+        assert self.socket is not None
+        if self._waits and not self.socket.poll(wait_ms):
+            return False
+        if self._waits:
+            self.socket.recv()
+        self.socket.send_multipart([header, payload])
+        self._waits = True
+        return True
+
     def send(self, jpegs: Sequence[bytes]) -> None:
         if self.socket is None:
             self.socket = self._context.socket(zmq.REQ)
-            self.socket.linger = 0
             self.socket.connect(self._address)
-        if self._waits and not self.socket.poll(0):
-            self.late += 1
-            return
-        if self._waits:
-            self.socket.recv()
-        self.socket.send_multipart([encode_header(self.name, captured_at=time.time()), jpegs[self._next % len(jpegs)]])
-        self._next, self._waits = self._next + 1, True
+        jpeg = jpegs[self._next % len(jpegs)]
+        sent = self._send(encode_header(self.name, captured_at=time.time()), jpeg, wait_ms=0)
+        self._next, self.late = self._next + sent, self.late + (not sent)
 
     def leave(self) -> None:
         """Ends its stream, and says so if it may send."""
         if self.socket is not None:
-            if not self._waits or self.socket.poll(1000):
-                if self._waits:
-                    self.socket.recv()
-                self.socket.send_multipart([encode_header(self.name, end=True), b""])
+            self._send(encode_header(self.name, end=True), b"", wait_ms=1000)
             self.socket.close(linger=100)
             self.socket, self._waits = None, False
 
@@ -261,11 +260,11 @@ def render_jpegs() -> list[bytes]:
     return forward + forward[::-1]
 
 
-def send(address: str, cameras: int, rate: float, churn: bool, seed: int = 0) -> None:
+def send(address: str, cameras: int, rate: float, churn: bool) -> None:
     """Sends `rate` pictures a second from each camera until SIGINT; then prints how many were late.
 
     churn: cameras leave and come back."""
-    jpegs, rng = render_jpegs(), random.Random(seed)
+    jpegs, rng = render_jpegs(), random.Random(0)
     with zmq.Context() as context:
         senders = [_Camera(context, address, f"camera {k}", 7 * k) for k in range(cameras)]
         started_at = time.monotonic()
@@ -288,9 +287,7 @@ def send(address: str, cameras: int, rate: float, churn: bool, seed: int = 0) ->
         except KeyboardInterrupt:
             print(sum(sender.late for sender in senders), flush=True)
         finally:
-            for sender in senders:
-                if sender.socket is not None:
-                    sender.socket.close(linger=0)
+            context.destroy(linger=0)
 
 
 if __name__ == "__main__":

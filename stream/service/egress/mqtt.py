@@ -53,8 +53,7 @@ class MqttSink(ResultSink):
         for record in records:
             camera, kind = _level(record["camera"]), record["type"]
             if kind in QUEUED or self._client.is_connected():
-                self._publish(f"{camera}/{kind}", json.dumps(record, separators=(",", ":")),
-                              int(kind in QUEUED))
+                self._publish(f"{camera}/{kind}", json.dumps(record, separators=(",", ":")), int(kind in QUEUED))
             if kind == "prediction":
                 for head in record["heads"]:
                     self._announce(camera, record["camera"], head)

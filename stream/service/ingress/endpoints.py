@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import zmq
 
@@ -45,20 +45,11 @@ class Endpoint:
             self.senders.popitem(last=False)
 
 
-class IncomingMessage(NamedTuple):
-    """A message as it came."""
-
-    envelope: list[bytes]  # has to come before its answer
-    parts: list[bytes]
-    peer: str  # IP address of the sender, "" where there is none
-
-
 class SocketSet:
     """All endpoints, and the poller of their sockets. Owned by the receiver thread.
 
     secure: secures a socket before it is bound; most_bytes: of a message's part; chance: 0 to 1, so that many
-    cameras are not connected at once.
-    """
+    cameras are not connected at once."""
 
     def __init__(self, context: zmq.Context[Socket], secure: Callable[[Socket], None], most_bytes: int,
                  steady: Callable[[], float] = time.monotonic, chance: Callable[[], float] = random.random) -> None:
@@ -114,8 +105,9 @@ class SocketSet:
                 del self._endpoints[endpoint.socket]
                 endpoint.socket.close(linger=0)
 
-    def receive(self, endpoint: Endpoint) -> Iterator[IncomingMessage]:
-        """The messages that have come, AT_ONCE at most."""
+    def receive(self, endpoint: Endpoint) -> Iterator[tuple[list[bytes], list[bytes], str]]:
+        """The messages that have come, AT_ONCE at most: what has to come before the answer, the parts, and the sender's
+        IP address, "" where there is none."""
         for _ in range(AT_ONCE):
             try:
                 frames = endpoint.socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -126,7 +118,10 @@ class SocketSet:
             if endpoint.kind == "router":
                 cut = next((i for i, part in enumerate(parts) if i and not part), 0)  # parts[0] is its identity
                 envelope, parts = parts[:cut + 1], parts[cut + 1:]
-            yield IncomingMessage(envelope, parts, "" if endpoint.internal else _peer(frames[-1]))
+            peer = ""
+            with suppress(zmq.ZMQError):  # a socket file has none
+                peer = "" if endpoint.internal else str(frames[-1].get("Peer-Address"))
+            yield envelope, parts, peer
 
     def close(self, linger_ms: int) -> None:
         """Closes all sockets; answers may still go out for `linger_ms`."""
@@ -164,10 +159,3 @@ def bind(socket: Socket, address: str) -> None:
 
 def _publisher(camera: CameraConfig) -> str:
     return f"tcp://{(camera.source or '').removeprefix('zmq://')}"
-
-
-def _peer(frame: zmq.Frame) -> str:
-    try:
-        return str(frame.get("Peer-Address"))
-    except zmq.ZMQError:  # a socket file has none
-        return ""

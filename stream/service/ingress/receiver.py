@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -23,7 +24,7 @@ from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.config import Config
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Refused
-from stream.service.ingress.endpoints import Endpoint, IncomingMessage, Kind, SocketSet, bind, connection_of
+from stream.service.ingress.endpoints import Endpoint, Kind, SocketSet, bind, connection_of
 from stream.service.ingress.scheduler import FrameScheduler
 from stream.service.ingress.worker_socket import BATCH, WorkerSocket
 from stream.service.worker import protocol
@@ -34,16 +35,6 @@ log = logging.getLogger("gatestream.service")
 POLL_S = 0.05  # the longest wait, after which timeouts are checked
 STOPS_WITHIN_S = 0.8  # in which a worker that stops may close its events
 Records = list[dict[str, Any]]
-
-
-@dataclass(slots=True)
-class _DelayedAnswer:
-    """An answer that waits until the engine takes its frame, or until `due` (steady seconds)."""
-
-    due: float
-    endpoint: Endpoint
-    envelope: list[bytes]
-    message: Message
 
 
 @dataclass
@@ -70,7 +61,8 @@ class Receiver:
     def __post_init__(self) -> None:
         self.admission = Admission(self.config, self.scheduler)
         self.sessions = self.admission.sessions
-        self._delayed: dict[str, _DelayedAnswer] = {}
+        # Answers that wait until the engine takes their camera's frame, or until a time (steady seconds).
+        self._delayed: dict[str, tuple[float, Callable[[], None]]] = {}
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping_at: float | None = None
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
@@ -153,8 +145,8 @@ class Receiver:
             self._receive_from_worker()
         for endpoint in self.sockets:
             if endpoint.socket in ready:
-                for incoming in self.sockets.receive(endpoint):
-                    self._handle(endpoint, incoming)
+                for envelope, parts, peer in self.sockets.receive(endpoint):
+                    self._handle(endpoint, envelope, parts, peer)
         while not self._calls.empty():
             self._calls.get()()
         now = self.steady()
@@ -164,17 +156,11 @@ class Receiver:
 
     # ---- cameras ----
 
-    def _handle(self, endpoint: Endpoint, incoming: IncomingMessage) -> None:
+    def _handle(self, endpoint: Endpoint, envelope: list[bytes], parts: list[bytes], peer: str) -> None:
         message: Message | None = None
         now, camera, error = self.steady(), None, None
-        envelope, parts, peer = incoming
         try:
-            try:
-                message = parse(parts, self.limits)
-            except FrameError as fault:
-                if parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:  # NetGear needs a JSON answer
-                    message = Message("netgear", None, b"")
-                raise Refused("malformed", fault) from fault
+            message = parse(parts, self.limits)
             if message.end:
                 # NetGear's senders do not say which camera they are.
                 name = message.name or endpoint.senders.pop(connection_of(envelope), None)
@@ -190,31 +176,31 @@ class Receiver:
                 pace_s = self.config.receive.pace_ms / 1000
                 if pace_s and endpoint.kind == "router" and self.scheduler.pending(camera) is frame:
                     self._answer_delayed(camera)
-                    self._delayed[camera] = _DelayedAnswer(now + pace_s, endpoint, envelope, message)
+                    self._delayed[camera] = now + pace_s, partial(self._answer, endpoint, envelope, message, camera)
                     return
-        except Refused as refusal:
-            self.refused[refusal.cause] += 1
-            error = str(refusal.error)
-        self._answer(endpoint, envelope, encode_reply(message, self._prediction_for(message, camera), error))
+        except FrameError as fault:
+            self.refused[fault.cause if isinstance(fault, Refused) else "malformed"] += 1
+            error = str(fault)
+            if message is None and parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:
+                message = Message("netgear", None, b"")  # which needs a JSON answer
+        self._answer(endpoint, envelope, message, camera, error)
 
-    def _prediction_for(self, message: Message | None, camera: str | None) -> dict[str, Any] | None:
-        """The camera's latest prediction, if there is one and its sender may expect it in an answer."""
-        expected = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
-        return self.latest.get(camera) if expected and camera is not None else None
-
-    def _answer(self, endpoint: Endpoint, envelope: list[bytes], answer: bytes) -> None:
+    def _answer(self, endpoint: Endpoint, envelope: list[bytes], message: Message | None, camera: str | None,
+                error: str | None = None) -> None:
+        """Answers with the camera's latest prediction, if there is one and its sender may expect it, or the error."""
         if endpoint.kind == "sub":
             return
+        expected = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
+        prediction = self.latest.get(camera) if expected and camera is not None else None
         try:
-            endpoint.socket.send_multipart([*envelope, answer], zmq.NOBLOCK)
+            endpoint.socket.send_multipart([*envelope, encode_reply(message, prediction, error)], zmq.NOBLOCK)
         except zmq.ZMQError:  # the sender has gone
             self.refused["gone before its answer"] += 1
 
     def _answer_delayed(self, camera: str) -> None:
-        delayed = self._delayed.pop(camera, None)
-        if delayed is not None:
-            reply = encode_reply(delayed.message, self._prediction_for(delayed.message, camera))
-            self._answer(delayed.endpoint, delayed.envelope, reply)
+        if camera in self._delayed:
+            _, answer = self._delayed.pop(camera)
+            answer()
 
     def _admit(self, message: Message, endpoint: Endpoint, peer: str, now: float) -> str:
         """The camera that a message is of; reports one that joins or is back. Raises Refused."""
@@ -232,8 +218,8 @@ class Receiver:
         for session in self.sessions.values():
             if session.present and now - session.last_at > session.config.lost_after_s:
                 self._remove(session.name, f"no frames for {session.config.lost_after_s:g} s")
-        for camera, delayed in list(self._delayed.items()):
-            if now >= delayed.due:
+        for camera, (due, _) in list(self._delayed.items()):
+            if now >= due:
                 self._answer_delayed(camera)
         for endpoint in self.sockets:
             if endpoint.camera is not None:
