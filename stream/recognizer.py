@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from engines.errors import FrameError, GatestreamError, UsageError
 from engines.model.contract import EventRule
+from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
 from stream.events import EventTracker
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.images import as_bgr
-from stream.scoring import Scorer, Scores, ScoringModel, top_labels
+from stream.scoring import Scorer, Scores, top_labels
 
 Decoder = Callable[[], NDArray[Any]]
 Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
@@ -45,7 +46,7 @@ class Counts:
 class _CameraState:
     """Everything remembered of one camera but the network's state, which sits in the engine's `slot`."""
 
-    def __init__(self, camera: str, slot: int, model: ScoringModel, rule: EventRule | None) -> None:
+    def __init__(self, camera: str, slot: int, model: Model, rule: EventRule | None) -> None:
         contract = model.contract
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
@@ -106,7 +107,7 @@ class Recognizer:
     Not thread-safe: use it from one thread. Leaving the `with` block closes the engine.
     """
 
-    def __init__(self, model: ScoringModel, engine: Engine, timer: Callable[[], float] = time.perf_counter,
+    def __init__(self, model: Model, engine: Engine, timer: Callable[[], float] = time.perf_counter,
                  threads: ThreadPoolExecutor | None = None) -> None:
         """timer: gives seconds, for latencies only; threads: decode and prepare images of several cameras at a time."""
         self.contract, self.engine = model.contract, engine

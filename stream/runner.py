@@ -139,10 +139,7 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
 def record(source: Source, path: str | Path, *, max_seconds: float | None = None, max_frames: int | None = None,
            stop: threading.Event | None = None) -> int:
     """Records a source so that it replays exactly, within limits as `run` has them; returns how many frames.
-
-    Raises SinkError for a file that is there already or cannot be written, SourceError when the source fails; what was
-    recorded before stays.
-    """
+    Raises SinkError for a file that is there already or cannot be written, SourceError; what was recorded stays."""
     target = output_path(path)
     if target.exists():
         raise SinkError(f"{target}, which is there already", "a new file", "delete it, or choose another one")

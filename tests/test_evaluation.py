@@ -26,8 +26,8 @@ from stream.commands.cli import main
 from stream.evaluation.clips import evaluate_clips
 from stream.evaluation.data import held_out_groups, max_overlap, select
 from stream.evaluation.evaluate import EvaluationReport, measure
-from stream.evaluation.metrics import match
-from stream.evaluation.play import Truth, concatenate_videos, idle_room, join_clips, read_images, render_idle
+from stream.evaluation.metrics import Truth, match
+from stream.evaluation.play import concatenate_videos, idle_room, join_clips, read_images, render_idle
 from stream.evaluation.record import find_events
 from stream.evaluation.report import write_report
 from stream.evaluation.streams import IOU, StreamMeter, evaluate_stream

@@ -15,8 +15,8 @@ from engines.model.contract import Contract
 from stream.clock import TIME_NOISE_S
 from stream.evaluation import epic_submission, metrics
 from stream.evaluation.data import group_by_media, is_trimmed
-from stream.evaluation.metrics import Array
-from stream.evaluation.play import Truth, read_images
+from stream.evaluation.metrics import Array, Truth
+from stream.evaluation.play import read_images
 from stream.evaluation.streams import StreamMeter
 from stream.recognizer import Recognizer
 from stream.scoring import Scores
@@ -161,12 +161,11 @@ class ClipReport:
                 "heads": {head: clips.as_json() for head, clips in self.heads.items()},
                 **({"actions": actions} if actions else {})}
 
-    def _pairs(self) -> tuple[HeadClips, HeadClips]:
+    def _pairs(self) -> list[HeadClips]:
         """Verb and noun of the clips that have both, row by row."""
         both = [one for one in self.outcomes if all(
             one.segment.labels.get(head, self.background) != self.background for head in epic_submission.HEADS)]
-        verb, noun = (HeadClips(both, head, self.contract, self.background) for head in epic_submission.HEADS)
-        return verb, noun
+        return [HeadClips(both, head, self.contract, self.background) for head in epic_submission.HEADS]
 
 
 def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], background: str | None = None, *,

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from stream.evaluation import metrics
-from stream.evaluation.metrics import NAN
-from stream.evaluation.play import Truth
+from stream.evaluation.metrics import NAN, Truth
 from stream.evaluation.record import ScoreRecord
 from stream.events import UNKNOWN
 from stream.frame import Event, Image, Item
@@ -92,8 +91,7 @@ class HeadStream:
                 **({"over_time": self.over_time()} if self.rounds > 1 else {})}
 
 
-@dataclass
-class StreamReport:
+class StreamReport(NamedTuple):
     """What came of a stream: each head's outcome, and the full scores."""
 
     heads: Mapping[str, HeadStream]

@@ -156,9 +156,8 @@ def _check_counts(videos: Sequence[SupportVideo], used: set[str], folder: Path, 
         if label != background and not usable[label]:
             raise DatasetError(f"label {label!r}, of whose {asked[label]} recordings none can be read",
                                f"{MIN_RECORDINGS} or more", "record it again, or remove its folder")
-        if label != background and usable[label] == 1:
-            warnings.append(f"label {label!r} has one recording: it cannot be left out to be tested; "
-                            f"record {MIN_RECORDINGS} or more")
-        elif label != background and usable[label] < MIN_RECORDINGS:
-            warnings.append(f"label {label!r} has {usable[label]} recordings: record {MIN_RECORDINGS} or more")
+        if label != background and usable[label] < MIN_RECORDINGS:
+            few = f"{usable[label]} recordings:" if usable[label] > 1 else \
+                "one recording: it cannot be left out to be tested;"
+            warnings.append(f"label {label!r} has {few} record {MIN_RECORDINGS} or more")
     return warnings
