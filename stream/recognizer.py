@@ -174,9 +174,8 @@ class Recognizer:
             -> list[list[Item] | GatestreamError]:
         """Takes the next image of several cameras, which the engine then advances side by side.
 
-        prepared: what `prepare_async` returned for them, if it was called. Returns for each what `push` would: what the
-        image caused, or the error that it would raise; one camera's error does not touch the others. Raises UsageError
-        for two images of one camera, EngineError.
+        prepared: what `prepare_async` returned for them, if it was called. Returns for each what `push` would return or
+        raise: one camera's error does not touch the others. Raises UsageError for two images of a camera, EngineError.
         """
         prepared = self.prepare_async(arrivals) if prepared is None else prepared
         images_of = Counter(arrival.camera for arrival in arrivals)
@@ -321,21 +320,18 @@ class Recognizer:
         stream.previous_at = at
         if stream.camera in self.score_listeners:
             self.score_listeners[stream.camera](at, stream.steps, scores)
-        if not self._warm(stream):
+        if stream.steps < self.contract.warmup_frames:
             return []
         events = [event for head, tracker in stream.trackers.items()
                   for event in tracker.update(at, scores.now[head], scores.window[head])]
         stream.counts.events += sum(not event.open for event in events)
         return events
 
-    def _warm(self, stream: _CameraState) -> bool:
-        return stream.steps >= self.contract.warmup_frames
-
     def _publish(self, item: _BatchItem, scores: Scores) -> Prediction:
         stream = item.stream
         heads = {head: HeadScores(top_labels(labels, scores.now[head]), top_labels(labels, scores.window[head]))
                  for head, labels in self.contract.heads.items()}
         return Prediction(camera=stream.camera, frame=item.number, captured_at=item.arrival.captured_at,
-                          warm=self._warm(stream), heads=heads, clips=scores.gates,
+                          warm=stream.steps >= self.contract.warmup_frames, heads=heads, clips=scores.gates,
                           latency_ms={part: 1000 * value for part, value in item.latency.items()},
                           dropped=stream.counts.dropped, held=stream.counts.held)

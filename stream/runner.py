@@ -69,9 +69,8 @@ class _Outputs:
 
 
 def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
-    """The closed events of a recording, pushed as the camera of this name.
-    An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
-    `reset` the camera."""
+    """The closed events of a recording, pushed as the camera of this name; images that cannot be used are left out.
+    Raises UsageError or SourceError where the recording cannot be read; then `reset` the camera."""
     closed: list[Event] = []
     with open_source(recording, camera=camera, policy="every") as source:
         for frame in source.frames():

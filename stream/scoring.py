@@ -33,7 +33,8 @@ class Scorer:
 
     def __init__(self, model: Model) -> None:
         self._model, self._contract = model, model.contract
-        self._window: Window | ClipWindow | None = None  # made at the first step, when D is known
+        self._clip_window = ClipWindow(self._contract.window_clips, model.clip_fusion)
+        self._window: Window | None = None  # made at the first step, when D is known
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
@@ -46,17 +47,16 @@ class Scorer:
         return Scores(now, window, tuple(gates_C.tolist()), result.features[0], descriptor_D)
 
     def _fuse(self, result: StepResult) -> tuple[Floats, Floats]:
-        contract, features_D, fusion = self._contract, result.features[0], self._model.clip_fusion
+        contract, features_D = self._contract, result.features[0]
         if result.spans is not None:
-            if not isinstance(self._window, ClipWindow):
-                self._window = ClipWindow(contract.window_clips, fusion)
-            return self._window.push(features_D, result.spans[0])
-        if not isinstance(self._window, Window):
-            self._window = Window(contract.clip_frames, contract.window_clips, len(features_D), fusion)
+            return self._clip_window.push(features_D, result.spans[0])
+        self._window = self._window or Window(contract.clip_frames, contract.window_clips, len(features_D),
+                                              self._model.clip_fusion)
         return self._window.push(features_D)
 
     def reset(self) -> None:
         """Empties the window."""
+        self._clip_window.reset()
         if self._window is not None:
             self._window.reset()
 

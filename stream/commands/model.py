@@ -110,8 +110,7 @@ def _find_events(model: Model, engine: Engine) -> list[tuple[str, str, float, fl
 
 
 @commands.command()
-def export(model: ModelArgument,
-           out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
+def export(model: ModelArgument, out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
            engine: EngineName = "auto") -> None:
     """Build a compiled engine ahead of time, for machines with the same processor and library; or an ONNX file.
 

@@ -95,16 +95,13 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
     """The event rule with the best event F1 on the recordings left out.
 
     Of equal ones the model's own, then the strictest, as footage that nobody recorded may look like an action, too. A
-    rule under which more stored moments of background could open an event than before is used only if there is no
-    other.
+    rule under which more stored moments of background could open an event than before is used if there is no other.
     """
     if not any(one.clip.ended for one in held_out):
         return contract.events
     own, labels = contract.events, contract.heads[head]
-    shortest_s = min(one.clip.ended - one.clip.started for one in held_out
-                     if one.clip.ended) / contract.frame_rate
-    lasting = own.model_copy(update={
-        "min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
+    shortest_s = min(one.clip.ended - one.clip.started for one in held_out if one.clip.ended) / contract.frame_rate
+    lasting = own.model_copy(update={"min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
     rules = [lasting, *(lasting.model_copy(update={"open_above": above, "min_score": score, "close_below": round(
                             min(own.close_below, above - CLOSE_LOWER), 3)})
                         for above, score in product(OPEN_ABOVE, MIN_SCORE))]
