@@ -77,9 +77,8 @@ class Load:
 
 def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str = "gesture", engine: str = "auto",
             churn: bool = False) -> Load:
-    """Serves so many cameras of 640x480 for a time. churn: cameras come and go.
-
-    Raises UsageError off Linux, EngineError when the service does not start."""
+    """Serves so many cameras of 640x480 for a time. churn: cameras come and go. Raises UsageError off Linux,
+    EngineError when the service does not start."""
     if not Path("/proc/self/statm").is_file():
         raise UsageError(f"a service under load on {sys.platform}", "Linux, which shows what processes use",
                          "leave --cameras out here")
@@ -261,9 +260,8 @@ def render_jpegs() -> list[bytes]:
 
 
 def send(address: str, cameras: int, rate: float, churn: bool) -> None:
-    """Sends `rate` pictures a second from each camera until SIGINT; then prints how many were late.
-
-    churn: cameras leave and come back."""
+    """Sends `rate` pictures a second from each camera until SIGINT; then prints how many were late. churn: cameras
+    leave and come back."""
     jpegs, rng = render_jpegs(), random.Random(0)
     with zmq.Context() as context:
         senders = [_Camera(context, address, f"camera {k}", 7 * k) for k in range(cameras)]
