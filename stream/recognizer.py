@@ -62,10 +62,6 @@ class _CameraState:
         self.counts.events += len(closed)
         return closed
 
-    def forget(self) -> None:
-        self.steps, self.previous = 0, None
-        self.scorer.reset()
-
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -282,7 +278,8 @@ class Recognizer:
             items += stream.close_events()
             items.append(Gap(arrival.camera, arrival.captured_at, tick.gap_s or 0.0, tick.action))
             self.engine.reset([stream.slot])
-            stream.forget()
+            stream.scorer.reset()
+            stream.steps, stream.previous = 0, None
         if prepared is not None:
             latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
             held = 0 if arrival.lost else tick.held

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ TOPS = (1, 5)
 UNSEEN = "unseen"  # the kind of clips of people who are not in training
 
 
-@dataclass(frozen=True)
-class ClipScores:
+class ClipScores(NamedTuple):
     """A clip and its last window scores, {head: probabilities [K]}."""
 
     segment: Segment
@@ -135,9 +134,7 @@ class ClipReport:
 
     def breakdown(self, rare: Mapping[str, Collection[str]]) -> dict[str, Any]:
         """Top-1 over rare labels and over people who are not in training (clips of kind "unseen"); {} without either.
-
-        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is.
-        """
+        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is."""
         if not set(epic_submission.HEADS) <= set(self.heads):
             return {}
         verb, noun = self._pairs()

@@ -30,10 +30,8 @@ class Selection:
 
 def select(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Selection:
     """The segments of a split (validation, else test, else all there is), of some groups only if any are named.
-
-    A head of the dataset serves the model's head of the same name; where both have just one, that one.
-    Raises UsageError for a split that is not there or heads that do not fit, DatasetError when nothing is left.
-    """
+    A head of the dataset serves the model's head of the same name; where both have just one, that one. Raises
+    UsageError for a split that is not there or heads that do not fit, DatasetError when nothing is left."""
     heads = _heads(dataset, contract)
     segments = [segment for segment in _split(dataset, split) if not groups or segment.group in groups]
     if not segments:

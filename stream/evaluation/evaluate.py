@@ -41,13 +41,11 @@ class EvaluationReport:
         found["calibration"] = {head: {when: curve.as_json() for when, curve in clips.calibration().items()}
                                 for head, clips in self.clips.heads.items()}
         found["rejection"] = {head: self.rejection(head) for head in self.clips.heads}
-        breakdown = self.clips.breakdown(self.selection.rare)
-        if breakdown:
+        if breakdown := self.clips.breakdown(self.selection.rare):
             found["breakdown"] = breakdown
         found["dataset"] = {"name": self.selection.name, "problems": dict(self.selection.problems)}
         found["skipped"] = [{"what": what, "why": why} for what, why in self.skipped]
-        plain: dict[str, Any] = _without_nan(found)
-        return plain
+        return dict(_without_nan(found))
 
     def submit(self, path: Path, supervision: Sequence[int]) -> None:
         """Writes the EPIC-KITCHENS-100 submission of these clips. Raises as `write_submission` does."""

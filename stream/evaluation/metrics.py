@@ -37,7 +37,8 @@ def ranks(scores_NK: Array, k: int) -> Array:
 
 def top_k(scores_NK: Array, truth_N: Array, k: int) -> float:
     """Share of rows whose truth is among the k best labels."""
-    return share((ranks(scores_NK, k) == np.asarray(truth_N)[:, None]).any(axis=1)) if len(truth_N) else NAN
+    right_N = (ranks(scores_NK, k) == np.asarray(truth_N)[:, None]).any(axis=1)
+    return float(right_N.mean()) if len(right_N) else NAN
 
 
 def top_pairs(first_NK: Array, second_NK: Array, k: int) -> Array:
@@ -54,10 +55,9 @@ def top_pairs(first_NK: Array, second_NK: Array, k: int) -> Array:
 
 def top_k_pairs(first_NK: Array, second_NK: Array, first_N: Array, second_N: Array, k: int) -> float:
     """Share of rows whose pair of truths is among the k best pairs."""
-    if not len(first_N):
-        return NAN
     wanted_N2 = np.stack([first_N, second_N], axis=1)
-    return share((top_pairs(first_NK, second_NK, k) == wanted_N2[:, None]).all(axis=2).any(axis=1))
+    right_N = (top_pairs(first_NK, second_NK, k) == wanted_N2[:, None]).all(axis=2).any(axis=1)
+    return float(right_N.mean()) if len(right_N) else NAN
 
 
 def confusion(truth_N: Array, answer_N: Array, labels: int) -> Array:
@@ -76,11 +76,6 @@ def mean_of_known(values: Iterable[float]) -> float:
     """The mean of what is not NaN: mean class accuracy, mAP."""
     known = [float(value) for value in values if not np.isnan(value)]
     return sum(known) / len(known) if known else NAN
-
-
-def share(flags: Iterable[Any]) -> float:
-    """The share that is true."""
-    return mean_of_known(float(flag) for flag in flags)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

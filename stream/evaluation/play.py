@@ -1,8 +1,8 @@
 """What is played to the recogniser, as (image_bgr, seconds): recordings, clips joined by idle footage, rooms."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ ROOM_HW = (240, 320)
 ROOM_SEED = 900_000  # far from the seeds that training draws
 
 
-@dataclass(frozen=True, slots=True)
-class Truth:
+class Truth(NamedTuple):
     """A labelled stretch of a stream, in seconds."""
 
     label: str
@@ -47,10 +46,8 @@ def read_images(media: Media) -> Frames:
 def join_clips(clips: Sequence[Segment], idle: Sequence[Path], seed: int, idle_s: tuple[float, float] = (2.0, 5.0),
                rounds: int = 1) -> tuple[Frames, dict[str, list[Truth]]]:
     """One stream of whole recordings in random order with stretches of idle footage before, between and after them.
-
-    rounds: the whole of it so often on end, always the same.
-    Returns (frames, truths of each head); the truths fill while the frames are read.
-    """
+    rounds: the whole of it so often on end, always the same. Returns (frames, truths of each head); the truths fill
+    while the frames are read."""
     truths: dict[str, list[Truth]] = {head: [] for clip in clips for head in clip.labels}
 
     def play() -> Frames:

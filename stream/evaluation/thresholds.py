@@ -5,10 +5,9 @@ False events are counted on footage without gestures, F1 on a stream with the tr
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from engines.errors import UsageError
 from engines.model.contract import EventRule
 from engines.model.file import bundled, save
 from stream.evaluation import metrics
+from stream.evaluation.metrics import Array
 from stream.evaluation.record import ScoreRecord, ScoreSequence, find_events
 from stream.evaluation.streams import IOU, StreamReport
 from stream.events import UNKNOWN
@@ -30,8 +30,7 @@ VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
 }
 
 
-@dataclass(frozen=True)
-class RuleTrial:
+class RuleTrial(NamedTuple):
     """A rule and what it gives."""
 
     rule: EventRule
@@ -42,8 +41,7 @@ class RuleTrial:
         return {"events": self.rule.model_dump(), "f1": self.f1, "false_events_per_hour": self.false_events_per_hour}
 
 
-@dataclass(frozen=True)
-class RuleSearch:
+class RuleSearch(NamedTuple):
     """What was found: `best`, beside what the model had `before`."""
 
     before: RuleTrial
@@ -60,10 +58,8 @@ class RuleSearch:
 
 def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per_hour: float) -> RuleSearch:
     """The best rule that keeps to the limit on the idle footage.
-
     Of equal ones, that with fewer false events, then the shorter wait. Raises UsageError without a stream, without idle
-    footage, or when no rule that keeps to the limit finds a gesture.
-    """
+    footage, or when no rule that keeps to the limit finds a gesture."""
     quiet = [part for part in idles if part.first.seconds > 0]
     if stream is not None and not any(one.truths for one in stream.heads.values()):
         stream = None
@@ -104,9 +100,7 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
 def write_rule(model: str | Path, found: RuleSearch, data: Mapping[str, Any], out: Path) -> None:
     """Writes `model` with the chosen rule as the model file `out`; the provenance says on what data and with what
     result it was chosen.
-
-    Raises UsageError for the file of a bundled model, SinkError where it cannot be written.
-    """
+    Raises UsageError for the file of a bundled model, SinkError where it cannot be written."""
     refuse_bundled(out)
     loaded = engines.load(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
@@ -142,15 +136,8 @@ def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
     return found
 
 
-def _needed_ticks(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
+def _needed_ticks(times_T: Array, active_T: Array, close_after_s: float) -> Array:
     """The active ticks, and after them the quiet ones up to the first that ends an event begun there."""
-    kept: list[int] = []
-    until = -np.inf  # quiet ticks are needed until one is as late as this
-    for i, (at, active) in enumerate(zip(times_T, active_T, strict=True)):
-        if active:
-            until = at + close_after_s
-            kept.append(i)
-        elif until > -np.inf:
-            kept.append(i)
-            until = -np.inf if at >= until else until
-    return kept
+    until_T = np.maximum.accumulate(np.where(active_T, times_T + close_after_s, -np.inf))
+    goes_on_T = active_T | (times_T < until_T)  # after this tick
+    return np.flatnonzero(active_T | np.r_[False, goes_on_T[:-1]])

@@ -72,10 +72,8 @@ class LoggedEvent(NamedTuple):
 
 class EventLog(Sink):
     """Logs closed events and gaps, each committed to disk before `write` returns.
-
     path: made if absent, else a new run is added. Raises SinkError for a file that is no event log, a database that
-    others lock for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable.
-    """
+    others lock for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable."""
 
     def __init__(self, path: str | Path, model: str, source: str) -> None:
         self.path = output_path(path)
@@ -111,10 +109,8 @@ class EventLog(Sink):
 
     def append(self, events: Sequence[Event], gaps: Sequence[Gap] = (), delivered: Sequence[int] = ()) -> list[int]:
         """Commits events that are still to be delivered, and gaps; returns the numbers of the events in this file.
-
-        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, and then nothing
-        is written.
-        """
+        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, and then nothing is
+        written."""
         assert self._db is not None
         with sink_errors("writing", self.path), self._db:  # commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")
