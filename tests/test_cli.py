@@ -225,8 +225,8 @@ def test_help_says_what_exit_codes_mean(capfd: pytest.CaptureFixture[str]) -> No
 def test_help_repeats_what_the_code_says() -> None:
     """It imports nothing that it describes, so that it is instant."""
     from engines.training.fusion_stage import FusionRecipe
+    from engines.training.loop import Precision
     from engines.training.official_recipe import OfficialRecipe
-    from engines.training.task import Precision
     from engines.training.train import Recipe
 
     options = {name: {option.name: option for option in command.params} for name, command in commands()}
