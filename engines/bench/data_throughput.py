@@ -17,14 +17,13 @@ from engines.bench.decode_rate import DecodeRate, measure_decode_rate
 from engines.datasets.base import Dataset
 from engines.model.file import Model, build_network
 from engines.training.distributed import Ranks
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, run
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import DECODED_PER_FRAME as FINER
 from engines.training.sources import MARGIN
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig
 from engines.training.train import Recipe
 
 

@@ -19,7 +19,6 @@ from engines.errors import DatasetError
 from engines.model.contract import Contract
 from engines.networks.network import Network
 from engines.training.pixels import normalise
-from engines.training.sources import ReadFrames
 
 log = logging.getLogger("gatestream.training")
 T = TypeVar("T")
@@ -55,13 +54,6 @@ def read_each(segments: Iterable[Segment], read: Callable[[Segment], T], strict:
             log.warning("left out of the validation: %s", error)
         else:
             yield segment, found
-
-
-def read_clips(segments: Sequence[Segment], rate: float, size_hw: tuple[int, int], read_frames: ReadFrames,
-               strict: bool = False) -> list[ValidationClip]:
-    """Decodes segments, see `read_each`."""
-    return [ValidationClip(images, times_s - times_s[0], segment.labels) for segment, (images, times_s) in
-            read_each(segments, lambda segment: read_frames(segment, rate, size_hw), strict)]
 
 
 class Scored(NamedTuple):

@@ -6,7 +6,8 @@
 
 A clip is T frames, one at random from each of T equal parts of a segment; SGD; cross-entropy of the mean logits. The
 published code multiplies no learning rate and no decay by what it notes for biases and batch norms, and so do we,
-unless told so by `multipliers`.
+unless told so by `multipliers`. Frames of a video count from 0, official file numbers are one higher; videos shorter
+than S segments repeat frames.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.decode import frame_size
@@ -30,17 +32,18 @@ from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
-from engines.training.clip_task import ClipTask, SGDConfig
-from engines.training.clips import ClipDataset, ClipOrder, Images, can_mirror
+from engines.training.clip_task import ClipDataset, ClipOrder, ClipTask, Images, SGDConfig, can_mirror
 from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, load_whole
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, Precision, Progress, run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
-from engines.training.sampling import Style, sample_frames, validation_frames
-from engines.training.task import LoopConfig, Precision, Progress
 
 UNRECORDED_FIELDS = {"out", "workers", "strict"}
+Indices = NDArray[np.int64]
+# Of a video with fewer frames than segments (GSM's validation: no more), "gsm" repeats the first frame, "gsf" takes the
+# middle frames all the same.
+Style = Literal["gsm", "gsf"]
 
 
 @dataclass(frozen=True)
@@ -201,3 +204,42 @@ class _ClipReader:
         contract = self._contract
         return np.stack([fit(image, contract.cover_hw, contract.input_size_hw, contract.resize_filter) for image in
                          images[validation_frames(len(images), self._recipe.segments, self._recipe.style)]])
+
+
+def middle_frames(frames: int, segments: int) -> Indices:
+    """The middle frame of each of S equal segments [S], 2 6 11 16 20 25 30 34 of (37, 8): testing with one clip.
+    Raises UsageError for numbers below 1."""
+    length = _segment_length(frames, segments)
+    return (length / 2 + length * np.arange(segments)).astype(np.int64)
+
+
+def evaluation_frames(frames: int, segments: int, clips: int = 1) -> Indices:
+    """Frames of one clip, or of two whose scores are averaged, [clips, S]: first frames of segments, then middles."""
+    if clips not in (1, 2):
+        raise UsageError(f"{clips} test clips", "1 or 2", "choose one of these")
+    firsts = (_segment_length(frames, segments) * np.arange(segments)).astype(np.int64)
+    return np.stack([firsts, middle_frames(frames, segments)][2 - clips:])
+
+
+def validation_frames(frames: int, segments: int, style: Style = "gsf") -> Indices:
+    """Frames that validation during training looks at [S]."""
+    chosen = middle_frames(frames, segments)
+    return np.zeros_like(chosen) if style == "gsm" and frames <= segments else chosen
+
+
+def sample_frames(frames: int, segments: int, random: np.random.RandomState, style: Style = "gsf") -> Indices:
+    """One frame at random from each segment of equal whole length [S]: training.
+
+    random: NumPy's legacy generator, so that a seed gives the draws of the published code.
+    """
+    chosen = middle_frames(frames, segments)
+    length = frames // segments
+    if length:
+        return np.arange(segments) * length + random.randint(length, size=segments)
+    return np.zeros_like(chosen) if style == "gsm" else chosen
+
+
+def _segment_length(frames: int, segments: int) -> float:
+    if frames < 1 or segments < 1:
+        raise UsageError(f"{segments} segments of {frames} frames", "at least one of each", "leave such videos out")
+    return frames / segments

@@ -17,11 +17,11 @@ from engines.networks.temporal import State
 from engines.runtime.windowed import split
 from engines.training.calibrate import ValidationClip, score_clips
 from engines.training.distributed import Ranks
+from engines.training.loop import Autocast, LossTerm, Task, make_weight_average
 from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pixels import normalise
 from engines.training.runfolder import Row
 from engines.training.stream_loader import Batch, StreamLoader
-from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
 FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
 WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the fingertip's part falls, and never to nothing

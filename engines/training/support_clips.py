@@ -39,6 +39,11 @@ class SupportClip:
     ended: int  # one past its last; 0 for a clip of background
     natural: bool = True  # the recording as it is: no change of speed, nothing before or after it
 
+    @property
+    def late_from(self) -> int:
+        """The tick from which its label can be known."""
+        return self.started + int(LATE * (self.ended - self.started))
+
 
 def action_span(motion_T: NDArray[np.floating]) -> tuple[int, int]:
     """First and one past the last tick of the action, from how much each tick's image differs from the one before.
@@ -67,13 +72,10 @@ def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], backgroun
     chosen: list[tuple[Floats, str, int, int]] = []  # features, label, recording, kind
     for clip in clips:
         number, T = numbers[clip.recording], len(clip.features_TD)
+        before, after = np.arange(warmup, clip.started), np.arange(clip.ended + GRACE_TICKS, T)
+        late = np.arange(clip.late_from, clip.ended)
         if clip.label == background:
-            before, late = np.arange(min(warmup, T - 1), T), np.zeros(0, np.int64)
-            after = late
-        else:
-            length = clip.ended - clip.started
-            late = np.arange(clip.started + int(LATE * length), clip.ended)
-            before, after = np.arange(warmup, clip.started), np.arange(clip.ended + GRACE_TICKS, T)
+            before, after, late = np.arange(min(warmup, T - 1), T), after[:0], late[:0]
         for rows_TD, ticks, label, kind in ((clip.features_TD, late, clip.label, 0),
                                             (clip.windows_TD, late, clip.label, 1),
                                             (clip.features_TD, np.concatenate([before, after]), background, 0),
