@@ -130,9 +130,7 @@ class LiveSession:
         return records + self._gate_records(records, image_bgr)
 
     def start_camera(self, spec: str) -> None:
-        """Recognises a camera of this machine or network from now on. Call `stop` before.
-
-        Raises UsageError, SourceError when it does not open."""
+        """Recognises a camera from now on; call `stop` before. Raises UsageError, SourceError when it does not open."""
         self._source = open_source(spec, camera=self.camera, policy="newest")
         self._start(partial(self._play, self._source))
 
@@ -172,8 +170,7 @@ class LiveSession:
         return store.add(label, self._images(shown))
 
     def show_gates(self, shown: bool) -> None:
-        """Whether records of gates come with predictions. Raises UsageError, EngineError for a model without gates
-        that can be shown."""
+        """Whether records of gates come with predictions. Raises UsageError, EngineError where none can be shown."""
         self._gates = None
         if shown:
             from engines.runtime.gate_heatmap import GateHeatmap  # the first use of torch

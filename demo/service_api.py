@@ -29,9 +29,7 @@ PATIENCE_S = 3.0
 
 
 class ServiceClient:
-    """A client of the service whose /health is served at an address, host:port. Methods may be called from any thread.
-
-    Raises UsageError for what is no address."""
+    """A client of the service whose /health is served at host:port. For any thread. Raises UsageError for another."""
 
     def __init__(self, address: str) -> None:
         if not ADDRESS.fullmatch(address):
@@ -56,9 +54,8 @@ class ServiceClient:
         return answer.content if answer.status_code == 200 else None
 
     def follow(self, camera: str) -> Iterator[list[dict[str, Any]]]:
-        """A camera's records as they come; an empty list from time to time. Ends with the service.
-
-        Raises SourceError where the service does not show it."""
+        """A camera's records as they come; an empty list from time to time. Ends with the service. Raises SourceError
+        where the service does not show it."""
         try:
             with self._client.stream("GET", f"/cameras/{quote(camera, safe='')}/live") as answer:
                 if answer.status_code != 200:

@@ -69,9 +69,8 @@ class _Outputs:
 
 
 def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
-    """The closed events of a recording, pushed as the camera of this name.
-    An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
-    `reset` the camera."""
+    """The closed events of a recording, pushed as the camera of this name; images that cannot be used are left out.
+    Raises UsageError or SourceError where the recording cannot be read; then `reset` the camera."""
     closed: list[Event] = []
     with open_source(recording, camera=camera, policy="every") as source:
         for frame in source.frames():
@@ -139,10 +138,7 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
 def record(source: Source, path: str | Path, *, max_seconds: float | None = None, max_frames: int | None = None,
            stop: threading.Event | None = None) -> int:
     """Records a source so that it replays exactly, within limits as `run` has them; returns how many frames.
-
-    Raises SinkError for a file that is there already or cannot be written, SourceError when the source fails; what was
-    recorded before stays.
-    """
+    Raises SinkError for a file that is there already or cannot be written, SourceError; what was recorded stays."""
     target = output_path(path)
     if target.exists():
         raise SinkError(f"{target}, which is there already", "a new file", "delete it, or choose another one")

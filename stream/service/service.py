@@ -70,9 +70,8 @@ class Service:
     cannot start.
     """
 
-    def __init__(self, config: Config, steady: Callable[[], float] = time.monotonic,
-                 sinks: Sequence[ResultSink] = ()) -> None:
-        self.config, self._steady = config, steady
+    def __init__(self, config: Config, sinks: Sequence[ResultSink] = ()) -> None:
+        self.config = config
         loaded = engines.load(config.model)  # so that a wrong name is an error here, and at once
         self._worker: subprocess.Popen[bytes] | None = None
         self._candidate: _Candidate | None = None
@@ -174,7 +173,7 @@ class Service:
                              "move it there, or start the service again")
         self._end_candidate()
         copy = self._copy_of(model)
-        self._candidate = _Candidate(copy, self._start_process(copy, self.receiver.worker.events), self._steady())
+        self._candidate = _Candidate(copy, self._start_process(copy, self.receiver.worker.events), time.monotonic())
         log.info("preparing model %s", name)
 
     def _check_candidate(self) -> None:
@@ -192,7 +191,7 @@ class Service:
                 before.kill()  # one that is still being built would take over in its turn
             if before is not None:
                 threading.Thread(target=wait_or_kill, args=(before, STOPS_WITHIN_S), daemon=True).start()
-        elif (code := candidate.process.poll()) is not None or self._steady() - candidate.started_at > BUILDS_FOR_S:
+        elif (code := candidate.process.poll()) is not None or time.monotonic() - candidate.started_at > BUILDS_FOR_S:
             self._end_candidate()
             log.error("the model is not changed: the new one's process %s",
                       "did not get ready" if code is None else f"ended with {code}")
@@ -210,7 +209,7 @@ class Service:
         if self.receiver.worker.was_ready:  # a recording would be lost while an engine is built for the first time
             self._supervisor.supervise(dict(self.receiver.sessions))
         self._check_candidate()
-        worker, now = self._worker, self._steady()
+        worker, now = self._worker, time.monotonic()
         self._live_pid = self.receiver.worker.pid
         if worker is None:
             if now >= self._started_at:
@@ -242,7 +241,7 @@ class Service:
         return now - max(self._started_at, self.receiver.worker.last_at) > patience_s
 
     def _start_worker(self) -> None:
-        self._started_at = self._steady()
+        self._started_at = time.monotonic()
         self._worker = self._start_process(self._model, None)
 
     def _start_process(self, model: Model, expected: Records | None) -> subprocess.Popen[bytes]:
@@ -262,7 +261,7 @@ class Service:
 
     def state(self) -> dict[str, Any]:
         """The service's state, as /health shows it."""
-        now = self._steady()
+        now = time.monotonic()
         log_path, clips = self.config.results.log, self.config.clips
         return {"healthy": self._worker is not None and self._ready and self._fault is None,
                 "model": self._model.contract.name,
@@ -288,12 +287,12 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         """Answers what has come, closes open events, delivers everything, and ends: within two seconds."""
-        until = self._steady() + STOPS_WITHIN_S
+        until = time.monotonic() + STOPS_WITHIN_S
         self._supervisor.close()
         self._end_candidate()
         self.receiver.stop()
         if self._thread.is_alive():
-            self._thread.join(max(0.1, until - self._steady()))
+            self._thread.join(max(0.1, until - time.monotonic()))
         if self._worker is not None:
-            wait_or_kill(self._worker, max(0.1, until - self._steady()))
+            wait_or_kill(self._worker, max(0.1, until - time.monotonic()))
         self._stack.close()

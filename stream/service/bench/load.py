@@ -3,8 +3,9 @@
     send (a process) ──JPEGs──► gatestream serve ──predictions──► measure
 """
 
-import heapq
+import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -15,9 +16,10 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +79,8 @@ class Load:
 
 def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str = "gesture", engine: str = "auto",
             churn: bool = False) -> Load:
-    """Serves so many cameras of 640x480 for a time. churn: cameras come and go.
-
-    Raises UsageError off Linux, EngineError when the service does not start."""
+    """Serves so many cameras of 640x480 for a time. churn: cameras come and go. Raises UsageError off Linux,
+    EngineError when the service does not start."""
     if not Path("/proc/self/statm").is_file():
         raise UsageError(f"a service under load on {sys.platform}", "Linux, which shows what processes use",
                          "leave --cameras out here")
@@ -216,42 +217,6 @@ def _descriptors(pid: int) -> int:
 
 # ---- the senders' process ----
 
-class _Camera:
-    """A sender that waits for its answer before it sends again."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, name: str, phase: int) -> None:
-        self.name, self.late = name, 0  # late: pictures not sent, because an answer had not come yet
-        self._context, self._address, self._next, self._waits = context, address, phase, False
-        self.leaves_at = self.returns_at = 0.0
-        self.socket: zmq.Socket[bytes] | None = None
-
-    def _send(self, header: bytes, payload: bytes, wait_ms: int) -> bool:
-        """Whether the answer to the message before came in time, so that this one could be sent."""
-        assert self.socket is not None
-        if self._waits and not self.socket.poll(wait_ms):
-            return False
-        if self._waits:
-            self.socket.recv()
-        self.socket.send_multipart([header, payload])
-        self._waits = True
-        return True
-
-    def send(self, jpegs: Sequence[bytes]) -> None:
-        if self.socket is None:
-            self.socket = self._context.socket(zmq.REQ)
-            self.socket.connect(self._address)
-        jpeg = jpegs[self._next % len(jpegs)]
-        sent = self._send(encode_header(self.name, captured_at=time.time()), jpeg, wait_ms=0)
-        self._next, self.late = self._next + sent, self.late + (not sent)
-
-    def leave(self) -> None:
-        """Ends its stream, and says so if it may send."""
-        if self.socket is not None:
-            self._send(encode_header(self.name, end=True), b"", wait_ms=1000)
-            self.socket.close(linger=100)
-            self.socket, self._waits = None, False
-
-
 def render_jpegs() -> list[bytes]:
     """JPEGs of a few seconds of a rendered room at 15 frames/s, forward, then backward."""
     room = Simulation(3, SIZE_HW, 15.0, idle_s=(0.5, 1.0))
@@ -260,36 +225,45 @@ def render_jpegs() -> list[bytes]:
     return forward + forward[::-1]
 
 
-def send(address: str, cameras: int, rate: float, churn: bool) -> None:
-    """Sends `rate` pictures a second from each camera until SIGINT; then prints how many were late.
+async def send(address: str, cameras: int, rate: float, churn: bool) -> None:
+    """Sends `rate` pictures a second from each camera until SIGTERM; then prints how many were late. churn: cameras
+    leave and come back."""
+    jpegs, rng, late, started_at = render_jpegs(), random.Random(0), Counter[int](), time.monotonic()
 
-    churn: cameras leave and come back."""
-    jpegs, rng = render_jpegs(), random.Random(0)
+    async def play(k: int) -> None:
+        """A camera that waits for its answer before it sends again."""
+        name, at, pictures = f"camera {k}", started_at + k / (rate * cameras), islice(cycle(jpegs), 7 * k, None)
+        while True:
+            socket = context.socket(zmq.REQ)
+            socket.connect(address)
+            leaves_at, waits = at + rng.uniform(*STAYS_S) if churn else math.inf, False
+            while at < leaves_at:
+                await asyncio.sleep(at - time.monotonic())
+                if waits and not socket.poll(0):
+                    late[k] += 1
+                else:
+                    if waits:
+                        socket.recv()
+                    socket.send_multipart([encode_header(name, captured_at=time.time()), next(pictures)])
+                    waits = True
+                at = max(at + 1 / rate, time.monotonic() - 1 / rate)
+            if socket.poll(1000):
+                socket.recv()
+                socket.send_multipart([encode_header(name, end=True), b""])
+            socket.close(linger=100)
+            at += rng.uniform(*AWAY_S)
+
+    own_task = asyncio.current_task()
+    assert own_task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own_task.cancel)
     with zmq.Context() as context:
-        senders = [_Camera(context, address, f"camera {k}", 7 * k) for k in range(cameras)]
-        started_at = time.monotonic()
-        due = [(started_at + k / (rate * cameras), k) for k in range(cameras)]
-        heapq.heapify(due)
-        for sender in senders:
-            sender.leaves_at = started_at + rng.uniform(*STAYS_S) if churn else float("inf")
         try:
-            while True:
-                at, k = due[0]
-                time.sleep(max(0.0, at - time.monotonic()))
-                sender, now = senders[k], time.monotonic()
-                if now > sender.leaves_at:
-                    sender.leave()
-                    sender.returns_at = now + rng.uniform(*AWAY_S)
-                    sender.leaves_at = sender.returns_at + rng.uniform(*STAYS_S)
-                elif now >= sender.returns_at:
-                    sender.send(jpegs)
-                heapq.heapreplace(due, (max(at + 1 / rate, now - 1 / rate), k))
-        except KeyboardInterrupt:
-            print(sum(sender.late for sender in senders), flush=True)
+            await asyncio.gather(*map(play, range(cameras)))
+        except asyncio.CancelledError:
+            print(late.total(), flush=True)
         finally:
             context.destroy(linger=0)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    send(**json.load(sys.stdin))
+    asyncio.run(send(**json.load(sys.stdin)))

@@ -96,7 +96,6 @@ class Cluster:
 
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
         """Collects results until `stop` is set, replaces workers that die, takes what configurations `changed` returns.
-
         Raises EngineError when no worker ever serves."""
         while not stop.is_set():
             if (config := changed()) is not None:

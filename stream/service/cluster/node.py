@@ -39,9 +39,6 @@ class ResultBuffer(ResultSink):
             self._changed.wait_for(lambda: bool(self._records), wait_s)
             return list(self._records)
 
-    def close(self, within_s: float) -> None:
-        """Nothing: the head collects what is left."""
-
 
 class Node:
     """A Ray actor that runs a service. Its methods may be called from several threads; `start` comes first."""

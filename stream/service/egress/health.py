@@ -58,9 +58,6 @@ class Metrics(Collector, ResultSink):
                 for part, ms in record["latency_ms"].items():
                     self._latency.labels(part).observe(ms / 1000)
 
-    def close(self, within_s: float = 0.0) -> None:
-        """The state can be read until the pages are closed."""
-
     def collect(self) -> Iterator[Metric]:
         """What Prometheus asks for."""
         state = self.state()

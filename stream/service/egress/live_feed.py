@@ -33,8 +33,7 @@ class LiveFeed(ResultSink):
         return None if image is None else bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
     def follow(self, camera: str) -> Iterator[list[JsonRecord]]:
-        """Records of a camera from now on, in order; an empty list every PERIOD_S in which none come. Ends with the
-        service."""
+        """A camera's records from now on; an empty list every PERIOD_S in which none come. Ends with the service."""
         waiting: queue.Queue[list[JsonRecord] | None] = queue.Queue(WAITING)
         self._queues[waiting] = camera
         try:

@@ -26,9 +26,7 @@ QUEUED = ("event", "gap")  # types that are sent until the broker has them
 
 class MqttSink(ResultSink):
     """Publishes results to a broker, with paho-mqtt's thread. While the broker is away, events and gaps wait and
-    predictions are dropped.
-
-    Raises UsageError without paho-mqtt, or for a password file that cannot be read."""
+    predictions are dropped. Raises UsageError without paho-mqtt, or for a password file that cannot be read."""
 
     def __init__(self, settings: MqttConfig) -> None:
         with imports_of("mqtt", "paho-mqtt", "results over MQTT"):

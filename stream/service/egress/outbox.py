@@ -37,24 +37,20 @@ JsonRecord = dict[str, Any]
 
 
 class ResultSink(ABC):
-    """Takes the service's results. Never raises for what a network does: it counts, and goes on.
-
-    `write` comes from one thread at a time; `close` once, after the last `write`."""
+    """Takes the service's results. Never raises for what a network does: it counts, and goes on. `write` comes from one
+    thread at a time; `close` once, after the last `write`."""
 
     @abstractmethod
     def write(self, records: Sequence[JsonRecord]) -> None:
         """Passes on JSON objects as `--json` has them; closed events have an `id` if there is a log."""
 
-    @abstractmethod
-    def close(self, within_s: float) -> None:
+    def close(self, within_s: float) -> None:  # noqa: B027 - some have nothing to end
         """Sends what can be sent in that time, and ends."""
 
 
 class Publisher(ResultSink):
-    """A ZeroMQ publisher of two parts, the topic `<camera>/<type>` and the JSON object.
-
-    Subscribe to "cell-3/" for all of one camera, to "cell-3/event" for its events. Raises SinkError for an address that
-    is taken."""
+    """A ZeroMQ publisher of two parts, the topic `<camera>/<type>` and the JSON object: subscribe to "cell-3/" for all
+    of one camera, to "cell-3/event" for its events. Raises SinkError for an address that is taken."""
 
     def __init__(self, socket: zmq.Socket[bytes], addresses: Sequence[str]) -> None:
         self._socket = socket
@@ -99,9 +95,8 @@ class JsonLinesFile(ResultSink):
 
 
 class Webhook(ResultSink):
-    """An HTTP address to which every closed event is posted as JSON, repeatedly until it is accepted.
-
-    It may get an event twice; the event's `id` tells."""
+    """An HTTP address to which every closed event is posted as JSON, repeatedly until it is accepted. It may get an
+    event twice; the event's `id` tells."""
 
     def __init__(self, url: str) -> None:
         self._url, self._client = url, httpx.Client(timeout=WEBHOOK_TIMEOUT_S)

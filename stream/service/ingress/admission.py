@@ -73,7 +73,14 @@ class Admission:
         own_name: the camera's, where the service connected to it or opened it; peer: the sender's IP address, or ""."""
         at_peer = next((camera.name for camera in self._config.camera if peer and camera.address == peer), None)
         name = own_name or message.name or at_peer or f"{message.protocol}@{peer or 'local'}"
-        session = self._known(name)
+        session = self.sessions.get(name)
+        if session is None or not session.configured:
+            if not self._config.receive.unknown:
+                raise Refused("unknown camera", f"a camera called {name!r}", "one of the configuration")
+            most = self._config.receive.cameras
+            if session is None and len(self.sessions) >= most and not self._remove_absent():
+                raise Refused("too many cameras", f"one camera more than {most}", "fewer, or another limit")
+        session = self.session(name)
         if own_name is None and session.config.source is not None:
             raise Refused("not its source", f"camera {name!r} by itself", "the source it is configured with")
         if session.config.address is not None and peer and session.config.address != peer:
@@ -89,16 +96,6 @@ class Admission:
     def _new_session(self, name: str) -> CameraSession:
         config = next((camera for camera in self._config.camera if camera.name == name), None)
         return CameraSession(name, config or CameraConfig.model_construct(name=name), config is not None)
-
-    def _known(self, name: str) -> CameraSession:
-        session = self.sessions.get(name)
-        if session is None or not session.configured:
-            if not self._config.receive.unknown:
-                raise Refused("unknown camera", f"a camera called {name!r}", "one of the configuration")
-            most = self._config.receive.cameras
-            if session is None and len(self.sessions) >= most and not self._remove_absent():
-                raise Refused("too many cameras", f"one camera more than {most}", "fewer, or another limit")
-        return self.session(name)
 
     def _remove_absent(self) -> bool:
         """Whether there was an absent camera, not of the configuration, that could be forgotten."""

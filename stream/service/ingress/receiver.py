@@ -24,7 +24,7 @@ from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.config import Config
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Refused
-from stream.service.ingress.endpoints import Endpoint, Kind, SocketSet, bind, connection_of
+from stream.service.ingress.endpoints import Endpoint, SocketSet, bind, connection_of
 from stream.service.ingress.scheduler import FrameScheduler
 from stream.service.ingress.worker_socket import BATCH, WorkerSocket
 from stream.service.worker import protocol
@@ -49,8 +49,6 @@ class Receiver:
     deliver: Callable[[Records], None]  # takes the worker's records, and our own gaps
     context: zmq.Context[zmq.Socket[bytes]]
     secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None  # see `SocketSet`
-    wall: Callable[[], float] = time.time
-    steady: Callable[[], float] = time.monotonic
     recent: RecentFrames = field(default_factory=lambda: RecentFrames(2.0))  # a new worker is warmed up with them
     on_frame: Callable[[PendingFrame], None] = lambda frame: None  # is given every frame that is admitted
     on_poll: Callable[[], None] = lambda: None  # is called every POLL_S or sooner
@@ -66,8 +64,8 @@ class Receiver:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping_at: float | None = None
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
-        self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes, self.steady)
-        self.worker = WorkerSocket(self.context, self.steady)
+        self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes)
+        self.worker = WorkerSocket(self.context)
         self.sockets.poller.register(self.worker.socket, zmq.POLLIN)
 
     # ---- what others may call ----
@@ -86,11 +84,11 @@ class Receiver:
         internal_address: where our own processes send cameras' frames, for which no key is needed."""
         try:
             if internal_address is not None:
-                self.sockets.listen("router", internal_address, internal=True)
+                self.sockets.listen(zmq.ROUTER, internal_address, internal=True)
             bind(self.worker.socket, worker_address)
             receive = self.config.receive
-            kinds: dict[Kind, tuple[str, ...]] = {"router": receive.bind, "pair": receive.pair, "sub": receive.sub}
-            bound = [self.sockets.listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
+            kinds = (zmq.ROUTER, receive.bind), (zmq.PAIR, receive.pair), (zmq.SUB, receive.sub)
+            bound = [self.sockets.listen(kind, address) for kind, addresses in kinds for address in addresses]
             for camera in self.config.camera:
                 self.admission.session(camera.name)
                 self.sockets.connect(camera)
@@ -105,7 +103,7 @@ class Receiver:
         """Receives until `stop`. Then what has come is answered, the worker's last records are delivered, and the
         sockets are closed."""
         try:
-            while self._stopping_at is None or (self.worker.live and self.steady() < self._stopping_at):
+            while self._stopping_at is None or (self.worker.live and time.monotonic() < self._stopping_at):
                 self._poll_once(POLL_S)
             self._poll_once(0.0)  # whoever has sent gets an answer, or would wait for ever
         finally:
@@ -133,7 +131,7 @@ class Receiver:
         for camera in list(self._delayed):
             self._answer_delayed(camera)
         self.worker.send(protocol.encode(protocol.STOP, {}))
-        self._stopping_at = self.steady() + STOPS_WITHIN_S
+        self._stopping_at = time.monotonic() + STOPS_WITHIN_S
 
     def _close(self, linger_ms: int) -> None:
         self.sockets.close(linger_ms)
@@ -149,7 +147,7 @@ class Receiver:
                     self._handle(endpoint, envelope, parts, peer)
         while not self._calls.empty():
             self._calls.get()()
-        now = self.steady()
+        now = time.monotonic()
         self._check_timeouts(now)
         self._dispatch(now)
         self.on_poll()
@@ -158,7 +156,7 @@ class Receiver:
 
     def _handle(self, endpoint: Endpoint, envelope: list[bytes], parts: list[bytes], peer: str) -> None:
         message: Message | None = None
-        now, camera, error = self.steady(), None, None
+        now, camera, error = time.monotonic(), None, None
         try:
             message = parse(parts, self.limits)
             if message.end:
@@ -169,12 +167,12 @@ class Receiver:
             elif not message.is_text:
                 camera = self._admit(message, endpoint, peer, now)
                 endpoint.remember_sender(envelope, camera)
-                at = self.wall() if message.captured_at is None else message.captured_at
+                at = time.time() if message.captured_at is None else message.captured_at
                 frame = self.scheduler.put(camera, message, at, now)
                 self.recent.add(frame)
                 self.on_frame(frame)
                 pace_s = self.config.receive.pace_ms / 1000
-                if pace_s and endpoint.kind == "router" and self.scheduler.pending(camera) is frame:
+                if pace_s and endpoint.kind == zmq.ROUTER and self.scheduler.pending(camera) is frame:
                     self._answer_delayed(camera)
                     self._delayed[camera] = now + pace_s, partial(self._answer, endpoint, envelope, message, camera)
                     return
@@ -188,7 +186,7 @@ class Receiver:
     def _answer(self, endpoint: Endpoint, envelope: list[bytes], message: Message | None, camera: str | None,
                 error: str | None = None) -> None:
         """Answers with the camera's latest prediction, if there is one and its sender may expect it, or the error."""
-        if endpoint.kind == "sub":
+        if endpoint.kind == zmq.SUB:
             return
         expected = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
         prediction = self.latest.get(camera) if expected and camera is not None else None
@@ -211,7 +209,7 @@ class Receiver:
             log.info("camera %s has joined (%s, %s)", session.name, message.protocol, peer or "local")
             if session.left_at is not None:
                 session.reconnects += 1
-                self._deliver([Gap(session.name, self.wall(), now - session.left_at, "reconnected").as_json()])
+                self._deliver([Gap(session.name, time.time(), now - session.left_at, "reconnected").as_json()])
         return session.name
 
     def _check_timeouts(self, now: float) -> None:
@@ -286,7 +284,7 @@ class Receiver:
     def on_worker_lost(self) -> None:
         """The worker's process has ended: its cameras' state is gone. Reports a gap for each."""
         self.worker.on_lost()
-        now, at = self.steady(), self.wall()
+        now, at = time.monotonic(), time.time()
         self._deliver([Gap(name, at, now - session.last_at, ENGINE_RESTARTED).as_json()
                        for name, session in self.sessions.items() if session.present])
 

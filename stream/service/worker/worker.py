@@ -39,9 +39,8 @@ IDLE_MS = 1000  # after which it checks whether the service still lives
 class Worker:
     """Turns cameras' frames into the content of `done` messages. Belongs to one thread."""
 
-    def __init__(self, recognizer: Recognizer, limits: Limits | None = None,
-                 steady: Callable[[], float] = time.monotonic) -> None:
-        self._recognizer, self._limits, self._steady = recognizer, limits or Limits(), steady
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._recognizer = recognizer
         self._cameras: dict[str, CameraConfig] = {}
 
     def configure(self, cameras: Sequence[CameraConfig]) -> None:
@@ -81,7 +80,7 @@ class Worker:
                 "last": True}
 
     def _arrivals(self, frames: Sequence[PendingFrame]) -> list[Arrival]:
-        now = self._steady()
+        now = time.monotonic()
         return [Arrival(partial(self._decode, frame), frame.captured_at, frame.camera, frame.index, frame.lost,
                         max(0.0, now - frame.arrived_at), frame.passed_at) for frame in frames]
 
@@ -89,7 +88,7 @@ class Worker:
         camera = self._cameras.get(frame.camera, UNCONFIGURED)
         x, y, w, h = camera.crop or (0.0, 0.0, 1.0, 1.0)
         contract = self._recognizer.contract
-        image = decode(frame.message, self._limits, camera.colour,
+        image = decode(frame.message, Limits(), camera.colour,
                        lambda size: shrinkable((max(1, round(h * size[0])), max(1, round(w * size[1]))), contract))
         height, width = image.shape[:2]
         left, top = round(x * width), round(y * height)
