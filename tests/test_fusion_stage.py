@@ -24,8 +24,8 @@ from engines.training.fusion_stage import FusionRecipe, Windows, _name, cache_wi
 from engines.training.loss import UNKNOWN
 from engines.training.sections import LabelledFrame
 from engines.training.sources import TrainingSources
+from engines.training.stream_loader import SectionShares, TrainingStream
 from engines.training.train import Recipe, make_contract
-from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer

@@ -37,7 +37,7 @@ from engines.training.pixels import normalise
 from engines.training.process import seeded
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
-from engines.training.training_stream import SectionShares, TrainingStream
+from engines.training.stream_loader import SectionShares, TrainingStream
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats]  # weight [K, D], bias [K]

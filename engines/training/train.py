@@ -39,9 +39,8 @@ from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
-from engines.training.stream_loader import OpenStream, StreamLoader, StreamSchedule
+from engines.training.stream_loader import OpenStream, SectionShares, StreamLoader, StreamSchedule, TrainingStream
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.training_stream import SectionShares, TrainingStream
 
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
 UNRECORDED_FIELDS = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
