@@ -48,14 +48,14 @@ class DataThroughput:
 def format_lines(measured: DataThroughput) -> list[str]:
     """The figures as lines of text."""
     decoded, wanted = measured.decoded, FINER * measured.trained_per_s
-    out = [f"training: {measured.trained_per_s:.0f} frames/s, for which {wanted:.0f} are decoded",
-           f"decoding: {decoded.frames_per_s:.0f} frames/s with {decoded.workers} "
-           f"process{'es' if decoded.workers > 1 else ''}, before they are cached"]
-    if decoded.unreadable:
-        out.append(f"{decoded.unreadable} segments could not be decoded: see gatestream data check")
+    processes = "1 process" if decoded.workers == 1 else f"{decoded.workers} processes"
+    unreadable = f"{decoded.unreadable} segments could not be decoded: see gatestream data check"
     result, advice = ("keeps up", "") if measured.share >= 1 else (
         "waits for decoding", "; try more --workers, or let the cache fill")
-    return [*out, f"the first pass {result}: {measured.share:.2f} of what it wants{advice}"]
+    return [f"training: {measured.trained_per_s:.0f} frames/s, for which {wanted:.0f} are decoded",
+            f"decoding: {decoded.frames_per_s:.0f} frames/s with {processes}, before they are cached",
+            *([unreadable] if decoded.unreadable else []),
+            f"the first pass {result}: {measured.share:.2f} of what it wants{advice}"]
 
 
 def measure(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0) -> DataThroughput:
