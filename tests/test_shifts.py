@@ -14,9 +14,8 @@ import torch.nn.functional as F
 
 from engines.errors import UsageError
 from engines.networks.mobilenetv2 import InvertedResidual, fold_norms
-from engines.networks.shift import Shift
 from engines.networks.stsm import PRESETS, SpatioTemporalShift, groups_of
-from engines.networks.temporal import State
+from engines.networks.temporal import Shift, State
 from engines.networks.tsm import TemporalShift
 
 C = 32

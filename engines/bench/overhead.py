@@ -19,8 +19,7 @@ from engines.errors import UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import fit
-from engines.networks.config import NetworkConfig
-from engines.networks.fusion_rule import FusionRule, tensor_shapes
+from engines.networks.config import FusionRule, NetworkConfig, tensor_shapes
 from engines.runtime.backend import Spec
 from engines.runtime.registry import ENGINES, find, unavailable_reason
 from engines.synthetic import Simulation

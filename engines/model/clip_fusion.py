@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.networks.fusion_rule import EPSILON, PREFIX, FusionRule, directions
+from engines.networks.config import EPSILON, PREFIX, FusionRule, directions
 
 Floats = NDArray[np.float32]
 

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from engines.networks.config import NetworkConfig
-from engines.networks.fusion_rule import FusionRule
+from engines.networks.config import FusionRule, NetworkConfig
 
 FORMAT = "gatestream/1"
 OLD_OPTIONS = {"memory": "readout_width", "places": "sites", "percent": "gate_ratio", "ahead": "past_shift"}

@@ -29,7 +29,7 @@ from safetensors.numpy import save as serialise
 from engines.errors import ModelError, SinkError, UsageError, first_problem
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import FORMAT, Contract
-from engines.networks.fusion_rule import PREFIX, tensor_shapes
+from engines.networks.config import PREFIX, tensor_shapes
 
 if TYPE_CHECKING:
     from engines.networks.network import Network

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.fusion_rule import EPSILON, FusionRule, directions
+from engines.networks.config import EPSILON, FusionRule, directions
 
 
 class GatedClipFusion(nn.Module):

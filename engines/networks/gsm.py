@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.shift import Shift
-from engines.networks.temporal import State, TensorSpec
+from engines.networks.temporal import Shift, State, TensorSpec
 
 TAPS = 3  # the gate's convolution spans three frames
 PAST_SECOND = 1  # frames back to the second half

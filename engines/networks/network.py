@@ -13,7 +13,8 @@ Legend: B cameras or clips, T frames, C H W a normalised image, D features, K la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.inceptionv3 import InceptionV3
 from engines.networks.mobilenetv2 import MobileNetV2
-from engines.networks.readout import RecurrentReadout
 from engines.networks.resnet import ResNet18, ResNet50
 from engines.networks.stsm import SpatioTemporalShift
 from engines.networks.temporal import State, TemporalModule, TensorSpec
@@ -37,6 +37,42 @@ BACKBONES: dict[str, type[Backbone]] = {"bninception": BNInception, "inceptionv3
                                         "resnet50": ResNet50, "mobilenetv2": MobileNetV2}
 MODULES: dict[str, type[TemporalModule] | None] = {"tsn": None, "tsm": TemporalShift, "gsm": GateShift,
                                                    "gsf": GateShiftFuse, "stsm": SpatioTemporalShift}
+LEAK = 0.8  # what a frame leaves of a read-out that begins as a running mean
+SQUASHED = 0.2  # the logits' scale within its tanh
+
+
+class RecurrentReadout(nn.Module):
+    """A gated recurrent unit over frame features: `forward(features_BTD, state) -> (features_BTM, state)`."""
+
+    def __init__(self, width: int, readout_width: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(width, readout_width, batch_first=True)
+        self.width = readout_width
+
+    def state_spec(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("memory", (self.width,)),)
+
+    def forward(self, features_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        out_BTM, last = self.gru(features_BTD, state[0][None])
+        return out_BTM, (last[0],)
+
+    @torch.no_grad()
+    def begin_as_mean(self, heads: Sequence[tuple[nn.Linear, Tensor]]) -> None:
+        """Makes of the first units, one for each label, a running mean of what heads on the backbone's features answer.
+
+        heads: each with the weights [K, M] of the head that takes its place. The other units stay random.
+        """
+        gru, first = dict(self.gru.named_parameters()), 0
+        for head, weight_KM in heads:
+            units = torch.arange(first, first + head.out_features)
+            forget, take_in = self.width + units, 2 * self.width + units  # the rows of torch's GRU: reset, update, new
+            for parameter in gru.values():
+                parameter[torch.cat([forget, take_in])] = 0
+            gru["bias_ih_l0"][forget] = math.log(LEAK / (1 - LEAK))
+            gru["weight_ih_l0"][take_in] = SQUASHED * head.weight
+            gru["bias_ih_l0"][take_in] = SQUASHED * head.bias
+            weight_KM[:, units] = torch.eye(len(units)) / SQUASHED
+            first += head.out_features
 
 
 class Network(nn.Module):

@@ -11,7 +11,7 @@ from itertools import product
 
 from engines.errors import UsageError
 from engines.networks.config import Group
-from engines.networks.shift import Shift
+from engines.networks.temporal import Shift
 
 _T: tuple[Group, ...] = ((1 / 8, (-1, 0, 0)), (1 / 8, (1, 0, 0)))
 _H: tuple[Group, ...] = ((1 / 16, (0, -1, 0)), (1 / 16, (0, 1, 0)))

@@ -4,7 +4,7 @@ ICCV 2019 (arXiv 1811.08383). Some channels come from a neighbouring frame; the 
 It sits on the input of a residual branch, so that the skip still carries the unshifted map (section 4.2).
 """
 
-from engines.networks.shift import Move, Shift
+from engines.networks.temporal import Move, Shift
 
 
 class TemporalShift(Shift):

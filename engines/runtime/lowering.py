@@ -30,8 +30,7 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.networks.gsf import FUSE_TAPS, GateShiftFuse
 from engines.networks.gsm import PAST_SECOND, TAPS, GateShift
-from engines.networks.network import Network
-from engines.networks.readout import RecurrentReadout
+from engines.networks.network import Network, RecurrentReadout
 from engines.networks.temporal import TemporalModule
 
 Shapes = dict[str, tuple[int, ...]]  # of each leaf of state, without the camera axis

@@ -50,14 +50,15 @@ class CompiledPool(PooledEngine):
             self._capture()
 
     def _advance(self) -> Tensor:
-        """One frame of the cameras in `_rows` with `_images_u8`; features and logits side by side, float32 [B, ...]."""
+        """As `_forward`, and stores the new state."""
         results, state = self._forward()
         self._store(self._rows, state)
         return results
 
     @torch.no_grad()
     def _forward(self) -> tuple[Tensor, Sequence[Tensor]]:
-        """As `_advance`, with the new rows of state instead of storing them."""
+        """One frame of the cameras in `_rows` with `_images_u8`: features and logits side by side, float32 [B, ...],
+        and new rows of state."""
         if self._network is None:
             raise EngineError("a step of an engine that is closed", "an open engine", "compile a new one")
         out = self._network(self._images_u8, *(leaf[self._rows] for leaf in self._pool))
@@ -86,15 +87,15 @@ class CompiledPool(PooledEngine):
         parts, stepped = [np.zeros((0, sum(self._widths)), np.float32)], []
         try:
             for start in range(0, len(slots), batch):
-                present = len(slots[start:start + batch])
-                self._fill(frames_u8_BHWC[start:start + batch], slots[start:start + batch])
+                here = slice(start, start + batch)
+                self._fill(frames_u8_BHWC[here], slots[here])
                 if self._graph is None:
                     results, state = self._forward()
                     stepped.append((self._rows.clone(), state))
                 else:
                     self._graph.replay()
                     results = self._results
-                parts.append(results[:present].cpu().numpy().copy())
+                parts.append(results[:len(slots[here])].cpu().numpy().copy())
         except RuntimeError as error:
             raise EngineError(f"{self.name} failing while it ran ({first_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
@@ -107,11 +108,6 @@ class CompiledPool(PooledEngine):
         """The next run's images and rows, filled up with the scratch slot."""
         self._images_u8[:len(slots)].copy_(torch.from_numpy(np.ascontiguousarray(frames_u8_BHWC)))
         self._rows.copy_(torch.tensor([*slots, *[self.slots] * (len(self._rows) - len(slots))]))
-
-    @property
-    def state(self) -> Sequence[Tensor]:
-        """The pool of each leaf: [S + 1, ...], the last row being scratch."""
-        return self._pool
 
     def close(self) -> None:
         self._graph, self._network = None, None

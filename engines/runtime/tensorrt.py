@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -115,12 +115,11 @@ def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> Compi
             program = library.load(os.fspath(folder / PROGRAM)).module()
 
             def step(image_u8_BHWC: Tensor, *state: Tensor) -> Sequence[Tensor]:
-                found: Sequence[Tensor] = program(image_u8_BHWC.to(dtype), *state)
-                return found
+                return cast("Sequence[Tensor]", program(image_u8_BHWC.to(dtype), *state))
 
             leaves = [torch.zeros(1, *shape, dtype=dtype) for shape in facts["state_shapes"]]
-            return CompiledPool("tensorrt", spec.model.contract, spec.slots, precision, step, leaves, DEVICE,
-                                spec.slots)
+            slots = spec.slots
+            return CompiledPool("tensorrt", spec.model.contract, slots, precision, step, leaves, DEVICE, batch=slots)
     except Exception as error:  # as above
         raise EngineError(f"TensorRT refusing a built engine ({first_line(error)})", "one that it can load and run",
                           f"delete {folder}, or use --engine inductor") from error
@@ -138,8 +137,7 @@ def _library() -> ModuleType:
         raise EngineError(f"a torch-tensorrt that cannot be loaded ({first_line(error)})",
                           f"torch-tensorrt for torch {torch.__version__}, with TensorRT's libraries",
                           "pip install --upgrade 'gatestream[tensorrt]', or use --engine inductor") from error
-    found: ModuleType = torch_tensorrt
-    return found
+    return cast("ModuleType", torch_tensorrt)
 
 
 def _gpu() -> tuple[str, str]:
@@ -179,8 +177,7 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
             state = watched(frame[None].to(DEVICE, DTYPES["int8"]), *state)[results:]
 
     quantization.quantize(step, quantization.INT8_DEFAULT_CFG, forward_loop=calibrate)
-    context: contextlib.AbstractContextManager[object] = export_torch_mode()
-    return context
+    return cast("contextlib.AbstractContextManager[object]", export_torch_mode())
 
 
 def _refuse_torch_parts(built: nn.Module, contract: Contract) -> None:
