@@ -1,7 +1,4 @@
-"""Whether training waits for its data on this machine: frames a second that are trained on, and decoded.
-
-    print("\\n".join(format_lines(measure(engines.load("gesture"), open_dataset(Path("epic")), workers=2))))
-"""
+"""Whether training waits for its data on this machine: frames a second that are trained on, and decoded."""
 
 import contextlib
 import tempfile

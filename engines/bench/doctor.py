@@ -1,8 +1,4 @@
-"""What is installed and working here, and proof that stream = clip = every engine on this machine.
-
-    for check in doctor("gesture"):
-        print("ok  " if check.ok else "FAIL", check.name, check.detail)
-"""
+"""What is installed and working here, and proof that stream = clip = every engine on this machine."""
 
 import functools
 import importlib.metadata

@@ -1,7 +1,5 @@
 """A network's step beside its bare backbone: the same network without temporal modules (tsn), in the same engine.
 
-    print("\\n".join(format_table([measure_overhead(model), measure_overhead(random_model("gsf-resnet50"))])))
-
 Both are timed in turns, so that whatever else the machine does hits both. Figures are milliseconds. What stands for
 the others is the median, but the mean for a bidirectional model, few of whose steps do all the work.
 """

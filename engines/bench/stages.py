@@ -1,8 +1,5 @@
 """How fast a model runs on this machine: stages, the engine's step against the bare backbone, start-up, state.
 
-    report = bench(engines.load("gesture"))
-    print("\\n".join(format_lines(report)))
-
 How the step and the bare backbone are timed, and several models beside one another: `overhead.py`. Figures are
 milliseconds.
 """

@@ -67,10 +67,7 @@ class GatedFusion:
 
     def project(self, clips_CD: Floats) -> Floats:
         """What `fuse` needs of each clip on its own, [C, X]; X may be 0."""
-        if self._project_DX is None:
-            return np.zeros((len(clips_CD), 0), np.float32)
-        projected_CX: Floats = clips_CD.dot(self._project_DX)
-        return projected_CX
+        return np.zeros((len(clips_CD), 0), np.float32) if self._project_DX is None else clips_CD.dot(self._project_DX)
 
     def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
              projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
@@ -80,8 +77,7 @@ class GatedFusion:
         `keep` or `keep_above` leaves out is 0.
         """
         counts = self._counts(counts_C.tobytes())
-        if projected_CX is None:
-            projected_CX = self.project(clips_CD)
+        projected_CX = self.project(clips_CD) if projected_CX is None else projected_CX
         relate_CX, gate_CX = projected_CX[:, :self._relate_width], projected_CX[:, self._relate_width:]
         related_CX: Floats | None = None
         if self._rule.relate == "attention":
@@ -154,5 +150,4 @@ class GatedFusion:
 
 def sigmoid(x: Floats) -> Floats:
     """Without overflow, and with every digit of small results."""
-    result: Floats = np.exp(-np.logaddexp(np.float32(0), -x))
-    return result
+    return np.asarray(np.exp(-np.logaddexp(np.float32(0), -x)))

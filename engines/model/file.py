@@ -86,10 +86,9 @@ def build_network(model: Model) -> Network:
                          "get the model file again") from error
     state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
              if not name.startswith((PREFIX, EXAMPLES))}
-    problems = mismatches({name: tensor.shape for name, tensor in network.state_dict().items()
-                           if not name.endswith("num_batches_tracked")},
-                          {name: tensor.shape for name, tensor in state.items()})
-    if problems:
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()
+              if not name.endswith("num_batches_tracked")}
+    if problems := mismatches(wanted, {name: tensor.shape for name, tensor in state.items()}):
         raise ModelError(f"weights that disagree with the contract ({'; '.join(problems[:3])})",
                          f"the tensors of {contract.architecture}", "get the model file again, or train it again")
     network.load_state_dict(state, strict=False)
@@ -138,12 +137,11 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
         got, wanted = first_problem(error)
         raise ModelError(f"{path}, whose contract has {got}: {wanted}", f"a contract of format {FORMAT}",
                          "get the model file again") from error
-    weights: dict[str, Array] = {}
     for name, tensor in tensors.items():
         if not np.issubdtype(tensor.dtype, np.floating) or not np.isfinite(tensor).all():
             raise ModelError(f"{path}, whose tensor {name} has type {tensor.dtype} or values that are not finite",
                              "finite floating-point weights", "get the model file again, or train it again")
-        weights[name] = tensor.astype(np.float32)
+    weights = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     _check_heads(path, contract, weights)
     _check_fusion(path, contract, weights)
     half = any(tensor.dtype == np.float16 for tensor in tensors.values())
@@ -193,8 +191,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def _metadata(raw: bytes) -> dict[str, str]:
     """The metadata of a safetensors file: an 8-byte little-endian length, then a JSON header."""
     (length,) = struct.unpack_from("<Q", raw)
-    header = json.loads(raw[8:8 + length])
-    metadata = header.get("__metadata__", {})
+    metadata = json.loads(raw[8:8 + length]).get("__metadata__", {})
     if not isinstance(metadata, dict):
         raise ValueError("metadata is not a table")
     return {str(key): str(value) for key, value in metadata.items()}
@@ -202,19 +199,18 @@ def _metadata(raw: bytes) -> dict[str, str]:
 
 def _check_heads(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
     for head, labels in contract.heads.items():
-        weight, bias = weights.get(f"heads.{head}.weight"), weights.get(f"heads.{head}.bias")
-        shape = None if weight is None else weight.shape
-        if weight is None or bias is None or weight.ndim != 2 or {len(weight), len(bias)} != {len(labels)}:
-            raise ModelError(f"{path}, whose head {head!r} has weights of shape {shape} for {len(labels)} labels",
-                             "weights and contract that agree", "get the model file again, or train it again")
+        weight, bias = (weights.get(f"heads.{head}.{part}", np.zeros(())) for part in ("weight", "bias"))
+        if weight.ndim != 2 or (len(weight), bias.shape) != (len(labels), (len(labels),)):
+            raise ModelError(f"{path}, whose head {head!r} has weights of shape {weight.shape} for {len(labels)} "
+                             "labels", "weights and contract that agree", "get the model file again, or train it again")
 
 
 def _check_fusion(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
     """The file has just the `fusion.*` tensors that its contract asks for."""
     width = weights[f"heads.{next(iter(contract.heads))}.weight"].shape[1]
     wanted = {} if contract.fusion is None else tensor_shapes(contract.fusion, width)
-    problems = mismatches(wanted, {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)})
-    if problems:
+    held = {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)}
+    if problems := mismatches(wanted, held):
         raise ModelError(f"{path}, whose clip fusion disagrees with its contract ({'; '.join(problems[:3])})",
                          f"the tensors of fusion {contract.fusion.model_dump() if contract.fusion else None}",
                          "get the model file again, or train its fusion again")

@@ -30,8 +30,8 @@ def fit(image_bgr: NDArray[np.uint8], cover_hw: tuple[int, int], size_hw: tuple[
     height, width = image_bgr.shape[:2]
     if resize_filter == "pillow-bilinear":
         covered_hw = covering_size((height, width), cover_hw)
-        return resize_window(image_bgr, covered_hw, [round((all_ - part) / 2) for all_, part in
-                                                     zip(covered_hw, size_hw, strict=True)], size_hw)
+        offset_yx = [round((all_ - part) / 2) for all_, part in zip(covered_hw, size_hw, strict=True)]
+        return resize_window(image_bgr, covered_hw, offset_yx, size_hw)
     crop_h, crop_w = _crop_size((height, width), cover_hw, size_hw)
     top, left = (height - crop_h) // 2, (width - crop_w) // 2
     crop = image_bgr[top:top + crop_h, left:left + crop_w]

@@ -1,10 +1,5 @@
 """A network = backbone + temporal modules at its sites + optional recurrent read-out + heads.
 
-    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True)
-    state = network.fresh_state(batch=1)
-    features_BTD, state = network(frames_BTCHW, state)
-    logits = network.scores(features_BTD)["gesture"]
-
 One forward serves every T: a clip is all T frames from fresh state, live is T = 1. State is a flat tuple of
 tensors, camera axis first; zeros mean fresh; () when the network is bidirectional. `forward` is pure.
 
@@ -118,8 +113,7 @@ class Network(nn.Module):
             sizes[site] = (x.shape[-2], x.shape[-1])
             return x
 
-        weight = next(self.parameters())
-        image = torch.zeros(1, 3, *self.input_size_hw, dtype=weight.dtype, device=weight.device)
+        image = next(self.parameters()).new_zeros(1, 3, *self.input_size_hw)
         self.backbone.eval()  # or batch norms would count the blank image
         try:
             with torch.no_grad():
@@ -159,10 +153,9 @@ class Network(nn.Module):
 
     def make_transparent(self) -> None:
         """Sets the temporal modules so that the network computes what its backbone alone computes."""
-        projections = self.backbone.sites()
-        for site in self.temporal:
-            if site in projections:
-                self._module(site).make_transparent(projections[site])
+        for site, projection in self.backbone.sites().items():
+            if site in self.temporal:
+                self._module(site).make_transparent(projection)
 
     def _module(self, site: str) -> TemporalModule:
         module = self.temporal[site]
@@ -187,8 +180,8 @@ class Network(nn.Module):
 
     def fresh_state(self, batch: int) -> State:
         """State of `batch` cameras that have seen nothing."""
-        device = next(self.parameters()).device
-        return tuple(torch.zeros((batch, *spec.shape), dtype=spec.dtype, device=device) for spec in self.state_spec())
+        like = next(self.parameters())
+        return tuple(like.new_zeros(batch, *spec.shape) for spec in self.state_spec())
 
     def forward(self, frames_BTCHW: Tensor, state: State, part: slice = slice(None)) -> tuple[Tensor, State]:
         """part: the backbone's steps to run, to its last; then `frames_BTCHW` is what the step before them gave.
@@ -244,13 +237,12 @@ def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropou
     channels = {} if kind is None else backbone.input_sites() if kind.on_input else {
         site: convolution.out_channels for site, convolution in backbone.sites().items()}
     defaults: dict[str, object] = {"input_size_hw": backbone.input_size_hw, "sites": ()}
-    if kind is not None:
-        defaults |= kind.defaults(config, backbone)
+    defaults |= {} if kind is None else kind.defaults(config, backbone)
     config = config.replace(**{name: value for name, value in defaults.items() if getattr(config, name) is None})
     wanted = set(config.sites or ())
-    if wanted - set(channels):
-        raise UsageError(f"sites {sorted(wanted - set(channels))} for {config.architecture}",
-                         f"some of {', '.join(channels)}", "choose from these")
+    if unknown := sorted(wanted - set(channels)):
+        raise UsageError(f"sites {unknown} for {config.architecture}", f"some of {', '.join(channels)}",
+                         "choose from these")
     config = config.replace(sites=tuple(site for site in channels if site in wanted))
     temporal = {site: kind(channels[site], config.causal, past_shift=config.past_shift,
                            **{name: getattr(config, name) for name in kind.options})

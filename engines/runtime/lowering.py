@@ -242,22 +242,17 @@ class StepNetwork(nn.Module):
         return features, *(head(features) for head in self.heads.values()), *new_state
 
 
-class FlatStep(nn.Module):
+class FlatStep(StepNetwork):
     """A StepNetwork whose state is one tensor [B, floats], leaf after leaf, or none: engines that pay for each tensor
     pay for one."""
 
-    def __init__(self, network: Network, reversed_colours: bool = False) -> None:
-        super().__init__()
-        self.network = StepNetwork(network, reversed_colours)
-        self.shapes = list(self.network.state_shapes().values())
-
     def fresh_state(self) -> list[Tensor]:
-        """State of one new camera."""
-        return self._flat(self.network.fresh_state())
+        return self._flat(super().fresh_state())
 
     def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        rows = torch.split(state[0], [math.prod(shape) for shape in self.shapes], 1) if state else ()
-        out = self.network(image, *(row.reshape(-1, *shape) for row, shape in zip(rows, self.shapes, strict=True)))
+        shapes = self.state_shapes().values()
+        rows = torch.split(state[0], [math.prod(shape) for shape in shapes], 1) if state else ()
+        out = super().forward(image, *(row.reshape(-1, *shape) for row, shape in zip(rows, shapes, strict=True)))
         results = len(out) - len(rows)
         return *out[:results], *self._flat(out[results:])
 
@@ -265,25 +260,22 @@ class FlatStep(nn.Module):
         return [torch.cat([leaf.flatten(1) for leaf in leaves], 1)] if leaves else []
 
 
-class PixelStep(nn.Module):
+class PixelStep(StepNetwork):
     """A StepNetwork that takes camera pixels: uint8 BGR [B, H, W, 3] at the contract's input size."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, network: Network, contract: Contract) -> None:
-        super().__init__()
         backwards = contract.colour == "RGB"
-        self.network = StepNetwork(network, reversed_colours=backwards)
+        super().__init__(network, reversed_colours=backwards)
         for name, values in ("mean", contract.mean), ("std", contract.std):
             ordered = torch.tensor(values[::-1] if backwards else values)
             self.register_buffer(name, (ordered / contract.value_scale).view(1, 3, 1, 1))
-        self.eval()
 
     def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         pixels_BCHW = image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
-        out: tuple[Tensor, ...] = self.network((pixels_BCHW - self.mean) / self.std, *state)
-        return out
+        return super().forward((pixels_BCHW - self.mean) / self.std, *state)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

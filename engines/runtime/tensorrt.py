@@ -76,7 +76,7 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
     _refuse_shared(folder)
     library, contract = _library(), spec.model.contract
     step = PixelStep(spec.model.network, contract).to(DEVICE, DTYPES[precision])
-    leaves = [leaf.to(DEVICE) for leaf in step.network.fresh_state()]
+    leaves = [leaf.to(DEVICE) for leaf in step.fresh_state()]
     image = torch.zeros(1, *contract.input_size_hw, 3, dtype=DTYPES[precision], device=DEVICE)
     inputs = tuple(one.expand(spec.slots, *one.shape[1:]).contiguous() for one in (image, *leaves))
     exporting: contextlib.AbstractContextManager[object] = contextlib.nullcontext()

@@ -93,8 +93,7 @@ class WindowedEngine(Engine):
 
 
 def _blank(network: Network) -> Tensor:
-    like = next(network.parameters())
-    return torch.zeros(1, 3, *network.input_size_hw, dtype=like.dtype, device=like.device)
+    return next(network.parameters()).new_zeros(1, 3, *network.input_size_hw)
 
 
 def _keep(_: str, x: Tensor) -> Tensor:

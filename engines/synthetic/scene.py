@@ -1,7 +1,5 @@
 """What the camera sees: a room that sways with the head, light that drifts, noise, and the hand in front."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
