@@ -101,14 +101,11 @@ def machine() -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
-
-
-def _processor() -> str:
+    processor = platform.processor() or platform.machine()
     with contextlib.suppress(EngineError, RuntimeError):
         from engines.runtime.openvino import core
-        return str(core().get_property("CPU", "FULL_DEVICE_NAME"))
-    return platform.processor() or platform.machine()
+        processor = str(core().get_property("CPU", "FULL_DEVICE_NAME"))
+    return {"processor": processor, "cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
 
 
 def _stages(contract: Contract, engine: Engine, steps: int, fuse: Stage | None,

@@ -15,6 +15,7 @@ import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,21 +41,23 @@ STATISTICS = ("running_mean", "running_var")  # of batch norms, whose range no t
 Array = NDArray[np.float32]
 
 
+@dataclass(eq=False)
 class Model:
-    """A model file in memory. tensors: float32 weights by name; digest: sha256 of the file's bytes; half: whether the
-    file stores float16."""
+    """A model file in memory."""
 
-    def __init__(self, contract: Contract, tensors: dict[str, Array], digest: str, path: Path | None = None,
-                 half: bool = True) -> None:
-        self.contract, self.tensors, self.digest, self.path, self.half = contract, tensors, digest, path, half
+    contract: Contract
+    tensors: dict[str, Array]  # float32 weights by name
+    digest: str  # sha256 of the file's bytes
+    path: Path | None = None
+    half: bool = True  # whether the file stores float16
 
     def with_hop(self, hop: int | None) -> Model:
         """The same bidirectional model, on a stream scoring its clips again after every `hop` frames (None: as it is).
         Raises UsageError."""
         if hop is None:
             return self
-        contract = self.contract.model_copy(update={"network": self.contract.network.replace(hop=hop)})
-        return Model(contract, self.tensors, self.digest, self.path, self.half)
+        network = self.contract.network.replace(hop=hop)
+        return replace(self, contract=self.contract.model_copy(update={"network": network}))
 
     @cached_property
     def network(self) -> Network:
@@ -142,8 +145,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
             raise ModelError(f"{path}, whose tensor {name} has type {tensor.dtype} or values that are not finite",
                              "finite floating-point weights", "get the model file again, or train it again")
     weights = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    _check_heads(path, contract, weights)
-    _check_fusion(path, contract, weights)
+    _check(path, contract, weights)
     half = any(tensor.dtype == np.float16 for tensor in tensors.values())
     return Model(contract, weights, hashlib.sha256(raw).hexdigest(), path, half)
 
@@ -197,16 +199,13 @@ def _metadata(raw: bytes) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def _check_heads(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
+def _check(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
+    """Heads fit their labels, and there are just the `fusion.*` tensors that the contract asks for."""
     for head, labels in contract.heads.items():
         weight, bias = (weights.get(f"heads.{head}.{part}", np.zeros(())) for part in ("weight", "bias"))
         if weight.ndim != 2 or (len(weight), bias.shape) != (len(labels), (len(labels),)):
             raise ModelError(f"{path}, whose head {head!r} has weights of shape {weight.shape} for {len(labels)} "
                              "labels", "weights and contract that agree", "get the model file again, or train it again")
-
-
-def _check_fusion(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
-    """The file has just the `fusion.*` tensors that its contract asks for."""
     width = weights[f"heads.{next(iter(contract.heads))}.weight"].shape[1]
     wanted = {} if contract.fusion is None else tensor_shapes(contract.fusion, width)
     held = {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)}

@@ -1,7 +1,5 @@
 """A bidirectional network in its causal form, with the same weights: a start for fine-tuning on live streams.
 
-    live = engines.causal(network, "dropped-one")
-
 No paper defines a causal form; each rule answers two questions, and measured accuracy has to choose.
 Which taps: a convolution over frames t-1, t, t+1 (the gate's, and GSF's fuse convolution)
     moved     keeps all its weights and looks at t-2, t-1, t;

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.temporal import Shift, State, TensorSpec
+from engines.networks.temporal import State, TemporalModule, TensorSpec
 
 TAPS = 3  # the gate's convolution spans three frames
 PAST_SECOND = 1  # frames back to the second half
@@ -29,10 +29,9 @@ def delay_taps(weight: Tensor, dim: int) -> Tensor:
     return torch.cat([torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)], dim)
 
 
-class GateShift(Shift):
+class GateShift(TemporalModule):
     """GSM on all `channels` (a multiple of 4). Parameter names are the official ones."""
 
-    on_input = False
     usual_past_shift = 2
     order: Tensor
 

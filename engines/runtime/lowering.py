@@ -1,8 +1,5 @@
 """One frame of a causal network, rewritten in the form that compiled engines run fastest.
 
-    step = StepNetwork(network)                                   # the same function of the same weights
-    features, *logits_and_state = step(image_BCHW, *step.fresh_state())
-
 A compiled gate-shift module costs by its number of operators, hardly by its channels:
   * past frames of the gate's input are kept, so that the gate is one convolution over three frames with one output per
     channel, and nothing is broadcast; where that would be much work (wide, large maps), it sees the present frame only,

@@ -7,8 +7,7 @@ been run on a GPU yet (`tests/gpu` is there to do it).
 Legend: S slots, B the constant batch, H W the input size, D features, K labels of a head.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -21,13 +20,9 @@ from engines.runtime.eager import PooledEngine
 from engines.runtime.engine import StepResult
 
 WARM_UP = 3  # runs before a CUDA graph is captured, as torch asks for
+# Camera pixels uint8 BGR [B, H, W, 3] and state in; features [B, D], each head's logits [B, K], new state out.
+Step = Callable[..., Sequence[Tensor]]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "int8": torch.float16}  # of state and pixels, by precision
-
-
-class Step(Protocol):
-    """Camera pixels uint8 BGR [B, H, W, 3] and state in; features [B, D], each head's logits [B, K], new state out."""
-
-    def __call__(self, image_u8_BHWC: Tensor, *state: Tensor) -> Sequence[Tensor]: ...
 
 
 class CompiledPool(PooledEngine):

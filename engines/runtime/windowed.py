@@ -1,7 +1,5 @@
 """The eager engine of a bidirectional network: a live stream as one clip after the other, each overlapping the last.
 
-    engine = engines.compile(model, hop=2)      # picked for every model whose contract is not causal
-
     frame ──backbone before the first temporal module──► ring of T maps ──every `hop` frames──► the rest ──► scores
 
 Scores are those of `clip_scores` on the last T = `segments` frames (fewer at a stream's start), renewed at its first

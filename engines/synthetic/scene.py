@@ -11,7 +11,9 @@ from engines.synthetic.script import Pose
 _CLEAR_PLACES = ("curtain", "room", "shelf", "tile", "wall")
 _CLEAR_LEVEL = 80.0, 180.0  # mean of the place, of 255
 _CLEAR_CONTRAST = 60.0  # between skin and most of the place, of 255
+_SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 _CLEAR_LOOKS = 24  # hands of which one is chosen
+_NOISE_STEPS = 16  # places where the noise tile may start, in each direction
 _MARGIN = 0.14  # of the frame on each side, for the camera to sway in
 
 
@@ -88,9 +90,6 @@ class Scene:
                                          flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.uint8)
 
 
-_SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-
-
 class _Clutter:
     """Something that moves and is no hand: a passer-by, a swinging thing, a shadow."""
 
@@ -108,9 +107,6 @@ class _Clutter:
         unit = _SQUARE if self._box else np.column_stack([np.cos(angles), np.sin(angles)])
         pixels = np.rint((centre + unit * self._half_xy) * 16).astype(np.int32)
         cv2.fillPoly(image_bgr, [pixels], tuple(map(float, self._colour)), cv2.LINE_AA, 4)
-
-
-_NOISE_STEPS = 16  # places where the noise tile may start, in each direction
 
 
 def _noise_tile(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
