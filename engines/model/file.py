@@ -1,9 +1,6 @@
 """The model file: one `.safetensors` holding weights, and the contract as metadata.
 
-    model = load("gesture")            # bundled name, or a path
-    model.contract, model.network      # the network is built on first use; until then torch is not imported
-
-Reading needs numpy only. Nothing is ever unpickled.
+Reading needs numpy only: torch is imported when `Model.network` is first used. Nothing is ever unpickled.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """Official GSM and GSF checkpoints -> our networks, exactly or not at all.
 
-    network = engines.official.load("something-v1_RGB_BNInception_avg_segment8_checkpoint.pth.tar",
-                                    arch="gsm-bninception", segments=8)
-
 Code inside a pickle is never run. Which blocks hold a module, and which share of their channels GSF gates, shows in
 keys and shapes.
 

@@ -1,8 +1,5 @@
 """The one place where a camera image becomes network input. Training, evaluation, live and UI all come here.
 
-    pixels_u8 = prepare(image_bgr, contract)              # any size -> the model's size, still BGR uint8
-    frames_BCHW = normalise(pixels_u8[None], contract)    # what the network sees; compiled engines do this inside
-
 Filters for shrinking: "area" averages what a pixel covers; "bilinear" interpolates and skips what lies between;
 "pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained.
 """
@@ -98,7 +95,8 @@ def resize_window(image_bgr: NDArray[np.uint8], covered_hw: tuple[int, int], off
 
 
 def normalise(frames_u8_BHWC: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
-    """Pixels BGR uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the contract's colour order, scale, mean and std."""
+    """Pixels BGR uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the contract's colour order, scale, mean and std.
+    Compiled engines do this inside."""
     ordered = frames_u8_BHWC[..., ::-1] if contract.colour == "RGB" else frames_u8_BHWC
     mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
     values = (ordered.astype(np.float32) * np.float32(contract.value_scale) - mean) / std

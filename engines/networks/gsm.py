@@ -62,8 +62,7 @@ class GateShift(TemporalModule):
         gate, taps = self.gate(x_BTCHW, state[:1])
         gated = gate * x_BTCHW
         shifted, halves = self.shift(gated, state[1:])
-        mixed = shifted + (x_BTCHW - gated)
-        return mixed.index_select(2, self.order), taps + halves
+        return (shifted + (x_BTCHW - gated)).index_select(2, self.order), taps + halves
 
     def gate(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         """tanh gate of every channel [B, T, C, H, W]; one plane per half, shared by the half's channels.
@@ -71,8 +70,7 @@ class GateShift(TemporalModule):
         The convolution over time is three convolutions over space, so only their output planes need a memory.
         """
         B, T, C = x_BTCHW.shape[:3]
-        x = x_BTCHW.flatten(0, 1)
-        normal = F.relu(self.bn(x))
+        normal = F.relu(self.bn(x_BTCHW.flatten(0, 1)))
         taps_weight = self.conv3D.weight.transpose(1, 2).flatten(0, 1)  # [half x tap, c, 3, 3], oldest tap first
         planes = F.conv2d(normal, taps_weight, padding=1, groups=2)
         planes = planes.reshape(B, T, 2 * TAPS, *planes.shape[-2:])

@@ -6,8 +6,6 @@ tensors, camera axis first; zeros mean fresh; () when the network is bidirection
 Legend: B cameras or clips, T frames, C H W a normalised image, D features, K labels, M width of the read-out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -170,8 +168,7 @@ class Network(nn.Module):
         specs = [spec._replace(name=f"{site}.{spec.name}") for site in self.temporal for spec in self._spec(site)]
         if self.memory is not None:
             specs += self.memory.state_spec()
-        dtype = next(self.parameters()).dtype
-        return tuple(spec._replace(dtype=dtype) for spec in specs)
+        return tuple(spec._replace(dtype=next(self.parameters()).dtype) for spec in specs)
 
     @property
     def receptive_field(self) -> int:

@@ -4,8 +4,6 @@ Legend: B cameras or clips, T frames, C channels, H W the map's size, P frames o
 offset in frames, rows and columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 from typing import ClassVar, NamedTuple

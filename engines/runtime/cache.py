@@ -1,8 +1,5 @@
 """Built engines on disk, found again by everything they depend on.
 
-    entry = get_or_build(key, build)    # key: what the engine depends on; build(folder) -> facts writes the files
-    entry.folder, entry.facts
-
 One folder an entry, named by the key's hash, with its files and a `manifest.json` of their checksums. An entry appears
 whole; a damaged one is never used but built again. Of several processes that want one, one builds and the others wait.
 What is not used for UNUSED_S goes, and above LIMIT_BYTES what was not used for longest.
@@ -74,7 +71,8 @@ def make_private_dir(folder: Path) -> Path:
 
 
 def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
-    """The entry of a key, built if there is none that can be trusted. What `build` raises comes out."""
+    """The entry of a key, built if there is none that can be trusted: `build` writes files into a folder, and returns
+    facts about them. What it raises comes out."""
     folder = cache_dir() / _checksum(dict(key))[:32]
     with contextlib.suppress(FileNotFoundError, DamagedEntryError):
         return _use(folder, key)

@@ -100,8 +100,7 @@ class GateShiftStep(nn.Module):
             frames = torch.cat([past, normal], 1)  # t-2, t-1, t
             gate = torch.tanh(F.conv2d(frames, self.gate_weight, self.gate_bias, padding=1))
             return gate, frames[:, self.gated:]
-        planes = F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1)
-        sums = planes + F.pad(past, (0, 0, 0, 0, 0, 2))
+        sums = F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1) + F.pad(past, (0, 0, 0, 0, 0, 2))
         first, second = torch.tanh(sums[:, :2]).chunk(2, dim=1)
         return second + self.first_half * (first - second), sums[:, 2:]
 
@@ -271,8 +270,7 @@ class PixelStep(StepNetwork):
             self.register_buffer(name, (ordered / contract.value_scale).view(1, 3, 1, 1))
 
     def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        pixels_BCHW = image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
-        return super().forward((pixels_BCHW - self.mean) / self.std, *state)
+        return super().forward((image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std, *state)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

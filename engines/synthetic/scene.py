@@ -117,8 +117,7 @@ def _noise_tile(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
 
 def _contrast(look: Look, room: Image) -> float:
     """What three quarters of a room differ from the skin by at least, 0..255."""
-    difference = np.abs(room[::8, ::8].astype(float) - look.skin_bgr).max(axis=2)
-    return float(np.quantile(difference, 0.25))
+    return float(np.quantile(np.abs(room[::8, ::8].astype(float) - look.skin_bgr).max(axis=2), 0.25))
 
 
 def _cover(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> Image:
