@@ -167,15 +167,14 @@ class ReadoutStep(nn.Module):
 
     def __init__(self, memory: RecurrentReadout) -> None:
         super().__init__()
-        weights = memory.gru.state_dict()
-        self.of_input, self.of_past = (_linear(weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"])
-                                       for of in ("ih", "hh"))
+        self.gru = copy.deepcopy(memory.gru)
         self.shapes: Shapes = {"": (memory.width,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        past = state[0]
+        past, weights = state[0], dict(self.gru.named_parameters())
         (reset, keep, new), (reset_past, keep_past, new_past) = (
-            linear.chunk(3, 1) for linear in (self.of_input(x), self.of_past(past)))
+            F.linear(each, weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"]).chunk(3, 1)
+            for each, of in ((x, "ih"), (past, "hh")))
         fresh = torch.tanh(new + torch.sigmoid(reset + reset_past) * new_past)
         past = fresh + torch.sigmoid(keep + keep_past) * (past - fresh)
         return past, [past]
@@ -271,12 +270,6 @@ class PixelStep(StepNetwork):
 
     def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return super().forward((image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std, *state)
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-    linear.load_state_dict({"weight": weight, "bias": bias})
-    return linear
 
 
 def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:

@@ -197,11 +197,6 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
     return {}
 
 
-def tune(spec: Spec, precision: str, folder: Path) -> Facts:
-    """Finds the batches that cameras can share."""
-    return {"batches": fitting_batches(core().read_model(folder / GRAPH), spec.model.contract, precision)}
-
-
 def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> OpenVINOEngine:
     """Opens what `build` wrote."""
     try:
@@ -308,4 +303,7 @@ def _last_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
 
 
-BACKEND = Backend("openvino", "OpenVINO", precisions=precisions, key=key, build=build, tune=tune, open=open_engine)
+BACKEND = Backend(
+    "openvino", "OpenVINO", precisions=precisions, key=key, build=build, open=open_engine,
+    tune=lambda spec, precision, folder: {  # the batches that cameras can share
+        "batches": fitting_batches(core().read_model(folder / GRAPH), spec.model.contract, precision)})

@@ -21,11 +21,11 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import normalise
 from engines.networks.network import Network
-from engines.runtime.eager import result_of
-from engines.runtime.engine import Engine, StepResult
+from engines.runtime.eager import PooledEngine, result_of
+from engines.runtime.engine import StepResult
 
 
-class WindowedEngine(Engine):
+class WindowedEngine(PooledEngine):
     """Per slot: the last T maps [S, T, C, H, W] in a ring, how many came, the features last computed and their end.
 
     cost: arithmetic a frame, where 1 is the whole network once a frame; hop: frames from one clip's scores to the next.
@@ -45,6 +45,7 @@ class WindowedEngine(Engine):
         self._split, like = split(network)
         self._maps = like.new_zeros((slots, self.segments, *like.shape[1:]))
         self._features = like.new_zeros((slots, network.width))
+        self._pool = (self._maps, self._features)
         self._counts, self._ends = [0] * slots, [0] * slots
         self.cost = self._cost(like)
 
@@ -84,10 +85,6 @@ class WindowedEngine(Engine):
     def _reset(self, slots: Sequence[int]) -> None:
         for slot in slots:
             self._counts[slot] = 0
-
-    @property
-    def state_bytes(self) -> int:
-        return sum(pool[0].numel() * pool.element_size() for pool in (self._maps, self._features))
 
 
 def _blank(network: Network) -> Tensor:
