@@ -63,10 +63,6 @@ def measure(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0)
     return DataThroughput(measure_training_rate(model, seconds), decoded)
 
 
-class _EnoughError(Exception):
-    """Ends a run that is only timed."""
-
-
 def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
     """Frames a second that our recipe learns from on this machine, for the network of a model; which stays as it is."""
     how = Recipe
@@ -80,9 +76,9 @@ def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
     def progress(_: int, __: dict[str, float]) -> None:
         marks.append(time.perf_counter())
         if len(marks) > 1 and marks[-1] - marks[0] >= seconds:
-            raise _EnoughError
+            raise TimeoutError  # ends the run
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(TimeoutError):
         run_folder = RunFolder(Path(folder) / "timed.safetensors", {})
         run(task, LoopConfig(how.iterations), run_folder, Ranks(), progress=progress)
     return (len(marks) - 1) * how.rows * how.chunk / (marks[-1] - marks[0])

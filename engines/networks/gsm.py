@@ -76,8 +76,7 @@ class GateShift(TemporalModule):
         planes = planes.reshape(B, T, 2 * TAPS, *planes.shape[-2:])
         extended, state = self.with_neighbours(planes, state)
         total = extended[:, :T, 0::TAPS] + extended[:, 1:T + 1, 1::TAPS] + extended[:, 2:T + 2, 2::TAPS]
-        gate = torch.tanh(total + self.bias.view(2, 1, 1))
-        return gate.repeat_interleave(C // 2, dim=2), state
+        return torch.tanh(total + self.bias.view(2, 1, 1)).repeat_interleave(C // 2, dim=2), state
 
     @torch.no_grad()
     def make_transparent(self, projection: nn.Conv2d, scale: float = 1.0) -> None:

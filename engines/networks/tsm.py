@@ -23,5 +23,4 @@ class TemporalShift(TemporalModule):
 
     @property
     def moves(self) -> tuple[Move, ...]:
-        online = self.causal and self.past_shift is None
-        return super().moves if not online else ((self.published[0][0], (1, 0, 0)),)
+        return ((self.published[0][0], (1, 0, 0)),) if self.causal and self.past_shift is None else super().moves

@@ -38,7 +38,6 @@ LIMIT_BYTES = 5 * 10**9
 UNUSED_S = 90 * 24 * 3600.0
 BUILDING = ".building-"
 Facts = dict[str, Any]
-Build = Callable[[Path], Facts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def make_private_dir(folder: Path) -> Path:
     return folder
 
 
-def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
+def get_or_build(key: Mapping[str, str], build: Callable[[Path], Facts]) -> Entry:
     """The entry of a key, built if there is none that can be trusted: `build` writes files into a folder, and returns
     facts about them. What it raises comes out."""
     folder = cache_dir() / _checksum(dict(key))[:32]
@@ -100,7 +99,7 @@ def _use(folder: Path, key: Mapping[str, str]) -> Entry:
     return entry
 
 
-def _use_or_build(folder: Path, key: Mapping[str, str], build: Build) -> Entry:
+def _use_or_build(folder: Path, key: Mapping[str, str], build: Callable[[Path], Facts]) -> Entry:
     try:
         return _use(folder, key)  # built while this process waited
     except FileNotFoundError:

@@ -263,11 +263,9 @@ def convert(network: Network, contract: Contract) -> ov.Model:
 def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
     """Moves layout and normalisation into the graph. Pixels stay BGR: the stem's weights are reversed instead, because
     OpenVINO 2026.4's own fusion of a channel reversal (RIC) gives wrong results in graphs with sliced channels."""
-    from openvino import preprocess
-
     mean, std = ([value / contract.value_scale for value in (values[::-1] if contract.colour == "RGB" else values)]
                  for values in (contract.mean, contract.std))
-    steps = preprocess.PrePostProcessor(graph)
+    steps = ov.preprocess.PrePostProcessor(graph)
     image = steps.input(0)
     image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     image.model().set_layout(ov.Layout("NCHW"))

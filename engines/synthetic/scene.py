@@ -38,7 +38,8 @@ class Scene:
             mean = max(float(room.mean()), 1.0)
             level = float(np.clip(level * mean, *_CLEAR_LEVEL)) / mean
         self._room: Image = np.clip(room * (cast * level), 0, 255).astype(np.uint8)
-        contrasts = np.minimum([_contrast(look, self._room) for look in looks], _CLEAR_CONTRAST)
+        apart = [np.abs(self._room[::8, ::8].astype(float) - look.skin_bgr).max(axis=2) for look in looks]
+        contrasts = np.minimum(np.quantile(apart, 0.25, axis=(1, 2)), _CLEAR_CONTRAST)
         self.look = looks[int(contrasts.argmax())]  # the first that stands out, else the one that does most
         self.hand = Hand(self.look, size_hw)
         if rng.random() < 0.6:
@@ -56,7 +57,9 @@ class Scene:
         self._exposure_response = float(rng.choice([0.0, rng.uniform(-0.12, 0.12)], p=[0.6, 0.4]))
         # Standard deviation in camera pixels; a small frame stands for a camera's frame scaled down.
         noise = float(rng.choice([rng.uniform(0, 3), rng.uniform(3, 12)], p=[0.7, 0.3])) * min(height / 240, 1.0) ** 0.5
-        self._noise = _noise_tile(rng, size_hw)
+        grain = rng.integers(0, 256, (height + _NOISE_STEPS, width + _NOISE_STEPS, 3), np.uint8)
+        # A little blurred, as cameras and codecs do.
+        self._noise: Image = grain if rng.random() < 0.3 else np.asarray(cv2.blur(grain, (2, 2)), np.uint8)
         self._noise_level = noise / max(float(self._noise[:32, :32].std()), 1.0)
         self._noise_seed = int(rng.integers(2 ** 31))
         self._soft = bool(rng.random() < 0.25)
@@ -107,17 +110,6 @@ class _Clutter:
         unit = _SQUARE if self._box else np.column_stack([np.cos(angles), np.sin(angles)])
         pixels = np.rint((centre + unit * self._half_xy) * 16).astype(np.int32)
         cv2.fillPoly(image_bgr, [pixels], tuple(map(float, self._colour)), cv2.LINE_AA, 4)
-
-
-def _noise_tile(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
-    """Grain around 127.5, a little blurred as cameras and codecs do."""
-    grain = rng.integers(0, 256, (size_hw[0] + _NOISE_STEPS, size_hw[1] + _NOISE_STEPS, 3), np.uint8)
-    return grain if rng.random() < 0.3 else np.asarray(cv2.blur(grain, (2, 2)), np.uint8)
-
-
-def _contrast(look: Look, room: Image) -> float:
-    """What three quarters of a room differ from the skin by at least, 0..255."""
-    return float(np.quantile(np.abs(room[::8, ::8].astype(float) - look.skin_bgr).max(axis=2), 0.25))
 
 
 def _cover(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> Image:
