@@ -40,10 +40,8 @@ class Check(NamedTuple):
 def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = None,
            find_events: Callable[[Model, Engine], Events] | None = None) -> Iterator[Check]:
     """Checks everything in turn; a check that breaks is a check that failed, never an exception.
-
     hop: of a bidirectional model, as `engines.compile` takes it; find_events: runs a stream through an engine; its
-    events are to be eager's, their times to within a frame.
-    """
+    events are to be eager's, their times to within a frame."""
     for name, check in (("machine", _machine), ("video decoding", _video), ("torch", _torch),
                         ("OpenVINO", _openvino), ("engine cache", _cache)):
         yield _checked(name, check)

@@ -58,10 +58,8 @@ def is_architecture(name: str) -> bool:
 
 def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None) -> Model:
     """A causal model of an architecture with random weights, always the same, at the size it was published for.
-
     Weights keep the size of signals from layer to layer, and batch norms have the statistics of a short clip, so that
-    nothing overflows, fades out or stands still while it is timed. It has no file.
-    """
+    nothing overflows, fades out or stands still while it is timed. It has no file."""
     import torch
     from torch import nn
 
@@ -115,9 +113,7 @@ def resolve_engine(engine: str) -> str:
 def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
                      size_hw: tuple[int, int] | None = None, steps: int = 400) -> Overhead:
     """Times a model, at its own size unless another is given, and its bare backbone.
-
-    steps: timed frames of each, rounded up to whole turns. Raises what building the engine raises.
-    """
+    steps: timed frames of each, rounded up to whole turns. Raises what building the engine raises."""
     engine = resolve_engine(engine)
     size_hw = size_hw or model.contract.input_size_hw
     config = model.contract.network.replace(input_size_hw=size_hw)

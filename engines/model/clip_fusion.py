@@ -28,10 +28,8 @@ class FrameCounts(NamedTuple):
 
 class GatedFusion:
     """Fuses the clips of a window; keeps nothing between calls, so that all cameras may share one.
-
     Everything that is linear in a clip alone is its projection: a window keeps those of complete clips, and projects
-    the growing one only. What costs is the number of numpy calls at every frame; `a.dot(b)` is the cheapest.
-    """
+    the growing one only. What costs is the number of numpy calls at every frame; `a.dot(b)` is the cheapest."""
 
     def __init__(self, rule: FusionRule, tensors: Mapping[str, Floats]) -> None:
         """tensors: those of `tensor_shapes`; others are ignored."""
@@ -72,10 +70,8 @@ class GatedFusion:
     def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
              projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
-
         projected_CX: the clips' projections, where they are known. Counts are at least 1. The gate of a clip that
-        `keep` or `keep_above` leaves out is 0.
-        """
+        `keep` or `keep_above` leaves out is 0."""
         counts = self._counts(counts_C.tobytes())
         projected_CX = self.project(clips_CD) if projected_CX is None else projected_CX
         relate_CX, gate_CX = projected_CX[:, :self._relate_width], projected_CX[:, self._relate_width:]

@@ -110,10 +110,8 @@ def bundled() -> dict[str, Path]:
 
 def load(name_or_path: str | os.PathLike[str]) -> Model:
     """Reads a bundled model by name, or a model file by path.
-
     Raises UsageError for a name or file that does not exist, ModelError for a file that is damaged, of another
-    format, with weights that disagree with the contract, or holding values that are not finite.
-    """
+    format, with weights that disagree with the contract, or holding values that are not finite."""
     path = bundled().get(os.fspath(name_or_path), Path(name_or_path))
     try:
         raw = path.read_bytes()
@@ -149,10 +147,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
 
 def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Array], *, half: bool = True) -> None:
     """Writes a model file atomically.
-
     half: store float16, but for batch norms' statistics and tensors with values beyond its range (they are used as
-    float32). Raises ModelError, and leaves what there is, for values that are not finite; SinkError.
-    """
+    float32). Raises ModelError, and leaves what there is, for values that are not finite; SinkError."""
     stored: dict[str, Array | NDArray[np.float16]] = {}
     for name, value in tensors.items():
         if name.endswith("num_batches_tracked"):

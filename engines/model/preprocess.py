@@ -21,9 +21,7 @@ def prepare(image_bgr: NDArray[np.uint8], contract: Contract) -> NDArray[np.uint
 def fit(image_bgr: NDArray[np.uint8], cover_hw: tuple[int, int], size_hw: tuple[int, int],
         resize_filter: str = "area") -> NDArray[np.uint8]:
     """Scales an image so that it just covers `cover_hw`, then takes the centre of `size_hw`; no bars, no distortion.
-
-    The crop is taken first, in camera pixels, so that only what is kept is resampled. Enlarging is bilinear.
-    """
+    The crop is taken first, in camera pixels, so that only what is kept is resampled. Enlarging is bilinear."""
     height, width = image_bgr.shape[:2]
     if resize_filter == "pillow-bilinear":
         covered_hw = covering_size((height, width), cover_hw)

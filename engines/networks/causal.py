@@ -23,10 +23,8 @@ DEFAULT_RULE = "dropped-one"
 
 def causal(network: Network, rule: str) -> Network:
     """A causal copy of a bidirectional `network`, which stays as it is.
-
     `build(..., causal=True, past_shift=2, 1 or 0)`, by the rule's second word, makes a network that takes its weights.
-    Raises UsageError for an unknown rule and for a network that is causal already.
-    """
+    Raises UsageError for an unknown rule and for a network that is causal already."""
     if rule not in RULES:
         raise UsageError(f"rule {rule!r} for a causal form", f"one of {', '.join(RULES)}", "choose one of these")
     if network.causal:

@@ -66,9 +66,7 @@ class GateShift(TemporalModule):
 
     def gate(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         """tanh gate of every channel [B, T, C, H, W]; one plane per half, shared by the half's channels.
-
-        The convolution over time is three convolutions over space, so only their output planes need a memory.
-        """
+        The convolution over time is three convolutions over space, so only their output planes need a memory."""
         B, T, C = x_BTCHW.shape[:3]
         normal = F.relu(self.bn(x_BTCHW.flatten(0, 1)))
         taps_weight = self.conv3D.weight.transpose(1, 2).flatten(0, 1)  # [half x tap, c, 3, 3], oldest tap first

@@ -52,9 +52,7 @@ class RecurrentReadout(nn.Module):
     @torch.no_grad()
     def begin_as_mean(self, heads: Sequence[tuple[nn.Linear, Tensor]]) -> None:
         """Makes of the first units, one for each label, a running mean of what heads on the backbone's features answer.
-
-        heads: each with the weights [K, M] of the head that takes its place. The other units stay random.
-        """
+        heads: each with the weights [K, M] of the head that takes its place. The other units stay random."""
         gru, first = dict(self.gru.named_parameters()), 0
         for head, weight_KM in heads:
             units = torch.arange(first, first + head.out_features)
@@ -139,9 +137,7 @@ class Network(nn.Module):
 
     def add_readout(self, width: int) -> None:
         """Gives a causal network that has learnt without a read-out one of this width, and heads that read it.
-
-        With units enough it begins as a running mean of the old heads' answers. Raises UsageError.
-        """
+        With units enough it begins as a running mean of the old heads' answers. Raises UsageError."""
         old = {name: head for name, head in self.heads.items() if isinstance(head, nn.Linear)}
         self.config = self.config.replace(readout_width=width)
         self.memory = RecurrentReadout(self.backbone.width, width)
@@ -182,9 +178,7 @@ class Network(nn.Module):
 
     def forward(self, frames_BTCHW: Tensor, state: State, part: slice = slice(None)) -> tuple[Tensor, State]:
         """part: the backbone's steps to run, to its last; then `frames_BTCHW` is what the step before them gave.
-
-        Raises UsageError for frames of another size than the state is made for.
-        """
+        Raises UsageError for frames of another size than the state is made for."""
         if self.causal and part.start is None and frames_BTCHW.shape[-2:] != self.input_size_hw:
             raise UsageError("frames of {}x{} pixels (height x width)".format(*frames_BTCHW.shape[-2:]),
                              "{}x{}, which this network was built for".format(*self.input_size_hw),

@@ -93,9 +93,7 @@ class Backend:
 
     def build_proven(self, spec: Spec, folder: Path) -> Facts:
         """Builds into a folder in the fastest precision that agrees with eager, measuring what was written.
-
-        Returns what `build` and `tune` return, with {"precision": ..., "parity": {precision: fields of Parity}}.
-        """
+        Returns what `build` and `tune` return, with {"precision": ..., "parity": {precision: fields of Parity}}."""
         facts: Facts = {}
 
         def build_and_open(precision: str) -> Engine:
@@ -133,9 +131,7 @@ class Backend:
 
     def _prove(self, spec: Spec, open_one: Callable[[str], Engine]) -> tuple[Engine, dict[str, Parity]]:
         """Opens an engine in one precision after another until its results agree with eager's on the probe clip.
-
-        Returns it, as fresh as new, with what was measured. Raises EngineError when none agrees.
-        """
+        Returns it, as fresh as new, with what was measured. Raises EngineError when none agrees."""
         from engines.runtime.eager import EagerEngine
 
         contract = spec.model.contract

@@ -127,9 +127,7 @@ class GateShiftStep(nn.Module):
 
 def fuse_band(module: GateShiftFuse) -> tuple[Tensor, Tensor]:
     """The fuse convolutions of both halves over means of (gated, stayed): weights [2, frames, 2, 3], bias [2].
-
-    Frames are the oldest first, as many as one fuse weight depends on; the last axis is over neighbouring channels.
-    """
+    Frames are the oldest first, as many as one fuse weight depends on; the last axis is over neighbouring channels."""
     means = max(module.back, PAST_SECOND) + FUSE_TAPS
     convs = module.channel_conv1, module.channel_conv2
     band = convs[0].weight.new_zeros(2, means, 2, 3)
@@ -182,10 +180,8 @@ class ReadoutStep(nn.Module):
 
 class StepNetwork(nn.Module):
     """`forward(image_BCHW, *state) -> (features [B, D], logits of each head [B, K]..., state...)`; pure.
-
     image: normalised, as `network` takes it, or with its channels in reverse when `reversed_colours`.
-    Raises EngineError for a bidirectional network.
-    """
+    Raises EngineError for a bidirectional network."""
 
     @torch.no_grad()
     def __init__(self, network: Network, reversed_colours: bool = False) -> None:

@@ -112,10 +112,8 @@ def open_file(model: Model, file: Path, slots: int = 1) -> OnnxEngine:
 
 def write(model: Model, out: Path) -> None:
     """Writes the file, after ONNX Runtime's results on the probe clip were found to agree with eager's.
-
     Raises EngineError when the network is bidirectional, cannot be converted or does not agree, SinkError when the
-    file cannot be written.
-    """
+    file cannot be written."""
     with whole_file(out) as aside:
         facts = BACKEND.build_proven(Spec(model), aside.parent)
         import onnx

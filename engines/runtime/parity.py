@@ -13,7 +13,6 @@ from engines.model.contract import Contract
 from engines.model.preprocess import prepare
 from engines.model.scores import probabilities
 from engines.runtime.engine import Engine, Floats, StepResult
-from engines.synthetic import Simulation
 
 TOLERANCE = 0.01  # largest difference of calibrated probabilities between engines of one model
 # Of logits and features, relative to their spread: probabilities of many labels, all small, would hide any error.
@@ -43,6 +42,8 @@ class Parity:
 
 def probe_clip(contract: Contract, frames: int = PROBE_FRAMES) -> NDArray[np.uint8]:
     """Frames of a simulated camera at the contract's rate and size: uint8 BGR [T, H, W, 3]."""
+    from engines.synthetic import Simulation
+
     camera = Simulation(PROBE_SEED, size_hw=(240, 320), rate=contract.frame_rate, idle_s=(0.2, 0.6))
     return np.stack([prepare(camera.frame(k), contract) for k in range(frames)])
 

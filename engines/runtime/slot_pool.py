@@ -27,9 +27,7 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "int8": torch.float16}  # 
 
 class CompiledPool(PooledEngine):
     """Runs a compiled step for up to `slots` cameras, `batch` at a time.
-
-    leaves: the state of one fresh camera, in the step's types, each [1, ...]; device: cpu or cuda.
-    """
+    leaves: the state of one fresh camera, in the step's types, each [1, ...]; device: cpu or cuda."""
 
     def __init__(self, name: str, contract: Contract, slots: int, precision: str, step: Step, leaves: Iterable[Tensor],
                  device: str, batch: int) -> None:

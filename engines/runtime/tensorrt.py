@@ -156,9 +156,7 @@ def _gpu() -> tuple[str, str]:
 def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
               results: int) -> contextlib.AbstractContextManager[object]:
     """Puts rounding to 8 bits, with ranges seen while `frames` run by, around the step's convolutions and products.
-
-    Returns the context to export it in.
-    """
+    Returns the context to export it in."""
     import torch
 
     from engines.runtime.slot_pool import DTYPES

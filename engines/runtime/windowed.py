@@ -27,10 +27,8 @@ from engines.runtime.engine import StepResult
 
 class WindowedEngine(PooledEngine):
     """Per slot: the last T maps [S, T, C, H, W] in a ring, how many came, the features last computed and their end.
-
     cost: arithmetic a frame, where 1 is the whole network once a frame; hop: frames from one clip's scores to the next.
-    Raises EngineError for a causal network.
-    """
+    Raises EngineError for a causal network."""
 
     name = "eager"
     precision = "f32"

@@ -19,10 +19,8 @@ _MARGIN = 0.14  # of the frame on each side, for the camera to sway in
 
 class Scene:
     """One place, one light, one person. `draw` depends on nothing but its arguments and the seed.
-
     size_hw: frame size in pixels; background_bgr: an image (any size) to stand behind the hand, else one is
-    rendered; clear: a place before which the hand stands out, in good light, and nothing else moves.
-    """
+    rendered; clear: a place before which the hand stands out, in good light, and nothing else moves."""
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int],
                  background_bgr: NDArray[np.uint8] | None = None, clear: bool = False) -> None:
