@@ -13,8 +13,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from engines.errors import SinkError, UsageError
+from engines.errors import UsageError
 from engines.model.file import write_atomically
+from stream.sinks.base import sink_errors
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MIN_PASSWORD = 8  # characters
@@ -33,10 +34,8 @@ def add_user(file: Path, name: str, password: str) -> None:
     users[name] = salt, _hash(password, salt)
     lines = "".join(f"{one}:{salt.hex()}:{hashed.hex()}\n" for one, (salt, hashed) in users.items())
     write_atomically(file, lines.encode())
-    try:
+    with sink_errors("protecting", file):
         file.chmod(0o600)
-    except OSError as error:
-        raise SinkError(f"{file} ({error.strerror})", "a file for yourself alone", "choose another place") from error
 
 
 def read_users(file: Path) -> dict[str, tuple[bytes, bytes]]:

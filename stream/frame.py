@@ -6,7 +6,7 @@ Times are in seconds: stream time (0 at the start) for files, Unix time for live
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -76,9 +76,8 @@ class Event:
     open: bool  # it has not ended yet
 
     def as_json(self) -> dict[str, Any]:
-        return {"type": "event", "camera": self.camera, "head": self.head, "label": self.label,
-                "started_at": round(self.started_at, 4), "ended_at": round(self.ended_at, 4),
-                "score": round(self.score, 4), "open": self.open}
+        return {"type": "event", **asdict(self), "started_at": round(self.started_at, 4),
+                "ended_at": round(self.ended_at, 4), "score": round(self.score, 4)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -89,10 +88,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Gap:
     """A hole in a stream: `seconds` without a usable frame before `at`.
-
     action: "reset" (longer than the model's limit), "new stream" (time ran backwards), "reconnected" (the camera was
-    lost and came back), ENGINE_RESTARTED (the camera's state was lost).
-    """
+    lost and came back), ENGINE_RESTARTED (the camera's state was lost)."""
 
     camera: str
     at: float
@@ -100,8 +97,7 @@ class Gap:
     action: str
 
     def as_json(self) -> dict[str, Any]:
-        return {"type": "gap", "camera": self.camera, "at": round(self.at, 4),
-                "seconds": round(self.seconds, 4), "action": self.action}
+        return {"type": "gap", **asdict(self), "at": round(self.at, 4), "seconds": round(self.seconds, 4)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -122,9 +118,7 @@ class Summary:
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        return {"type": "summary", "camera": self.camera, "frames": self.frames,
-                "predictions": self.predictions, "events": self.events, "dropped": self.dropped,
-                "fps": round(self.fps, 2),
+        return {"type": "summary", **asdict(self), "fps": round(self.fps, 2),
                 "latency_ms": {part: round(ms, 3) for part, ms in self.latency_ms.items()}}
 
 

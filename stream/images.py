@@ -23,20 +23,15 @@ PIXEL_LIMIT = 100_000_000
 
 def as_bgr(array: NDArray[Any]) -> Image:
     """The picture as BGR uint8 [H, W, 3], contiguous; the same array when it is that already.
-
-    Raises FrameError for a shape, type, value range or size that is none of the above.
-    """
+    Raises FrameError for a shape, type, value range or size that is none of the above."""
     if not isinstance(array, np.ndarray):
         raise FrameError(f"an image of type {type(array).__name__}", "a numpy array [H, W, 3]",
                          "pass the array that OpenCV or numpy gives")
     check_size(array.shape)
     pixels = _as_uint8(array)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    channels = pixels.shape[2]
-    if channels == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    elif channels == 4:
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    elif pixels.shape[2] == 4:
         pixels = pixels[:, :, :3]
     return np.ascontiguousarray(pixels)
 
@@ -55,15 +50,13 @@ def _as_uint8(array: NDArray[Any]) -> Image:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
-        narrowed: Image = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        return narrowed
+        return np.asarray((array.astype(np.uint32) + 128) // 257, np.uint8)
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):
             raise FrameError(f"a float image with values from {low:g} to {high:g}", "values from 0 to 1",
                              "scale the image to 0..1, or convert it to uint8")
-        scaled: Image = np.rint(array * 255).astype(np.uint8)
-        return scaled
+        return np.asarray(np.rint(array * 255), np.uint8)
     raise FrameError(f"an image of type {array.dtype}", "uint8, uint16 or float in 0..1", "convert it to uint8")
 
 

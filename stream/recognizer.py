@@ -24,7 +24,6 @@ from stream.clock import Clock
 from stream.events import EventTracker
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.images import as_bgr
-from stream.ring import SlotTable
 from stream.scoring import Scorer, Scores, ScoringModel, top_labels
 
 Decoder = Callable[[], NDArray[Any]]
@@ -62,10 +61,6 @@ class _CameraState:
         closed = [event for tracker in self.trackers.values() for event in tracker.flush()]
         self.counts.events += len(closed)
         return closed
-
-    def forget(self) -> None:
-        self.steps, self.previous = 0, None
-        self.scorer.reset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +115,7 @@ class Recognizer:
         self._rules: Mapping[str, EventRule] = {}
         self._model, self._timer, self._threads = model, timer, threads
         self._in_preparation: Counter[str] = Counter()  # images of each camera given to `prepare_async`, not yet pushed
-        self._slots = SlotTable(engine.slots)
+        self._free_slots = list(range(engine.slots))[::-1]
         self._streams: dict[str, _CameraState] = {}
 
     @classmethod
@@ -165,15 +160,12 @@ class Recognizer:
 
     def prepare_async(self, arrivals: Sequence[Arrival]) -> list[Prepared]:
         """Starts to decode and resize images on the threads while the engine is busy; `push_many` takes them next.
-
         A camera's second image waits for the first to be pushed: only then is it known whether its clock wants it."""
         prepared: list[Prepared] = []
         for arrival in arrivals:
             job = partial(self._prepare, arrival)
-            if self._threads is None or arrival.camera in self._in_preparation:
-                prepared.append(job)
-            else:
-                prepared.append(self._threads.submit(job).result)
+            waits = arrival.camera in self._in_preparation
+            prepared.append(self._threads.submit(job).result if self._threads and not waits else job)
             self._in_preparation[arrival.camera] += 1
         return prepared
 
@@ -188,10 +180,10 @@ class Recognizer:
         prepared = self.prepare_async(arrivals) if prepared is None else prepared
         images_of = Counter(arrival.camera for arrival in arrivals)
         self._in_preparation -= images_of
-        twice = [name for name, count in images_of.items() if count > 1]
-        if twice:
-            raise UsageError(f"two images of camera {twice[0]!r} at once", "one of each camera",
-                             "push them one after the other")
+        for name, count in images_of.items():
+            if count > 1:
+                raise UsageError(f"two images of camera {name!r} at once", "one of each camera",
+                                 "push them one after the other")
         began = self._timer()
         outcomes: list[list[Item] | GatestreamError] = []
         batch: list[_BatchItem] = []
@@ -233,7 +225,7 @@ class Recognizer:
         """Forgets a camera, open events included: its next image starts a new stream."""
         stream = self._streams.pop(camera, None)
         if stream is not None:
-            self._slots.give_back(stream.slot)
+            self._free_slots.append(stream.slot)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -246,8 +238,12 @@ class Recognizer:
         return replace(stream.counts) if stream else Counts()
 
     def _join(self, camera: str) -> _CameraState:
-        stream = self._streams[camera] = _CameraState(camera, self._slots.take(camera), self._model,
-                                                 self._rules.get(camera))
+        if not self._free_slots:
+            raise UsageError(f"camera {camera!r} as one more than {self.engine.slots}",
+                             f"at most {self.engine.slots} cameras at a time (slots)",
+                             "flush cameras that have ended, or open the recognizer with more slots")
+        stream = self._streams[camera] = _CameraState(camera, self._free_slots.pop(), self._model,
+                                                      self._rules.get(camera))
         self.engine.reset([stream.slot])
         return stream
 
@@ -257,11 +253,9 @@ class Recognizer:
         try:
             wanted = stream is None or stream.clock.wants(arrival.captured_at, arrival.passed_at)
             image = arrival.image_bgr
-            if callable(image):
-                if not wanted:
-                    return None
-                image = image()
-            checked = as_bgr(image)
+            if callable(image) and not wanted:
+                return None
+            checked = as_bgr(image() if callable(image) else image)
             return prepare(checked, self.contract) if wanted else None
         except FrameError as error:
             return error
@@ -284,7 +278,8 @@ class Recognizer:
             items += stream.close_events()
             items.append(Gap(arrival.camera, arrival.captured_at, tick.gap_s or 0.0, tick.action))
             self.engine.reset([stream.slot])
-            stream.forget()
+            stream.scorer.reset()
+            stream.steps, stream.previous = 0, None
         if prepared is not None:
             latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
             held = 0 if arrival.lost else tick.held

@@ -1,18 +1,14 @@
-"""Fixed-size bookkeeping of a stream: the last rows of a series, and which camera sits in which engine slot."""
+"""The last rows of a series, in memory of fixed size."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import UsageError
-
 
 class Ring:
     """The newest `capacity` rows of a series, readable oldest first without copying.
-
-    Every row is written twice, `capacity` apart, so the newest rows always lie side by side somewhere.
-    """
+    Every row is written twice, `capacity` apart, so the newest rows always lie side by side somewhere."""
 
     def __init__(self, capacity: int, width: int) -> None:
         self._rows = np.zeros((2 * capacity, width), np.float32)
@@ -39,23 +35,3 @@ class Ring:
     def clear(self) -> None:
         """Forgets all rows."""
         self._written = 0
-
-
-class SlotTable:
-    """Which camera sits in which of an engine's slots."""
-
-    def __init__(self, slots: int) -> None:
-        self._free = list(range(slots - 1, -1, -1))
-        self._slots = slots
-
-    def take(self, camera: str) -> int:
-        """A free slot for `camera`. Raises UsageError when every slot is taken."""
-        if not self._free:
-            raise UsageError(f"camera {camera!r} as one more than {self._slots}",
-                             f"at most {self._slots} cameras at a time (slots)",
-                             "flush cameras that have ended, or open the recognizer with more slots")
-        return self._free.pop()
-
-    def give_back(self, slot: int) -> None:
-        """Frees a slot for the next camera."""
-        self._free.append(slot)

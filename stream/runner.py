@@ -1,4 +1,4 @@
-"""One source through one recogniser into the sinks, until the source ends or it is stopped.
+"""One source through one recogniser into the sinks, or into a recording, until it ends or is stopped.
 
     source.frames() ──Frame──► recognizer.push ──records──► every sink
                     ──Gap─────────────────────────────────► every sink
@@ -7,28 +7,28 @@ However it ends, open events are closed and a summary is written before the firs
 """
 
 import math
-import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from contextlib import ExitStack, closing
+from pathlib import Path
 
+import cv2
 import numpy as np
 
 from engines.errors import FrameError, SinkError
 from stream.frame import Event, Frame, Gap, Prediction, Record, Summary
 from stream.recognizer import Recognizer
-from stream.sinks.base import Sink
+from stream.sinks.base import Sink, output_path, sink_errors
 from stream.sources import open_source
 from stream.sources.base import Source
+from stream.sources.replay import SCHEMA
 
 
 class Percentiles:
     """Percentiles of any number of values in constant memory: a histogram whose bins are 2 % wide.
-
-    Values from 0.001 to a million keep that precision; others count as the nearest of these.
-    """
+    Values from 0.001 to a million keep that precision; others count as the nearest of these."""
 
     WIDTH, LOWEST, HIGHEST = 1.02, 1e-3, 1e6
 
@@ -70,10 +70,8 @@ class _Outputs:
 
 def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
     """The closed events of a recording, pushed as the camera of this name.
-
     An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
-    `reset` the camera.
-    """
+    `reset` the camera."""
     closed: list[Event] = []
     with open_source(recording, camera=camera, policy="every") as source:
         for frame in source.frames():
@@ -100,7 +98,6 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     outputs, latencies = _Outputs(sinks), Percentiles()
     camera, live = source.info.camera, source.info.live
     began, frames, lost = timer(), 0, 0
-    first_at: float | None = None
     try:
         with ExitStack() as stack:
             if max_seconds is not None and live:  # ends the wait for a frame, too
@@ -108,15 +105,12 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 ending.daemon = True
                 ending.start()
                 stack.callback(ending.cancel)
-            for item in source.frames():
-                if outputs.failure or (stop is not None and stop.is_set()):
+            for item in _take(source, max_seconds, max_frames, stop):
+                if outputs.failure:
                     break
                 if isinstance(item, Gap):
                     outputs.write(None, [item])
                     continue
-                first_at = item.captured_at if first_at is None else first_at
-                if max_seconds is not None and item.captured_at - first_at >= max_seconds:
-                    break
                 lost += item.lost
                 frames += 1
                 waited_s = max(wall() - item.captured_at, 0.0) if live else 0.0
@@ -125,11 +119,9 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                     outputs.write(item, records)
                 except FrameError:
                     records = []  # counted by the recogniser
-                for record in records:
-                    if isinstance(record, Prediction):
-                        latencies.add(record.latency_ms["total"])
-                if frames == max_frames:
-                    break
+                for one in records:
+                    if isinstance(one, Prediction):
+                        latencies.add(one.latency_ms["total"])
     finally:
         source.close()
         counts = recognizer.counts(camera)
@@ -144,18 +136,45 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     return summary
 
 
-@contextmanager
-def stop_on_signals(source: Source, stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a run in good order; a second one raises KeyboardInterrupt. Main thread only."""
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        source.close()
+def record(source: Source, path: str | Path, *, max_seconds: float | None = None, max_frames: int | None = None,
+           stop: threading.Event | None = None) -> int:
+    """Records a source so that it replays exactly, within limits as `run` has them; returns how many frames.
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    Raises SinkError for a file that is there already or cannot be written, SourceError when the source fails; what was
+    recorded before stays.
+    """
+    target = output_path(path)
+    if target.exists():
+        raise SinkError(f"{target}, which is there already", "a new file", "delete it, or choose another one")
+    with sink_errors("opening", target):
+        db = sqlite3.connect(target, isolation_level=None)
+    recorded = 0
+    with closing(db), sink_errors("writing", target):
+        db.executescript(SCHEMA)
+        db.execute("INSERT INTO about VALUES (?, ?)", (source.info.camera, source.info.fps))
+        for item in _take(source, max_seconds, max_frames, stop):
+            if isinstance(item, Gap):
+                db.execute("INSERT INTO gaps VALUES (?, ?, ?, ?)", (recorded + 1, item.at, item.seconds, item.action))
+                continue
+            _, png = cv2.imencode(".png", item.image_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            db.execute("INSERT INTO frames (at, number, lost, image) VALUES (?, ?, ?, ?)",
+                       (item.captured_at, item.index, item.lost, png.tobytes()))
+            recorded += 1
+    return recorded
+
+
+def _take(source: Source, max_seconds: float | None, max_frames: int | None,
+          stop: threading.Event | None) -> Iterator[Frame | Gap]:
+    """The items of a source up to its end or a limit."""
+    frames, first_at = 0, None
+    for item in source.frames():
+        if stop is not None and stop.is_set():
+            return
+        if isinstance(item, Frame):
+            first_at = item.captured_at if first_at is None else first_at
+            if max_seconds is not None and item.captured_at - first_at >= max_seconds:
+                return
+            frames += 1
+        yield item
+        if frames == max_frames:
+            return

@@ -13,7 +13,7 @@ from engines.model.contract import Contract
 from engines.model.scores import probabilities
 from engines.runtime.engine import StepResult
 from stream.frame import Ranked
-from stream.window import ClipWindow, Floats, Fused, Fusion, Window
+from stream.window import ClipWindow, Floats, Fusion, Window
 
 TOP = 5  # labels of a Prediction, per head
 Probs = NDArray[Any]
@@ -52,15 +52,15 @@ class Scorer:
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
-        contract, fused = self._contract, self._fuse(result)
-        window_logits = self._model.head_logits(fused.descriptor_D)
+        contract, (descriptor_D, gates_C) = self._contract, self._fuse(result)
+        window_logits = self._model.head_logits(descriptor_D)
         now = {head: probabilities(result.scores[head][0], contract.temperature.get(head, 1.0))
                for head in contract.heads}
         window = {head: probabilities(window_logits[head], contract.window_temperature.get(head, 1.0))
                   for head in contract.heads}
-        return Scores(now, window, fused.gates, result.features[0], fused.descriptor_D)
+        return Scores(now, window, tuple(gates_C.tolist()), result.features[0], descriptor_D)
 
-    def _fuse(self, result: StepResult) -> Fused:
+    def _fuse(self, result: StepResult) -> tuple[Floats, Floats]:
         contract, features_D, fusion = self._contract, result.features[0], self._model.clip_fusion
         if result.spans is not None:
             if not isinstance(self._window, ClipWindow):

@@ -35,8 +35,9 @@ BAYER = {"bayer_rg8": cv2.COLOR_BayerRGGB2BGR, "bayer_gr8": cv2.COLOR_BayerGRBG2
          "bayer_gb8": cv2.COLOR_BayerGBRG2BGR, "bayer_bg8": cv2.COLOR_BayerBGGR2BGR}  # GenICam's names, in lower case
 REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
            8: cv2.IMREAD_REDUCED_COLOR_8}
+SEND = "send as imagezmq, NetGear or gatestream camera do"
 ShrinkFactor = Callable[[tuple[int, int]], int]  # of a JPEG's [H, W]: by how much it may be smaller than it was sent
-PIXEL_FORMATS = ("bgr8", "rgb8", "bgra8", "rgba8", "mono8", *WIDE, *BAYER)
+CHANNELS = {"bgr8": 3, "rgb8": 3, "bgra8": 4, "rgba8": 4, **dict.fromkeys(("mono8", *WIDE, *BAYER), 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,9 @@ class Message:
 
 
 def encode_header(camera: str, image_shape: Sequence[int] | None = None, *, encoding: Encoding = "jpeg",
-              dtype: str = "uint8", pixel_format: str | None = None, captured_at: float | None = None,
-              sequence: int | None = None, end: bool = False) -> bytes:
+                  dtype: str = "uint8", pixel_format: str | None = None, captured_at: float | None = None,
+                  sequence: int | None = None, end: bool = False) -> bytes:
     """The header of our own form; the second part of the message is the payload: C-order bytes, a JPEG or a PNG.
-
     image_shape, dtype, pixel_format: of raw pixels only."""
     header: dict[str, Any] = {"gatestream": VERSION, "camera": camera, "encoding": encoding}
     if encoding == "raw":
@@ -85,8 +85,7 @@ def encode_header(camera: str, image_shape: Sequence[int] | None = None, *, enco
 def parse(parts: Sequence[bytes], limits: Limits) -> Message:
     """Parses the parts of a message. Raises FrameError."""
     if len(parts) not in (1, 2):
-        raise FrameError(f"a message of {len(parts)} parts", "a JSON header and a payload",
-                         "send as imagezmq, NetGear or gatestream camera do")
+        raise FrameError(f"a message of {len(parts)} parts", "a JSON header and a payload", SEND)
     header = _header(parts[0])
     payload = parts[1] if len(parts) == 2 else b""
     if len(payload) > limits.payload_bytes:
@@ -97,7 +96,8 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
     if "terminate_flag" in header:
         return _netgear(header, payload, limits)
     if "msg" in header and len(parts) == 2:
-        return _imagezmq(header, payload, limits)
+        array = _array(header, payload, limits) if "shape" in header or "dtype" in header else {}
+        return Message("imagezmq", payload=payload, **array, **_facts(header["msg"]))
     raise FrameError(f"a header with {', '.join(map(repr, list(header)[:6])) or 'nothing'} in it",
                      "one of imagezmq, NetGear or gatestream", "send as one of these does")
 
@@ -105,9 +105,7 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
 def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None = None,
                  error: str | None = None) -> bytes:
     """The reply to a waiting sender: its camera's latest prediction, if there is one, or the error.
-
-    One form serves all of NetGear's modes; imagezmq passes any bytes on.
-    """
+    One form serves all of NetGear's modes; imagezmq passes any bytes on."""
     if message is not None and message.protocol == "netgear":
         data = {"error": error} if error else None if prediction is None else dict(prediction)
         return json.dumps({"port": message.port or "0", "return_type": "NoneType" if data is None else "dict",
@@ -120,10 +118,8 @@ def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None =
 def decode(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR",
            shrinkable: ShrinkFactor = lambda _: 1) -> Image:
     """Decodes the picture of a message to BGR uint8 [H, W, 3].
-
-    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster.
-    Raises FrameError.
-    """
+    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster. Raises
+    FrameError."""
     if message.encoding != "raw":
         return _decompress(message.payload, limits, shrinkable)
     array = np.frombuffer(message.payload, message.dtype).reshape(message.shape)
@@ -150,11 +146,9 @@ def _header(raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise FrameError(f"a header that is no JSON ({type(error).__name__})", "a JSON object",
-                         "send as imagezmq, NetGear or gatestream camera do") from error
+        raise FrameError(f"a header that is no JSON ({type(error).__name__})", "a JSON object", SEND) from error
     if not isinstance(header, dict):
-        raise FrameError(f"a header that is {type(header).__name__}", "a JSON object",
-                         "send as imagezmq, NetGear or gatestream camera do")
+        raise FrameError(f"a header that is {type(header).__name__}", "a JSON object", SEND)
     return header
 
 
@@ -162,29 +156,26 @@ def _ours(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
     if header["gatestream"] != VERSION:
         raise FrameError(f"a message of version {_short(header['gatestream'])}", f"version {VERSION}",
                          "use the same gatestream at both ends")
-    name = parse_camera_name(header.get("camera"))
-    if name is None:
+    if parse_camera_name(header.get("camera")) is None:
         raise FrameError(f"a camera called {_short(header.get('camera'))}",
                          f"a printable name of up to {NAME_CHARACTERS} characters", "name the camera")
-    end = header.get("end") is True
-    facts: dict[str, Any] = {"captured_at": _time(header.get("captured_at")), "end": end,
-                             "sequence": _number(header.get("sequence"))}
-    if end and not payload:
-        return Message("gatestream", name, b"", **facts)
-    encoding = header.get("encoding")
+    facts, encoding = {**_facts(header), "end": header.get("end") is True}, header.get("encoding")
+    if facts["end"] and not payload:
+        return Message("gatestream", payload=b"", **facts)
     if encoding in ("jpeg", "png"):
-        return Message("gatestream", name, payload, encoding, **facts)
+        return Message("gatestream", payload=payload, encoding=encoding, **facts)
     if encoding != "raw":
         raise FrameError(f"encoding {_short(encoding)}", "jpeg, png or raw", "choose one of them")
     form = header.get("pixel_format")
-    if form is not None and form not in PIXEL_FORMATS:
-        raise FrameError(f"pixel format {_short(form)}", f"one of {', '.join(PIXEL_FORMATS)}", "convert the pictures")
-    shape, dtype = _array(header, payload, limits)
+    if form is not None and form not in list(CHANNELS):  # a list: what a header holds may have no hash
+        raise FrameError(f"pixel format {_short(form)}", f"one of {', '.join(CHANNELS)}", "convert the pictures")
+    array = _array(header, payload, limits)
     wanted = "uint16" if form in WIDE else "uint8"
-    if form is not None and (dtype != wanted or _channels(shape) != _channels_of(form)):
-        raise FrameError(f"{dtype} {list(shape)} as {form}", f"{wanted} of {_channels_of(form)} channels",
+    channels = array["shape"][2] if len(array["shape"]) == 3 else 1
+    if form is not None and (array["dtype"], channels) != (wanted, CHANNELS[form]):
+        raise FrameError(f"{array['dtype']} {list(array['shape'])} as {form}", f"{wanted} of {CHANNELS[form]} channels",
                          "name the pixel format that the array has")
-    return Message("gatestream", name, payload, "raw", shape, dtype, form, **facts)
+    return Message("gatestream", payload=payload, pixel_format=form, **array, **facts)
 
 
 def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
@@ -195,22 +186,13 @@ def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
         return Message("netgear", payload=b"", end=True, **facts)
     compression = header.get("compression")
     if compression is False:
-        shape, dtype = _array(header, payload, limits)
-        return Message("netgear", payload=payload, encoding="raw", shape=shape, dtype=dtype, **facts)
+        return Message("netgear", payload=payload, **_array(header, payload, limits), **facts)
     if not isinstance(compression, dict):
         raise FrameError(f"NetGear compression {_short(compression)}", "false, or an object (vidgear 0.3.x)",
                          "use a newer vidgear, or jpeg_compression=False")
     if str(compression.get("colorspace")).upper() == "CMYK":
         raise FrameError("a NetGear JPEG in CMYK", "BGR, RGB or GRAY", "leave jpeg_compression_colorspace out")
     return Message("netgear", payload=payload, **facts)
-
-
-def _imagezmq(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
-    facts = _facts(header["msg"])
-    if "shape" not in header and "dtype" not in header:
-        return Message("imagezmq", payload=payload, **facts)
-    shape, dtype = _array(header, payload, limits)
-    return Message("imagezmq", payload=payload, encoding="raw", shape=shape, dtype=dtype, **facts)
 
 
 def _facts(text: object) -> dict[str, Any]:
@@ -221,8 +203,8 @@ def _facts(text: object) -> dict[str, Any]:
     return {"name": parse_camera_name(text)}
 
 
-def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> tuple[tuple[int, ...], str]:
-    """Shape and type of the raw array that the payload is."""
+def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> dict[str, Any]:
+    """Encoding, shape and type of the raw array that the payload is."""
     dtype, shape = header.get("dtype"), header.get("shape")
     if dtype not in DTYPES:
         raise FrameError(f"pixels of type {_short(dtype)}", f"one of {', '.join(DTYPES)}", "convert the pictures")
@@ -231,23 +213,25 @@ def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> tuple[tupl
             or (len(shape) == 3 and shape[2] not in (1, 3, 4))):
         raise FrameError(f"an array of shape {_short(shape)}", "[H, W], or [H, W, C] of 1, 3 or 4 channels",
                          "send one picture at a time, channels last")
-    if shape[0] * shape[1] > limits.pixels:
-        raise FrameError(f"a picture of {shape[1]} x {shape[0]} pixels", f"{limits.pixels} pixels at most",
-                         "scale it to the size of a camera image")
+    _check_pixels(shape[0], shape[1], limits)
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
     if len(payload) != wanted:
         raise FrameError(f"{len(payload)} bytes of pixels", f"{wanted}, as {dtype} {shape} has",
                          "send C-order bytes of exactly the array that the header describes")
-    return tuple(shape), dtype
+    return {"encoding": "raw", "shape": tuple(shape), "dtype": dtype}
+
+
+def _check_pixels(height: int, width: int, limits: Limits) -> None:
+    if height * width > limits.pixels:
+        raise FrameError(f"a picture of {width} x {height} pixels", f"{limits.pixels} pixels at most",
+                         "scale it to the size of a camera image")
 
 
 def _decompress(payload: bytes, limits: Limits, shrinkable: ShrinkFactor) -> Image:
     size_hw = parse_size_hw(payload)
     if size_hw is None:
         raise FrameError(f"{len(payload)} bytes that are no JPEG or PNG", "a whole picture", "check the sender")
-    if size_hw[0] * size_hw[1] > limits.pixels:
-        raise FrameError(f"a picture of {size_hw[1]} x {size_hw[0]} pixels", f"{limits.pixels} pixels at most",
-                         "scale it to the size of a camera image")
+    _check_pixels(*size_hw, limits)
     sides = size_hw[0] | size_hw[1]
     divisor = sides & -sides  # the largest power of two that divides both: a rest would shift the picture
     is_jpeg = payload[:2] == b"\xff\xd8"  # of other formats, OpenCV decodes all pixels first
@@ -264,14 +248,6 @@ def _decompress(payload: bytes, limits: Limits, shrinkable: ShrinkFactor) -> Ima
 
 def _plane(array: NDArray[Any], dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
     return np.ascontiguousarray(array.reshape(array.shape[:2]), dtype)
-
-
-def _channels(shape: tuple[int, ...]) -> int:
-    return shape[2] if len(shape) == 3 else 1
-
-
-def _channels_of(form: str) -> int:
-    return 4 if form in ("bgra8", "rgba8") else 3 if form in ("bgr8", "rgb8") else 1
 
 
 def _time(value: object) -> float | None:

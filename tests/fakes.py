@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -42,6 +42,10 @@ class FakeModel:
 
     def head_logits(self, features_D: np.ndarray) -> dict[str, np.ndarray]:
         return dict.fromkeys(self.contract.heads, self.weights_KD @ features_D)
+
+    def with_hop(self, hop: int | None) -> Self:
+        assert hop is None
+        return self
 
 
 class FakeEngine(Engine):

@@ -207,9 +207,6 @@ class TestEpic:
         open_dataset(folder)
         assert not (tmp_path / "opened").exists()
 
-    def test_numbers_of_actions(self) -> None:
-        assert epic.action_id(3, 17) == 3017
-
 
 class TestSomethingAsPublished:
     def test_templates_without_brackets_are_the_classes(self, published: Path, tmp_path: Path) -> None:

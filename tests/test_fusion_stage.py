@@ -75,7 +75,7 @@ def test_a_window_is_named_by_the_one_gesture_in_it(frames: list[LabelledFrame],
 
 def test_windows_are_those_of_live_use(model: Model) -> None:
     windows = cache_windows(model, [rendered(3)], 12, CLIPS)
-    assert len(windows) == 12
+    assert len(windows.labels_N) == 12
     assert windows.counts_NC[:, :-1].min() == model.contract.clip_frames
     assert set(windows.counts_NC[:, -1]) > {model.contract.clip_frames}  # some still grow
 

@@ -23,10 +23,10 @@ from engines.networks.network import BACKBONES, Network, clip_scores
 from engines.training import loop
 from engines.training.distributed import Ranks
 from engines.training.initialisation import initialise, load_whole, whole_config
+from engines.training.loop import LoopConfig
 from engines.training.runfolder import RunFolder
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig
 from stream.commands.cli import main
 
 SIZE_HW = (40, 56)
@@ -179,8 +179,8 @@ def test_a_backbone_of_one_file_and_one_line_starts_trains_and_runs(
     ranks = Ranks()
     loader = StreamLoader(frames, StreamSchedule(5, 0.4), range(2), chunk=4)
     task = StreamTask(network, contract, loader, [(0,), (1,), (2,)],
-                      AdamWConfig(0.01, 0.01, 0.01, 0.0, frozen_layers=1), iterations=1, average=0.0, ranks=ranks,
-                      finds_tips=True)
+                      AdamWConfig(backbone_lr=0.01, module_lr=0.01, head_lr=0.01, weight_decay=0.0, frozen_layers=1,
+                                  iterations=1, average=0.0), ranks, finds_tips=True)
     loop.run(task, LoopConfig(1, precision="f32"), RunFolder(tmp_path / "toy.safetensors", {}, True), ranks,
              lambda _: None, lambda _, __: None)
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}

@@ -23,15 +23,21 @@ from engines.networks.causal import causal
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network, build, clip_scores
 from engines.training import clip_augment, official_recipe
-from engines.training.clip_task import ClipTask, SGDConfig, distillation_loss, epoch_rate
-from engines.training.clips import ClipDataset, ClipOrder, can_mirror
+from engines.training.clip_task import (
+    ClipDataset,
+    ClipOrder,
+    ClipTask,
+    SGDConfig,
+    can_mirror,
+    distillation_loss,
+    epoch_rate,
+)
 from engines.training.distributed import Ranks
 from engines.training.initialisation import initialise
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, run
 from engines.training.loss import UNKNOWN
 from engines.training.official_recipe import OfficialRecipe
 from engines.training.runfolder import RunFolder
-from engines.training.task import LoopConfig
 from stream.commands.cli import main
 
 Images = NDArray[np.uint8]
@@ -160,7 +166,7 @@ def test_a_mirrored_clip_has_the_mirrored_label_and_a_broken_one_gives_way() -> 
     swap = {"gesture": {"left": "right", "right": "left", "none": ""}}
     turned = ClipDataset(SEGMENTS, HEADS, lambda s, rng: (look(s, rng)[0], True), 0, swap)
     assert turned.indices(SEGMENTS[0]) == [0]
-    assert turned[0, 0].labels == [1]
+    assert turned.clip(0, 0).labels == [1]
     assert turned.indices(Segment("?", SEGMENTS[0].media)) == [UNKNOWN]
     assert can_mirror(SEGMENTS[0], swap)
     assert not can_mirror(Segment("n", SEGMENTS[0].media, labels={"gesture": "none"}), swap)
@@ -172,7 +178,7 @@ def test_a_mirrored_clip_has_the_mirrored_label_and_a_broken_one_gives_way() -> 
 
     everything = False
     clips = ClipDataset(SEGMENTS, HEADS, broken, 0, {})
-    assert clips[0, 2].name == "clip 3"
+    assert clips.clip(0, 2).name == "clip 3"
     with pytest.raises(DatasetError, match="clip 2 is broken"):
         next(ClipDataset(SEGMENTS, HEADS, broken, 0, {}, strict=True).batches([[(0, 2)]], 0))
     everything = True

@@ -209,13 +209,20 @@ def test_each_head_has_its_own_scores_temperature_and_events() -> None:
 
 
 def test_one_camera_too_many_is_refused_by_number() -> None:
-    target = recognizer(slots=2)
+    class Noting(FakeEngine):
+        def reset(self, slots: Any) -> None:
+            joined.extend(slots)
+
+    joined: list[int] = []
+    target = Recognizer(FakeModel(), Noting(FakeModel(), slots=2))
     play(target, "L", "a")
     play(target, "L", "b")
+    assert sorted(joined) == [0, 1]
     with pytest.raises(UsageError, match="at most 2 cameras"):
         play(target, "L", "c")
     target.flush("a")
     assert len(play(target, "L", "c")) == 1
+    assert joined[2:] == joined[:1]
 
 
 def test_an_engine_that_fails_is_heard() -> None:

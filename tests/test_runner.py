@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import EngineError, SinkError, SourceError
+from stream.commands.interrupt import stop_on_signals
 from stream.frame import Event, Frame, Gap, Prediction, Summary
 from stream.recognizer import Recognizer
-from stream.runner import Percentiles, run, stop_on_signals
+from stream.runner import Percentiles, run
 
 BLUE = np.zeros((24, 32, 3), np.uint8)
 BLUE[..., 0] = 255
@@ -139,7 +140,7 @@ def test_a_live_source_that_says_nothing_is_closed_in_time() -> None:
 def test_a_signal_ends_a_run_in_good_order(number: int) -> None:
     before, stop, sink = signal.getsignal(number), threading.Event(), FakeSink()
     source = FakeSource([*frames("..LLLLLL"), lambda: os.kill(os.getpid(), number), *frames("LLLL", first=8)])
-    with stop_on_signals(source, stop):
+    with stop_on_signals(source.close, stop):
         run(source, recognizer(), [sink], stop=stop)
     assert ended_well(sink).frames == 8
     assert signal.getsignal(number) is before
@@ -148,7 +149,7 @@ def test_a_signal_ends_a_run_in_good_order(number: int) -> None:
 def test_a_second_signal_does_not_wait() -> None:
     stop = threading.Event()
     stop.set()
-    with stop_on_signals(FakeSource([]), stop), pytest.raises(KeyboardInterrupt):
+    with stop_on_signals(FakeSource([]).close, stop), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 

@@ -16,8 +16,7 @@ from engines.datasets import egogestar
 from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError
 from engines.synthetic import BACKGROUND, LABELS, Simulation
-from engines.training.rendered_sections import RenderedSections
-from engines.training.sections import GRACE_FRAMES
+from engines.training.sections import GRACE_FRAMES, RenderedSections
 from engines.training.sources import TrainingSources
 from engines.training.training_stream import SectionShares, TrainingStream
 

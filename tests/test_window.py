@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.errors import UsageError
-from stream.ring import Ring, SlotTable
+from stream.ring import Ring
 from stream.window import ClipWindow, Window
 
 
@@ -28,11 +27,11 @@ def test_step_by_step_equals_direct(clip_frames: int, window_clips: int, frames:
         if index == restart:
             window.reset()
             since = index
-        fused = window.push(frames_TD[index])
+        descriptor_D, gates_C = window.push(frames_TD[index])
         wanted_D, clips = direct(frames_TD[since : index + 1], clip_frames, window_clips)
-        np.testing.assert_allclose(fused.descriptor_D, wanted_D, atol=1e-5)
-        assert fused.gates == (1.0,) * clips
-        assert fused.descriptor_D.dtype == np.float32
+        np.testing.assert_allclose(descriptor_D, wanted_D, atol=1e-5)
+        assert gates_C.tolist() == [1.0] * clips
+        assert descriptor_D.dtype == np.float32
 
 
 def test_fusion_sees_clip_means_oldest_first_and_may_gate_them() -> None:
@@ -48,10 +47,10 @@ def test_fusion_sees_clip_means_oldest_first_and_may_gate_them() -> None:
     fusion = Newest()
     window = Window(clip_frames=2, window_clips=3, features=1, fusion=fusion)
     for value in range(9):
-        fused = window.push(np.array([value], np.float32))
+        descriptor_D, gates_C = window.push(np.array([value], np.float32))
     assert fusion.seen == ([4.5, 6.5, 8.0], [2, 2, 1])
-    assert fused.descriptor_D.tolist() == [8.0]
-    assert fused.gates == (0.0, 0.0, 1.0)
+    assert descriptor_D.tolist() == [8.0]
+    assert gates_C.tolist() == [0.0, 0.0, 1.0]
 
 
 @given(segments=st.integers(1, 6), hop=st.integers(1, 6), window_clips=st.integers(1, 4), frames=st.integers(1, 40),
@@ -68,22 +67,22 @@ def test_a_window_of_whole_clips_takes_no_frame_twice(segments: int, hop: int, w
         if count == 1 or (count - segments) % hop == 0:
             ends.append(count)
         span = range(max(0, ends[-1] - segments), ends[-1])
-        fused = window.push(frames_TD[since:][span.start:span.stop].mean(axis=0), span)
+        descriptor_D, gates_C = window.push(frames_TD[since:][span.start:span.stop].mean(axis=0), span)
         taken, clips, end = set(span), 1, span.start
         while clips < window_clips and any(earlier <= end for earlier in ends):
             end = max(earlier for earlier in ends if earlier <= end)
             clip = set(range(max(0, end - segments), end))
             assert not clip & taken
             taken, clips, end = taken | clip, clips + 1, min(clip)
-        np.testing.assert_allclose(fused.descriptor_D, frames_TD[since:][sorted(taken)].mean(axis=0), atol=1e-5)
-        assert fused.gates == (1.0,) * clips
+        np.testing.assert_allclose(descriptor_D, frames_TD[since:][sorted(taken)].mean(axis=0), atol=1e-5)
+        assert gates_C.tolist() == [1.0] * clips
         if hop == 1:
             assert taken == set(range(max(0, count - segments * window_clips), count))
 
 
 def test_descriptors_stay_the_callers_own() -> None:
     window = Window(clip_frames=2, window_clips=2, features=1)
-    first = window.push(np.ones(1, np.float32)).descriptor_D
+    first, _ = window.push(np.ones(1, np.float32))
     window.push(np.zeros(1, np.float32))
     assert first.tolist() == [1.0]
 
@@ -94,8 +93,8 @@ def test_nothing_drifts() -> None:
         window.push(np.array([1e6], np.float32))
         window.push(np.array([-1e6], np.float32))
     for _ in range(8):
-        fused = window.push(np.array([0.1], np.float32))
-    assert fused.descriptor_D[0] == pytest.approx(0.1, abs=1e-7)
+        descriptor_D, _ = window.push(np.array([0.1], np.float32))
+    assert descriptor_D[0] == pytest.approx(0.1, abs=1e-7)
 
 
 @given(capacity=st.integers(1, 5), rows=st.integers(0, 20))
@@ -105,13 +104,3 @@ def test_ring_holds_the_newest_rows(capacity: int, rows: int) -> None:
         ring.append(row)
     assert ring.rows()[:, 0].tolist() == list(range(rows))[-capacity:]
     assert len(ring) == min(rows, capacity)
-
-
-def test_slots_are_given_once_and_again_when_free() -> None:
-    table = SlotTable(2)
-    first, second = table.take("a"), table.take("b")
-    assert {first, second} == {0, 1}
-    with pytest.raises(UsageError, match="at most 2 cameras"):
-        table.take("c")
-    table.give_back(first)
-    assert table.take("c") == first

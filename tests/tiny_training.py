@@ -29,12 +29,12 @@ from engines.networks.network import Network
 from engines.training import loop, runfolder
 from engines.training.calibrate import ValidationClip
 from engines.training.distributed import Ranks, init_distributed
+from engines.training.loop import LoopConfig, Precision, Progress
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig, Precision, Progress
 
 SIZE_HW = (16, 16)
 LABELS = ("left", "right", "none")
@@ -116,8 +116,8 @@ def train(out: Path, ranks: Ranks, *, iterations: int = 10, rows: int = 4, worke
     held_out = held_out or tuple(validation_clip(k % 2, k) for k in range(4 if validate_every else 0))
     loader = StreamLoader(spoilt, StreamSchedule(5, 0.4), ranks.own_rows(rows), 6, workers)
     task = StreamTask(tiny_network(dropout=dropout), contract(), loader, [(0,), (1,), (2,)],
-                      AdamWConfig(0.01, 0.01, 0.01, 0.0, 0), iterations=iterations, average=average, ranks=ranks,
-                      held_out=lambda: held_out)
+                      AdamWConfig(backbone_lr=0.01, module_lr=0.01, head_lr=0.01, weight_decay=0.0, frozen_layers=0,
+                                  iterations=iterations, average=average), ranks, held_out=lambda: held_out)
     config = LoopConfig(iterations, precision=precision, checkpoint_every=checkpoint_every, log_every=2,
                 validate_every=validate_every, patience=patience)
     folder = RunFolder(out, {"iterations": iterations}, ranks.is_main)

@@ -14,14 +14,13 @@ from engines.bench.decode_rate import DecodeRate, measure_decode_rate
 from engines.datasets.base import Dataset
 from engines.model.file import Model, build_network
 from engines.training.distributed import Ranks
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, run
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import DECODED_PER_FRAME as FINER
 from engines.training.sources import MARGIN
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig
 from engines.training.train import Recipe
 
 
@@ -68,9 +67,8 @@ def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
     how = Recipe
     frame = LabelledFrame(np.random.default_rng(0).integers(0, 256, (*model.contract.input_size_hw, 3), np.uint8), 0)
     loader = StreamLoader(lambda *_: repeat(frame), StreamSchedule(0, how.fresh_share), range(how.rows), how.chunk)
-    task = StreamTask(build_network(model), model.contract, loader, [(0,) * len(model.contract.heads)],
-                      AdamWConfig(how.backbone_lr, how.module_lr, how.head_lr, how.weight_decay, how.frozen_layers),
-                      iterations=how.iterations, average=how.average, ranks=Ranks())
+    task = StreamTask(build_network(model), model.contract, loader, [(0,) * len(model.contract.heads)], AdamWConfig(),
+                      Ranks())
     marks: list[float] = []
 
     def progress(_: int, __: dict[str, float]) -> None:

@@ -23,8 +23,8 @@ def recognise(folder: Path) -> str:
 
 def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     media, rate = options.media, options.rate or ASSUMED_RATE
-    vocabulary = tables.read_json(folder / VOCABULARY)
-    if not isinstance(vocabulary, list) or not all(isinstance(parts, list) for parts in vocabulary):
+    vocabulary = tables.read_json_list(folder / VOCABULARY)
+    if not all(isinstance(parts, list) for parts in vocabulary):
         raise DatasetError(f"{folder / VOCABULARY}, which is no list of lists", "the parts of each class's name",
                            "get the file again")
     builder = tables.DatasetBuilder({"action": ["+".join(map(str, parts)) for parts in vocabulary]})
@@ -34,10 +34,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
         if path is None:
             builder.add_problem("no file for a split", f"Diving48_V2_{split}.json", f"{split} is left out")
             continue
-        records = tables.read_json(path)
-        if not isinstance(records, list):
-            raise DatasetError(f"{path}, which is no list", "a list of records", "get the file again")
-        for number, record in enumerate(records):
+        for number, record in enumerate(tables.read_json_list(path)):
             _take(builder, index, split, f"{path.name} {number}", record)
     return builder.build("Diving48")
 

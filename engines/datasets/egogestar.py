@@ -23,8 +23,7 @@ REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 def recognise(folder: Path) -> str:
     path = folder / "manifest.csv"
-    columns = tables.read_text(path).split("\n", 1)[0].strip().split(",") if path.is_file() else []
-    return path.name if set(COLUMNS) <= set(columns) else ""
+    return path.name if path.is_file() and {*COLUMNS} <= {*tables.read_header(path)} else ""
 
 
 def read(folder: Path) -> Dataset:

@@ -12,7 +12,7 @@ Frame columns are not in the videos' own rate: files were extracted at 60 frames
 
 import ast
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -31,11 +31,6 @@ _LABELS = ("verb_class", "noun_class", "all_noun_classes")
 _FRAMES_AGREE = 2  # frames between a timestamp and its column; published rows agree within one
 _CORRECTED = {"P01_109", "P27_103"}  # frames published before this day were bad
 _CORRECTED_ON = datetime(2020, 9, 26, tzinfo=UTC)
-
-
-def action_id(verb: int, noun: int) -> int:
-    """Number of an action as the official scorer has it."""
-    return verb * 1000 + noun
 
 
 def frame_rate(video_id: str) -> float:
@@ -61,25 +56,25 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     files = _SPLITS if main else _UDA
     verbs, nouns = _classes(folder, "verb"), _classes(folder, "noun")
     builder = tables.DatasetBuilder({"verb": verbs, "noun": nouns})
-    info, find = _info(folder), cache(partial(_find, builder, options.media))
+    info, find = _info(folder / "EPIC_100_video_info.csv"), cache(partial(_find, builder, options.media))
     for split, name in files.items():
         path = folder / f"EPIC_100_{name}.csv"
         if not path.is_file():
             if split != "test":
                 builder.add_problem("no file for a split", path.name, f"{split} is left out")
             continue
-        unseen = _unseen(folder, split)
+        unseen = {row["participant_id"] for row in
+                  _optional(folder / f"EPIC_100_unseen_participant_ids_{split}.csv", ("participant_id",))}
         columns = _TIMES if split == "test" else (*_TIMES, *_LABELS)
         for row in tables.read_csv(path, columns):
             _take(builder, split, row, find, info, unseen)
-    rare = {head: frozenset(labels[number] for number in _tail(folder, head, len(labels)))
-            for head, labels in builder.heads.items()}
+    rare = {head: _tail(folder / f"EPIC_100_tail_{head}s.csv", head, labels) for head, labels in builder.heads.items()}
     return builder.build("EPIC-KITCHENS-100" + ("" if main else " UDA"), rare=rare,
                              mirrored={"verb": mirror_labels(verbs), "noun": mirror_labels(nouns)})
 
 
 def _take(builder: tables.DatasetBuilder, split: str, row: Mapping[str, str], find: Callable[..., Media],
-          info: Mapping[str, tuple[float, float]], unseen: frozenset[str]) -> None:
+          info: Mapping[str, tuple[float, float]], unseen: Collection[str]) -> None:
     """One row. narration_timestamp is not looked at: it is empty in some rows and says when somebody spoke."""
     name, video_id, person = row["narration_id"], row["video_id"], row["participant_id"]
     if not (tables.is_name(video_id) and tables.is_name(person) and "_" in video_id):
@@ -126,32 +121,27 @@ def _classes(folder: Path, head: str) -> tuple[str, ...]:
     return tables.order_by_number({row["key"]: row["id"] for row in rows}, path)
 
 
-def _info(folder: Path) -> dict[str, tuple[float, float]]:
+def _optional(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a file that may be missing."""
+    return tables.read_csv(path, columns) if path.is_file() else []
+
+
+def _info(path: Path) -> dict[str, tuple[float, float]]:
     """{video: (duration in s, frames/s)} as EPIC_100_video_info.csv has it; empty without that file."""
-    path = folder / "EPIC_100_video_info.csv"
-    if not path.is_file():
-        return {}
     try:
         return {row["video_id"]: (float(row["duration"]), float(row["fps"]))
-                for row in tables.read_csv(path, ("video_id", "duration", "fps"))}
+                for row in _optional(path, ("video_id", "duration", "fps"))}
     except ValueError as error:
         raise DatasetError(f"{path} ({error})", "durations and rates in numbers", "get the file again") from error
 
 
-def _unseen(folder: Path, split: str) -> frozenset[str]:
-    path = folder / f"EPIC_100_unseen_participant_ids_{split}.csv"
-    return frozenset(row["participant_id"] for row in tables.read_csv(path, ("participant_id",))) \
-        if path.is_file() else frozenset()
-
-
-def _tail(folder: Path, head: str, classes: int) -> list[int]:
-    path = folder / f"EPIC_100_tail_{head}s.csv"
-    if not path.is_file():
-        return []
-    numbers = [row[head] for row in tables.read_csv(path, (head,))]
-    if not all(number.isdecimal() and int(number) < classes for number in numbers):
-        raise DatasetError(f"{path} with numbers of no class", f"numbers from 0 to {classes - 1}", "get the file again")
-    return [int(number) for number in numbers]
+def _tail(path: Path, head: str, labels: Sequence[str]) -> frozenset[str]:
+    """The rare labels of a head, of which a file has the numbers."""
+    numbers = [row[head] for row in _optional(path, (head,))]
+    if not all(number.isdecimal() and int(number) < len(labels) for number in numbers):
+        raise DatasetError(f"{path} with numbers of no class", f"numbers from 0 to {len(labels) - 1}",
+                           "get the file again")
+    return frozenset(labels[int(number)] for number in numbers)
 
 
 def _find(builder: tables.DatasetBuilder, media: Path, person: str, video_id: str, stated_rate: float | None,

@@ -10,7 +10,6 @@ from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.media import ASSUMED_RATE, RecordingIndex
 from engines.datasets.mirror import mirror_labels
-from engines.errors import DatasetError
 
 _FOLDERS = ("train", "val", "validation", "validate", "test", "videos", "")
 _COLUMNS = ("youtube_id", "time_start", "time_end")
@@ -50,16 +49,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = []
-    for path in sorted(folder.glob("*.csv")):
-        try:
-            with path.open(encoding="utf-8-sig") as file:
-                header = file.readline().strip().replace('"', "").split(",")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path} ({error})", "a readable CSV file in UTF-8", "convert or remove it") from error
-        if all(column in header for column in _COLUMNS):
-            found.append(path)
-    return found
+    return [path for path in sorted(folder.glob("*.csv")) if {*_COLUMNS} <= {*tables.read_header(path)}]
 
 
 READERS = {"kinetics": tables.Reader(recognise, read, "a CSV with the columns label, youtube_id, time_start, time_end")}

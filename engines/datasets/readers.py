@@ -1,9 +1,9 @@
 """Finds out what a dataset is by its files, and reads it."""
 
-import importlib
 import logging
 import os
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from engines.datasets.base import Dataset
@@ -34,12 +34,12 @@ def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str
     options = ReadOptions(Path(media) if media else folder, order, rate)
     if not options.media.is_dir():
         raise UsageError(f"{options.media}: no such folder", "the folder of the recordings", "check the path")
-    readers = [_reader(name) for name in DATASET_READERS if kind in ("auto", name)]
+    readers: list[Reader] = [import_module(module).READERS[name] for name, module in DATASET_READERS.items()
+                             if kind in ("auto", name)]
     for reader in readers:
         inside = [folder / name for name in _ANNOTATIONS if (folder / name).is_dir()] if reader.in_subfolder else []
         for place in (folder, *inside):
-            found = reader.recognise(place)
-            if found:
+            if found := reader.recognise(place):
                 dataset = replace(reader.read(place, options), found=found)
                 sizes = ", ".join(f"{len(segments)} {split}" for split, segments in dataset.splits.items())
                 log.info("%s: %s, recognised by %s (%s)", folder, dataset.name, found, sizes)
@@ -48,8 +48,3 @@ def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str
     raise DatasetError(f"{folder} with {', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}",
                        "; or ".join(dict.fromkeys(reader.expected_files for reader in readers)),
                        "check the path, or see gatestream data check --help")
-
-
-def _reader(kind: str) -> Reader:
-    found: Reader = importlib.import_module(DATASET_READERS[kind]).READERS[kind]
-    return found

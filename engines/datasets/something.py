@@ -8,12 +8,9 @@ V2 numbers its classes itself. V1 and Jester do not: most published code numbers
 by line of the labels file ("lines"); a checkpoint knows only numbers, so choose its order.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
@@ -91,10 +88,7 @@ def _take(builder: tables.DatasetBuilder, index: RecordingIndex, split: str, nam
 
 def _items(builder: tables.DatasetBuilder, path: Path, labelled: bool) -> Iterator[Row]:
     """Id and class of V2's records: the class is the template without its brackets."""
-    records: Any = tables.read_json(path)
-    if not isinstance(records, list):
-        raise DatasetError(f"{path}, which is no list", "a list of records", "get the file again")
-    for number, record in enumerate(records):
+    for number, record in enumerate(tables.read_json_list(path)):
         name = record.get("id") if isinstance(record, dict) else None
         template = record.get("template") if isinstance(record, dict) else None
         if not isinstance(name, str | int) or (labelled and not isinstance(template, str)):
@@ -128,9 +122,8 @@ def _rows(path: Path, split: str) -> Iterator[Row]:
 
 def _packed(path: Path) -> bool:
     """Whether a file is a re-pack: commas, and a first line that names its columns."""
-    first = next(iter(tables.read_lines(path)), "")
-    header = next(csv.reader(io.StringIO(first)), [])
-    return ";" not in first and any(column in _ID for column in header)
+    header = tables.read_header(path)
+    return not any(";" in column for column in header) and any(column in _ID for column in header)
 
 
 def _any_split(folder: Path, suffix: str) -> Path | None:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ class Reader:
     in_subfolder: bool = True  # may lie in a folder `annotations`, too
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte-order mark. Raises DatasetError."""
+def read_text(path: Path, lines: int | None = None) -> str:
+    """A UTF-8 file, with or without a byte-order mark; so many lines of it, if not all. Raises DatasetError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            return "".join(islice(file, lines))
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}, whose byte {error.start} is no UTF-8", "annotations in UTF-8",
                            f"convert the file, e.g. iconv -f latin1 -t utf-8 {path.name}") from error
@@ -63,9 +65,22 @@ def read_json(path: Path) -> Any:
         raise DatasetError(f"{path}, which is no JSON ({error})", "a whole JSON file", "get the file again") from error
 
 
-def read_csv(path: Path, columns: Sequence[str] = (), delimiter: str = ",") -> list[dict[str, str]]:
+def read_json_list(path: Path) -> list[Any]:
+    """Raises DatasetError, also for anything but a list."""
+    found = read_json(path)
+    if not isinstance(found, list):
+        raise DatasetError(f"{path}, which is no list", "a list of records", "get the file again")
+    return found
+
+
+def read_header(path: Path) -> list[str]:
+    """The column names of a CSV file. Raises DatasetError."""
+    return next(csv.reader([read_text(path, lines=1).strip()]), [])
+
+
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a CSV file with a header. Raises DatasetError for a missing column, an open quote or uneven rows."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         rows = list(reader)
     except csv.Error as error:
@@ -84,8 +99,7 @@ def read_csv(path: Path, columns: Sequence[str] = (), delimiter: str = ",") -> l
 
 def parse_timestamp(timestamp: str) -> float:
     """HH:MM:SS.cc -> seconds. Raises ValueError."""
-    match = _TIMESTAMP.fullmatch(timestamp.strip())
-    if match is None:
+    if (match := _TIMESTAMP.fullmatch(timestamp.strip())) is None:
         raise ValueError(f"{timestamp!r} is no HH:MM:SS.cc")
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
 
@@ -140,12 +154,11 @@ class DatasetBuilder:
 
     def add(self, split: str, segment: Segment) -> None:
         """Takes a segment into a split, unless something is wrong with it."""
-        fault = self._fault(split, segment)
-        if fault is None:
-            self._split_of[segment.id] = split
-            self.splits.setdefault(split, []).append(segment)
-        else:
+        if fault := self._fault(split, segment):
             self.add_problem(fault[0], segment.id, fault[1])
+            return
+        self._split_of[segment.id] = split
+        self.splits.setdefault(split, []).append(segment)
 
     def _fault(self, split: str, segment: Segment) -> tuple[str, str] | None:
         before = self._split_of.get(segment.id)

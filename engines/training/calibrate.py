@@ -5,8 +5,8 @@ per head. `now` and `window` get their own: the window's logits are means over m
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from engines.errors import DatasetError
 from engines.model.contract import Contract
 from engines.networks.network import Network
 from engines.training.pixels import normalise
-from engines.training.sources import ReadFrames
 
 log = logging.getLogger("gatestream.training")
+T = TypeVar("T")
 
 LATE = 0.75  # from this share of a clip on, its label can be known
 GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))
@@ -43,31 +43,17 @@ class ValidationClip(NamedTuple):
         return float(self.times_s[-1] * n / (n - 1)) if n > 1 else 0.0
 
 
-def read_clips(segments: Sequence[Segment], rate: float, size_hw: tuple[int, int], read_frames: ReadFrames,
-               strict: bool = False) -> list[ValidationClip]:
-    """Decodes segments; unreadable ones are named in the log and left out, unless strict."""
-    found = []
+def read_each(segments: Iterable[Segment], read: Callable[[Segment], T], strict: bool) -> Iterator[tuple[Segment, T]]:
+    """What `read` makes of segments; unreadable ones are named in the log and left out, unless strict."""
     for segment in segments:
         try:
-            images, times_s = read_frames(segment, rate, size_hw)
+            found = read(segment)
         except DatasetError as error:
             if strict:
                 raise
             log.warning("left out of the validation: %s", error)
-            continue
-        found.append(ValidationClip(images, times_s - times_s[0], segment.labels))
-    return found
-
-
-@torch.no_grad()
-def clip_logits(contract: Contract, network: Network, clip: ValidationClip, spread: int = 0) -> dict[str, Logits]:
-    """Logits [T, K] of each head from fresh state, at the model's frame rate, or of `spread` frames evenly over it."""
-    ticks_s = np.arange(0, max(clip.duration_s, 1 / contract.frame_rate), 1 / contract.frame_rate)
-    if spread:
-        ticks_s = (np.arange(spread) + 0.5) * clip.duration_s / spread
-    pixels = torch.from_numpy(clip.images[frames_at(clip.times_s, ticks_s)]).to(next(network.parameters()).device)
-    features, _ = network(normalise(pixels, contract)[None], network.fresh_state(1))
-    return {head: logits[0].float().cpu().numpy() for head, logits in network.scores(features).items()}
+        else:
+            yield segment, found
 
 
 class Scored(NamedTuple):
@@ -77,12 +63,19 @@ class Scored(NamedTuple):
     window: list[tuple[Logits, int]]
 
 
+@torch.no_grad()
 def score_clips(contract: Contract, network: Network, clips: Sequence[ValidationClip], spread: int = 0
                 ) -> dict[str, Scored]:
-    """What a network says of clips, for each head; of those that have a label of it."""
+    """What a network says of clips from fresh state, at its frame rate or of `spread` frames evenly over each; for each
+    head, of those that have a label of it."""
     scored = {head: Scored([], []) for head in contract.heads}
     for clip in clips:
-        for head, logits_TK in clip_logits(contract, network, clip, spread).items():
+        ticks_s = (np.arange(spread) + 0.5) * clip.duration_s / spread if spread else \
+            np.arange(0, max(clip.duration_s, 1 / contract.frame_rate), 1 / contract.frame_rate)
+        pixels = torch.from_numpy(clip.images[frames_at(clip.times_s, ticks_s)]).to(next(network.parameters()).device)
+        features, _ = network(normalise(pixels, contract)[None], network.fresh_state(1))
+        for head, (logits,) in network.scores(features).items():
+            logits_TK = logits.float().cpu().numpy()
             labels, label = contract.heads[head], clip.labels.get(head)
             if label in labels:
                 known_from = 0 if label == contract.background else int(LATE * len(logits_TK))

@@ -11,23 +11,22 @@ Legend: N examples, D features, K labels; B rows, T frames of a chunk.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from engines.model.contract import Contract
-from engines.model.file import EXAMPLES, Model
+from engines.model.file import EXAMPLES
 from engines.model.scores import probabilities
 from engines.networks.network import Network
 from engines.networks.temporal import State
+from engines.training.calibrate import LATE
 from engines.training.loss import UNKNOWN
 from engines.training.pixels import normalise
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead
 from engines.training.stream_loader import Batch
-from engines.training.support_clips import LATE
+from engines.training.support_clips import Floats
 
 MAX_PER_LABEL = 96  # exemplars in a model file
 MAX_OF_BACKGROUND = 2000  # of background: a stream is full of it, and of many kinds
@@ -36,7 +35,7 @@ PSEUDO_WEIGHT = 3.0  # of a label that has pseudo-exemplars against a taught one
 MARGINS = (1.0, 2.0, 4.0, 8.0)  # by which the head takes pseudo-exemplars for their label, in logits
 
 
-def select_exemplars(examples: Examples, head: str, background_index: int) -> dict[str, NDArray[np.float32]]:
+def select_exemplars(examples: Examples, head: str, background_index: int) -> dict[str, Floats]:
     """Some of the examples as tensors of a model file, evenly chosen, with the weight of all."""
     label_N = examples.target_NK.argmax(axis=1)
     chosen: list[int] = []
@@ -52,34 +51,25 @@ def select_exemplars(examples: Examples, head: str, background_index: int) -> di
             f"{EXAMPLES}{head}.facts": facts.astype(np.float32)}
 
 
-class _Moment(NamedTuple):
-    """A frame of a stream."""
-
-    features_D: NDArray[np.float32]
-    window_D: NDArray[np.float32]  # mean over the window that ends with it
-    window_truths: tuple[int, ...]  # of the window's frames, its own last
-    progress: float
-
-
 def exemplars_from_streams(contract: Contract, network: Network, batches: Iterable[Batch],
-               truths: Sequence[tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+                           truths: Sequence[tuple[int, ...]]) -> dict[str, Floats]:
     """Exemplars of every head as tensors of a model file, from streams that a causal network was trained on.
 
     Late moments of actions stand for their labels, for `now` and for windows; for background all moments do, and
     windows that show nothing else. truths: see `StreamTask`.
     """
     moments = list(_moments(contract, network, batches))
-    tensors: dict[str, NDArray[np.float32]] = {}
+    tensors: dict[str, Floats] = {}
     for h, (head, labels) in enumerate(contract.heads.items()):
         background_index = labels.index(contract.background) if contract.background in labels else UNKNOWN
-        chosen: list[tuple[NDArray[np.float32], int, bool]] = []  # features, label, whether of a window
-        for moment in moments:
-            label = truths[moment.window_truths[-1]][h]
-            if label == UNKNOWN or (label != background_index and moment.progress < LATE):
+        chosen: list[tuple[Floats, int, bool]] = []  # features, label, whether of a window
+        for features_D, window_D, window_truths, progress in moments:
+            label = truths[window_truths[-1]][h]
+            if label == UNKNOWN or (label != background_index and progress < LATE):
                 continue
-            chosen.append((moment.features_D, label, False))
-            if label != background_index or all(truths[one][h] == label for one in moment.window_truths):
-                chosen.append((moment.window_D, label, True))
+            chosen.append((features_D, label, False))
+            if label != background_index or all(truths[one][h] == label for one in window_truths):
+                chosen.append((window_D, label, True))
         if chosen:
             ones_N = np.ones(len(chosen))
             examples = Examples(np.array([row_D for row_D, *_ in chosen], np.float64),
@@ -90,9 +80,11 @@ def exemplars_from_streams(contract: Contract, network: Network, batches: Iterab
 
 
 @torch.no_grad()
-def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> Iterator[_Moment]:
+def _moments(contract: Contract, network: Network, batches: Iterable[Batch]
+             ) -> Iterator[tuple[Floats, Floats, tuple[int, ...], float]]:
+    """Of each frame: features, their mean over the window that ends with it, the window's truths, its progress."""
     state: State = ()
-    recent: list[deque[tuple[NDArray[np.float32], int]]] = []
+    recent: list[deque[tuple[Floats, int]]] = []
     for batch in batches:
         if not recent:
             state = network.fresh_state(len(batch.pixels))
@@ -106,17 +98,17 @@ def _moments(contract: Contract, network: Network, batches: Iterable[Batch]) -> 
                 recent[b].append((features_D, int(batch.truth.label[b, t])))
                 if batch.truth.weight[b, t] > 0:
                     rows, window_truths = zip(*recent[b], strict=True)
-                    yield _Moment(features_D, np.mean(rows, axis=0), window_truths, float(batch.truth.progress[b, t]))
+                    yield features_D, np.mean(rows, axis=0), window_truths, float(batch.truth.progress[b, t])
 
 
-def load_exemplars(model: Model, head: str, labels: int, temperatures: tuple[float, float]) -> Examples:
-    """The exemplars that a model file carries for a head, which has `labels` labels by now; perhaps none."""
-    width = model.tensors[f"heads.{head}.weight"].shape[1]
-    features_ND = model.tensors.get(f"{EXAMPLES}{head}.features", np.zeros((0, width), np.float32))
-    facts_N3 = model.tensors.get(f"{EXAMPLES}{head}.facts", np.zeros((0, 3), np.float32))
-    return Examples(features_ND.astype(np.float64), np.eye(labels)[facts_N3[:, 0].astype(int)],
-                    facts_N3[:, 1].astype(np.float64), np.array(temperatures)[facts_N3[:, 2].astype(int)],
-                    np.full(len(facts_N3), -1), facts_N3[:, 2] > 0)
+def load_exemplars(tensors: Mapping[str, Floats], head: str, start: LinearHead, temperatures: tuple[float, float]
+                   ) -> Examples:
+    """The exemplars that the tensors of a model file carry for a head, which is `start` by now; perhaps none."""
+    K, D = start.weight_KD.shape
+    features_ND = tensors.get(f"{EXAMPLES}{head}.features", np.zeros((0, D), np.float32)).astype(np.float64)
+    label_N, weight_N, window_N = tensors.get(f"{EXAMPLES}{head}.facts", np.zeros((0, 3), np.float32)).T
+    return Examples(features_ND, np.eye(K)[label_N.astype(int)], weight_N.astype(np.float64),
+                    np.array(temperatures)[window_N.astype(int)], np.full(len(label_N), -1), window_N > 0)
 
 
 def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequence[int],
@@ -125,7 +117,9 @@ def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequ
 
     seen: examples from recordings, which show how features vary.
     """
-    D, K = seen.features_ND.shape[1], len(start.bias_K)
+    if not wanted:
+        return seen.select(np.zeros(len(seen.weight_N), bool))
+    D = seen.features_ND.shape[1]
     label_N = seen.target_NK.argmax(axis=1)
     shown, place_N = np.unique(label_N, return_inverse=True)
     mean_LD = np.array([seen.features_ND[label_N == label].mean(axis=0) for label in shown])
@@ -144,10 +138,8 @@ def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequ
             variation_ND = residual_ND[rng.integers(len(residual_ND), size=PSEUDO_PER_LABEL // len(MARGINS))]
             made.append(np.clip(place_D + variation_ND, np.minimum(low_D, place_D) - room_D,
                                 np.maximum(high_D, place_D) + room_D))
-    features_ND = np.concatenate(made) if made else np.zeros((0, D))
-    target_NK = np.zeros((len(features_ND), K))
-    if made:
-        target_NK[:, :known] = probabilities(rows.logits(features_ND))
+    features_ND = np.concatenate(made)
+    target_NK = np.pad(probabilities(rows.logits(features_ND)), ((0, 0), (0, len(start.bias_K) - known)))
     weight = 2 * PSEUDO_WEIGHT / PSEUDO_PER_LABEL  # 2: as `now` and window examples together
     return Examples(features_ND, target_NK, np.full(len(features_ND), weight), np.ones(len(features_ND)),
                     np.full(len(features_ND), -1), np.zeros(len(features_ND), bool))

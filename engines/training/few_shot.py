@@ -12,8 +12,10 @@ Legend: T ticks, D features, K labels, N examples.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,8 @@ from engines.model.scores import probabilities
 from engines.synthetic import BACKGROUND
 from engines.training import exemplars
 from engines.training.calibrate import temperature
-from engines.training.softmax_regression import Examples, Float64Array, LinearHead, choose_l2, cross_validate, fit
-from engines.training.support_clips import LATE, SupportClip, make_examples
+from engines.training.softmax_regression import L2_CANDIDATES, Examples, Float64Array, LinearHead, cross_validate, fit
+from engines.training.support_clips import SupportClip, make_examples
 
 MAX_BACKGROUND_FACTOR = 5.0  # times as much as a label counts background, where there are so many more examples of it
 ALIKE_SHARE = 0.3  # of two labels' recordings that are taken for one another, from which the labels are too alike
@@ -50,7 +52,7 @@ class Mistake:
     label: str
     answer: str
     probability: float  # of the answer
-    gain: float | None = None  # by how much the others' cross-entropy falls without it; None when not tried
+    gain: float | None = None  # by how much the others' cross-entropy falls without it, of the surest; else None
 
 
 @dataclass(frozen=True)
@@ -73,22 +75,20 @@ class TeachReport:
     def as_json(self) -> dict[str, Any]:
         return {"recordings": self.recordings, "left_out_accuracy": round(self.accuracy, 4) if self.confusion else None,
                 "confusion": [[label, answer, n] for (label, answer), n in sorted(self.confusion.items())],
-                "mistakes": [{"recording": one.recording, "label": one.label, "answer": one.answer,
-                              "probability": round(one.probability, 3),
+                "mistakes": [{**asdict(one), "probability": round(one.probability, 3),
                               "gain": None if one.gain is None else round(one.gain, 4)} for one in self.mistakes],
                 "alike": [[a, b, round(share, 3)] for a, b, share in self.alike],
                 "from_the_head_alone": list(self.pseudo_labels), "pull": self.l2_to_start}
 
 
-@dataclass(frozen=True)
-class BackgroundScores:
+class BackgroundScores(NamedTuple):
     """Probabilities of any action at the exemplars of background, by the head as it was and as it is now."""
 
-    before_N: NDArray[np.float32]
-    after_N: NDArray[np.float32]
+    before_N: NDArray[np.float32] = np.zeros(0, np.float32)
+    after_N: NDArray[np.float32] = np.zeros(0, np.float32)
 
 
-NO_BACKGROUND_SCORES = BackgroundScores(np.zeros(0, np.float32), np.zeros(0, np.float32))
+NO_BACKGROUND_SCORES = BackgroundScores()
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,14 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
     background = background_label(contract, head, fresh)
     shown = dict.fromkeys(clip.label for clip in clips)
     known = () if fresh else contract.heads[head]
-    labels = (*known, *(label for label in (*shown, background) if label not in known and label != background),
-              *((background,) if background not in known else ()))
+    labels = tuple(dict.fromkeys([*known, *(label for label in shown if label != background), background]))
     background_index = labels.index(background)
     temperatures = (1.0, 1.0) if fresh else (contract.temperature.get(head, 1.0),
                                              contract.window_temperature.get(head, 1.0))
-    start = _start(model, head, labels, fresh)
+    start = _start(model, head, len(known), len(labels))
     seen = make_examples(clips, labels, background, contract.warmup_frames, temperatures)
-    stored = None if fresh else exemplars.load_exemplars(model, head, len(labels), temperatures)
-    real = _balance(seen if stored is None else seen.concatenate(stored), background_index)
+    stored = exemplars.load_exemplars({} if fresh else model.tensors, head, start, temperatures)
+    real = _balance(seen.concatenate(stored), background_index)
     with_examples = set(real.target_NK.argmax(axis=1).tolist())
     without = tuple(label for i, label in enumerate(known) if i not in with_examples)
     pseudo = exemplars.pseudo_exemplars(seen, start, len(known), [labels.index(label) for label in without],
@@ -136,7 +135,8 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
     frozen_K = np.array([label in known and label not in learns for label in labels])
 
     note("choosing how far the head may move")
-    l2_to_start, _ = choose_l2(examples, start, frozen_K, seed)
+    validate = partial(cross_validate, examples, start, frozen_K, seed)
+    l2_to_start = min(L2_CANDIDATES, key=validate)
     learnt = fit(examples, start, frozen_K, l2_to_start)
     names = sorted({clip.recording for clip in clips})
     held_out = []
@@ -150,7 +150,10 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
         temperatures = _temperatures(held_out, labels)
     note("asking which recordings hurt")
     report = _report(clips, labels, background, held_out, temperatures[1], without, l2_to_start)
-    report = replace(report, mistakes=_with_gains(report.mistakes, names, examples, start, frozen_K, l2_to_start, seed))
+    for i, mistake in enumerate(report.mistakes[:MAX_REMOVALS]):
+        others_N = examples.recording_N != names.index(mistake.recording)
+        gain = validate(l2_to_start, judge_N=others_N) - validate(l2_to_start, others_N, others_N)
+        report.mistakes[i] = replace(mistake, gain=gain)
     changed = contract.model_copy(update={
         "heads": {**contract.heads, head: labels}, "background": background,
         "temperature": {**contract.temperature, head: temperatures[0]},
@@ -161,18 +164,15 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
     tensors |= {f"heads.{head}.weight": learnt.weight_KD.astype(np.float32),
                 f"heads.{head}.bias": learnt.bias_K.astype(np.float32),
                 **exemplars.select_exemplars(real, head, background_index)}
-    scores = NO_BACKGROUND_SCORES if stored is None else \
-        _background_scores(stored, start, learnt, len(known), background_index, temperatures[0])
+    scores = _background_scores(stored, start, learnt, len(known), background_index, temperatures[0])
     return FewShotResult(changed, tensors, report, held_out, scores)
 
 
-def _start(model: Model, head: str, labels: Sequence[str], fresh: bool) -> LinearHead:
-    """The head as it is, with zero rows for new labels."""
+def _start(model: Model, head: str, known: int, labels: int) -> LinearHead:
+    """The head's rows of the labels that it keeps, and zero rows for new ones."""
     weight_KD, bias_K = (model.tensors[f"heads.{head}.{part}"].astype(np.float64) for part in ("weight", "bias"))
-    if fresh:
-        weight_KD, bias_K = weight_KD[:0], bias_K[:0]
-    new = len(labels) - len(bias_K)
-    return LinearHead(np.pad(weight_KD, ((0, new), (0, 0))), np.pad(bias_K, (0, new)))
+    new = labels - known
+    return LinearHead(np.pad(weight_KD[:known], ((0, new), (0, 0))), np.pad(bias_K[:known], (0, new)))
 
 
 def _background_scores(stored: Examples, start: LinearHead, learnt: LinearHead, known: int, background_index: int,
@@ -204,8 +204,7 @@ def _balance(examples: Examples, background_index: int) -> Examples:
 def _temperatures(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[float, float]:
     """Temperatures of `now` and of windows, by the recordings left out."""
     now = [(row_K.astype(np.float32), labels.index(one.clip.label)) for one in held_out
-           for row_K in one.now_TK[one.clip.started + int(LATE * (one.clip.ended - one.clip.started)):
-                                   one.clip.ended]]
+           for row_K in one.now_TK[one.clip.late_from:one.clip.ended]]
     window = [(one.window_TK[-1].astype(np.float32), labels.index(one.clip.label)) for one in held_out]
     return temperature(now), temperature(window)
 
@@ -220,29 +219,12 @@ def _report(clips: Sequence[SupportClip], labels: Sequence[str], background: str
         answer = int(share_K.argmax())
         confusion[one.clip.label, labels[answer]] += 1
         if labels[answer] != one.clip.label:
-            mistakes.append(Mistake(one.clip.recording, one.clip.label, labels[answer],
-                                    float(share_K[answer])))
+            mistakes.append(Mistake(one.clip.recording, one.clip.label, labels[answer], float(share_K[answer])))
     alike = []
-    for i, a in enumerate(labels):
-        for b in labels[i + 1:]:
-            crossed = confusion[a, b] + confusion[b, a]
-            asked = sum(n for (label, _), n in confusion.items() if label in (a, b))
-            if background not in (a, b) and crossed >= ALIKE_RECORDINGS and crossed >= ALIKE_SHARE * asked:
-                alike.append((a, b, crossed / asked))
+    for a, b in combinations([label for label in labels if label != background], 2):
+        crossed = confusion[a, b] + confusion[b, a]
+        asked = sum(n for (label, _), n in confusion.items() if label in (a, b))
+        if crossed >= ALIKE_RECORDINGS and crossed >= ALIKE_SHARE * asked:
+            alike.append((a, b, crossed / asked))
     return TeachReport(dict(counts), dict(+confusion), sorted(mistakes, key=lambda one: -one.probability),
                        sorted(alike, key=lambda one: -one[2]), without, l2_to_start)
-
-
-def _with_gains(mistakes: Sequence[Mistake], names: Sequence[str], examples: Examples, start: LinearHead,
-                frozen_K: NDArray[np.bool_], l2_to_start: float, seed: int) -> list[Mistake]:
-    """The mistakes with what removing each of the surest would gain: the others' loss with it, less that without."""
-    numbers = {name: i for i, name in enumerate(names)}
-
-    def loss(others_N: NDArray[np.bool_], learn_N: NDArray[np.bool_] | None) -> float:
-        return cross_validate(examples, start, frozen_K, l2_to_start, seed, learn_N, judge_N=others_N)
-
-    tried = []
-    for one in mistakes[:MAX_REMOVALS]:
-        others_N = examples.recording_N != numbers[one.recording]
-        tried.append(replace(one, gain=loss(others_N, None) - loss(others_N, others_N)))
-    return [*tried, *mistakes[MAX_REMOVALS:]]

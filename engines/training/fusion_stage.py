@@ -11,15 +11,15 @@ Legend: N windows, C clips, oldest first, D features of a clip, T frames, K labe
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engines.datasets.base import Dataset
 from engines.datasets.frame_cache import read_frames
@@ -44,10 +44,12 @@ Head = tuple[Floats, Floats]  # weight [K, D], bias [K]
 
 STREAMS = 8  # side by side, so that windows of a batch show different places
 CHUNK = 64  # frames the network sees at once
+BATCH, WEIGHT_DECAY = 64, 0.01
 APART = 3  # frames from one window to the next, at least
-_Window = tuple[list[Floats], list[int], int]  # descriptor and frame count of each clip, oldest first; its label
-FORMS = {"dense average": None, "+ fusion": FusionRule(gate=False), "+ gate": FusionRule(relate="none"),
-         "+ both": FusionRule()}  # as the paper takes its method apart
+_Window = tuple[Floats, list[int], int]  # descriptors of the clips [C, D], oldest first; frames of each; its label
+BACKGROUND_SHARE = 0.2  # of windows without a gesture, at most
+FORMS = {"dense average": FusionRule(relate="none", gate=False), "+ fusion": FusionRule(gate=False),
+         "+ gate": FusionRule(relate="none"), "+ both": FusionRule()}  # as the paper takes its method apart
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,18 @@ class FusionRecipe:
     out: Path
     init: str  # the finished model
     idle: tuple[Path, ...] = ()  # folders of videos in which nothing labelled is done
-    rule: FusionRule = field(default_factory=FusionRule)
     window_clips: int = 10  # clips in the window from now on
     windows: int = 3000  # how many are cached
     seed: int = 0
     strict: bool = False  # stop at a segment that cannot be read
 
 
-@dataclass(frozen=True)
-class Windows:
+class Windows(NamedTuple):
     """Windows of a stream, as a finished network sees them."""
 
-    clips_NCD: Floats  # descriptors, zeros where a clip is not there
-    counts_NC: NDArray[np.int64]  # frames of each clip, 0 for one that is not there
+    clips_NCD: Floats  # descriptors
+    counts_NC: NDArray[np.int64]  # frames of each clip; what has none teaches nothing
     labels_N: NDArray[np.int64]  # index of the label
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
 
 
 def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = print,
@@ -87,32 +84,31 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     """
     model = load(recipe.init)
     contract = model.contract
-    if not contract.network.causal or contract.fusion is not None:
-        state = "has it" if contract.fusion is not None else "is bidirectional"
+    if state := "has it" if contract.fusion is not None else "" if contract.network.causal else "is bidirectional":
         raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model without it",
                          "train a model first, then its fusion")
     head, labels = next(iter(contract.heads.items()))
     if contract.background not in labels:
         raise UsageError(f"clip fusion for {contract.name}, whose {head} has no label for time without any",
                          "a model with one", "train it on recordings that are longer than their actions")
-    weight_KD, bias_K = (model.tensors[f"heads.{head}.{part}"].astype(np.float32) for part in ("weight", "bias"))
+    head_weights = model.tensors[f"heads.{head}.weight"].astype(np.float32), \
+        model.tensors[f"heads.{head}.bias"].astype(np.float32)
     own = contract.provenance.get("recipe", {})
     data = select(data, own.get("without_fold", 0), own.get("without_labels", ()), recipe.idle,
                   own.get("idle_without", ()), required=False)
     report(f"looking for {recipe.windows} windows of {recipe.window_clips} clips")
-    streams = _open_streams(recipe, contract, _sources(contract, data, "train", read_frames))
+    streams = _open_streams(recipe, contract, data, read_frames)
     windows = cache_windows(model, streams, recipe.windows, recipe.window_clips)
-    tensors = fit(windows, (weight_KD, bias_K), recipe.rule, recipe.seed)
+    tensors = fit(windows, head_weights, FusionRule(), seed=recipe.seed)
     table: dict[str, float] = {}
-    update: dict[str, object] = {"fusion": recipe.rule, "window_clips": recipe.window_clips}
+    update: dict[str, object] = {"fusion": FusionRule(), "window_clips": recipe.window_clips}
     left_out = [one.labels for one in data.splits.get("validation", ()) if one.labels]
     if any(contract.background not in labels.values() for labels in left_out) and \
-            (unseen := _sources(contract, data, "validation", read_frames)).idle:
+            (streams := _open_streams(recipe, contract, data, read_frames, unseen=True)):
         report("comparing on what was left out")
-        streams = _open_streams(recipe, contract, unseen, shown_as_recorded=True)
         held_out = cache_windows(model, streams, recipe.windows // 3, recipe.window_clips)
-        table = compare(windows, held_out, (weight_KD, bias_K), recipe.seed)
-        logits_NK = logits_of(held_out, (weight_KD, bias_K), recipe.rule, tensors)
+        table = compare(windows, held_out, head_weights, recipe.seed)
+        logits_NK = logits_of(held_out, head_weights, FusionRule(), tensors)
         scored = list(zip(logits_NK, held_out.labels_N.tolist(), strict=True))
         update["window_temperature"] = {**contract.window_temperature, head: temperature(scored)}
     update["provenance"] = {**contract.provenance, "fusion": {
@@ -121,32 +117,28 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     return table
 
 
-def _sources(contract: Contract, data: Dataset, split: str, read_frames: ReadFrames) -> TrainingSources:
-    """Of a split; hands are rendered to learn from only."""
-    sources = TrainingSources(data, split, frame_rate=contract.frame_rate, read_frames=read_frames,
-                              rendered=split == "train")
+def _open_streams(recipe: FusionRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames,
+                  unseen: bool = False) -> list[Iterator[LabelledFrame]]:
+    """Streams of single actions, labelled for the model's first head. unseen: of what was left out, shown as it was
+    recorded, without rendered hands; none where something is always done there."""
+    sources = TrainingSources(data, "validation" if unseen else "train", frame_rate=contract.frame_rate,
+                              read_frames=read_frames, rendered=not unseen)
     if sources.heads != contract.heads:
         raise UsageError(f"{data.name}, whose labels are not those of {contract.name}",
                          "the dataset it was trained on", "choose another one, or another model")
-    return sources
-
-
-def _open_streams(recipe: FusionRecipe, contract: Contract, sources: TrainingSources, shown_as_recorded: bool = False
-                  ) -> list[Iterator[LabelledFrame]]:
-    """Streams of single actions, labelled for the model's first head."""
+    if unseen and not sources.idle:
+        return []
     streams = [TrainingStream(sources, contract.input_size_hw, contract.frame_rate,
-                              np.random.default_rng((recipe.seed + shown_as_recorded, i)), SectionShares(),
-                              strength=float(not shown_as_recorded), strict=recipe.strict) for i in range(STREAMS)]
+                              np.random.default_rng((recipe.seed + unseen, i)), SectionShares(),
+                              strength=float(not unseen), strict=recipe.strict) for i in range(STREAMS)]
     truths = sources.truths
     return [(frame._replace(label=truths[frame.label][0]) for frame in stream.sparse()) for stream in streams]
 
 
-def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], count: int, window_clips: int,
-                  background_share: float = 0.2) -> Windows:
+def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], count: int, window_clips: int) -> Windows:
     """Windows of `window_clips` clips from streams in turn, `count` in all.
 
-    The streams' labels are indices into the model's first head. background_share: of windows without a gesture, at
-    most. Raises DatasetError when the streams end too early.
+    The streams' labels are indices into the model's first head. Raises DatasetError when the streams end too early.
     """
     contract = model.contract
     background = next(iter(contract.heads.values())).index(contract.background)
@@ -154,18 +146,15 @@ def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], coun
     empty = 0
     watched = [_windows(model.network, contract, stream, window_clips, background) for stream in streams]
     for window in chain.from_iterable(zip_longest(*watched)):  # None of a stream that has ended
-        if window is not None and (window[2] != background or empty < background_share * count):
+        if window is not None and (window[2] != background or empty < BACKGROUND_SHARE * count):
             empty += window[2] == background
             examples.append(window)
             if len(examples) == count:
                 break
     else:
         raise DatasetError(f"streams with {len(examples)} windows", f"{count} windows", "give more recordings")
-    clips_NCD = np.zeros((count, window_clips, len(examples[0][0][0])), np.float32)
-    counts_NC = np.zeros((count, window_clips), np.int64)
-    for n, (clips, counts, _) in enumerate(examples):
-        clips_NCD[n, :len(clips)], counts_NC[n, :len(counts)] = clips, counts
-    return Windows(clips_NCD, counts_NC, np.array([label for _, _, label in examples], np.int64))
+    clips, counts, labels = zip(*examples, strict=True)
+    return Windows(np.stack(clips), np.array(counts, np.int64), np.array(labels, np.int64))
 
 
 def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFrame], window_clips: int,
@@ -183,7 +172,7 @@ def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFram
         last = k
         rows_TD = np.stack([features_D for _, features_D in held])
         clips = np.split(rows_TD, range(contract.clip_frames, len(held), contract.clip_frames))
-        yield [clip.mean(axis=0) for clip in clips], [len(clip) for clip in clips], label
+        yield np.stack([clip.mean(axis=0) for clip in clips]), [len(clip) for clip in clips], label
 
 
 def _name(frames: Sequence[LabelledFrame], background: int) -> int | None:
@@ -207,62 +196,27 @@ def _features(network: Network, contract: Contract, stream: Iterator[LabelledFra
         yield from zip(frames, features_1TD[0].float().numpy(), strict=True)
 
 
-def fit(windows: Windows, head: Head, rule: FusionRule, seed: int = 0) -> dict[str, Floats]:
-    """The tensors of a clip fusion for windows labelled for one head."""
-    return fit_fusion(windows.clips_NCD, windows.counts_NC, {"": windows.labels_N}, {"": head}, rule, seed=seed)
+def fit(windows: Windows, head: Head, rule: FusionRule, *, epochs: int = 30, lr: float = 3e-3, seed: int = 0
+        ) -> dict[str, Floats]:
+    """Trains the clip fusion of `rule` for windows labelled for one head, which stays as it is; returns its tensors,
+    named as a model file names them.
 
-
-def logits_of(windows: Windows, head: Head, rule: FusionRule | None, tensors: Mapping[str, Floats]) -> Floats:
-    """Logits [N, K] of windows; rule None: of the mean of all frames."""
-    fusion = GatedFusion(rule or FusionRule(relate="none", gate=False), tensors)
-    descriptors = [fusion.fuse(clips_CD[counts_C > 0], counts_C[counts_C > 0])[0]
-                   for clips_CD, counts_C in zip(windows.clips_NCD, windows.counts_NC, strict=True)]
-    logits_NK: Floats = np.stack(descriptors) @ head[0].T + head[1]
-    return logits_NK
-
-
-def compare(windows: Windows, held_out: Windows, head: Head, seed: int = 0) -> dict[str, float]:
-    """Share of held-out windows named right by the central clip alone, the mean, and each form of clip fusion."""
-    weight_KD, bias_K = head
-    central_ND = held_out.clips_NCD[:, held_out.clips_NCD.shape[1] // 2]
-    right = {"central clip": float(((central_ND @ weight_KD.T + bias_K).argmax(1) == held_out.labels_N).mean())}
-    for name, rule in FORMS.items():
-        tensors = fit(windows, head, rule, seed) if rule else {}
-        right[name] = float((logits_of(held_out, head, rule, tensors).argmax(1) == held_out.labels_N).mean())
-    return right
-
-
-def fit_fusion(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N: Mapping[str, NDArray[np.integer]],
-               heads: Mapping[str, Head], rule: FusionRule | None = None, *, epochs: int = 30, batch: int = 64,
-               lr: float = 3e-3, weight_decay: float = 0.01, seed: int = 0) -> dict[str, Floats]:
-    """Trains the clip fusion of `rule` and returns its tensors, named as a model file names them. To be used live,
-    examples should look as they do live: windows of different fill, the newest clip partial in most.
-
-    descriptors_NCD: means of frame features; counts_NC: frames in each clip, 0 for a clip that is not there;
-    labels_N: index of the label of each example, for every head; heads: their weights, which stay as they are.
-    The learning rate falls from `lr` to zero along half a cosine. The same arguments give the same tensors.
-
-    Raises DatasetError for examples that do not fit each other or the heads, ModelError when the loss is not finite.
+    The learning rate falls from `lr` to zero along half a cosine. The same arguments give the same tensors. Raises
+    ModelError when the loss is not finite.
     """
-    rule = rule or FusionRule()
-    _check(descriptors_NCD, counts_NC, labels_N, heads)
-    clips, counts = torch.from_numpy(descriptors_NCD.astype(np.float32)), torch.from_numpy(counts_NC.astype(np.int64))
-    truth = {head: torch.from_numpy(labels.astype(np.int64)) for head, labels in labels_N.items()}
-    weights = {head: [torch.from_numpy(part.astype(np.float32)) for part in parts] for head, parts in heads.items()}
+    clips_NCD, counts_NC, truth_N, weight_KD, bias_K = map(torch.from_numpy, (*windows, *head))
     generator = torch.Generator().manual_seed(seed)
-    with seeded(seed, clips.device):
-        fusion = GatedClipFusion(clips.shape[2], rule).train()
+    with seeded(seed, clips_NCD.device):
+        fusion = GatedClipFusion(clips_NCD.shape[2], rule).train()
     parameters = list(fusion.parameters())
     if not parameters:
         return {}
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    steps = epochs * -(-len(clips) // batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * -(-len(clips_NCD) // BATCH))
     for _ in range(epochs):
-        for rows in torch.split(torch.randperm(len(clips), generator=generator), batch):
-            descriptor_BD, _ = fusion(clips[rows], counts[rows])
-            losses = [F.cross_entropy(F.linear(descriptor_BD, *weights[head]), truth[head][rows]) for head in weights]
-            loss: Tensor = torch.stack(losses).mean()
+        for rows in torch.split(torch.randperm(len(clips_NCD), generator=generator), BATCH):
+            descriptor_BD, _ = fusion(clips_NCD[rows], counts_NC[rows])
+            loss = F.cross_entropy(F.linear(descriptor_BD, weight_KD, bias_K), truth_N[rows])
             if not torch.isfinite(loss):
                 raise ModelError(f"a loss of {float(loss.detach())} while training the clip fusion", "a finite loss",
                                  "lower the learning rate")
@@ -273,25 +227,17 @@ def fit_fusion(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N
     return {PREFIX + name: np.array(value.numpy()) for name, value in fusion.state_dict().items()}
 
 
-def _check(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N: Mapping[str, NDArray[np.integer]],
-           heads: Mapping[str, Head]) -> None:
-    if descriptors_NCD.ndim != 3 or not descriptors_NCD.size or counts_NC.shape != descriptors_NCD.shape[:2]:
-        raise DatasetError(f"descriptors of shape {descriptors_NCD.shape} with counts of shape {counts_NC.shape}",
-                           "[N, C, D] with [N, C]", "give one count for each clip")
-    if (counts_NC < 0).any() or not counts_NC.any(axis=1).all():
-        raise DatasetError("counts below zero, or a window without a frame", "at least one frame in every window",
-                           "leave empty windows out")
-    if not np.isfinite(descriptors_NCD[counts_NC > 0]).all():
-        raise DatasetError("descriptors that are not finite", "finite numbers", "cache the descriptors again")
-    if not heads or set(labels_N) != set(heads):
-        raise DatasetError(f"labels for heads {sorted(labels_N)}", f"labels for {sorted(heads)}",
-                           "give the labels of every head")
-    for head, (weight_KD, bias_K) in heads.items():
-        K, D = len(bias_K), descriptors_NCD.shape[2]
-        if weight_KD.shape != (K, D):
-            raise DatasetError(f"head {head!r} with weights of shape {weight_KD.shape}", f"({K}, {D})",
-                               "use the heads of the network that made the descriptors")
-        labels = labels_N[head]
-        if labels.shape != (len(descriptors_NCD),) or not ((labels >= 0) & (labels < K)).all():
-            raise DatasetError(f"labels of shape {labels.shape} for head {head!r}, or some that are none of its {K}",
-                               f"{len(descriptors_NCD)} indices from 0 to {K - 1}", "check the labels")
+def logits_of(windows: Windows, head: Head, rule: FusionRule, tensors: Mapping[str, Floats]) -> Floats:
+    """Logits [N, K] of windows."""
+    fusion = GatedFusion(rule, tensors)
+    descriptors = [fusion.fuse(clips_CD, counts_C)[0] for clips_CD, counts_C, _ in zip(*windows, strict=True)]
+    logits_NK: Floats = np.stack(descriptors) @ head[0].T + head[1]
+    return logits_NK
+
+
+def compare(windows: Windows, held_out: Windows, head: Head, seed: int = 0) -> dict[str, float]:
+    """Share of held-out windows named right by the central clip alone, the mean, and each form of clip fusion."""
+    logits = {"central clip": held_out.clips_NCD[:, held_out.clips_NCD.shape[1] // 2] @ head[0].T + head[1]}
+    for name, rule in FORMS.items():
+        logits[name] = logits_of(held_out, head, rule, fit(windows, head, rule, seed=seed))
+    return {name: float((logits_NK.argmax(1) == held_out.labels_N).mean()) for name, logits_NK in logits.items()}

@@ -6,17 +6,19 @@
 
 A clip is T frames, one at random from each of T equal parts of a segment; SGD; cross-entropy of the mean logits. The
 published code multiplies no learning rate and no decay by what it notes for biases and batch norms, and so do we,
-unless told so by `multipliers`.
+unless told so by `multipliers`. Frames of a video count from 0, official file numbers are one higher; videos shorter
+than S segments repeat frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.decode import frame_size
@@ -30,23 +32,23 @@ from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
-from engines.training.clip_task import ClipTask, SGDConfig
-from engines.training.clips import ClipDataset, ClipOrder, Images, can_mirror
+from engines.training.clip_task import ClipDataset, ClipOrder, ClipTask, Images, SGDConfig, can_mirror
 from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, load_whole
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, Precision, Progress, run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
-from engines.training.sampling import Style, sample_frames, validation_frames
-from engines.training.sources import ReadFrames
-from engines.training.task import LoopConfig, Precision, Progress
 
 UNRECORDED_FIELDS = {"out", "workers", "strict"}
+Indices = NDArray[np.int64]
+# Of a video with fewer frames than segments (GSM's validation: no more), "gsm" repeats the first frame, "gsf" takes the
+# middle frames all the same.
+Style = Literal["gsm", "gsf"]
 
 
 @dataclass(frozen=True)
-class OfficialRecipe:
-    """The published numbers; where None is said to be the paper's, GSM and GSF differ."""
+class OfficialRecipe(SGDConfig):
+    """The published numbers, with those of `SGDConfig`; where None is said to be the paper's, GSM and GSF differ."""
 
     out: Path  # the model file to write
     init: str = "imagenet"  # or a backbone's weights, or a whole network
@@ -55,27 +57,15 @@ class OfficialRecipe:
     rule: str = DEFAULT_RULE  # how a bidirectional start becomes causal, see `engines.causal`
     segments: int = 8  # frames of a clip
     input_size_hw: tuple[int, int] | None = None  # None: the backbone's
-    epochs: int = 60
-    warmup: int = 10  # epochs
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     dropout: float = 0.5
     clip_norm: float = 20.0  # longest gradient
     batch: int | None = None  # clips; None: the paper's, GSM 16, GSF 32
-    accumulation: int | None = None  # batches for an update; None: the paper's, GSM 2, GSF 1
     clip_partial: bool | None = None  # clip the sum of an update's first batches, too; None: GSM alone
     randaugment: bool | None = None  # None: GSF alone
-    partial_norm: bool = False  # see `SGDConfig`; GSM's code does, unless its published commands switch it off
-    multipliers: bool = False  # see `SGDConfig`
     precision: Precision = "auto"
-    average: float = 0.0  # decay of the running mean of the weights, which is saved; 0, as published: the last weights
     validate_epochs: int = 5  # epochs from one validation to the next
     patience: int = 0  # validations without a better one that end the run; 0: no end
     teacher: str | None = None  # a bidirectional network whose scores to learn, too
-    distil_temperature: float = 2.0  # of both networks' scores
-    distil_weight: float = 1.0  # of the teacher's scores in the loss
-    label_weight: float = 1.0  # of the labels in the loss
     frame_rate: float = 12.0  # at which segments are decoded
     without_fold: int = 0  # group of segments to validate with instead, 0 for none
     seed: int = 0
@@ -102,13 +92,11 @@ def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_
     size_hw, T = network.input_size_hw, network.segments
     cover_hw = tuple(size * cover // usual for size, cover, usual in
                      zip(size_hw, network.backbone.cover_hw, network.backbone.input_size_hw, strict=True))
-    heads = {head: tuple(labels) for head, labels in data.heads.items()}
-    return Contract(name=recipe.name, network=network.config, heads=heads,
-                    frame_rate=T / clip_s, cover_hw=(cover_hw[0], cover_hw[1]),
-                    resize_filter="pillow-bilinear", receptive_frames=network.receptive_field if network.causal else T,
-                    warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),
-                    background=data.background, provenance={"data": data.name, "recipe": recipe_record(recipe)},
-                    **network.backbone.pixels._asdict())
+    return Contract(name=recipe.name, network=network.config, heads=dict(data.heads), frame_rate=T / clip_s,
+                    cover_hw=(cover_hw[0], cover_hw[1]), resize_filter="pillow-bilinear", clip_frames=T,
+                    receptive_frames=network.receptive_field if network.causal else T, warmup_frames=T, window_clips=1,
+                    max_gap_s=max(1.0, 2 * clip_s / T), background=data.background, **network.backbone.pixels._asdict(),
+                    provenance={"data": data.name, "recipe": recipe_record(recipe)})
 
 
 def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
@@ -119,26 +107,25 @@ def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
 
 
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
-          progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
+          progress: Progress = lambda _, __: None) -> Network:
     """Trains on the split "train", validates on "validation" and writes the model file; returns its network.
 
     The weights that were best at that are saved, the last ones where there is nothing to validate on. A killed run goes
     on; its own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
     """
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
-        report = report if ranks.is_main else lambda _: None
-        return _train(resolve_defaults(recipe), data, ranks, report, progress, read_frames)
+        return _train(resolve_defaults(recipe), data, ranks, report if ranks.is_main else lambda _: None, progress)
 
 
-def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress,
-           read_frames: ReadFrames) -> Network:
+def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress
+           ) -> Network:
     data = without_group(data, recipe.without_fold)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]
     if not segments:
         raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
                            "labelled segments in the split 'train', or a teacher", "check the dataset's annotations")
-    heads = {head: tuple(labels) for head, labels in data.heads.items()}
+    heads = data.heads
     wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
                               input_size_hw=recipe.input_size_hw)
     network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in heads.items()},
@@ -149,14 +136,13 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
                          f"use --arch {made}")
     teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
     contract = make_contract(recipe, network, data, _clip_s(segments))
-    reader = _ClipReader(recipe, contract, data, read_frames)
-    config = SGDConfig(**{one.name: getattr(recipe, one.name) for one in fields(SGDConfig)})
+    reader = _ClipReader(recipe, contract, data)
     clips = ClipDataset(segments, heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
-    task = ClipTask(network, contract, config, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
+    task = ClipTask(network, contract, recipe, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
                     held_out, reader.centre, ranks, workers=recipe.workers, teacher=teacher, strict=recipe.strict)
     updates = task.updates_per_epoch
-    loop = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=config.accumulation,
+    loop = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=recipe.accumulation or 1,
                       clip_norm=recipe.clip_norm, clip_partial=bool(recipe.clip_partial), precision=recipe.precision,
                       checkpoint_every=updates, log_every=max(1, min(50, updates)),
                       validate_every=recipe.validate_epochs * updates if held_out else 0, patience=recipe.patience)
@@ -194,14 +180,14 @@ def _clip_s(segments: Sequence[Segment]) -> float:
 class _ClipReader:
     """What training and validation see of a segment."""
 
-    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames) -> None:
-        self._recipe, self._contract, self._data, self._read_frames = recipe, contract, data, read_frames
+    def __init__(self, recipe: OfficialRecipe, contract: Contract, data: Dataset) -> None:
+        self._recipe, self._contract, self._data = recipe, contract, data
 
     def _decode(self, segment: Segment) -> Images:
         """All frames, not larger than the short side of what is covered asks for, in their own aspect."""
         height, width = frame_size(segment.media)
         scale = min(1.0, min(self._contract.cover_hw) / min(height, width))
-        return self._read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
+        return read_frames(segment, self._recipe.frame_rate, (round(height * scale), round(width * scale)))[0]
 
     def training(self, segment: Segment, rng: np.random.Generator) -> tuple[Images, bool]:
         images = self._decode(segment)
@@ -218,3 +204,42 @@ class _ClipReader:
         contract = self._contract
         return np.stack([fit(image, contract.cover_hw, contract.input_size_hw, contract.resize_filter) for image in
                          images[validation_frames(len(images), self._recipe.segments, self._recipe.style)]])
+
+
+def middle_frames(frames: int, segments: int) -> Indices:
+    """The middle frame of each of S equal segments [S], 2 6 11 16 20 25 30 34 of (37, 8): testing with one clip.
+    Raises UsageError for numbers below 1."""
+    length = _segment_length(frames, segments)
+    return (length / 2 + length * np.arange(segments)).astype(np.int64)
+
+
+def evaluation_frames(frames: int, segments: int, clips: int = 1) -> Indices:
+    """Frames of one clip, or of two whose scores are averaged, [clips, S]: first frames of segments, then middles."""
+    if clips not in (1, 2):
+        raise UsageError(f"{clips} test clips", "1 or 2", "choose one of these")
+    firsts = (_segment_length(frames, segments) * np.arange(segments)).astype(np.int64)
+    return np.stack([firsts, middle_frames(frames, segments)][2 - clips:])
+
+
+def validation_frames(frames: int, segments: int, style: Style = "gsf") -> Indices:
+    """Frames that validation during training looks at [S]."""
+    chosen = middle_frames(frames, segments)
+    return np.zeros_like(chosen) if style == "gsm" and frames <= segments else chosen
+
+
+def sample_frames(frames: int, segments: int, random: np.random.RandomState, style: Style = "gsf") -> Indices:
+    """One frame at random from each segment of equal whole length [S]: training.
+
+    random: NumPy's legacy generator, so that a seed gives the draws of the published code.
+    """
+    chosen = middle_frames(frames, segments)
+    length = frames // segments
+    if length:
+        return np.arange(segments) * length + random.randint(length, size=segments)
+    return np.zeros_like(chosen) if style == "gsm" else chosen
+
+
+def _segment_length(frames: int, segments: int) -> float:
+    if frames < 1 or segments < 1:
+        raise UsageError(f"{segments} segments of {frames} frames", "at least one of each", "leave such videos out")
+    return frames / segments

@@ -2,13 +2,13 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from engines.errors import GatestreamError
 
@@ -45,15 +45,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def load(loader: DataLoader[Any]) -> Iterator[Any]:
-    """A loader's items; one that is an error is raised, which torch would make another kind of on its way here."""
+def load(items: Dataset[Any], workers: int, prefetch: int, order: Iterable[Any] | None = None) -> Iterator[Any]:
+    """Items, in an order or as they come, by so many loader workers; one that is an error is raised, which torch would
+    make another kind of on its way here."""
+    # Its own generator: the loader draws from it.
+    loader = DataLoader(items, batch_size=None, sampler=order, num_workers=workers, generator=torch.Generator(),
+                        prefetch_factor=prefetch if workers else None)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # OpenCV's threads do not survive the fork of a worker, which would wait for them for ever
     try:
-        items = iter(loader)
+        loaded = iter(loader)
     finally:
         cv2.setNumThreads(threads)
-    for item in items:
+    for item in loaded:
         if isinstance(item, GatestreamError):
             raise item
         yield item

@@ -88,15 +88,8 @@ def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_t
     return LinearHead(weight_KD, bias_K)
 
 
-def choose_l2(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], seed: int) -> tuple[float, float]:
-    """The penalty with the least cross-validated loss, and that loss; `seed` draws the folds."""
-    losses = [cross_validate(examples, start, frozen_K, l2_to_start, seed) for l2_to_start in L2_CANDIDATES]
-    best = int(np.argmin(losses))
-    return L2_CANDIDATES[best], losses[best]
-
-
-def cross_validate(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_to_start: float, seed: int,
-                    learn_N: NDArray[np.bool_] | None = None, judge_N: NDArray[np.bool_] | None = None) -> float:
+def cross_validate(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], seed: int, l2_to_start: float,
+                   learn_N: NDArray[np.bool_] | None = None, judge_N: NDArray[np.bool_] | None = None) -> float:
     """Mean cross-entropy on recordings left out, in folds drawn by `seed`; 0 for fewer than two recordings.
 
     learn_N, judge_N: examples that may be learnt from at all, and those to judge by; all if None.
@@ -105,20 +98,13 @@ def cross_validate(examples: Examples, start: LinearHead, frozen_K: NDArray[np.b
     learn_N, judge_N = every_N if learn_N is None else learn_N, every_N if judge_N is None else judge_N
     total = weight = 0.0
     for out_N in _folds(examples.recording_N, seed):
-        asked = examples.select(out_N & judge_N)
         head = fit(examples.select(~out_N & learn_N), start, frozen_K, l2_to_start)
-        total += cross_entropy(head, asked) * asked.weight_N.sum()
-        weight += asked.weight_N.sum()
-    return float(total / weight) if weight else 0.0
-
-
-def cross_entropy(head: LinearHead, examples: Examples) -> float:
-    """Weighted mean cross-entropy; 0 without examples."""
-    if not len(examples.weight_N):
-        return 0.0
-    logits_NK = head.logits(examples.features_ND) / examples.temperature_N[:, None]
-    loss_N = F.cross_entropy(torch.from_numpy(logits_NK), torch.from_numpy(examples.target_NK), reduction="none")
-    return float(examples.weight_N @ loss_N.numpy() / examples.weight_N.sum())
+        asked = examples.select(out_N & judge_N)
+        logits_NK = torch.from_numpy(head.logits(asked.features_ND) / asked.temperature_N[:, None])
+        loss_N = F.cross_entropy(logits_NK, torch.from_numpy(asked.target_NK), reduction="none")
+        total += float(asked.weight_N @ loss_N.numpy())
+        weight += float(asked.weight_N.sum())
+    return total / weight if weight else 0.0
 
 
 def _folds(recording_N: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.bool_]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from engines.errors import GatestreamError
 from engines.training.loss import Truth
@@ -96,12 +96,10 @@ class StreamLoader(IterableDataset["Batch | GatestreamError"]):
     def batches(self, first: int, end: int) -> Iterator[Batch]:
         """Those of iteration `first` up to `end`, whatever the number of loader workers. Raises what they raise."""
         self._first, self._end = first, end
-        loader = DataLoader(self, batch_size=None, num_workers=self._workers, generator=torch.Generator(),  # its own:
-                            prefetch_factor=4 if self._workers else None)  # the loader draws from it
         parts = max(1, self._workers)
         served = [row for part in range(parts) for row in self.rows[part::parts]]
         order = torch.tensor([served.index(row) for row in self.rows])
-        pieces = load(loader)
+        pieces = load(self, self._workers, prefetch=4)
         for _ in range(first, end):
             yield _join([next(pieces) for _ in range(parts)], order)
 

@@ -4,9 +4,8 @@ Every row of a batch is a stream; a chunk is its next T frames. At a chunk's sta
 state (a trimmed clip), the others continue, so that the second hour is as well trained as the first second.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,25 +17,27 @@ from engines.networks.temporal import State
 from engines.runtime.windowed import split
 from engines.training.calibrate import ValidationClip, score_clips
 from engines.training.distributed import Ranks
+from engines.training.loop import Autocast, LossTerm, Task, make_weight_average
 from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pixels import normalise
 from engines.training.runfolder import Row
 from engines.training.stream_loader import Batch, StreamLoader
-from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
 FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
 WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the fingertip's part falls, and never to nothing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-    """Learning rates of a network's parts, and what else AdamW wants to know."""
+    """How weights are updated: by AdamW, each part of the network at a rate of its own."""
 
-    backbone_lr: float
-    module_lr: float  # of temporal modules
-    head_lr: float  # of heads, read-out and fingertip
-    weight_decay: float
-    frozen_layers: int  # first of the backbone's `freezable_layers` that stay as they are
+    iterations: int = 3600  # steps on streams
+    backbone_lr: float = 1e-4
+    module_lr: float = 1e-3  # of temporal modules
+    head_lr: float = 1e-3  # of heads, read-out and fingertip
+    weight_decay: float = 0.02
+    frozen_layers: int = 7  # first of the backbone's `freezable_layers` that stay as they are
+    average: float = 0.998  # decay of the running mean of the weights, which is saved
 
 
 class FingertipAuxHead(nn.Module):
@@ -73,16 +74,16 @@ class StreamTask(Task[Batch]):
 
     loader: of this process's rows; truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has
     none: a frame's label is the index of one of these; finds_tips: whether frames know the fingertip, which a backbone
-    with a middle stage then learns to find, too; held_out: decodes what validation looks at; spread: so many frames
+    with a middle stage then learns to find, too; held_out: called for what validation looks at; spread: so many frames
     evenly over each of these clips, 0: the model's frame rate.
     """
 
     def __init__(self, network: Network, contract: Contract, loader: StreamLoader, truths: Sequence[tuple[int, ...]],
-                 config: AdamWConfig, *, iterations: int, average: float, ranks: Ranks, finds_tips: bool = False,
+                 config: AdamWConfig, ranks: Ranks, *, finds_tips: bool = False,
                  held_out: Callable[[], Sequence[ValidationClip]] = tuple, spread: int = 0) -> None:
         self.network, self.contract = network.to(ranks.device), contract
         network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = make_weight_average(network, average)
+        self.average = make_weight_average(network, config.average)
         frozen = network.backbone.freezable_layers()[:config.frozen_layers]
         subsample_depthwise(network)
         finds_tips = finds_tips and network.backbone.middle is not None
@@ -97,8 +98,8 @@ class StreamTask(Task[Batch]):
         self.optimiser = torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups if p],
                                            weight_decay=config.weight_decay)
         self._truths = torch.tensor(truths, device=ranks.device)
-        self._iterations, self._warmup = iterations, max(1, min(200, iterations // 10))
-        self._loader, self._ranks, self._decode, self._spread = loader, ranks, held_out, spread
+        self._iterations, self._warmup = config.iterations, max(1, min(200, config.iterations // 10))
+        self._loader, self._ranks, self._held_out, self._spread = loader, ranks, held_out, spread
 
     def rate(self, iteration: int) -> float:
         """Half a cosine after a short warm-up."""
@@ -119,19 +120,12 @@ class StreamTask(Task[Batch]):
     def fresh_state(self) -> State:
         return self.network.fresh_state(len(self._loader.rows))
 
-    def describe(self, batch: Batch) -> str:
-        return "; ".join(batch.names)
-
-    @cached_property
-    def _held_out(self) -> Sequence[ValidationClip]:
-        return self._decode()
-
     def validate(self, network: Network) -> Row:
         """How many of the clips that were left out the last window names, and its negative log-likelihood; means over
         heads."""
         heads = self.contract.heads
         sums = torch.zeros(len(heads), 3, dtype=torch.float64, device=self._ranks.device)
-        own = self._held_out[self._ranks.rank::self._ranks.world_size]
+        own = self._held_out()[self._ranks.rank::self._ranks.world_size]
         for i, scored in enumerate(score_clips(self.contract, network, own, self._spread).values()):
             for logits_K, truth in scored.window:
                 logp_K = torch.from_numpy(logits_K).double().log_softmax(0)
@@ -157,18 +151,14 @@ class StreamTask(Task[Batch]):
         logits = self.network.scores(features.float())
         for i, (head, labels) in enumerate(self.contract.heads.items()):
             known = truth._replace(label=self._truths[truth.label][..., i])
-            terms |= {_named(name, head, logits): term
-                      for name, term in _head_terms(logits[head], known, labels, self.contract.background).items()}
+            found = _head_terms(logits[head], known, labels, self.contract.background)
+            terms |= {name if len(logits) == 1 else f"{head} {name}": term for name, term in found.items()}
         if self._finds_tips is not None:
             fade = max(0.0, 1 - iteration / (0.8 * self._iterations))
             heat, guess = self._finds_tips(len(batch.pixels))
             terms |= {name: term._replace(weight=TIP_WEIGHT * (TIP_REST + fade))
                       for name, term in tip_loss(heat, guess, truth).items()}
         return terms, state
-
-
-def _named(name: str, head: str, heads: Mapping[str, Tensor]) -> str:
-    return name if len(heads) == 1 else f"{head} {name}"
 
 
 def _head_terms(logits_BTK: Tensor, truth: Truth, labels: tuple[str, ...], background: str | None

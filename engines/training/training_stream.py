@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.errors import DatasetError
-from engines.training.recorded_sections import RecordedSections
-from engines.training.rendered_sections import RenderedSections
-from engines.training.sections import LabelledFrame
+from engines.training.sections import LabelledFrame, RecordedSections, RenderedSections
 from engines.training.sources import TrainingSources
 
 MOMENT_S = (0.6, 3.0)  # how long a moment of idle time lasts beside whole actions: about as long as they

@@ -23,8 +23,7 @@ _EXAMPLES = 3  # of each kind of problem that are printed
 
 @commands.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
-          kind: Kind = "auto",
-          media: MediaFolder = None,
+          kind: Kind = "auto", media: MediaFolder = None,
           seconds: Annotated[float | None, typer.Option(min=0, metavar="S", help=(
               "Name segments shorter than this. Default: a clip of --model, if one is given."))] = None,
           model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|FILE", help=(

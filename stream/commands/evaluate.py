@@ -27,8 +27,7 @@ def evaluate(model: ModelArgument,
                  "Which split. Default: validation, else test, else all there is."))] = None,
              group: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
                  "Only the clips of this group, such as a person. May be given several times."))] = None,
-             kind: Kind = "auto",
-             media: MediaFolder = None,
+             kind: Kind = "auto", media: MediaFolder = None,
              idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
                  "Videos without gestures: evaluates streams and false events, too. Those the model's training left "
                  "out, if any. May be given several times."))] = None,
@@ -92,8 +91,10 @@ def evaluate(model: ModelArgument,
         raise UsageError(f"--out {out} without --max-false-events", "thresholds to write into it",
                          "add --max-false-events N/h, or leave --out out; the numbers go to --json FILE")
     recipe = load(model).contract.provenance.get("recipe", {})
-    held_out = set(recipe.get("idle_without", ()))
-    footage = [path for folder in idle or () for path in _select_held_out(list_videos([folder]), held_out)]
+    held_out, footage = set(recipe.get("idle_without", ())), list[Path]()
+    for folder in idle or ():
+        videos = list_videos([folder])
+        footage += [video for video in videos if video.stem in held_out] or videos  # all where none was left out
     found = run_evaluation(model, dataset, fold=fold, idle=footage, engine=engine, seed=seed, split=split,
                            groups=group or (), rendered_idle_s=60 * rendered_idle, rounds=rounds, strict=strict,
                            kind=kind, media=media)
@@ -102,8 +103,7 @@ def evaluate(model: ModelArgument,
         chosen = search_rules(found.stream, found.idles.values(), limit)
         figures["thresholds"] = chosen.as_json()
         data = {"dataset": found.selection.name, "split": split, "groups": list(found.selection.groups),
-                "idle": [path.stem for path in footage], "rendered_idle_minutes": rendered_idle,
-                "seed": seed}
+                "idle": [path.stem for path in footage], "rendered_idle_minutes": rendered_idle, "seed": seed}
         write_rule(model, chosen, data, out)
     if submission is not None and supervision is not None:
         found.submit(submission, _parse_levels(supervision))
@@ -117,11 +117,6 @@ def evaluate(model: ModelArgument,
         write_atomically(Path(json), (text + "\n").encode())
 
 
-def _select_held_out(footage: list[Path], names: set[str]) -> list[Path]:
-    """Of a folder's videos those that training left out; all of a folder that has none of them."""
-    return [path for path in footage if path.stem in names] or footage
-
-
 def _parse_rate(text: str) -> float:
     """"6/h" or "6" as a number per hour."""
     if not re.fullmatch(r"\d+(\.\d+)?(/h)?", text):
@@ -129,9 +124,7 @@ def _parse_rate(text: str) -> float:
     return float(text.removesuffix("/h"))
 
 
-def _parse_levels(text: str) -> tuple[int, int, int]:
-    found = re.fullmatch(r"([0-5]),([0-5]),([0-5])", text)
-    if found is None:
+def _parse_levels(text: str) -> list[int]:
+    if not re.fullmatch(r"[0-5],[0-5],[0-5]", text):
         raise UsageError(f"--supervision {text}", "three levels from 0 to 5, such as 1,3,3", "write it like that")
-    first, second, third = (int(level) for level in found.groups())
-    return first, second, third
+    return [int(level) for level in text.split(",")]

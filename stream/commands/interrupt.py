@@ -1,10 +1,9 @@
-"""Ctrl-C and SIGTERM from the first moment of a command on, before it has handlers of its own."""
+"""Ctrl-C and SIGTERM: from the first moment of a command on, and the handlers it has of its own."""
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 _received = threading.Event()
@@ -13,22 +12,37 @@ _received = threading.Event()
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM raise KeyboardInterrupt, so that files are finished whenever they come, and are remembered.
-
-    In other threads than the main one, and for a signal that is ignored or handled by the caller, nothing changes.
-    """
+    In other threads than the main one, and for a signal that is ignored or handled by the caller, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _received.clear()
     defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    changed = [number for number, default in defaults.items() if signal.getsignal(number) is default]
-    for number in changed:
-        signal.signal(number, _interrupt)
+    with handle_signals({number: _interrupt for number, default in defaults.items()
+                         if signal.getsignal(number) is default}):
+        yield
+
+
+@contextmanager
+def handle_signals(handlers: Mapping[signal.Signals, Callable[..., object]]) -> Iterator[None]:
+    """Sets handlers of signals, and those that were there before at the end. Main thread only."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, defaults[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_on_signals(close: Callable[[], object], stop: threading.Event) -> AbstractContextManager[None]:
+    """Ctrl-C and SIGTERM set `stop` and close the source; a second one raises KeyboardInterrupt. Main thread only."""
+    def handle(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        close()
+
+    return handle_signals({signal.SIGINT: handle, signal.SIGTERM: handle})
 
 
 def raise_if_interrupted() -> None:
@@ -37,6 +51,6 @@ def raise_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(*_: object) -> None:
     _received.set()
     raise KeyboardInterrupt

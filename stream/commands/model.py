@@ -11,7 +11,6 @@ from engines.errors import UsageError
 from stream.commands.options import EngineName, Hop, ModelArgument
 
 if TYPE_CHECKING:
-    from engines.model.contract import Contract
     from engines.model.file import Model
     from engines.runtime.engine import Engine
 
@@ -42,7 +41,12 @@ def models(name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Sho
     if card is not None and card.is_file():
         from rich.markdown import Markdown
         console.print(Markdown(card.read_text(encoding="utf-8")))
-    for line in _describe(model.contract):
+    contract = model.contract
+    seen_s = contract.clip_frames * contract.window_clips / contract.frame_rate
+    for line in [f"{contract.name}: {contract.architecture}, {contract.frame_rate:g} frames/s, "
+                 f"{contract.input_size_hw[1]}x{contract.input_size_hw[0]} pixels, window {seen_s:.1f} s",
+                 *(f"{head}: {', '.join(labels)}" for head, labels in contract.heads.items()),
+                 *(f"{name}: {value}" for name, value in contract.provenance.items())]:
         console.print(line, markup=False)
 
 
@@ -77,14 +81,6 @@ def _list_engines(console: Any) -> None:
     console.print()
     console.print(table if table.row_count else "no engines built yet")
     console.print(f"engine cache: {cache.cache_dir()}", markup=False, soft_wrap=True)
-
-
-def _describe(contract: Contract) -> list[str]:
-    seen_s = contract.clip_frames * contract.window_clips / contract.frame_rate
-    return [f"{contract.name}: {contract.architecture}, {contract.frame_rate:g} frames/s, "
-            f"{contract.input_size_hw[1]}x{contract.input_size_hw[0]} pixels, window {seen_s:.1f} s",
-            *(f"{head}: {', '.join(labels)}" for head, labels in contract.heads.items()),
-            *(f"{name}: {value}" for name, value in contract.provenance.items())]
 
 
 @commands.command()

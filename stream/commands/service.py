@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from engines.errors import UsageError
-from stream.commands.interrupt import raise_if_interrupted
+from stream.commands.interrupt import handle_signals, raise_if_interrupted
 from stream.commands.options import EngineName, ModelName
 
 commands = typer.Typer()
@@ -17,13 +17,12 @@ log = logging.getLogger("gatestream.service")
 
 
 @commands.command()
-def serve(config: Annotated[Path | None, typer.Argument(
-            metavar="[CONFIG.toml]", help="What to serve; by default, any camera of this machine may connect.")] = None,
+def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=(
+              "What to serve; by default, any camera of this machine may connect."))] = None,
           check: Annotated[bool, typer.Option("--check", help="Check the configuration, and end.")] = False,
           cluster: Annotated[bool, typer.Option("--cluster", help="On several machines or GPUs, with Ray.")] = False,
           gate: Annotated[Path | None, typer.Option(exists=True, metavar="FILE", help=(
-              "A recording in which a new model has to find the events that the running one finds."))] = None,
-          ) -> None:
+              "A recording in which a new model has to find the events that the running one finds."))] = None) -> None:
     """Recognise many cameras: ZeroMQ senders connect, webcams, streams and files are opened, results go out.
 
     After SIGHUP the configuration is read again; a new model takes over when it is ready.
@@ -64,9 +63,8 @@ def serve(config: Annotated[Path | None, typer.Argument(
     signals = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if hasattr(signal, "SIGHUP"):
         signals[signal.SIGHUP] = reload
-    before = {number: signal.signal(number, lambda *_, event=event: event.set()) for number, event in signals.items()}
     silence_decoders()
-    try:
+    with handle_signals({number: lambda *_, event=event: event.set() for number, event in signals.items()}):
         raise_if_interrupted()
         if cluster:
             from stream.service.cluster.cluster import Cluster
@@ -84,27 +82,22 @@ def serve(config: Annotated[Path | None, typer.Argument(
             if service.health_address:
                 log.info("state and metrics: http://%s/health and /metrics", service.health_address)
             service.run(stop, reload_settings)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @commands.command()
-def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to send, as for gatestream run.")],
-           to: Annotated[str, typer.Option(metavar="ADDRESS", help="tcp://host:port of the service; with --publish, "
-                                                                   "where to be found, such as tcp://*:5556.")],
-           name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the camera. Default: the source's.")]
-           = None,
-           form: Annotated[Literal["gatestream", "imagezmq", "netgear"], typer.Option(
-               help="Whose messages to send.")] = "gatestream",
-           publish: Annotated[bool, typer.Option("--publish", help="Send to whoever listens, wait for nobody.")]
-           = False,
-           quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
-           key: Annotated[Path | None, typer.Option(metavar="FILE.key_secret", help="The camera's keys.")] = None,
-           server_key: Annotated[Path | None, typer.Option(metavar="FILE.key", help="The service's public key.")]
-           = None,
-           max_frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N pictures.")] = None,
-           ) -> None:
+def camera(
+        source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to send, as for gatestream run.")],
+        to: Annotated[str, typer.Option(metavar="ADDRESS", help=(
+            "tcp://host:port of the service; with --publish, where to be found, such as tcp://*:5556."))],
+        name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the camera. Default: the source's.")] = None,
+        form: Annotated[Literal["gatestream", "imagezmq", "netgear"], typer.Option(help=(
+            "Whose messages to send."))] = "gatestream",
+        publish: Annotated[bool, typer.Option("--publish", help="Send to whoever listens, wait for nobody.")] = False,
+        quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
+        key: Annotated[Path | None, typer.Option(metavar="FILE.key_secret", help="The camera's keys.")] = None,
+        server_key: Annotated[Path | None, typer.Option(metavar="FILE.key", help="The service's public key.")] = None,
+        max_frames: Annotated[int | None, typer.Option(min=1, metavar="N", help=(
+            "Stop after N pictures."))] = None) -> None:
     """Send any source as a ZeroMQ camera.
 
     [bold]Examples[/bold]

@@ -1,10 +1,11 @@
 """Labelled clips, each from a fresh stream: right when the last `window` score names the label."""
 
+import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,20 +25,11 @@ TOPS = (1, 5)
 UNSEEN = "unseen"  # the kind of clips of people who are not in training
 
 
-@dataclass(frozen=True)
-class ClipScores:
+class ClipScores(NamedTuple):
     """A clip and its last window scores, {head: probabilities [K]}."""
 
     segment: Segment
     window: Mapping[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Something that could not be measured, and why."""
-
-    what: str
-    why: str
 
 
 class HeadClips:
@@ -116,7 +108,7 @@ class ClipReport:
     contract: Contract
     background: str | None = None
     outcomes: list[ClipScores] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # what could not be measured, and why
 
     @cached_property
     def heads(self) -> dict[str, HeadClips]:
@@ -142,9 +134,7 @@ class ClipReport:
 
     def breakdown(self, rare: Mapping[str, Collection[str]]) -> dict[str, Any]:
         """Top-1 over rare labels and over people who are not in training (clips of kind "unseen"); {} without either.
-
-        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is.
-        """
+        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is."""
         if not set(epic_submission.HEADS) <= set(self.heads):
             return {}
         verb, noun = self._pairs()
@@ -163,13 +153,13 @@ class ClipReport:
     def as_json(self) -> dict[str, Any]:
         first = self.first
         kinds = sorted({segment.kind for segment in first.segments if segment.kind})
-        names = self.contract.heads[next(iter(self.heads))]
-        wrong = [f"{first.labels[truth]} as {names[answer]}" for truth, answer in
+        wrong = [f"{first.labels[truth]} as {first.labels[answer]}" for truth, answer in
                  zip(first.truth_N, first.answers_N, strict=True) if truth != answer]
-        found = {"clips": len(first.segments), "accuracy": self.accuracy(),
-                 "by_kind": {kind: self.accuracy(kind) for kind in kinds}, "wrong": wrong,
-                 "heads": {head: clips.as_json() for head, clips in self.heads.items()}}
-        return {**found, "actions": self.actions()} if self.actions() else found
+        actions = self.actions()
+        return {"clips": len(first.segments), "accuracy": self.accuracy(),
+                "by_kind": {kind: self.accuracy(kind) for kind in kinds}, "wrong": wrong,
+                "heads": {head: clips.as_json() for head, clips in self.heads.items()},
+                **({"actions": actions} if actions else {})}
 
     def _pairs(self) -> tuple[HeadClips, HeadClips]:
         """Verb and noun of the clips that have both, row by row."""
@@ -197,11 +187,11 @@ def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], backgrou
                 raise DatasetError(f"{silent[0].id}, which gave no prediction", "a clip of a few frames in its video",
                                    "leave it out of the dataset")
             report.outcomes += found
-            report.skipped += [Skipped(segment.id, "not one frame of it is in its recording") for segment in silent]
+            report.skipped += [(segment.id, "not one frame of it is in its recording") for segment in silent]
         except GatestreamError as error:
             if strict:
                 raise
-            report.skipped += [Skipped(segment.id, error.got) for segment in together]
+            report.skipped += [(segment.id, error.got) for segment in together]
     return report
 
 
@@ -210,6 +200,7 @@ def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
     """The last scores of each segment of one recording that has any, each played on a camera of its own."""
     in_order = sorted(segments, key=lambda segment: segment.start_s)
     segment_of = {f"clip {number}": segment for number, segment in enumerate(in_order)}
+    stop_of = {camera: math.inf if one.stop_s is None else one.stop_s for camera, one in segment_of.items()}
     waiting, running = deque(segment_of), deque[str]()
     last: dict[str, Scores] = {}
 
@@ -220,7 +211,7 @@ def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
     at = 0.0
     try:
         for image, at in read_images(media):
-            for camera in [one for one in running if _is_over(segment_of[one], at)]:
+            for camera in [one for one in running if at >= stop_of[one] - TIME_NOISE_S]:
                 running.remove(camera)
                 recognizer.reset(camera)
             while waiting and segment_of[waiting[0]].start_s <= at + TIME_NOISE_S:
@@ -239,10 +230,6 @@ def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
         if meter is not None:
             meter.end(_truths(segments, at, background))
     return [ClipScores(segment, last[camera].window) for camera, segment in segment_of.items() if camera in last]
-
-
-def _is_over(segment: Segment, at: float) -> bool:
-    return segment.stop_s is not None and at >= segment.stop_s - TIME_NOISE_S
 
 
 def _truths(segments: Iterable[Segment], end_s: float, background: str | None) -> dict[str, list[Truth]]:

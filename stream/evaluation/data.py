@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from engines.datasets import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
@@ -29,10 +30,8 @@ class Selection:
 
 def select(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Selection:
     """The segments of a split (validation, else test, else all there is), of some groups only if any are named.
-
-    A head of the dataset serves the model's head of the same name; where both have just one, that one.
-    Raises UsageError for a split that is not there or heads that do not fit, DatasetError when nothing is left.
-    """
+    A head of the dataset serves the model's head of the same name; where both have just one, that one. Raises
+    UsageError for a split that is not there or heads that do not fit, DatasetError when nothing is left."""
     heads = _heads(dataset, contract)
     segments = [segment for segment in _split(dataset, split) if not groups or segment.group in groups]
     if not segments:
@@ -55,9 +54,10 @@ def select(dataset: Dataset, contract: Contract, split: str | None = None, group
 def held_out_groups(dataset: Dataset, contract: Contract, split: str | None = None) -> tuple[str, ...]:
     """The group of a dataset that the model's training left out; () where it left none out, or there is no such one."""
     group = str(contract.provenance.get("recipe", {}).get("without_fold", 0))
-    if group == "0" or any(segment.group == group for segment in _split(dataset, split)):
-        return () if group == "0" else (group,)
-    log.warning("%s has no fold %s, which training left out: all of it is measured", dataset.name, group)
+    if any(segment.group == group != "0" for segment in _split(dataset, split)):
+        return (group,)
+    if group != "0":
+        log.warning("%s has no fold %s, which training left out: all of it is measured", dataset.name, group)
     return ()
 
 
@@ -76,15 +76,10 @@ def is_trimmed(segments: Sequence[Segment]) -> bool:
 
 def max_overlap(segments: Sequence[Segment]) -> int:
     """The most segments of one recording that overlap at any time."""
-    most = 0
-    for together in group_by_media(segments).values():
-        edges = sorted([(segment.start_s, 1) for segment in together]
-                       + [(segment.stop_s, -1) for segment in together if segment.stop_s is not None])
-        running = 0
-        for _, change in edges:
-            running += change
-            most = max(most, running)
-    return most
+    edges = (sorted([(segment.start_s, 1) for segment in together]
+                    + [(segment.stop_s, -1) for segment in together if segment.stop_s is not None])
+             for together in group_by_media(segments).values())
+    return max((running for part in edges for running in accumulate(change for _, change in part)), default=0)
 
 
 def _heads(dataset: Dataset, contract: Contract) -> dict[str, str]:

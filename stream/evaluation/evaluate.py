@@ -10,7 +10,7 @@ from engines.datasets import Media, open_dataset
 from engines.errors import GatestreamError
 from engines.model.contract import Contract
 from stream.evaluation import epic_submission
-from stream.evaluation.clips import ClipReport, Skipped, evaluate_clips
+from stream.evaluation.clips import ClipReport, evaluate_clips
 from stream.evaluation.data import Selection, group_by_media, held_out_groups, is_trimmed, max_overlap, select
 from stream.evaluation.play import concatenate_videos, join_clips, read_images, render_idle
 from stream.evaluation.streams import StreamMeter, StreamReport, evaluate_stream
@@ -26,7 +26,7 @@ class EvaluationReport:
     clips: ClipReport
     stream: StreamReport | None = None  # None without streams, or idle footage that joins clips to one
     idles: Mapping[str, StreamReport] = field(default_factory=dict)  # "idle", "rendered_idle": footage without gestures
-    skipped: Sequence[Skipped] = ()
+    skipped: Sequence[tuple[str, str]] = ()  # what could not be measured, and why
 
     def rejection(self, head: str) -> dict[str, float]:
         """AUROC of known labels against each kind of nothing: clips of no label, and idle footage."""
@@ -41,15 +41,13 @@ class EvaluationReport:
         found["calibration"] = {head: {when: curve.as_json() for when, curve in clips.calibration().items()}
                                 for head, clips in self.clips.heads.items()}
         found["rejection"] = {head: self.rejection(head) for head in self.clips.heads}
-        breakdown = self.clips.breakdown(self.selection.rare)
-        if breakdown:
+        if breakdown := self.clips.breakdown(self.selection.rare):
             found["breakdown"] = breakdown
         found["dataset"] = {"name": self.selection.name, "problems": dict(self.selection.problems)}
-        found["skipped"] = [{"what": one.what, "why": one.why} for one in self.skipped]
-        plain: dict[str, Any] = _without_nan(found)
-        return plain
+        found["skipped"] = [{"what": what, "why": why} for what, why in self.skipped]
+        return dict(_without_nan(found))
 
-    def submit(self, path: Path, supervision: tuple[int, int, int]) -> None:
+    def submit(self, path: Path, supervision: Sequence[int]) -> None:
         """Writes the EPIC-KITCHENS-100 submission of these clips. Raises as `write_submission` does."""
         epic_submission.write_submission(path, {
             one.segment.id: {
@@ -85,7 +83,7 @@ def measure(recognizer: Recognizer, selection: Selection, *, idle: Sequence[Path
     footage, unread = _split_readable(idle, strict)
     with StreamMeter(recognizer) as meter:
         clips = evaluate_clips(recognizer, selection.segments, selection.background, strict=strict, meter=meter)
-        lost = {one.what for one in clips.skipped}
+        lost = {what for what, _ in clips.skipped}
         trimmed = [segment for together in group_by_media(selection.segments).values() if is_trimmed(together)
                    for segment in together if segment.id not in lost
                    and selection.background not in segment.labels.values()]
@@ -103,10 +101,9 @@ def measure(recognizer: Recognizer, selection: Selection, *, idle: Sequence[Path
     return EvaluationReport(recognizer.contract, selection, clips, stream, idles, [*clips.skipped, *unread])
 
 
-def _split_readable(paths: Sequence[Path], strict: bool) -> tuple[list[Path], list[Skipped]]:
-    """The videos of which a picture can be read, and those of which none can."""
-    good: list[Path] = []
-    bad: list[Skipped] = []
+def _split_readable(paths: Sequence[Path], strict: bool) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The videos of which a picture can be read, and those of which none can, and why."""
+    good, bad = [], []
     for path in paths:
         try:
             next(read_images(Media(path)))
@@ -114,7 +111,7 @@ def _split_readable(paths: Sequence[Path], strict: bool) -> tuple[list[Path], li
         except GatestreamError as error:
             if strict:
                 raise
-            bad.append(Skipped(str(path), error.got))
+            bad.append((str(path), error.got))
     return good, bad
 
 

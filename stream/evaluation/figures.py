@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -30,42 +30,32 @@ def confusion(labels: Sequence[str], counts_KK: Array) -> bytes:
     shares = table / np.maximum(counts_KK[keep].sum(axis=1, keepdims=True), 1)
     names = [labels[k] for k in keep]
     side = 2.0 + 0.34 * len(keep)
-
-    def draw(axes: Axes) -> None:
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(keep)), names, rotation=60, ha="right")
-        axes.set_yticks(range(len(keep)), names)
-        axes.set_xlabel("answer")
-        axes.set_ylabel("truth")
-        if len(keep) <= WRITTEN_LABELS:
-            for i, j in np.argwhere(table):
-                axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=8,
-                          color="white" if shares[i, j] > 0.6 else "black")
-
-    return _draw_png(draw, side, side)
+    figure, (axes,) = _subplots(side, side)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(keep)), names, rotation=60, ha="right")
+    axes.set_yticks(range(len(keep)), names)
+    axes.set(xlabel="answer", ylabel="truth")
+    if len(keep) <= WRITTEN_LABELS:
+        for i, j in np.argwhere(table):
+            axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=8,
+                      color="white" if shares[i, j] > 0.6 else "black")
+    return _png(figure)
 
 
 def bars(values: Mapping[str, float], what: str) -> bytes:
     """A bar for each label, the worst on top; the worst ones where there are many."""
-    worst = sorted(values.items(), key=lambda pair: pair[1])[:MOST_LABELS][::-1]
-
-    def draw(axes: Axes) -> None:
-        axes.barh([name for name, _ in worst], [value for _, value in worst], color=TRUTH)
-        for k, (_, value) in enumerate(worst):
-            axes.text(value + 0.01, k, f"{value:.2f}", va="center", fontsize=8)
-        axes.set_xlim(0, 1.12)
-        axes.set_xlabel(what)
-
-    return _draw_png(draw, 5.0, 1.2 + 0.26 * len(worst))
+    worst = dict(sorted(values.items(), key=lambda pair: pair[1])[:MOST_LABELS][::-1])
+    figure, (axes,) = _subplots(5.0, 1.2 + 0.26 * len(worst))
+    axes.bar_label(axes.barh(list(worst), list(worst.values()), color=TRUTH), fmt="%.2f", padding=2, fontsize=8)
+    axes.set(xlim=(0, 1.12), xlabel=what)
+    return _png(figure)
 
 
 def reliability(curves: Mapping[str, Reliability]) -> bytes:
     """Accuracy against confidence for each curve, with the number of clips in each bin."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.8 * len(curves), 3.8), layout="constrained")
+    figure, columns = _subplots(3.8 * len(curves), 3.8, len(curves))
     middles = (np.arange(BINS) + 0.5) / BINS
-    for axes, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+    for axes, (name, curve) in zip(columns, curves.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
         axes.bar(middles, np.nan_to_num(curve.accuracy), width=0.9 / BINS, color=TRUTH)
         axes.plot(curve.confidence, curve.accuracy, "o", color=WRONG, markersize=3)
@@ -73,10 +63,7 @@ def reliability(curves: Mapping[str, Reliability]) -> bytes:
             if count:
                 axes.text(middle, 1.03, str(count), ha="center", fontsize=6)
         axes.set_title(f"{name}: ECE {curve.ece:.3f}", fontsize=10)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.1)
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("accuracy")
+        axes.set(xlim=(0, 1), ylim=(0, 1.1), xlabel="confidence", ylabel="accuracy")
     return _png(figure)
 
 
@@ -87,45 +74,34 @@ def timeline(stream: HeadStream) -> bytes:
                  + [(one, 0.1, RIGHT if j in right else WRONG) for j, one in enumerate(stream.events)])
     end = max([stream.seconds, *(one.ended_at for one, _, _ in stretches)])
     rows = max(1, min(MOST_ROWS, int(np.ceil(end / ROW_S))))
-
-    def draw(axes: Axes) -> None:
-        for one, height, colour in stretches:
-            for row in range(int(one.started_at // ROW_S), min(rows - 1, int(one.ended_at // ROW_S)) + 1):
-                first = max(one.started_at - row * ROW_S, 0.0)
-                last = min(one.ended_at - row * ROW_S, ROW_S)
-                axes.broken_barh([(first, last - first)], (row + 0.9 - height - 0.35, 0.35), color=colour, alpha=0.5)
-                if first > 0 or row == one.started_at // ROW_S:
-                    axes.text(first + 0.1, row + 0.9 - height - 0.17, one.label[:10], fontsize=6, va="center",
-                              clip_on=True)
-        axes.set_ylim(rows, -0.1)
-        axes.set_xlim(0, ROW_S)
-        axes.set_yticks([row + 0.45 for row in range(rows)], [f"{row * ROW_S / 60:g} min" for row in range(rows)])
-        axes.set_xlabel("seconds")
-
-    return _draw_png(draw, 11.0, 0.9 + 0.55 * rows)
+    figure, (axes,) = _subplots(11.0, 0.9 + 0.55 * rows)
+    for one, height, colour in stretches:
+        for row in range(int(one.started_at // ROW_S), min(rows - 1, int(one.ended_at // ROW_S)) + 1):
+            first, last = max(one.started_at - row * ROW_S, 0.0), min(one.ended_at - row * ROW_S, ROW_S)
+            axes.broken_barh([(first, last - first)], (row + 0.9 - height - 0.35, 0.35), color=colour, alpha=0.5)
+            if first > 0 or row == one.started_at // ROW_S:
+                axes.text(first + 0.1, row + 0.9 - height - 0.17, one.label[:10], fontsize=6, va="center", clip_on=True)
+    axes.set_yticks([row + 0.45 for row in range(rows)], [f"{row * ROW_S / 60:g} min" for row in range(rows)])
+    axes.set(xlim=(0, ROW_S), ylim=(rows, -0.1), xlabel="seconds")
+    return _png(figure)
 
 
 def delays(stream: HeadStream) -> bytes:
     """How long after the true start an event was reported, and after the true end that it was closed."""
-    def draw(axes: Axes) -> None:
-        parts = {"after the true start": stream.start_delays_s, "after the true end": stream.delays_s}
-        every = [delay for part in parts.values() for delay in part]
-        edges = np.histogram_bin_edges(every, bins=30)
-        for (name, part), colour in zip(parts.items(), (TRUTH, RIGHT), strict=True):
-            axes.hist(part, bins=list(edges), alpha=0.7, label=name, color=colour)
-        axes.set_xlabel("delay in seconds")
-        axes.set_ylabel("events")
-        axes.legend(fontsize=8)
-
-    return _draw_png(draw, 6.0, 3.0)
+    figure, (axes,) = _subplots(6.0, 3.0)
+    edges = np.histogram_bin_edges(stream.start_delays_s + stream.delays_s, bins=30)
+    for name, part, colour in (("start", stream.start_delays_s, TRUTH), ("end", stream.delays_s, RIGHT)):
+        axes.hist(part, bins=list(edges), alpha=0.7, label=f"after the true {name}", color=colour)
+    axes.set(xlabel="delay in seconds", ylabel="events")
+    axes.legend(fontsize=8)
+    return _png(figure)
 
 
-def _draw_png(draw: Callable[[Axes], None], wide: float, high: float) -> bytes:
+def _subplots(wide: float, high: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(wide, high), layout="constrained")
-    draw(figure.subplots())
-    return _png(figure)
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def _png(figure: Figure) -> bytes:

@@ -37,14 +37,13 @@ def ranks(scores_NK: Array, k: int) -> Array:
 
 def top_k(scores_NK: Array, truth_N: Array, k: int) -> float:
     """Share of rows whose truth is among the k best labels."""
-    return share((ranks(scores_NK, k) == np.asarray(truth_N)[:, None]).any(axis=1)) if len(truth_N) else NAN
+    right_N = (ranks(scores_NK, k) == np.asarray(truth_N)[:, None]).any(axis=1)
+    return float(right_N.mean()) if len(right_N) else NAN
 
 
 def top_pairs(first_NK: Array, second_NK: Array, k: int) -> Array:
-    """The k best pairs of labels by the product of their scores, best first, [N, k, 2]: actions of verb and noun.
-
-    A pair among the k best has both its labels among the k best of their heads, so that no table of all pairs is made.
-    """
+    """The k best pairs of labels by the product of their scores, best first, [N, k, 2]: actions of verb and noun."""
+    # A pair among the k best has both its labels among the k best of their heads: no table of all pairs is made.
     first_NA, second_NB = ranks(first_NK, k), ranks(second_NK, k)
     products_NAB = (np.take_along_axis(first_NK, first_NA, 1)[:, :, None]
                     * np.take_along_axis(second_NK, second_NB, 1)[:, None, :])
@@ -56,10 +55,9 @@ def top_pairs(first_NK: Array, second_NK: Array, k: int) -> Array:
 
 def top_k_pairs(first_NK: Array, second_NK: Array, first_N: Array, second_N: Array, k: int) -> float:
     """Share of rows whose pair of truths is among the k best pairs."""
-    if not len(first_N):
-        return NAN
     wanted_N2 = np.stack([first_N, second_N], axis=1)
-    return share((top_pairs(first_NK, second_NK, k) == wanted_N2[:, None]).all(axis=2).any(axis=1))
+    right_N = (top_pairs(first_NK, second_NK, k) == wanted_N2[:, None]).all(axis=2).any(axis=1)
+    return float(right_N.mean()) if len(right_N) else NAN
 
 
 def confusion(truth_N: Array, answer_N: Array, labels: int) -> Array:
@@ -70,21 +68,14 @@ def confusion(truth_N: Array, answer_N: Array, labels: int) -> Array:
 
 def per_class(confusion_KK: Array) -> Array:
     """Accuracy of each label, [K]; NaN for one that never was the truth."""
-    seen_K = confusion_KK.sum(axis=1)
-    accuracy_K = np.full(len(seen_K), NAN)
-    np.divide(np.diag(confusion_KK), seen_K, out=accuracy_K, where=seen_K > 0)
-    return accuracy_K
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.diag(confusion_KK) / confusion_KK.sum(axis=1))
 
 
 def mean_of_known(values: Iterable[float]) -> float:
     """The mean of what is not NaN: mean class accuracy, mAP."""
     known = [float(value) for value in values if not np.isnan(value)]
     return sum(known) / len(known) if known else NAN
-
-
-def share(flags: Iterable[Any]) -> float:
-    """The share that is true."""
-    return mean_of_known(float(flag) for flag in flags)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -201,26 +192,18 @@ class Reliability:
         return float(gaps @ self.counts[full] / self.counts.sum()) if full.any() else NAN
 
     def as_json(self) -> dict[str, Any]:
-        return {"ece": self.ece, "counts": self.counts.tolist(), "confidence": self.confidence.tolist(),
-                "accuracy": self.accuracy.tolist()}
+        return {"ece": self.ece, **{name: values.tolist() for name, values in vars(self).items()}}
 
 
 def reliability(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliability:
     """Reliability of the best label of each row. A confidence on an edge counts in the bin below it."""
-    counts, confidence, accuracy = np.zeros(bins, np.int64), np.full(bins, NAN), np.full(bins, NAN)
-    if len(truth_N):
-        best_N = probs_NK.max(axis=1)
-        right_N = ranks(probs_NK, 1)[:, 0] == truth_N
-        places_N = np.clip(np.ceil(best_N * bins).astype(int) - 1, 0, bins - 1)
-        for place in np.unique(places_N):
-            here = places_N == place
-            counts[place], confidence[place], accuracy[place] = here.sum(), best_N[here].mean(), right_N[here].mean()
-    return Reliability(counts, confidence, accuracy)
+    best_N, right_N = probs_NK.max(axis=1), ranks(probs_NK, 1)[:, 0] == truth_N
+    places_N = np.clip(np.ceil(best_N * bins).astype(int) - 1, 0, bins - 1)
+    counts, confidence, accuracy = (np.bincount(places_N, weights, bins) for weights in (None, best_N, right_N))
+    with np.errstate(invalid="ignore"):
+        return Reliability(counts, confidence / counts, accuracy / counts)
 
 
 def undo_temperature(probs_NK: Array, temperature: float) -> Array:
     """The probabilities had their logits been divided by 1 instead of by `temperature`."""
-    if not len(probs_NK):
-        return probs_NK
-    logits_NK = np.log(np.maximum(probs_NK, np.finfo(np.float64).tiny)) * temperature
-    return probabilities(logits_NK)
+    return probabilities(np.log(np.maximum(probs_NK, np.finfo(np.float64).tiny)) * temperature)

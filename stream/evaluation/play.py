@@ -1,8 +1,8 @@
 """What is played to the recogniser, as (image_bgr, seconds): recordings, clips joined by idle footage, rooms."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ ROOM_HW = (240, 320)
 ROOM_SEED = 900_000  # far from the seeds that training draws
 
 
-@dataclass(frozen=True, slots=True)
-class Truth:
+class Truth(NamedTuple):
     """A labelled stretch of a stream, in seconds."""
 
     label: str
@@ -33,27 +32,22 @@ class Truth:
 
 def read_images(media: Media) -> Frames:
     """Every image of a recording with its time in it. Raises SourceError or UsageError where it cannot be read."""
-    numbers = None  # of a folder whose numbers are times: a missing image leaves a hole
+    times: list[float | None] = []  # of a folder whose numbers are times: a missing image leaves a hole
     if media.rate is not None and media.first is not None and media.path.is_dir():
-        paths = sorted((path for path in media.path.iterdir() if is_image(path)), key=natural_key)
-        numbers = [image_number(path) for path in paths]
+        numbers = map(image_number, sorted(filter(is_image, media.path.iterdir()), key=natural_key))
+        times = [None if number is None else (number - media.first) / media.rate for number in numbers]
     with open_source(str(media.path), camera=CAMERA, fps=media.rate) as source:
         for item in source.frames():
             if isinstance(item, Frame):
-                place = None if numbers is None else numbers[item.index]
-                at = item.captured_at
-                if place is not None and media.first is not None and media.rate is not None:
-                    at = (place - media.first) / media.rate
-                yield item.image_bgr, at
+                at = times[item.index] if times else None
+                yield item.image_bgr, item.captured_at if at is None else at
 
 
 def join_clips(clips: Sequence[Segment], idle: Sequence[Path], seed: int, idle_s: tuple[float, float] = (2.0, 5.0),
                rounds: int = 1) -> tuple[Frames, dict[str, list[Truth]]]:
     """One stream of whole recordings in random order with stretches of idle footage before, between and after them.
-
-    rounds: the whole of it so often on end, always the same.
-    Returns (frames, truths of each head); the truths fill while the frames are read.
-    """
+    rounds: the whole of it so often on end, always the same. Returns (frames, truths of each head); the truths fill
+    while the frames are read."""
     truths: dict[str, list[Truth]] = {head: [] for clip in clips for head in clip.labels}
 
     def play() -> Frames:

@@ -5,10 +5,9 @@ They lie in a temporary file that vanishes with the record: memory stays flat ho
 
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,7 @@ from stream.scoring import Scores
 Probs = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class ScoreSequence:
+class ScoreSequence(NamedTuple):
     """Scores of one head at the ticks between two resets."""
 
     times_T: NDArray[np.float64]  # seconds
@@ -34,8 +32,8 @@ class ScoreSequence:
 class ScoreRecord:
     """Scores of the warm ticks of one camera: written while it plays, closed, then read as often as needed."""
 
-    def __init__(self, contract: Contract, camera: str = "0") -> None:
-        self.contract, self.camera = contract, camera
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
         self._files = {head: tempfile.TemporaryFile() for head in contract.heads}  # noqa: SIM115 - closed by `close`
         self._maps: dict[str, Probs] = {}  # once closed
         self._times = array("d")
@@ -88,17 +86,18 @@ class ScoreRecord:
         for first, last in zip(self._starts, [*self._starts[1:], len(self._times)], strict=True):
             yield ScoreSequence(times_T[first:last], scores[first:last, 0], scores[first:last, 1])
 
-    def events(self, head: str, rule: EventRule | None = None) -> list[Event]:
-        """The closed events under the model's own rule or another: those that the live path would give."""
-        return [event for run in self.sequences(head) for event in detect_events(
-            run.times_T, run.now_TK, run.window_TK, labels=self.contract.heads[head], head=head, camera=self.camera,
-            background=self.contract.background, rule=rule or self.contract.events)]
-
     def windows(self, head: str) -> Probs:
         """Window scores at every full window's end, so that none shares frames with another, [windows, K]."""
         every = self.contract.clip_frames * self.contract.window_clips
         found = [run.window_TK[every - 1::every] for run in self.sequences(head)]
         return np.concatenate(found) if found else np.zeros((0, len(self.contract.heads[head])))
+
+
+def find_events(sequences: Iterable[ScoreSequence], contract: Contract, head: str, rule: EventRule) -> Iterator[Event]:
+    """The closed events of a head under a rule: those that the live path would give."""
+    for run in sequences:
+        yield from detect_events(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head], head=head,
+                                 background=contract.background, rule=rule)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import median
 from typing import Any, Self
 
 import numpy as np
@@ -58,11 +57,7 @@ class HeadStream:
     @property
     def delay_s(self) -> float:
         """Median of `delays_s`."""
-        return median(self.delays_s) if self.delays_s else NAN
-
-    @property
-    def events_per_minute(self) -> float:
-        return 60 * len(self.events) / self.seconds if self.seconds else NAN
+        return metrics.percentiles(self.delays_s)["median"]
 
     @cached_property
     def false_events(self) -> list[Event]:
@@ -85,17 +80,16 @@ class HeadStream:
                  "matched": float(np.mean([i in matched for i in part]))} for part in of_round if len(part)]
 
     def as_json(self) -> dict[str, Any]:
-        over_time = {"over_time": self.over_time()} if self.rounds > 1 else {}
         return {"seconds": self.seconds, "gestures": len(self.truths), "events": len(self.events),
                 "taken_back": len(self.taken_back), "matched": len(self.pairs), "f1": self.f1, "delay_s": self.delay_s,
-                "events_per_minute": self.events_per_minute,
+                "events_per_minute": 60 * len(self.events) / self.seconds if self.seconds else NAN,
                 "f1_at": {str(iou): metrics.event_f1(self.truths, self.events, iou) for iou in IOUS},
                 "frame_map": metrics.mean_of_known(self.precision.values()),
                 "average_precision": dict(self.precision),
                 "delay_after_start_s": metrics.percentiles(self.start_delays_s),
                 "delay_after_end_s": metrics.percentiles(self.delays_s),
                 "false_events": len(self.false_events), "false_events_per_hour": self.false_events_per_hour,
-                **over_time}
+                **({"over_time": self.over_time()} if self.rounds > 1 else {})}
 
 
 @dataclass
@@ -112,16 +106,15 @@ class StreamReport:
 
     def as_json(self) -> dict[str, Any]:
         """The first head's figures; those of all heads where there are more."""
-        more = {"heads": {head: one.as_json() for head, one in self.heads.items()}} if len(self.heads) > 1 else {}
-        return {**self.first.as_json(), **more}
+        heads = {head: one.as_json() for head, one in self.heads.items()}
+        return {**self.first.as_json(), **({"heads": heads} if len(heads) > 1 else {})}
 
 
 class StreamMeter:
     """Plays streams, one after another on one time axis, and measures them. Use it in a `with` block."""
 
-    def __init__(self, recognizer: Recognizer, camera: str = CAMERA) -> None:
-        contract = recognizer.contract
-        self._recognizer, self._camera = recognizer, camera
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._recognizer, contract = recognizer, recognizer.contract
         self._closed: dict[str, list[tuple[Event, float]]] = {head: [] for head in contract.heads}
         self._reported: dict[tuple[str, float, str], float] = {}  # head, start, label: when first reported
         self._gap_s = contract.max_gap_s
@@ -129,14 +122,14 @@ class StreamMeter:
         self._running = False
         self.streams, self.rounds = 0, 1  # streams that had any images; rounds of the same truths in the only one
         self.truths: dict[str, list[Truth]] = {head: [] for head in contract.heads}
-        self.record = ScoreRecord(contract, camera)
-        recognizer.score_listeners[camera] = self.record.append
+        self.record = ScoreRecord(contract)
+        recognizer.score_listeners[CAMERA] = self.record.append
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._recognizer.score_listeners.pop(self._camera, None)
+        self._recognizer.score_listeners.pop(CAMERA, None)
         self.record.close(keep=kind is None)
 
     def push(self, image: Image, at: float) -> None:
@@ -145,11 +138,11 @@ class StreamMeter:
         if not self._running:
             self._running, self._first = True, self._at
             self.streams += 1
-        self._collect(self._recognizer.push(image, self._at, self._camera))
+        self._collect(self._recognizer.push(image, self._at, CAMERA))
 
     def end(self, truths: Mapping[str, Sequence[Truth]] | None = None) -> None:
         """Ends the current stream, with its truths by head, in seconds of that stream."""
-        self._collect(self._recognizer.flush(self._camera))
+        self._collect(self._recognizer.flush(CAMERA))
         for head, stretches in (truths or {}).items():
             self.truths[head] += [Truth(one.label, one.started_at + self._offset, one.ended_at + self._offset)
                                   for one in stretches]

@@ -4,22 +4,22 @@ Scores are recorded once; every rule is tried on the record through `detect_even
 False events are counted on footage without gestures, F1 on a stream with the truth.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import engines
 from engines.errors import UsageError
-from engines.model.contract import Contract, EventRule
+from engines.model.contract import EventRule
 from engines.model.file import bundled, save
 from stream.evaluation import metrics
-from stream.evaluation.record import ScoreRecord, ScoreSequence
+from stream.evaluation.metrics import Array
+from stream.evaluation.record import ScoreRecord, ScoreSequence, find_events
 from stream.evaluation.streams import IOU, StreamReport
-from stream.events import UNKNOWN, detect_events
+from stream.events import UNKNOWN
 from stream.frame import Event
 
 VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
@@ -30,8 +30,7 @@ VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
 }
 
 
-@dataclass(frozen=True)
-class RuleTrial:
+class RuleTrial(NamedTuple):
     """A rule and what it gives."""
 
     rule: EventRule
@@ -42,8 +41,7 @@ class RuleTrial:
         return {"events": self.rule.model_dump(), "f1": self.f1, "false_events_per_hour": self.false_events_per_hour}
 
 
-@dataclass(frozen=True)
-class RuleSearch:
+class RuleSearch(NamedTuple):
     """What was found: `best`, beside what the model had `before`."""
 
     before: RuleTrial
@@ -60,10 +58,8 @@ class RuleSearch:
 
 def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per_hour: float) -> RuleSearch:
     """The best rule that keeps to the limit on the idle footage.
-
     Of equal ones, that with fewer false events, then the shorter wait. Raises UsageError without a stream, without idle
-    footage, or when no rule that keeps to the limit finds a gesture.
-    """
+    footage, or when no rule that keeps to the limit finds a gesture."""
     quiet = [part for part in idles if part.first.seconds > 0]
     if stream is not None and not any(one.truths for one in stream.heads.values()):
         stream = None
@@ -75,29 +71,24 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
     gestures = _active_ticks(stream.record)
     idle = [_active_ticks(part.record) for part in quiet]
 
-    def false_events(rule: EventRule, at_most: float) -> int:
-        """Counted until there are more than `at_most`: most rules fail early."""
-        found = 0
-        for part, head in product(idle, contract.heads):
-            for _ in _events(part, contract, rule, head):
-                found += 1
-                if found > at_most:
-                    return found
-        return found
+    def events(part: Mapping[str, list[ScoreSequence]], rule: EventRule, head: str) -> Iterator[Event]:
+        return (event for event in find_events(part[head], contract, head, rule) if event.label != UNKNOWN)
 
-    def trial(rule: EventRule, at_most: float = np.inf) -> RuleTrial | None:
-        false = false_events(rule, at_most)
-        if false > at_most:
+    def trial(rule: EventRule, too_many: int | None = None) -> RuleTrial | None:
+        """None at `too_many` false events, when counting ends: most rules fail early."""
+        found = (event for part, head in product(idle, contract.heads) for event in events(part, rule, head))
+        false = sum(1 for _ in islice(found, too_many))
+        if false == too_many:
             return None
-        f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(_events(gestures, contract, rule, head)), IOU)
+        f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(events(gestures, rule, head)), IOU)
                                    for head, one in stream.heads.items() if one.truths)
         return RuleTrial(rule, f1, 3600 * false / idle_s)
 
     before = trial(contract.events)
     assert before is not None
     rules = list(dict.fromkeys([contract.events, *_rules(contract.events)]))
-    allowed = limit_per_hour * idle_s / 3600
-    kept = [one for rule in rules if (one := trial(rule, allowed)) is not None and one.f1 > 0]
+    too_many = int(limit_per_hour * idle_s / 3600) + 1
+    kept = [one for rule in rules if (one := trial(rule, too_many)) is not None and one.f1 > 0]
     if not kept:
         raise UsageError(f"{before.false_events_per_hour:.1f} false events per hour, and more than the limit with each "
                          f"of {len(rules)} rules that find a gesture", f"at most {limit_per_hour:g} per hour",
@@ -109,9 +100,7 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
 def write_rule(model: str | Path, found: RuleSearch, data: Mapping[str, Any], out: Path) -> None:
     """Writes `model` with the chosen rule as the model file `out`; the provenance says on what data and with what
     result it was chosen.
-
-    Raises UsageError for the file of a bundled model, SinkError where it cannot be written.
-    """
+    Raises UsageError for the file of a bundled model, SinkError where it cannot be written."""
     refuse_bundled(out)
     loaded = engines.load(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
@@ -132,15 +121,6 @@ def _rules(start: EventRule) -> Iterator[EventRule]:
             yield changed
 
 
-def _events(sequences: Mapping[str, Sequence[ScoreSequence]], contract: Contract, rule: EventRule,
-            head: str) -> Iterator[Event]:
-    for run in sequences[head]:
-        for event in detect_events(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head],
-                               background=contract.background, rule=rule, head=head):
-            if event.label != UNKNOWN:
-                yield event
-
-
 def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
     """The record without the ticks that no rule looks at: quiet ones, but for those that end an event."""
     contract = record.contract
@@ -156,15 +136,8 @@ def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
     return found
 
 
-def _needed_ticks(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
+def _needed_ticks(times_T: Array, active_T: Array, close_after_s: float) -> Array:
     """The active ticks, and after them the quiet ones up to the first that ends an event begun there."""
-    kept: list[int] = []
-    until = -np.inf  # quiet ticks are needed until one is as late as this
-    for i, (at, active) in enumerate(zip(times_T, active_T, strict=True)):
-        if active:
-            until = at + close_after_s
-            kept.append(i)
-        elif until > -np.inf:
-            kept.append(i)
-            until = -np.inf if at >= until else until
-    return kept
+    until_T = np.maximum.accumulate(np.where(active_T, times_T + close_after_s, -np.inf))
+    goes_on_T = active_T | (times_T < until_T)  # after this tick
+    return np.flatnonzero(active_T | np.r_[False, goes_on_T[:-1]])

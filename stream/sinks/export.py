@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any, TextIO
 from xml.etree import ElementTree as Xml
@@ -53,7 +54,7 @@ def write_vtt(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0) 
     """WebVTT subtitles for the video of one run; `origin_s` is the capture time of its first frame."""
     out.write("WEBVTT\n")
     for _, _, event in found:
-        text = " ".join(event.label.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        text = escape(" ".join(event.label.split()), quote=False)
         out.write(f"\n{_vtt_time(event.started_at - origin_s)} --> {_vtt_time(event.ended_at - origin_s)}\n{text}\n")
 
 
@@ -70,14 +71,13 @@ def write_elan(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0)
         name = f"{event.camera} {event.head}"
         if name not in tiers:
             tiers[name] = Xml.SubElement(document, "TIER", {"TIER_ID": name, "LINGUISTIC_TYPE_REF": "action"})
-        times = {}
-        for key, at, slot in (("TIME_SLOT_REF1", event.started_at, 2 * number + 1),
-                              ("TIME_SLOT_REF2", event.ended_at, 2 * number + 2)):
-            times[key] = f"ts{slot}"
-            Xml.SubElement(order, "TIME_SLOT", {"TIME_SLOT_ID": times[key],
-                                                "TIME_VALUE": str(max(0, round(1000 * (at - origin_s))))})
+        slots = f"ts{2 * number + 1}", f"ts{2 * number + 2}"
+        for slot, at in zip(slots, (event.started_at, event.ended_at), strict=True):
+            time_ms = max(0, round(1000 * (at - origin_s)))
+            Xml.SubElement(order, "TIME_SLOT", {"TIME_SLOT_ID": slot, "TIME_VALUE": str(time_ms)})
         annotation = Xml.SubElement(tiers[name], "ANNOTATION")
-        aligned = Xml.SubElement(annotation, "ALIGNABLE_ANNOTATION", {"ANNOTATION_ID": f"a{number + 1}", **times})
+        aligned = Xml.SubElement(annotation, "ALIGNABLE_ANNOTATION", {
+            "ANNOTATION_ID": f"a{number + 1}", "TIME_SLOT_REF1": slots[0], "TIME_SLOT_REF2": slots[1]})
         Xml.SubElement(aligned, "ANNOTATION_VALUE").text = event.label
     Xml.SubElement(document, "LINGUISTIC_TYPE", {"LINGUISTIC_TYPE_ID": "action", "TIME_ALIGNABLE": "true",
                                                  "GRAPHIC_REFERENCES": "false"})

@@ -41,10 +41,10 @@ def write_something(folder: Path, found: Sequence[LoggedEvent]) -> list[str]:
     names = [Path(clip_name(each.id, each.event.camera, each.event.label)).stem for each in found]
     records = [{"id": name, "label": each.event.label, "template": each.event.label, "placeholders": []}
                for name, each in zip(names, found, strict=True)]
+    tables = {"labels": {label: str(number) for number, label in enumerate(labels)}, "train": records}
     with sink_errors("writing", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = {label: str(number) for number, label in enumerate(labels)}
-        for name, table in (("labels", numbers), ("train", records)):
+        for name, table in tables.items():
             (folder / f"{name}.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     return names
 

@@ -14,9 +14,7 @@ from stream.sinks.base import Sink, output_path, sink_errors, write_text
 
 class JsonLines(Sink):
     """Writes every record as a line of strict JSON; each line can be read as soon as it is written.
-
-    target: a file (replaced) or "-" for standard output.
-    """
+    target: a file (replaced) or "-" for standard output."""
 
     def __init__(self, target: str | Path) -> None:
         self._own = str(target) != "-"

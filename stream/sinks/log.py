@@ -12,9 +12,9 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,8 +51,7 @@ _INSERT_GAP = "INSERT INTO gaps (run, camera, at, seconds, action) VALUES (?, ?,
 _EVENT = "camera, head, label, started_at, ended_at, score"  # columns, in the order of an Event's fields
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """One use of the log."""
 
     id: int
@@ -73,10 +72,8 @@ class LoggedEvent(NamedTuple):
 
 class EventLog(Sink):
     """Logs closed events and gaps, each committed to disk before `write` returns.
-
     path: made if absent, else a new run is added. Raises SinkError for a file that is no event log, a database that
-    others lock for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable.
-    """
+    others lock for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable."""
 
     def __init__(self, path: str | Path, model: str, source: str) -> None:
         self.path = output_path(path)
@@ -94,9 +91,8 @@ class EventLog(Sink):
             self.close()
             raise
         assert cursor.lastrowid is not None
-        self.run = cursor.lastrowid
-        self.identity = identity
-        """Of this file and no other; `identity`-`number` is an event's id."""
+        self.run, self.identity = cursor.lastrowid, identity
+        """Number of this run; of this file and no other: `identity`-`number` is an event's id."""
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         if self._db is None:
@@ -109,28 +105,18 @@ class EventLog(Sink):
                 if isinstance(record, Event) and not record.open:
                     self._db.execute(_INSERT, self._row(record, announced=True))
                 elif isinstance(record, Gap):
-                    self._db.execute(_INSERT_GAP, (self.run, record.camera, record.at, record.seconds, record.action))
+                    self._db.execute(_INSERT_GAP, (self.run, *astuple(record)))
 
     def append(self, events: Sequence[Event], gaps: Sequence[Gap] = (), delivered: Sequence[int] = ()) -> list[int]:
         """Commits events that are still to be delivered, and gaps; returns the numbers of the events in this file.
-
-        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, and then nothing
-        is written.
-        """
+        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, and then nothing is
+        written."""
         assert self._db is not None
-        with sink_errors("writing", self.path):
+        with sink_errors("writing", self.path), self._db:  # commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                numbers = [self._db.execute(_INSERT, self._row(event, announced=False)).lastrowid for event in events]
-                for gap in gaps:
-                    self._db.execute(_INSERT_GAP, (self.run, gap.camera, gap.at, gap.seconds, gap.action))
-                self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?",
-                                     [(number,) for number in delivered])
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            numbers = [self._db.execute(_INSERT, self._row(event, announced=False)).lastrowid for event in events]
+            self._db.executemany(_INSERT_GAP, [(self.run, *astuple(gap)) for gap in gaps])
+            self._db.executemany("UPDATE events SET announced = 1 WHERE id = ?", [(number,) for number in delivered])
         return [number for number in numbers if number is not None]
 
     def mark_delivered(self, numbers: Sequence[int]) -> None:
@@ -142,11 +128,10 @@ class EventLog(Sink):
         assert self._db is not None
         with sink_errors("reading", self.path):
             rows = self._db.execute(f"SELECT id, {_EVENT} FROM events WHERE announced = 0 ORDER BY id").fetchall()
-        return [(number, _closed_event(*values)) for number, *values in rows]
+        return [(number, Event(*[*values, False])) for number, *values in rows]
 
     def _row(self, event: Event, announced: bool) -> tuple[object, ...]:
-        return (self.run, event.camera, event.head, event.label, event.started_at, event.ended_at, event.score,
-                announced)
+        return (self.run, *astuple(event)[:-1], announced)
 
     def close(self) -> None:
         db, self._db = self._db, None
@@ -171,19 +156,19 @@ def read_events(path: str | Path, *, label: str | None = None, camera: str | Non
         rules.append(("run = ?", find_run(path, run).id))
     used = [(rule, value) for rule, value in rules if value is not None]
     where = " AND ".join(rule for rule, _ in used) or "1"
-    with closing(_open_to_read(path)) as db, sink_errors("reading", path):
+    with _open_to_read(path) as db:
         identity = _identity(db)
         rows = db.execute(f"SELECT id, run, {_EVENT} FROM (SELECT * FROM events WHERE {where} ORDER BY id DESC LIMIT ?)"
                           " ORDER BY run, started_at, id", [*(value for _, value in used),
                                                             -1 if newest is None else newest])
-        return [LoggedEvent(f"{identity}-{number}", in_run, _closed_event(*values))
+        return [LoggedEvent(f"{identity}-{number}", in_run, Event(*[*values, False]))
                 for number, in_run, *values in rows]
 
 
 def count_events(path: str | Path) -> dict[str, Counter[str]]:
     """How many events a log has, by camera and label. Raises as `read_events` does."""
     found: dict[str, Counter[str]] = {}
-    with closing(_open_to_read(path)) as db, sink_errors("reading", path):
+    with _open_to_read(path) as db:
         for camera, label, count in db.execute("SELECT camera, label, count(*) FROM events GROUP BY camera, label"):
             found.setdefault(camera, Counter())[label] = count
     return found
@@ -196,7 +181,7 @@ def clip_name(id: str, camera: str, label: str) -> str:
 
 def read_runs(path: str | Path) -> list[Run]:
     """The runs of a log, oldest first. Raises as `read_events` does."""
-    with closing(_open_to_read(path)) as db, sink_errors("reading", path):
+    with _open_to_read(path) as db:
         return [Run(*row) for row in db.execute(
             "SELECT id, started, model, source, origin, (SELECT count(*) FROM events WHERE run = runs.id)"
             " FROM runs ORDER BY id")]
@@ -209,10 +194,6 @@ def find_run(path: str | Path, run: int) -> Run:
         if run in (-1, candidate.id):
             return candidate
     raise UsageError(f"run {run} of {path}", f"one of {[each.id for each in known]}", "leave --run out to see all")
-
-
-def _closed_event(camera: str, head: str, label: str, started_at: float, ended_at: float, score: float) -> Event:
-    return Event(camera, head, label, started_at, ended_at, score, open=False)
 
 
 def _identity(db: sqlite3.Connection) -> str:
@@ -253,15 +234,14 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _open_to_read(path: str | Path) -> sqlite3.Connection:
+@contextmanager
+def _open_to_read(path: str | Path) -> Iterator[sqlite3.Connection]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UsageError(f"no event log {file}", "a file written with --log", "check the name")
     with sink_errors("opening", file):
         db = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
-        try:
+    with closing(db), sink_errors("reading", path):
+        with sink_errors("opening", file):
             _check(db, file)
-        except BaseException:
-            db.close()
-            raise
-    return db
+        yield db

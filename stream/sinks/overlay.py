@@ -56,6 +56,10 @@ class OverlayState:
                 self.closed.append(record)
                 self.closed_count += 1
 
+    def colour(self, label: str) -> Colour:
+        """Red, green, blue: a label's own, grey for the background."""
+        return (150, 150, 150) if label == self.background else label_colour(label)
+
     def shown_time(self, captured_at: float) -> str:
         """Minutes and seconds since the first frame, such as 1:02.5."""
         tenths = max(0, round(10 * (captured_at - (self.origin or 0.0))))
@@ -72,9 +76,7 @@ def label_colour(label: str) -> Colour:
 
 def draw(image_bgr: Image, state: OverlayState) -> Image:
     """A copy of the image with the state drawn over it; everything scales with the image.
-
-    image_bgr: uint8 [H, W, 3], readable from 160x120 on; below SMALLEST_HW nothing is drawn.
-    """
+    image_bgr: uint8 [H, W, 3], readable from 160x120 on; below SMALLEST_HW nothing is drawn."""
     image = image_bgr.copy()
     height, width = image.shape[:2]
     if height < SMALLEST_HW[0] or width < SMALLEST_HW[1]:
@@ -232,4 +234,4 @@ class _Pen:
         return tall / 21, max(1, round(tall / 10))
 
     def _colour(self, label: str) -> Colour:
-        return (150, 150, 150) if label == self.state.background else label_colour(label)[::-1]
+        return self.state.colour(label)[::-1]

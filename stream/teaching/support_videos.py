@@ -5,11 +5,8 @@
     FOLDER/idle/...             background: see BACKGROUNDS
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +41,7 @@ class Playback(NamedTuple):
 PLAYBACKS = (Playback(), Playback(1.0, 1.2, 1.0), Playback(0.75, 0.6, 1.0), Playback(1.33, 0.3, 0.6))
 
 
-@dataclass(frozen=True)
-class SupportVideo:
+class SupportVideo(NamedTuple):
     """A video file or a folder of images, and the label of what it shows."""
 
     path: Path
@@ -54,10 +50,8 @@ class SupportVideo:
 
 def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> list[SupportVideo]:
     """The recordings of a folder with a folder for each label, and of folders of idle footage.
-
     Raises UsageError where there is no such folder, DatasetError for a folder without labels, a label without
-    recordings, and the same recording under two labels. A copy under its own label is left out.
-    """
+    recordings, and the same recording under two labels. A copy under its own label is left out."""
     for place in (folder, *idle):
         if not place.is_dir():
             raise UsageError(f"{place}: no such folder", "a folder of recordings", "check the path")
@@ -103,6 +97,14 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
+class _Played(NamedTuple):
+    """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
+
+    features_TD: NDArray[np.float32]
+    windows_TD: NDArray[np.float32]
+    motion_T: NDArray[np.float64]
+
+
 class FeatureExtractor:
     """Plays recordings to an engine just as live use would, and collects its features. The caller closes the engine."""
 
@@ -127,9 +129,8 @@ class FeatureExtractor:
         clips = [SupportClip(name, video.label, natural.features_TD, natural.windows_TD, started, ended)]
         for playback in PLAYBACKS[1:]:
             played = self._play(images, times_s, playback)
-            first = round(playback.before_s * rate + started / playback.speed)
-            last = min(max(round(playback.before_s * rate + ended / playback.speed), first + 1),
-                       len(played.features_TD))
+            first, last = (round(playback.before_s * rate + at / playback.speed) for at in (started, ended))
+            last = min(max(last, first + 1), len(played.features_TD))
             clips.append(SupportClip(name, video.label, played.features_TD, played.windows_TD, min(first, last - 1),
                                      last, natural=False))
         return clips
@@ -170,11 +171,3 @@ class FeatureExtractor:
             last = image_i16
         return _Played(np.array([scores.features_D for _, scores in ticks]),
                        np.array([scores.descriptor_D for _, scores in ticks]), np.array(motion))
-
-
-class _Played(NamedTuple):
-    """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
-
-    features_TD: NDArray[np.float32]
-    windows_TD: NDArray[np.float32]
-    motion_T: NDArray[np.float64]

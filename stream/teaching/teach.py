@@ -5,10 +5,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +28,7 @@ MIN_SCORE = (0.8, 0.7, 0.6, 0.5, 0.4)
 DURATION_SHARE = 0.5  # of the shortest action seen, that an event has to last at most
 
 
-@dataclass(frozen=True)
-class TeachResult:
+class TeachResult(NamedTuple):
     """What teaching gave."""
 
     contract: Contract
