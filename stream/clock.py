@@ -10,8 +10,7 @@ lays a grid of cells, each 1 / frame_rate seconds long, from the first frame of 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engines.errors import FrameError, UsageError
 
@@ -22,8 +21,7 @@ EARLY_CELLS = 0.15
 TIME_NOISE_S = 1e-6  # Unix times as float64 are good to about this
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(NamedTuple):
     """What to do with one frame."""
 
     use: bool  # step the model with it

@@ -52,26 +52,9 @@ class Percentiles:
         return int(math.log(clipped / self.LOWEST) / math.log(self.WIDTH))
 
 
-class _Outputs:
-    """All sinks. One that fails gets no more records; its error is for the end."""
-
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = list(sinks)
-        self.failure: SinkError | None = None
-
-    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
-        for sink in list(self._sinks):
-            try:
-                sink.write(frame, records)
-            except SinkError as error:
-                self._sinks.remove(sink)
-                self.failure = self.failure or error
-
-
 def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
-    """The closed events of a recording, pushed as the camera of this name.
-    An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
-    `reset` the camera."""
+    """The closed events of a recording, pushed as the camera of this name; images that cannot be used are left out.
+    Raises UsageError or SourceError where the recording cannot be read; then `reset` the camera."""
     closed: list[Event] = []
     with open_source(recording, camera=camera, policy="every") as source:
         for frame in source.frames():
@@ -95,7 +78,16 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     An image that cannot be used is counted as dropped. Closes the source, not the sinks. A sink that fails ends the
     run. Raises SourceError, EngineError or SinkError after all else is written.
     """
-    outputs, latencies = _Outputs(sinks), Percentiles()
+    working, failures, latencies = list(sinks), list[SinkError](), Percentiles()
+
+    def write(frame: Frame | None, records: Sequence[Record]) -> None:
+        for sink in list(working):
+            try:
+                sink.write(frame, records)
+            except SinkError as error:  # it gets no more records; its error is for the end
+                working.remove(sink)
+                failures.append(error)
+
     camera, live = source.info.camera, source.info.live
     began, frames, lost = timer(), 0, 0
     try:
@@ -106,17 +98,17 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 ending.start()
                 stack.callback(ending.cancel)
             for item in _take(source, max_seconds, max_frames, stop):
-                if outputs.failure:
+                if failures:
                     break
                 if isinstance(item, Gap):
-                    outputs.write(None, [item])
+                    write(None, [item])
                     continue
                 lost += item.lost
                 frames += 1
                 waited_s = max(wall() - item.captured_at, 0.0) if live else 0.0
                 try:
                     records = recognizer.push(item.image_bgr, item.captured_at, camera, item.index, item.lost, waited_s)
-                    outputs.write(item, records)
+                    write(item, records)
                 except FrameError:
                     records = []  # counted by the recogniser
                 for one in records:
@@ -130,19 +122,16 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
         summary = Summary(camera, frames, counts.predictions, counts.events + len(closed),
                           counts.dropped + max(source.lost - lost, 0), frames / elapsed_s if elapsed_s > 0 else 0.0,
                           latencies.summary())
-        outputs.write(None, [*closed, summary])
-    if outputs.failure:
-        raise outputs.failure
+        write(None, [*closed, summary])
+    if failures:
+        raise failures[0]
     return summary
 
 
 def record(source: Source, path: str | Path, *, max_seconds: float | None = None, max_frames: int | None = None,
            stop: threading.Event | None = None) -> int:
     """Records a source so that it replays exactly, within limits as `run` has them; returns how many frames.
-
-    Raises SinkError for a file that is there already or cannot be written, SourceError when the source fails; what was
-    recorded before stays.
-    """
+    Raises SinkError for a file that is there already or cannot be written, SourceError; what was recorded stays."""
     target = output_path(path)
     if target.exists():
         raise SinkError(f"{target}, which is there already", "a new file", "delete it, or choose another one")

@@ -117,9 +117,8 @@ def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None =
 
 def decode(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR",
            shrinkable: ShrinkFactor = lambda _: 1) -> Image:
-    """Decodes the picture of a message to BGR uint8 [H, W, 3].
-    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster. Raises
-    FrameError."""
+    """Decodes the picture of a message to BGR uint8 [H, W, 3]. Raises FrameError.
+    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster."""
     if message.encoding != "raw":
         return _decompress(message.payload, limits, shrinkable)
     array = np.frombuffer(message.payload, message.dtype).reshape(message.shape)

@@ -293,13 +293,10 @@ def _precision(wanted: Precision, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.bfloat16 if _multiplies_bf16() else torch.float32
+        # Emulated, a step took more than ten times as long.
+        able = torch.cpu.get_capabilities()
+        fast = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+        return torch.bfloat16 if fast else torch.float32
     if wanted == "f16" and device.type != "cuda":
         raise UsageError("training in f16 without a GPU", "bf16 or f32 on a processor", "leave the precision out")
     return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[wanted]
-
-
-def _multiplies_bf16() -> bool:
-    """Whether this processor has instructions for it: emulated, a step took more than ten times as long."""
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

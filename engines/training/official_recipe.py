@@ -27,7 +27,7 @@ from engines.datasets.selection import without_group
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
-from engines.model.preprocess import fit
+from engines.model.preprocess import prepare
 from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
@@ -125,19 +125,18 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
     if not segments:
         raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
                            "labelled segments in the split 'train', or a teacher", "check the dataset's annotations")
-    heads = data.heads
     wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
                               input_size_hw=recipe.input_size_hw)
-    network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in heads.items()},
+    network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in data.heads.items()},
                          rule=recipe.rule, dropout=recipe.dropout)
     made = network.config.architecture
     if made != recipe.architecture:
         raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {made}", "the same architecture",
                          f"use --arch {made}")
-    teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
+    teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, data.heads, recipe.segments)
     contract = make_contract(recipe, network, data, _clip_s(segments))
     reader = _ClipReader(recipe, contract, data)
-    clips = ClipDataset(segments, heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
+    clips = ClipDataset(segments, data.heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
     task = ClipTask(network, contract, recipe, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
                     held_out, reader.centre, ranks, workers=recipe.workers, teacher=teacher, strict=recipe.strict)
@@ -201,9 +200,8 @@ class _ClipReader:
 
     def centre(self, segment: Segment) -> Images:
         images = self._decode(segment)
-        contract = self._contract
-        return np.stack([fit(image, contract.cover_hw, contract.input_size_hw, contract.resize_filter) for image in
-                         images[validation_frames(len(images), self._recipe.segments, self._recipe.style)]])
+        chosen = validation_frames(len(images), self._recipe.segments, self._recipe.style)
+        return np.stack([prepare(image, self._contract) for image in images[chosen]])
 
 
 def middle_frames(frames: int, segments: int) -> Indices:

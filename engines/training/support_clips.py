@@ -85,8 +85,6 @@ def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], backgroun
     share = Counter((label, number, kind) for _, label, number, kind in chosen)
     recordings = Counter((label, kind) for label, _, kind in share)
     weight_N = [1 / share[label, number, kind] / recordings[label, kind] for _, label, number, kind in chosen]
-    return Examples(np.array([row for row, *_ in chosen], np.float64),
-                    np.eye(len(labels))[[labels.index(label) for _, label, *_ in chosen]], np.array(weight_N),
-                    np.array([temperatures[kind] for *_, kind in chosen]),
-                    np.array([number for *_, number, _ in chosen], np.int64),
-                    np.array([kind == 1 for *_, kind in chosen]))
+    rows, named, number_N, kind_N = (np.array(column) for column in zip(*chosen, strict=True))
+    return Examples(rows.astype(np.float64), np.eye(len(labels))[[labels.index(label) for label in named]],
+                    np.array(weight_N), np.array(temperatures)[kind_N], number_N, kind_N == 1)

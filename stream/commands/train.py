@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -188,7 +189,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         of_streams = resolve_defaults(of_streams)
         with _show_progress((of_streams.trimmed_first or 0) + iterations) as shown:
             train_gatestream(of_streams, data, **shown)
-    if _rank() == 0:
+    if _is_first():
         print(f"wrote {out}")
 
 
@@ -206,11 +207,9 @@ def _train_fusion(data: Dataset, out: Path, init: str, idle: list[Path], window_
     print(f"wrote {out}")
 
 
-def _rank() -> int:
-    """Which of the processes that `torchrun` started this one is."""
-    import os
-
-    return int(os.environ.get("RANK", 0))
+def _is_first() -> bool:
+    """Of the processes that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _mean_temperatures(files: list[Path]) -> tuple[float, float]:
@@ -231,7 +230,7 @@ def _show_progress(iterations: int | None = None) -> Iterator[dict[str, Any]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                  disable=_rank() != 0) as bar:
+                  disable=not _is_first()) as bar:
         task, report = bar.add_task("starting", total=iterations), partial(bar.console.print, markup=False)
 
         def progress(iteration: int, figures: dict[str, float]) -> None:

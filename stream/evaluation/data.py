@@ -3,8 +3,9 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
+from typing import NamedTuple
 
 from engines.datasets import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
@@ -15,8 +16,7 @@ log = logging.getLogger("gatestream.evaluation")
 PREFERRED = ("validation", "test")  # what is measured by default, where a dataset has such splits
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """What a model is measured on."""
 
     name: str  # of the dataset

@@ -1,9 +1,8 @@
 """All measurements of a model on a dataset, through the very path that live use takes."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import engines
 from engines.datasets import Media, open_dataset
@@ -17,16 +16,15 @@ from stream.evaluation.streams import StreamMeter, StreamReport, evaluate_stream
 from stream.recognizer import Recognizer
 
 
-@dataclass(frozen=True)
-class EvaluationReport:
+class EvaluationReport(NamedTuple):
     """What came of `evaluate`."""
 
     contract: Contract
     selection: Selection
     clips: ClipReport
-    stream: StreamReport | None = None  # None without streams, or idle footage that joins clips to one
-    idles: Mapping[str, StreamReport] = field(default_factory=dict)  # "idle", "rendered_idle": footage without gestures
-    skipped: Sequence[tuple[str, str]] = ()  # what could not be measured, and why
+    stream: StreamReport | None  # None without streams, or idle footage that joins clips to one
+    idles: Mapping[str, StreamReport]  # "idle", "rendered_idle": footage without gestures
+    skipped: Sequence[tuple[str, str]]  # what could not be measured, and why
 
     def rejection(self, head: str) -> dict[str, float]:
         """AUROC of known labels against each kind of nothing: clips of no label, and idle footage."""

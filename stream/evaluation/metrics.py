@@ -5,13 +5,13 @@ and above) is always wrong. Where there is nothing to count, the answer is NaN (
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.model.scores import probabilities
+from stream.frame import Event
 
 Array = NDArray[Any]
 NAN = float("nan")
@@ -19,15 +19,15 @@ BINS = 15  # of the reliability curve, equally wide
 COLUMNS = 64  # labels read at a time from scores that lie on disk
 
 
-class Stretch(Protocol):
-    """A labelled stretch of time, in seconds: a truth or an event."""
+class Truth(NamedTuple):
+    """A labelled stretch of a stream, in seconds."""
 
-    @property
-    def label(self) -> str: ...
-    @property
-    def started_at(self) -> float: ...
-    @property
-    def ended_at(self) -> float: ...
+    label: str
+    started_at: float
+    ended_at: float
+
+
+Stretch = Truth | Event
 
 
 def ranks(scores_NK: Array, k: int) -> Array:
@@ -175,8 +175,7 @@ def auroc(positive: Sequence[float] | Array, negative: Sequence[float] | Array) 
     return float(roc_auc_score(truth, np.r_[np.asarray(positive), np.asarray(negative)]))
 
 
-@dataclass(frozen=True)
-class Reliability:
+class Reliability(NamedTuple):
     """Confidence (highest probability) against accuracy in equally wide bins: counts, and means that are NaN in empty
     bins; all [bins]."""
 
@@ -192,7 +191,7 @@ class Reliability:
         return float(gaps @ self.counts[full] / self.counts.sum()) if full.any() else NAN
 
     def as_json(self) -> dict[str, Any]:
-        return {"ece": self.ece, **{name: values.tolist() for name, values in vars(self).items()}}
+        return {"ece": self.ece, **{name: values.tolist() for name, values in self._asdict().items()}}
 
 
 def reliability(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliability:

@@ -2,13 +2,13 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from engines.datasets import Media, Segment
 from engines.datasets.media import image_number
 from engines.synthetic import Simulation, distinct_stray
+from stream.evaluation.metrics import Truth
 from stream.frame import Frame, Image
 from stream.sources import open_source
 from stream.sources.images import is_image, natural_key
@@ -20,14 +20,6 @@ CAMERA = "evaluation"
 ROOM_S = 300.0  # a rendered room serves so long
 ROOM_HW = (240, 320)
 ROOM_SEED = 900_000  # far from the seeds that training draws
-
-
-class Truth(NamedTuple):
-    """A labelled stretch of a stream, in seconds."""
-
-    label: str
-    started_at: float
-    ended_at: float
 
 
 def read_images(media: Media) -> Frames:

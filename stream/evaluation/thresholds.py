@@ -16,7 +16,6 @@ from engines.errors import UsageError
 from engines.model.contract import EventRule
 from engines.model.file import bundled, save
 from stream.evaluation import metrics
-from stream.evaluation.metrics import Array
 from stream.evaluation.record import ScoreRecord, ScoreSequence, find_events
 from stream.evaluation.streams import IOU, StreamReport
 from stream.events import UNKNOWN
@@ -122,7 +121,7 @@ def _rules(start: EventRule) -> Iterator[EventRule]:
 
 
 def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
-    """The record without the ticks that no rule looks at: quiet ones, but for those that end an event."""
+    """The record without the ticks that no rule looks at: quiet ones but those up to the first that ends an event."""
     contract = record.contract
     floor = min(contract.events.close_below, *VALUES["close_below"])
     found: dict[str, list[ScoreSequence]] = {}
@@ -130,14 +129,9 @@ def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
         background = labels.index(contract.background) if contract.background in labels else None
         found[head] = []
         for run in record.sequences(head):
-            active_T = run.window_TK.max(axis=1) if background is None else 1 - run.now_TK[:, background]
-            kept = _needed_ticks(run.times_T, active_T >= floor, contract.events.close_after_s)
+            active_T = floor <= (run.window_TK.max(axis=1) if background is None else 1 - run.now_TK[:, background])
+            ends_T = np.maximum.accumulate(np.where(active_T, run.times_T + contract.events.close_after_s, -np.inf))
+            goes_on_T = active_T | (run.times_T < ends_T)  # an event, after this tick
+            kept = np.flatnonzero(active_T | np.r_[False, goes_on_T[:-1]])
             found[head].append(ScoreSequence(run.times_T[kept], run.now_TK[kept], run.window_TK[kept]))
     return found
-
-
-def _needed_ticks(times_T: Array, active_T: Array, close_after_s: float) -> Array:
-    """The active ticks, and after them the quiet ones up to the first that ends an event begun there."""
-    until_T = np.maximum.accumulate(np.where(active_T, times_T + close_after_s, -np.inf))
-    goes_on_T = active_T | (times_T < until_T)  # after this tick
-    return np.flatnonzero(active_T | np.r_[False, goes_on_T[:-1]])

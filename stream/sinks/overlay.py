@@ -15,7 +15,7 @@ from zlib import crc32
 import cv2
 import numpy as np
 
-from stream.frame import Event, Frame, Gap, Image, Prediction, Ranked, Record
+from stream.frame import Event, Frame, Gap, Image, Prediction, Record
 
 TOP = 3  # bars per head
 SMALLEST_HW = (60, 80)  # no text can be read on less
@@ -106,8 +106,12 @@ class _Pen:
         if prediction is None:
             return
         room = int((self.footer_top - 3.2 * line) // line) if self.height >= 200 else TOP
-        rows = [row for name, scores in prediction.heads.items()
-                for row in self._head_rows(name if len(prediction.heads) > 1 else "", scores.window, scores.now)][:room]
+        rows: list[tuple[str, float | None, float]] = []  # label, window, now; of several heads, each's name before
+        for name, scores in prediction.heads.items():
+            now_of = dict(scores.now)
+            rows += [(name, None, 0.0)] if len(prediction.heads) > 1 else []
+            rows += [(label, score, now_of.get(label, 0.0)) for label, score in scores.window[:TOP]]
+        rows = rows[:room]
         strip = 0.7 * line if len(prediction.clips) > 1 and len(rows) < room + 1 and self.height >= 200 else 0
         x, y = self.margin, self.margin
         self._panel(x, y, self.panel_width, round(len(rows) * line + strip + 0.5 * line))
@@ -177,11 +181,6 @@ class _Pen:
                 self._text(lasting, x + wide - self._width(lasting, 0.9) - line // 2, y + (tall - line) // 2, line,
                            _WHITE, 0.9)
             bottom = y - self.margin // 2
-
-    def _head_rows(self, name: str, window: Ranked, now: Ranked) -> list[tuple[str, float | None, float]]:
-        at_once = dict(now)
-        header: list[tuple[str, float | None, float]] = [(name, None, 0.0)] if name else []
-        return header + [(label, score, at_once.get(label, 0.0)) for label, score in window[:TOP]]
 
     def _bar(self, label: str, window: float, now: float, x: int, y: int, wide: int) -> None:
         line = self.line

@@ -13,7 +13,7 @@ from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stream.frame import Event, Frame, Gap, Ranked, Record, Summary
@@ -65,9 +65,8 @@ class TerminalView(Sink):
         totals = {**{name: str(getattr(summary, name)) for name in ("frames", "predictions", "events", "dropped")},
                   "frames/s": f"{summary.fps:.1f}",
                   **{f"{part} ms": f"{ms:.1f}" for part, ms in summary.latency_ms.items()}}
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for name in totals:
-            table.add_column(name, justify="right")
+        columns = (Column(name, justify="right") for name in totals)
+        table = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.add_row(*totals.values())
         self._print(Text(_printable(summary.camera), "bold", no_wrap=True, overflow="ellipsis"))
         self._print(table)
@@ -132,10 +131,9 @@ class TerminalView(Sink):
         return lines
 
     def _events(self, rows: int) -> RenderableType:
-        table = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column(width=_EVENTS_WIDTH - 23, no_wrap=True, overflow="ellipsis")
-        table.add_column(width=17, no_wrap=True, justify="right", style="dim")
-        table.add_column(width=4, no_wrap=True, justify="right")
+        table = Table.grid(Column(width=_EVENTS_WIDTH - 23, no_wrap=True, overflow="ellipsis"),
+                           Column(width=17, no_wrap=True, justify="right", style="dim"),
+                           Column(width=4, no_wrap=True, justify="right"), padding=(0, 1, 0, 0), pad_edge=False)
         table.add_row(Text(f"events {self.state.closed_count}", "bold"),
                       "start   length" if self._wall_times else "start - end", Text("prob", "dim"))
         for event in list(self.state.closed)[::-1][:rows - 1]:

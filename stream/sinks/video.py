@@ -91,12 +91,8 @@ class AnnotatedVideo(Sink):
             with suppress(OSError):
                 self.part.unlink()
             return
-        try:
-            with _ffmpeg_errors("finishing", self.part):
-                self._video.mux(self._stream.encode())
-        finally:
-            with _ffmpeg_errors("finishing", self.part):
-                self._video.close()
+        with _ffmpeg_errors("finishing", self.part), self._video:
+            self._video.mux(self._stream.encode())
         with sink_errors("renaming", self.part):
             os.replace(self.part, self.path)
 

@@ -97,14 +97,6 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
-class _Played(NamedTuple):
-    """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
-
-    features_TD: NDArray[np.float32]
-    windows_TD: NDArray[np.float32]
-    motion_T: NDArray[np.float64]
-
-
 class FeatureExtractor:
     """Plays recordings to an engine just as live use would, and collects its features. The caller closes the engine."""
 
@@ -119,20 +111,20 @@ class FeatureExtractor:
         """A support clip for each playback. Raises SourceError where it cannot be read, DatasetError if too short."""
         images, times_s = self._decode(video.path)
         rate = self._model.contract.frame_rate
-        natural = self._play(images, times_s, PLAYBACKS[0])
-        if len(natural.features_TD) < MIN_TICKS:
+        features_TD, windows_TD, motion_T = self._play(images, times_s, PLAYBACKS[0])
+        if len(features_TD) < MIN_TICKS:
             raise DatasetError(f"{video.path}, of {times_s[-1]:.2f} s", f"{MIN_TICKS / rate:.2f} s or more",
                                "record it again, a little longer")
         if video.label == background:
-            return [SupportClip(name, background, natural.features_TD, natural.windows_TD, 0, 0)]
-        started, ended = action_span(natural.motion_T)
-        clips = [SupportClip(name, video.label, natural.features_TD, natural.windows_TD, started, ended)]
+            return [SupportClip(name, background, features_TD, windows_TD, 0, 0)]
+        started, ended = action_span(motion_T)
+        clips = [SupportClip(name, video.label, features_TD, windows_TD, started, ended)]
         for playback in PLAYBACKS[1:]:
-            played = self._play(images, times_s, playback)
+            features_TD, windows_TD, _ = self._play(images, times_s, playback)
             first, last = (round(playback.before_s * rate + at / playback.speed) for at in (started, ended))
-            last = min(max(last, first + 1), len(played.features_TD))
-            clips.append(SupportClip(name, video.label, played.features_TD, played.windows_TD, min(first, last - 1),
-                                     last, natural=False))
+            last = min(max(last, first + 1), len(features_TD))
+            clips.append(SupportClip(name, video.label, features_TD, windows_TD, min(first, last - 1), last,
+                                     natural=False))
         return clips
 
     def _decode(self, path: Path) -> tuple[list[Image], NDArray[np.float64]]:
@@ -152,7 +144,9 @@ class FeatureExtractor:
                                f"holes of {longest_s:.2f} s at most", "record it again in one piece")
         return images, times_s
 
-    def _play(self, images: Sequence[Image], times_s: NDArray[np.float64], playback: Playback) -> _Played:
+    def _play(self, images: Sequence[Image], times_s: NDArray[np.float64], playback: Playback) -> tuple[
+            NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+        """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
         ticks: list[tuple[float, Scores]] = []
         self._recognizer.score_listeners[CAMERA] = lambda at, _, scores: ticks.append((at, scores))
         step_s = 1 / self._model.contract.frame_rate
@@ -169,5 +163,5 @@ class FeatureExtractor:
             image_i16 = image_at[at].astype(np.int16) if at in image_at else last
             motion.append(float(np.abs(image_i16 - last).mean()))
             last = image_i16
-        return _Played(np.array([scores.features_D for _, scores in ticks]),
-                       np.array([scores.descriptor_D for _, scores in ticks]), np.array(motion))
+        return (np.array([scores.features_D for _, scores in ticks]),
+                np.array([scores.descriptor_D for _, scores in ticks]), np.array(motion))
