@@ -128,9 +128,7 @@ def soak(model: ModelName = "gesture", engine: EngineName = "auto",
     """
     from stream.service.bench.soak import soak as watch
 
-    report = watch(model, minutes, engine)
-    print(f"{report.minutes:.1f} minutes of stream, {report.predictions} predictions: {report.resident_mb:.0f} MB "
-          f"resident (largest {report.largest_mb:.0f}), growing {report.slope_mb_per_minute:+.3f} MB a minute")
+    print(watch(model, minutes, engine))
 
 
 def _print_report(report: Any, text: list[str], as_json: bool) -> None:

@@ -226,9 +226,8 @@ def parse_config(text: str, name: str = "configuration") -> Config:
                          "see toml.io for how to write it") from error
     except ValidationError as error:
         lines = _key_lines(text)
-        faults = [f"{name}:{_line(lines, fault['loc'])}: {_dotted(fault['loc'])}: {_reason(fault)}"
-                  for fault in error.errors()]
-        raise UsageError("; ".join(faults[:5]), "keys and values as stream/service/README.md lists them",
+        faults = [f"{name}:{_describe(fault, lines)}" for fault in error.errors()[:5]]
+        raise UsageError("; ".join(faults), "keys and values as stream/service/README.md lists them",
                          "correct the lines and run `gatestream serve --check` again") from error
 
 
@@ -247,22 +246,14 @@ def _key_lines(text: str) -> dict[KeyPath, int]:
     return lines
 
 
-def _line(lines: dict[KeyPath, int], key: KeyPath) -> int:
-    """The line of a key, or of the nearest table that holds it."""
-    while key not in lines:
-        key = key[:-1]
-    return lines[key]
-
-
-def _dotted(key: KeyPath) -> str:
-    return ".".join(f"{part}" if isinstance(part, str) else f"{part + 1}" for part in key) or "the file"
-
-
-def _reason(fault: Any) -> str:
-    if fault["type"] in ("extra_forbidden", "missing"):
-        return "missing" if fault["type"] == "missing" else "no such key"
-    text = fault["msg"].removeprefix("Value error, ")
-    return f"{text}, got {str(fault['input'])[:60]!r}" if fault["loc"] else text
+def _describe(fault: Any, lines: dict[KeyPath, int]) -> str:
+    """The line of the key at fault, or of the nearest table that holds it; the key; what is wrong with it."""
+    key: KeyPath = fault["loc"]
+    line = next(lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines)
+    dotted = ".".join(f"{part}" if isinstance(part, str) else f"{part + 1}" for part in key) or "the file"
+    got = f", got {str(fault['input'])[:60]!r}" if key else ""
+    reason = {"extra_forbidden": "no such key", "missing": "missing"}.get(fault["type"])
+    return f"{line}: {dotted}: {reason or fault['msg'].removeprefix('Value error, ') + got}"
 
 
 def key_table() -> str:

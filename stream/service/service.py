@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,15 +50,6 @@ DECISION_S = 2.0  # from the beginning of an action to its event, at most
 SPARE_S = 0.5
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """Another model that is being made ready, in a process of its own."""
-
-    model: Model
-    process: subprocess.Popen[bytes]
-    started_at: float
-
-
 class Service:
     """Serves the cameras of a configuration. Belongs to one thread; `state` may be called from any.
 
@@ -74,7 +64,8 @@ class Service:
         self.config = config
         loaded = engines.load(config.model)  # so that a wrong name is an error here, and at once
         self._worker: subprocess.Popen[bytes] | None = None
-        self._candidate: _Candidate | None = None
+        # Another model that is being made ready, in a process of its own, and since when.
+        self._candidate: tuple[Model, subprocess.Popen[bytes], float] | None = None
         self._live_pid = 0  # of the process that serves the cameras
         self._started_at, self._deaths, self.restarts = 0.0, 0, 0
         self._fault: BaseException | None = None
@@ -173,17 +164,16 @@ class Service:
                              "move it there, or start the service again")
         self._end_candidate()
         copy = self._copy_of(model)
-        self._candidate = _Candidate(copy, self._start_process(copy, self.receiver.worker.events), time.monotonic())
+        self._candidate = copy, self._start_process(copy, self.receiver.worker.events), time.monotonic()
         log.info("preparing model %s", name)
 
     def _check_candidate(self) -> None:
         """Lets a process with another model replace the one before it; logs one that failed."""
-        candidate = self._candidate
-        if candidate is None:
+        if self._candidate is None:
             return
-        if self.receiver.worker.pid == candidate.process.pid:
-            before, self._worker, self._model = self._worker, candidate.process, candidate.model
-            self._candidate = None
+        model, process, started_at = self._candidate
+        if self.receiver.worker.pid == process.pid:
+            before, self._worker, self._model, self._candidate = self._worker, process, model, None
             self.receiver.recent.seconds = self._recent_s(self._model)
             self._started_at = min(self._started_at, self.receiver.worker.last_at - SPARE_S)
             log.info("model %s is live", self._model.contract.name)
@@ -191,16 +181,17 @@ class Service:
                 before.kill()  # one that is still being built would take over in its turn
             if before is not None:
                 threading.Thread(target=wait_or_kill, args=(before, STOPS_WITHIN_S), daemon=True).start()
-        elif (code := candidate.process.poll()) is not None or time.monotonic() - candidate.started_at > BUILDS_FOR_S:
+        elif (code := process.poll()) is not None or time.monotonic() - started_at > BUILDS_FOR_S:
             self._end_candidate()
             log.error("the model is not changed: the new one's process %s",
                       "did not get ready" if code is None else f"ended with {code}")
 
     def _end_candidate(self) -> None:
-        candidate, self._candidate = self._candidate, None
-        if candidate is not None:
-            candidate.process.kill()
-            candidate.process.wait()
+        if self._candidate is not None:
+            _, process, _ = self._candidate
+            process.kill()
+            process.wait()
+            self._candidate = None
 
     def supervise(self) -> None:
         """Looks once at the processes and the receiver. Raises as `run` does."""

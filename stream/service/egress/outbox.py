@@ -159,8 +159,6 @@ class Outbox:
 
     def put(self, records: Sequence[JsonRecord]) -> None:
         """Adds records, as JSON objects."""
-        if not records:
-            return
         with self._changed:
             if len(self._records) >= PREDICTIONS:
                 others = [record for record in self._records if record["type"] != "prediction"]
@@ -206,16 +204,13 @@ class Outbox:
 
     def _log_records(self, records: list[JsonRecord]) -> list[JsonRecord]:
         """The records, once closed events and gaps are in the log. Raises SinkError."""
-        closed = [i for i, record in enumerate(records) if _is_closed_event(record)]
+        closed = [Event.from_json(record) for record in records if _is_closed_event(record)]
         gaps = [Gap.from_json(record) for record in records if record["type"] == "gap"]
         if self._log is None or not (closed or gaps):
             return records
-        numbers = self._log.append([Event.from_json(records[i]) for i in closed], gaps, self._delivered)
-        self._delivered = numbers  # once the sinks have them; the next commit says so
-        named = list(records)
-        for i, number in zip(closed, numbers, strict=True):
-            named[i] = self._with_id(records[i], number)
-        return named
+        self._delivered = self._log.append(closed, gaps, self._delivered)  # to be marked by the next commit
+        numbers = iter(self._delivered)
+        return [self._with_id(record, next(numbers)) if _is_closed_event(record) else record for record in records]
 
     def _write(self, records: Sequence[JsonRecord]) -> None:
         for record in records:

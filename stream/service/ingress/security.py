@@ -33,7 +33,7 @@ def create_keys(folder: Path, name: str) -> list[Path]:
     """Makes the service's pair (`server`) or an allowed camera's; returns the files that its owner needs.
 
     Raises UsageError for a name that is not allowed or is taken, SinkError where files cannot be written."""
-    _check_name(name)
+    check_name(name, "key")
     allowed = folder / ALLOWED
     secret = folder / f"{name}.key_secret"
     if secret.exists() or (allowed / f"{name}.key").exists():
@@ -54,7 +54,7 @@ def allow_key(folder: Path, file: Path) -> Path:
 
     Raises UsageError for a file without a key or a name that is taken, SinkError where files cannot be written."""
     public, _ = read_keys(file)
-    _check_name(file.stem)
+    check_name(file.stem, "key")
     target = folder / ALLOWED / f"{file.stem}.key"
     if target.exists():
         raise UsageError(f"a key called {file.stem!r}, which is allowed already", "another name", "rename the file")
@@ -118,6 +118,7 @@ class SocketAuth:
         self._authenticator.stop()
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str, what: str) -> None:
+    """Raises UsageError for a name that no file could have; what: is called so."""
     if not NAME.fullmatch(name):
-        raise UsageError(f"a key called {name!r}", "letters, digits, dots and dashes", "choose another name")
+        raise UsageError(f"a {what} called {name!r}", "letters, digits, dots and dashes", "choose another name")
