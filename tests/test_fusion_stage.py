@@ -17,7 +17,7 @@ from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
 from engines.model.clip_fusion import GatedFusion
 from engines.model.file import Model, load, save
-from engines.networks.fusion_rule import FusionRule
+from engines.networks.config import FusionRule
 from engines.networks.network import build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training.fusion_stage import FusionRecipe, Windows, _name, cache_windows, compare, fit, train

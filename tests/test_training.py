@@ -23,8 +23,7 @@ from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise
 from engines.networks.mobilenetv2 import STAGES, fold_norms
-from engines.networks.network import Network, build
-from engines.networks.readout import SQUASHED
+from engines.networks.network import SQUASHED, Network, build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
 from engines.training.calibrate import temperature

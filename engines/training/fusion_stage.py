@@ -29,7 +29,7 @@ from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import Contract
 from engines.model.file import Model, load, save
 from engines.networks.clip_fusion import GatedClipFusion
-from engines.networks.fusion_rule import PREFIX, FusionRule
+from engines.networks.config import PREFIX, FusionRule
 from engines.networks.network import Network
 from engines.training.calibrate import temperature
 from engines.training.loss import KNOWABLE_AT, UNKNOWN

@@ -161,12 +161,12 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     arch = arch or (None if start is None else start.architecture)
     named = name or file_name(out)
     if official:
-        of_clips = OfficialRecipe(out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch,
-                                  precision=precision, patience=patience, teacher=teacher, seed=seed, workers=workers,
-                                  name=named, without_fold=without_fold, input_size_hw=size_hw, strict=strict,
-                                  architecture=arch or OfficialRecipe.architecture, rule=rule or OfficialRecipe.rule,
-                                  validate_epochs=OfficialRecipe.validate_epochs if validate_every is None
-                                  else validate_every)
+        of_clips = OfficialRecipe(
+            out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch, precision=precision,
+            patience=patience, teacher=teacher, seed=seed, workers=workers, name=named, without_fold=without_fold,
+            input_size_hw=size_hw, strict=strict, architecture=arch or OfficialRecipe.architecture,
+            rule=rule or OfficialRecipe.rule,
+            validate_epochs=OfficialRecipe.validate_epochs if validate_every is None else validate_every)
         with _show_progress() as shown:
             train_official(of_clips, data, **shown)
     else:
@@ -174,19 +174,16 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         if readout_width is None:
             readout_width = Recipe.readout_width if live else 0
         now, window = _mean_temperatures(calibration_from or [])
-        of_streams = Recipe(out=out, init=init, idle=tuple(idle or ()), name=named,
-                            without_fold=without_fold, idle_without=tuple(idle_without or ()),
-                            without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
-                            readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
-                            rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed,
-                            trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
-                            architecture=arch or Recipe.architecture,
-                            frozen_layers=Recipe.frozen_layers if freeze is None else freeze,
-                            backbone_lr=lr or Recipe.backbone_lr, rows=batch or Recipe.rows, precision=precision,
-                            validate_every=validate_every or 0, patience=patience, workers=workers,
-                            frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
-                            input_size_hw=size_hw or Recipe.input_size_hw)
-        of_streams = resolve_defaults(of_streams)
+        of_streams = resolve_defaults(Recipe(
+            out=out, init=init, idle=tuple(idle or ()), name=named, without_fold=without_fold,
+            idle_without=tuple(idle_without or ()), without_labels=tuple(without_label or ()), iterations=iterations,
+            seed=seed, causal=live, readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
+            rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed, trimmed_first=trimmed_first,
+            strict=strict, temperature=now, window_temperature=window, architecture=arch or Recipe.architecture,
+            frozen_layers=Recipe.frozen_layers if freeze is None else freeze, backbone_lr=lr or Recipe.backbone_lr,
+            rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0, patience=patience,
+            workers=workers, frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
+            input_size_hw=size_hw or Recipe.input_size_hw))
         with _show_progress((of_streams.trimmed_first or 0) + iterations) as shown:
             train_gatestream(of_streams, data, **shown)
     if _is_first():

@@ -40,10 +40,8 @@ class TerminalView(Sink):
         self.state = OverlayState(background=background)
         self._clock, self._wall_times = clock, live
         self._live: Live | None = None
-        self._closed = False
-        self._drawn_at = -math.inf
+        self._closed, self._drawn_at, self._fps = False, -math.inf, 0.0
         self._frames = self._frames_drawn = 0
-        self._fps = 0.0
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         self.state.update(records, frame)

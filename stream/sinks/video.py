@@ -56,12 +56,9 @@ class AnnotatedVideo(Sink):
         self._state = OverlayState(background=background)
         self._video: OutputContainer | None = None
         self._stream: Any = None
-        self._size_hw = (0, 0)
+        self._size_hw, self._written, self._closed = (0, 0), 0, False
         self._shown: Image | None = None  # the image written last
-        self._written = 0
-        self._last_time = 0.0
-        self._position_s = 0.0  # of the newest frame in the video
-        self._closed = False
+        self._last_time = self._position_s = 0.0  # capture time of the newest frame, and where it is in the video
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         self._state.update(records, frame)
