@@ -111,8 +111,8 @@ class Service:
 
     def __enter__(self) -> Self:
         self.outbox.start()
-        self._start_worker()
         self._thread.start()
+        self.supervise()  # starts the worker's process
         return self
 
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
@@ -204,10 +204,11 @@ class Service:
         self._live_pid = self.receiver.worker.pid
         if worker is None:
             if now >= self._started_at:
-                self._start_worker()
+                self._started_at, self._worker = now, self._start_process(self._model, None)
             return
         code = worker.poll()
-        if code is None and self._hangs(now):
+        patience_s = HANGS_AFTER_S if self._ready and len(self.receiver.scheduler) else BUILDS_FOR_S
+        if code is None and now - max(self._started_at, self.receiver.worker.last_at) > patience_s:
             log.error("the engine's process hangs: ending it")
             worker.kill()
             code = worker.wait()
@@ -226,14 +227,6 @@ class Service:
     def _ready(self) -> bool:
         """Whether the worker that was started last has sent anything."""
         return self.receiver.worker.last_at > self._started_at
-
-    def _hangs(self, now: float) -> bool:
-        patience_s = HANGS_AFTER_S if self._ready and len(self.receiver.scheduler) else BUILDS_FOR_S
-        return now - max(self._started_at, self.receiver.worker.last_at) > patience_s
-
-    def _start_worker(self) -> None:
-        self._started_at = time.monotonic()
-        self._worker = self._start_process(self._model, None)
 
     def _start_process(self, model: Model, expected: Records | None) -> subprocess.Popen[bytes]:
         """Starts a worker. expected: events that the model before it found in the recording for promotions."""
