@@ -8,15 +8,15 @@ import base64
 import hashlib
 import hmac
 import os
-import re
 import secrets
 from pathlib import Path
 from typing import Any
 
-from engines.errors import SinkError, UsageError
+from engines.errors import UsageError
 from engines.model.file import write_atomically
+from stream.service.ingress.security import check_name
+from stream.sinks.base import sink_errors
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MIN_PASSWORD = 8  # characters
 SCRYPT = {"n": 2**14, "r": 8, "p": 1}  # 16 MB and some 50 ms for each try
 CACHED_HEADERS = 64  # that were right: scrypt is slow on purpose
@@ -24,8 +24,7 @@ CACHED_HEADERS = 64  # that were right: scrypt is slow on purpose
 
 def add_user(file: Path, name: str, password: str) -> None:
     """Adds a user, or changes a user's password. Raises UsageError, SinkError."""
-    if not NAME.fullmatch(name):
-        raise UsageError(f"a user called {name!r}", "letters, digits, dots and dashes", "choose another name")
+    check_name(name, "user")
     if len(password) < MIN_PASSWORD:
         raise UsageError(f"a password of {len(password)} characters", f"{MIN_PASSWORD} or more", "choose a longer one")
     users = read_users(file) if file.exists() else {}
@@ -33,10 +32,8 @@ def add_user(file: Path, name: str, password: str) -> None:
     users[name] = salt, _hash(password, salt)
     lines = "".join(f"{one}:{salt.hex()}:{hashed.hex()}\n" for one, (salt, hashed) in users.items())
     write_atomically(file, lines.encode())
-    try:
+    with sink_errors("protecting", file):
         file.chmod(0o600)
-    except OSError as error:
-        raise SinkError(f"{file} ({error.strerror})", "a file for yourself alone", "choose another place") from error
 
 
 def read_users(file: Path) -> dict[str, tuple[bytes, bytes]]:

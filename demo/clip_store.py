@@ -58,10 +58,8 @@ class ClipStore:
         return path
 
     def add(self, label: str, images: TimedImages) -> StoredClip:
-        """Stores images as the next recording of a label.
-
-        Raises UsageError for a bad name or length, SinkError, and what `images` raises.
-        """
+        """Stores images as the next recording of a label. Raises UsageError for a bad name or length, SinkError, and
+        what `images` raises."""
         label = _check_name(label)
         with self._lock:
             taken = [int(path.stem) for path in (self.folder / "whole" / label).glob("*.mp4") if path.stem.isdigit()]
@@ -137,18 +135,15 @@ def _read(video: Path) -> Iterator[tuple[float, Image]]:
 
 
 def _length_s(video: Path) -> float:
-    """0 for one that is not there."""
+    """0 for one that is not there, or is no video."""
     try:
         return round(_probe_s(video, video.stat().st_mtime_ns), 2)
-    except OSError:
+    except (OSError, av.FFmpegError):
         return 0.0
 
 
 @lru_cache(4096)
 def _probe_s(video: Path, changed_ns: int) -> float:
     """Length of a video that was changed at that time."""
-    try:
-        with av.open(video) as opened:
-            return (opened.duration or 0) / av.time_base
-    except av.FFmpegError:
-        return 0.0
+    with av.open(video) as opened:
+        return (opened.duration or 0) / av.time_base

@@ -121,7 +121,6 @@ class LiveSession:
         self._visible.set()
         self._gates: GateHeatmap | None = None
         self._recent: deque[tuple[float, bytes]] = deque()
-        self._recent_bytes = 0
 
     def recognize(self, jpeg: bytes, captured_at: float) -> Records:
         """What a browser's picture causes; it is decoded only if the model's clock wants it. Raises GatestreamError."""
@@ -131,9 +130,7 @@ class LiveSession:
         return records + self._gate_records(records, image_bgr)
 
     def start_camera(self, spec: str) -> None:
-        """Recognises a camera of this machine or network from now on. Call `stop` before.
-
-        Raises UsageError, SourceError when it does not open."""
+        """Recognises a camera from now on; call `stop` before. Raises UsageError, SourceError when it does not open."""
         self._source = open_source(spec, camera=self.camera, policy="newest")
         self._start(partial(self._play, self._source))
 
@@ -173,14 +170,12 @@ class LiveSession:
         return store.add(label, self._images(shown))
 
     def show_gates(self, shown: bool) -> None:
-        """Whether records of gates come with predictions. Raises UsageError, EngineError for a model without gates
-        that can be shown."""
+        """Whether records of gates come with predictions. Raises UsageError, EngineError where none can be shown."""
+        self._gates = None
         if shown:
             from engines.runtime.gate_heatmap import GateHeatmap  # the first use of torch
 
             self._gates = GateHeatmap(engines.load(self._sessions.model))
-        else:
-            self._gates = None
 
     def set_threshold(self, open_above: float | None) -> None:
         """The score above which this page's events open; None for the model's own."""
@@ -203,8 +198,8 @@ class LiveSession:
             return []
         image = image_bgr()
         open_HW = gates.update(image)
-        part_h, part_w = visible_part(image.shape[:2], self._sessions.recognizer.contract)
-        return [{"type": "gates", "size_hw": list(open_HW.shape), "part_hw": [part_h, part_w],
+        part_hw = visible_part(image.shape[:2], self._sessions.recognizer.contract)
+        return [{"type": "gates", "size_hw": list(open_HW.shape), "part_hw": list(part_hw),
                  "open": base64.b64encode((255 * open_HW).astype(np.uint8).tobytes()).decode()}]
 
     def _remember(self, jpeg: bytes, at: float) -> None:
@@ -213,11 +208,9 @@ class LiveSession:
             return
         if not 0 <= since < RECENT_S:  # the clock jumped
             self._recent.clear()
-            self._recent_bytes = 0
         self._recent.append((at, jpeg))
-        self._recent_bytes += len(jpeg)
-        while at - self._recent[0][0] > RECENT_S or self._recent_bytes > RECENT_BYTES:
-            self._recent_bytes -= len(self._recent.popleft()[1])
+        while at - self._recent[0][0] > RECENT_S or sum(len(one) for _, one in self._recent) > RECENT_BYTES:
+            self._recent.popleft()
 
     def _play(self, source: Source) -> None:
         try:
@@ -233,9 +226,9 @@ class LiveSession:
                         self._visible.wait(0.5 / self._sessions.recognizer.contract.frame_rate)
                 else:
                     self._send_records([item.as_json()], b"", item.at)
-            self._send_error("This camera has ended.")
+            self._send({"error": "This camera has ended."}, b"", 0.0)
         except GatestreamError as error:
-            self._send_error(str(error))
+            self._send({"error": str(error)}, b"", 0.0)
         except RuntimeError:  # the page's server has ended
             log.debug("%s has ended", self.camera)
 
@@ -250,16 +243,13 @@ class LiveSession:
                     self._remember(picture, made[-1]["captured_at"])
                 shown = picture if picture is not None and self._visible.is_set() else b""
                 self._send_records(records, shown, made[-1]["captured_at"] if made else 0.0)
-            self._send_error("The service has ended. Press Start once it runs again.")
+            self._send({"error": "The service has ended. Press Start once it runs again."}, b"", 0.0)
         except GatestreamError as error:
             if self._following.is_set():
-                self._send_error(str(error))
+                self._send({"error": str(error)}, b"", 0.0)
 
     def _send_records(self, records: Records, picture: bytes, at: float) -> None:
         self._send({"at": at, "records": records}, picture, at)
-
-    def _send_error(self, text: str) -> None:
-        self._send({"error": text}, b"", 0.0)
 
 
 def _encode_jpeg(image_bgr: Image) -> bytes:

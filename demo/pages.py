@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import shutil
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from fastapi import FastAPI
 
 import engines
 from demo.trainer import Trainer
-from demo.video_results import VideoResults, recognize_video, render_track
+from demo.video_results import recognize_video, render_track
 from engines.bench.doctor import doctor
 from engines.bench.stages import bench, format_lines
 from engines.errors import GatestreamError
@@ -64,7 +62,6 @@ def pages(engine: str, trainer: Trainer) -> gr.Blocks:
 
 
 def _video(engine: str, trainer: Trainer) -> None:
-    results_folder = tempfile.TemporaryDirectory(prefix="gatestream-")  # gone when the page's server is
     upload = gr.File(label="A video", file_types=["video"], type="filepath")
     message = gr.Markdown()
     with gr.Column(visible=False) as results:
@@ -79,35 +76,26 @@ def _video(engine: str, trainer: Trainer) -> None:
 
     def show(path: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         if path is None:
-            return {results: gr.update(visible=False), message: ""}
-        _delete_old(Path(results_folder.name))
-        folder = Path(tempfile.mkdtemp(dir=results_folder.name))
-        try:
-            with Recognizer.open(trainer.model, engine, slots=1) as recognizer:
-                found = recognize_video(recognizer, Path(path), folder, progress)
-        except GatestreamError as error:
-            why = str(error).replace(path, Path(path).name)
-            return {results: gr.update(visible=False), message: f"**This video cannot be recognised:** {why}."}
-        return {results: gr.update(visible=True), message: "", summary: _summary(found), player: path,
-                line: render_track(found, "#player video"),
-                table: [[event.label, round(event.started_at, 2), round(event.ended_at, 2), round(event.score, 2)]
-                        for event in found.events],
-                curves: pd.DataFrame(found.curves, columns=["seconds", "label", "score"]),
-                files: [str(file) for file in (*found.files, found.annotated)]}
+            yield {results: gr.update(visible=False), message: ""}
+            return
+        with tempfile.TemporaryDirectory(prefix="gatestream-") as folder:  # Gradio copies what is yielded
+            try:
+                with Recognizer.open(trainer.model, engine, slots=1) as recognizer:
+                    found = recognize_video(recognizer, Path(path), Path(folder), progress)
+            except GatestreamError as error:
+                why = str(error).replace(path, Path(path).name)
+                yield {results: gr.update(visible=False), message: f"**This video cannot be recognised:** {why}."}
+                return
+            events = "1 event" if len(found.events) == 1 else f"{len(found.events)} events"
+            yield {results: gr.update(visible=True), message: "", player: path,
+                   summary: f"**{events}** in {found.seconds:.0f} s. Press one to jump to it.",
+                   line: render_track(found, "#player video"),
+                   table: [[event.label, round(event.started_at, 2), round(event.ended_at, 2), round(event.score, 2)]
+                           for event in found.events],
+                   curves: pd.DataFrame(found.curves, columns=["seconds", "label", "score"]),
+                   files: [str(file) for file in (*found.files, found.annotated)]}
 
     upload.change(show, upload, [results, message, summary, player, line, table, curves, files])
-
-
-def _delete_old(folder: Path) -> None:
-    """Deletes results that Gradio has copied to its own cache long ago."""
-    for old in folder.iterdir():
-        if time.time() - old.stat().st_mtime > KEPT_S:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _summary(found: VideoResults) -> str:
-    events = len(found.events)
-    return f"**{events} {'event' if events == 1 else 'events'}** in {found.seconds:.0f} s. Press one to jump to it."
 
 
 def _model(engine: str, trainer: Trainer) -> None:

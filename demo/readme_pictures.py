@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 from rich.console import Console
 
-from stream.frame import Event, Frame
+from stream.frame import Frame
 from stream.recognizer import Recognizer
-from stream.sinks.overlay import OverlayState, draw
+from stream.sinks.overlay import draw
 from stream.sinks.terminal import TerminalView
 from stream.sources import open_source
 
@@ -21,27 +21,21 @@ def main(folder: Path) -> None:
     """Runs the simulated camera and keeps the terminal view and the annotated frame of one moment."""
     folder.mkdir(parents=True, exist_ok=True)
     at = 0.0
-    closed: list[Event] = []
     with Recognizer.open("gesture", slots=1) as recognizer, open_source(SOURCE, camera="sim://gestures") as source:
         contract, engine = recognizer.contract, recognizer.engine
         terminal = Console(file=io.StringIO(), force_terminal=True, width=100, height=24)
         view = TerminalView("sim://gestures", f"{contract.name}, {engine.name} {engine.precision}",
                             contract.background, terminal, clock=lambda: at)
-        overlay = OverlayState(contract.background)
         for frame in source.frames():
             assert isinstance(frame, Frame)
             at = frame.captured_at
-            records = recognizer.push(frame.image_bgr, at, frame.camera)
-            view.write(frame, records)
-            overlay.update(records, frame)
-            events = [record for record in records if isinstance(record, Event)]
-            closed += [event for event in events if not event.open]
-            if len(closed) >= CLOSED_EVENTS and any(event.open for event in events):
+            view.write(frame, recognizer.push(frame.image_bgr, at, frame.camera))
+            if view.state.closed_count >= CLOSED_EVENTS and view.state.open:
                 break
     paper = Console(record=True, width=100, height=24, file=io.StringIO())
     paper.print(view.render())
     paper.save_svg(str(folder / "run.svg"), title="gatestream run")
-    cv2.imwrite(str(folder / "frame.jpg"), draw(frame.image_bgr, overlay), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    cv2.imwrite(str(folder / "frame.jpg"), draw(frame.image_bgr, view.state), [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
 if __name__ == "__main__":

@@ -16,31 +16,76 @@ import json
 import logging
 import struct
 import threading
+import webbrowser
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from demo.basic_auth import BasicAuth, read_users
 from demo.clip_store import ClipStore
 from demo.live_sessions import LiveSession, LiveSessions
+from demo.pages import mount_pages
 from demo.service_api import ServiceClient, service_router
 from demo.teach_api import is_same_origin, teach_router
 from demo.trainer import Trainer
-from engines.errors import GatestreamError
+from engines.errors import GatestreamError, UsageError
+from stream.recognizer import Recognizer
+from stream.service.config import LOOPBACK, HealthConfig
 
 log = logging.getLogger("gatestream.ui")
 
 PAGE = Path(__file__).parent / "page"
 OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+SLOTS = 32  # pages at a time, at most
+PINGS_S = 2.0  # a page that is gone without a word frees its slot after two of these
 
 
-def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient,
-              hosts: tuple[str, ...] = ()) -> FastAPI:
+def serve(model: str, engine: str, host: str, port: int, open_browser: bool, auth: Path | None, lessons: Path | None,
+          service: str | None) -> None:
+    """`gatestream ui`: serves the page until interrupted.
+
+    auth: a file of users, who alone may see it; lessons: the folder of recordings and taught models, by default one of
+    the person's own; service: address of the health page of a service to show, by default where a service without a
+    configuration has it. Raises UsageError for a port that is taken, or a file that is none of users."""
+    def open_recognizer(file: str) -> Recognizer:
+        return Recognizer.open(file, engine, slots=SLOTS)
+
+    users, local = None if auth is None else read_users(auth), host in LOOPBACK
+    if users is None and not local:
+        log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
+    store = ClipStore(lessons or platformdirs.user_data_path("gatestream", appauthor=False) / "lessons")
+    trainer = Trainer(store, model, engine, lambda new: sessions.replace_recognizer(open_recognizer(new), new))
+    recognizer = trainer.open_newest(open_recognizer)
+    if trainer.model != model:
+        log.info("in use is what %s was taught: %s", model, trainer.model)
+    with LiveSessions(recognizer, trainer.model) as sessions:
+        client = ServiceClient(service or str(HealthConfig().bind))
+        app = mount_pages(build_app(sessions, trainer, client, () if local else ("*",)), engine, trainer)
+        config = uvicorn.Config(app if users is None else BasicAuth(app, users), host=host, port=port,
+                                log_level="warning", ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S,
+                                timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        try:
+            socket = config.bind_socket()
+        except SystemExit as error:  # uvicorn's way to say that it cannot
+            raise UsageError(f"port {port} of {host}, which cannot be used", "a free port",
+                             "choose another one with --port") from error
+        address = f"http://{'[' + host + ']' if ':' in host else host}:{socket.getsockname()[1]}"
+        log.info("the page is at %s; Ctrl-C ends it", address)
+        if open_browser:
+            threading.Timer(0.5, webbrowser.open, (address,)).start()
+        server.run([socket])
+
+
+def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, hosts: tuple[str, ...] = ()) -> FastAPI:
     """The application. hosts: names it may be reached by, besides this machine's own."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page of another site that the same browser shows could else reach us under a name of its own.
@@ -72,7 +117,7 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient,
 
         greet()
         sessions.on_change.add(greet)
-        sending = asyncio.create_task(_send(socket, queue))
+        sending = asyncio.create_task(queue.send(socket))
         try:
             with suppress(WebSocketDisconnect, RuntimeError):
                 while True:
@@ -98,46 +143,36 @@ class SendQueue:
     """What waits to be sent to one page: all messages, and the newest picture. `put` may come from any thread."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ready = asyncio.Event()
-        self._lock = threading.Lock()
+        self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
         self._messages: list[dict[str, Any]] = []
-        self._picture: tuple[bytes, float] | None = None
+        self._picture = b""
 
     def put(self, message: dict[str, Any], picture: bytes = b"", captured_at: float = 0.0) -> None:
         """Adds a message, and a picture if there is one."""
-        with self._lock:
-            self._messages.append(message)
-            if picture:
-                self._picture = picture, captured_at
-        self._loop.call_soon_threadsafe(self._ready.set)
+        self._loop.call_soon_threadsafe(self._add, message, picture and struct.pack("<d", captured_at) + picture)
 
-    async def take(self) -> tuple[list[dict[str, Any]], tuple[bytes, float] | None]:
-        """Waits for something, and takes all there is."""
-        await self._ready.wait()
-        with self._lock:
-            self._ready.clear()
-            messages, self._messages = self._messages, []
-            picture, self._picture = self._picture, None
-        return messages, picture
+    def _add(self, message: dict[str, Any], picture: bytes) -> None:
+        self._messages.append(message)
+        self._picture = picture or self._picture
+        self._ready.set()
 
-
-async def _send(socket: WebSocket, queue: SendQueue) -> None:
-    with suppress(WebSocketDisconnect, RuntimeError):
-        while True:
-            messages, picture = await queue.take()
-            for message in messages:
-                await socket.send_text(json.dumps(message))
-            if picture is not None:
-                await socket.send_bytes(struct.pack("<d", picture[1]) + picture[0])
+    async def send(self, socket: WebSocket) -> None:
+        """Sends what comes, until the page has gone."""
+        with suppress(WebSocketDisconnect, RuntimeError):
+            while await self._ready.wait():
+                self._ready.clear()
+                messages, picture, self._messages, self._picture = self._messages, self._picture, [], b""
+                for message in messages:
+                    await socket.send_text(json.dumps(message))
+                if picture:
+                    await socket.send_bytes(picture)
 
 
 async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: ClipStore,
                   service: ServiceClient) -> None:
     """Handles one message of a page. Raises WebSocketDisconnect."""
     if received["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(received.get("code", 1000))
-
+        raise WebSocketDisconnect
     picture = received.get("bytes")
     try:
         if picture is not None:

@@ -7,7 +7,6 @@
     GET /service/clips/{name}             the video of an event
 """
 
-import asyncio
 import io
 import json
 import re
@@ -30,9 +29,7 @@ PATIENCE_S = 3.0
 
 
 class ServiceClient:
-    """A client of the service whose /health is served at an address, host:port. Methods may be called from any thread.
-
-    Raises UsageError for what is no address."""
+    """A client of the service whose /health is served at host:port. For any thread. Raises UsageError for another."""
 
     def __init__(self, address: str) -> None:
         if not ADDRESS.fullmatch(address):
@@ -57,9 +54,8 @@ class ServiceClient:
         return answer.content if answer.status_code == 200 else None
 
     def follow(self, camera: str) -> Iterator[list[dict[str, Any]]]:
-        """A camera's records as they come; an empty list from time to time. Ends with the service.
-
-        Raises SourceError where the service does not show it."""
+        """A camera's records as they come; an empty list from time to time. Ends with the service. Raises SourceError
+        where the service does not show it."""
         try:
             with self._client.stream("GET", f"/cameras/{quote(camera, safe='')}/live") as answer:
                 if answer.status_code != 200:
@@ -80,35 +76,34 @@ def service_router(service: ServiceClient) -> APIRouter:
     """The routes under /service."""
     router = APIRouter(prefix="/service")
 
-    async def health() -> dict[str, Any]:
+    def health() -> dict[str, Any]:
         try:
-            return await asyncio.to_thread(service.health)
+            return service.health()
         except GatestreamError as error:
             raise HTTPException(503, str(error)) from error
 
     @router.get("/state")
-    async def state() -> JSONResponse:
+    def state() -> JSONResponse:
         try:
-            found = {"health": await asyncio.to_thread(service.health), "error": ""}
+            return JSONResponse({"address": service.address, "health": service.health(), "error": ""})
         except GatestreamError as error:
-            found = {"health": None, "error": str(error)}
-        return JSONResponse({"address": service.address, **found})
+            return JSONResponse({"address": service.address, "health": None, "error": str(error)})
 
     @router.get("/cameras/{name:path}.jpg")
-    async def picture(name: str) -> Response:
-        found = await asyncio.to_thread(service.picture, name)
+    def picture(name: str) -> Response:
+        found = service.picture(name)
         if found is None:
             raise HTTPException(404)
         return Response(found, media_type="image/jpeg",
                         headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
 
     @router.get("/events")
-    async def events(camera: str = "", label: str = "", last: int = 100) -> JSONResponse:
-        facts = await health()
+    def events(camera: str = "", label: str = "", last: int = 100) -> JSONResponse:
+        facts = health()
         try:
             log = _log(facts)
-            found = await asyncio.to_thread(read_events, log, camera=camera or None, label=label or None, newest=last)
-            counts = await asyncio.to_thread(count_events, log)
+            found = read_events(log, camera=camera or None, label=label or None, newest=last)
+            counts = count_events(log)
         except GatestreamError as error:
             return JSONResponse({"error": str(error), "events": [], "labels": [], "total": 0})
         chosen = [counts.get(camera, Counter())] if camera else counts.values()
@@ -120,18 +115,18 @@ def service_router(service: ServiceClient) -> APIRouter:
                              "labels": sorted(set().union(*counts.values()))})
 
     @router.get("/events.{form}")
-    async def download(form: Literal["csv", "jsonl"], camera: str = "", label: str = "") -> Response:
-        out, facts = io.StringIO(newline=""), await health()
+    def download(form: Literal["csv", "jsonl"], camera: str = "", label: str = "") -> Response:
+        out, facts = io.StringIO(newline=""), health()
         try:
-            await asyncio.to_thread(export, _log(facts), out, form, camera=camera or None, label=label or None)
+            export(_log(facts), out, form, camera=camera or None, label=label or None)
         except GatestreamError as error:
             return PlainTextResponse(str(error), 400)
         return Response(out.getvalue(), media_type="text/csv" if form == "csv" else "application/jsonl",
                         headers={"Content-Disposition": f"attachment; filename=events.{form}"})
 
     @router.get("/clips/{name}")
-    async def clip(name: str) -> FileResponse:
-        folder = (await health())["clips_folder"]
+    def clip(name: str) -> FileResponse:
+        folder = health()["clips_folder"]
         path = Path(folder or "") / Path(name).name
         if folder is None or path.suffix != ".mp4" or not path.is_file():
             raise HTTPException(404)

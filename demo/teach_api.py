@@ -14,12 +14,11 @@ import asyncio
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Body, Depends, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, Field
 from starlette.requests import HTTPConnection
 
 from demo.trainer import Trainer
@@ -28,18 +27,7 @@ from engines.errors import GatestreamError
 LARGEST_BYTES = 4 * 1024**3  # of a video that is uploaded
 
 
-class ClipRequest(BaseModel):
-    """Names a recording."""
-
-    label: str
-    number: int
-
-
-class TrimRequest(ClipRequest):
-    """Names a part of a recording, in seconds."""
-
-    from_s: float = Field(alias="from")
-    to_s: float = Field(alias="to")
+Label, Number = Annotated[str, Body()], Annotated[int, Body()]
 
 
 def is_same_origin(request: HTTPConnection) -> bool:
@@ -57,27 +45,27 @@ def teach_router(trainer: Trainer) -> APIRouter:
     router, store = APIRouter(prefix="/teach"), trainer.store
     same_origin = [Depends(_require_same_origin)]
 
-    async def answer(work: Callable[[], Any], file: str = "") -> JSONResponse:
+    def answer(work: Callable[[], object], file: str = "") -> JSONResponse:
         """Does the work, answers with the state after it. file: a path that an error must not show."""
         try:
-            await asyncio.to_thread(work)
+            work()
         except GatestreamError as error:
             return JSONResponse({"error": str(error).replace(file, "this file") if file else str(error)}, 400)
-        return JSONResponse(await asyncio.to_thread(trainer.state))
+        return JSONResponse(trainer.state())
 
     @router.get("/state")
-    async def state() -> JSONResponse:
-        return await answer(lambda: None)
+    def state() -> JSONResponse:
+        return JSONResponse(trainer.state())
 
     @router.get("/clips/{label}/{number}.mp4", response_model=None)
-    async def clip(label: str, number: int) -> FileResponse | JSONResponse:
+    def clip(label: str, number: int) -> FileResponse | JSONResponse:
         try:
             return FileResponse(store.find(label, number, whole=True), media_type="video/mp4")
         except GatestreamError as error:
             return JSONResponse({"error": str(error)}, 404)
 
     @router.get("/model")
-    async def model() -> FileResponse:
+    def model() -> FileResponse:
         path = Path(trainer.model)
         if not path.is_file():
             raise HTTPException(404)
@@ -93,22 +81,23 @@ def teach_router(trainer: Trainer) -> APIRouter:
                     return JSONResponse({"error": f"this video is larger than {LARGEST_BYTES >> 30} GiB"}, 400)
                 await asyncio.to_thread(video.write, part)
             video.flush()
-            return await answer(lambda: store.add_file(label, Path(video.name)), video.name)
+            return await asyncio.to_thread(answer, lambda: store.add_file(label, Path(video.name)), video.name)
 
     @router.post("/cut", dependencies=same_origin)
-    async def cut(part: TrimRequest) -> JSONResponse:
-        return await answer(lambda: store.trim(part.label, part.number, part.from_s, part.to_s))
+    def cut(label: Label, number: Number, from_s: Annotated[float, Body(alias="from")],
+            to_s: Annotated[float, Body(alias="to")]) -> JSONResponse:
+        return answer(lambda: store.trim(label, number, from_s, to_s))
 
     @router.post("/remove", dependencies=same_origin)
-    async def remove(clip: ClipRequest) -> JSONResponse:
-        return await answer(lambda: store.remove(clip.label, clip.number))
+    def remove(label: Label, number: Number) -> JSONResponse:
+        return answer(lambda: store.remove(label, number))
 
     @router.post("/learn", dependencies=same_origin)
-    async def learn() -> JSONResponse:
-        return await answer(trainer.train)
+    def learn() -> JSONResponse:
+        return answer(trainer.train)
 
     @router.post("/undo", dependencies=same_origin)
-    async def undo() -> JSONResponse:
-        return await answer(trainer.undo)
+    def undo() -> JSONResponse:
+        return answer(trainer.undo)
 
     return router

@@ -67,8 +67,7 @@ class Trainer:
         self._start_thread(self._train)
 
     def undo(self) -> None:
-        """Deletes the newest version and returns to the one before. Raises UsageError while it is busy, and where there
-        is none."""
+        """Deletes the newest version, returns to the one before. Raises UsageError without one, and while busy."""
         if not self._versions():
             raise UsageError("nothing learnt", "something to undo", "learn first")
         self._start_thread(self._undo)

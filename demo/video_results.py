@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from pathlib import Path
 
 from stream.frame import Event, Frame, Prediction, Record
@@ -36,17 +37,15 @@ def recognize_video(recognizer: Recognizer, video: Path, folder: Path,
                     progress: Callable[[float], None]) -> VideoResults:
     """Recognises a video and writes files into a folder. Memory does not grow with the video's length.
 
-    progress: is called with the share that is done. Raises UsageError, SourceError for what cannot be read, SinkError.
-    """
+    progress: takes the share that is done. Raises UsageError, SourceError for what cannot be read, SinkError."""
     contract = recognizer.contract
     log, annotated = folder / "events.db", folder / f"{video.stem}-annotated.mp4"
     with ExitStack() as stack:
         source = stack.enter_context(open_path(video, camera=video.name, policy="every"))
         curves = _Curves(contract.background)
-        sinks = [stack.enter_context(sink) for sink in (
+        run(source, recognizer, [stack.enter_context(sink) for sink in (
             EventLog(log, contract.name, video.name), AnnotatedVideo(annotated, source.info.fps, contract.background),
-            curves, _Progress(source.info.frames, progress))]
-        run(source, recognizer, sinks)
+            curves, _Progress(source.info.frames, progress))])
     files = []
     for form in FORMATS:
         files.append(folder / f"{video.stem}.{form}")
@@ -91,8 +90,7 @@ class _Curves(Sink):
     def _take(self, prediction: Prediction) -> None:
         place = int(self.seconds / self._cell_s)
         while place >= POINTS:  # twice as long parts from now on
-            pairs = (self._cells[i:i + 2] for i in range(0, len(self._cells), 2))
-            self._cells = [_highest(pair) for pair in pairs]
+            self._cells = [_highest(self._cells[i:i + 2]) for i in range(0, len(self._cells), 2)]
             self._cell_s *= 2
             place = int(self.seconds / self._cell_s)
         self._cells += [{} for _ in range(place + 1 - len(self._cells))]
@@ -114,22 +112,15 @@ class _Progress(Sink):
     """Reports what share of the frames is done, where their number is known."""
 
     def __init__(self, frames: int | None, report: Callable[[float], None]) -> None:
-        self._frames, self._report, self._count = frames, report, 0
+        self._frames, self._report = frames, report
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
-        if frame is None:
-            return
-        self._count += 1
-        if self._frames and self._count % 30 == 0:
-            self._report(min(1.0, self._count / self._frames))
+        if frame is not None and self._frames and frame.index % 30 == 29:
+            self._report(min(1.0, (frame.index + 1) / self._frames))
 
     def close(self) -> None:
         pass
 
 
 def _highest(cells: Sequence[dict[str, float]]) -> dict[str, float]:
-    merged: dict[str, float] = {}
-    for cell in cells:
-        for label, score in cell.items():
-            merged[label] = max(merged.get(label, 0.0), score)
-    return merged
+    return {label: max(cell.get(label, 0.0) for cell in cells) for label in dict.fromkeys(chain(*cells))}

@@ -13,8 +13,6 @@
 Names are imported on first use: `gatestream --help` waits neither for numpy nor for OpenCV.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

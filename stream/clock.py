@@ -10,8 +10,7 @@ lays a grid of cells, each 1 / frame_rate seconds long, from the first frame of 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engines.errors import FrameError, UsageError
 
@@ -22,8 +21,7 @@ EARLY_CELLS = 0.15
 TIME_NOISE_S = 1e-6  # Unix times as float64 are good to about this
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(NamedTuple):
     """What to do with one frame."""
 
     use: bool  # step the model with it
@@ -32,15 +30,9 @@ class Tick:
     action: Literal["reset", "new stream"] | None = None  # before this frame
 
 
-_PASS = Tick(use=False)
-_FIRST = Tick(use=True)
-
-
 class Clock:
     """Picks the frames of one camera for a model of `frame_rate` frames per second.
-
-    max_gap_s: the longest hole that is held; a longer one resets. Raises UsageError unless both are above zero.
-    """
+    max_gap_s: the longest hole that is held; a longer one resets. Raises UsageError unless both are above zero."""
 
     def __init__(self, frame_rate: float, max_gap_s: float) -> None:
         for name, value in (("frame_rate", frame_rate), ("max_gap_s", max_gap_s)):
@@ -61,19 +53,19 @@ class Clock:
             raise FrameError(f"a frame captured at {captured_at}", "a time in seconds",
                              "pass the capture time of the frame, e.g. time.time()")
         if self._origin_s is None:
-            return self._start(captured_at, _FIRST)
+            return self._start(captured_at, Tick(use=True))
         step_s = captured_at - self._latest_s
         if step_s > self.max_gap_s + TIME_NOISE_S:
             return self._start(captured_at, Tick(use=True, gap_s=step_s, action="reset"))
         if step_s < -(1 / self.frame_rate + TIME_NOISE_S):
             return self._start(captured_at, Tick(use=True, gap_s=-step_s, action="new stream"))
         if step_s <= 0:
-            return _PASS
+            return Tick(use=False)
         self._latest_s = captured_at
         cell = math.floor((captured_at - self._origin_s) * self.frame_rate + EARLY_CELLS)
         held = cell - self._cell - 1
         if held < 0:
-            return _PASS
+            return Tick(use=False)
         self._cell = cell
         return Tick(use=True, held=held)
 

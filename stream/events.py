@@ -132,9 +132,8 @@ class EventTracker:
         self._rival[1].add(at, probs_K)
 
     def _split(self) -> list[Event]:
-        if not (self._opened and self._before and self._rival):
-            return []
-        if not (self._holds_alone(self._before) and self._holds_alone(self._rival[1])):
+        if not (self._opened and self._before and self._rival
+                and self._holds_alone(self._before) and self._holds_alone(self._rival[1])):
             return []
         closed = self._event(self._before, opened=False)
         self._whole, self._before, self._rival, self._reported = self._rival[1], None, None, None

@@ -88,10 +88,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Gap:
     """A hole in a stream: `seconds` without a usable frame before `at`.
-
     action: "reset" (longer than the model's limit), "new stream" (time ran backwards), "reconnected" (the camera was
-    lost and came back), ENGINE_RESTARTED (the camera's state was lost).
-    """
+    lost and came back), ENGINE_RESTARTED (the camera's state was lost)."""
 
     camera: str
     at: float

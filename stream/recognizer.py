@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from engines.decoding.images import as_bgr
 from engines.errors import FrameError, GatestreamError, UsageError
 from engines.model.contract import EventRule
+from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
 from stream.events import EventTracker
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
-from stream.scoring import Scorer, Scores, ScoringModel, top_labels
+from stream.scoring import Scorer, Scores, top_labels
 
 Decoder = Callable[[], NDArray[Any]]
 Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
@@ -45,7 +46,7 @@ class Counts:
 class _CameraState:
     """Everything remembered of one camera but the network's state, which sits in the engine's `slot`."""
 
-    def __init__(self, camera: str, slot: int, model: ScoringModel, rule: EventRule | None) -> None:
+    def __init__(self, camera: str, slot: int, model: Model, rule: EventRule | None) -> None:
         contract = model.contract
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
@@ -61,10 +62,6 @@ class _CameraState:
         closed = [event for tracker in self.trackers.values() for event in tracker.flush()]
         self.counts.events += len(closed)
         return closed
-
-    def forget(self) -> None:
-        self.steps, self.previous = 0, None
-        self.scorer.reset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +107,7 @@ class Recognizer:
     Not thread-safe: use it from one thread. Leaving the `with` block closes the engine.
     """
 
-    def __init__(self, model: ScoringModel, engine: Engine, timer: Callable[[], float] = time.perf_counter,
+    def __init__(self, model: Model, engine: Engine, timer: Callable[[], float] = time.perf_counter,
                  threads: ThreadPoolExecutor | None = None) -> None:
         """timer: gives seconds, for latencies only; threads: decode and prepare images of several cameras at a time."""
         self.contract, self.engine = model.contract, engine
@@ -177,9 +174,8 @@ class Recognizer:
             -> list[list[Item] | GatestreamError]:
         """Takes the next image of several cameras, which the engine then advances side by side.
 
-        prepared: what `prepare_async` returned for them, if it was called. Returns for each what `push` would: what the
-        image caused, or the error that it would raise; one camera's error does not touch the others. Raises UsageError
-        for two images of one camera, EngineError.
+        prepared: what `prepare_async` returned for them, if it was called. Returns for each what `push` would return or
+        raise: one camera's error does not touch the others. Raises UsageError for two images of a camera, EngineError.
         """
         prepared = self.prepare_async(arrivals) if prepared is None else prepared
         images_of = Counter(arrival.camera for arrival in arrivals)
@@ -282,7 +278,8 @@ class Recognizer:
             items += stream.close_events()
             items.append(Gap(arrival.camera, arrival.captured_at, tick.gap_s or 0.0, tick.action))
             self.engine.reset([stream.slot])
-            stream.forget()
+            stream.scorer.reset()
+            stream.steps, stream.previous = 0, None
         if prepared is not None:
             latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
             held = 0 if arrival.lost else tick.held
@@ -323,21 +320,18 @@ class Recognizer:
         stream.previous_at = at
         if stream.camera in self.score_listeners:
             self.score_listeners[stream.camera](at, stream.steps, scores)
-        if not self._warm(stream):
+        if stream.steps < self.contract.warmup_frames:
             return []
         events = [event for head, tracker in stream.trackers.items()
                   for event in tracker.update(at, scores.now[head], scores.window[head])]
         stream.counts.events += sum(not event.open for event in events)
         return events
 
-    def _warm(self, stream: _CameraState) -> bool:
-        return stream.steps >= self.contract.warmup_frames
-
     def _publish(self, item: _BatchItem, scores: Scores) -> Prediction:
         stream = item.stream
         heads = {head: HeadScores(top_labels(labels, scores.now[head]), top_labels(labels, scores.window[head]))
                  for head, labels in self.contract.heads.items()}
         return Prediction(camera=stream.camera, frame=item.number, captured_at=item.arrival.captured_at,
-                          warm=self._warm(stream), heads=heads, clips=scores.gates,
+                          warm=stream.steps >= self.contract.warmup_frames, heads=heads, clips=scores.gates,
                           latency_ms={part: 1000 * value for part, value in item.latency.items()},
                           dropped=stream.counts.dropped, held=stream.counts.held)

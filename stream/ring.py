@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 
 class Ring:
     """The newest `capacity` rows of a series, readable oldest first without copying.
-
-    Every row is written twice, `capacity` apart, so the newest rows always lie side by side somewhere.
-    """
+    Every row is written twice, `capacity` apart, so the newest rows always lie side by side somewhere."""
 
     def __init__(self, capacity: int, width: int) -> None:
         self._rows = np.zeros((2 * capacity, width), np.float32)

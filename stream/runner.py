@@ -1,4 +1,4 @@
-"""One source through one recogniser into the sinks, until the source ends or it is stopped.
+"""One source through one recogniser into the sinks, or into a recording, until it ends or is stopped.
 
     source.frames() ──Frame──► recognizer.push ──records──► every sink
                     ──Gap─────────────────────────────────► every sink
@@ -8,30 +8,31 @@ However it ends, open events are closed and a summary is written before the firs
 
 import logging
 import math
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from engines.decoding.sanity import PictureMonitor
 from engines.errors import FrameError, SinkError
 from stream.frame import Event, Frame, Gap, Prediction, Record, Summary
 from stream.recognizer import Recognizer
-from stream.sinks.base import Sink
+from stream.sinks.base import Sink, output_path, sink_errors
 from stream.sources import open_path
 from stream.sources.base import Source
+from stream.sources.replay import SCHEMA
 
 log = logging.getLogger("gatestream.run")
 
 
 class Percentiles:
     """Percentiles of any number of values in constant memory: a histogram whose bins are 2 % wide.
-
-    Values from 0.001 to a million keep that precision; others count as the nearest of these.
-    """
+    Values from 0.001 to a million keep that precision; others count as the nearest of these."""
 
     WIDTH, LOWEST, HIGHEST = 1.02, 1e-3, 1e6
 
@@ -55,28 +56,9 @@ class Percentiles:
         return int(math.log(clipped / self.LOWEST) / math.log(self.WIDTH))
 
 
-class _Outputs:
-    """All sinks. One that fails gets no more records; its error is for the end."""
-
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = list(sinks)
-        self.failure: SinkError | None = None
-
-    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
-        for sink in list(self._sinks):
-            try:
-                sink.write(frame, records)
-            except SinkError as error:
-                self._sinks.remove(sink)
-                self.failure = self.failure or error
-
-
 def recognize_file(recognizer: Recognizer, recording: Path, camera: str) -> list[Event]:
-    """The closed events of a recording, pushed as the camera of this name.
-
-    An image that cannot be used is left out. Raises UsageError or SourceError where the recording cannot be read; then
-    `reset` the camera.
-    """
+    """The closed events of a recording, pushed as the camera of this name; images that cannot be used are left out.
+    Raises UsageError or SourceError where the recording cannot be read; then `reset` the camera."""
     closed: list[Event] = []
     with open_path(recording, camera=camera, policy="every") as source:
         for frame in source.frames():
@@ -100,11 +82,19 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     An image that cannot be used is counted as dropped. Closes the source, not the sinks. A sink that fails ends the
     run. Raises SourceError, EngineError or SinkError after all else is written.
     """
-    outputs, latencies = _Outputs(sinks), Percentiles()
+    working, failures, latencies = list(sinks), list[SinkError](), Percentiles()
+
+    def write(frame: Frame | None, records: Sequence[Record]) -> None:
+        for sink in list(working):
+            try:
+                sink.write(frame, records)
+            except SinkError as error:  # it gets no more records; its error is for the end
+                working.remove(sink)
+                failures.append(error)
+
     camera, live = source.info.camera, source.info.live
     monitor, noted = PictureMonitor(camera, source.info.fps), 0
     began, frames, lost = timer(), 0, 0
-    first_at: float | None = None
     try:
         with ExitStack() as stack:
             if max_seconds is not None and live:  # ends the wait for a frame, too
@@ -112,32 +102,27 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 ending.daemon = True
                 ending.start()
                 stack.callback(ending.cancel)
-            for item in source.frames():
-                if outputs.failure or (stop is not None and stop.is_set()):
+            for item in _take(source, max_seconds, max_frames, stop):
+                if failures:
                     break
                 if isinstance(item, Gap):
-                    outputs.write(None, [item])
+                    write(None, [item])
                     continue
-                first_at = item.captured_at if first_at is None else first_at
-                if max_seconds is not None and item.captured_at - first_at >= max_seconds:
-                    break
                 lost += item.lost
                 frames += 1
                 waited_s = max(wall() - item.captured_at, 0.0) if live else 0.0
                 try:
                     records = recognizer.push(item.image_bgr, item.captured_at, camera, item.index, item.lost, waited_s)
-                    outputs.write(item, records)
+                    write(item, records)
                     odd = [*source.notes[noted:], *monitor.add(item.captured_at, item.image_bgr, item.lost)]
                 except FrameError:
                     records, odd = [], []  # counted by the recogniser
                 for line in odd:
                     log.warning("%s", line)
                 noted = len(source.notes)
-                for record in records:
-                    if isinstance(record, Prediction):
-                        latencies.add(record.latency_ms["total"])
-                if frames == max_frames:
-                    break
+                for one in records:
+                    if isinstance(one, Prediction):
+                        latencies.add(one.latency_ms["total"])
         for line in (*source.notes[noted:], *(() if live else monitor.finish())):
             log.warning("%s", line)
     finally:
@@ -148,7 +133,48 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
         summary = Summary(camera, frames, counts.predictions, counts.events + len(closed),
                           counts.dropped + max(source.lost - lost, 0), frames / elapsed_s if elapsed_s > 0 else 0.0,
                           latencies.summary())
-        outputs.write(None, [*closed, summary])
-    if outputs.failure:
-        raise outputs.failure
+        write(None, [*closed, summary])
+    if failures:
+        raise failures[0]
     return summary
+
+
+def record(source: Source, path: str | Path, *, max_seconds: float | None = None, max_frames: int | None = None,
+           stop: threading.Event | None = None) -> int:
+    """Records a source so that it replays exactly, within limits as `run` has them; returns how many frames.
+    Raises SinkError for a file that is there already or cannot be written, SourceError; what was recorded stays."""
+    target = output_path(path)
+    if target.exists():
+        raise SinkError(f"{target}, which is there already", "a new file", "delete it, or choose another one")
+    with sink_errors("opening", target):
+        db = sqlite3.connect(target, isolation_level=None)
+    recorded = 0
+    with closing(db), sink_errors("writing", target):
+        db.executescript(SCHEMA)
+        db.execute("INSERT INTO about VALUES (?, ?)", (source.info.camera, source.info.fps))
+        for item in _take(source, max_seconds, max_frames, stop):
+            if isinstance(item, Gap):
+                db.execute("INSERT INTO gaps VALUES (?, ?, ?, ?)", (recorded + 1, item.at, item.seconds, item.action))
+                continue
+            _, png = cv2.imencode(".png", item.image_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            db.execute("INSERT INTO frames (at, number, lost, image) VALUES (?, ?, ?, ?)",
+                       (item.captured_at, item.index, item.lost, png.tobytes()))
+            recorded += 1
+    return recorded
+
+
+def _take(source: Source, max_seconds: float | None, max_frames: int | None,
+          stop: threading.Event | None) -> Iterator[Frame | Gap]:
+    """The items of a source up to its end or a limit."""
+    frames, first_at = 0, None
+    for item in source.frames():
+        if stop is not None and stop.is_set():
+            return
+        if isinstance(item, Frame):
+            first_at = item.captured_at if first_at is None else first_at
+            if max_seconds is not None and item.captured_at - first_at >= max_seconds:
+                return
+            frames += 1
+        yield item
+        if frames == max_frames:
+            return

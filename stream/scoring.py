@@ -3,37 +3,22 @@
 Legend: D features of a frame, K labels of a head.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.model.contract import Contract
+from engines.model.file import Model
 from engines.model.scores import probabilities
 from engines.runtime.engine import StepResult
 from stream.frame import Ranked
-from stream.window import ClipWindow, Floats, Fusion, Window
+from stream.window import ClipWindow, Floats, Window
 
 TOP = 5  # labels of a Prediction, per head
 Probs = NDArray[Any]
 
 
-class ScoringModel(Protocol):
-    """What scoring needs of a model; `engines.Model` has it."""
-
-    contract: Contract
-
-    @property
-    def clip_fusion(self) -> Fusion | None:
-        """Fuses the clips of a window; None for their mean."""
-
-    def head_logits(self, features_D: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Logits [K] of every head for one descriptor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
+class Scores(NamedTuple):
     """Scores of one tick."""
 
     now: dict[str, Probs]  # probabilities [K] of each head at this frame
@@ -46,9 +31,10 @@ class Scores:
 class Scorer:
     """Scores the steps of one camera and keeps its window."""
 
-    def __init__(self, model: ScoringModel) -> None:
+    def __init__(self, model: Model) -> None:
         self._model, self._contract = model, model.contract
-        self._window: Window | ClipWindow | None = None  # made at the first step, when D is known
+        self._clip_window = ClipWindow(self._contract.window_clips, model.clip_fusion)
+        self._window: Window | None = None  # made at the first step, when D is known
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
@@ -61,17 +47,16 @@ class Scorer:
         return Scores(now, window, tuple(gates_C.tolist()), result.features[0], descriptor_D)
 
     def _fuse(self, result: StepResult) -> tuple[Floats, Floats]:
-        contract, features_D, fusion = self._contract, result.features[0], self._model.clip_fusion
+        contract, features_D = self._contract, result.features[0]
         if result.spans is not None:
-            if not isinstance(self._window, ClipWindow):
-                self._window = ClipWindow(contract.window_clips, fusion)
-            return self._window.push(features_D, result.spans[0])
-        if not isinstance(self._window, Window):
-            self._window = Window(contract.clip_frames, contract.window_clips, len(features_D), fusion)
+            return self._clip_window.push(features_D, result.spans[0])
+        self._window = self._window or Window(contract.clip_frames, contract.window_clips, len(features_D),
+                                              self._model.clip_fusion)
         return self._window.push(features_D)
 
     def reset(self) -> None:
         """Empties the window."""
+        self._clip_window.reset()
         if self._window is not None:
             self._window.reset()
 

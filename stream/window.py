@@ -8,7 +8,6 @@ An engine that scores clips (`StepResult.spans`) gives clip descriptors by itsel
 """
 
 from collections import deque
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -28,10 +27,8 @@ class Fusion(Protocol):
     def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
              projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
-
         projected_CX: what `project` gave, if it is known. Every clip has its full count but one at an end, where the
-        stream began or the clip is still growing. Must not write its inputs.
-        """
+        stream began or the clip is still growing. Must not write its inputs."""
 
 
 class AverageFusion:
@@ -48,10 +45,8 @@ class AverageFusion:
 
 class Window:
     """The last `window_clips` clips of one camera, the newest one possibly still growing.
-
-    A clip is `clip_frames` consecutive frames, counted from the last reset; its descriptor is their mean.
-    Each clip is summed in float64 from zero, so nothing drifts however long the stream runs.
-    """
+    A clip is `clip_frames` consecutive frames, counted from the last reset; its descriptor is their mean. Each clip is
+    summed in float64 from zero, so nothing drifts however long the stream runs."""
 
     def __init__(self, clip_frames: int, window_clips: int, features: int, fusion: Fusion | None = None) -> None:
         self._clip_frames = clip_frames
@@ -75,7 +70,8 @@ class Window:
         self._projected_1X[:] = self._fusion.project(self._newest_1D)
         self._clips.replace_newest(self._newest_1X)
         rows_CX, D = self._clips.rows(), len(self._sum_D)
-        counts_C = _counts(len(rows_CX), self._clip_frames, self._count)
+        counts_C = np.full(len(rows_CX), self._clip_frames, np.int64)
+        counts_C[-1] = self._count
         return self._fusion.fuse(rows_CX[:, :D], counts_C, rows_CX[:, D:])
 
     def reset(self) -> None:
@@ -84,19 +80,10 @@ class Window:
         self._count = 0
 
 
-@lru_cache(maxsize=1024)
-def _counts(clips: int, clip_frames: int, newest: int) -> NDArray[np.int64]:
-    counts_C = np.full(clips, clip_frames, np.int64)
-    counts_C[-1] = newest
-    return counts_C
-
-
 class ClipWindow:
     """The newest clip of an engine that scores clips, and up to `window_clips` - 1 earlier ones side by side with it.
-
     Such clips overlap; each clip taken ends where the next begins, or at the nearest end before. So no frame counts
-    twice, and a window of one clip is that clip.
-    """
+    twice, and a window of one clip is that clip."""
 
     def __init__(self, window_clips: int, fusion: Fusion | None = None) -> None:
         self._window_clips, self._fusion = window_clips, fusion or AverageFusion()
@@ -106,16 +93,14 @@ class ClipWindow:
         """Adds the mean features, float32 [D], of the frames in `span`, unless they are the last again; then fuses."""
         if not self._clips or self._clips[-1][0] != span:
             self._clips.append((span, features_D))
-        chosen = [len(self._clips) - 1]
-        for index in reversed(range(len(self._clips))):
-            if len(chosen) < self._window_clips and self._clips[index][0].stop <= self._clips[chosen[-1]][0].start:
-                chosen.append(index)
-        clips = [self._clips[index] for index in reversed(chosen)]
-        if len(chosen) == self._window_clips:
-            for _ in range(chosen[-1]):  # later windows begin later
-                self._clips.popleft()
-        return self._fusion.fuse(np.stack([features for _, features in clips]),
-                                 np.array([len(frames) for frames, _ in clips], np.int64))
+        chosen = deque([self._clips[-1]])
+        for clip in reversed(self._clips):
+            if len(chosen) < self._window_clips and clip[0].stop <= chosen[0][0].start:
+                chosen.appendleft(clip)
+        while len(chosen) == self._window_clips and self._clips[0] is not chosen[0]:
+            self._clips.popleft()  # later windows begin later
+        return self._fusion.fuse(np.stack([features for _, features in chosen]),
+                                 np.array([len(frames) for frames, _ in chosen], np.int64))
 
     def reset(self) -> None:
         """Starts over."""

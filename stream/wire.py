@@ -96,7 +96,8 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
     if "terminate_flag" in header:
         return _netgear(header, payload, limits)
     if "msg" in header and len(parts) == 2:
-        return _imagezmq(header, payload, limits)
+        array = _array(header, payload, limits) if "shape" in header or "dtype" in header else {}
+        return Message("imagezmq", payload=payload, **array, **_facts(header["msg"]))
     raise FrameError(f"a header with {', '.join(map(repr, list(header)[:6])) or 'nothing'} in it",
                      "one of imagezmq, NetGear or gatestream", "send as one of these does")
 
@@ -104,9 +105,7 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
 def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None = None,
                  error: str | None = None) -> bytes:
     """The reply to a waiting sender: its camera's latest prediction, if there is one, or the error.
-
-    One form serves all of NetGear's modes; imagezmq passes any bytes on.
-    """
+    One form serves all of NetGear's modes; imagezmq passes any bytes on."""
     if message is not None and message.protocol == "netgear":
         data = {"error": error} if error else None if prediction is None else dict(prediction)
         return json.dumps({"port": message.port or "0", "return_type": "NoneType" if data is None else "dict",
@@ -118,11 +117,8 @@ def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None =
 
 def decode(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR",
            shrinkable: ShrinkFactor = lambda _: 1) -> Image:
-    """Decodes the picture of a message to BGR uint8 [H, W, 3].
-
-    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster.
-    Raises FrameError.
-    """
+    """Decodes the picture of a message to BGR uint8 [H, W, 3]. Raises FrameError.
+    colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster."""
     if message.encoding != "raw":
         return _decompress(message.payload, limits, shrinkable)
     array = np.frombuffer(message.payload, message.dtype).reshape(message.shape)
@@ -196,11 +192,6 @@ def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
     if str(compression.get("colorspace")).upper() == "CMYK":
         raise FrameError("a NetGear JPEG in CMYK", "BGR, RGB or GRAY", "leave jpeg_compression_colorspace out")
     return Message("netgear", payload=payload, **facts)
-
-
-def _imagezmq(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
-    array = _array(header, payload, limits) if "shape" in header or "dtype" in header else {}
-    return Message("imagezmq", payload=payload, **array, **_facts(header["msg"]))
 
 
 def _facts(text: object) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -45,6 +45,10 @@ class FakeModel:
 
     def head_logits(self, features_D: np.ndarray) -> dict[str, np.ndarray]:
         return dict.fromkeys(self.contract.heads, self.weights_KD @ features_D)
+
+    def with_hop(self, hop: int | None) -> Self:
+        assert hop is None
+        return self
 
 
 class FakeEngine(Engine):

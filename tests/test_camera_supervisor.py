@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from stream.service.config import Config
-from stream.service.ingress.camera_supervisor import BACK_OFF_S, LASTING_S, SILENT_AFTER_S, CameraSupervisor, FrameTimes
+from stream.service.config import CameraConfig, Config
+from stream.service.ingress.admission import CameraSession
+from stream.service.ingress.camera_supervisor import BACK_OFF_S, LASTING_S, SILENT_AFTER_S, CameraSupervisor
 
 
 class FakeProcess:
@@ -47,11 +48,16 @@ class Bench:
     def configure(self, *cameras: dict[str, Any]) -> None:
         self.supervisor.configure(Config.model_validate({"camera": cameras}).camera)
 
-    def after(self, seconds: float, **times: FrameTimes) -> int:
+    def after(self, seconds: float, **sessions: CameraSession) -> int:
         """Processes started so far, when time has gone on and everyone is looked at."""
         self.now += seconds
-        self.supervisor.supervise(times)
+        self.supervisor.supervise(sessions)
         return len(self.processes)
+
+
+def seen(last_at: float, changed_at: float) -> CameraSession:
+    """A camera whose last frame came, and whose picture last changed, at these times."""
+    return CameraSession("a", CameraConfig(name="a"), True, last_at=last_at, changed_at=changed_at)
 
 
 RTSP = {"name": "a", "source": "rtsp://cell/1"}
@@ -77,7 +83,7 @@ def test_one_that_fails_is_tried_again_with_growing_pauses() -> None:
         bench.after(0)
         assert bench.after(0.9 * pause_s) == k + 1
         assert bench.after(0.2 * pause_s) == k + 2
-    bench.after(LASTING_S + 1, a=FrameTimes(bench.now + LASTING_S, bench.now + LASTING_S))
+    bench.after(LASTING_S + 1, a=seen(bench.now + LASTING_S, bench.now + LASTING_S))
     bench.processes[-1].code = 1
     started = bench.after(0)
     assert bench.after(1.1 * BACK_OFF_S[0]) == started + 1  # it lasted: the row begins anew
@@ -99,8 +105,8 @@ def test_a_recording_is_played_once() -> None:
 def test_one_that_is_silent_or_frozen_is_opened_anew(source: str, quiet_s: float, same_s: float, again: bool) -> None:
     bench = Bench({"name": "a", "source": source})
     bench.after(0)
-    bench.after(1, a=FrameTimes(bench.now, bench.now))
+    bench.after(1, a=seen(bench.now, bench.now))
     bench.now += 100
-    bench.after(0, a=FrameTimes(bench.now - quiet_s, bench.now - same_s))
+    bench.after(0, a=seen(bench.now - quiet_s, bench.now - same_s))
     assert (bench.processes[0].code == -9) is again
-    assert bench.after(2, a=FrameTimes(bench.now, bench.now)) == 1 + again
+    assert bench.after(2, a=seen(bench.now, bench.now)) == 1 + again

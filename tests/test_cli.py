@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import make_dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -226,8 +226,8 @@ def test_help_says_what_exit_codes_mean(capfd: pytest.CaptureFixture[str]) -> No
 def test_help_repeats_what_the_code_says() -> None:
     """It imports nothing that it describes, so that it is instant."""
     from engines.training.fusion_stage import FusionRecipe
+    from engines.training.loop import Precision
     from engines.training.official_recipe import OfficialRecipe
-    from engines.training.task import Precision
     from engines.training.train import Recipe
 
     options = {name: {option.name: option for option in command.params} for name, command in commands()}
@@ -321,7 +321,7 @@ def test_bench_times_fusion_as_live_use_does_it(command: list[str], monkeypatch:
 def test_bench_cameras_and_bench_data_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                    capfd: pytest.CaptureFixture[str]) -> None:
     asked: list[Any] = []
-    report = SimpleNamespace(as_json=dict, text=lambda: ["it keeps up"])
+    report = make_dataclass("Load", (), namespace={"text": lambda self: ["it keeps up"]})()
     monkeypatch.setattr("stream.service.bench.load.measure",
                         lambda *args, **named: asked.append((args, named)) or report)
     assert main(["bench", "cameras", "64", "--rate", "10"]) == 0

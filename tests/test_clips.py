@@ -15,6 +15,7 @@ import pytest
 from stream.service.config import ClipsConfig
 from stream.service.egress.clips import ClipRecorder
 from stream.service.frames import PendingFrame, RecentFrames
+from stream.sinks.log import clip_name
 from stream.wire import Limits, Message
 
 RATE = 10.0
@@ -49,7 +50,7 @@ class Bench:
         said = {"type": "event", "camera": "cell/3", "head": "gesture", "label": "left", "started_at": started_at,
                 "ended_at": ended_at, "score": 1.0, "open": open, "id": f"abc-{number}"}
         self.recorder.write([said])
-        return self.recorder.name_of(said)
+        return clip_name(said["id"], said["camera"], said["label"])
 
     def finished(self) -> dict[str, int]:
         self.recorder.close(10.0)

@@ -251,17 +251,17 @@ class TestRendered:
 
         dataset = open_dataset(rendered[0])
         for number in (0, 1):
-            take = _simulate(3, number, (72, 128), 10.0, 20.0)
+            video, narrations, simulation = _simulate(3, number, (72, 128), 10.0, 20.0)
             segments = [segment for found in dataset.splits.values() for segment in found
-                        if segment.media.path.stem == take.video_id]
-            assert [(VERBS[span.label], take.place) for span in take.spans] == \
+                        if segment.media.path.stem == video.video_id]
+            assert [(one.verb, one.noun) for one in narrations] == \
                 [(segment.labels["verb"], segment.labels["noun"]) for segment in segments]
-            for span, segment in zip(take.spans, segments, strict=True):
-                assert (segment.start_s, segment.stop_s) == pytest.approx((span.started_at, span.ended_at), abs=0.006)
+            for one, segment in zip(narrations, segments, strict=True):
+                assert (segment.start_s, segment.stop_s) == pytest.approx((one.start_s, one.stop_s), abs=0.006)
                 for k, image in enumerate(decode_segment(segment, 10.0, (72, 128)), int(np.ceil(segment.start_s * 10))):
-                    drawn = take.simulation.frame(k)
+                    drawn = simulation.frame(k)
                     assert np.abs(image.astype(int) - drawn).mean() < 12  # what compression leaves of the noise
-                    assert take.simulation.script.pose(k / 10).tip_xy is not None
+                    assert simulation.script.pose(k / 10).tip_xy is not None
 
     def test_the_same_seed_gives_the_same_files(self, rendered: tuple[Path, RenderedDataset], tmp_path: Path) -> None:
         out, _ = rendered

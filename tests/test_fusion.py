@@ -23,7 +23,7 @@ from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import Contract
 from engines.model.file import Array, save
 from engines.networks.clip_fusion import GatedClipFusion
-from engines.networks.fusion_rule import FusionRule, tensor_shapes
+from engines.networks.config import FusionRule, tensor_shapes
 from engines.runtime.engine import StepResult
 from stream.frame import Prediction
 from stream.recognizer import Recognizer

@@ -17,15 +17,15 @@ from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
 from engines.model.clip_fusion import GatedFusion
 from engines.model.file import Model, load, save
-from engines.networks.fusion_rule import FusionRule
+from engines.networks.config import FusionRule
 from engines.networks.network import build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training.fusion_stage import FusionRecipe, Windows, _name, cache_windows, compare, fit, train
 from engines.training.loss import UNKNOWN
 from engines.training.sections import LabelledFrame
 from engines.training.sources import TrainingSources
+from engines.training.stream_loader import SectionShares, TrainingStream
 from engines.training.train import Recipe, make_contract
-from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
 from stream.frame import Prediction
 from stream.recognizer import Recognizer

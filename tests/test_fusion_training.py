@@ -10,7 +10,7 @@ import torch
 
 from engines.errors import ModelError
 from engines.model.clip_fusion import GatedFusion
-from engines.networks.fusion_rule import FusionRule, tensor_shapes
+from engines.networks.config import FusionRule, tensor_shapes
 from engines.training.fusion_stage import Windows
 from engines.training.fusion_stage import fit as fit_fusion
 from stream.window import AverageFusion, Fusion

@@ -16,8 +16,7 @@ import engines
 from engines.model.file import bundled
 from engines.synthetic import BACKGROUND, LABELS
 from stream.commands.cli import main
-from stream.evaluation.metrics import match
-from stream.evaluation.play import Truth
+from stream.evaluation.metrics import Truth, match
 from stream.evaluation.streams import IOU
 from stream.events import UNKNOWN
 from stream.frame import Event, Frame, Item, Prediction

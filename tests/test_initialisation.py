@@ -23,10 +23,10 @@ from engines.networks.network import BACKBONES, Network, clip_scores
 from engines.training import loop
 from engines.training.distributed import Ranks
 from engines.training.initialisation import initialise, load_whole, whole_config
+from engines.training.loop import LoopConfig
 from engines.training.runfolder import RunFolder
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig
 from stream.commands.cli import main
 
 SIZE_HW = (40, 56)

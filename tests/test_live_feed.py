@@ -17,7 +17,7 @@ import pytest
 
 from stream.frame import Event
 from stream.service.config import HealthConfig
-from stream.service.egress.health import HealthServer, Metrics
+from stream.service.egress.health import Metrics, serve_health
 from stream.service.egress.live_feed import WAITING, LiveFeed
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.log import EventLog, clip_name
@@ -48,7 +48,7 @@ def recent() -> RecentFrames:
 
 @pytest.fixture
 def live_feed(recent: RecentFrames) -> LiveFeed:
-    return LiveFeed(lambda: recent, Limits())
+    return LiveFeed(recent, Limits())
 
 
 def test_the_newest_picture_is_a_jpeg(live_feed: LiveFeed, recent: RecentFrames) -> None:
@@ -100,11 +100,10 @@ def served(live_feed: LiveFeed, tmp_path: Path) -> Iterator[SimpleNamespace]:
     """A health page with cameras to look at; `state` is what it says."""
     said = SimpleNamespace(state=state())
     metrics = Metrics(lambda: said.state)
-    server = HealthServer("127.0.0.1:0", lambda: said.state, metrics, live_feed)
-    said.address, said.metrics = server.address, metrics
-    yield said
-    live_feed.close()
-    server.close()
+    with serve_health("127.0.0.1:0", metrics, live_feed) as address:
+        said.address, said.metrics = address, metrics
+        yield said
+        live_feed.close()
 
 
 def test_cameras_are_served(served: SimpleNamespace, live_feed: LiveFeed) -> None:
@@ -125,9 +124,8 @@ def test_cameras_are_served(served: SimpleNamespace, live_feed: LiveFeed) -> Non
 def test_another_sites_page_and_a_service_that_does_not_show(path: str, served: SimpleNamespace) -> None:
     answer = httpx.get(f"http://{served.address}/cameras/{path}", headers={"host": "evil.example:80"})
     assert answer.status_code == 403
-    server = HealthServer("127.0.0.1:0", lambda: served.state, served.metrics)
-    assert httpx.get(f"http://{server.address}/cameras/{path}").status_code == 403
-    server.close()
+    with serve_health("127.0.0.1:0", served.metrics) as address:
+        assert httpx.get(f"http://{address}/cameras/{path}").status_code == 403
 
 
 class TestPage:

@@ -21,9 +21,9 @@ from tiny_training import frames, tiny_network, train
 from engines.errors import ModelError, UsageError
 from engines.training import loop
 from engines.training.distributed import Ranks
+from engines.training.loop import make_weight_average
 from engines.training.runfolder import RunFolder
 from engines.training.stream_loader import Batch, StreamLoader, StreamSchedule
-from engines.training.task import make_weight_average
 
 ROOT = Path(tiny_training.__file__).resolve().parents[1]
 ALONE = Ranks()

@@ -23,15 +23,21 @@ from engines.networks.causal import causal
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network, build, clip_scores
 from engines.training import clip_augment, official_recipe
-from engines.training.clip_task import ClipTask, SGDConfig, distillation_loss, epoch_rate
-from engines.training.clips import ClipDataset, ClipOrder, can_mirror
+from engines.training.clip_task import (
+    ClipDataset,
+    ClipOrder,
+    ClipTask,
+    SGDConfig,
+    can_mirror,
+    distillation_loss,
+    epoch_rate,
+)
 from engines.training.distributed import Ranks
 from engines.training.initialisation import initialise
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, run
 from engines.training.loss import UNKNOWN
 from engines.training.official_recipe import OfficialRecipe
 from engines.training.runfolder import RunFolder
-from engines.training.task import LoopConfig
 from stream.commands.cli import main
 
 Images = NDArray[np.uint8]

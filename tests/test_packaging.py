@@ -124,12 +124,12 @@ def start_from_imagenet() -> None:
 
 
 def results_over_mqtt() -> None:
-    from stream.service.config import ResultsConfig
+    from stream.service.config import Config
     from stream.service.egress.open_sinks import open_sinks
 
-    results = ResultsConfig.model_validate({"mqtt": {"host": "localhost"}})
+    config = Config.model_validate({"results": {"mqtt": {"host": "localhost"}}})
     with ExitStack() as stack:
-        open_sinks(results, "lamps", zmq.Context.instance(), stack)
+        open_sinks(config, "lamps", zmq.Context.instance(), stack)
 
 
 EXTRAS: dict[str, tuple[tuple[str, ...], list[str] | Callable[[], None]]] = {

@@ -13,7 +13,7 @@ import pytest
 from engines.errors import SinkError, SourceError
 from stream.commands.cli import main
 from stream.frame import Frame, Gap
-from stream.sinks.recorder import record
+from stream.runner import record
 from stream.sources import open_source
 from stream.sources.base import Source, SourceInfo
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engines.errors import UsageError
-from engines.training.sampling import evaluation_frames, middle_frames, sample_frames, validation_frames
+from engines.training.official_recipe import evaluation_frames, middle_frames, sample_frames, validation_frames
 
 
 def test_the_official_frames_are_chosen(shared: Path) -> None:

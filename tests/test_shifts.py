@@ -14,15 +14,14 @@ import torch.nn.functional as F
 
 from engines.errors import UsageError
 from engines.networks.mobilenetv2 import InvertedResidual, fold_norms
-from engines.networks.shift import Shift
 from engines.networks.stsm import PRESETS, SpatioTemporalShift, groups_of
-from engines.networks.temporal import State
+from engines.networks.temporal import State, TemporalModule
 from engines.networks.tsm import TemporalShift
 
 C = 32
 MIXED = [[1 / 8, [1, -1, 0]], [0.29, [-1, 1, 1]], [1 / 4, [0, 0, -1]]]
 GROUPS: list[Any] = [*PRESETS, MIXED]
-CAUSAL: list[Callable[[], Shift]] = [
+CAUSAL: list[Callable[[], TemporalModule]] = [
     *(lambda past_shift=past_shift: TemporalShift(C, True, past_shift=past_shift) for past_shift in (None, 0, 1, 2)),
     *(lambda groups=groups, past_shift=past_shift: SpatioTemporalShift(C, True, groups, past_shift)
       for groups in GROUPS for past_shift in (None, 0, 2))]
@@ -43,7 +42,7 @@ def clip(batch: int = 2, time: int = 6, seed: int = 0, channels: int = C) -> tor
     return torch.randn(batch, time, channels, 5, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def fresh(module: Shift, batch: int) -> State:
+def fresh(module: TemporalModule, batch: int) -> State:
     return tuple(torch.zeros(batch, *leaf.shape) for leaf in module.state_spec((5, 4)))
 
 
@@ -126,7 +125,7 @@ def test_presets_move_their_share_and_leave_the_rest(preset: str, moved: int) ->
 
 @pytest.mark.parametrize("make", CAUSAL)
 @pytest.mark.parametrize("split", [(1,) * 6, (2, 4), (1, 3, 2)])
-def test_any_split_of_a_causal_clip_equals_the_clip(make: Callable[[], Shift], split: tuple[int, ...]) -> None:
+def test_any_split_of_a_causal_clip_equals_the_clip(make: Callable[[], TemporalModule], split: tuple[int, ...]) -> None:
     module, x = make(), clip()
     whole, last = module(x, fresh(module, 2))
     state, parts = fresh(module, 2), []
@@ -138,7 +137,7 @@ def test_any_split_of_a_causal_clip_equals_the_clip(make: Callable[[], Shift], s
 
 
 @pytest.mark.parametrize("make", CAUSAL)
-def test_later_frames_change_nothing_and_a_zeroed_row_is_fresh(make: Callable[[], Shift]) -> None:
+def test_later_frames_change_nothing_and_a_zeroed_row_is_fresh(make: Callable[[], TemporalModule]) -> None:
     module, x = make(), clip()
     before, state = module(x, fresh(module, 2))
     changed = x.clone()

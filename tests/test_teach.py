@@ -34,9 +34,8 @@ from engines.training.few_shot import MAX_BACKGROUND_FACTOR, BackgroundScores, F
 from engines.training.loss import Truth
 from engines.training.softmax_regression import Examples, LinearHead, fit
 from engines.training.sources import TrainingSources
-from engines.training.stream_loader import Batch
+from engines.training.stream_loader import Batch, SectionShares, TrainingStream
 from engines.training.support_clips import SupportClip, action_span, make_examples
-from engines.training.training_stream import SectionShares, TrainingStream
 from stream.commands.cli import main
 from stream.evaluation.clips import evaluate_clips
 from stream.recognizer import Recognizer

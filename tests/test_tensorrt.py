@@ -87,7 +87,7 @@ def foreign(module: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
 def step_and_inputs(model: Model, batch: int = 2) -> tuple[PixelStep, tuple[Tensor, ...]]:
     step = PixelStep(model.network, model.contract)
     image = torch.zeros(1, *model.contract.input_size_hw, 3)
-    return step, tuple(one.expand(batch, *one.shape[1:]).contiguous() for one in (image, *step.network.fresh_state()))
+    return step, tuple(one.expand(batch, *one.shape[1:]).contiguous() for one in (image, *step.fresh_state()))
 
 
 class Apart(nn.Module):
@@ -95,7 +95,7 @@ class Apart(nn.Module):
 
     def __init__(self, step: PixelStep) -> None:
         super().__init__()
-        self.temporal = step.network.temporal
+        self.temporal = step.temporal
 
     def forward(self, seen: dict[str, tuple[Tensor, list[Tensor]]]) -> dict[str, Any]:
         return {site: self.temporal[site](*inputs) for site, inputs in seen.items()}
@@ -114,12 +114,12 @@ def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal:
     step, inputs = step_and_inputs(make_model(tmp_path, f"{temporal}-{backbone}", size_hw=SIZES_HW[backbone]))
     seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
     hooks = [module.register_forward_pre_hook(lambda _, given, site=site: seen.update({site: given}))
-             for site, module in step.network.temporal.items()]
+             for site, module in step.temporal.items()]
     with torch.no_grad():
         step(*inputs)
     for hook in hooks:
         hook.remove()
-    assert list(seen) == list(step.network.temporal)
+    assert list(seen) == list(step.temporal)
     assert foreign(Apart(step), (seen,)) == set()
 
 

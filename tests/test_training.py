@@ -23,17 +23,16 @@ from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise
 from engines.networks.mobilenetv2 import STAGES, fold_norms
-from engines.networks.network import Network, build
-from engines.networks.readout import SQUASHED
+from engines.networks.network import SQUASHED, Network, build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
 from engines.training.calibrate import temperature
 from engines.training.initialisation import load_pretrained
+from engines.training.loop import Progress
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
-from engines.training.sampling import middle_frames
+from engines.training.official_recipe import middle_frames
 from engines.training.sources import TrainingSources
 from engines.training.stream_task import StreamTask, subsample_depthwise
-from engines.training.task import Progress
 from engines.training.train import Recipe, open_streams, resolve_defaults, train
 from stream.commands.cli import main
 

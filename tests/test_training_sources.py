@@ -24,8 +24,8 @@ from engines.synthetic import BACKGROUND
 from engines.training.loss import UNKNOWN
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
+from engines.training.stream_loader import SectionShares, TrainingStream
 from engines.training.train import Recipe, train
-from engines.training.training_stream import SectionShares, TrainingStream
 
 RATE, LENGTH_S, TICK_S = 10.0, 20.0, 0.1
 ACTIONS = SectionShares(idle=0.0)  # no sections of idle time

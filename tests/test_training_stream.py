@@ -18,7 +18,7 @@ from engines.errors import DatasetError
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training.sections import GRACE_FRAMES, RenderedSections
 from engines.training.sources import TrainingSources
-from engines.training.training_stream import SectionShares, TrainingStream
+from engines.training.stream_loader import SectionShares, TrainingStream
 
 SIZE_HW, RATE = (36, 48), 7.5
 Clip = tuple[str, NDArray[np.uint8], NDArray[np.float64]]  # label, images, times in seconds

@@ -475,6 +475,10 @@ class TestVideo:
             wait(lambda: 2 < page.evaluate("document.querySelector('#player video').currentTime") < 4)
             accessible(page)
             assert hosts - {""} == {urlsplit(address).netloc}
+            links = page.eval_on_selector_all("a[download]", "links => links.map(link => link.href)")
+            files = {Path(urlsplit(link).path).name: httpx.get(link) for link in links}
+            assert {"hand.csv", "hand.jsonl", "hand.vtt", "hand-annotated.mp4"} <= set(files)
+            assert all(answer.status_code == 200 and answer.content for answer in files.values())
 
     def test_what_is_no_video_is_a_sentence(self, browser: Any, address: str, tmp_path: Path) -> None:
         wrong = tmp_path / "wrong.mp4"

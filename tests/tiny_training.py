@@ -29,12 +29,12 @@ from engines.networks.network import Network
 from engines.training import loop, runfolder
 from engines.training.calibrate import ValidationClip
 from engines.training.distributed import Ranks, init_distributed
+from engines.training.loop import LoopConfig, Precision, Progress
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig, Precision, Progress
 
 SIZE_HW = (16, 16)
 LABELS = ("left", "right", "none")

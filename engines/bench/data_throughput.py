@@ -1,7 +1,4 @@
-"""Whether training waits for its data on this machine: frames a second that are trained on, and decoded.
-
-    print("\\n".join(format_lines(measure(engines.load("gesture"), open_dataset(Path("epic")), workers=2))))
-"""
+"""Whether training waits for its data on this machine: frames a second that are trained on, and decoded."""
 
 import contextlib
 import tempfile
@@ -17,14 +14,13 @@ from engines.bench.decode_rate import DecodeRate, measure_decode_rate
 from engines.datasets.base import Dataset
 from engines.model.file import Model, build_network
 from engines.training.distributed import Ranks
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, run
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import DECODED_PER_FRAME as FINER
 from engines.training.sources import MARGIN
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig
 from engines.training.train import Recipe
 
 
@@ -48,14 +44,14 @@ class DataThroughput:
 def format_lines(measured: DataThroughput) -> list[str]:
     """The figures as lines of text."""
     decoded, wanted = measured.decoded, FINER * measured.trained_per_s
-    out = [f"training: {measured.trained_per_s:.0f} frames/s, for which {wanted:.0f} are decoded",
-           f"decoding: {decoded.frames_per_s:.0f} frames/s with {decoded.workers} "
-           f"process{'es' if decoded.workers > 1 else ''}, before they are cached"]
-    if decoded.unreadable:
-        out.append(f"{decoded.unreadable} segments could not be decoded: see gatestream data check")
+    processes = "1 process" if decoded.workers == 1 else f"{decoded.workers} processes"
+    unreadable = f"{decoded.unreadable} segments could not be decoded: see gatestream data check"
     result, advice = ("keeps up", "") if measured.share >= 1 else (
         "waits for decoding", "; try more --workers, or let the cache fill")
-    return [*out, f"the first pass {result}: {measured.share:.2f} of what it wants{advice}"]
+    return [f"training: {measured.trained_per_s:.0f} frames/s, for which {wanted:.0f} are decoded",
+            f"decoding: {decoded.frames_per_s:.0f} frames/s with {processes}, before they are cached",
+            *([unreadable] if decoded.unreadable else []),
+            f"the first pass {result}: {measured.share:.2f} of what it wants{advice}"]
 
 
 def measure(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0) -> DataThroughput:
@@ -64,10 +60,6 @@ def measure(model: Model, data: Dataset, workers: int = 1, seconds: float = 5.0)
     size_hw = round(height * MARGIN), round(width * MARGIN)
     decoded = measure_decode_rate(data, FINER * model.contract.frame_rate, size_hw, workers, seconds)
     return DataThroughput(measure_training_rate(model, seconds), decoded)
-
-
-class _EnoughError(Exception):
-    """Ends a run that is only timed."""
 
 
 def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
@@ -82,9 +74,9 @@ def measure_training_rate(model: Model, seconds: float = 5.0) -> float:
     def progress(_: int, __: dict[str, float]) -> None:
         marks.append(time.perf_counter())
         if len(marks) > 1 and marks[-1] - marks[0] >= seconds:
-            raise _EnoughError
+            raise TimeoutError  # ends the run
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(TimeoutError):
         run_folder = RunFolder(Path(folder) / "timed.safetensors", {})
         run(task, LoopConfig(how.iterations), run_folder, Ranks(), progress=progress)
     return (len(marks) - 1) * how.rows * how.chunk / (marks[-1] - marks[0])

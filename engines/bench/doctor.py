@@ -1,10 +1,4 @@
-"""What is installed and working here, and proof that stream = clip = every engine on this machine.
-
-    for check in doctor("gesture"):
-        print("ok  " if check.ok else "FAIL", check.name, check.detail)
-"""
-
-from __future__ import annotations
+"""What is installed and working here, and proof that stream = clip = every engine on this machine."""
 
 import functools
 import importlib.metadata
@@ -12,23 +6,22 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.bench.stages import machine
 from engines.errors import raise_interrupt
-from engines.model.file import load
+from engines.model.file import Model, load
+from engines.model.preprocess import normalise
 from engines.runtime import cache
 from engines.runtime.engine import Engine, Floats, StepResult
 from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, compare, probability_difference, probe_clip, run_clip
 from engines.runtime.registry import ENGINES, unavailable_reason
 from engines.runtime.registry import compile as compile_engine
-
-if TYPE_CHECKING:
-    from engines.model.file import Model
 
 STREAM_TOLERANCE = 1e-3  # stream against clip in one engine: float32 in another order, nothing else
 FRAMES = 48
@@ -47,10 +40,8 @@ class Check(NamedTuple):
 def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = None,
            find_events: Callable[[Model, Engine], Events] | None = None) -> Iterator[Check]:
     """Checks everything in turn; a check that breaks is a check that failed, never an exception.
-
     hop: of a bidirectional model, as `engines.compile` takes it; find_events: runs a stream through an engine; its
-    events are to be eager's, their times to within a frame.
-    """
+    events are to be eager's, their times to within a frame."""
     for name, check in (("machine", _machine), ("video decoding", _video), ("torch", _torch),
                         ("OpenVINO", _openvino), ("engine cache", _cache)):
         yield _checked(name, check)
@@ -81,12 +72,9 @@ def _laws(model: Model, hop: int | None, find_events: Callable[[Model, Engine], 
         return _near(probability_difference(model.contract, clip().scores, pieces.scores), STREAM_TOLERANCE)
 
     def stream(name: str) -> Outcome:
-        engine = compile_engine(model, name, slots=2)
-        try:
+        with closing(compile_engine(model, name, slots=2)) as engine:
             once, again = run_clip(engine, frames), run_clip(engine, frames)
             found = find_events(model, engine) if find_events else []
-        finally:
-            engine.close()
         parity = compare(model.contract, clip(), once)
         repeats = all(np.array_equal(once.scores[head], again.scores[head]) for head in once.scores)
         same = _same_events(events(), found, 1 / model.contract.frame_rate)
@@ -97,8 +85,9 @@ def _laws(model: Model, hop: int | None, find_events: Callable[[Model, Engine], 
             + (f", {len(found)} events, {'as' if same else 'NOT as'} eagerly" if find_events else ""))
 
     yield _checked("any split of a clip = the clip", split)
-    for name in filter(_able, ENGINES):
-        yield _checked(f"stream on {name} = clip", partial(stream, name))
+    for name in ENGINES:
+        if unavailable_reason(name) is None:
+            yield _checked(f"stream on {name} = clip", partial(stream, name))
 
 
 def _same_events(wanted: Events, found: Events, frame_s: float) -> bool:
@@ -107,18 +96,13 @@ def _same_events(wanted: Events, found: Events, frame_s: float) -> bool:
         for one, other in zip(wanted, found, strict=True))
 
 
-def _able(name: str) -> bool:
-    return unavailable_reason(name) is None
-
-
 def _engine(name: str, model: Model) -> Outcome:
     """Whether `auto` takes an engine for this model, and why; none of the answers is a fault."""
     if not model.contract.network.causal:
         return True, "picked: only it scores whole clips" if name == "eager" else "not picked: the model needs clips"
-    reason = unavailable_reason(name)
-    if reason is not None:
+    if reason := unavailable_reason(name):
         return True, f"not picked: {reason}"
-    best = next(filter(_able, ENGINES))
+    best = next(name for name in ENGINES if unavailable_reason(name) is None)
     return True, "picked: the best that can run here" if name == best else f"can run here; {best} comes first"
 
 
@@ -126,7 +110,6 @@ def _window(model: Model, hop: int | None) -> Outcome:
     """Compares the first whole clip of a stream, and the last that begins in it, with the network on those frames."""
     import torch
 
-    from engines.model.preprocess import normalise
     from engines.networks.network import clip_scores
     from engines.runtime.windowed import WindowedEngine
 
@@ -147,8 +130,6 @@ def _window(model: Model, hop: int | None) -> Outcome:
 def _run_network(model: Model, frames_u8: NDArray[np.uint8], pieces: list[int]) -> StepResult:
     """Features and logits of the torch network for a clip given in pieces, state carried between them."""
     import torch
-
-    from engines.model.preprocess import normalise
 
     network, state = model.network, model.network.fresh_state(1)
     found: list[Floats] = []
@@ -196,9 +177,8 @@ def _torch() -> Outcome:
 def _openvino() -> Outcome:
     from engines.runtime.openvino import core
 
-    able, devices = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), core().available_devices
-    return "CPU" in devices, (f"{importlib.metadata.version('openvino')} on {', '.join(devices)}; CPU: "
-                              f"{', '.join(sorted(able))}")
+    able, devices = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), ", ".join(core().available_devices)
+    return "CPU" in devices, f"{importlib.metadata.version('openvino')} on {devices}; CPU: {', '.join(sorted(able))}"
 
 
 def _cache() -> Outcome:

@@ -1,12 +1,8 @@
 """A network's step beside its bare backbone: the same network without temporal modules (tsn), in the same engine.
 
-    print("\\n".join(format_table([measure_overhead(model), measure_overhead(random_model("gsf-resnet50"))])))
-
 Both are timed in turns, so that whatever else the machine does hits both. Figures are milliseconds. What stands for
 the others is the median, but the mean for a bidirectional model, few of whose steps do all the work.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Sequence
@@ -21,12 +17,13 @@ from engines.errors import UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import fit
-from engines.networks.config import NetworkConfig
-from engines.networks.fusion_rule import FusionRule, tensor_shapes
+from engines.networks.config import FusionRule, NetworkConfig, tensor_shapes
 from engines.runtime.backend import Spec
 from engines.runtime.registry import ENGINES, find, unavailable_reason
+from engines.synthetic import Simulation
 
 Figures = dict[str, float]
+Floats = NDArray[np.float64]
 
 CAMERA_HW = (480, 640)
 TURN = 20  # steps of one network before the other has its turn
@@ -61,10 +58,8 @@ def is_architecture(name: str) -> bool:
 
 def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None) -> Model:
     """A causal model of an architecture with random weights, always the same, at the size it was published for.
-
     Weights keep the size of signals from layer to layer, and batch norms have the statistics of a short clip, so that
-    nothing overflows, fades out or stands still while it is timed. It has no file.
-    """
+    nothing overflows, fades out or stands still while it is timed. It has no file."""
     import torch
     from torch import nn
 
@@ -84,8 +79,7 @@ def random_model(architecture: str, input_size_hw: tuple[int, int] | None = None
     contract = Contract(
         name=architecture, network=network.config, frame_rate=SAMPLE_RATE,
         heads={head: tuple(map(str, range(labels))) for head, labels in SAMPLE_HEAD.items()},
-        cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0,
-        clip_frames=8, window_clips=4)
+        cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=0, clip_frames=8, window_clips=4)
     tensors = {key: value.numpy() for key, value in network.state_dict().items()
                if not key.endswith("num_batches_tracked")}
     return Model(contract, tensors, digest=f"sample of {architecture}")
@@ -97,8 +91,7 @@ def with_fusion(model: Model, form: str) -> Model:
         rule = FusionRule.model_validate({"relate": form})
     except ValidationError:
         raise UsageError(f"clip fusion {form!r}", "attention, bigru or none", "choose one of these") from None
-    width = next(value.shape[1] for name, value in model.tensors.items()
-                 if name.startswith("heads.") and value.ndim == 2)
+    width = model.tensors[f"heads.{next(iter(model.contract.heads))}.weight"].shape[1]
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
                for name, shape in tensor_shapes(rule, width).items()}
@@ -120,9 +113,7 @@ def resolve_engine(engine: str) -> str:
 def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
                      size_hw: tuple[int, int] | None = None, steps: int = 400) -> Overhead:
     """Times a model, at its own size unless another is given, and its bare backbone.
-
-    steps: timed frames of each, rounded up to whole turns. Raises what building the engine raises.
-    """
+    steps: timed frames of each, rounded up to whole turns. Raises what building the engine raises."""
     engine = resolve_engine(engine)
     size_hw = size_hw or model.contract.input_size_hw
     config = model.contract.network.replace(input_size_hw=size_hw)
@@ -131,21 +122,20 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
                for name, one in (("step", resized), ("bare", bare_backbone(resized)))}
     frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(model.contract.frame_rate, TURN)]
     taken: dict[str, list[float]] = {name: [] for name in engines}
-    for turn in range(2 + -(-steps // TURN)):  # the first two turns only warm up
+    for _ in range(2 + -(-steps // TURN)):
         for name, built in engines.items():
             for frame in frames:
                 began = time.perf_counter()
                 built.step(frame, [0])
-                if turn > 1:
-                    taken[name].append(time.perf_counter() - began)
+                taken[name].append(time.perf_counter() - began)
     state_bytes = engines["step"].state_bytes
     for built in engines.values():
         built.close()
     average = np.mean if typical(model) == "mean" else np.median
-    step, bare = (average(np.reshape(taken[name], (-1, TURN)), axis=1) for name in ("step", "bare"))
-    # Turn by turn: both networks ran within milliseconds, whatever the machine did before and after.
-    return Overhead(model.contract.name, engine, precision, size_hw, state_bytes, typical(model),
-                    percentiles(taken["step"]), percentiles(taken["bare"]), float(np.median(step / bare)))
+    # Turn by turn: both networks ran within milliseconds, whatever the machine did before and after. Two only warm up.
+    step, bare = (np.reshape(taken[name], (-1, TURN))[2:] for name in ("step", "bare"))
+    return Overhead(model.contract.name, engine, precision, size_hw, state_bytes, typical(model), percentiles(step),
+                    percentiles(bare), float(np.median(average(step, axis=1) / average(bare, axis=1))))
 
 
 def format_table(rows: Sequence[Overhead]) -> list[str]:
@@ -154,13 +144,12 @@ def format_table(rows: Sequence[Overhead]) -> list[str]:
     cells += [(row.network, "{1}x{0}".format(*row.size_hw), f"{row.engine} {row.precision}",
                f"{row.state_bytes / 1000:.0f} kB", f"{row.step_ms[row.typical]:.2f} ms",
                f"{row.bare_ms[row.typical]:.2f} ms", f"{row.ratio:.2f}") for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    out = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-           for line in cells]
-    return [out[0], "|" + "|".join(" --- " for _ in widths) + "|", *out[1:]]
+    columns = ([cell.ljust(max(map(len, column))) for cell in column] for column in zip(*cells, strict=True))
+    out = [f"| {' | '.join(line)} |" for line in zip(*columns, strict=True)]
+    return [out[0], "|" + " --- |" * len(cells[0]), *out[1:]]
 
 
-def percentiles(seconds: Sequence[float]) -> Figures:
+def percentiles(seconds: Sequence[float] | Floats) -> Figures:
     """p50, p95, p99 and mean in milliseconds."""
     return {**{f"p{q}": float(np.percentile(seconds, q)) * 1000 for q in (50, 95, 99)},
             "mean": float(np.mean(seconds)) * 1000}
@@ -173,8 +162,6 @@ def typical(model: Model) -> str:
 
 def camera_images(rate: float, count: int = 60) -> list[NDArray[np.uint8]]:
     """Frames of the simulated camera, BGR [480, 640, 3]."""
-    from engines.synthetic import Simulation
-
     camera = Simulation(0, size_hw=CAMERA_HW, rate=rate, idle_s=(0.2, 0.6))
     return [camera.frame(k) for k in range(count)]
 

@@ -1,13 +1,8 @@
 """How fast a model runs on this machine: stages, the engine's step against the bare backbone, start-up, state.
 
-    report = bench(engines.load("gesture"))
-    print("\\n".join(format_lines(report)))
-
 How the step and the bare backbone are timed, and several models beside one another: `overhead.py`. Figures are
 milliseconds.
 """
-
-from __future__ import annotations
 
 import contextlib
 import importlib.metadata
@@ -19,22 +14,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from engines.bench.overhead import Figures, camera_images, measure_overhead, percentiles, resolve_engine, typical
 from engines.errors import EngineError
 from engines.model.contract import Contract
+from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime import cache
 from engines.runtime.backend import Spec
 from engines.runtime.engine import Engine, StepResult
 from engines.runtime.registry import compile as compile_engine
 from engines.runtime.registry import find
-
-if TYPE_CHECKING:
-    from engines.model.file import Model
 
 Report = dict[str, Any]
 Stage = Callable[[StepResult], object]
@@ -56,7 +49,6 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     """
     opened = (compile_engine(model, engine, slots=1, precision=precision) if model.path is not None
               else find(resolve_engine(engine)).open_unproven(Spec(model, precision="f32")))
-    height, width = model.contract.input_size_hw
     report: Report = {
         "model": model.contract.name, "digest": model.digest, "engine": opened.name, "precision": opened.precision,
         "machine": machine(), "steps": steps, "state_bytes_per_camera": opened.state_bytes,
@@ -65,9 +57,9 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
             model, os.path.abspath(engine) if os.path.isfile(engine) else opened.name, opened.precision),
     }
     try:
-        for h, w in dict.fromkeys([(height, width), LARGE_HW]):
-            report["against_bare"][f"{w}x{h}"] = asdict(
-                measure_overhead(model, opened.name, opened.precision, (h, w), steps))
+        for size_hw in dict.fromkeys([model.contract.input_size_hw, LARGE_HW]):
+            report["against_bare"]["{1}x{0}".format(*size_hw)] = asdict(
+                measure_overhead(model, opened.name, opened.precision, size_hw, steps))
     except EngineError as error:  # such as an ONNX file, on a machine that runs ONNX but cannot write it
         report["no_bare"] = str(error)
     report["fps"] = 1000 / report["stages_ms"]["total"][typical(model)]
@@ -78,7 +70,7 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
 def format_lines(report: Report) -> list[str]:
     """The report as text."""
     versions = "  ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
-    last = report["last"]
+    last, stages = report["last"], {name: row["p50"] for name, row in report["stages_ms"].items()}
     out = [f"{report['model']} on {report['engine']} {report['precision']}: {report['fps']:.0f} frames/s, "
            f"{report['state_bytes_per_camera'] / 1000:.1f} kB of state per camera"
            + ("" if report["start_up_s"] is None else
@@ -92,14 +84,13 @@ def format_lines(report: Report) -> list[str]:
     out += [f"step / bare at {size}: {figures['ratio']:.2f}" for size, figures in report["against_bare"].items()]
     if report["no_bare"]:
         out.append(f"no comparison with the bare backbone: {report['no_bare']}")
-    stages = {name: row["p50"] for name, row in report["stages_ms"].items()}
     if "fuse" in stages:
         out.append(f"fuse / engine step: {100 * stages['fuse'] / stages['engine']:.1f} %")
     if PLAIN in stages:
-        out.append(f"clip fusion more than the mean of clips / engine step: "
-                   f"{100 * (stages['fuse'] - stages[PLAIN]) / stages['engine']:.1f} %")
+        more = 100 * (stages["fuse"] - stages[PLAIN]) / stages["engine"]
+        out.append(f"clip fusion more than the mean of clips / engine step: {more:.1f} %")
     if last:
-        was, now = last["stages_ms"]["total"]["p50"], report["stages_ms"]["total"]["p50"]
+        was, now = last["stages_ms"]["total"]["p50"], stages["total"]
         out.append(f"last run: total p50 {was:.3f} ms, now {now:.3f} ms ({100 * (now / was - 1):+.0f} %)")
     return out
 
@@ -110,14 +101,11 @@ def machine() -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
-
-
-def _processor() -> str:
+    processor = platform.processor() or platform.machine()
     with contextlib.suppress(EngineError, RuntimeError):
         from engines.runtime.openvino import core
-        return str(core().get_property("CPU", "FULL_DEVICE_NAME"))
-    return platform.processor() or platform.machine()
+        processor = str(core().get_property("CPU", "FULL_DEVICE_NAME"))
+    return {"processor": processor, "cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
 
 
 def _stages(contract: Contract, engine: Engine, steps: int, fuse: Stage | None,
@@ -137,11 +125,11 @@ def _stages(contract: Contract, engine: Engine, steps: int, fuse: Stage | None,
             endings[name](result)
             marks.append(time.perf_counter())
         if k >= WARM_UP:
-            spans = np.diff(marks).tolist()
-            for name, seconds in zip(("preprocess", "engine", *names[:1]), spans, strict=False):
+            spans = np.diff(marks[:4]).tolist()
+            for name, seconds in zip(("preprocess", "engine", *names[:1]), spans, strict=True):
                 taken[name].append(seconds)
             if names[:1] != [PLAIN]:
-                taken["total"].append(sum(spans[:3]))
+                taken["total"].append(sum(spans))
     return {name: percentiles(seconds) for name, seconds in taken.items()}
 
 
@@ -162,10 +150,10 @@ def _start_up_s(model: Model, engine: str, precision: str) -> float:
 def _last(report: Report) -> Report | None:
     """The previous report of the same model, engine and precision, replaced by this one."""
     file = cache.cache_dir() / f"bench-{report['model']}-{report['engine']}-{report['precision']}.json"
-    last: Report | None = None
+    last: Report = {}
     with contextlib.suppress(OSError, ValueError):
         last = json.loads(file.read_text())
     with contextlib.suppress(OSError):
         cache.make_private_dir(file.parent)
         file.write_text(json.dumps(report))
-    return last if last and {"stages_ms", "machine"} <= set(last) else None
+    return last if {"stages_ms", "machine"} <= set(last) else None

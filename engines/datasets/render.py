@@ -11,19 +11,18 @@ The verb is the gesture drawn, the noun the place behind the hand. Idle hands an
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.datasets.base import Media
 from engines.datasets.check import inspect_recording
 from engines.datasets.epic_files import Narration, Video, write_annotations
 from engines.errors import SinkError, UsageError
-from engines.synthetic import Simulation, Span
+from engines.synthetic import Simulation
 from engines.synthetic.backgrounds import PLACES, random_background
 
 # Names say which way, so that a flip knows: a mirrored circle or square is not the gesture that is meant.
@@ -44,21 +43,9 @@ class RenderedDataset:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    """One recording: its place and gestures, all of them whole."""
-
-    video_id: str
-    person: str
-    place: str
-    simulation: Simulation
-    seconds: float
-    spans: Sequence[Span]
-
-
 def render(out: str | os.PathLike[str], hours: float | None = None, clips: int | None = None, seed: int = 0,
            size_hw: tuple[int, int] = (256, 456), rate: float = 30.0, video_s: float = 60.0,
-           progress: Callable[[float], None] | None = None) -> RenderedDataset:
+           progress: Callable[[float], None] = lambda _: None) -> RenderedDataset:
     """Writes about `hours` of video, or as many videos as hold `clips` segments; two videos at least.
 
     video_s: length of a video, at most; rate: its frames per second. The same arguments give the same files. Raises
@@ -72,53 +59,50 @@ def render(out: str | os.PathLike[str], hours: float | None = None, clips: int |
     info: list[Video] = []
     done = 0.0
     while len(info) < 2 or done < wanted:
-        recording = _simulate(seed, len(info), size_hw, rate, video_s)
-        _write_video(recording, folder, size_hw, rate)
-        rows["validation" if len(info) % VALIDATION_EVERY == 1 else "train"] += [
-            Narration(f"{recording.video_id}_{number}", recording.person, recording.video_id, span.started_at,
-                      span.ended_at, VERBS[span.label], recording.place,
-                      f"{VERBS[span.label].replace('-', ' ')} before {recording.place}")
-            for number, span in enumerate(recording.spans)]
-        info.append(Video(recording.video_id, recording.seconds, rate, size_hw))
-        done += recording.seconds if hours is not None else len(recording.spans)
-        if progress is not None:
-            progress(min(done / max(wanted, 1e-9), 1.0))
+        split = "validation" if len(info) % VALIDATION_EVERY == 1 else "train"
+        video, narrations, simulation = _simulate(seed, len(info), size_hw, rate, video_s)
+        _write_video(folder / video.video_id.partition("_")[0] / "videos" / f"{video.video_id}.MP4", video, simulation)
+        rows[split] += narrations
+        info.append(video)
+        done += video.seconds if hours is not None else len(narrations)
+        progress(min(done / max(wanted, 1e-9), 1.0))
     write_annotations(folder, rows, tuple(VERBS.values()), NOUNS, ("gesture", "place"), info)
     return RenderedDataset(len(info), sum(map(len, rows.values())), sum(one.seconds for one in info))
 
 
-def _simulate(seed: int, number: int, size_hw: tuple[int, int], rate: float, video_s: float) -> _Recording:
+def _simulate(seed: int, number: int, size_hw: tuple[int, int], rate: float, video_s: float
+              ) -> tuple[Video, list[Narration], Simulation]:
+    """A recording in one place, with its gestures, all of them whole."""
     rng = np.random.default_rng((seed, number))
     validation = number % VALIDATION_EVERY == 1
     turn = number // VALIDATION_EVERY if validation else number - (number + VALIDATION_EVERY - 2) // VALIDATION_EVERY
     bag = np.random.default_rng((seed, validation, turn // len(NOUNS))).permutation(NOUNS)
     place = str(bag[turn % len(NOUNS)])
     painted = random_background(rng, (round(size_hw[0] * _ROOM), round(size_hw[1] * _ROOM)), place)
-    simulation = Simulation(int(rng.integers(2 ** 31)), size_hw, rate,
-                            background_bgr=np.asarray(painted, np.uint8))
+    simulation = Simulation(int(rng.integers(2 ** 31)), size_hw, rate, background_bgr=np.asarray(painted, np.uint8))
     spans = simulation.spans(video_s)
     frames = int(video_s * rate)
     if spans and spans[-1].ended_at > (frames - 1) / rate:  # a gesture that is cut off is neither one thing nor another
         frames = min(frames, math.ceil(spans.pop().started_at * rate))
     person = f"P{number + 1:02d}"
-    return _Recording(f"{person}_01", person, place, simulation, frames / rate, spans)
+    narrations = [Narration(f"{person}_01_{k}", person, f"{person}_01", span.started_at, span.ended_at,
+                            verb := VERBS[span.label], place, f"{verb.replace('-', ' ')} before {place}")
+                  for k, span in enumerate(spans)]
+    return Video(f"{person}_01", frames / rate, rate, size_hw), narrations, simulation
 
 
-def _write_video(recording: _Recording, folder: Path, size_hw: tuple[int, int], rate: float) -> None:
-    path = folder / recording.person / "videos" / f"{recording.video_id}.MP4"
+def _write_video(path: Path, video: Video, simulation: Simulation) -> None:
     try:
         path.parent.mkdir(parents=True)
     except OSError as error:
         raise _unwritable(path, str(error.strerror)) from error
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size_hw[::-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), video.rate, video.size_hw[::-1])
     if not writer.isOpened():
         raise _unwritable(path, "OpenCV cannot open it")
-    for k in range(round(recording.seconds * rate)):
-        image: NDArray[np.uint8] = recording.simulation.frame(k)
-        writer.write(image)
+    for k in range(round(video.seconds * video.rate)):
+        writer.write(simulation.frame(k))
     writer.release()
-    fault = inspect_recording(Media(path)).detail  # the writer does not tell when the disk is full
-    if fault:
+    if fault := inspect_recording(Media(path)).detail:  # the writer does not tell when the disk is full
         raise _unwritable(path, fault)
 
 

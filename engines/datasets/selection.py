@@ -78,5 +78,5 @@ def with_idle(data: Dataset, folders: Iterable[Path], without: Collection[str] =
 def heads_with(heads: Mapping[str, tuple[str, ...]], background: str | None) -> dict[str, tuple[str, ...]]:
     """The heads, each with a label for background if none has it yet."""
     if background is None or any(background in labels for labels in heads.values()):
-        return {head: tuple(labels) for head, labels in heads.items()}
+        return dict(heads)
     return {head: (*labels, background) for head, labels in heads.items()}

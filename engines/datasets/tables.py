@@ -170,12 +170,11 @@ class DatasetBuilder:
 
     def add(self, split: str, segment: Segment) -> None:
         """Takes a segment into a split, unless something is wrong with it."""
-        fault = self._fault(split, segment)
-        if fault is None:
-            self._split_of[segment.id] = split
-            self.splits.setdefault(split, []).append(segment)
-        else:
+        if fault := self._fault(split, segment):
             self.add_problem(fault[0], segment.id, fault[1])
+            return
+        self._split_of[segment.id] = split
+        self.splits.setdefault(split, []).append(segment)
 
     def _fault(self, split: str, segment: Segment) -> tuple[str, str] | None:
         before = self._split_of.get(segment.id)

@@ -28,9 +28,7 @@ LARGEST_FILE_BYTES = 8 * PIXEL_LIMIT
 
 def as_bgr(array: NDArray[Any]) -> Image:
     """The picture as BGR uint8 [H, W, 3], contiguous; the same array when it is that already.
-
-    Raises FrameError for a shape, type, value range or size that is none of the above.
-    """
+    Raises FrameError for a shape, type, value range or size that is none of the above."""
     if not isinstance(array, np.ndarray):
         raise FrameError(f"an image of type {type(array).__name__}", "a numpy array [H, W, 3]",
                          "pass the array that OpenCV or numpy gives")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.networks.fusion_rule import EPSILON, PREFIX, FusionRule, directions
+from engines.networks.config import EPSILON, PREFIX, FusionRule, directions
 
 Floats = NDArray[np.float32]
 
@@ -28,10 +28,8 @@ class FrameCounts(NamedTuple):
 
 class GatedFusion:
     """Fuses the clips of a window; keeps nothing between calls, so that all cameras may share one.
-
     Everything that is linear in a clip alone is its projection: a window keeps those of complete clips, and projects
-    the growing one only. What costs is the number of numpy calls at every frame; `a.dot(b)` is the cheapest.
-    """
+    the growing one only. What costs is the number of numpy calls at every frame; `a.dot(b)` is the cheapest."""
 
     def __init__(self, rule: FusionRule, tensors: Mapping[str, Floats]) -> None:
         """tensors: those of `tensor_shapes`; others are ignored."""
@@ -67,21 +65,15 @@ class GatedFusion:
 
     def project(self, clips_CD: Floats) -> Floats:
         """What `fuse` needs of each clip on its own, [C, X]; X may be 0."""
-        if self._project_DX is None:
-            return np.zeros((len(clips_CD), 0), np.float32)
-        projected_CX: Floats = clips_CD.dot(self._project_DX)
-        return projected_CX
+        return np.zeros((len(clips_CD), 0), np.float32) if self._project_DX is None else clips_CD.dot(self._project_DX)
 
     def fuse(self, clips_CD: Floats, counts_C: NDArray[np.int64],
              projected_CX: Floats | None = None) -> tuple[Floats, Floats]:
         """Descriptor [D] and gate [C] of each clip, from clip descriptors, oldest first, and their frame counts.
-
         projected_CX: the clips' projections, where they are known. Counts are at least 1. The gate of a clip that
-        `keep` or `keep_above` leaves out is 0.
-        """
+        `keep` or `keep_above` leaves out is 0."""
         counts = self._counts(counts_C.tobytes())
-        if projected_CX is None:
-            projected_CX = self.project(clips_CD)
+        projected_CX = self.project(clips_CD) if projected_CX is None else projected_CX
         relate_CX, gate_CX = projected_CX[:, :self._relate_width], projected_CX[:, self._relate_width:]
         related_CX: Floats | None = None
         if self._rule.relate == "attention":
@@ -154,5 +146,4 @@ class GatedFusion:
 
 def sigmoid(x: Floats) -> Floats:
     """Without overflow, and with every digit of small results."""
-    result: Floats = np.exp(-np.logaddexp(np.float32(0), -x))
-    return result
+    return np.asarray(np.exp(-np.logaddexp(np.float32(0), -x)))

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from engines.networks.config import NetworkConfig
-from engines.networks.fusion_rule import FusionRule
+from engines.networks.config import FusionRule, NetworkConfig
 
 FORMAT = "gatestream/1"
 OLD_OPTIONS = {"memory": "readout_width", "places": "sites", "percent": "gate_ratio", "ahead": "past_shift"}
@@ -68,7 +67,6 @@ class Contract(BaseModel):
 
     @property
     def input_size_hw(self) -> tuple[int, int]:
-        """Pixels of the network's input."""
         assert self.network.input_size_hw is not None
         return self.network.input_size_hw
 
@@ -95,14 +93,13 @@ class Contract(BaseModel):
                 raise ValueError(f"heads.{head}: two or more labels, each once")
         if self.network.input_size_hw is None:
             raise ValueError("network.input_size_hw: two numbers of pixels")
-        for name, (height, width) in (("input_size_hw", self.input_size_hw), ("cover_hw", self.cover_hw)):
-            if not (16 <= height <= 4096 and 16 <= width <= 4096):
+        for name, size_hw in (("input_size_hw", self.input_size_hw), ("cover_hw", self.cover_hw)):
+            if min(size_hw) < 16 or max(size_hw) > 4096:
                 raise ValueError(f"{name}: sides of 16 to 4096 pixels")
         if self.cover_hw[0] < self.input_size_hw[0] or self.cover_hw[1] < self.input_size_hw[1]:
             raise ValueError("cover_hw: at least input_size_hw")
         if self.background is not None and not any(self.background in labels for labels in self.heads.values()):
             raise ValueError(f"background: {self.background!r} is a label of no head")
-        unknown = (set(self.temperature) | set(self.window_temperature)) - set(self.heads)
-        if unknown:
+        if unknown := {*self.temperature, *self.window_temperature} - set(self.heads):
             raise ValueError(f"temperature: no such head {sorted(unknown)}")
         return self

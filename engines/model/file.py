@@ -1,9 +1,6 @@
 """The model file: one `.safetensors` holding weights, and the contract as metadata.
 
-    model = load("gesture")            # bundled name, or a path
-    model.contract, model.network      # the network is built on first use; until then torch is not imported
-
-Reading needs numpy only. Nothing is ever unpickled.
+Reading needs numpy only: torch is imported when `Model.network` is first used. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +27,7 @@ from safetensors.numpy import save as serialise
 from engines.errors import ModelError, SinkError, UsageError, first_problem
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import FORMAT, Contract
-from engines.networks.fusion_rule import PREFIX, tensor_shapes
+from engines.networks.config import PREFIX, tensor_shapes
 
 if TYPE_CHECKING:
     from engines.networks.network import Network
@@ -40,21 +38,23 @@ STATISTICS = ("running_mean", "running_var")  # of batch norms, whose range no t
 Array = NDArray[np.float32]
 
 
+@dataclass(eq=False)
 class Model:
-    """A model file in memory. tensors: float32 weights by name; digest: sha256 of the file's bytes; half: whether the
-    file stores float16."""
+    """A model file in memory."""
 
-    def __init__(self, contract: Contract, tensors: dict[str, Array], digest: str, path: Path | None = None,
-                 half: bool = True) -> None:
-        self.contract, self.tensors, self.digest, self.path, self.half = contract, tensors, digest, path, half
+    contract: Contract
+    tensors: dict[str, Array]  # float32 weights by name
+    digest: str  # sha256 of the file's bytes
+    path: Path | None = None
+    half: bool = True  # whether the file stores float16
 
     def with_hop(self, hop: int | None) -> Model:
         """The same bidirectional model, on a stream scoring its clips again after every `hop` frames (None: as it is).
         Raises UsageError."""
         if hop is None:
             return self
-        contract = self.contract.model_copy(update={"network": self.contract.network.replace(hop=hop)})
-        return Model(contract, self.tensors, self.digest, self.path, self.half)
+        network = self.contract.network.replace(hop=hop)
+        return replace(self, contract=self.contract.model_copy(update={"network": network}))
 
     @cached_property
     def network(self) -> Network:
@@ -86,10 +86,9 @@ def build_network(model: Model) -> Network:
                          "get the model file again") from error
     state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
              if not name.startswith((PREFIX, EXAMPLES))}
-    problems = mismatches({name: tensor.shape for name, tensor in network.state_dict().items()
-                           if not name.endswith("num_batches_tracked")},
-                          {name: tensor.shape for name, tensor in state.items()})
-    if problems:
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()
+              if not name.endswith("num_batches_tracked")}
+    if problems := mismatches(wanted, {name: tensor.shape for name, tensor in state.items()}):
         raise ModelError(f"weights that disagree with the contract ({'; '.join(problems[:3])})",
                          f"the tensors of {contract.architecture}", "get the model file again, or train it again")
     network.load_state_dict(state, strict=False)
@@ -111,10 +110,8 @@ def bundled() -> dict[str, Path]:
 
 def load(name_or_path: str | os.PathLike[str]) -> Model:
     """Reads a bundled model by name, or a model file by path.
-
     Raises UsageError for a name or file that does not exist, ModelError for a file that is damaged, of another
-    format, with weights that disagree with the contract, or holding values that are not finite.
-    """
+    format, with weights that disagree with the contract, or holding values that are not finite."""
     path = bundled().get(os.fspath(name_or_path), Path(name_or_path))
     try:
         raw = path.read_bytes()
@@ -138,24 +135,20 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
         got, wanted = first_problem(error)
         raise ModelError(f"{path}, whose contract has {got}: {wanted}", f"a contract of format {FORMAT}",
                          "get the model file again") from error
-    weights: dict[str, Array] = {}
     for name, tensor in tensors.items():
         if not np.issubdtype(tensor.dtype, np.floating) or not np.isfinite(tensor).all():
             raise ModelError(f"{path}, whose tensor {name} has type {tensor.dtype} or values that are not finite",
                              "finite floating-point weights", "get the model file again, or train it again")
-        weights[name] = tensor.astype(np.float32)
-    _check_heads(path, contract, weights)
-    _check_fusion(path, contract, weights)
+    weights = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    _check(path, contract, weights)
     half = any(tensor.dtype == np.float16 for tensor in tensors.values())
     return Model(contract, weights, hashlib.sha256(raw).hexdigest(), path, half)
 
 
 def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Array], *, half: bool = True) -> None:
     """Writes a model file atomically.
-
     half: store float16, but for batch norms' statistics and tensors with values beyond its range (they are used as
-    float32). Raises ModelError, and leaves what there is, for values that are not finite; SinkError.
-    """
+    float32). Raises ModelError, and leaves what there is, for values that are not finite; SinkError."""
     stored: dict[str, Array | NDArray[np.float16]] = {}
     for name, value in tensors.items():
         if name.endswith("num_batches_tracked"):
@@ -193,28 +186,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 def _metadata(raw: bytes) -> dict[str, str]:
     """The metadata of a safetensors file: an 8-byte little-endian length, then a JSON header."""
     (length,) = struct.unpack_from("<Q", raw)
-    header = json.loads(raw[8:8 + length])
-    metadata = header.get("__metadata__", {})
+    metadata = json.loads(raw[8:8 + length]).get("__metadata__", {})
     if not isinstance(metadata, dict):
         raise ValueError("metadata is not a table")
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def _check_heads(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
+def _check(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
+    """Heads fit their labels, and there are just the `fusion.*` tensors that the contract asks for."""
     for head, labels in contract.heads.items():
-        weight, bias = weights.get(f"heads.{head}.weight"), weights.get(f"heads.{head}.bias")
-        shape = None if weight is None else weight.shape
-        if weight is None or bias is None or weight.ndim != 2 or {len(weight), len(bias)} != {len(labels)}:
-            raise ModelError(f"{path}, whose head {head!r} has weights of shape {shape} for {len(labels)} labels",
-                             "weights and contract that agree", "get the model file again, or train it again")
-
-
-def _check_fusion(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
-    """The file has just the `fusion.*` tensors that its contract asks for."""
+        weight, bias = (weights.get(f"heads.{head}.{part}", np.zeros(())) for part in ("weight", "bias"))
+        if weight.ndim != 2 or (len(weight), bias.shape) != (len(labels), (len(labels),)):
+            raise ModelError(f"{path}, whose head {head!r} has weights of shape {weight.shape} for {len(labels)} "
+                             "labels", "weights and contract that agree", "get the model file again, or train it again")
     width = weights[f"heads.{next(iter(contract.heads))}.weight"].shape[1]
     wanted = {} if contract.fusion is None else tensor_shapes(contract.fusion, width)
-    problems = mismatches(wanted, {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)})
-    if problems:
+    held = {name: value.shape for name, value in weights.items() if name.startswith(PREFIX)}
+    if problems := mismatches(wanted, held):
         raise ModelError(f"{path}, whose clip fusion disagrees with its contract ({'; '.join(problems[:3])})",
                          f"the tensors of fusion {contract.fusion.model_dump() if contract.fusion else None}",
                          "get the model file again, or train its fusion again")

@@ -1,7 +1,5 @@
 """Official checkpoint -> model file: the same weights, with a contract that prepares images as the authors did.
 
-    contract = import_official(Path("checkpoint.pth.tar"), Path("gsm.safetensors"), labels=read_labels(path))
-
 A checkpoint knows neither its labels nor how fast its frames came. Its clips are frames spread evenly over a whole
 video, so the frame rate follows from how long such a video is (`clip_s`).
 """
@@ -30,8 +28,7 @@ def import_official(file: Path, out: Path, *, arch: str | None = None, labels: S
     named = re.search(r"segments?_?(\d+)", file.name, re.IGNORECASE)
     network = load(file, arch, segments or int(named[1] if named else 0) or 8)
     classes = len(network.heads[HEAD].get_parameter("bias"))
-    if labels is None:
-        labels = [str(k) for k in range(classes)]
+    labels = [str(k) for k in range(classes)] if labels is None else labels
     if len(labels) != classes or len(set(labels)) != classes:
         raise UsageError(f"{len(labels)} labels, {len(set(labels))} of them different, for {file} of {classes} classes",
                          "one name for each class", "choose the label file of the dataset it was trained on")

@@ -1,8 +1,5 @@
 """Official GSM and GSF checkpoints -> our networks, exactly or not at all.
 
-    network = engines.official.load("something-v1_RGB_BNInception_avg_segment8_checkpoint.pth.tar",
-                                    arch="gsm-bninception", segments=8)
-
 Code inside a pickle is never run. Which blocks hold a module, and which share of their channels GSF gates, shows in
 keys and shapes.
 
@@ -12,8 +9,6 @@ base_model.gsm_inception_3a_1x1.bn.weight     temporal.inception_3a_1x1.bn.weigh
 base_model.layer1.0.gsf.bn.weight             temporal.layer1_0.bn.weight
 new_fc.weight                                 heads.action.weight
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -65,9 +60,8 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
     network = build(arch, heads={HEAD: max(1, labels)}, segments=segments, gate_ratio=gate_ratio, sites=tuple(sites))
     ours = network.state_dict()
     names = {official_name(name, arch): name for name in ours}
-    problems = mismatches({official: ours[name].shape for official, name in names.items()},
-                          {name: value.shape for name, value in weights.items()})
-    if problems:
+    if problems := mismatches({official: ours[name].shape for official, name in names.items()},
+                              {name: value.shape for name, value in weights.items()}):
         raise ModelError(f"{source} with {_some(problems)}", f"exactly the weights of {arch}",
                          "give the architecture that the checkpoint is of, or get the file again")
     network.load_state_dict({name: weights[official] for official, name in names.items()})
@@ -83,9 +77,8 @@ def read(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any]) -> dict
 
 def architecture_of(source: str, weights: Mapping[str, Tensor]) -> str:
     """The architecture whose modules these weights hold. Raises ModelError where it is none of ours."""
-    for arch in ARCHITECTURES:
-        if _held_sites(weights, arch):
-            return arch
+    if found := next((arch for arch in ARCHITECTURES if _held_sites(weights, arch)), None):
+        return found
     raise ModelError(f"{source} with {_some(weights)}", f"the weights of {', '.join(ARCHITECTURES)}",
                      "choose an official GSM or GSF checkpoint")
 
@@ -93,10 +86,8 @@ def architecture_of(source: str, weights: Mapping[str, Tensor]) -> str:
 def official_name(name: str, arch: str) -> str:
     """The official checkpoints' name of one of our parameters."""
     part, _, rest = name.partition(".")
-    if part == "heads":
-        return rest.replace(HEAD, "new_fc", 1)
-    if part == "backbone":
-        return f"base_model.{rest}"
+    if part != "temporal":
+        return rest.replace(HEAD, "new_fc", 1) if part == "heads" else f"base_model.{rest}"
     site, _, leaf = rest.partition(".")
     return f"{_prefix(site, arch)}{leaf}"
 
@@ -165,12 +156,11 @@ def _weights(source: str, content: Any) -> dict[str, Tensor]:
     for key, value in content.items():
         name = str(key).removeprefix("module.")
         tensor, counter = _tensor(value), name.endswith("num_batches_tracked")
-        if tensor is None or tensor.is_floating_point() == counter or name in weights:
+        fits = tensor is not None and tensor.is_floating_point() != counter and name not in weights
+        if tensor is None or not fits or not tensor.float().isfinite().all():
             bad.append(str(key))
-            continue
-        weights[name] = tensor if counter else tensor.float()
-        if not torch.isfinite(weights[name]).all():
-            bad.append(str(key))
+        else:
+            weights[name] = tensor if counter else tensor.float()
     if bad:
         raise ModelError(f"{source} with {_some(bad)}, which are no dense tensors of finite floating-point "
                          "numbers or come twice", "the weights of one network",

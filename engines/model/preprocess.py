@@ -1,8 +1,5 @@
 """The one place where a camera image becomes network input. Training, evaluation, live and UI all come here.
 
-    pixels_u8 = prepare(image_bgr, contract)              # any size -> the model's size, still BGR uint8
-    frames_BCHW = normalise(pixels_u8[None], contract)    # what the network sees; compiled engines do this inside
-
 Filters for shrinking: "area" averages what a pixel covers; "bilinear" interpolates and skips what lies between;
 "pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained.
 """
@@ -24,14 +21,12 @@ def prepare(image_bgr: NDArray[np.uint8], contract: Contract) -> NDArray[np.uint
 def fit(image_bgr: NDArray[np.uint8], cover_hw: tuple[int, int], size_hw: tuple[int, int],
         resize_filter: str = "area") -> NDArray[np.uint8]:
     """Scales an image so that it just covers `cover_hw`, then takes the centre of `size_hw`; no bars, no distortion.
-
-    The crop is taken first, in camera pixels, so that only what is kept is resampled. Enlarging is bilinear.
-    """
+    The crop is taken first, in camera pixels, so that only what is kept is resampled. Enlarging is bilinear."""
     height, width = image_bgr.shape[:2]
     if resize_filter == "pillow-bilinear":
         covered_hw = covering_size((height, width), cover_hw)
-        return resize_window(image_bgr, covered_hw, [round((all_ - part) / 2) for all_, part in
-                                                     zip(covered_hw, size_hw, strict=True)], size_hw)
+        offset_yx = [round((all_ - part) / 2) for all_, part in zip(covered_hw, size_hw, strict=True)]
+        return resize_window(image_bgr, covered_hw, offset_yx, size_hw)
     crop_h, crop_w = _crop_size((height, width), cover_hw, size_hw)
     top, left = (height - crop_h) // 2, (width - crop_w) // 2
     crop = image_bgr[top:top + crop_h, left:left + crop_w]
@@ -98,7 +93,8 @@ def resize_window(image_bgr: NDArray[np.uint8], covered_hw: tuple[int, int], off
 
 
 def normalise(frames_u8_BHWC: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
-    """Pixels BGR uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the contract's colour order, scale, mean and std."""
+    """Pixels BGR uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the contract's colour order, scale, mean and std.
+    Compiled engines do this inside."""
     ordered = frames_u8_BHWC[..., ::-1] if contract.colour == "RGB" else frames_u8_BHWC
     mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
     values = (ordered.astype(np.float32) * np.float32(contract.value_scale) - mean) / std

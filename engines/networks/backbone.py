@@ -31,9 +31,7 @@ CAFFE = Pixels("BGR", 1.0, (104.0, 117.0, 128.0), (1.0, 1.0, 1.0))
 
 class Backbone(nn.Module, ABC):
     """`forward(images_NCHW, hook) -> features_ND`; `hook(site, map)` is called at each site, in order.
-
-    The stem is the first convolution registered. How to add one: engines/README.md.
-    """
+    The stem is the first convolution registered. How to add one: engines/README.md."""
 
     width: int  # D
     input_size_hw: tuple[int, int] = (224, 224)  # that it was published for

@@ -57,8 +57,7 @@ class BNInception(Inception):
                 y = self.conv(f"{name}_{layer}", y, hook)
             return y
 
-        towers = [chain(x, "3x3_reduce", "3x3"), chain(x, "double_3x3_reduce", "double_3x3_1", "double_3x3_2")]
-        if halves:
-            return torch.cat([*towers, max_pool(x, 2)], dim=1)
-        pooled = max_pool(x, 1) if block == MAX_POOLED else average_pool(x)
-        return torch.cat([chain(x, "1x1"), *towers, chain(pooled, "pool_proj")], dim=1)
+        branches = [] if halves else [chain(x, "1x1")]
+        branches += chain(x, "3x3_reduce", "3x3"), chain(x, "double_3x3_reduce", "double_3x3_1", "double_3x3_2")
+        pooled = max_pool(x, 2 if halves else 1) if halves or block == MAX_POOLED else average_pool(x)
+        return torch.cat([*branches, pooled if halves else chain(pooled, "pool_proj")], dim=1)

@@ -1,7 +1,5 @@
 """A bidirectional network in its causal form, with the same weights: a start for fine-tuning on live streams.
 
-    live = engines.causal(network, "dropped-one")
-
 No paper defines a causal form; each rule answers two questions, and measured accuracy has to choose.
 Which taps: a convolution over frames t-1, t, t+1 (the gate's, and GSF's fuse convolution)
     moved     keeps all its weights and looks at t-2, t-1, t;
@@ -25,10 +23,8 @@ DEFAULT_RULE = "dropped-one"
 
 def causal(network: Network, rule: str) -> Network:
     """A causal copy of a bidirectional `network`, which stays as it is.
-
     `build(..., causal=True, past_shift=2, 1 or 0)`, by the rule's second word, makes a network that takes its weights.
-    Raises UsageError for an unknown rule and for a network that is causal already.
-    """
+    Raises UsageError for an unknown rule and for a network that is causal already."""
     if rule not in RULES:
         raise UsageError(f"rule {rule!r} for a causal form", f"one of {', '.join(RULES)}", "choose one of these")
     if network.causal:

@@ -1,9 +1,6 @@
 """GCF, gated clip fusion: Hsiao, Chen, Ho, "GCF-Net: Gated Clip Fusion Network for Video Action Recognition",
 ECCV Workshops 2020 (arXiv 2102.01285). An interpretation.
 
-    fusion = GatedClipFusion(width=1280)
-    descriptor_BD, gates_BC = fusion(clips_BCD, counts_BC)
-
 Known from the abstract: clips pass the backbone apart; a bi-directional inter-clip fusion relates every clip to
 earlier and later ones; a gated clip-wise attention suppresses irrelevant clips. No code is public. Assumed here:
 
@@ -24,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.fusion_rule import EPSILON, FusionRule, directions
+from engines.networks.config import EPSILON, FusionRule, directions
 
 
 class GatedClipFusion(nn.Module):
@@ -49,10 +46,8 @@ class GatedClipFusion(nn.Module):
         related_BCD = clips_BCD = clips_BCD.masked_fill(~present_BC[..., None], 0)
         for direction, relate in self.relate.items():
             related_BCD = related_BCD + relate(clips_BCD, counts_BC, direction)
-        if self.gate is None:
-            gates_BC = present_BC.to(clips_BCD.dtype)
-        else:
-            gates_BC = self._keep_best(self.gate(related_BCD, counts_BC), present_BC)
+        gates_BC = (present_BC.to(clips_BCD.dtype) if self.gate is None
+                    else self._keep_best(self.gate(related_BCD, counts_BC), present_BC))
         weights_BC = counts_BC * gates_BC
         descriptor_BD = torch.einsum("bc,bcd->bd", weights_BC, related_BCD)
         return descriptor_BD / weights_BC.sum(1, keepdim=True).clamp(min=EPSILON), gates_BC

@@ -5,8 +5,6 @@ what was shifted and what stayed. The causal form pads the fuse convolution with
 Legend: B clips, T frames, C channels of the map, f of them gated, c = f/2 of a half, H W the map's size.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

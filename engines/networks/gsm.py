@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.networks.shift import Shift
-from engines.networks.temporal import State, TensorSpec
+from engines.networks.temporal import State, TemporalModule, TensorSpec
 
 TAPS = 3  # the gate's convolution spans three frames
 PAST_SECOND = 1  # frames back to the second half
@@ -30,10 +29,9 @@ def delay_taps(weight: Tensor, dim: int) -> Tensor:
     return torch.cat([torch.zeros_like(weight.narrow(dim, 0, 1)), weight.narrow(dim, 0, weight.shape[dim] - 1)], dim)
 
 
-class GateShift(Shift):
+class GateShift(TemporalModule):
     """GSM on all `channels` (a multiple of 4). Parameter names are the official ones."""
 
-    on_input = False
     usual_past_shift = 2
     order: Tensor
 
@@ -64,24 +62,19 @@ class GateShift(Shift):
         gate, taps = self.gate(x_BTCHW, state[:1])
         gated = gate * x_BTCHW
         shifted, halves = self.shift(gated, state[1:])
-        mixed = shifted + (x_BTCHW - gated)
-        return mixed.index_select(2, self.order), taps + halves
+        return (shifted + (x_BTCHW - gated)).index_select(2, self.order), taps + halves
 
     def gate(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         """tanh gate of every channel [B, T, C, H, W]; one plane per half, shared by the half's channels.
-
-        The convolution over time is three convolutions over space, so only their output planes need a memory.
-        """
+        The convolution over time is three convolutions over space, so only their output planes need a memory."""
         B, T, C = x_BTCHW.shape[:3]
-        x = x_BTCHW.flatten(0, 1)
-        normal = F.relu(self.bn(x))
+        normal = F.relu(self.bn(x_BTCHW.flatten(0, 1)))
         taps_weight = self.conv3D.weight.transpose(1, 2).flatten(0, 1)  # [half x tap, c, 3, 3], oldest tap first
         planes = F.conv2d(normal, taps_weight, padding=1, groups=2)
         planes = planes.reshape(B, T, 2 * TAPS, *planes.shape[-2:])
         extended, state = self.with_neighbours(planes, state)
         total = extended[:, :T, 0::TAPS] + extended[:, 1:T + 1, 1::TAPS] + extended[:, 2:T + 2, 2::TAPS]
-        gate = torch.tanh(total + self.bias.view(2, 1, 1))
-        return gate.repeat_interleave(C // 2, dim=2), state
+        return torch.tanh(total + self.bias.view(2, 1, 1)).repeat_interleave(C // 2, dim=2), state
 
     @torch.no_grad()
     def make_transparent(self, projection: nn.Conv2d, scale: float = 1.0) -> None:

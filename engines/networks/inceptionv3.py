@@ -92,8 +92,7 @@ class InceptionV3(Inception):
                 channels = inputs
                 for layer in branch.row:
                     channels = self._add(block, layer, channels)
-                ends = [self._add(block, layer, channels) for layer in branch.ends]
-                total += sum(ends) or channels
+                total += sum(self._add(block, layer, channels) for layer in branch.ends) or channels
             inputs = total
 
     def _add(self, block: str, layer: Layer, inputs: int) -> int:

@@ -16,6 +16,12 @@ WIDTH = 1280
 EPS = 1e-5  # of the published batch norms
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+# timm: blocks.STAGE.INDEX.{conv_pw bn1, conv_dw bn2, conv_pwl bn3}; in the first block {conv_dw bn1, conv_pw bn2}.
+_TIMM_STARTS = (1, 2, 4, 7, 11, 14, 17)
+_TIMM_LAYERS = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1",
+                "conv_pwl": "conv.2", "bn3": "conv.3"}
+_TIMM_FIRST = {"conv_dw": "conv.0.0", "bn1": "conv.0.1", "conv_pw": "conv.1", "bn2": "conv.2"}
+_TIMM_ENDS = {"conv_stem": "features.0.0", "bn1": "features.0.1", "conv_head": "features.18.0", "bn2": "features.18.1"}
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -110,14 +116,6 @@ def fold_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             bias = named[f"{norm}.bias"] - named[f"{norm}.running_mean"] * scale
         state |= {name: weight} if bias is None else {name: weight, f"{conv}.bias": bias}
     return state
-
-
-# timm: blocks.STAGE.INDEX.{conv_pw bn1, conv_dw bn2, conv_pwl bn3}; in the first block {conv_dw bn1, conv_pw bn2}.
-_TIMM_STARTS = (1, 2, 4, 7, 11, 14, 17)
-_TIMM_LAYERS = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1",
-                "conv_pwl": "conv.2", "bn3": "conv.3"}
-_TIMM_FIRST = {"conv_dw": "conv.0.0", "bn1": "conv.0.1", "conv_pw": "conv.1", "bn2": "conv.2"}
-_TIMM_ENDS = {"conv_stem": "features.0.0", "bn1": "features.0.1", "conv_head": "features.18.0", "bn2": "features.18.1"}
 
 
 def _torchvision_name(name: str) -> str:

@@ -1,19 +1,13 @@
 """A network = backbone + temporal modules at its sites + optional recurrent read-out + heads.
 
-    network = build("gsf-mobilenetv2", heads={"gesture": 11}, causal=True)
-    state = network.fresh_state(batch=1)
-    features_BTD, state = network(frames_BTCHW, state)
-    logits = network.scores(features_BTD)["gesture"]
-
 One forward serves every T: a clip is all T frames from fresh state, live is T = 1. State is a flat tuple of
 tensors, camera axis first; zeros mean fresh; () when the network is bidirectional. `forward` is pure.
 
 Legend: B cameras or clips, T frames, C H W a normalised image, D features, K labels, M width of the read-out.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +21,6 @@ from engines.networks.gsf import GateShiftFuse
 from engines.networks.gsm import GateShift
 from engines.networks.inceptionv3 import InceptionV3
 from engines.networks.mobilenetv2 import MobileNetV2
-from engines.networks.readout import RecurrentReadout
 from engines.networks.resnet import ResNet18, ResNet50
 from engines.networks.stsm import SpatioTemporalShift
 from engines.networks.temporal import State, TemporalModule, TensorSpec
@@ -37,6 +30,40 @@ BACKBONES: dict[str, type[Backbone]] = {"bninception": BNInception, "inceptionv3
                                         "resnet50": ResNet50, "mobilenetv2": MobileNetV2}
 MODULES: dict[str, type[TemporalModule] | None] = {"tsn": None, "tsm": TemporalShift, "gsm": GateShift,
                                                    "gsf": GateShiftFuse, "stsm": SpatioTemporalShift}
+LEAK = 0.8  # what a frame leaves of a read-out that begins as a running mean
+SQUASHED = 0.2  # the logits' scale within its tanh
+
+
+class RecurrentReadout(nn.Module):
+    """A gated recurrent unit over frame features: `forward(features_BTD, state) -> (features_BTM, state)`."""
+
+    def __init__(self, width: int, readout_width: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(width, readout_width, batch_first=True)
+        self.width = readout_width
+
+    def state_spec(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("memory", (self.width,)),)
+
+    def forward(self, features_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        out_BTM, last = self.gru(features_BTD, state[0][None])
+        return out_BTM, (last[0],)
+
+    @torch.no_grad()
+    def begin_as_mean(self, heads: Sequence[tuple[nn.Linear, Tensor]]) -> None:
+        """Makes of the first units, one for each label, a running mean of what heads on the backbone's features answer.
+        heads: each with the weights [K, M] of the head that takes its place. The other units stay random."""
+        gru, first = dict(self.gru.named_parameters()), 0
+        for head, weight_KM in heads:
+            units = torch.arange(first, first + head.out_features)
+            forget, take_in = self.width + units, 2 * self.width + units  # the rows of torch's GRU: reset, update, new
+            for parameter in gru.values():
+                parameter[torch.cat([forget, take_in])] = 0
+            gru["bias_ih_l0"][forget] = math.log(LEAK / (1 - LEAK))
+            gru["weight_ih_l0"][take_in] = SQUASHED * head.weight
+            gru["bias_ih_l0"][take_in] = SQUASHED * head.bias
+            weight_KM[:, units] = torch.eye(len(units)) / SQUASHED
+            first += head.out_features
 
 
 class Network(nn.Module):
@@ -82,8 +109,7 @@ class Network(nn.Module):
             sizes[site] = (x.shape[-2], x.shape[-1])
             return x
 
-        weight = next(self.parameters())
-        image = torch.zeros(1, 3, *self.input_size_hw, dtype=weight.dtype, device=weight.device)
+        image = next(self.parameters()).new_zeros(1, 3, *self.input_size_hw)
         self.backbone.eval()  # or batch norms would count the blank image
         try:
             with torch.no_grad():
@@ -111,9 +137,7 @@ class Network(nn.Module):
 
     def add_readout(self, width: int) -> None:
         """Gives a causal network that has learnt without a read-out one of this width, and heads that read it.
-
-        With units enough it begins as a running mean of the old heads' answers. Raises UsageError.
-        """
+        With units enough it begins as a running mean of the old heads' answers. Raises UsageError."""
         old = {name: head for name, head in self.heads.items() if isinstance(head, nn.Linear)}
         self.config = self.config.replace(readout_width=width)
         self.memory = RecurrentReadout(self.backbone.width, width)
@@ -123,10 +147,9 @@ class Network(nn.Module):
 
     def make_transparent(self) -> None:
         """Sets the temporal modules so that the network computes what its backbone alone computes."""
-        projections = self.backbone.sites()
-        for site in self.temporal:
-            if site in projections:
-                self._module(site).make_transparent(projections[site])
+        for site, projection in self.backbone.sites().items():
+            if site in self.temporal:
+                self._module(site).make_transparent(projection)
 
     def _module(self, site: str) -> TemporalModule:
         module = self.temporal[site]
@@ -141,8 +164,7 @@ class Network(nn.Module):
         specs = [spec._replace(name=f"{site}.{spec.name}") for site in self.temporal for spec in self._spec(site)]
         if self.memory is not None:
             specs += self.memory.state_spec()
-        dtype = next(self.parameters()).dtype
-        return tuple(spec._replace(dtype=dtype) for spec in specs)
+        return tuple(spec._replace(dtype=next(self.parameters()).dtype) for spec in specs)
 
     @property
     def receptive_field(self) -> int:
@@ -151,14 +173,12 @@ class Network(nn.Module):
 
     def fresh_state(self, batch: int) -> State:
         """State of `batch` cameras that have seen nothing."""
-        device = next(self.parameters()).device
-        return tuple(torch.zeros((batch, *spec.shape), dtype=spec.dtype, device=device) for spec in self.state_spec())
+        like = next(self.parameters())
+        return tuple(like.new_zeros(batch, *spec.shape) for spec in self.state_spec())
 
     def forward(self, frames_BTCHW: Tensor, state: State, part: slice = slice(None)) -> tuple[Tensor, State]:
         """part: the backbone's steps to run, to its last; then `frames_BTCHW` is what the step before them gave.
-
-        Raises UsageError for frames of another size than the state is made for.
-        """
+        Raises UsageError for frames of another size than the state is made for."""
         if self.causal and part.start is None and frames_BTCHW.shape[-2:] != self.input_size_hw:
             raise UsageError("frames of {}x{} pixels (height x width)".format(*frames_BTCHW.shape[-2:]),
                              "{}x{}, which this network was built for".format(*self.input_size_hw),
@@ -208,13 +228,12 @@ def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropou
     channels = {} if kind is None else backbone.input_sites() if kind.on_input else {
         site: convolution.out_channels for site, convolution in backbone.sites().items()}
     defaults: dict[str, object] = {"input_size_hw": backbone.input_size_hw, "sites": ()}
-    if kind is not None:
-        defaults |= kind.defaults(config, backbone)
+    defaults |= {} if kind is None else kind.defaults(config, backbone)
     config = config.replace(**{name: value for name, value in defaults.items() if getattr(config, name) is None})
     wanted = set(config.sites or ())
-    if wanted - set(channels):
-        raise UsageError(f"sites {sorted(wanted - set(channels))} for {config.architecture}",
-                         f"some of {', '.join(channels)}", "choose from these")
+    if unknown := sorted(wanted - set(channels)):
+        raise UsageError(f"sites {unknown} for {config.architecture}", f"some of {', '.join(channels)}",
+                         "choose from these")
     config = config.replace(sites=tuple(site for site in channels if site in wanted))
     temporal = {site: kind(channels[site], config.causal, past_shift=config.past_shift,
                            **{name: getattr(config, name) for name in kind.options})

@@ -20,9 +20,7 @@ LATE = ("layer3", "layer4")
 
 class Block(nn.Module):
     """Convolutions with batch norm; `hook` sees the first one's input and the last one's raw output; then the skip.
-
-    layers: (outputs, kernel, stride) of each convolution.
-    """
+    layers: (outputs, kernel, stride) of each convolution."""
 
     def __init__(self, inputs: int, layers: Sequence[tuple[int, int, int]]) -> None:
         super().__init__()

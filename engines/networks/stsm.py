@@ -11,7 +11,7 @@ from itertools import product
 
 from engines.errors import UsageError
 from engines.networks.config import Group
-from engines.networks.shift import Shift
+from engines.networks.temporal import TemporalModule
 
 _T: tuple[Group, ...] = ((1 / 8, (-1, 0, 0)), (1 / 8, (1, 0, 0)))
 _H: tuple[Group, ...] = ((1 / 16, (0, -1, 0)), (1 / 16, (0, 1, 0)))
@@ -21,7 +21,7 @@ PRESETS: dict[str, tuple[Group, ...]] = {
     "T": _T, "HW": _H + _W, "TH": _T + _H, "TW": _T + _W, "THW": _T + _H + _W, "THW-diagonal": _DIAGONAL}
 
 
-class SpatioTemporalShift(Shift):
+class SpatioTemporalShift(TemporalModule):
     """Moves groups of channels in time and space. `shift`: a preset's name, or (share, (dt, dh, dw)) in the order of
     the channels; what they leave over stays. `T` is TSM's published form.
 
@@ -30,7 +30,7 @@ class SpatioTemporalShift(Shift):
     Raises UsageError for an unknown preset, offsets other than -1, 0, 1, or shares that add up to more than 1.
     """
 
-    options = ("shift",)
+    on_input, options = True, ("shift",)
 
     def __init__(self, channels: int, causal: bool, shift: str | Sequence[Group] = "THW",
                  past_shift: int | None = None) -> None:

@@ -1,11 +1,11 @@
-"""What every temporal module shares: the module's form, and looking along time with or without a future.
+"""What temporal modules share: their form, looking along time with or without a future, and the shift of channels.
 
-Legend: B cameras or clips, T frames, C channels, H W the map's size, P frames of past kept as state.
+Legend: B cameras or clips, T frames, C channels, H W the map's size, P frames of past kept as state; (dt, dh, dw) an
+offset in frames, rows and columns.
 """
 
-from __future__ import annotations
-
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import groupby
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from engines.networks.backbone import Backbone
 from engines.networks.config import NetworkConfig
 
 State = tuple[Tensor, ...]
+Offset = tuple[int, int, int]
+Move = tuple[int, Offset]  # so many channels, by this much
 
 
 class TensorSpec(NamedTuple):
@@ -26,19 +28,27 @@ class TensorSpec(NamedTuple):
     dtype: torch.dtype = torch.float32  # that of the weights, which `Network.state_spec` fills in
 
 
-class TemporalModule(nn.Module, ABC):
+class TemporalModule(nn.Module):
     """Mixes a feature map along time: `forward(x_BTCHW, state) -> (y_BTCHW, state)` for any T.
 
-    Causal modules read the past from `state`; bidirectional ones pad both ends with zeros and their state is ().
-    past_shift: as in `NetworkConfig`.
+    `y[t, h, w, c] = x[t - dt, h - dh, w - dw, c]` for the channels of each move, counted from the first; zeros come in
+    from outside. Channels after the last move stay. dt < 0 looks ahead: the causal form takes those channels from
+    `past_shift` frames back instead (0: from no other frame; None: `usual_past_shift`), and they keep their dh and dw.
+    Causal modules read the past from `state`; that of bidirectional ones is ().
+    Raises ValueError if no channel would move, or more than there are.
     """
-
-    def __init__(self, channels: int, causal: bool, past_shift: int | None = None) -> None:
-        super().__init__()
-        self.channels, self.causal, self.past_shift = channels, causal, past_shift
 
     on_input: ClassVar[bool] = False  # it sits on the input of a branch, not on the output of its last convolution
     options: ClassVar[tuple[str, ...]] = ()  # the fields of a config that it takes besides `causal` and `past_shift`
+    usual_past_shift: ClassVar[int] = 1
+
+    def __init__(self, channels: int, causal: bool, moves: Sequence[Move], past_shift: int | None = None) -> None:
+        super().__init__()
+        self.channels, self.causal, self.past_shift = channels, causal, past_shift
+        moved = sum(count for count, _ in moves)
+        if not 0 < moved <= channels:
+            raise ValueError(f"a shift of {moved} of {channels} channels")
+        self.published = tuple(move for move in moves if move[0])
 
     @classmethod
     def defaults(cls, config: NetworkConfig, backbone: Backbone) -> dict[str, object]:
@@ -47,16 +57,47 @@ class TemporalModule(nn.Module, ABC):
                 backbone.default_sites(config.module, config.causal)}
 
     @property
-    @abstractmethod
+    def back(self) -> int:
+        """Frames back to the channels that look ahead in the published form, in the causal one."""
+        return self.usual_past_shift if self.past_shift is None else self.past_shift
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The moves of this form; neighbours with the same offset are one."""
+        moves = self.published
+        if self.causal:
+            moves = tuple((count, (self.back if dt < 0 else dt, dh, dw)) for count, (dt, dh, dw) in moves)
+        alike = groupby(moves, key=lambda move: move[1])
+        return tuple((sum(count for count, _ in group), offset) for offset, group in alike)
+
+    @property
     def receptive_field(self) -> int:
         """Frames that an output of the causal form can depend on, its own included."""
+        return 1 + max((dt for _, (dt, _, _) in self.moves), default=0)
 
-    @abstractmethod
     def state_spec(self, size_hw: tuple[int, int]) -> tuple[TensorSpec, ...]:
         """The tensors of the causal form's state for maps of this size."""
+        return tuple(TensorSpec(f"past{i}", (dt, count, *size_hw))
+                     for i, (count, (dt, _, _)) in enumerate(self.moves) if dt)
 
-    @abstractmethod
-    def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]: ...
+    def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.shift(x_BTCHW, state)
+
+    def shift(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        """Makes the moves."""
+        T, parts, kept = x_BTCHW.shape[1], [], []
+        past, start = iter(state), 0
+        for count, (dt, dh, dw) in self.moves:
+            part = x_BTCHW[:, :, start:start + count]
+            start += count
+            if self.causal and dt:
+                extended, last = with_past(part, next(past))
+                part, dt = extended[:, :T], 0
+                kept.append(last)
+            if dt or dh or dw:
+                part = F.pad(part, [dw, -dw, dh, -dh, 0, 0, dt, -dt])  # a negative pad cuts off
+            parts.append(part)
+        return torch.cat([*parts, x_BTCHW[:, :, start:]], dim=2), tuple(kept)
 
     def with_neighbours(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """x for a convolution over three frames: with the two before it, or with zeros at both ends; new state."""

@@ -88,15 +88,12 @@ class Backend:
 
     def cache_key(self, spec: Spec) -> dict[str, str]:
         """Everything that a built engine depends on."""
-        code = source_hash(Path(inspect.getfile(self.open)))
-        return {"model": spec.model.digest, "engine": self.name, "code": code,
-                "precision": spec.precision or BY_PARITY, **self.key(spec)}
+        return {"model": spec.model.digest, "engine": self.name, "precision": spec.precision or BY_PARITY,
+                "code": source_hash(Path(inspect.getfile(self.open))), **self.key(spec)}
 
     def build_proven(self, spec: Spec, folder: Path) -> Facts:
         """Builds into a folder in the fastest precision that agrees with eager, measuring what was written.
-
-        Returns what `build` and `tune` return, with {"precision": ..., "parity": {precision: fields of Parity}}.
-        """
+        Returns what `build` and `tune` return, with {"precision": ..., "parity": {precision: fields of Parity}}."""
         facts: Facts = {}
 
         def build_and_open(precision: str) -> Engine:
@@ -134,9 +131,7 @@ class Backend:
 
     def _prove(self, spec: Spec, open_one: Callable[[str], Engine]) -> tuple[Engine, dict[str, Parity]]:
         """Opens an engine in one precision after another until its results agree with eager's on the probe clip.
-
-        Returns it, as fresh as new, with what was measured. Raises EngineError when none agrees.
-        """
+        Returns it, as fresh as new, with what was measured. Raises EngineError when none agrees."""
         from engines.runtime.eager import EagerEngine
 
         contract = spec.model.contract
@@ -177,8 +172,7 @@ def source_hash(engine_file: Path) -> str:
     """Of the source files that shape a built engine: the networks, their lowering, the proof, and the engine's own."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    networks = sorted((here.parent / "networks").glob("*.py"))
-    for path in [*networks, here / "lowering.py", here / "parity.py", engine_file]:
+    for path in [*sorted(here.parent.glob("networks/*.py")), here / "lowering.py", here / "parity.py", engine_file]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

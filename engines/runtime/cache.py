@@ -1,8 +1,5 @@
 """Built engines on disk, found again by everything they depend on.
 
-    entry = get_or_build(key, build)    # key: what the engine depends on; build(folder) -> facts writes the files
-    entry.folder, entry.facts
-
 One folder an entry, named by the key's hash, with its files and a `manifest.json` of their checksums. An entry appears
 whole; a damaged one is never used but built again. Of several processes that want one, one builds and the others wait.
 What is not used for UNUSED_S goes, and above LIMIT_BYTES what was not used for longest.
@@ -41,7 +38,6 @@ LIMIT_BYTES = 5 * 10**9
 UNUSED_S = 90 * 24 * 3600.0
 BUILDING = ".building-"
 Facts = dict[str, Any]
-Build = Callable[[Path], Facts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +69,9 @@ def make_private_dir(folder: Path) -> Path:
     return folder
 
 
-def get_or_build(key: Mapping[str, str], build: Build) -> Entry:
-    """The entry of a key, built if there is none that can be trusted. What `build` raises comes out."""
+def get_or_build(key: Mapping[str, str], build: Callable[[Path], Facts]) -> Entry:
+    """The entry of a key, built if there is none that can be trusted: `build` writes files into a folder, and returns
+    facts about them. What it raises comes out."""
     folder = cache_dir() / _checksum(dict(key))[:32]
     with contextlib.suppress(FileNotFoundError, DamagedEntryError):
         return _use(folder, key)
@@ -102,7 +99,7 @@ def _use(folder: Path, key: Mapping[str, str]) -> Entry:
     return entry
 
 
-def _use_or_build(folder: Path, key: Mapping[str, str], build: Build) -> Entry:
+def _use_or_build(folder: Path, key: Mapping[str, str], build: Callable[[Path], Facts]) -> Entry:
     try:
         return _use(folder, key)  # built while this process waited
     except FileNotFoundError:

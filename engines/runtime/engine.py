@@ -19,10 +19,8 @@ Floats = NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """features: float32 [B, D]; scores: logits of each head, float32 [B, K].
-
     spans: of an engine that scores clips, the frames since each camera's reset that its row is the mean of; None of an
-    engine whose rows are of the newest frame.
-    """
+    engine whose rows are of the newest frame."""
 
     features: Floats
     scores: dict[str, Floats]
@@ -31,10 +29,8 @@ class StepResult:
 
 class Engine(ABC):
     """Owns the state of `slots` cameras; a camera without a frame is simply not in the batch.
-
     `step` takes camera pixels at the contract's input size (BGR uint8, [B, H, W, 3]) and the slot of each
-    row; colour order and normalisation happen inside. Outputs are the caller's to keep.
-    """
+    row; colour order and normalisation happen inside. Outputs are the caller's to keep."""
 
     name: str
     precision: str
@@ -57,9 +53,7 @@ class Engine(ABC):
 
     def step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
         """Advances the cameras in `slots` by one frame each.
-
-        Raises EngineError for a wrong image shape or type, a slot out of range, or a slot named twice.
-        """
+        Raises EngineError for a wrong image shape or type, a slot out of range, or a slot named twice."""
         height, width = self.contract.input_size_hw
         wanted = (len(slots), height, width, 3)
         shape, dtype = getattr(frames_u8_BHWC, "shape", None), getattr(frames_u8_BHWC, "dtype", None)

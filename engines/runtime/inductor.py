@@ -7,11 +7,10 @@ camera at a time on the CPU, where batches gain nothing; see slot_pool.py.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import EngineError, first_line
-from engines.runtime.backend import NO_GPU, Backend, Facts, Spec, has_gpu
+from engines.runtime.backend import NO_GPU, Backend, has_gpu
 
 if TYPE_CHECKING:
     from engines.model.contract import Contract
@@ -42,7 +41,7 @@ def compile_network(network: Network, contract: Contract, slots: int, precision:
         # Freezing makes weights part of the code; as an option of `compile` it would not reach the tracer.
         with warnings.catch_warnings(), torch._inductor.config.patch(freezing=device == "cpu"):
             warnings.simplefilter("ignore")  # the compiler uses what its own torch calls deprecated
-            return CompiledPool("inductor", contract, slots, precision, compiled, step.network.fresh_state(), device,
+            return CompiledPool("inductor", contract, slots, precision, compiled, step.fresh_state(), device,
                                 batch or (slots if device == "cuda" else 1))
     except RuntimeError as error:
         raise EngineError(f"torch failing to compile {contract.architecture} ({first_line(error)})",
@@ -50,15 +49,12 @@ def compile_network(network: Network, contract: Contract, slots: int, precision:
                           "use --engine openvino or --engine eager") from error
 
 
-def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> CompiledPool:
-    """Compiles a model's step."""
-    return compile_network(spec.model.network, spec.model.contract, spec.slots, precision)
-
-
 def unavailable_reason() -> str | None:
     """Asked for by name, it runs without a GPU too."""
     return None if has_gpu() else f"{NO_GPU}, without which OpenVINO is several times faster"
 
 
-BACKEND = Backend("inductor", "Inductor", open=open_engine, unavailable_reason=unavailable_reason,
-                  precisions=lambda: ("f16", "f32") if best_device() == "cuda" else ("f32",))
+BACKEND = Backend(
+    "inductor", "Inductor", unavailable_reason=unavailable_reason,
+    precisions=lambda: ("f16", "f32") if best_device() == "cuda" else ("f32",), open=lambda spec, precision, *_:
+    compile_network(spec.model.network, spec.model.contract, spec.slots, precision))

@@ -1,8 +1,5 @@
 """One frame of a causal network, rewritten in the form that compiled engines run fastest.
 
-    step = StepNetwork(network)                                   # the same function of the same weights
-    features, *logits_and_state = step(image_BCHW, *step.fresh_state())
-
 A compiled gate-shift module costs by its number of operators, hardly by its channels:
   * past frames of the gate's input are kept, so that the gate is one convolution over three frames with one output per
     channel, and nothing is broadcast; where that would be much work (wide, large maps), it sees the present frame only,
@@ -30,8 +27,7 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.networks.gsf import FUSE_TAPS, GateShiftFuse
 from engines.networks.gsm import PAST_SECOND, TAPS, GateShift
-from engines.networks.network import Network
-from engines.networks.readout import RecurrentReadout
+from engines.networks.network import Network, RecurrentReadout
 from engines.networks.temporal import TemporalModule
 
 Shapes = dict[str, tuple[int, ...]]  # of each leaf of state, without the camera axis
@@ -104,8 +100,7 @@ class GateShiftStep(nn.Module):
             frames = torch.cat([past, normal], 1)  # t-2, t-1, t
             gate = torch.tanh(F.conv2d(frames, self.gate_weight, self.gate_bias, padding=1))
             return gate, frames[:, self.gated:]
-        planes = F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1)
-        sums = planes + F.pad(past, (0, 0, 0, 0, 0, 2))
+        sums = F.conv2d(normal, self.gate_weight, self.gate_bias, padding=1) + F.pad(past, (0, 0, 0, 0, 0, 2))
         first, second = torch.tanh(sums[:, :2]).chunk(2, dim=1)
         return second + self.first_half * (first - second), sums[:, 2:]
 
@@ -132,9 +127,7 @@ class GateShiftStep(nn.Module):
 
 def fuse_band(module: GateShiftFuse) -> tuple[Tensor, Tensor]:
     """The fuse convolutions of both halves over means of (gated, stayed): weights [2, frames, 2, 3], bias [2].
-
-    Frames are the oldest first, as many as one fuse weight depends on; the last axis is over neighbouring channels.
-    """
+    Frames are the oldest first, as many as one fuse weight depends on; the last axis is over neighbouring channels."""
     means = max(module.back, PAST_SECOND) + FUSE_TAPS
     convs = module.channel_conv1, module.channel_conv2
     band = convs[0].weight.new_zeros(2, means, 2, 3)
@@ -172,15 +165,14 @@ class ReadoutStep(nn.Module):
 
     def __init__(self, memory: RecurrentReadout) -> None:
         super().__init__()
-        weights = memory.gru.state_dict()
-        self.of_input, self.of_past = (_linear(weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"])
-                                       for of in ("ih", "hh"))
+        self.gru = copy.deepcopy(memory.gru)
         self.shapes: Shapes = {"": (memory.width,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        past = state[0]
+        past, weights = state[0], dict(self.gru.named_parameters())
         (reset, keep, new), (reset_past, keep_past, new_past) = (
-            linear.chunk(3, 1) for linear in (self.of_input(x), self.of_past(past)))
+            F.linear(each, weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"]).chunk(3, 1)
+            for each, of in ((x, "ih"), (past, "hh")))
         fresh = torch.tanh(new + torch.sigmoid(reset + reset_past) * new_past)
         past = fresh + torch.sigmoid(keep + keep_past) * (past - fresh)
         return past, [past]
@@ -188,10 +180,8 @@ class ReadoutStep(nn.Module):
 
 class StepNetwork(nn.Module):
     """`forward(image_BCHW, *state) -> (features [B, D], logits of each head [B, K]..., state...)`; pure.
-
     image: normalised, as `network` takes it, or with its channels in reverse when `reversed_colours`.
-    Raises EngineError for a bidirectional network.
-    """
+    Raises EngineError for a bidirectional network."""
 
     @torch.no_grad()
     def __init__(self, network: Network, reversed_colours: bool = False) -> None:
@@ -243,22 +233,17 @@ class StepNetwork(nn.Module):
         return features, *(head(features) for head in self.heads.values()), *new_state
 
 
-class FlatStep(nn.Module):
+class FlatStep(StepNetwork):
     """A StepNetwork whose state is one tensor [B, floats], leaf after leaf, or none: engines that pay for each tensor
     pay for one."""
 
-    def __init__(self, network: Network, reversed_colours: bool = False) -> None:
-        super().__init__()
-        self.network = StepNetwork(network, reversed_colours)
-        self.shapes = list(self.network.state_shapes().values())
-
     def fresh_state(self) -> list[Tensor]:
-        """State of one new camera."""
-        return self._flat(self.network.fresh_state())
+        return self._flat(super().fresh_state())
 
     def forward(self, image: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        rows = torch.split(state[0], [math.prod(shape) for shape in self.shapes], 1) if state else ()
-        out = self.network(image, *(row.reshape(-1, *shape) for row, shape in zip(rows, self.shapes, strict=True)))
+        shapes = self.state_shapes().values()
+        rows = torch.split(state[0], [math.prod(shape) for shape in shapes], 1) if state else ()
+        out = super().forward(image, *(row.reshape(-1, *shape) for row, shape in zip(rows, shapes, strict=True)))
         results = len(out) - len(rows)
         return *out[:results], *self._flat(out[results:])
 
@@ -266,31 +251,21 @@ class FlatStep(nn.Module):
         return [torch.cat([leaf.flatten(1) for leaf in leaves], 1)] if leaves else []
 
 
-class PixelStep(nn.Module):
+class PixelStep(StepNetwork):
     """A StepNetwork that takes camera pixels: uint8 BGR [B, H, W, 3] at the contract's input size."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, network: Network, contract: Contract) -> None:
-        super().__init__()
         backwards = contract.colour == "RGB"
-        self.network = StepNetwork(network, reversed_colours=backwards)
+        super().__init__(network, reversed_colours=backwards)
         for name, values in ("mean", contract.mean), ("std", contract.std):
             ordered = torch.tensor(values[::-1] if backwards else values)
             self.register_buffer(name, (ordered / contract.value_scale).view(1, 3, 1, 1))
-        self.eval()
 
     def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        pixels_BCHW = image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
-        out: tuple[Tensor, ...] = self.network((pixels_BCHW - self.mean) / self.std, *state)
-        return out
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-    linear.load_state_dict({"weight": weight, "bias": bias})
-    return linear
+        return super().forward((image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std, *state)
 
 
 def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:

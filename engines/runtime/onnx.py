@@ -1,8 +1,5 @@
 """ONNX: the step of a causal model as a file that any ONNX runtime can run, with its state in plain sight.
 
-    write(model, Path("step.onnx"))
-    engine = open_file(model, Path("step.onnx"), slots=4)            # here with ONNX Runtime, elsewhere with any other
-
 Inputs: `image` uint8 BGR [1, H, W, 3] at the contract's input size, and `state.<name>.in` for each leaf of state.
 Outputs: `features` [1, D], `scores.<head>` (logits [1, K]), and `state.<name>.out`, which is the next frame's
 `state.<name>.in`. Zeros are a new camera. Metadata: `gatestream.contract` (JSON),
@@ -115,10 +112,8 @@ def open_file(model: Model, file: Path, slots: int = 1) -> OnnxEngine:
 
 def write(model: Model, out: Path) -> None:
     """Writes the file, after ONNX Runtime's results on the probe clip were found to agree with eager's.
-
     Raises EngineError when the network is bidirectional, cannot be converted or does not agree, SinkError when the
-    file cannot be written.
-    """
+    file cannot be written."""
     with whole_file(out) as aside:
         facts = BACKEND.build_proven(Spec(model), aside.parent)
         import onnx
@@ -134,11 +129,6 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
     return {}
 
 
-def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> OnnxEngine:
-    """Opens what `build` wrote."""
-    return OnnxEngine(spec.model.contract, folder / FILE, spec.slots)
-
-
 def convert(model: Model) -> torch.onnx.ONNXProgram:
     """The step of a model as an ONNX program with the inputs and outputs named at the file's top."""
     with imports_of("onnx", "onnx, onnxscript and onnxruntime", "engine 'onnx'", error_type=EngineError):
@@ -150,7 +140,7 @@ def convert(model: Model) -> torch.onnx.ONNXProgram:
 
     step, contract = PixelStep(model.network, model.contract), model.contract
     image_u8 = torch.zeros(1, *contract.input_size_hw, 3, dtype=torch.uint8)
-    names = list(step.network.state_shapes())
+    names = list(step.state_shapes())
     logger = logging.getLogger("torch.onnx")
     try:
         with torch.no_grad(), warnings.catch_warnings(), ExitStack() as stack:
@@ -158,7 +148,7 @@ def convert(model: Model) -> torch.onnx.ONNXProgram:
             logger.setLevel(logging.ERROR)  # it warns of optional packages that nothing here needs
             warnings.simplefilter("ignore")  # the exporter uses what its own torch calls deprecated
             program = torch.onnx.export(
-                step, (image_u8, *step.network.fresh_state()), dynamo=True, verbose=False,
+                step, (image_u8, *step.fresh_state()), dynamo=True, verbose=False,
                 input_names=["image", *(f"state.{name}.in" for name in names)],
                 output_names=["features", *(f"scores.{head}" for head in contract.heads),
                               *(f"state.{name}.out" for name in names)])
@@ -179,4 +169,5 @@ def _foreign(file: Path, why: str) -> EngineError:
     return EngineError(f"ONNX file {file} ({why})", "a file written by `gatestream export`", "export it again")
 
 
-BACKEND = Backend("onnx", "ONNX Runtime", precisions=lambda: ("f32",), build=build, open=open_engine)
+BACKEND = Backend("onnx", "ONNX Runtime", precisions=lambda: ("f32",), build=build,
+                  open=lambda spec, _, folder, __: OnnxEngine(spec.model.contract, folder / FILE, spec.slots))

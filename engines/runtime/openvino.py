@@ -28,7 +28,6 @@ from engines.runtime.parity import probe_clip
 if TYPE_CHECKING:
     from engines.networks.network import Network
 
-
 _TELEMETRY = "openvino_telemetry"  # it would report what is imported and converted, from every camera's machine
 _before = sys.modules.get(_TELEMETRY)
 sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
@@ -117,9 +116,7 @@ class _Pool:
     """States of cameras, two rows each: in `rows[slot]` it is what it has, a step writes the other one."""
 
     def __init__(self, slots: int, floats: int) -> None:
-        self.slots = slots
-        self.states = np.zeros((2 * slots, floats), np.float32)
-        self.rows = np.arange(slots)
+        self.states, self.rows = np.zeros((2 * slots, floats), np.float32), np.arange(slots)
         self._tensors: dict[int, ov.Tensor] = {}
 
     def tensor(self, row: int) -> ov.Tensor:
@@ -130,7 +127,7 @@ class _Pool:
 
     def other(self, slot: int) -> int:
         """The row that a camera does not have."""
-        return int(self.rows[slot] + self.slots) % (2 * self.slots)
+        return int(self.rows[slot] + len(self.rows)) % len(self.states)
 
 
 class _Request:
@@ -181,8 +178,7 @@ def core() -> ov.Core:
 
 def precisions() -> tuple[str, ...]:
     """bf16 where the processor has it, then f32."""
-    has_bf16 = "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-    return ("bf16", "f32") if has_bf16 else ("f32",)
+    return ("bf16", "f32") if "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES") else ("f32",)
 
 
 def key(spec: Spec) -> dict[str, str]:
@@ -201,16 +197,11 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
     return {}
 
 
-def tune(spec: Spec, precision: str, folder: Path) -> Facts:
-    """Finds the batches that cameras can share."""
-    return {"batches": fitting_batches(core().read_model(folder / GRAPH), spec.model.contract, precision)}
-
-
 def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> OpenVINOEngine:
     """Opens what `build` wrote."""
     try:
-        graph = core().read_model(folder / GRAPH)
-        return engine_of(graph, spec.model.contract, spec.slots, precision, facts.get("batches", ()))
+        return engine_of(core().read_model(folder / GRAPH), spec.model.contract, spec.slots, precision,
+                         facts.get("batches", ()))
     except RuntimeError as error:
         raise EngineError(f"OpenVINO refusing a built engine ({_last_line(error)})", "a graph it can load",
                           f"delete {folder}, or use --engine eager") from error
@@ -221,21 +212,15 @@ def fitting_batches(graph: ov.Model, contract: Contract, precision: str) -> list
     if _multiplications(graph) >= MULTIPLICATIONS_PER_THREAD:
         return []
     clips = np.split(probe_clip(contract, max(BATCHES) * BATCH_FRAMES), max(BATCHES))
-    one = compile_graph(graph, 1, precision)
-    single, alone = OpenVINOEngine(contract, {1: one}, 1, precision), []
-    for clip in clips:
-        single.reset([0])
-        alone.append(_all_of(single, [clip]))
-    fitting = []
+    one, fitting = compile_graph(graph, 1, precision), []
+    alone = [_all_of(OpenVINOEngine(contract, {1: one}, 1, precision), [clip]) for clip in clips]
     for batch in BATCHES:
-        try:
+        with contextlib.suppress(RuntimeError):  # of a network that was traced for one camera
             several = compile_graph(graph, batch, precision, batch)
-        except RuntimeError:  # a network that was traced for one camera
-            continue
-        # Graphs for one camera on several cores would share the cameras out, and none be left for this one.
-        together = OpenVINOEngine(contract, {1: one, batch: several}, batch, precision)
-        if np.array_equal(_all_of(together, clips[:batch]), np.concatenate(alone[:batch])):
-            fitting.append(batch)
+            # Graphs for one camera on several cores would share the cameras out, and none be left for this one.
+            together = OpenVINOEngine(contract, {1: one, batch: several}, batch, precision)
+            if np.array_equal(_all_of(together, clips[:batch]), np.concatenate(alone[:batch])):
+                fitting.append(batch)
     return fitting
 
 
@@ -278,16 +263,13 @@ def convert(network: Network, contract: Contract) -> ov.Model:
 def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
     """Moves layout and normalisation into the graph. Pixels stay BGR: the stem's weights are reversed instead, because
     OpenVINO 2026.4's own fusion of a channel reversal (RIC) gives wrong results in graphs with sliced channels."""
-    from openvino import preprocess
-
-    mean, std = (values[::-1] if contract.colour == "RGB" else values for values in (contract.mean, contract.std))
-    steps = preprocess.PrePostProcessor(graph)
+    mean, std = ([value / contract.value_scale for value in (values[::-1] if contract.colour == "RGB" else values)]
+                 for values in (contract.mean, contract.std))
+    steps = ov.preprocess.PrePostProcessor(graph)
     image = steps.input(0)
     image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     image.model().set_layout(ov.Layout("NCHW"))
-    chain = image.preprocess().convert_element_type(ov.Type.f32)
-    chain.mean([value / contract.value_scale for value in mean])
-    chain.scale([value / contract.value_scale for value in std])
+    image.preprocess().convert_element_type(ov.Type.f32).mean(mean).scale(std)
     return steps.build()
 
 
@@ -310,18 +292,16 @@ def compile_graph(graph: ov.Model, slots: int, precision: str, batch: int = 1) -
 def _multiplications(graph: ov.Model) -> float:
     """Multiplications of one frame's convolutions, which are nearly all of its work."""
     skipped = {"Convolution": 1, "GroupConvolution": 2}  # axes of the weights that count outputs
-    total = 0.0
-    for node in graph.get_ops():
-        if node.get_type_name() in skipped:
-            weights = node.input_value(1).shape[skipped[node.get_type_name()]:]
-            total += float(np.prod(node.output(0).shape)) * float(np.prod(weights))
-    return total
+    return sum(float(np.prod(node.output(0).shape)) * float(np.prod(node.input_value(1).shape[skipped[kind]:]))
+               for node in graph.get_ops() if (kind := node.get_type_name()) in skipped)
 
 
 def _last_line(error: Exception) -> str:
     """Where OpenVINO says what is wrong, behind the places in its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
 
 
-BACKEND = Backend("openvino", "OpenVINO", precisions=precisions, key=key, build=build, tune=tune, open=open_engine)
+BACKEND = Backend(
+    "openvino", "OpenVINO", precisions=precisions, key=key, build=build, open=open_engine,
+    tune=lambda spec, precision, folder: {  # the batches that cameras can share
+        "batches": fitting_batches(core().read_model(folder / GRAPH), spec.model.contract, precision)})

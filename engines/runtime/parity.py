@@ -1,8 +1,5 @@
 """How far an engine's results are from eager's, on a clip that is the same everywhere.
 
-    frames_u8 = probe_clip(contract)                     # rendered gestures, as the model's camera would show them
-    compare(contract, run_clip(eager, frames_u8), run_clip(other, frames_u8)).holds
-
 Legend: T frames, H W the contract's input size, D features, K labels of a head.
 """
 

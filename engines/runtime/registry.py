@@ -30,11 +30,10 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
     engine: auto (the first of ENGINES that works here, see `unavailable_reason`), one of these, or a file of `export`;
     slots: cameras at a time, at most; precision: f32, bf16, f16, int8 as the engine has it, or None to have it chosen
     by measured parity with eager; hop: frames from one clip's scores to the next, None for the model's own, of a
-    bidirectional model, which runs in the eager engine only (see `windowed.py`); calibration_u8: frames for
-    TensorRT in int8, BGR [T, H, W, 3] in order from one camera, as `engines.model.preprocess.prepare` gives them; the
-    probe clip if None.
-    Raises UsageError for an unknown name, an impossible hop or frames that nothing needs, EngineError when the engine
-    cannot be built or does not agree with eager.
+    bidirectional model, which runs in the eager engine only (see `windowed.py`); calibration_u8: frames for TensorRT in
+    int8, BGR [T, H, W, 3] in order from one camera, as `prepare` gives them; the probe clip if None. Raises UsageError
+    for an unknown name, an impossible hop or frames that nothing needs, EngineError when the engine cannot be built or
+    does not agree with eager.
     """
     from engines.runtime.backend import Spec
 

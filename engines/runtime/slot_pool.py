@@ -7,8 +7,7 @@ been run on a GPU yet (`tests/gpu` is there to do it).
 Legend: S slots, B the constant batch, H W the input size, D features, K labels of a head.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -21,20 +20,14 @@ from engines.runtime.eager import PooledEngine
 from engines.runtime.engine import StepResult
 
 WARM_UP = 3  # runs before a CUDA graph is captured, as torch asks for
+# Camera pixels uint8 BGR [B, H, W, 3] and state in; features [B, D], each head's logits [B, K], new state out.
+Step = Callable[..., Sequence[Tensor]]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "int8": torch.float16}  # of state and pixels, by precision
-
-
-class Step(Protocol):
-    """Camera pixels uint8 BGR [B, H, W, 3] and state in; features [B, D], each head's logits [B, K], new state out."""
-
-    def __call__(self, image_u8_BHWC: Tensor, *state: Tensor) -> Sequence[Tensor]: ...
 
 
 class CompiledPool(PooledEngine):
     """Runs a compiled step for up to `slots` cameras, `batch` at a time.
-
-    leaves: the state of one fresh camera, in the step's types, each [1, ...]; device: cpu or cuda.
-    """
+    leaves: the state of one fresh camera, in the step's types, each [1, ...]; device: cpu or cuda."""
 
     def __init__(self, name: str, contract: Contract, slots: int, precision: str, step: Step, leaves: Iterable[Tensor],
                  device: str, batch: int) -> None:
@@ -50,14 +43,15 @@ class CompiledPool(PooledEngine):
             self._capture()
 
     def _advance(self) -> Tensor:
-        """One frame of the cameras in `_rows` with `_images_u8`; features and logits side by side, float32 [B, ...]."""
+        """As `_forward`, and stores the new state."""
         results, state = self._forward()
         self._store(self._rows, state)
         return results
 
     @torch.no_grad()
     def _forward(self) -> tuple[Tensor, Sequence[Tensor]]:
-        """As `_advance`, with the new rows of state instead of storing them."""
+        """One frame of the cameras in `_rows` with `_images_u8`: features and logits side by side, float32 [B, ...],
+        and new rows of state."""
         if self._network is None:
             raise EngineError("a step of an engine that is closed", "an open engine", "compile a new one")
         out = self._network(self._images_u8, *(leaf[self._rows] for leaf in self._pool))
@@ -86,15 +80,15 @@ class CompiledPool(PooledEngine):
         parts, stepped = [np.zeros((0, sum(self._widths)), np.float32)], []
         try:
             for start in range(0, len(slots), batch):
-                present = len(slots[start:start + batch])
-                self._fill(frames_u8_BHWC[start:start + batch], slots[start:start + batch])
+                here = slice(start, start + batch)
+                self._fill(frames_u8_BHWC[here], slots[here])
                 if self._graph is None:
                     results, state = self._forward()
                     stepped.append((self._rows.clone(), state))
                 else:
                     self._graph.replay()
                     results = self._results
-                parts.append(results[:present].cpu().numpy().copy())
+                parts.append(results[:len(slots[here])].cpu().numpy().copy())
         except RuntimeError as error:
             raise EngineError(f"{self.name} failing while it ran ({first_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
@@ -107,11 +101,6 @@ class CompiledPool(PooledEngine):
         """The next run's images and rows, filled up with the scratch slot."""
         self._images_u8[:len(slots)].copy_(torch.from_numpy(np.ascontiguousarray(frames_u8_BHWC)))
         self._rows.copy_(torch.tensor([*slots, *[self.slots] * (len(self._rows) - len(slots))]))
-
-    @property
-    def state(self) -> Sequence[Tensor]:
-        """The pool of each leaf: [S + 1, ...], the last row being scratch."""
-        return self._pool
 
     def close(self) -> None:
         self._graph, self._network = None, None

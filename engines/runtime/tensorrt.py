@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
     _refuse_shared(folder)
     library, contract = _library(), spec.model.contract
     step = PixelStep(spec.model.network, contract).to(DEVICE, DTYPES[precision])
-    leaves = [leaf.to(DEVICE) for leaf in step.network.fresh_state()]
+    leaves = [leaf.to(DEVICE) for leaf in step.fresh_state()]
     image = torch.zeros(1, *contract.input_size_hw, 3, dtype=DTYPES[precision], device=DEVICE)
     inputs = tuple(one.expand(spec.slots, *one.shape[1:]).contiguous() for one in (image, *leaves))
     exporting: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -115,12 +115,11 @@ def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> Compi
             program = library.load(os.fspath(folder / PROGRAM)).module()
 
             def step(image_u8_BHWC: Tensor, *state: Tensor) -> Sequence[Tensor]:
-                found: Sequence[Tensor] = program(image_u8_BHWC.to(dtype), *state)
-                return found
+                return cast("Sequence[Tensor]", program(image_u8_BHWC.to(dtype), *state))
 
             leaves = [torch.zeros(1, *shape, dtype=dtype) for shape in facts["state_shapes"]]
-            return CompiledPool("tensorrt", spec.model.contract, spec.slots, precision, step, leaves, DEVICE,
-                                spec.slots)
+            slots = spec.slots
+            return CompiledPool("tensorrt", spec.model.contract, slots, precision, step, leaves, DEVICE, batch=slots)
     except Exception as error:  # as above
         raise EngineError(f"TensorRT refusing a built engine ({first_line(error)})", "one that it can load and run",
                           f"delete {folder}, or use --engine inductor") from error
@@ -138,8 +137,7 @@ def _library() -> ModuleType:
         raise EngineError(f"a torch-tensorrt that cannot be loaded ({first_line(error)})",
                           f"torch-tensorrt for torch {torch.__version__}, with TensorRT's libraries",
                           "pip install --upgrade 'gatestream[tensorrt]', or use --engine inductor") from error
-    found: ModuleType = torch_tensorrt
-    return found
+    return cast("ModuleType", torch_tensorrt)
 
 
 def _gpu() -> tuple[str, str]:
@@ -158,9 +156,7 @@ def _gpu() -> tuple[str, str]:
 def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
               results: int) -> contextlib.AbstractContextManager[object]:
     """Puts rounding to 8 bits, with ranges seen while `frames` run by, around the step's convolutions and products.
-
-    Returns the context to export it in.
-    """
+    Returns the context to export it in."""
     import torch
 
     from engines.runtime.slot_pool import DTYPES
@@ -179,8 +175,7 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
             state = watched(frame[None].to(DEVICE, DTYPES["int8"]), *state)[results:]
 
     quantization.quantize(step, quantization.INT8_DEFAULT_CFG, forward_loop=calibrate)
-    context: contextlib.AbstractContextManager[object] = export_torch_mode()
-    return context
+    return cast("contextlib.AbstractContextManager[object]", export_torch_mode())
 
 
 def _refuse_torch_parts(built: nn.Module, contract: Contract) -> None:

@@ -1,7 +1,5 @@
 """The eager engine of a bidirectional network: a live stream as one clip after the other, each overlapping the last.
 
-    engine = engines.compile(model, hop=2)      # picked for every model whose contract is not causal
-
     frame ──backbone before the first temporal module──► ring of T maps ──every `hop` frames──► the rest ──► scores
 
 Scores are those of `clip_scores` on the last T = `segments` frames (fewer at a stream's start), renewed at its first
@@ -23,16 +21,14 @@ from engines.errors import EngineError
 from engines.model.contract import Contract
 from engines.model.preprocess import normalise
 from engines.networks.network import Network
-from engines.runtime.eager import result_of
-from engines.runtime.engine import Engine, StepResult
+from engines.runtime.eager import PooledEngine, result_of
+from engines.runtime.engine import StepResult
 
 
-class WindowedEngine(Engine):
+class WindowedEngine(PooledEngine):
     """Per slot: the last T maps [S, T, C, H, W] in a ring, how many came, the features last computed and their end.
-
     cost: arithmetic a frame, where 1 is the whole network once a frame; hop: frames from one clip's scores to the next.
-    Raises EngineError for a causal network.
-    """
+    Raises EngineError for a causal network."""
 
     name = "eager"
     precision = "f32"
@@ -47,6 +43,7 @@ class WindowedEngine(Engine):
         self._split, like = split(network)
         self._maps = like.new_zeros((slots, self.segments, *like.shape[1:]))
         self._features = like.new_zeros((slots, network.width))
+        self._pool = (self._maps, self._features)
         self._counts, self._ends = [0] * slots, [0] * slots
         self.cost = self._cost(like)
 
@@ -87,14 +84,9 @@ class WindowedEngine(Engine):
         for slot in slots:
             self._counts[slot] = 0
 
-    @property
-    def state_bytes(self) -> int:
-        return sum(pool[0].numel() * pool.element_size() for pool in (self._maps, self._features))
-
 
 def _blank(network: Network) -> Tensor:
-    like = next(network.parameters())
-    return torch.zeros(1, 3, *network.input_size_hw, dtype=like.dtype, device=like.device)
+    return next(network.parameters()).new_zeros(1, 3, *network.input_size_hw)
 
 
 def _keep(_: str, x: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ Colour = NDArray[np.float64]  # BGR 0..255, [3]
 
 def random_background(rng: np.random.Generator, size_hw: tuple[int, int], place: str | None = None) -> Canvas:
     """One of many kinds, or of the kind `place` of PLACES, float32 BGR [H, W, 3] in 0..255."""
-    paint = PLACES[place] if place else _KINDS[int(rng.integers(len(_KINDS)))]
-    canvas = paint(rng, size_hw)
+    canvas = (PLACES[place] if place else _KINDS[int(rng.integers(len(_KINDS)))])(rng, size_hw)
     canvas = canvas * (1 + 0.25 * _noise(rng, size_hw, 2)[..., None] * rng.random())
     return np.clip(canvas * (1 + 0.02 * _noise(rng, size_hw, 40)[..., None]), 0, 255).astype(np.float32)
 
@@ -28,8 +27,7 @@ def _curtain(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
         folds += rng.uniform(0.2, 1) * np.sin(2 * np.pi * waves * (x + lean * depth + bend * np.sin(5 * depth))
                                               + rng.uniform(0, 6.28))
     folds /= max(float(np.abs(folds).max()), 1e-6)
-    cloth = _colour(rng)
-    canvas = _fill(cloth, size_hw) * (1 + rng.uniform(0.15, 0.6) * folds[..., None].astype(np.float32))
+    canvas = _fill(_colour(rng), size_hw) * (1 + rng.uniform(0.15, 0.6) * folds[..., None].astype(np.float32))
     if rng.random() < 0.4:  # a print
         _scatter(rng, canvas, _colour(rng))
     if rng.random() < 0.5:  # light through the cloth

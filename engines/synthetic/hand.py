@@ -25,6 +25,8 @@ Bone = tuple[float, float, float, float, float, float]  # x0, y0, radius0, x1, y
 HAND_HEIGHT = 0.42  # fingertip to wrist as a fraction of frame height, at scale 1
 _WRIST = (0.17, 1.0)
 _WRIST_RADIUS = 0.135
+_HAND_BOX = (-0.28, -0.14, 0.62, 1.22)
+_ARM_BOX = (-0.46, -0.16, 0.46, 3.0)
 _MOST_BEND = 0.9  # of the wrist, radians
 _SKINS_BGR = np.array([[38, 52, 84], [58, 84, 132], [86, 122, 178], [120, 158, 212], [158, 186, 232], [186, 204, 240]],
                       np.float64)
@@ -136,10 +138,6 @@ def _bones(look: Look, posture: Posture) -> list[Bone]:
         (0.24, 0.51, 0.31, 0.03, 1.0), (0.31, 0.58, 0.45, 0.19, 0.85))]
     return [*_BACK, *spread, (0.06, 0.80, 0.085, -0.08, 0.62, 0.06 * k),  # and the thumb
             (-0.08, 0.62, 0.058 * k, -0.17, 0.45, 0.045 * k)]
-
-
-_HAND_BOX = (-0.28, -0.14, 0.62, 1.22)
-_ARM_BOX = (-0.46, -0.16, 0.46, 3.0)
 
 
 def _grid(box: Box, unit: float) -> tuple[Floats, ...]:

@@ -1,7 +1,5 @@
 """What the camera sees: a room that sways with the head, light that drifts, noise, and the hand in front."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +11,16 @@ from engines.synthetic.script import Pose
 _CLEAR_PLACES = ("curtain", "room", "shelf", "tile", "wall")
 _CLEAR_LEVEL = 80.0, 180.0  # mean of the place, of 255
 _CLEAR_CONTRAST = 60.0  # between skin and most of the place, of 255
+_SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 _CLEAR_LOOKS = 24  # hands of which one is chosen
+_NOISE_STEPS = 16  # places where the noise tile may start, in each direction
 _MARGIN = 0.14  # of the frame on each side, for the camera to sway in
 
 
 class Scene:
     """One place, one light, one person. `draw` depends on nothing but its arguments and the seed.
-
     size_hw: frame size in pixels; background_bgr: an image (any size) to stand behind the hand, else one is
-    rendered; clear: a place before which the hand stands out, in good light, and nothing else moves.
-    """
+    rendered; clear: a place before which the hand stands out, in good light, and nothing else moves."""
 
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int],
                  background_bgr: NDArray[np.uint8] | None = None, clear: bool = False) -> None:
@@ -38,7 +36,8 @@ class Scene:
             mean = max(float(room.mean()), 1.0)
             level = float(np.clip(level * mean, *_CLEAR_LEVEL)) / mean
         self._room: Image = np.clip(room * (cast * level), 0, 255).astype(np.uint8)
-        contrasts = np.minimum([_contrast(look, self._room) for look in looks], _CLEAR_CONTRAST)
+        apart = [np.abs(self._room[::8, ::8].astype(float) - look.skin_bgr).max(axis=2) for look in looks]
+        contrasts = np.minimum(np.quantile(apart, 0.25, axis=(1, 2)), _CLEAR_CONTRAST)
         self.look = looks[int(contrasts.argmax())]  # the first that stands out, else the one that does most
         self.hand = Hand(self.look, size_hw)
         if rng.random() < 0.6:
@@ -56,7 +55,9 @@ class Scene:
         self._exposure_response = float(rng.choice([0.0, rng.uniform(-0.12, 0.12)], p=[0.6, 0.4]))
         # Standard deviation in camera pixels; a small frame stands for a camera's frame scaled down.
         noise = float(rng.choice([rng.uniform(0, 3), rng.uniform(3, 12)], p=[0.7, 0.3])) * min(height / 240, 1.0) ** 0.5
-        self._noise = _noise_tile(rng, size_hw)
+        grain = rng.integers(0, 256, (height + _NOISE_STEPS, width + _NOISE_STEPS, 3), np.uint8)
+        # A little blurred, as cameras and codecs do.
+        self._noise: Image = grain if rng.random() < 0.3 else np.asarray(cv2.blur(grain, (2, 2)), np.uint8)
         self._noise_level = noise / max(float(self._noise[:32, :32].std()), 1.0)
         self._noise_seed = int(rng.integers(2 ** 31))
         self._soft = bool(rng.random() < 0.25)
@@ -90,9 +91,6 @@ class Scene:
                                          flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.uint8)
 
 
-_SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-
-
 class _Clutter:
     """Something that moves and is no hand: a passer-by, a swinging thing, a shadow."""
 
@@ -110,21 +108,6 @@ class _Clutter:
         unit = _SQUARE if self._box else np.column_stack([np.cos(angles), np.sin(angles)])
         pixels = np.rint((centre + unit * self._half_xy) * 16).astype(np.int32)
         cv2.fillPoly(image_bgr, [pixels], tuple(map(float, self._colour)), cv2.LINE_AA, 4)
-
-
-_NOISE_STEPS = 16  # places where the noise tile may start, in each direction
-
-
-def _noise_tile(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image:
-    """Grain around 127.5, a little blurred as cameras and codecs do."""
-    grain = rng.integers(0, 256, (size_hw[0] + _NOISE_STEPS, size_hw[1] + _NOISE_STEPS, 3), np.uint8)
-    return grain if rng.random() < 0.3 else np.asarray(cv2.blur(grain, (2, 2)), np.uint8)
-
-
-def _contrast(look: Look, room: Image) -> float:
-    """What three quarters of a room differ from the skin by at least, 0..255."""
-    difference = np.abs(room[::8, ::8].astype(float) - look.skin_bgr).max(axis=2)
-    return float(np.quantile(difference, 0.25))
 
 
 def _cover(image_bgr: NDArray[np.uint8], size_hw: tuple[int, int]) -> Image:

@@ -190,8 +190,7 @@ def _smooth(points: Points, sigma: float) -> Points:
 
 
 def _normalise(points: Points) -> Points:
-    low = points.min(axis=0)
-    return np.asarray((points - low) / max(float((points.max(axis=0) - low).max()), 1e-9))
+    return np.asarray((points - points.min(axis=0)) / max(float(np.ptp(points, axis=0).max()), 1e-9))
 
 
 def _rotation(angle: float) -> Points:

@@ -19,7 +19,6 @@ from engines.errors import DatasetError
 from engines.model.contract import Contract
 from engines.networks.network import Network
 from engines.training.pixels import normalise
-from engines.training.sources import ReadFrames
 
 log = logging.getLogger("gatestream.training")
 T = TypeVar("T")
@@ -57,24 +56,6 @@ def read_each(segments: Iterable[Segment], read: Callable[[Segment], T], strict:
             yield segment, found
 
 
-def read_clips(segments: Sequence[Segment], rate: float, size_hw: tuple[int, int], read_frames: ReadFrames,
-               strict: bool = False) -> list[ValidationClip]:
-    """Decodes segments, see `read_each`."""
-    return [ValidationClip(images, times_s - times_s[0], segment.labels) for segment, (images, times_s) in
-            read_each(segments, lambda segment: read_frames(segment, rate, size_hw), strict)]
-
-
-@torch.no_grad()
-def clip_logits(contract: Contract, network: Network, clip: ValidationClip, spread: int = 0) -> dict[str, Logits]:
-    """Logits [T, K] of each head from fresh state, at the model's frame rate, or of `spread` frames evenly over it."""
-    ticks_s = np.arange(0, max(clip.duration_s, 1 / contract.frame_rate), 1 / contract.frame_rate)
-    if spread:
-        ticks_s = (np.arange(spread) + 0.5) * clip.duration_s / spread
-    pixels = torch.from_numpy(clip.images[frames_at(clip.times_s, ticks_s)]).to(next(network.parameters()).device)
-    features, _ = network(normalise(pixels, contract)[None], network.fresh_state(1))
-    return {head: logits[0].float().cpu().numpy() for head, logits in network.scores(features).items()}
-
-
 class Scored(NamedTuple):
     """Logits [K] of one head with the index of the label that they should name: of late frames, of last windows."""
 
@@ -82,12 +63,19 @@ class Scored(NamedTuple):
     window: list[tuple[Logits, int]]
 
 
+@torch.no_grad()
 def score_clips(contract: Contract, network: Network, clips: Sequence[ValidationClip], spread: int = 0
                 ) -> dict[str, Scored]:
-    """What a network says of clips, for each head; of those that have a label of it."""
+    """What a network says of clips from fresh state, at its frame rate or of `spread` frames evenly over each; for each
+    head, of those that have a label of it."""
     scored = {head: Scored([], []) for head in contract.heads}
     for clip in clips:
-        for head, logits_TK in clip_logits(contract, network, clip, spread).items():
+        ticks_s = (np.arange(spread) + 0.5) * clip.duration_s / spread if spread else \
+            np.arange(0, max(clip.duration_s, 1 / contract.frame_rate), 1 / contract.frame_rate)
+        pixels = torch.from_numpy(clip.images[frames_at(clip.times_s, ticks_s)]).to(next(network.parameters()).device)
+        features, _ = network(normalise(pixels, contract)[None], network.fresh_state(1))
+        for head, (logits,) in network.scores(features).items():
+            logits_TK = logits.float().cpu().numpy()
             labels, label = contract.heads[head], clip.labels.get(head)
             if label in labels:
                 known_from = 0 if label == contract.background else int(LATE * len(logits_TK))

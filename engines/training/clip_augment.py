@@ -45,13 +45,8 @@ def multi_scale_crop(images_THWC: Images, input_hw: tuple[int, int], rng: Rng) -
     height, width = sizes[int(rng.integers(len(sizes)))]
     offsets = crop_offsets(image_hw, (height, width))
     top, left = offsets[int(rng.integers(len(offsets)))]
-    return np.stack([_resize(image[top:top + height, left:left + width], input_hw) for image in images_THWC])
-
-
-def _resize(image: Images, size_hw: tuple[int, int]) -> Images:
-    if image.shape[:2] == size_hw:
-        return image
-    return np.asarray(cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
+    crops = images_THWC[:, top:top + height, left:left + width]
+    return np.stack([np.asarray(cv2.resize(crop, input_hw[::-1]), np.uint8) for crop in crops])
 
 
 def rand_augment(images_THWC: Images, rng: Rng) -> Images:

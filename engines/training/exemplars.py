@@ -11,21 +11,22 @@ Legend: N examples, D features, K labels; B rows, T frames of a chunk.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from engines.model.contract import Contract
-from engines.model.file import EXAMPLES, Model
+from engines.model.file import EXAMPLES
 from engines.model.scores import probabilities
 from engines.networks.network import Network
 from engines.networks.temporal import State
+from engines.training.calibrate import LATE
 from engines.training.loss import UNKNOWN
 from engines.training.pixels import normalise
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead
 from engines.training.stream_loader import Batch
-from engines.training.support_clips import LATE, Floats
+from engines.training.support_clips import Floats
 
 MAX_PER_LABEL = 96  # exemplars in a model file
 MAX_OF_BACKGROUND = 2000  # of background: a stream is full of it, and of many kinds
@@ -100,14 +101,14 @@ def _moments(contract: Contract, network: Network, batches: Iterable[Batch]
                     yield features_D, np.mean(rows, axis=0), window_truths, float(batch.truth.progress[b, t])
 
 
-def load_exemplars(model: Model, head: str, labels: int, temperatures: tuple[float, float]) -> Examples:
-    """The exemplars that a model file carries for a head, which has `labels` labels by now; perhaps none."""
-    width = model.tensors[f"heads.{head}.weight"].shape[1]
-    features_ND = model.tensors.get(f"{EXAMPLES}{head}.features", np.zeros((0, width), np.float32))
-    facts_N3 = model.tensors.get(f"{EXAMPLES}{head}.facts", np.zeros((0, 3), np.float32))
-    return Examples(features_ND.astype(np.float64), np.eye(labels)[facts_N3[:, 0].astype(int)],
-                    facts_N3[:, 1].astype(np.float64), np.array(temperatures)[facts_N3[:, 2].astype(int)],
-                    np.full(len(facts_N3), -1), facts_N3[:, 2] > 0)
+def load_exemplars(tensors: Mapping[str, Floats], head: str, start: LinearHead, temperatures: tuple[float, float]
+                   ) -> Examples:
+    """The exemplars that the tensors of a model file carry for a head, which is `start` by now; perhaps none."""
+    K, D = start.weight_KD.shape
+    features_ND = tensors.get(f"{EXAMPLES}{head}.features", np.zeros((0, D), np.float32)).astype(np.float64)
+    label_N, weight_N, window_N = tensors.get(f"{EXAMPLES}{head}.facts", np.zeros((0, 3), np.float32)).T
+    return Examples(features_ND, np.eye(K)[label_N.astype(int)], weight_N.astype(np.float64),
+                    np.array(temperatures)[window_N.astype(int)], np.full(len(label_N), -1), window_N > 0)
 
 
 def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequence[int],

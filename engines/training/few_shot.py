@@ -27,7 +27,7 @@ from engines.synthetic import BACKGROUND
 from engines.training import exemplars
 from engines.training.calibrate import temperature
 from engines.training.softmax_regression import L2_CANDIDATES, Examples, Float64Array, LinearHead, cross_validate, fit
-from engines.training.support_clips import LATE, SupportClip, make_examples
+from engines.training.support_clips import SupportClip, make_examples
 
 MAX_BACKGROUND_FACTOR = 5.0  # times as much as a label counts background, where there are so many more examples of it
 ALIKE_SHARE = 0.3  # of two labels' recordings that are taken for one another, from which the labels are too alike
@@ -122,10 +122,10 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
     background_index = labels.index(background)
     temperatures = (1.0, 1.0) if fresh else (contract.temperature.get(head, 1.0),
                                              contract.window_temperature.get(head, 1.0))
-    start = _start(model, head, labels, fresh)
+    start = _start(model, head, len(known), len(labels))
     seen = make_examples(clips, labels, background, contract.warmup_frames, temperatures)
-    stored = None if fresh else exemplars.load_exemplars(model, head, len(labels), temperatures)
-    real = _balance(seen if stored is None else seen.concatenate(stored), background_index)
+    stored = exemplars.load_exemplars({} if fresh else model.tensors, head, start, temperatures)
+    real = _balance(seen.concatenate(stored), background_index)
     with_examples = set(real.target_NK.argmax(axis=1).tolist())
     without = tuple(label for i, label in enumerate(known) if i not in with_examples)
     pseudo = exemplars.pseudo_exemplars(seen, start, len(known), [labels.index(label) for label in without],
@@ -164,18 +164,15 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
     tensors |= {f"heads.{head}.weight": learnt.weight_KD.astype(np.float32),
                 f"heads.{head}.bias": learnt.bias_K.astype(np.float32),
                 **exemplars.select_exemplars(real, head, background_index)}
-    scores = NO_BACKGROUND_SCORES if stored is None else \
-        _background_scores(stored, start, learnt, len(known), background_index, temperatures[0])
+    scores = _background_scores(stored, start, learnt, len(known), background_index, temperatures[0])
     return FewShotResult(changed, tensors, report, held_out, scores)
 
 
-def _start(model: Model, head: str, labels: Sequence[str], fresh: bool) -> LinearHead:
-    """The head as it is, with zero rows for new labels."""
+def _start(model: Model, head: str, known: int, labels: int) -> LinearHead:
+    """The head's rows of the labels that it keeps, and zero rows for new ones."""
     weight_KD, bias_K = (model.tensors[f"heads.{head}.{part}"].astype(np.float64) for part in ("weight", "bias"))
-    if fresh:
-        weight_KD, bias_K = weight_KD[:0], bias_K[:0]
-    new = len(labels) - len(bias_K)
-    return LinearHead(np.pad(weight_KD, ((0, new), (0, 0))), np.pad(bias_K, (0, new)))
+    new = labels - known
+    return LinearHead(np.pad(weight_KD[:known], ((0, new), (0, 0))), np.pad(bias_K[:known], (0, new)))
 
 
 def _background_scores(stored: Examples, start: LinearHead, learnt: LinearHead, known: int, background_index: int,
@@ -207,8 +204,7 @@ def _balance(examples: Examples, background_index: int) -> Examples:
 def _temperatures(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[float, float]:
     """Temperatures of `now` and of windows, by the recordings left out."""
     now = [(row_K.astype(np.float32), labels.index(one.clip.label)) for one in held_out
-           for row_K in one.now_TK[one.clip.started + int(LATE * (one.clip.ended - one.clip.started)):
-                                   one.clip.ended]]
+           for row_K in one.now_TK[one.clip.late_from:one.clip.ended]]
     window = [(one.window_TK[-1].astype(np.float32), labels.index(one.clip.label)) for one in held_out]
     return temperature(now), temperature(window)
 

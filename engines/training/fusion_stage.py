@@ -11,7 +11,7 @@ Legend: N windows, C clips, oldest first, D features of a clip, T frames, K labe
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import Contract
 from engines.model.file import Model, load, save
 from engines.networks.clip_fusion import GatedClipFusion
-from engines.networks.fusion_rule import PREFIX, FusionRule
+from engines.networks.config import PREFIX, FusionRule
 from engines.networks.network import Network
 from engines.training.calibrate import temperature
 from engines.training.loss import KNOWABLE_AT, UNKNOWN
@@ -37,7 +37,7 @@ from engines.training.pixels import normalise
 from engines.training.process import seeded
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
-from engines.training.training_stream import SectionShares, TrainingStream
+from engines.training.stream_loader import SectionShares, TrainingStream
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats]  # weight [K, D], bias [K]
@@ -46,7 +46,7 @@ STREAMS = 8  # side by side, so that windows of a batch show different places
 CHUNK = 64  # frames the network sees at once
 BATCH, WEIGHT_DECAY = 64, 0.01
 APART = 3  # frames from one window to the next, at least
-_Window = tuple[list[Floats], list[int], int]  # descriptor and frame count of each clip, oldest first; its label
+_Window = tuple[Floats, list[int], int]  # descriptors of the clips [C, D], oldest first; frames of each; its label
 BACKGROUND_SHARE = 0.2  # of windows without a gesture, at most
 FORMS = {"dense average": FusionRule(relate="none", gate=False), "+ fusion": FusionRule(gate=False),
          "+ gate": FusionRule(relate="none"), "+ both": FusionRule()}  # as the paper takes its method apart
@@ -60,7 +60,6 @@ class FusionRecipe:
     out: Path
     init: str  # the finished model
     idle: tuple[Path, ...] = ()  # folders of videos in which nothing labelled is done
-    rule: FusionRule = field(default_factory=FusionRule)
     window_clips: int = 10  # clips in the window from now on
     windows: int = 3000  # how many are cached
     seed: int = 0
@@ -70,8 +69,8 @@ class FusionRecipe:
 class Windows(NamedTuple):
     """Windows of a stream, as a finished network sees them."""
 
-    clips_NCD: Floats  # descriptors, zeros where a clip is not there
-    counts_NC: NDArray[np.int64]  # frames of each clip, 0 for one that is not there
+    clips_NCD: Floats  # descriptors
+    counts_NC: NDArray[np.int64]  # frames of each clip; what has none teaches nothing
     labels_N: NDArray[np.int64]  # index of the label
 
 
@@ -85,8 +84,7 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     """
     model = load(recipe.init)
     contract = model.contract
-    if not contract.network.causal or contract.fusion is not None:
-        state = "has it" if contract.fusion is not None else "is bidirectional"
+    if state := "has it" if contract.fusion is not None else "" if contract.network.causal else "is bidirectional":
         raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model without it",
                          "train a model first, then its fusion")
     head, labels = next(iter(contract.heads.items()))
@@ -99,19 +97,18 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     data = select(data, own.get("without_fold", 0), own.get("without_labels", ()), recipe.idle,
                   own.get("idle_without", ()), required=False)
     report(f"looking for {recipe.windows} windows of {recipe.window_clips} clips")
-    streams = _open_streams(recipe, contract, _sources(contract, data, "train", read_frames))
+    streams = _open_streams(recipe, contract, data, read_frames)
     windows = cache_windows(model, streams, recipe.windows, recipe.window_clips)
-    tensors = fit(windows, head_weights, recipe.rule, seed=recipe.seed)
+    tensors = fit(windows, head_weights, FusionRule(), seed=recipe.seed)
     table: dict[str, float] = {}
-    update: dict[str, object] = {"fusion": recipe.rule, "window_clips": recipe.window_clips}
+    update: dict[str, object] = {"fusion": FusionRule(), "window_clips": recipe.window_clips}
     left_out = [one.labels for one in data.splits.get("validation", ()) if one.labels]
     if any(contract.background not in labels.values() for labels in left_out) and \
-            (unseen := _sources(contract, data, "validation", read_frames)).idle:
+            (streams := _open_streams(recipe, contract, data, read_frames, unseen=True)):
         report("comparing on what was left out")
-        streams = _open_streams(recipe, contract, unseen, shown_as_recorded=True)
         held_out = cache_windows(model, streams, recipe.windows // 3, recipe.window_clips)
         table = compare(windows, held_out, head_weights, recipe.seed)
-        logits_NK = logits_of(held_out, head_weights, recipe.rule, tensors)
+        logits_NK = logits_of(held_out, head_weights, FusionRule(), tensors)
         scored = list(zip(logits_NK, held_out.labels_N.tolist(), strict=True))
         update["window_temperature"] = {**contract.window_temperature, head: temperature(scored)}
     update["provenance"] = {**contract.provenance, "fusion": {
@@ -120,22 +117,20 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     return table
 
 
-def _sources(contract: Contract, data: Dataset, split: str, read_frames: ReadFrames) -> TrainingSources:
-    """Of a split; hands are rendered to learn from only."""
-    sources = TrainingSources(data, split, frame_rate=contract.frame_rate, read_frames=read_frames,
-                              rendered=split == "train")
+def _open_streams(recipe: FusionRecipe, contract: Contract, data: Dataset, read_frames: ReadFrames,
+                  unseen: bool = False) -> list[Iterator[LabelledFrame]]:
+    """Streams of single actions, labelled for the model's first head. unseen: of what was left out, shown as it was
+    recorded, without rendered hands; none where something is always done there."""
+    sources = TrainingSources(data, "validation" if unseen else "train", frame_rate=contract.frame_rate,
+                              read_frames=read_frames, rendered=not unseen)
     if sources.heads != contract.heads:
         raise UsageError(f"{data.name}, whose labels are not those of {contract.name}",
                          "the dataset it was trained on", "choose another one, or another model")
-    return sources
-
-
-def _open_streams(recipe: FusionRecipe, contract: Contract, sources: TrainingSources, shown_as_recorded: bool = False
-                  ) -> list[Iterator[LabelledFrame]]:
-    """Streams of single actions, labelled for the model's first head."""
+    if unseen and not sources.idle:
+        return []
     streams = [TrainingStream(sources, contract.input_size_hw, contract.frame_rate,
-                              np.random.default_rng((recipe.seed + shown_as_recorded, i)), SectionShares(),
-                              strength=float(not shown_as_recorded), strict=recipe.strict) for i in range(STREAMS)]
+                              np.random.default_rng((recipe.seed + unseen, i)), SectionShares(),
+                              strength=float(not unseen), strict=recipe.strict) for i in range(STREAMS)]
     truths = sources.truths
     return [(frame._replace(label=truths[frame.label][0]) for frame in stream.sparse()) for stream in streams]
 
@@ -158,11 +153,8 @@ def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], coun
                 break
     else:
         raise DatasetError(f"streams with {len(examples)} windows", f"{count} windows", "give more recordings")
-    clips_NCD = np.zeros((count, window_clips, len(examples[0][0][0])), np.float32)
-    counts_NC = np.zeros((count, window_clips), np.int64)
-    for n, (clips, counts, _) in enumerate(examples):
-        clips_NCD[n, :len(clips)], counts_NC[n, :len(counts)] = clips, counts
-    return Windows(clips_NCD, counts_NC, np.array([label for _, _, label in examples], np.int64))
+    clips, counts, labels = zip(*examples, strict=True)
+    return Windows(np.stack(clips), np.array(counts, np.int64), np.array(labels, np.int64))
 
 
 def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFrame], window_clips: int,
@@ -180,7 +172,7 @@ def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFram
         last = k
         rows_TD = np.stack([features_D for _, features_D in held])
         clips = np.split(rows_TD, range(contract.clip_frames, len(held), contract.clip_frames))
-        yield [clip.mean(axis=0) for clip in clips], [len(clip) for clip in clips], label
+        yield np.stack([clip.mean(axis=0) for clip in clips]), [len(clip) for clip in clips], label
 
 
 def _name(frames: Sequence[LabelledFrame], background: int) -> int | None:
@@ -238,8 +230,7 @@ def fit(windows: Windows, head: Head, rule: FusionRule, *, epochs: int = 30, lr:
 def logits_of(windows: Windows, head: Head, rule: FusionRule, tensors: Mapping[str, Floats]) -> Floats:
     """Logits [N, K] of windows."""
     fusion = GatedFusion(rule, tensors)
-    descriptors = [fusion.fuse(clips_CD[counts_C > 0], counts_C[counts_C > 0])[0]
-                   for clips_CD, counts_C in zip(windows.clips_NCD, windows.counts_NC, strict=True)]
+    descriptors = [fusion.fuse(clips_CD, counts_C)[0] for clips_CD, counts_C, _ in zip(*windows, strict=True)]
     logits_NK: Floats = np.stack(descriptors) @ head[0].T + head[1]
     return logits_NK
 

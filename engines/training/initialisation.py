@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from engines.errors import ModelError, UsageError, imports_of
@@ -74,11 +72,9 @@ def whole_config(init: str) -> NetworkConfig | None:
 def _is_model_file(path: Path) -> bool:
     """Whether a file is safetensors with a contract."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-        return "contract" in header.get("__metadata__", {})
-    except (OSError, struct.error, ValueError, AttributeError):
+        with safe_open(path, "np") as file:
+            return "contract" in (file.metadata() or {})
+    except (OSError, SafetensorError):
         return False
 
 

@@ -15,19 +15,111 @@ which random numbers dropout draws: each process has its own. Without dropout, w
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engines.errors import ModelError, UsageError
 from engines.networks.network import Network
+from engines.networks.temporal import State
 from engines.training.distributed import Ranks
 from engines.training.process import keep_freed_memory, seeded
 from engines.training.runfolder import Row, RunFolder
-from engines.training.task import Autocast, Batch, LoopConfig, LossTerm, Precision, Progress, Task
+
+Batch = TypeVar("Batch", bound="NamedBatch")
+Precision = Literal["auto", "f32", "bf16", "f16"]
+Autocast = Callable[[], AbstractContextManager[Any]]
+Progress = Callable[[int, dict[str, float]], None]  # updates done, figures of the last one
+
+
+class NamedBatch(Protocol):
+    """What is trained on at once."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...  # of its rows, for a message
+
+
+class LossTerm(NamedTuple):
+    """A mean over the rows of all processes, which add up totals and divisors before they divide."""
+
+    total: Tensor  # a sum over this process's rows
+    divisor: Tensor  # how many they are
+    weight: float = 1.0  # part in the loss; 0 for a mere figure
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.divisor.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how carefully. An iteration is one update of the weights."""
+
+    iterations: int
+    seed: int = 0
+    accumulation: int = 1  # batches summed up for one update
+    clip_norm: float = 5.0  # longest gradient
+    clip_partial: bool = False  # sums of some of an update's batches are clipped before the rest is added
+    precision: Precision = "auto"
+    checkpoint_every: int = 250  # iterations
+    log_every: int = 50  # iterations
+    validate_every: int = 0  # iterations; 0: never
+    patience: int = 0  # validations without a new best that end the run; 0: it goes on to the last iteration
+
+
+class Task(ABC, Generic[Batch]):
+    """What is trained, and on what. One for each recipe."""
+
+    network: Network  # on its device
+    aux_head: nn.Module | None = None  # trained beside the network and thrown away
+    average: AveragedModel  # of the network's weights, see `make_weight_average`
+    optimiser: torch.optim.Optimizer  # its learning rates are multiplied by `rate`
+
+    @abstractmethod
+    def rate(self, iteration: int) -> float:
+        """Factor of the learning rates at an iteration."""
+
+    @abstractmethod
+    def batches(self, first: int) -> Iterator[Batch]:
+        """This process's rows of every batch from iteration `first` on; must depend on nothing else."""
+
+    @abstractmethod
+    def step(self, batch: Batch, state: State, iteration: int, autocast: Autocast) -> tuple[dict[str, LossTerm], State]:
+        """The terms of a batch's loss, and the state to carry on. Lower precision may be used inside `autocast()`."""
+
+    def fresh_state(self) -> State:
+        """State to begin with, rows first; () for a recipe that carries none."""
+        return ()
+
+    def set_mode(self) -> None:
+        """Called before each iteration: sets the network's mode."""
+        self.network.train()
+
+    def validate(self, network: Network) -> Row:
+        """Figures of the network on data that it does not learn from, "validation accuracy" among them; the same on
+        every process."""
+        return {}
+
+
+def make_weight_average(network: Network, decay: float) -> AveragedModel:
+    """A running mean of the network's weights and statistics, to be made before hooks are put on the network."""
+    def update(mean: Any, new: Any, seen: Any) -> None:
+        if mean[0].is_floating_point():  # a mean that is too slow for its age would remember the first weights for long
+            slow = min(decay, (1 + int(seen)) / (10 + int(seen)))
+            get_ema_multi_avg_fn(slow)(mean, new, seen)  # type: ignore[no-untyped-call]
+        else:  # torch would round means of integers down: a channel order would be no order any more
+            for kept, value in zip(mean, new, strict=True):
+                kept.copy_(value)
+
+    mean: AveragedModel = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    return mean.eval()
 
 
 def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, report: Callable[[str], None] = print,
@@ -47,8 +139,7 @@ def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, 
                 progress(iteration + 1, figures)
             if not run_.finish_iteration(iteration + 1, figures):
                 break
-    trained = task.average.module
-    assert isinstance(trained, Network)
+    trained = run_.averaged
     if run_.best > -math.inf:
         trained.load_state_dict(ranks.broadcast(folder.load_best() if ranks.is_main else trained.state_dict()))
     return trained.to("cpu").eval()
@@ -74,6 +165,9 @@ class _Run(Generic[Batch]):
         self.sums: dict[str, float] = {}
         self.summed = 0
         self.best, self.without_best = -math.inf, 0
+        averaged = task.average.module
+        assert isinstance(averaged, Network)
+        self.averaged = averaged
         ranks.sync_batch_norms(task.network)
 
     def update(self, iteration: int, batches: Iterator[Batch]) -> dict[str, float]:
@@ -127,7 +221,8 @@ class _Run(Generic[Batch]):
 
     def _failure(self, got: str, batch: Batch, iteration: int) -> ModelError:
         saved = f"; the last good checkpoint is {self.folder.checkpoint}" if self.folder.checkpoint.exists() else ""
-        return ModelError(f"{got} at iteration {iteration} ({self.task.describe(batch)})", "a finite one",
+        rows = "; ".join(batch.names)
+        return ModelError(f"{got} at iteration {iteration} ({rows})", "a finite one",
                           f"look at these recordings, or lower the learning rates{saved}")
 
     def finish_iteration(self, done: int, figures: Mapping[str, float]) -> bool:
@@ -151,19 +246,15 @@ class _Run(Generic[Batch]):
         return goes_on
 
     def _validate(self, done: int) -> Row:
-        network = self.task.average.module
-        assert isinstance(network, Network)
-        network.eval()
         with torch.no_grad():
-            row = self.task.validate(network)
-        figure = row.get(self.config.monitor, -math.inf)
+            row = self.task.validate(self.averaged.eval())
+        figure = row.get("validation accuracy", -math.inf)
         if figure > self.best:
             self.best, self.without_best = figure, 0
-            self.folder.save_best(network.state_dict())
+            self.folder.save_best(self.averaged.state_dict())
         else:
             self.without_best += 1
-        if self.ranks.is_main:
-            self.report(f"{done}: {self.config.monitor} {figure:.4f} (best {self.best:.4f})")
+        self.report(f"{done}: validation accuracy {figure:.4f} (best {self.best:.4f})")
         return row
 
     def _parts(self) -> dict[str, Any]:
@@ -194,8 +285,7 @@ class _Run(Generic[Batch]):
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ModelError(f"checkpoint {self.folder.checkpoint} ({error})", "a checkpoint of this very recipe",
                              "remove it to start anew") from error
-        if self.ranks.is_main:
-            self.report(f"resuming at iteration {saved['iteration']} from {self.folder.checkpoint.name}")
+        self.report(f"resuming at iteration {saved['iteration']} from {self.folder.checkpoint.name}")
         return int(saved["iteration"])
 
 
@@ -203,13 +293,10 @@ def _precision(wanted: Precision, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.bfloat16 if _multiplies_bf16() else torch.float32
+        # Emulated, a step took more than ten times as long.
+        able = torch.cpu.get_capabilities()
+        fast = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+        return torch.bfloat16 if fast else torch.float32
     if wanted == "f16" and device.type != "cuda":
         raise UsageError("training in f16 without a GPU", "bf16 or f32 on a processor", "leave the precision out")
     return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[wanted]
-
-
-def _multiplies_bf16() -> bool:
-    """Whether this processor has instructions for it: emulated, a step took more than ten times as long."""
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

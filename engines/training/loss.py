@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.training.task import LossTerm
+from engines.training.loop import LossTerm
 
 UNKNOWN = -1  # a label that is not known: it is not asked for
 KNOWABLE_FROM, KNOWABLE_AT = 0.25, 0.75  # share of a gesture seen: label wanted not at all, fully

@@ -6,7 +6,8 @@
 
 A clip is T frames, one at random from each of T equal parts of a segment; SGD; cross-entropy of the mean logits. The
 published code multiplies no learning rate and no decay by what it notes for biases and batch norms, and so do we,
-unless told so by `multipliers`.
+unless told so by `multipliers`. Frames of a video count from 0, official file numbers are one higher; videos shorter
+than S segments repeat frames.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.decode import frame_size
@@ -25,22 +27,23 @@ from engines.datasets.selection import without_group
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
-from engines.model.preprocess import fit
+from engines.model.preprocess import prepare
 from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
-from engines.training.clip_task import ClipTask, SGDConfig
-from engines.training.clips import ClipDataset, ClipOrder, Images, can_mirror
+from engines.training.clip_task import ClipDataset, ClipOrder, ClipTask, Images, SGDConfig, can_mirror
 from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, load_whole
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, Precision, Progress, run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
-from engines.training.sampling import Style, sample_frames, validation_frames
-from engines.training.task import LoopConfig, Precision, Progress
 
 UNRECORDED_FIELDS = {"out", "workers", "strict"}
+Indices = NDArray[np.int64]
+# Of a video with fewer frames than segments (GSM's validation: no more), "gsm" repeats the first frame, "gsf" takes the
+# middle frames all the same.
+Style = Literal["gsm", "gsf"]
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,11 @@ def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_
     size_hw, T = network.input_size_hw, network.segments
     cover_hw = tuple(size * cover // usual for size, cover, usual in
                      zip(size_hw, network.backbone.cover_hw, network.backbone.input_size_hw, strict=True))
-    heads = {head: tuple(labels) for head, labels in data.heads.items()}
-    return Contract(name=recipe.name, network=network.config, heads=heads,
-                    frame_rate=T / clip_s, cover_hw=(cover_hw[0], cover_hw[1]),
-                    resize_filter="pillow-bilinear", receptive_frames=network.receptive_field if network.causal else T,
-                    warmup_frames=T, clip_frames=T, window_clips=1, max_gap_s=max(1.0, 2 * clip_s / T),
-                    background=data.background, provenance={"data": data.name, "recipe": recipe_record(recipe)},
-                    **network.backbone.pixels._asdict())
+    return Contract(name=recipe.name, network=network.config, heads=dict(data.heads), frame_rate=T / clip_s,
+                    cover_hw=(cover_hw[0], cover_hw[1]), resize_filter="pillow-bilinear", clip_frames=T,
+                    receptive_frames=network.receptive_field if network.causal else T, warmup_frames=T, window_clips=1,
+                    max_gap_s=max(1.0, 2 * clip_s / T), background=data.background, **network.backbone.pixels._asdict(),
+                    provenance={"data": data.name, "recipe": recipe_record(recipe)})
 
 
 def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
@@ -124,19 +125,18 @@ def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable
     if not segments:
         raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
                            "labelled segments in the split 'train', or a teacher", "check the dataset's annotations")
-    heads = {head: tuple(labels) for head, labels in data.heads.items()}
     wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
                               input_size_hw=recipe.input_size_hw)
-    network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in heads.items()},
+    network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in data.heads.items()},
                          rule=recipe.rule, dropout=recipe.dropout)
     made = network.config.architecture
     if made != recipe.architecture:
         raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {made}", "the same architecture",
                          f"use --arch {made}")
-    teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, heads, recipe.segments)
+    teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, data.heads, recipe.segments)
     contract = make_contract(recipe, network, data, _clip_s(segments))
     reader = _ClipReader(recipe, contract, data)
-    clips = ClipDataset(segments, heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
+    clips = ClipDataset(segments, data.heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
     held_out = [one for one in data.splits.get("validation", ()) if one.labels]
     task = ClipTask(network, contract, recipe, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
                     held_out, reader.centre, ranks, workers=recipe.workers, teacher=teacher, strict=recipe.strict)
@@ -200,6 +200,44 @@ class _ClipReader:
 
     def centre(self, segment: Segment) -> Images:
         images = self._decode(segment)
-        contract = self._contract
-        return np.stack([fit(image, contract.cover_hw, contract.input_size_hw, contract.resize_filter) for image in
-                         images[validation_frames(len(images), self._recipe.segments, self._recipe.style)]])
+        chosen = validation_frames(len(images), self._recipe.segments, self._recipe.style)
+        return np.stack([prepare(image, self._contract) for image in images[chosen]])
+
+
+def middle_frames(frames: int, segments: int) -> Indices:
+    """The middle frame of each of S equal segments [S], 2 6 11 16 20 25 30 34 of (37, 8): testing with one clip.
+    Raises UsageError for numbers below 1."""
+    length = _segment_length(frames, segments)
+    return (length / 2 + length * np.arange(segments)).astype(np.int64)
+
+
+def evaluation_frames(frames: int, segments: int, clips: int = 1) -> Indices:
+    """Frames of one clip, or of two whose scores are averaged, [clips, S]: first frames of segments, then middles."""
+    if clips not in (1, 2):
+        raise UsageError(f"{clips} test clips", "1 or 2", "choose one of these")
+    firsts = (_segment_length(frames, segments) * np.arange(segments)).astype(np.int64)
+    return np.stack([firsts, middle_frames(frames, segments)][2 - clips:])
+
+
+def validation_frames(frames: int, segments: int, style: Style = "gsf") -> Indices:
+    """Frames that validation during training looks at [S]."""
+    chosen = middle_frames(frames, segments)
+    return np.zeros_like(chosen) if style == "gsm" and frames <= segments else chosen
+
+
+def sample_frames(frames: int, segments: int, random: np.random.RandomState, style: Style = "gsf") -> Indices:
+    """One frame at random from each segment of equal whole length [S]: training.
+
+    random: NumPy's legacy generator, so that a seed gives the draws of the published code.
+    """
+    chosen = middle_frames(frames, segments)
+    length = frames // segments
+    if length:
+        return np.arange(segments) * length + random.randint(length, size=segments)
+    return np.zeros_like(chosen) if style == "gsm" else chosen
+
+
+def _segment_length(frames: int, segments: int) -> float:
+    if frames < 1 or segments < 1:
+        raise UsageError(f"{segments} segments of {frames} frames", "at least one of each", "leave such videos out")
+    return frames / segments

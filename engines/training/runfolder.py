@@ -10,6 +10,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for left in self.path.glob(".*.*"):  # of a write that was cut off
-                left.unlink()
+                shutil.rmtree(left)
             if saved is None:
                 self.best.unlink(missing_ok=True)
         except OSError as error:
@@ -120,7 +121,6 @@ class RunFolder:
         names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != "iteration"]
         if not (self._writes and names):
             return
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         across = min(3, len(names))
@@ -133,7 +133,7 @@ class RunFolder:
             axes.set_title(name, fontsize=9)
             axes.grid(alpha=0.3)
         buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
+        figure.savefig(buffer, format="png")
         write_atomically(self.path / "curves.png", buffer.getvalue())
 
     def finish(self) -> None:

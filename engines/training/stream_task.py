@@ -17,11 +17,11 @@ from engines.networks.temporal import State
 from engines.runtime.windowed import split
 from engines.training.calibrate import ValidationClip, score_clips
 from engines.training.distributed import Ranks
+from engines.training.loop import Autocast, LossTerm, Task, make_weight_average
 from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.pixels import normalise
 from engines.training.runfolder import Row
 from engines.training.stream_loader import Batch, StreamLoader
-from engines.training.task import Autocast, LossTerm, Task, make_weight_average
 
 FROZEN_AT_ONCE = 16  # frames whose early maps stay in a processor's caches
 WINDOW_WEIGHT, TIP_WEIGHT, TIP_REST = 0.7, 2.0, 0.15  # the fingertip's part falls, and never to nothing
@@ -120,9 +120,6 @@ class StreamTask(Task[Batch]):
     def fresh_state(self) -> State:
         return self.network.fresh_state(len(self._loader.rows))
 
-    def describe(self, batch: Batch) -> str:
-        return "; ".join(batch.names)
-
     def validate(self, network: Network) -> Row:
         """How many of the clips that were left out the last window names, and its negative log-likelihood; means over
         heads."""
@@ -154,7 +151,12 @@ class StreamTask(Task[Batch]):
         logits = self.network.scores(features.float())
         for i, (head, labels) in enumerate(self.contract.heads.items()):
             known = truth._replace(label=self._truths[truth.label][..., i])
-            found = _head_terms(logits[head], known, labels, self.contract.background)
+            late = (known.progress > KNOWABLE_AT) & (known.label != UNKNOWN)
+            right = (logits[head].argmax(-1) == known.label) & late
+            background = labels.index(self.contract.background) if self.contract.background in labels else None
+            found = {"now": frame_loss(logits[head], known, background),
+                     "window": window_loss(logits[head], known)._replace(weight=WINDOW_WEIGHT),
+                     "late accuracy": LossTerm(right.sum().float(), late.sum().float(), 0.0)}
             terms |= {name if len(logits) == 1 else f"{head} {name}": term for name, term in found.items()}
         if self._finds_tips is not None:
             fade = max(0.0, 1 - iteration / (0.8 * self._iterations))
@@ -162,12 +164,3 @@ class StreamTask(Task[Batch]):
             terms |= {name: term._replace(weight=TIP_WEIGHT * (TIP_REST + fade))
                       for name, term in tip_loss(heat, guess, truth).items()}
         return terms, state
-
-
-def _head_terms(logits_BTK: Tensor, truth: Truth, labels: tuple[str, ...], background: str | None
-                ) -> dict[str, LossTerm]:
-    late = (truth.progress > KNOWABLE_AT) & (truth.label != UNKNOWN)
-    right = (logits_BTK.argmax(-1) == truth.label) & late
-    return {"now": frame_loss(logits_BTK, truth, labels.index(background) if background in labels else None),
-            "window": window_loss(logits_BTK, truth)._replace(weight=WINDOW_WEIGHT),
-            "late accuracy": LossTerm(right.sum().float(), late.sum().float(), 0.0)}

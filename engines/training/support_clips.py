@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.training.calibrate import LATE
 from engines.training.softmax_regression import Examples
 
 Floats = NDArray[np.float32]
 
-LATE = 0.75  # from this share of an action on, its label can be known
 GRACE_TICKS = 3  # after an action's end, in which either answer is right
 MAX_EDGE = 0.4  # share of a recording that is edge, at each side
 MOTION_AT = 0.25  # of the way from the quietest to the loudest ticks, above which there is motion
@@ -38,6 +38,11 @@ class SupportClip:
     started: int  # first tick of the action
     ended: int  # one past its last; 0 for a clip of background
     natural: bool = True  # the recording as it is: no change of speed, nothing before or after it
+
+    @property
+    def late_from(self) -> int:
+        """The tick from which its label can be known."""
+        return self.started + int(LATE * (self.ended - self.started))
 
 
 def action_span(motion_T: NDArray[np.floating]) -> tuple[int, int]:
@@ -67,13 +72,10 @@ def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], backgroun
     chosen: list[tuple[Floats, str, int, int]] = []  # features, label, recording, kind
     for clip in clips:
         number, T = numbers[clip.recording], len(clip.features_TD)
+        before, after = np.arange(warmup, clip.started), np.arange(clip.ended + GRACE_TICKS, T)
+        late = np.arange(clip.late_from, clip.ended)
         if clip.label == background:
-            before, late = np.arange(min(warmup, T - 1), T), np.zeros(0, np.int64)
-            after = late
-        else:
-            length = clip.ended - clip.started
-            late = np.arange(clip.started + int(LATE * length), clip.ended)
-            before, after = np.arange(warmup, clip.started), np.arange(clip.ended + GRACE_TICKS, T)
+            before, after, late = np.arange(min(warmup, T - 1), T), after[:0], late[:0]
         for rows_TD, ticks, label, kind in ((clip.features_TD, late, clip.label, 0),
                                             (clip.windows_TD, late, clip.label, 1),
                                             (clip.features_TD, np.concatenate([before, after]), background, 0),
@@ -83,8 +85,6 @@ def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], backgroun
     share = Counter((label, number, kind) for _, label, number, kind in chosen)
     recordings = Counter((label, kind) for label, _, kind in share)
     weight_N = [1 / share[label, number, kind] / recordings[label, kind] for _, label, number, kind in chosen]
-    return Examples(np.array([row for row, *_ in chosen], np.float64),
-                    np.eye(len(labels))[[labels.index(label) for _, label, *_ in chosen]], np.array(weight_N),
-                    np.array([temperatures[kind] for *_, kind in chosen]),
-                    np.array([number for *_, number, _ in chosen], np.int64),
-                    np.array([kind == 1 for *_, kind in chosen]))
+    rows, named, number_N, kind_N = (np.array(column) for column in zip(*chosen, strict=True))
+    return Examples(rows.astype(np.float64), np.eye(len(labels))[[labels.index(label) for label in named]],
+                    np.array(weight_N), np.array(temperatures)[kind_N], number_N, kind_N == 1)

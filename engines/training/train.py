@@ -31,18 +31,16 @@ from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training import exemplars
-from engines.training.calibrate import ValidationClip, calibrate, read_clips
+from engines.training.calibrate import ValidationClip, calibrate, read_each
 from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, whole_config
-from engines.training.loop import run
+from engines.training.loop import LoopConfig, Precision, Progress, run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
-from engines.training.stream_loader import OpenStream, StreamLoader, StreamSchedule
+from engines.training.stream_loader import OpenStream, SectionShares, StreamLoader, StreamSchedule, TrainingStream
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.task import LoopConfig, Precision, Progress
-from engines.training.training_stream import SectionShares, TrainingStream
 
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
 UNRECORDED_FIELDS = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
@@ -106,11 +104,6 @@ class Recipe(AdamWConfig):
     remembered_chunks: int = 100  # of each row's stream, from which examples for later lessons are kept
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def frames(self) -> int:
-        """Of a row in a batch."""
-        return self.trimmed or self.chunk
-
 
 def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
           progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
@@ -127,8 +120,7 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
                                   recorded=not recipe.rendered_only, rendered=recipe.rendered)
         training = _Training(data, sources, read_frames, ranks, report if ranks.is_main else lambda _: None)
         training.report(sources.summary())
-        before = recipe.trimmed_first or 0
-        if before:
+        if before := recipe.trimmed_first or 0:
             recipe = training.after_whole_actions(recipe, before, progress)
         return training.run(recipe, lambda i, figures: progress(before + i, figures))
 
@@ -149,15 +141,13 @@ def resolve_defaults(recipe: Recipe) -> Recipe:
 def make_contract(recipe: Recipe, network: Network, sources: TrainingSources) -> Contract:
     """The contract that a trained network goes out with."""
     T = recipe.trimmed or network.segments
-    clip_frames, window_clips = (T, 1)
-    if network.causal and not recipe.trimmed:
-        clip_frames, window_clips = max(1, round(recipe.clip_s * recipe.frame_rate)), recipe.window_clips
+    live = network.causal and not recipe.trimmed
     return Contract(
         name=recipe.name, network=network.config, heads=sources.heads, frame_rate=recipe.frame_rate,
         cover_hw=network.input_size_hw, receptive_frames=network.receptive_field if network.causal else T,
-        clip_frames=clip_frames, window_clips=window_clips, warmup_frames=4, max_gap_s=1.0,
-        background=sources.background_label,
-        temperature=dict.fromkeys(sources.heads, recipe.temperature),
+        clip_frames=max(1, round(recipe.clip_s * recipe.frame_rate)) if live else T,
+        window_clips=recipe.window_clips if live else 1, warmup_frames=4, max_gap_s=1.0,
+        background=sources.background_label, temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
         events=recipe.gesture_events if sources.drawable else EventRule(),
         provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance},
@@ -215,10 +205,10 @@ class _Training:
     def run(self, recipe: Recipe, progress: Progress) -> Network:
         """Trains one network to the end and writes it."""
         torch.manual_seed(recipe.seed)
-        sources, ranks = self.sources, self.ranks
+        sources, ranks, frames = self.sources, self.ranks, recipe.trimmed or recipe.chunk
         size_hw = recipe.input_size_hw if whole_config(recipe.init) is None else None
         wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, readout_width=recipe.readout_width,
-                                  segments=recipe.frames, past_shift=recipe.past_shift, input_size_hw=size_hw)
+                                  segments=frames, past_shift=recipe.past_shift, input_size_hw=size_hw)
         network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in sources.heads.items()},
                              rule=recipe.rule, transparent=recipe.transparent)
         if recipe.trimmed_first and recipe.readout_width and network.memory is None:
@@ -231,7 +221,7 @@ class _Training:
         folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
         schedule = StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share)
-        loader = StreamLoader(open_stream, schedule, ranks.own_rows(recipe.rows), recipe.frames, recipe.workers)
+        loader = StreamLoader(open_stream, schedule, ranks.own_rows(recipe.rows), frames, recipe.workers)
         task = StreamTask(network, contract, loader, sources.truths, recipe, ranks, finds_tips=sources.renders,
                           held_out=held_out, spread=recipe.trimmed)
         loop = LoopConfig(recipe.iterations, recipe.seed, precision=recipe.precision, patience=recipe.patience,
@@ -251,8 +241,10 @@ class _Training:
         background = self.sources.background_label if recipe.trimmed else None
         labelled = [one for one in self.data.splits.get("validation", ())
                     if one.labels and (background is None or background not in one.labels.values())]
-        return read_clips(labelled[::max(1, -(-len(labelled) // recipe.validation_clips))], self.sources.decode_rate,
-                          contract.input_size_hw, self.read_frames, recipe.strict)
+        some = labelled[::max(1, -(-len(labelled) // recipe.validation_clips))]
+        found = read_each(some, lambda one: self.read_frames(one, self.sources.decode_rate, contract.input_size_hw),
+                          recipe.strict)
+        return [ValidationClip(images, times_s - times_s[0], one.labels) for one, (images, times_s) in found]
 
     def examples(self, recipe: Recipe, contract: Contract, network: Network, open_stream: OpenStream
                  ) -> Mapping[str, NDArray[np.float32]]:

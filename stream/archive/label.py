@@ -8,7 +8,6 @@ reports of each file.
 
 import importlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from stream.runner import recognize_file
 from stream.sinks.base import output_path, sink_errors
 from stream.sources.replay import is_recording
 
-NO_EVENT = {"head": None, "label": None, "started_at": None, "ended_at": None, "score": None}
+NO_EVENT = dict.fromkeys(("head", "label", "started_at", "ended_at", "score"))
 
 
 class LabelSummary(NamedTuple):
@@ -45,9 +44,8 @@ class Labeller:
         except GatestreamError as error:
             self._recognizer.reset(printable(path))
             return [{"path": path, **NO_EVENT, "error": str(error)}]
-        return [{"path": path, "head": event.head, "label": event.label, "started_at": round(event.started_at, 4),
-                 "ended_at": round(event.ended_at, 4), "score": round(event.score, 4), "error": None}
-                for event in found] or [{"path": path, **NO_EVENT, "error": None}]
+        return [{"path": path, **{name: event[name] for name in NO_EVENT}, "error": None}
+                for event in (event.as_json() for event in found)] or [{"path": path, **NO_EVENT, "error": None}]
 
 
 def find_recordings(folder: Path) -> list[Path]:
@@ -62,10 +60,8 @@ def find_recordings(folder: Path) -> list[Path]:
 def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto", workers: int | None = None,
           address: str | None = None) -> LabelSummary:
     """Labels every video below a folder and writes one Parquet file.
-
     workers: at a time, by default one for each two cores; address: of a running Ray cluster, whose machines see the
-    folder at the same path. Raises UsageError without Ray or videos, SinkError where `out` cannot be written.
-    """
+    folder at the same path. Raises UsageError without Ray or videos, SinkError where `out` cannot be written."""
     target, paths = output_path(out), [str(path.resolve()) for path in find_recordings(folder)]
     with connect_ray(address) as ray:
         data: Any = importlib.import_module("ray.data")
@@ -75,19 +71,13 @@ def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto",
         rows = data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths)).flat_map(
             Labeller, fn_constructor_args=(model, engine), concurrency=at_a_time, num_cpus=max(1, cores // at_a_time)
         ).take_all()
-    rows.sort(key=lambda row: (row["path"], row["started_at"] or 0.0))
-    with sink_errors("writing", target):
-        _write(target, rows)
-    return LabelSummary(len(paths), sum(row["label"] is not None for row in rows),
-                    {row["path"]: row["error"] for row in rows if row["error"] is not None})
-
-
-def _write(target: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow  # comes with Ray Data
     from pyarrow import parquet
 
-    text, number = pyarrow.string(), pyarrow.float64()
-    schema = pyarrow.schema([("path", text), ("head", text), ("label", text), ("started_at", number),
-                             ("ended_at", number), ("score", number), ("error", text)])
-    table = [{name: row[name] for name in schema.names} for row in rows]
-    parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), target)
+    rows.sort(key=lambda row: (row["path"], row["started_at"] or 0.0))
+    schema = pyarrow.schema([(name, pyarrow.float64() if name in ("started_at", "ended_at", "score") else
+                              pyarrow.string()) for name in ("path", *NO_EVENT, "error")])
+    with sink_errors("writing", target):
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), target)
+    return LabelSummary(len(paths), sum(row["label"] is not None for row in rows),
+                    {row["path"]: row["error"] for row in rows if row["error"] is not None})

@@ -14,9 +14,7 @@ from engines.errors import imports_of
 @contextmanager
 def connect_ray(address: str | None) -> Iterator[Any]:
     """The module, connected to the cluster at an address, or to a new one of this machine if None.
-
-    It is left as it was found. Raises UsageError without Ray.
-    """
+    It is left as it was found. Raises UsageError without Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with imports_of("cluster", "Ray", "a cluster"):
         ray: Any = importlib.import_module("ray")

@@ -1,20 +1,15 @@
 """Commands that measure: a model's stages, a dataset's decoding, a service with many cameras, memory over time."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from engines.errors import UsageError
 from stream.commands.options import EngineName, Hop, Kind, MediaFolder, ModelName
-
-if TYPE_CHECKING:
-    from engines.model.contract import Contract
-    from engines.model.file import Model
 
 
 class _BenchGroup(TyperGroup):
@@ -33,9 +28,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the whole report as 
 
 @commands.command()
 def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=(
-               "Bundled models, model files, or architectures such as gsf-resnet50, which get random weights. "
-               "Default: gesture."))] = None,
-           engine: EngineName = "auto",
+               "Bundled models, model files, or architectures such as gsf-resnet50, which get random weights. Default:"
+               " gesture."))] = None, engine: EngineName = "auto",
            steps: Annotated[int, typer.Option(min=10, metavar="N", help="Frames timed for each figure.")] = 400,
            fusion: Annotated[str | None, typer.Option(metavar="FORM", help=(
                "Time this clip fusion with random weights, attention or bigru, instead of the model's own."))] = None,
@@ -53,7 +47,8 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
       gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50
     """
     import engines
-    from engines.bench.overhead import format_table, is_architecture, measure_overhead, random_model, with_fusion
+    from engines.bench import overhead
+    from engines.bench.overhead import is_architecture, random_model, with_fusion
 
     names = models or ["gesture"]
     single = [name for name, value in (("fusion", fusion), ("hop", hop)) if value is not None]
@@ -61,8 +56,8 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
         raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
     files = {name: engines.load(name) for name in names if not is_architecture(name)}
     if len(names) > 1:
-        rows = [measure_overhead(files.get(name) or random_model(name), engine, steps=steps) for name in names]
-        _print_report([asdict(row) for row in rows], format_table(rows), json)
+        rows = [overhead.measure_overhead(files.get(name) or random_model(name), engine, steps=steps) for name in names]
+        _print_report([asdict(row) for row in rows], overhead.format_table(rows), json)
         return
     from engines.bench.stages import bench as measure
     from engines.bench.stages import format_lines
@@ -71,27 +66,17 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
     model = (files.get(names[0]) or random_model(names[0])).with_hop(hop)
     if fusion is not None:
         model = with_fusion(model, fusion)
-    plain = None if model.contract.fusion is None else Scorer(_Unfused(model)).score
+    unfused: Any = SimpleNamespace(contract=model.contract, head_logits=model.head_logits, clip_fusion=None)
+    plain = None if model.contract.fusion is None else Scorer(unfused).score  # clips averaged, for comparison
     report = measure(model, engine, steps=steps, fuse=Scorer(model).score, plain=plain)
     _print_report(report, [] if json else format_lines(report), json)
-
-
-class _Unfused:
-    """A model whose clips are averaged instead of fused, for comparison."""
-
-    clip_fusion = None
-
-    def __init__(self, model: Model) -> None:
-        self.contract: Contract = model.contract
-        self.head_logits = model.head_logits
 
 
 @commands.command()
 def data(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
          model: Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
              "A bundled model, a model file or an architecture such as gsf-resnet50."))] = "gesture",
-         kind: Kind = "auto",
-         media: MediaFolder = None,
+         kind: Kind = "auto", media: MediaFolder = None,
          workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that decode.")] = 1,
          json: AsJson = False) -> None:
     """Compare the frames a second that a dataset's recordings give with those that training a model takes.
@@ -128,7 +113,7 @@ def cameras(count: Annotated[int, typer.Argument(min=1, max=10_000, metavar="N",
     from stream.service.bench.load import measure as serve
 
     load = serve(count, rate, 60 * soak if soak else 30.0, model, engine, churn=soak is not None)
-    _print_report(load.as_json(), load.text(), json)
+    _print_report(asdict(load), load.text(), json)
 
 
 @commands.command()
@@ -143,9 +128,7 @@ def soak(model: ModelName = "gesture", engine: EngineName = "auto",
     """
     from stream.service.bench.soak import soak as watch
 
-    report = watch(model, minutes, engine)
-    print(f"{report.minutes:.1f} minutes of stream, {report.predictions} predictions: {report.resident_mb:.0f} MB "
-          f"resident (largest {report.largest_mb:.0f}), growing {report.slope_mb_per_minute:+.3f} MB a minute")
+    print(watch(model, minutes, engine))
 
 
 def _print_report(report: Any, text: list[str], as_json: bool) -> None:

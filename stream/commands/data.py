@@ -23,8 +23,7 @@ _EXAMPLES = 3  # of each kind of problem that are printed
 
 @commands.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the dataset.")],
-          kind: Kind = "auto",
-          media: MediaFolder = None,
+          kind: Kind = "auto", media: MediaFolder = None,
           seconds: Annotated[float | None, typer.Option(min=0, metavar="S", help=(
               "Name segments shorter than this. Default: a clip of --model, if one is given."))] = None,
           model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|FILE", help=(
@@ -62,12 +61,9 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                   console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("looking at recordings", total=None)
         report = examine(data, seconds or 0.0, deep, lambda done, all_: bar.update(task, completed=done, total=all_))
-    if json:
-        from json import dumps
-        print(dumps(report.as_json(), indent=2))
-    else:
-        for line in _format_lines(report):
-            print(line)
+    from json import dumps
+
+    print(dumps(report.as_json(), indent=2) if json else "\n".join(_format_lines(report)))
     if strict and report.problems:
         raise typer.Exit(1)
 

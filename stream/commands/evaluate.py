@@ -27,8 +27,7 @@ def evaluate(model: ModelArgument,
                  "Which split. Default: validation, else test, else all there is."))] = None,
              group: Annotated[list[str] | None, typer.Option(metavar="NAME", help=(
                  "Only the clips of this group, such as a person. May be given several times."))] = None,
-             kind: Kind = "auto",
-             media: MediaFolder = None,
+             kind: Kind = "auto", media: MediaFolder = None,
              idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
                  "Videos without gestures: evaluates streams and false events, too. Those the model's training left "
                  "out, if any. May be given several times."))] = None,

@@ -1,7 +1,7 @@
 """The command about the log of events."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -16,14 +16,10 @@ commands = typer.Typer()
 
 def _parse_time(text: str) -> float:
     """Seconds, or a date and time of this machine's zone."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is neither seconds nor a time such as 2026-01-31T14:05") from error
+    for parse in (float, lambda time: datetime.fromisoformat(time).timestamp()):
+        with suppress(ValueError):
+            return parse(text)
+    raise typer.BadParameter(f"{text!r} is neither seconds nor a time such as 2026-01-31T14:05")
 
 
 @commands.command()

@@ -12,9 +12,7 @@ _received = threading.Event()
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM raise KeyboardInterrupt, so that files are finished whenever they come, and are remembered.
-
-    In other threads than the main one, and for a signal that is ignored or handled by the caller, nothing changes.
-    """
+    In other threads than the main one, and for a signal that is ignored or handled by the caller, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -11,7 +11,6 @@ from engines.errors import UsageError
 from stream.commands.options import EngineName, Hop, ModelArgument
 
 if TYPE_CHECKING:
-    from engines.model.contract import Contract
     from engines.model.file import Model
     from engines.runtime.engine import Engine
 
@@ -34,41 +33,38 @@ def models(name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Sho
 
     console = Console(highlight=False)
     if name is None:
-        _list_models(console)
-        _list_engines(console)
+        _list_all(console)
         return
     model = engines.load(name)
     card = model.path.with_suffix(".md") if model.path else None
     if card is not None and card.is_file():
         from rich.markdown import Markdown
         console.print(Markdown(card.read_text(encoding="utf-8")))
-    for line in _describe(model.contract):
+    contract = model.contract
+    seen_s = contract.clip_frames * contract.window_clips / contract.frame_rate
+    for line in [f"{contract.name}: {contract.architecture}, {contract.frame_rate:g} frames/s, "
+                 f"{contract.input_size_hw[1]}x{contract.input_size_hw[0]} pixels, window {seen_s:.1f} s",
+                 *(f"{head}: {', '.join(labels)}" for head, labels in contract.heads.items()),
+                 *(f"{name}: {value}" for name, value in contract.provenance.items())]:
         console.print(line, markup=False)
 
 
-def _list_models(console: Any) -> None:
-    from rich.table import Table
-
-    from engines.model.file import bundled, load
-
-    table = Table("model", "architecture", "labels", "frames/s", "input", "MB", box=None, pad_edge=False)
-    for name, path in bundled().items():
-        contract = load(name).contract
-        table.add_row(name, contract.architecture, ", ".join(f"{len(labels)} {head}" for head, labels in
-                                                             contract.heads.items()),
-                      f"{contract.frame_rate:g}", "x".join(map(str, contract.input_size_hw[::-1])),
-                      f"{path.stat().st_size / 1e6:.1f}")
-    console.print(table if table.row_count else "no bundled models")
-
-
-def _list_engines(console: Any) -> None:
-    """Prints the engine cache. An entry of a model that is not bundled is named by the model's digest."""
+def _list_all(console: Any) -> None:
+    """Prints the bundled models and the engine cache. An engine of another model is named by the model's digest."""
     from rich.table import Table
 
     from engines.model.file import bundled, load
     from engines.runtime import cache
 
-    names = {load(name).digest: name for name in bundled()}
+    table = Table("model", "architecture", "labels", "frames/s", "input", "MB", box=None, pad_edge=False)
+    loaded = {name: load(name) for name in bundled()}
+    for name, path in bundled().items():
+        contract = loaded[name].contract
+        heads = ", ".join(f"{len(labels)} {head}" for head, labels in contract.heads.items())
+        table.add_row(name, contract.architecture, heads, f"{contract.frame_rate:g}",
+                      "x".join(map(str, contract.input_size_hw[::-1])), f"{path.stat().st_size / 1e6:.1f}")
+    console.print(table if table.row_count else "no bundled models")
+    names = {model.digest: name for name, model in loaded.items()}
     table = Table("built engine", "for", "precision", "MB", box=None, pad_edge=False)
     for entry in cache.entries():
         digest = entry.key.get("model", "")
@@ -77,14 +73,6 @@ def _list_engines(console: Any) -> None:
     console.print()
     console.print(table if table.row_count else "no engines built yet")
     console.print(f"engine cache: {cache.cache_dir()}", markup=False, soft_wrap=True)
-
-
-def _describe(contract: Contract) -> list[str]:
-    seen_s = contract.clip_frames * contract.window_clips / contract.frame_rate
-    return [f"{contract.name}: {contract.architecture}, {contract.frame_rate:g} frames/s, "
-            f"{contract.input_size_hw[1]}x{contract.input_size_hw[0]} pixels, window {seen_s:.1f} s",
-            *(f"{head}: {', '.join(labels)}" for head, labels in contract.heads.items()),
-            *(f"{name}: {value}" for name, value in contract.provenance.items())]
 
 
 @commands.command()
@@ -122,8 +110,7 @@ def _find_events(model: Model, engine: Engine) -> list[tuple[str, str, float, fl
 
 
 @commands.command()
-def export(model: ModelArgument,
-           out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
+def export(model: ModelArgument, out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
            engine: EngineName = "auto") -> None:
     """Build a compiled engine ahead of time, for machines with the same processor and library; or an ONNX file.
 

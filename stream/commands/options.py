@@ -14,8 +14,7 @@ from engines.runtime.registry import ENGINES
 ModelName = Annotated[str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A bundled model or a model file.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model or a model file.")]
 EngineName = Annotated[str, typer.Option(
-    metavar="NAME|FILE",
-    help=f"What runs the network: auto, {', '.join(ENGINES)}, or a file of gatestream export.")]
+    metavar="NAME|FILE", help=f"What runs the network: auto, {', '.join(ENGINES)}, or a file of gatestream export.")]
 Kind = Annotated[DatasetKind, typer.Option(help="What the dataset is; auto: as its files say.")]
 MediaFolder = Annotated[Path | None, typer.Option("--media", metavar="FOLDER", help=(
     "Where the recordings are, when not with the annotations."))]

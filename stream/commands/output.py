@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
-from types import TracebackType
 from typing import Self, TextIO
 
 from engines.decoding.silence import discard_writes
@@ -32,8 +31,7 @@ class StandardOutput:
             self._stack.callback(os.close, self._fd)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         sys.stdout, sys.stderr = self._streams  # typer wraps them where a pipe breaks
         try:
             self.flush()

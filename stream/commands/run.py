@@ -1,20 +1,15 @@
 """The commands that take one source: recognise it, record it."""
 
-from __future__ import annotations
-
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from engines.errors import UsageError
 from stream.commands.interrupt import raise_if_interrupted, stop_on_signals
 from stream.commands.options import EngineName, Hop, ModelName, in_panels
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 DEMO = "sim://gestures?seconds=60"
 
@@ -58,6 +53,8 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
 
       gatestream run 'frames/*.jpg' --fps 15 --json -
     """
+    from rich.console import Console
+
     import engines
     from engines.decoding.paths import printable
     from stream.recognizer import Recognizer
@@ -86,11 +83,10 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
             sinks.append(stack.enter_context(AnnotatedVideo(save_video, opened.info.fps, loaded.contract.background)))
         compiled = engines.compile(loaded, engine=engine, slots=1, hop=hop)
         recognizer = stack.enter_context(Recognizer(loaded, compiled))
-        console = _open_console(json)
-        if console is not None:
+        console = Console(stderr=json == "-")  # beside results on stdout, and only where somebody looks
+        if json != "-" or console.is_terminal:
             title = f"{loaded.contract.name}, {compiled.name} {compiled.precision}"
-            view = TerminalView(opened.info.camera, title, loaded.contract.background, console,
-                                live=opened.info.live)
+            view = TerminalView(opened.info.camera, title, loaded.contract.background, console, live=opened.info.live)
             sinks.append(stack.enter_context(view))
         stack.enter_context(stop_on_signals(opened.close, stop))
         raise_if_interrupted()
@@ -109,7 +105,7 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
 
       gatestream run desk.frames
     """
-    from stream.sinks.recorder import record as record_source
+    from stream.runner import record as record_source
     from stream.sources import open_source
 
     stop = threading.Event()
@@ -117,11 +113,3 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
         raise_if_interrupted()
         frames = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
     print(f"{out}: {frames} frames")
-
-
-def _open_console(json: str | None) -> Console | None:
-    """Where the view goes: stdout, or stderr when results take stdout; not at all where nobody would look."""
-    from rich.console import Console
-
-    console = Console(stderr=json == "-")
-    return console if json != "-" or console.is_terminal else None

@@ -17,13 +17,12 @@ log = logging.getLogger("gatestream.service")
 
 
 @commands.command()
-def serve(config: Annotated[Path | None, typer.Argument(
-            metavar="[CONFIG.toml]", help="What to serve; by default, any camera of this machine may connect.")] = None,
+def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=(
+              "What to serve; by default, any camera of this machine may connect."))] = None,
           check: Annotated[bool, typer.Option("--check", help="Check the configuration, and end.")] = False,
           cluster: Annotated[bool, typer.Option("--cluster", help="On several machines or GPUs, with Ray.")] = False,
           gate: Annotated[Path | None, typer.Option(exists=True, metavar="FILE", help=(
-              "A recording in which a new model has to find the events that the running one finds."))] = None,
-          ) -> None:
+              "A recording in which a new model has to find the events that the running one finds."))] = None) -> None:
     """Recognise many cameras: ZeroMQ senders connect, webcams, streams and files are opened, results go out.
 
     After SIGHUP the configuration is read again; a new model takes over when it is ready.
@@ -86,21 +85,19 @@ def serve(config: Annotated[Path | None, typer.Argument(
 
 
 @commands.command()
-def camera(source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to send, as for gatestream run.")],
-           to: Annotated[str, typer.Option(metavar="ADDRESS", help="tcp://host:port of the service; with --publish, "
-                                                                   "where to be found, such as tcp://*:5556.")],
-           name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the camera. Default: the source's.")]
-           = None,
-           form: Annotated[Literal["gatestream", "imagezmq", "netgear"], typer.Option(
-               help="Whose messages to send.")] = "gatestream",
-           publish: Annotated[bool, typer.Option("--publish", help="Send to whoever listens, wait for nobody.")]
-           = False,
-           quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
-           key: Annotated[Path | None, typer.Option(metavar="FILE.key_secret", help="The camera's keys.")] = None,
-           server_key: Annotated[Path | None, typer.Option(metavar="FILE.key", help="The service's public key.")]
-           = None,
-           max_frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N pictures.")] = None,
-           ) -> None:
+def camera(
+        source: Annotated[str, typer.Argument(metavar="SOURCE", help="What to send, as for gatestream run.")],
+        to: Annotated[str, typer.Option(metavar="ADDRESS", help=(
+            "tcp://host:port of the service; with --publish, where to be found, such as tcp://*:5556."))],
+        name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the camera. Default: the source's.")] = None,
+        form: Annotated[Literal["gatestream", "imagezmq", "netgear"], typer.Option(help=(
+            "Whose messages to send."))] = "gatestream",
+        publish: Annotated[bool, typer.Option("--publish", help="Send to whoever listens, wait for nobody.")] = False,
+        quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
+        key: Annotated[Path | None, typer.Option(metavar="FILE.key_secret", help="The camera's keys.")] = None,
+        server_key: Annotated[Path | None, typer.Option(metavar="FILE.key", help="The service's public key.")] = None,
+        max_frames: Annotated[int | None, typer.Option(min=1, metavar="N", help=(
+            "Stop after N pictures."))] = None) -> None:
     """Send any source as a ZeroMQ camera.
 
     [bold]Examples[/bold]

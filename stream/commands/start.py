@@ -55,9 +55,7 @@ class ForeignPackageError(ImportError):
 
 def check_package(name: str) -> None:
     """Raises ForeignPackageError where `import name` gives another package than gatestream's, which lies beside ours.
-
-    The error says where the other one is, whose it is as far as pip knows, and what to do.
-    """
+    The error says where the other one is, whose it is as far as pip knows, and what to do."""
     own = ROOT / name / "__init__.py"
     spec = find_spec(name)
     found = None if spec is None or spec.origin is None else Path(spec.origin)

@@ -57,8 +57,7 @@ def teach(model: ModelArgument,
     console = Console(highlight=False)
     with console.status("loading") as status:
         outcome = teach_folder(model, folder, out, idle=idle or (), head=head, fresh=fresh, strict=strict, fps=fps,
-                               seed=seed, engine=engine, name=name,
-                               note=lambda text: status.update(escape(text)))
+                               seed=seed, engine=engine, name=name, note=lambda text: status.update(escape(text)))
     if report is not None:
         write_report(outcome, report)
     _print_result(outcome, console)

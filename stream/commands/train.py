@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -128,8 +132,6 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
     check_model_path(out)
-    from dataclasses import replace
-
     from engines.datasets import open_dataset
 
     data = open_dataset(dataset, kind)
@@ -141,6 +143,7 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
     from engines.training.official_recipe import train as train_official
     from engines.training.train import Recipe, resolve_defaults
     from engines.training.train import train as train_gatestream
+    from stream.teaching.teach import file_name
 
     official = recipe == "official" or (recipe is None and teacher is not None)
     if teacher is not None and not official:
@@ -156,37 +159,34 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         raise UsageError(f"--size {size} from {init}", "the size it was built for, "
                          "{1}x{0}".format(*start.input_size_hw or ()), "leave it out")
     arch = arch or (None if start is None else start.architecture)
-    named = name or _model_name(out)
+    named = name or file_name(out)
     if official:
-        of_clips = OfficialRecipe(out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch,
-                                  precision=precision, patience=patience, teacher=teacher, seed=seed, workers=workers,
-                                  name=named, without_fold=without_fold, input_size_hw=size_hw, strict=strict)
-        of_clips = replace(of_clips, architecture=arch or of_clips.architecture, rule=rule or of_clips.rule)
-        if validate_every is not None:
-            of_clips = replace(of_clips, validate_epochs=validate_every)
-        with _ProgressBar() as shown:
-            train_official(of_clips, data, report=shown.report, progress=shown)
+        of_clips = OfficialRecipe(
+            out, init=init, causal=bool(causal), segments=segments, epochs=epochs, batch=batch, precision=precision,
+            patience=patience, teacher=teacher, seed=seed, workers=workers, name=named, without_fold=without_fold,
+            input_size_hw=size_hw, strict=strict, architecture=arch or OfficialRecipe.architecture,
+            rule=rule or OfficialRecipe.rule,
+            validate_epochs=OfficialRecipe.validate_epochs if validate_every is None else validate_every)
+        with _show_progress() as shown:
+            train_official(of_clips, data, **shown)
     else:
         live = causal is not False
         if readout_width is None:
             readout_width = Recipe.readout_width if live else 0
         now, window = _mean_temperatures(calibration_from or [])
-        of_streams = Recipe(out=out, init=init, idle=tuple(idle or ()), name=named,
-                            without_fold=without_fold, idle_without=tuple(idle_without or ()),
-                            without_labels=tuple(without_label or ()), iterations=iterations, seed=seed, causal=live,
-                            readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
-                            rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed,
-                            trimmed_first=trimmed_first, strict=strict, temperature=now, window_temperature=window,
-                            architecture=arch or Recipe.architecture,
-                            frozen_layers=Recipe.frozen_layers if freeze is None else freeze,
-                            backbone_lr=lr or Recipe.backbone_lr, rows=batch or Recipe.rows, precision=precision,
-                            validate_every=validate_every or 0, patience=patience, workers=workers,
-                            frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
-                            input_size_hw=size_hw or Recipe.input_size_hw)
-        of_streams = resolve_defaults(of_streams)
-        with _ProgressBar((of_streams.trimmed_first or 0) + iterations) as shown:
-            train_gatestream(of_streams, data, report=shown.report, progress=shown)
-    if _rank() == 0:
+        of_streams = resolve_defaults(Recipe(
+            out=out, init=init, idle=tuple(idle or ()), name=named, without_fold=without_fold,
+            idle_without=tuple(idle_without or ()), without_labels=tuple(without_label or ()), iterations=iterations,
+            seed=seed, causal=live, readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
+            rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed, trimmed_first=trimmed_first,
+            strict=strict, temperature=now, window_temperature=window, architecture=arch or Recipe.architecture,
+            frozen_layers=Recipe.frozen_layers if freeze is None else freeze, backbone_lr=lr or Recipe.backbone_lr,
+            rows=batch or Recipe.rows, precision=precision, validate_every=validate_every or 0, patience=patience,
+            workers=workers, frame_rate=rate or Recipe.frame_rate, rule=rule or Recipe.rule,
+            input_size_hw=size_hw or Recipe.input_size_hw))
+        with _show_progress((of_streams.trimmed_first or 0) + iterations) as shown:
+            train_gatestream(of_streams, data, **shown)
+    if _is_first():
         print(f"wrote {out}")
 
 
@@ -204,17 +204,9 @@ def _train_fusion(data: Dataset, out: Path, init: str, idle: list[Path], window_
     print(f"wrote {out}")
 
 
-def _rank() -> int:
-    """Which of the processes that `torchrun` started this one is."""
-    import os
-
-    return int(os.environ.get("RANK", 0))
-
-
-def _model_name(out: Path) -> str:
-    import re
-
-    return re.sub(r"[^A-Za-z0-9._-]", "-", out.stem)[:64]
+def _is_first() -> bool:
+    """Of the processes that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _mean_temperatures(files: list[Path]) -> tuple[float, float]:
@@ -229,30 +221,19 @@ def _mean_temperatures(files: list[Path]) -> tuple[float, float]:
     return round(means[0], 3), round(means[1], 3)
 
 
-class _ProgressBar:
-    """Training progress: a bar on a terminal, a line now and then in a log."""
+@contextmanager
+def _show_progress(iterations: int | None = None) -> Iterator[dict[str, Any]]:
+    """What `train` shows its progress with: a bar on a terminal, a line now and then in a log."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(self, iterations: int | None = None) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                  disable=not _is_first()) as bar:
+        task, report = bar.add_task("starting", total=iterations), partial(bar.console.print, markup=False)
 
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                             TimeRemainingColumn(), disable=_rank() != 0)
-        self._iterations = iterations
-        self._task = self._bar.add_task("starting", total=iterations)
+        def progress(iteration: int, figures: dict[str, float]) -> None:
+            text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            bar.update(task, completed=iteration, description=text)
+            if not bar.console.is_terminal and iteration % 100 == 0:
+                report(f"{iteration}{f' of {iterations}' if iterations else ''}  {text}")
 
-    def __enter__(self) -> _ProgressBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def report(self, text: str) -> None:
-        self._bar.console.print(text, markup=False)
-
-    def __call__(self, iteration: int, figures: dict[str, float]) -> None:
-        text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        self._bar.update(self._task, completed=iteration, description=text)
-        if not self._bar.console.is_terminal and iteration % 100 == 0:
-            of = f" of {self._iterations}" if self._iterations else ""
-            self._bar.console.print(f"{iteration}{of}  {text}", markup=False)
+        yield {"report": report, "progress": progress}

@@ -47,5 +47,5 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
         print(f"{auth}: {add_user} may see the page")
         return
     with imports_of("ui", "gradio and websockets", "the page"):
-        page = import_module("demo.ui")  # the one import upwards: what a person looks at is the floor above
+        page = import_module("demo.server")  # the one import upwards: what a person looks at is the floor above
     page.serve(model, engine, host, port, browser, auth, lessons, service)

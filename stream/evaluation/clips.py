@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from engines.model.contract import Contract
 from stream.clock import TIME_NOISE_S
 from stream.evaluation import epic_submission, metrics
 from stream.evaluation.data import group_by_media, is_trimmed
-from stream.evaluation.metrics import Array
-from stream.evaluation.play import Truth, read_images
+from stream.evaluation.metrics import Array, Truth
+from stream.evaluation.play import read_images
 from stream.evaluation.streams import StreamMeter
 from stream.recognizer import Recognizer
 from stream.scoring import Scores
@@ -25,8 +25,7 @@ TOPS = (1, 5)
 UNSEEN = "unseen"  # the kind of clips of people who are not in training
 
 
-@dataclass(frozen=True)
-class ClipScores:
+class ClipScores(NamedTuple):
     """A clip and its last window scores, {head: probabilities [K]}."""
 
     segment: Segment
@@ -43,17 +42,16 @@ class HeadClips:
         nothing = [one for one in mine if one.segment.labels[head] == background]
         self.labels = own + tuple(sorted({one.segment.labels[head] for one in chosen} - set(own)))
         """The model's labels, then those it does not have."""
-        self.unknown = self.labels[len(own):]
         self.segments = [one.segment for one in chosen]
-        self.scores_NK = _stack([one.window[head] for one in chosen], len(own))
+        self.scores_NK = np.array([one.window[head] for one in chosen]).reshape(-1, len(own))
         self.truth_N = np.array([self.labels.index(one.segment.labels[head]) for one in chosen], np.int64)
-        self._nothing_NK = _stack([one.window[head] for one in nothing], len(own))
+        self._nothing_NK = np.array([one.window[head] for one in nothing]).reshape(-1, len(own))
         self._background = own.index(background) if background in own else None
         self._temperature = contract.window_temperature.get(head, 1.0)
 
     @property
     def answers_N(self) -> Array:
-        return metrics.ranks(self.scores_NK, 1)[:, 0] if len(self.scores_NK) else np.zeros(0, np.int64)
+        return metrics.ranks(self.scores_NK, 1)[:, 0]
 
     @cached_property
     def confusion(self) -> Array:
@@ -94,7 +92,7 @@ class HeadClips:
                 "mean_class_accuracy": metrics.mean_of_known(per_class.values()),
                 "per_class": {label: {"clips": int(count), "accuracy": per_class[label]}
                               for label, count in zip(self.labels, counts, strict=True) if count},
-                "labels_unknown_to_the_model": list(self.unknown),
+                "labels_unknown_to_the_model": list(self.labels[self.scores_NK.shape[1]:]),
                 "confusion": {"labels": list(self.labels), "counts": self.confusion.tolist()}}
 
     def _likely(self, probs_NK: Array) -> Array:
@@ -135,9 +133,7 @@ class ClipReport:
 
     def breakdown(self, rare: Mapping[str, Collection[str]]) -> dict[str, Any]:
         """Top-1 over rare labels and over people who are not in training (clips of kind "unseen"); {} without either.
-
-        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is.
-        """
+        As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is."""
         if not set(epic_submission.HEADS) <= set(self.heads):
             return {}
         verb, noun = self._pairs()
@@ -164,12 +160,11 @@ class ClipReport:
                 "heads": {head: clips.as_json() for head, clips in self.heads.items()},
                 **({"actions": actions} if actions else {})}
 
-    def _pairs(self) -> tuple[HeadClips, HeadClips]:
+    def _pairs(self) -> list[HeadClips]:
         """Verb and noun of the clips that have both, row by row."""
         both = [one for one in self.outcomes if all(
             one.segment.labels.get(head, self.background) != self.background for head in epic_submission.HEADS)]
-        verb, noun = (HeadClips(both, head, self.contract, self.background) for head in epic_submission.HEADS)
-        return verb, noun
+        return [HeadClips(both, head, self.contract, self.background) for head in epic_submission.HEADS]
 
 
 def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], background: str | None = None, *,
@@ -243,8 +238,3 @@ def _truths(segments: Iterable[Segment], end_s: float, background: str | None) -
             if label != background and stop_s > segment.start_s:
                 truths.setdefault(head, []).append(Truth(label, segment.start_s, stop_s))
     return truths
-
-
-def _stack(rows: Sequence[Array], width: int) -> Array:
-    return np.stack(rows) if rows else np.zeros((0, width))
-

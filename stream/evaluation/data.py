@@ -3,8 +3,9 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
+from typing import NamedTuple
 
 from engines.datasets import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
@@ -16,8 +17,7 @@ ALL = "all"  # splits together
 PREFERRED = ("validation", "test")  # what is measured by default, where a dataset has such splits
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """What a model is measured on."""
 
     name: str  # of the dataset
@@ -31,10 +31,8 @@ class Selection:
 
 def select(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Selection:
     """The segments of a split (validation, else test, else all there is; "all"), of some groups only if any are named.
-
-    A head of the dataset serves the model's head of the same name; where both have just one, that one.
-    Raises UsageError for a split that is not there or heads that do not fit, DatasetError when nothing is left.
-    """
+    A head of the dataset serves the model's head of the same name; where both have just one, that one. Raises
+    UsageError for a split that is not there or heads that do not fit, DatasetError when nothing is left."""
     heads = _heads(dataset, contract)
     split = split if split or not dataset.split_by_us else _part_for(dataset, contract)
     segments = [segment for segment in _split(dataset, split) if not groups or segment.group in groups]

@@ -18,7 +18,6 @@ from engines.errors import UsageError
 from engines.model.file import write_atomically
 
 HEADS = ("verb", "noun")
-LEVELS = range(6)
 
 
 def by_class(scores_K: NDArray[Any], labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
@@ -30,11 +29,9 @@ def by_class(scores_K: NDArray[Any], labels: Sequence[str], classes: Sequence[st
 def write_submission(path: Path, results: Mapping[str, Mapping[str, NDArray[Any]]], *,
                      supervision: Sequence[int]) -> None:
     """Writes the zip. results: {narration id: {"verb": scores, "noun": scores}}, each in the order of the classes.
-
-    supervision: levels 0 to 5 of pre-training, training labels and training data (sls_pt, sls_tl, sls_td).
-    Raises UsageError for other levels or heads, SinkError where it cannot be written.
-    """
-    if len(supervision) != 3 or any(level not in LEVELS for level in supervision):
+    supervision: levels 0 to 5 of pre-training, training labels and training data (sls_pt, sls_tl, sls_td). Raises
+    UsageError for other levels or heads, SinkError where it cannot be written."""
+    if len(supervision) != 3 or any(level not in range(6) for level in supervision):
         raise UsageError(f"supervision levels {supervision}", "three numbers from 0 to 5: pre-training, labels, data",
                          "see the challenge's page for what they mean")
     for name, scores in results.items():

@@ -1,9 +1,8 @@
 """All measurements of a model on a dataset, through the very path that live use takes."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import engines
 from engines.datasets import Media, open_dataset
@@ -17,16 +16,15 @@ from stream.evaluation.streams import StreamMeter, StreamReport, evaluate_stream
 from stream.recognizer import Recognizer
 
 
-@dataclass(frozen=True)
-class EvaluationReport:
+class EvaluationReport(NamedTuple):
     """What came of `evaluate`."""
 
     contract: Contract
     selection: Selection
     clips: ClipReport
-    stream: StreamReport | None = None  # None without streams, or idle footage that joins clips to one
-    idles: Mapping[str, StreamReport] = field(default_factory=dict)  # "idle", "rendered_idle": footage without gestures
-    skipped: Sequence[tuple[str, str]] = ()  # what could not be measured, and why
+    stream: StreamReport | None  # None without streams, or idle footage that joins clips to one
+    idles: Mapping[str, StreamReport]  # "idle", "rendered_idle": footage without gestures
+    skipped: Sequence[tuple[str, str]]  # what could not be measured, and why
 
     def rejection(self, head: str) -> dict[str, float]:
         """AUROC of known labels against each kind of nothing: clips of no label, and idle footage."""
@@ -41,13 +39,11 @@ class EvaluationReport:
         found["calibration"] = {head: {when: curve.as_json() for when, curve in clips.calibration().items()}
                                 for head, clips in self.clips.heads.items()}
         found["rejection"] = {head: self.rejection(head) for head in self.clips.heads}
-        breakdown = self.clips.breakdown(self.selection.rare)
-        if breakdown:
+        if breakdown := self.clips.breakdown(self.selection.rare):
             found["breakdown"] = breakdown
         found["dataset"] = {"name": self.selection.name, "problems": dict(self.selection.problems)}
         found["skipped"] = [{"what": what, "why": why} for what, why in self.skipped]
-        plain: dict[str, Any] = _without_nan(found)
-        return plain
+        return dict(_without_nan(found))
 
     def submit(self, path: Path, supervision: Sequence[int]) -> None:
         """Writes the EPIC-KITCHENS-100 submission of these clips. Raises as `write_submission` does."""

@@ -1,19 +1,15 @@
 """Pictures of an evaluation, each as PNG bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from stream.evaluation.metrics import BINS, Array, Reliability
 from stream.evaluation.streams import HeadStream
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MOST_LABELS = 40  # of a picture; the commonest ones
 WRITTEN_LABELS = 20  # up to so many, numbers are written into the squares
@@ -98,8 +94,6 @@ def delays(stream: HeadStream) -> bytes:
 
 
 def _subplots(wide: float, high: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(wide, high), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 

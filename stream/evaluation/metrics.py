@@ -5,13 +5,13 @@ and above) is always wrong. Where there is nothing to count, the answer is NaN (
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.model.scores import probabilities
+from stream.frame import Event
 
 Array = NDArray[Any]
 NAN = float("nan")
@@ -19,15 +19,15 @@ BINS = 15  # of the reliability curve, equally wide
 COLUMNS = 64  # labels read at a time from scores that lie on disk
 
 
-class Stretch(Protocol):
-    """A labelled stretch of time, in seconds: a truth or an event."""
+class Truth(NamedTuple):
+    """A labelled stretch of a stream, in seconds."""
 
-    @property
-    def label(self) -> str: ...
-    @property
-    def started_at(self) -> float: ...
-    @property
-    def ended_at(self) -> float: ...
+    label: str
+    started_at: float
+    ended_at: float
+
+
+Stretch = Truth | Event
 
 
 def ranks(scores_NK: Array, k: int) -> Array:
@@ -37,7 +37,8 @@ def ranks(scores_NK: Array, k: int) -> Array:
 
 def top_k(scores_NK: Array, truth_N: Array, k: int) -> float:
     """Share of rows whose truth is among the k best labels."""
-    return share((ranks(scores_NK, k) == np.asarray(truth_N)[:, None]).any(axis=1)) if len(truth_N) else NAN
+    right_N = (ranks(scores_NK, k) == np.asarray(truth_N)[:, None]).any(axis=1)
+    return float(right_N.mean()) if len(right_N) else NAN
 
 
 def top_pairs(first_NK: Array, second_NK: Array, k: int) -> Array:
@@ -54,10 +55,9 @@ def top_pairs(first_NK: Array, second_NK: Array, k: int) -> Array:
 
 def top_k_pairs(first_NK: Array, second_NK: Array, first_N: Array, second_N: Array, k: int) -> float:
     """Share of rows whose pair of truths is among the k best pairs."""
-    if not len(first_N):
-        return NAN
     wanted_N2 = np.stack([first_N, second_N], axis=1)
-    return share((top_pairs(first_NK, second_NK, k) == wanted_N2[:, None]).all(axis=2).any(axis=1))
+    right_N = (top_pairs(first_NK, second_NK, k) == wanted_N2[:, None]).all(axis=2).any(axis=1)
+    return float(right_N.mean()) if len(right_N) else NAN
 
 
 def confusion(truth_N: Array, answer_N: Array, labels: int) -> Array:
@@ -76,11 +76,6 @@ def mean_of_known(values: Iterable[float]) -> float:
     """The mean of what is not NaN: mean class accuracy, mAP."""
     known = [float(value) for value in values if not np.isnan(value)]
     return sum(known) / len(known) if known else NAN
-
-
-def share(flags: Iterable[Any]) -> float:
-    """The share that is true."""
-    return mean_of_known(float(flag) for flag in flags)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -180,8 +175,7 @@ def auroc(positive: Sequence[float] | Array, negative: Sequence[float] | Array) 
     return float(roc_auc_score(truth, np.r_[np.asarray(positive), np.asarray(negative)]))
 
 
-@dataclass(frozen=True)
-class Reliability:
+class Reliability(NamedTuple):
     """Confidence (highest probability) against accuracy in equally wide bins: counts, and means that are NaN in empty
     bins; all [bins]."""
 
@@ -197,7 +191,7 @@ class Reliability:
         return float(gaps @ self.counts[full] / self.counts.sum()) if full.any() else NAN
 
     def as_json(self) -> dict[str, Any]:
-        return {"ece": self.ece, **{name: values.tolist() for name, values in vars(self).items()}}
+        return {"ece": self.ece, **{name: values.tolist() for name, values in self._asdict().items()}}
 
 
 def reliability(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliability:

@@ -1,7 +1,6 @@
 """What is played to the recogniser, as (image_bgr, seconds): recordings, clips joined by idle footage, rooms."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from engines.datasets import Media, Segment
 from engines.decoding.paths import image_number, is_image, natural_key
 from engines.synthetic import Simulation, distinct_stray
+from stream.evaluation.metrics import Truth
 from stream.frame import Frame, Image
 from stream.sources import open_path
 
@@ -19,15 +19,6 @@ CAMERA = "evaluation"
 ROOM_S = 300.0  # a rendered room serves so long
 ROOM_HW = (240, 320)
 ROOM_SEED = 900_000  # far from the seeds that training draws
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """A labelled stretch of a stream, in seconds."""
-
-    label: str
-    started_at: float
-    ended_at: float
 
 
 def read_images(media: Media) -> Frames:
@@ -46,10 +37,8 @@ def read_images(media: Media) -> Frames:
 def join_clips(clips: Sequence[Segment], idle: Sequence[Path], seed: int, idle_s: tuple[float, float] = (2.0, 5.0),
                rounds: int = 1) -> tuple[Frames, dict[str, list[Truth]]]:
     """One stream of whole recordings in random order with stretches of idle footage before, between and after them.
-
-    rounds: the whole of it so often on end, always the same.
-    Returns (frames, truths of each head); the truths fill while the frames are read.
-    """
+    rounds: the whole of it so often on end, always the same. Returns (frames, truths of each head); the truths fill
+    while the frames are read."""
     truths: dict[str, list[Truth]] = {head: [] for clip in clips for head in clip.labels}
 
     def play() -> Frames:

@@ -7,7 +7,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,7 @@ from engines.errors import SinkError
 from engines.model.contract import Contract, EventRule
 from stream.events import detect_events
 from stream.frame import Event
-from stream.scoring import Scores
-
-Probs = NDArray[Any]
+from stream.scoring import Probs, Scores
 
 
 class ScoreSequence(NamedTuple):

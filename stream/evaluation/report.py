@@ -93,18 +93,16 @@ def _thresholds(found: Mapping[str, Any]) -> Iterable[str]:
     yield f"<h2>Thresholds for {found['max_false_events_per_hour']:g} false events an hour</h2>"
     yield _paragraph(f"The best of {found['rules_tried']} rules on {found['stream_s']:.0f} s of stream and "
                      f"{found['idle_s']:.0f} s of idle footage: the same data that is measured above.")
-    rows = {name: [trial["f1"], trial["false_events_per_hour"], *trial["events"].values()]
-            for name, trial in (("before", found["before"]), ("chosen", found["chosen"]))}
-    heads = ["", "event F1", "false events an hour", *found["before"]["events"]]
-    yield "<table><tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"
-    for name, values in rows.items():
-        yield f"<tr><th>{name}</th>" + "".join(f"<td>{_format(value)}</td>" for value in values) + "</tr>"
-    yield "</table>"
+    yield _table({"": ["event F1", "false events an hour", *found["before"]["events"]],
+                  **{name: [found[name]["f1"], found[name]["false_events_per_hour"], *found[name]["events"].values()]
+                     for name in ("before", "chosen")}})
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = (f"<tr><th>{escape(LABELS.get(name, name.replace('_', ' ')))}</th><td>{_format(value)}</td></tr>"
-            for name, value in values.items())
+    """A row for each name, with its value or list of values."""
+    cells = {name: "".join(f"<td>{_format(one)}</td>" for one in (value if isinstance(value, list) else [value]))
+             for name, value in values.items()}
+    rows = (f"<tr><th>{escape(LABELS.get(name, name.replace('_', ' ')))}</th>{row}</tr>" for name, row in cells.items())
     return f"<table>{''.join(rows)}</table>"
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from stream.evaluation import metrics
-from stream.evaluation.metrics import NAN
-from stream.evaluation.play import Truth
+from stream.evaluation.metrics import NAN, Truth
 from stream.evaluation.record import ScoreRecord
 from stream.events import UNKNOWN
 from stream.frame import Event, Image, Item
@@ -40,11 +39,6 @@ class HeadStream:
         return metrics.match(self.truths, self.events, IOU)
 
     @property
-    def f1(self) -> float:
-        """Event F1 at temporal IoU 0.3, label right."""
-        return metrics.event_f1(self.truths, self.events, IOU)
-
-    @property
     def delays_s(self) -> list[float]:
         """From each true end to the closing of the event that matches it."""
         return [self.closed_at[j] - self.truths[i].ended_at for i, j in self.pairs]
@@ -53,11 +47,6 @@ class HeadStream:
     def start_delays_s(self) -> list[float]:
         """From each true start to when the event that matches it was reported under its label."""
         return [self.reported_at[j] - self.truths[i].started_at for i, j in self.pairs]
-
-    @property
-    def delay_s(self) -> float:
-        """Median of `delays_s`."""
-        return metrics.percentiles(self.delays_s)["median"]
 
     @cached_property
     def false_events(self) -> list[Event]:
@@ -80,20 +69,19 @@ class HeadStream:
                  "matched": float(np.mean([i in matched for i in part]))} for part in of_round if len(part)]
 
     def as_json(self) -> dict[str, Any]:
+        delays = metrics.percentiles(self.delays_s)
         return {"seconds": self.seconds, "gestures": len(self.truths), "events": len(self.events),
-                "taken_back": len(self.taken_back), "matched": len(self.pairs), "f1": self.f1, "delay_s": self.delay_s,
+                "taken_back": len(self.taken_back), "matched": len(self.pairs),
+                "f1": metrics.event_f1(self.truths, self.events, IOU), "delay_s": delays["median"],
                 "events_per_minute": 60 * len(self.events) / self.seconds if self.seconds else NAN,
                 "f1_at": {str(iou): metrics.event_f1(self.truths, self.events, iou) for iou in IOUS},
-                "frame_map": metrics.mean_of_known(self.precision.values()),
-                "average_precision": dict(self.precision),
-                "delay_after_start_s": metrics.percentiles(self.start_delays_s),
-                "delay_after_end_s": metrics.percentiles(self.delays_s),
+                "frame_map": metrics.mean_of_known(self.precision.values()), "average_precision": dict(self.precision),
+                "delay_after_start_s": metrics.percentiles(self.start_delays_s), "delay_after_end_s": delays,
                 "false_events": len(self.false_events), "false_events_per_hour": self.false_events_per_hour,
                 **({"over_time": self.over_time()} if self.rounds > 1 else {})}
 
 
-@dataclass
-class StreamReport:
+class StreamReport(NamedTuple):
     """What came of a stream: each head's outcome, and the full scores."""
 
     heads: Mapping[str, HeadStream]
@@ -117,7 +105,6 @@ class StreamMeter:
         self._recognizer, contract = recognizer, recognizer.contract
         self._closed: dict[str, list[tuple[Event, float]]] = {head: [] for head in contract.heads}
         self._reported: dict[tuple[str, float, str], float] = {}  # head, start, label: when first reported
-        self._gap_s = contract.max_gap_s
         self._offset = self._first = self._at = self._seconds = 0.0
         self._running = False
         self.streams, self.rounds = 0, 1  # streams that had any images; rounds of the same truths in the only one
@@ -149,7 +136,7 @@ class StreamMeter:
         self.record.end()
         if self._running:
             self._seconds += self._at - self._first
-            self._offset = self._at + 2 * self._gap_s
+            self._offset = self._at + 2 * self._recognizer.contract.max_gap_s
         self._running = False
 
     def report(self) -> StreamReport:

@@ -5,10 +5,9 @@ False events are counted on footage without gestures, F1 on a stream with the tr
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +29,7 @@ VALUES: dict[str, tuple[float, ...]] = {  # all combinations are tried
 }
 
 
-@dataclass(frozen=True)
-class RuleTrial:
+class RuleTrial(NamedTuple):
     """A rule and what it gives."""
 
     rule: EventRule
@@ -42,8 +40,7 @@ class RuleTrial:
         return {"events": self.rule.model_dump(), "f1": self.f1, "false_events_per_hour": self.false_events_per_hour}
 
 
-@dataclass(frozen=True)
-class RuleSearch:
+class RuleSearch(NamedTuple):
     """What was found: `best`, beside what the model had `before`."""
 
     before: RuleTrial
@@ -60,10 +57,8 @@ class RuleSearch:
 
 def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], limit_per_hour: float) -> RuleSearch:
     """The best rule that keeps to the limit on the idle footage.
-
     Of equal ones, that with fewer false events, then the shorter wait. Raises UsageError without a stream, without idle
-    footage, or when no rule that keeps to the limit finds a gesture.
-    """
+    footage, or when no rule that keeps to the limit finds a gesture."""
     quiet = [part for part in idles if part.first.seconds > 0]
     if stream is not None and not any(one.truths for one in stream.heads.values()):
         stream = None
@@ -104,9 +99,7 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
 def write_rule(model: str | Path, found: RuleSearch, data: Mapping[str, Any], out: Path) -> None:
     """Writes `model` with the chosen rule as the model file `out`; the provenance says on what data and with what
     result it was chosen.
-
-    Raises UsageError for the file of a bundled model, SinkError where it cannot be written.
-    """
+    Raises UsageError for the file of a bundled model, SinkError where it cannot be written."""
     refuse_bundled(out)
     loaded = engines.load(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
@@ -128,7 +121,7 @@ def _rules(start: EventRule) -> Iterator[EventRule]:
 
 
 def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
-    """The record without the ticks that no rule looks at: quiet ones, but for those that end an event."""
+    """The record without the ticks that no rule looks at: quiet ones but those up to the first that ends an event."""
     contract = record.contract
     floor = min(contract.events.close_below, *VALUES["close_below"])
     found: dict[str, list[ScoreSequence]] = {}
@@ -136,21 +129,9 @@ def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
         background = labels.index(contract.background) if contract.background in labels else None
         found[head] = []
         for run in record.sequences(head):
-            active_T = run.window_TK.max(axis=1) if background is None else 1 - run.now_TK[:, background]
-            kept = _needed_ticks(run.times_T, active_T >= floor, contract.events.close_after_s)
+            active_T = floor <= (run.window_TK.max(axis=1) if background is None else 1 - run.now_TK[:, background])
+            ends_T = np.maximum.accumulate(np.where(active_T, run.times_T + contract.events.close_after_s, -np.inf))
+            goes_on_T = active_T | (run.times_T < ends_T)  # an event, after this tick
+            kept = np.flatnonzero(active_T | np.r_[False, goes_on_T[:-1]])
             found[head].append(ScoreSequence(run.times_T[kept], run.now_TK[kept], run.window_TK[kept]))
     return found
-
-
-def _needed_ticks(times_T: np.ndarray[Any, Any], active_T: np.ndarray[Any, Any], close_after_s: float) -> list[int]:
-    """The active ticks, and after them the quiet ones up to the first that ends an event begun there."""
-    kept: list[int] = []
-    until = -np.inf  # quiet ticks are needed until one is as late as this
-    for i, (at, active) in enumerate(zip(times_T, active_T, strict=True)):
-        if active:
-            until = at + close_after_s
-            kept.append(i)
-        elif until > -np.inf:
-            kept.append(i)
-            until = -np.inf if at >= until else until
-    return kept

@@ -9,16 +9,37 @@ import re
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.errors import UsageError
 from stream.sources import check_source
 from stream.sources.address import parse_scheme
 from stream.wire import NAME_CHARACTERS, parse_camera_name
+
+
+def _require(holds: Callable[[Any], bool], wanted: str) -> AfterValidator:
+    """A pydantic validator of values for which `holds` is true."""
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(wanted)
+        return value
+
+    return AfterValidator(check)
+
+
+def _check_source(spec: str) -> str:
+    if parse_scheme(spec) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", spec):
+        raise ValueError("zmq://host:port of a publisher")
+    try:
+        check_source(spec)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return spec
+
 
 Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -27,6 +48,12 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Pause = Annotated[float, Field(ge=0, le=60)]
+CameraName = Annotated[str, _require(lambda name: parse_camera_name(name) == name, (
+    f"a printable name of up to {NAME_CHARACTERS} characters, without spaces around it"))]
+Crop = Annotated[tuple[Share, Share, Share, Share], _require(
+    lambda xywh: xywh[2] > 0 and xywh[3] > 0 and xywh[0] + xywh[2] <= 1 and xywh[1] + xywh[3] <= 1,
+    "x, y, width, height of a part of the picture, as shares: [0.25, 0.0, 0.5, 1.0]")]
+Recording = Annotated[Path, _require(Path.exists, "a recording that is there")]
 KeyPath = tuple[str | int, ...]
 LIMIT_SIGNS = {"exclusiveMinimum": "&gt;", "minimum": "&ge;", "maximum": "&le;"}  # of a JSON schema, for Markdown
 TABLE_BEGINS, TABLE_ENDS = "<!-- keys, by python -m stream.service.config -->\n", "<!-- end of keys -->"
@@ -65,15 +92,15 @@ class ReceiveConfig(_Table):
 class CameraConfig(_Table):
     """A camera that is opened by the service, or whose settings differ from the others'."""
 
-    name: str = Field(description="As the camera calls itself: up to 64 printable characters.")
-    source: str | None = Field(None, description=(
+    name: CameraName = Field(description="As the camera calls itself: up to 64 printable characters.")
+    source: Annotated[str, AfterValidator(_check_source)] | None = Field(None, description=(
         "Opened by the service, as by `gatestream run`: webcam number, rtsp://, zmq://host:port of a publisher, "
         "file. Without it, the camera connects to the service."))
     address: str | None = Field(None, description=(
         "IP address of a sender that sends no name, or the only one that may use this name."))
     colour: Literal["BGR", "RGB"] = Field("BGR", description=(
         "Channel order of raw pixels whose header does not say it."))
-    crop: tuple[Share, Share, Share, Share] | None = Field(None, description=(
+    crop: Crop | None = Field(None, description=(
         "The part of the picture to use: x, y, width, height as shares of it."))
     open_above: Share | None = Field(None, description=(
         "Probability above which an event opens, instead of the model's."))
@@ -82,33 +109,6 @@ class CameraConfig(_Table):
     staleness_ms: Staleness | None = Field(None, description="Instead of `receive.staleness_ms`.")
     lost_after_s: Seconds = Field(20.0, description=(
         "Without a frame for this long, the camera counts as gone and its events are closed."))
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if parse_camera_name(value) != value:
-            raise ValueError(f"a printable name of up to {NAME_CHARACTERS} characters, without spaces around it")
-        return value
-
-    @field_validator("source")
-    @classmethod
-    def _source(cls, value: str | None) -> str | None:
-        if value is not None and parse_scheme(value) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", value):
-            raise ValueError("zmq://host:port of a publisher")
-        if value is not None:
-            try:
-                check_source(value)
-            except UsageError as error:
-                raise ValueError(str(error)) from error
-        return value
-
-    @field_validator("crop")
-    @classmethod
-    def _crop(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if value is not None and not (value[2] > 0 and value[3] > 0 and value[0] + value[2] <= 1
-                                      and value[1] + value[3] <= 1):
-            raise ValueError("x, y, width, height of a part of the picture, as shares: [0.25, 0.0, 0.5, 1.0]")
-        return value
 
 
 class MqttConfig(_Table):
@@ -150,16 +150,9 @@ class ClipsConfig(_Table):
 class PromotionConfig(_Table):
     """What a new model has to do before it replaces the running one."""
 
-    recording: Path = Field(description=(
+    recording: Recording = Field(description=(
         "A recording that `gatestream run` takes, in which it has to find the events that the running model finds."))
     f1: Share = Field(0.9, description="Smallest F1 of that comparison.")
-
-    @field_validator("recording")
-    @classmethod
-    def _recording(cls, value: Path) -> Path:
-        if not value.exists():
-            raise ValueError("a recording that is there")
-        return value
 
 
 class HealthConfig(_Table):
@@ -203,9 +196,8 @@ class Config(_Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [camera.name for camera in self.camera]
-        for i, name in enumerate(names):
-            if name in names[:i]:
-                raise ValueError(f"two cameras called {name!r}")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"two cameras called {twice[0]!r}")
         if len(names) > self.receive.cameras:
             raise ValueError(f"{len(names)} cameras, where receive.cameras is {self.receive.cameras}")
         if self.clips is not None and self.results.log is None:
@@ -234,9 +226,8 @@ def parse_config(text: str, name: str = "configuration") -> Config:
                          "see toml.io for how to write it") from error
     except ValidationError as error:
         lines = _key_lines(text)
-        faults = [f"{name}:{_line(lines, fault['loc'])}: {_dotted(fault['loc'])}: {_reason(fault)}"
-                  for fault in error.errors()]
-        raise UsageError("; ".join(faults[:5]), "keys and values as stream/service/README.md lists them",
+        faults = [f"{name}:{_describe(fault, lines)}" for fault in error.errors()[:5]]
+        raise UsageError("; ".join(faults), "keys and values as stream/service/README.md lists them",
                          "correct the lines and run `gatestream serve --check` again") from error
 
 
@@ -255,24 +246,14 @@ def _key_lines(text: str) -> dict[KeyPath, int]:
     return lines
 
 
-def _line(lines: dict[KeyPath, int], key: KeyPath) -> int:
-    """The line of a key, or of the nearest table that holds it."""
-    while key not in lines:
-        key = key[:-1]
-    return lines[key]
-
-
-def _dotted(key: KeyPath) -> str:
-    return ".".join(f"{part}" if isinstance(part, str) else f"{part + 1}" for part in key) or "the file"
-
-
-def _reason(fault: Any) -> str:
-    if fault["type"] == "extra_forbidden":
-        return "no such key"
-    if fault["type"] == "missing":
-        return "missing"
-    text = fault["msg"].removeprefix("Value error, ")
-    return f"{text}, got {str(fault['input'])[:60]!r}" if fault["loc"] else text
+def _describe(fault: Any, lines: dict[KeyPath, int]) -> str:
+    """The line of the key at fault, or of the nearest table that holds it; the key; what is wrong with it."""
+    key: KeyPath = fault["loc"]
+    line = next(lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines)
+    dotted = ".".join(f"{part}" if isinstance(part, str) else f"{part + 1}" for part in key) or "the file"
+    got = f", got {str(fault['input'])[:60]!r}" if key else ""
+    reason = {"extra_forbidden": "no such key", "missing": "missing"}.get(fault["type"])
+    return f"{line}: {dotted}: {reason or fault['msg'].removeprefix('Value error, ') + got}"
 
 
 def key_table() -> str:

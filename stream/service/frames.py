@@ -32,9 +32,8 @@ class PendingFrame:
 
 
 class RecentFrames:
-    """The last seconds of all cameras, to warm up an engine and to show what came before an event.
-
-    Owned by the receiver thread; other threads may read `newest`. Beyond `most_bytes` the oldest frames go."""
+    """The last seconds of all cameras, to warm up an engine and to show what came before an event. Owned by the
+    receiver thread; other threads may read `newest`. Beyond `most_bytes` the oldest frames go."""
 
     def __init__(self, seconds: float, most_bytes: int = MOST_BYTES) -> None:
         self.seconds, self._most_bytes = seconds, most_bytes

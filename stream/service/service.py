@@ -14,9 +14,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,13 +26,13 @@ from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model, bundled
 from stream.service.config import Config
 from stream.service.egress.clips import ClipRecorder
-from stream.service.egress.health import HealthServer, Metrics
+from stream.service.egress.health import Metrics, serve_health
 from stream.service.egress.live_feed import LiveFeed
 from stream.service.egress.open_sinks import open_sinks
 from stream.service.egress.outbox import ResultSink
 from stream.service.frames import RecentFrames
 from stream.service.ingress.admission import CameraSession
-from stream.service.ingress.camera_supervisor import CameraSupervisor, FrameTimes
+from stream.service.ingress.camera_supervisor import CameraSupervisor
 from stream.service.ingress.receiver import Receiver, Records
 from stream.service.ingress.scheduler import CameraCounters
 from stream.service.ingress.security import SocketAuth, default_folder
@@ -51,15 +50,6 @@ DECISION_S = 2.0  # from the beginning of an action to its event, at most
 SPARE_S = 0.5
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """Another model that is being made ready, in a process of its own."""
-
-    model: Model
-    process: subprocess.Popen[bytes]
-    started_at: float
-
-
 class Service:
     """Serves the cameras of a configuration. Belongs to one thread; `state` may be called from any.
 
@@ -70,57 +60,48 @@ class Service:
     cannot start.
     """
 
-    def __init__(self, config: Config, steady: Callable[[], float] = time.monotonic,
-                 sinks: Sequence[ResultSink] = ()) -> None:
-        self.config, self._steady = config, steady
+    def __init__(self, config: Config, sinks: Sequence[ResultSink] = ()) -> None:
+        self.config = config
         loaded = engines.load(config.model)  # so that a wrong name is an error here, and at once
-        self._stack = ExitStack()
         self._worker: subprocess.Popen[bytes] | None = None
-        self._candidate: _Candidate | None = None
+        # Another model that is being made ready, in a process of its own, and since when.
+        self._candidate: tuple[Model, subprocess.Popen[bytes], float] | None = None
         self._live_pid = 0  # of the process that serves the cameras
         self._started_at, self._deaths, self.restarts = 0.0, 0, 0
         self._fault: BaseException | None = None
         self._auth: SocketAuth | None = None
-        self.health_address: str | None = None
-        try:
-            self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
+        self._clips: Mapping[str, int] = {}
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
             self._address = f"ipc://{self._folder}/worker"
             self._model = self._copy_of(loaded)
-            context = self._stack.enter_context(zmq.Context())
+            context = stack.enter_context(zmq.Context())
             recent = RecentFrames(self._recent_s(loaded))
-            self.receiver = Receiver(config, self._deliver, context, self._secure(context), recent=recent)
-            recorder: ClipRecorder | None = None
+            if config.receive.curve or config.receive.addresses:
+                self._auth = SocketAuth(context, config.receive.keys or default_folder(), config.receive.curve,
+                                        config.receive.addresses)
+                stack.callback(self._auth.close)
+            self.receiver = Receiver(config, lambda records: self.outbox.put(records), context,
+                                     self._auth.secure if self._auth else lambda socket: None, recent=recent)
+            metrics = Metrics(self.state)
+            sinks = [*sinks, metrics]
+            live_feed = LiveFeed(recent, self.receiver.limits) if config.health.serves_pictures else None
+            if live_feed is not None:
+                sinks.append(live_feed)
             if config.clips is not None:
                 recorder = ClipRecorder(config.clips, self.receiver.call_soon, recent, self.receiver.limits)
                 self.receiver.on_frame, self.receiver.on_poll = recorder.on_frame, recorder.flush
-            self._clips = recorder.counts if recorder is not None else {}
-            live_feed = (LiveFeed(lambda: self.receiver.recent, self.receiver.limits)
-                         if config.health.serves_pictures else None)
-            self.outbox = open_sinks(config.results, loaded.contract.name, context, self._stack, recorder,
-                                     [*sinks, *([] if live_feed is None else [live_feed])])
+                self._clips = recorder.counts
+                sinks.append(recorder)
+            self.outbox = open_sinks(config, loaded.contract.name, context, stack, sinks)
             internal_address = f"ipc://{self._folder}/cameras"
             self.addresses = self.receiver.open(self._address, internal_address)
             self._supervisor = CameraSupervisor(internal_address)
-            self._stack.callback(self._supervisor.close)
+            stack.callback(self._supervisor.close)
             self._supervisor.configure(config.camera)
-            self.metrics = Metrics(self.state)
-            if config.health.bind is not None:
-                server = HealthServer(config.health.bind, self.state, self.metrics, live_feed)
-                self._stack.callback(server.close)
-                self.health_address = server.address
+            self.health_address = stack.enter_context(serve_health(config.health.bind, metrics, live_feed))
             self._thread = threading.Thread(target=self._receive, name="receiver", daemon=True)
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def _secure(self, context: zmq.Context[zmq.Socket[bytes]]) -> Callable[[zmq.Socket[bytes]], None]:
-        """What secures sockets before they are bound."""
-        receive = self.config.receive
-        if not receive.curve and not receive.addresses:
-            return lambda socket: None
-        self._auth = SocketAuth(context, receive.keys or default_folder(), receive.curve, receive.addresses)
-        self._stack.callback(self._auth.close)
-        return self._auth.secure
+            self._stack = stack.pop_all()
 
     def _recent_s(self, model: Model) -> float:
         """How long frames are kept: for a worker that comes late, and for what came before an event."""
@@ -130,12 +111,9 @@ class Service:
 
     def __enter__(self) -> Self:
         self.outbox.start()
-        self._start_worker()
         self._thread.start()
+        self.supervise()  # starts the worker's process
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
         """Keeps the processes alive until `stop` is set, and takes the configurations that `changed` returns.
@@ -149,12 +127,9 @@ class Service:
     def reload(self, config: Config) -> None:
         """Takes another configuration: cameras, quotas, allowed keys, and the model once it is ready. Logs which keys
         are only taken at the next start."""
-        own = self.config
-        fixed = {key: getattr(own.receive, key) for key in ("bind", "pair", "sub", "curve", "keys", "addresses",
-                                                            "cameras")}
-        taken = config.model_copy(update={
-            "engine": own.engine, "models": own.models, "gate": own.gate, "results": own.results, "clips": own.clips,
-            "health": own.health, "model": own.model, "receive": config.receive.model_copy(update=fixed)})
+        fixed = self.config.receive.model_dump(include={"bind", "pair", "sub", "curve", "keys", "addresses", "cameras"})
+        taken = self.config.model_copy(update={
+            "camera": config.camera, "cluster": config.cluster, "receive": config.receive.model_copy(update=fixed)})
         rest = [key for key in Config.model_fields if key != "model" and getattr(config, key) != getattr(taken, key)]
         if rest:
             log.warning("changes under %s take effect at the next start", ", ".join(rest))
@@ -189,17 +164,16 @@ class Service:
                              "move it there, or start the service again")
         self._end_candidate()
         copy = self._copy_of(model)
-        self._candidate = _Candidate(copy, self._start_process(copy, self.receiver.worker.events), self._steady())
+        self._candidate = copy, self._start_process(copy, self.receiver.worker.events), time.monotonic()
         log.info("preparing model %s", name)
 
     def _check_candidate(self) -> None:
         """Lets a process with another model replace the one before it; logs one that failed."""
-        candidate = self._candidate
-        if candidate is None:
+        if self._candidate is None:
             return
-        if self.receiver.worker.pid == candidate.process.pid:
-            before, self._worker, self._model = self._worker, candidate.process, candidate.model
-            self._candidate = None
+        model, process, started_at = self._candidate
+        if self.receiver.worker.pid == process.pid:
+            before, self._worker, self._model, self._candidate = self._worker, process, model, None
             self.receiver.recent.seconds = self._recent_s(self._model)
             self._started_at = min(self._started_at, self.receiver.worker.last_at - SPARE_S)
             log.info("model %s is live", self._model.contract.name)
@@ -207,33 +181,34 @@ class Service:
                 before.kill()  # one that is still being built would take over in its turn
             if before is not None:
                 threading.Thread(target=wait_or_kill, args=(before, STOPS_WITHIN_S), daemon=True).start()
-        elif (code := candidate.process.poll()) is not None or self._steady() - candidate.started_at > BUILDS_FOR_S:
+        elif (code := process.poll()) is not None or time.monotonic() - started_at > BUILDS_FOR_S:
             self._end_candidate()
             log.error("the model is not changed: the new one's process %s",
                       "did not get ready" if code is None else f"ended with {code}")
 
     def _end_candidate(self) -> None:
-        candidate, self._candidate = self._candidate, None
-        if candidate is not None:
-            candidate.process.kill()
-            candidate.process.wait()
+        if self._candidate is not None:
+            _, process, _ = self._candidate
+            process.kill()
+            process.wait()
+            self._candidate = None
 
     def supervise(self) -> None:
         """Looks once at the processes and the receiver. Raises as `run` does."""
         if self._fault is not None:
             raise self._fault
         if self.receiver.worker.was_ready:  # a recording would be lost while an engine is built for the first time
-            self._supervisor.supervise({name: FrameTimes(session.last_at, session.changed_at)
-                                        for name, session in dict(self.receiver.sessions).items()})
+            self._supervisor.supervise(dict(self.receiver.sessions))
         self._check_candidate()
-        worker, now = self._worker, self._steady()
+        worker, now = self._worker, time.monotonic()
         self._live_pid = self.receiver.worker.pid
         if worker is None:
             if now >= self._started_at:
-                self._start_worker()
+                self._started_at, self._worker = now, self._start_process(self._model, None)
             return
         code = worker.poll()
-        if code is None and self._hangs(now):
+        patience_s = HANGS_AFTER_S if self._ready and len(self.receiver.scheduler) else BUILDS_FOR_S
+        if code is None and now - max(self._started_at, self.receiver.worker.last_at) > patience_s:
             log.error("the engine's process hangs: ending it")
             worker.kill()
             code = worker.wait()
@@ -253,14 +228,6 @@ class Service:
         """Whether the worker that was started last has sent anything."""
         return self.receiver.worker.last_at > self._started_at
 
-    def _hangs(self, now: float) -> bool:
-        patience_s = HANGS_AFTER_S if self._ready and len(self.receiver.scheduler) else BUILDS_FOR_S
-        return now - max(self._started_at, self.receiver.worker.last_at) > patience_s
-
-    def _start_worker(self) -> None:
-        self._started_at = self._steady()
-        self._worker = self._start_process(self._model, None)
-
     def _start_process(self, model: Model, expected: Records | None) -> subprocess.Popen[bytes]:
         """Starts a worker. expected: events that the model before it found in the recording for promotions."""
         promotion = self.config.gate
@@ -276,13 +243,9 @@ class Service:
             self._fault = error
             raise
 
-    def _deliver(self, records: Records) -> None:
-        self.metrics.observe(records)
-        self.outbox.put(records)
-
     def state(self) -> dict[str, Any]:
         """The service's state, as /health shows it."""
-        now = self._steady()
+        now = time.monotonic()
         log_path, clips = self.config.results.log, self.config.clips
         return {"healthy": self._worker is not None and self._ready and self._fault is None,
                 "model": self._model.contract.name,
@@ -306,14 +269,14 @@ class Service:
                 "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped),
                 "gaps": dict(session.gaps)}
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Answers what has come, closes open events, delivers everything, and ends: within two seconds."""
-        until = self._steady() + STOPS_WITHIN_S
+        until = time.monotonic() + STOPS_WITHIN_S
         self._supervisor.close()
         self._end_candidate()
         self.receiver.stop()
         if self._thread.is_alive():
-            self._thread.join(max(0.1, until - self._steady()))
+            self._thread.join(max(0.1, until - time.monotonic()))
         if self._worker is not None:
-            wait_or_kill(self._worker, max(0.1, until - self._steady()))
+            wait_or_kill(self._worker, max(0.1, until - time.monotonic()))
         self._stack.close()

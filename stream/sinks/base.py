@@ -22,17 +22,13 @@ class OutputClosed(SinkError):  # noqa: N818 - not a fault
 
 class Sink(ABC):
     """Writes results somewhere; used as a context manager, so that files are always finished.
-
-    Its constructor refuses a path that cannot be written. It belongs to one thread at a time.
-    """
+    Its constructor refuses a path that cannot be written. It belongs to one thread at a time."""
 
     @abstractmethod
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         """Takes one camera frame and the records it caused, often none.
-
         frame: None for records without an image (end of the stream, summary). Raises SinkError when the records cannot
-        be written, OutputClosed when nobody reads them any more.
-        """
+        be written, OutputClosed when nobody reads them any more."""
 
     @abstractmethod
     def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from xml.etree import ElementTree as Xml
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from engines.decoding.paths import printable
 from engines.errors import UsageError
@@ -25,11 +25,9 @@ ELAN_SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
 
 def write_table(found: Sequence[LoggedEvent], out: TextIO) -> None:
     """A table for people: times of live events are this machine's wall clock, of files seconds."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("camera", "head", "label"):
-        table.add_column(name, overflow="fold")
-    for name in ("start", "end", "length s", "score"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(*(Column(name, overflow="fold") for name in ("camera", "head", "label")),
+                  *(Column(name, justify="right", no_wrap=True) for name in ("start", "end", "length s", "score")),
+                  box=None, header_style="bold", pad_edge=False)
     for _, _, event in found:
         table.add_row(event.camera, event.head, event.label, _table_time(event.started_at, "%Y-%m-%d %H:%M:%S"),
                       _table_time(event.ended_at, "%H:%M:%S"), f"{event.ended_at - event.started_at:.2f}",

@@ -14,9 +14,7 @@ from stream.sinks.base import Sink, output_path, sink_errors, write_text
 
 class JsonLines(Sink):
     """Writes every record as a line of strict JSON; each line can be read as soon as it is written.
-
-    target: a file (replaced) or "-" for standard output.
-    """
+    target: a file (replaced) or "-" for standard output."""
 
     def __init__(self, target: str | Path) -> None:
         self._own = str(target) != "-"
@@ -40,8 +38,6 @@ class JsonLines(Sink):
 
     def close(self) -> None:
         out, self._out = self._out, None
-        if out is None or not self._own:
-            return
-        # Every line was flushed by write; what is left in the buffer is what write has already failed on.
-        with suppress(OSError):
-            out.close()
+        if out is not None and self._own:
+            with suppress(OSError):  # write flushed every line: what is left is what it has failed on already
+                out.close()

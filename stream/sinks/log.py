@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
@@ -72,29 +72,23 @@ class LoggedEvent(NamedTuple):
 
 class EventLog(Sink):
     """Logs closed events and gaps, each committed to disk before `write` returns.
-
     path: made if absent, else a new run is added. Raises SinkError for a file that is no event log, a database that
-    others lock for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable.
-    """
+    others lock for BUSY_TIMEOUT_S, or a full disk; what was logged before stays readable."""
 
     def __init__(self, path: str | Path, model: str, source: str) -> None:
         self.path = output_path(path)
         self._origin_known = False
-        with sink_errors("opening", self.path):
+        with sink_errors("opening", self.path), ExitStack() as failed:
             self._db: sqlite3.Connection | None = sqlite3.connect(
                 self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        try:
-            with sink_errors("opening", self.path):
-                _prepare(self._db, self.path)
-                cursor = self._db.execute("INSERT INTO runs (started, model, source) VALUES (?, ?, ?)",
-                                          (time.time(), model, source))
-                identity = _identity(self._db)
-        except SinkError:
-            self.close()
-            raise
-        assert cursor.lastrowid is not None
-        self.run, self.identity = cursor.lastrowid, identity
-        """Number of this run; of this file and no other: `identity`-`number` is an event's id."""
+            failed.callback(self.close)
+            _prepare(self._db, self.path)
+            cursor = self._db.execute("INSERT INTO runs (started, model, source) VALUES (?, ?, ?)",
+                                      (time.time(), model, source))
+            assert cursor.lastrowid is not None
+            self.run, self.identity = cursor.lastrowid, _identity(self._db)
+            """The run's number; of this file and no other: `identity`-`number` is an event's id."""
+            failed.pop_all()
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         if self._db is None:
@@ -111,10 +105,8 @@ class EventLog(Sink):
 
     def append(self, events: Sequence[Event], gaps: Sequence[Gap] = (), delivered: Sequence[int] = ()) -> list[int]:
         """Commits events that are still to be delivered, and gaps; returns the numbers of the events in this file.
-
-        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, and then nothing
-        is written.
-        """
+        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError; nothing is written
+        then."""
         assert self._db is not None
         with sink_errors("writing", self.path), self._db:  # commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")

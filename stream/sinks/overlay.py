@@ -15,7 +15,7 @@ from zlib import crc32
 import cv2
 import numpy as np
 
-from stream.frame import Event, Frame, Gap, Image, Prediction, Ranked, Record
+from stream.frame import Event, Frame, Gap, Image, Prediction, Record
 
 TOP = 3  # bars per head
 SMALLEST_HW = (60, 80)  # no text can be read on less
@@ -56,6 +56,10 @@ class OverlayState:
                 self.closed.append(record)
                 self.closed_count += 1
 
+    def colour(self, label: str) -> Colour:
+        """Red, green, blue: a label's own, grey for the background."""
+        return (150, 150, 150) if label == self.background else label_colour(label)
+
     def shown_time(self, captured_at: float) -> str:
         """Minutes and seconds since the first frame, such as 1:02.5."""
         tenths = max(0, round(10 * (captured_at - (self.origin or 0.0))))
@@ -72,9 +76,7 @@ def label_colour(label: str) -> Colour:
 
 def draw(image_bgr: Image, state: OverlayState) -> Image:
     """A copy of the image with the state drawn over it; everything scales with the image.
-
-    image_bgr: uint8 [H, W, 3], readable from 160x120 on; below SMALLEST_HW nothing is drawn.
-    """
+    image_bgr: uint8 [H, W, 3], readable from 160x120 on; below SMALLEST_HW nothing is drawn."""
     image = image_bgr.copy()
     height, width = image.shape[:2]
     if height < SMALLEST_HW[0] or width < SMALLEST_HW[1]:
@@ -104,8 +106,12 @@ class _Pen:
         if prediction is None:
             return
         room = int((self.footer_top - 3.2 * line) // line) if self.height >= 200 else TOP
-        rows = [row for name, scores in prediction.heads.items()
-                for row in self._head_rows(name if len(prediction.heads) > 1 else "", scores.window, scores.now)][:room]
+        rows: list[tuple[str, float | None, float]] = []  # label, window, now; of several heads, each's name before
+        for name, scores in prediction.heads.items():
+            now_of = dict(scores.now)
+            rows += [(name, None, 0.0)] if len(prediction.heads) > 1 else []
+            rows += [(label, score, now_of.get(label, 0.0)) for label, score in scores.window[:TOP]]
+        rows = rows[:room]
         strip = 0.7 * line if len(prediction.clips) > 1 and len(rows) < room + 1 and self.height >= 200 else 0
         x, y = self.margin, self.margin
         self._panel(x, y, self.panel_width, round(len(rows) * line + strip + 0.5 * line))
@@ -176,11 +182,6 @@ class _Pen:
                            _WHITE, 0.9)
             bottom = y - self.margin // 2
 
-    def _head_rows(self, name: str, window: Ranked, now: Ranked) -> list[tuple[str, float | None, float]]:
-        at_once = dict(now)
-        header: list[tuple[str, float | None, float]] = [(name, None, 0.0)] if name else []
-        return header + [(label, score, at_once.get(label, 0.0)) for label, score in window[:TOP]]
-
     def _bar(self, label: str, window: float, now: float, x: int, y: int, wide: int) -> None:
         line = self.line
         label_width, number_width = round(0.42 * wide), self._width("100%", 0.85)
@@ -232,4 +233,4 @@ class _Pen:
         return tall / 21, max(1, round(tall / 10))
 
     def _colour(self, label: str) -> Colour:
-        return (150, 150, 150) if label == self.state.background else label_colour(label)[::-1]
+        return self.state.colour(label)[::-1]

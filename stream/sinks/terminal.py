@@ -13,12 +13,12 @@ from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stream.frame import Event, Frame, Gap, Ranked, Record, Summary
 from stream.sinks.base import Sink, write_text
-from stream.sinks.overlay import OverlayState, label_colour
+from stream.sinks.overlay import OverlayState
 
 REDRAW_S = 0.1
 _EVENTS_WIDTH = 36
@@ -28,11 +28,8 @@ _BARS_ASCII = {(True, True): "#", (True, False): "=", (False, True): "-", (False
 
 class TerminalView(Sink):
     """Shows a stream to the person who started it; a frame costs microseconds unless it is time to redraw.
-
-    camera, engine: names for the headline, such as "sim://gestures" and "gesture, openvino f32";
-    background: the label that means "nothing"; console: where to (standard output); clock: seconds;
-    live: capture times are Unix time.
-    """
+    camera, engine: names for the headline, such as "sim://gestures" and "gesture, openvino f32"; background: the label
+    that means "nothing"; console: where to (standard output); clock: seconds; live: capture times are Unix time."""
 
     def __init__(self, camera: str, engine: str, background: str | None = None, console: Console | None = None,
                  clock: Callable[[], float] = time.monotonic, live: bool = False) -> None:
@@ -43,10 +40,8 @@ class TerminalView(Sink):
         self.state = OverlayState(background=background)
         self._clock, self._wall_times = clock, live
         self._live: Live | None = None
-        self._closed = False
-        self._drawn_at = -math.inf
+        self._closed, self._drawn_at, self._fps = False, -math.inf, 0.0
         self._frames = self._frames_drawn = 0
-        self._fps = 0.0
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         self.state.update(records, frame)
@@ -54,24 +49,22 @@ class TerminalView(Sink):
             self._frames += 1
         if self._closed:
             return
-        if not self.console.is_terminal:
-            for record in records:
-                self._line(record)
-        elif self._clock() - self._drawn_at >= REDRAW_S:
+        if self.console.is_terminal and self._clock() - self._drawn_at >= REDRAW_S:
             self._redraw()
         for record in records:
             if isinstance(record, Summary):
-                self.summary(record)
+                self._summary(record)
+            elif not self.console.is_terminal:
+                self._line(record)
 
-    def summary(self, summary: Summary) -> None:
+    def _summary(self, summary: Summary) -> None:
         """Ends the live picture and prints the totals of one camera."""
         self._stop()
-        totals = {"frames": str(summary.frames), "predictions": str(summary.predictions),
-                  "events": str(summary.events), "dropped": str(summary.dropped), "frames/s": f"{summary.fps:.1f}",
+        totals = {**{name: str(getattr(summary, name)) for name in ("frames", "predictions", "events", "dropped")},
+                  "frames/s": f"{summary.fps:.1f}",
                   **{f"{part} ms": f"{ms:.1f}" for part, ms in summary.latency_ms.items()}}
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for name in totals:
-            table.add_column(name, justify="right")
+        columns = (Column(name, justify="right") for name in totals)
+        table = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.add_row(*totals.values())
         self._print(Text(_printable(summary.camera), "bold", no_wrap=True, overflow="ellipsis"))
         self._print(table)
@@ -136,10 +129,9 @@ class TerminalView(Sink):
         return lines
 
     def _events(self, rows: int) -> RenderableType:
-        table = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column(width=_EVENTS_WIDTH - 23, no_wrap=True, overflow="ellipsis")
-        table.add_column(width=17, no_wrap=True, justify="right", style="dim")
-        table.add_column(width=4, no_wrap=True, justify="right")
+        table = Table.grid(Column(width=_EVENTS_WIDTH - 23, no_wrap=True, overflow="ellipsis"),
+                           Column(width=17, no_wrap=True, justify="right", style="dim"),
+                           Column(width=4, no_wrap=True, justify="right"), padding=(0, 1, 0, 0), pad_edge=False)
         table.add_row(Text(f"events {self.state.closed_count}", "bold"),
                       "start   length" if self._wall_times else "start - end", Text("prob", "dim"))
         for event in list(self.state.closed)[::-1][:rows - 1]:
@@ -172,8 +164,8 @@ class TerminalView(Sink):
             self._live = Live(console=self.console, auto_refresh=False, redirect_stdout=False, vertical_overflow="crop")
             self._live.start()
         else:
-            self._fps += 0.3 * ((self._frames - self._frames_drawn) / (now - self._drawn_at) - self._fps) \
-                if self._fps else (self._frames - self._frames_drawn) / (now - self._drawn_at)
+            fps = (self._frames - self._frames_drawn) / (now - self._drawn_at)
+            self._fps = self._fps + 0.3 * (fps - self._fps) if self._fps else fps
         self._drawn_at, self._frames_drawn = now, self._frames
         self._live.update(self.render(), refresh=True)
 
@@ -199,8 +191,7 @@ class TerminalView(Sink):
         write_text(self.console.file, text.get(), "the terminal")
 
     def _rgb(self, label: str) -> str:
-        red, green, blue = (150, 150, 150) if label == self.state.background else label_colour(label)
-        return f"rgb({red},{green},{blue})"
+        return "rgb({},{},{})".format(*self.state.colour(label))
 
 
 def _printable(text: str) -> str:

@@ -56,12 +56,9 @@ class AnnotatedVideo(Sink):
         self._state = OverlayState(background=background)
         self._video: OutputContainer | None = None
         self._stream: Any = None
-        self._size_hw = (0, 0)
+        self._size_hw, self._written, self._closed = (0, 0), 0, False
         self._shown: Image | None = None  # the image written last
-        self._written = 0
-        self._last_time = 0.0
-        self._position_s = 0.0  # of the newest frame in the video
-        self._closed = False
+        self._last_time = self._position_s = 0.0  # capture time of the newest frame, and where it is in the video
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         self._state.update(records, frame)
@@ -91,12 +88,8 @@ class AnnotatedVideo(Sink):
             with suppress(OSError):
                 self.part.unlink()
             return
-        try:
-            with _ffmpeg_errors("finishing", self.part):
-                self._video.mux(self._stream.encode())
-        finally:
-            with _ffmpeg_errors("finishing", self.part):
-                self._video.close()
+        with _ffmpeg_errors("finishing", self.part), self._video:
+            self._video.mux(self._stream.encode())
         with sink_errors("renaming", self.part):
             os.replace(self.part, self.path)
 
@@ -131,10 +124,8 @@ class AnnotatedVideo(Sink):
 
 def write_video(path: Path, images: Iterable[tuple[float, Image]], max_height: int | None = None) -> bool:
     """Writes H.264 in MP4, each picture at its own time (seconds, in order), in the size of the first.
-
     max_height: pixels, to which larger pictures are scaled. Returns whether there was any picture. Nothing is left of a
-    video that fails. Raises SinkError, and what `images` raises.
-    """
+    video that fails. Raises SinkError, and what `images` raises."""
     pictures = iter(images)
     first = next(pictures, None)
     if first is None:
@@ -183,9 +174,5 @@ def _fit(image: Image, size_hw: tuple[int, int]) -> Image:
     inner_hw = (min(size_hw[0], max(1, round(height * scale))), min(size_hw[1], max(1, round(width * scale))))
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     resized = cv2.resize(image, (inner_hw[1], inner_hw[0]), interpolation=kind)
-    if inner_hw == size_hw:
-        return np.asarray(resized, dtype=np.uint8)
-    top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
-    canvas = np.zeros((*size_hw, 3), dtype=np.uint8)
-    canvas[top:top + inner_hw[0], left:left + inner_hw[1]] = resized
-    return canvas
+    (top, bottom), (left, right) = ((rest // 2, rest - rest // 2) for rest in np.subtract(size_hw, inner_hw).tolist())
+    return np.asarray(cv2.copyMakeBorder(resized, top, bottom, left, right, cv2.BORDER_CONSTANT), np.uint8)

@@ -5,12 +5,9 @@
     FOLDER/idle/...             background: see BACKGROUNDS
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,8 +42,7 @@ class Playback(NamedTuple):
 PLAYBACKS = (Playback(), Playback(1.0, 1.2, 1.0), Playback(0.75, 0.6, 1.0), Playback(1.33, 0.3, 0.6))
 
 
-@dataclass(frozen=True)
-class SupportVideo:
+class SupportVideo(NamedTuple):
     """A video file or a folder of images, and the label of what it shows."""
 
     path: Path
@@ -55,10 +51,8 @@ class SupportVideo:
 
 def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> list[SupportVideo]:
     """The recordings of a folder with a folder for each label, and of folders of idle footage.
-
     Raises UsageError where there is no such folder, DatasetError for a folder without labels, a label without
-    recordings, and the same recording under two labels. A copy under its own label is left out.
-    """
+    recordings, and the same recording under two labels. A copy under its own label is left out."""
     for place in (folder, *idle):
         if not place.is_dir():
             raise UsageError(f"{place}: no such folder", "a folder of recordings", "check the path")

@@ -5,10 +5,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +29,7 @@ MIN_SCORE = (0.8, 0.7, 0.6, 0.5, 0.4)
 DURATION_SHARE = 0.5  # of the shortest action seen, that an event has to last at most
 
 
-@dataclass(frozen=True)
-class TeachResult:
+class TeachResult(NamedTuple):
     """What teaching gave."""
 
     contract: Contract
@@ -98,16 +96,13 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
     """The event rule with the best event F1 on the recordings left out.
 
     Of equal ones the model's own, then the strictest, as footage that nobody recorded may look like an action, too. A
-    rule under which more stored moments of background could open an event than before is used only if there is no
-    other.
+    rule under which more stored moments of background could open an event than before is used if there is no other.
     """
     if not any(one.clip.ended for one in held_out):
         return contract.events
     own, labels = contract.events, contract.heads[head]
-    shortest_s = min(one.clip.ended - one.clip.started for one in held_out
-                     if one.clip.ended) / contract.frame_rate
-    lasting = own.model_copy(update={
-        "min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
+    shortest_s = min(one.clip.ended - one.clip.started for one in held_out if one.clip.ended) / contract.frame_rate
+    lasting = own.model_copy(update={"min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
     rules = [lasting, *(lasting.model_copy(update={"open_above": above, "min_score": score, "close_below": round(
                             min(own.close_below, above - CLOSE_LOWER), 3)})
                         for above, score in product(OPEN_ABOVE, MIN_SCORE))]
@@ -159,9 +154,8 @@ def _check_counts(videos: Sequence[SupportVideo], used: set[str], folder: Path, 
         if label != background and not usable[label]:
             raise DatasetError(f"label {label!r}, of whose {asked[label]} recordings none can be read",
                                f"{MIN_RECORDINGS} or more", "record it again, or remove its folder")
-        if label != background and usable[label] == 1:
-            warnings.append(f"label {label!r} has one recording: it cannot be left out to be tested; "
-                            f"record {MIN_RECORDINGS} or more")
-        elif label != background and usable[label] < MIN_RECORDINGS:
-            warnings.append(f"label {label!r} has {usable[label]} recordings: record {MIN_RECORDINGS} or more")
+        if label != background and usable[label] < MIN_RECORDINGS:
+            few = f"{usable[label]} recordings:" if usable[label] > 1 else \
+                "one recording: it cannot be left out to be tested;"
+            warnings.append(f"label {label!r} has {few} record {MIN_RECORDINGS} or more")
     return warnings

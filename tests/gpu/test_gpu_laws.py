@@ -85,11 +85,11 @@ def test_a_reset_camera_is_a_new_one_and_others_stay(engine: CompiledPool, frame
 
 def test_state_stays_on_the_gpu_in_one_graph_with_a_scratch_slot(engine: CompiledPool, frames: np.ndarray) -> None:
     assert engine._graph is not None
-    assert all(leaf.is_cuda and len(leaf) == engine.slots + 1 for leaf in engine.state)
-    memory = [leaf.data_ptr() for leaf in engine.state]
+    assert all(leaf.is_cuda and len(leaf) == engine.slots + 1 for leaf in engine._pool)
+    memory = [leaf.data_ptr() for leaf in engine._pool]
     engine.step(frames[:1], [0])
-    assert [leaf.data_ptr() for leaf in engine.state] == memory
-    moved = [bool(row.any()) for row in engine.state[0]]
+    assert [leaf.data_ptr() for leaf in engine._pool] == memory
+    moved = [bool(row.any()) for row in engine._pool[0]]
     assert moved == [True, *[False] * (engine.slots - 1), True]  # the camera's, and what filled up the batch
 
 

@@ -3,8 +3,9 @@
     send (a process) ──JPEGs──► gatestream serve ──predictions──► measure
 """
 
-import heapq
+import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -14,10 +15,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +76,11 @@ class Load:
                 f"{self.slope_mb_per_minute:+.2f} MB a minute, {self.descriptors[0]} to {self.descriptors[1]} "
                 "open descriptors"]
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str = "gesture", engine: str = "auto",
             churn: bool = False) -> Load:
-    """Serves so many cameras of 640x480 for a time. churn: cameras come and go.
-
-    Raises UsageError off Linux, EngineError when the service does not start.
-    """
+    """Serves so many cameras of 640x480 for a time. churn: cameras come and go. Raises UsageError off Linux,
+    EngineError when the service does not start."""
     if not Path("/proc/self/statm").is_file():
         raise UsageError(f"a service under load on {sys.platform}", "Linux, which shows what processes use",
                          "leave --cameras out here")
@@ -132,7 +129,7 @@ class _Monitor:
     def start(self) -> None:
         """Counts from now on."""
         self._started_at, self._state = time.monotonic(), self._read_health()
-        self._latency, self._predictions = Percentiles(), defaultdict[str, int](int)
+        self._latency, self._predictions = Percentiles(), Counter[str]()
         self._held: dict[str, tuple[int, int]] = {}  # first and largest count of each camera
         self._missing = 0
         self._times: list[float] = []
@@ -168,15 +165,15 @@ class _Monitor:
     def report(self, cameras: int, rate: float) -> Load:
         seconds = time.monotonic() - self._started_at
         before, after = self._state["cameras"], self._read_health()["cameras"]
-        dropped: dict[str, int] = defaultdict(int)
+        dropped = Counter[str]()
         for camera, facts in after.items():
-            for cause, count in facts["dropped"].items():
-                dropped[cause] += count - before.get(camera, {}).get("dropped", {}).get(cause, 0)
+            dropped.update(facts["dropped"])
+            dropped.subtract(before.get(camera, {}).get("dropped", {}))
         counts = self._predictions.values()
         held = sum(largest - first for first, largest in self._held.values())
         return Load(cameras, rate, seconds, int(seconds * min(rate, self._rate)), min(counts), max(counts), held,
                     max(0, self._missing - held), self._latency.summary(),
-                    {cause: count for cause, count in dropped.items() if count}, 0, self._resident_mb[-1],
+                    dict(+dropped), 0, self._resident_mb[-1],
                     slope_mb_per_minute(self._times, self._resident_mb),
                     (self._descriptors, _descriptors(self._pid)), (_cpu_seconds(self._pid) - self._cpu_s) / seconds)
 
@@ -206,11 +203,8 @@ def _family(pid: int) -> list[int]:
 
 def _cpu_seconds(pid: int) -> float:
     """Processor time that a process and its children have used."""
-    ticks = 0
-    for one in _family(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    stats = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in _family(pid)]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def _descriptors(pid: int) -> int:
@@ -220,39 +214,6 @@ def _descriptors(pid: int) -> int:
 
 # ---- the senders' process ----
 
-class _Camera:
-    """A sender that waits for its answer before it sends again."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, name: str, phase: int) -> None:
-        self.name, self.late = name, 0  # late: pictures not sent, because an answer had not come yet
-        self._context, self._address, self._next, self._waits = context, address, phase, False
-        self.leaves_at = self.returns_at = 0.0
-        self.socket: zmq.Socket[bytes] | None = None
-
-    def send(self, jpegs: Sequence[bytes]) -> None:
-        if self.socket is None:
-            self.socket = self._context.socket(zmq.REQ)
-            self.socket.linger = 0
-            self.socket.connect(self._address)
-        if self._waits and not self.socket.poll(0):
-            self.late += 1
-            return
-        if self._waits:
-            self.socket.recv()
-        self.socket.send_multipart([encode_header(self.name, captured_at=time.time()), jpegs[self._next % len(jpegs)]])
-        self._next, self._waits = self._next + 1, True
-
-    def leave(self) -> None:
-        """Ends its stream, and says so if it may send."""
-        if self.socket is not None:
-            if not self._waits or self.socket.poll(1000):
-                if self._waits:
-                    self.socket.recv()
-                self.socket.send_multipart([encode_header(self.name, end=True), b""])
-            self.socket.close(linger=100)
-            self.socket, self._waits = None, False
-
-
 def render_jpegs() -> list[bytes]:
     """JPEGs of a few seconds of a rendered room at 15 frames/s, forward, then backward."""
     room = Simulation(3, SIZE_HW, 15.0, idle_s=(0.5, 1.0))
@@ -261,38 +222,45 @@ def render_jpegs() -> list[bytes]:
     return forward + forward[::-1]
 
 
-def send(address: str, cameras: int, rate: float, churn: bool, seed: int = 0) -> None:
-    """Sends `rate` pictures a second from each camera until SIGINT; then prints how many were late.
+async def send(address: str, cameras: int, rate: float, churn: bool) -> None:
+    """Sends `rate` pictures a second from each camera until SIGTERM; then prints how many were late. churn: cameras
+    leave and come back."""
+    jpegs, rng, late, started_at = render_jpegs(), random.Random(0), Counter[int](), time.monotonic()
 
-    churn: cameras leave and come back."""
-    jpegs, rng = render_jpegs(), random.Random(seed)
+    async def play(k: int) -> None:
+        """A camera that waits for its answer before it sends again."""
+        name, at, pictures = f"camera {k}", started_at + k / (rate * cameras), islice(cycle(jpegs), 7 * k, None)
+        while True:
+            socket = context.socket(zmq.REQ)
+            socket.connect(address)
+            leaves_at, waits = at + rng.uniform(*STAYS_S) if churn else math.inf, False
+            while at < leaves_at:
+                await asyncio.sleep(at - time.monotonic())
+                if waits and not socket.poll(0):
+                    late[k] += 1
+                else:
+                    if waits:
+                        socket.recv()
+                    socket.send_multipart([encode_header(name, captured_at=time.time()), next(pictures)])
+                    waits = True
+                at = max(at + 1 / rate, time.monotonic() - 1 / rate)
+            if socket.poll(1000):
+                socket.recv()
+                socket.send_multipart([encode_header(name, end=True), b""])
+            socket.close(linger=100)
+            at += rng.uniform(*AWAY_S)
+
+    own_task = asyncio.current_task()
+    assert own_task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own_task.cancel)
     with zmq.Context() as context:
-        senders = [_Camera(context, address, f"camera {k}", 7 * k) for k in range(cameras)]
-        started_at = time.monotonic()
-        due = [(started_at + k / (rate * cameras), k) for k in range(cameras)]
-        heapq.heapify(due)
-        for sender in senders:
-            sender.leaves_at = started_at + rng.uniform(*STAYS_S) if churn else float("inf")
         try:
-            while True:
-                at, k = due[0]
-                time.sleep(max(0.0, at - time.monotonic()))
-                sender, now = senders[k], time.monotonic()
-                if now > sender.leaves_at:
-                    sender.leave()
-                    sender.returns_at = now + rng.uniform(*AWAY_S)
-                    sender.leaves_at = sender.returns_at + rng.uniform(*STAYS_S)
-                elif now >= sender.returns_at:
-                    sender.send(jpegs)
-                heapq.heapreplace(due, (max(at + 1 / rate, now - 1 / rate), k))
-        except KeyboardInterrupt:
-            print(sum(sender.late for sender in senders), flush=True)
+            await asyncio.gather(*map(play, range(cameras)))
+        except asyncio.CancelledError:
+            print(late.total(), flush=True)
         finally:
-            for sender in senders:
-                if sender.socket is not None:
-                    sender.socket.close(linger=0)
+            context.destroy(linger=0)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    send(**json.load(sys.stdin))
+    asyncio.run(send(**json.load(sys.stdin)))

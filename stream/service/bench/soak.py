@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,19 +15,10 @@ from stream.sources import open_source
 WARM_UP = 0.2  # share of the run in which memory may still grow
 
 
-@dataclass(frozen=True)
-class Soak:
-    """What was measured."""
+def soak(model: str, minutes: float, engine: str) -> str:
+    """Runs `minutes` of simulated stream; samples memory once a stream second; says what was measured.
 
-    minutes: float  # of stream time
-    resident_mb: float  # at the end
-    largest_mb: float
-    slope_mb_per_minute: float  # for each minute of stream time
-    predictions: int
-
-
-def soak(model: str, minutes: float, engine: str = "auto") -> Soak:
-    """Runs `minutes` of simulated stream; samples memory once a stream second. Raises UsageError off Linux."""
+    Raises UsageError off Linux."""
     if not resident_bytes(os.getpid()):
         raise UsageError(f"a memory watch on {sys.platform}", "Linux", "leave --soak out here")
     times: list[float] = []
@@ -44,7 +34,8 @@ def soak(model: str, minutes: float, engine: str = "auto") -> Soak:
             if item.captured_at >= len(times):
                 times.append(item.captured_at)
                 resident.append(resident_bytes(os.getpid()) / 2**20)
-    return Soak(times[-1] / 60, resident[-1], max(resident), slope_mb_per_minute(times, resident), predictions)
+    return (f"{times[-1] / 60:.1f} minutes of stream, {predictions} predictions: {resident[-1]:.0f} MB resident "
+            f"(largest {max(resident):.0f}), growing {slope_mb_per_minute(times, resident):+.3f} MB a minute")
 
 
 def slope_mb_per_minute(times_s: Sequence[float], resident_mb: Sequence[float]) -> float:

@@ -25,9 +25,8 @@ from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.cluster.node import Node
 from stream.service.cluster.placement import Placement
 from stream.service.config import Config
-from stream.service.egress.health import HealthServer, Metrics
+from stream.service.egress.health import Metrics, serve_health
 from stream.service.egress.open_sinks import open_sinks
-from stream.service.egress.outbox import JsonRecord
 
 log = logging.getLogger("gatestream.service")
 
@@ -62,23 +61,17 @@ class Cluster:
         _check_supported(config)
         self.config = config
         self._model = engines.load(config.model).contract.name
-        self._stack, self._placement = ExitStack(), Placement()
+        self._placement = Placement()
         self._workers: dict[str, _Worker] = {}
         self._started, self._lost, self._served = 0, 0, False
-        self.health_address: str | None = None
-        try:
-            self._ray = self._stack.enter_context(connect_ray(config.cluster.address))
-            context = self._stack.enter_context(zmq.Context())
-            self.outbox = open_sinks(config.results, self._model, context, self._stack)
-            self.metrics = Metrics(self.state)
-            if config.health.bind is not None:
-                server = HealthServer(config.health.bind, self.state, self.metrics)
-                self._stack.callback(server.close)
-                self.health_address = server.address
+        with ExitStack() as stack:
+            self._ray = stack.enter_context(connect_ray(config.cluster.address))
+            context = stack.enter_context(zmq.Context())
+            metrics = Metrics(self.state)
+            self.outbox = open_sinks(config, self._model, context, stack, [metrics])
+            self.health_address = stack.enter_context(serve_health(config.health.bind, metrics))
             self._start_workers()
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
 
     def _start_workers(self) -> None:
         ray, settings = self._ray, self.config.cluster
@@ -101,12 +94,8 @@ class Cluster:
         self.outbox.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
         """Collects results until `stop` is set, replaces workers that die, takes what configurations `changed` returns.
-
         Raises EngineError when no worker ever serves."""
         while not stop.is_set():
             if (config := changed()) is not None:
@@ -123,11 +112,11 @@ class Cluster:
         self.config = config.model_copy(update={"cluster": self.config.cluster, "results": self.config.results,
                                                 "health": self.config.health})
         self._place_cameras()
-        self._configure(set(self._workers))
         log.info("the configuration was read again: %d cameras in it", len(config.camera))
 
     def _place_cameras(self) -> None:
-        self._configure(self._placement.configure({camera.name: 1.0 for camera in self.config.camera}))
+        self._placement.configure([camera.name for camera in self.config.camera])
+        self._configure(set(self._workers))
 
     def collect(self, wait_s: float) -> None:
         """Takes the results that come within a time."""
@@ -145,14 +134,10 @@ class Cluster:
                 records, worker.state = answer
                 self._served = self._served or bool(worker.state and worker.state["healthy"])
                 worker.received += len(records)
-                self._deliver(records)
+                self.outbox.put(records)
             else:
                 self._on_joined(name, worker, *answer)
             worker.call = worker.actor.collect.remote(worker.received)
-
-    def _deliver(self, records: list[JsonRecord]) -> None:
-        self.metrics.observe(records)
-        self.outbox.put(records)
 
     def _start_worker(self) -> None:
         """Asks for one more worker, which joins when there is room for it."""
@@ -186,7 +171,7 @@ class Cluster:
                               "see its messages above, and `gatestream doctor` on its machine") from error
         cameras, changed = self._placement.lose(name) if worker.joined else ([], set())
         at = time.time()
-        self._deliver([Gap(camera, at, 0.0, ENGINE_RESTARTED).as_json() for camera in cameras])
+        self.outbox.put([Gap(camera, at, 0.0, ENGINE_RESTARTED).as_json() for camera in cameras])
         self._configure(changed)
         self._start_worker()
 
@@ -216,14 +201,14 @@ class Cluster:
                 "memory_bytes": sum(state["memory_bytes"] for state in states.values()),
                 "workers": {name: self._placement.cameras(name) for name in states}}
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends all workers, and delivers what they still had."""
         last = {worker.actor.stop.remote(worker.received): name for name, worker in self._workers.items()
                 if worker.joined}
         ready, _ = self._ray.wait(list(last), num_returns=len(last), timeout=STOPS_WITHIN_S) if last else ([], [])
         for call in ready:
             try:
-                self._deliver(self._ray.get(call))
+                self.outbox.put(self._ray.get(call))
             except Exception as error:  # it died in the meantime
                 log.warning("%s is lost (%s)", last[call], type(error).__name__)
         for worker in self._workers.values():

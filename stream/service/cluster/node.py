@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from engines.errors import EngineError
 from stream.notices import log_to_stderr
 from stream.service.config import Config, HealthConfig, ResultsConfig
 from stream.service.egress.outbox import PREDICTIONS, JsonRecord, ResultSink
@@ -40,10 +39,6 @@ class ResultBuffer(ResultSink):
             self._changed.wait_for(lambda: bool(self._records), wait_s)
             return list(self._records)
 
-    def close(self, within_s: float) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
 
 class Node:
     """A Ray actor that runs a service. Its methods may be called from several threads; `start` comes first."""
@@ -62,16 +57,8 @@ class Node:
 
     def start(self, config: str, cores: Sequence[int] = ()) -> None:
         """Serves the cameras of a configuration (JSON). cores: those to run on, all if empty."""
-        try:
-            if cores and hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, cores)
-            self._service = Service(_worker_config(config), sinks=[self._buffer])
-            self._thread = threading.Thread(target=self._run, args=(self._service,), name="service", daemon=True)
-            self._thread.start()
-        except BaseException as error:
-            self._fault = error
-        finally:
-            self._started.set()
+        self._thread = threading.Thread(target=self._run, args=(config, cores), name="service", daemon=True)
+        self._thread.start()
 
     def configure(self, config: str) -> None:
         """Takes another configuration (JSON)."""
@@ -81,8 +68,9 @@ class Node:
         """Results from number `received` on, and the state of the service. Raises what the service died of."""
         self._started.wait()
         records = self._buffer.collect(received)
-        if self._fault is not None or self._service is None:
-            raise self._fault or EngineError("a worker without a service", "one", "start it")
+        if self._fault is not None:
+            raise self._fault
+        assert self._service is not None
         return records, self._service.state()
 
     def stop(self, received: int) -> list[JsonRecord]:
@@ -92,12 +80,17 @@ class Node:
             self._thread.join()
         return self._buffer.collect(received, 0.0)
 
-    def _run(self, service: Service) -> None:
+    def _run(self, config: str, cores: Sequence[int]) -> None:
         try:
-            with log_to_stderr(), service:
-                service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
+            if cores and hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
+            with log_to_stderr(), Service(_worker_config(config), sinks=[self._buffer]) as self._service:
+                self._started.set()
+                self._service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
         except BaseException as error:
             self._fault = error
+        finally:
+            self._started.set()
 
 
 def _worker_config(config: str) -> Config:

@@ -1,52 +1,46 @@
 """Which worker of a cluster has which camera."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from itertools import chain
 
 
 class Placement:
-    """Assigns cameras to workers: new ones go where the load is least, and stay, with their state, until that worker is
-    lost. A camera's load is its weight. Belongs to the head's thread."""
+    """Assigns cameras to workers: new ones go to the worker that has fewest, and stay, with their state, until it is
+    lost. Belongs to the head's thread."""
 
     def __init__(self) -> None:
-        self._weights: dict[str, float] = {}
-        self._workers_of: dict[str, str] = {}  # camera -> worker
-        self._workers: list[str] = []
+        self.unassigned: list[str] = []
+        """Cameras that no worker has: there is none."""
+        self._cameras: dict[str, list[str]] = {}  # of each worker
 
     def cameras(self, worker: str) -> list[str]:
         """Those of a worker, in the order in which they came."""
-        return [camera for camera, own in self._workers_of.items() if own == worker]
+        return list(self._cameras.get(worker, ()))
 
-    @property
-    def unassigned(self) -> list[str]:
-        """Cameras that no worker has: there is none."""
-        return [camera for camera in self._weights if camera not in self._workers_of]
-
-    def configure(self, weights: Mapping[str, float]) -> set[str]:
-        """Takes all cameras with their loads; returns the workers whose cameras have changed."""
-        changed = {self._workers_of.pop(camera) for camera in list(self._workers_of) if camera not in weights}
-        self._weights = dict(weights)
+    def configure(self, cameras: Sequence[str]) -> set[str]:
+        """Takes all cameras; returns the workers whose cameras have changed."""
+        changed = {worker for worker, own in self._cameras.items() if not set(own) <= set(cameras)}
+        for worker in changed:
+            self._cameras[worker] = [camera for camera in self._cameras[worker] if camera in cameras]
+        assigned = set(chain(*self._cameras.values()))
+        self.unassigned = [camera for camera in cameras if camera not in assigned]
         return changed | self._assign()
 
     def join(self, worker: str) -> set[str]:
         """Adds a worker, which takes unassigned cameras; returns the workers whose cameras have changed."""
-        self._workers.append(worker)
+        self._cameras[worker] = []
         return self._assign()
 
     def lose(self, worker: str) -> tuple[list[str], set[str]]:
         """Removes a worker; returns the cameras it had, and the workers that have them now."""
-        lost = self.cameras(worker)
-        self._workers.remove(worker)
-        for camera in lost:
-            del self._workers_of[camera]
+        lost = self._cameras.pop(worker)
+        self.unassigned += lost
         return lost, self._assign()
-
-    def load(self, worker: str) -> float:
-        """The weights of a worker's cameras."""
-        return sum(self._weights[camera] for camera in self.cameras(worker))
 
     def _assign(self) -> set[str]:
         changed = set()
-        for camera in sorted(self.unassigned if self._workers else [], key=lambda camera: -self._weights[camera]):
-            self._workers_of[camera] = min(self._workers, key=self.load)
-            changed.add(self._workers_of[camera])
+        while self._cameras and self.unassigned:
+            worker = min(self._cameras, key=lambda name: len(self._cameras[name]))
+            self._cameras[worker].append(self.unassigned.pop(0))
+            changed.add(worker)
         return changed

@@ -66,10 +66,6 @@ class ClipRecorder(ResultSink):
         self._thread = threading.Thread(target=self._write_all, name="clips", daemon=True)
         self._thread.start()
 
-    def name_of(self, event: JsonRecord) -> str:
-        """File name of the video of an event with an id."""
-        return clip_name(event["id"], event["camera"], event["label"])
-
     def write(self, records: Sequence[JsonRecord]) -> None:
         for record in records:
             if record["type"] == "event":
@@ -97,7 +93,8 @@ class ClipRecorder(ResultSink):
         if event["open"]:
             self._open[key] = clip
             return
-        clip.name, clip.ends_at = self.name_of(event), event["ended_at"] + self._settings.after_s
+        clip.name = clip_name(event["id"], event["camera"], event["label"])
+        clip.ends_at = event["ended_at"] + self._settings.after_s
         clip.due = self._steady() + self._settings.after_s + LATE_S
         self._closed.append(clip)
 

@@ -10,25 +10,24 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager, suppress
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import MetricsHandler
 from prometheus_client.registry import Collector
 
 from engines.errors import SourceError
 from stream.service.config import LOOPBACK
 from stream.service.egress.live_feed import LiveFeed
-from stream.service.egress.outbox import JsonRecord
+from stream.service.egress.outbox import JsonRecord, ResultSink
 
 STOPS_WITHIN_S = 0.1
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 CAMERA = re.compile(r"/cameras/([^/]+?)(\.jpg|/live)")
-State = Callable[[], dict[str, Any]]
 
 COUNTERS = {"received": "Messages received", "taken": "Messages that the engine took",
             "passed": "Messages between two ticks of the model's clock", "bytes": "Bytes of payload",
@@ -43,18 +42,17 @@ SERVICE = {"waiting": "Messages that wait for the engine", "engine_restarts": "E
            "memory_bytes": "Resident memory of the service and its engine's process"}
 
 
-class Metrics(Collector):
-    """The service's state as Prometheus metrics, read when asked, and histograms of latency, filled by `observe`."""
+class Metrics(Collector, ResultSink):
+    """The service's state as Prometheus metrics, read when asked, and histograms of the latency of results."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: Callable[[], dict[str, Any]]) -> None:
+        self.state = state
         self.registry = CollectorRegistry()
         self._latency = Histogram("gatestream_latency_seconds", "From a message's arrival to its prediction, by part",
                                   ["part"], buckets=LATENCY_S, registry=self.registry)
         self.registry.register(self)
 
-    def observe(self, records: Sequence[JsonRecord]) -> None:
-        """Counts the latency of the predictions among records."""
+    def write(self, records: Sequence[JsonRecord]) -> None:
         for record in records:
             if record["type"] == "prediction":
                 for part, ms in record["latency_ms"].items():
@@ -62,7 +60,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus asks for."""
-        state = self._state()
+        state = self.state()
         for kind, table in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for key, text in table.items():
                 metric = kind(f"gatestream_camera_{key}", text, labels=["camera"])
@@ -80,48 +78,47 @@ class Metrics(Collector):
             for cause, count in state[key].items():
                 metric.add_metric([cause], count)
             yield metric
-        engine = InfoMetricFamily("gatestream_engine", "What runs", labels=[])
-        engine.add_metric([], {"model": state["model"], "engine": state["engine"]})
-        yield engine
+        yield InfoMetricFamily("gatestream_engine", "What runs", {"model": state["model"], "engine": state["engine"]})
         for key, text in SERVICE.items():
             yield GaugeMetricFamily(f"gatestream_{key}", text, state[key])
 
 
-class HealthServer:
-    """Serves the pages in threads of its own. Raises SourceError for an address that is taken.
+@contextmanager
+def serve_health(bind: str | None, metrics: Metrics, live_feed: LiveFeed | None = None) -> Iterator[str | None]:
+    """Serves the pages at an address, if there is one, in threads of its own; gives the address with its port.
 
-    live_feed: of cameras, where they may be looked at."""
+    live_feed: of cameras, where they may be looked at. Raises SourceError for an address that is taken."""
+    if bind is None:
+        yield None
+        return
+    host, _, port = bind.rpartition(":")
+    host = host.strip("[]")
+    handler = type("Handler", (_Handler,), {"registry": metrics.registry, "metrics": metrics, "live_feed": live_feed,
+                                            "loopback": host in LOOPBACK})
+    try:
+        server = ThreadingHTTPServer((host, int(port)), handler)
+    except (OSError, OverflowError) as error:
+        raise SourceError(f"health at {bind} ({error})", "an address of this machine that is free",
+                          "stop what uses it, or choose another one") from error
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(STOPS_WITHIN_S,), name="health", daemon=True).start()
+    try:
+        yield "{}:{}".format(*server.server_address[:2])
+    finally:
+        server.shutdown()
+        server.server_close()
 
-    def __init__(self, bind: str, state: State, metrics: Metrics, live_feed: LiveFeed | None = None) -> None:
-        host, _, port = bind.rpartition(":")
-        handler = type("Handler", (_Handler,), {"state": staticmethod(state), "metrics": metrics,
-                                                "live_feed": live_feed, "loopback": host.strip("[]") in LOOPBACK})
-        try:
-            self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
-        except (OSError, OverflowError) as error:
-            raise SourceError(f"health at {bind} ({error})", "an address of this machine that is free",
-                              "stop what uses it, or choose another one") from error
-        self._server.daemon_threads = True
-        self.address = "{}:{}".format(*self._server.server_address[:2])
-        threading.Thread(target=self._server.serve_forever, args=(STOPS_WITHIN_S,), name="health", daemon=True).start()
 
-    def close(self) -> None:
-        """Stops serving."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    state: State
+class _Handler(MetricsHandler):
     metrics: Metrics
     live_feed: LiveFeed | None
     loopback: bool  # only this machine can ask
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
-            self._send(200, CONTENT_TYPE_LATEST, generate_latest(self.metrics.registry))
+            super().do_GET()
         elif self.path == "/health":
-            state = self.state()
+            state = self.metrics.state()
             self._send(200 if state["healthy"] else 503, "application/json", json.dumps(state).encode())
         else:
             self._send_camera()
@@ -152,6 +149,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")  # a picture is what some sender says is one
         self.end_headers()
         self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Logs nothing: these pages are asked for every few seconds."""

@@ -1,7 +1,8 @@
 """Looking at one camera: its newest picture, and its records as they come."""
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import cv2
 
@@ -17,13 +18,13 @@ QUALITY = 80
 class LiveFeed(ResultSink):
     """Serves the pictures and records of the cameras in `recent`. Methods may be called from any thread."""
 
-    def __init__(self, recent: Callable[[], RecentFrames], limits: Limits) -> None:
+    def __init__(self, recent: RecentFrames, limits: Limits) -> None:
         self._recent, self._limits = recent, limits
         self._queues: dict[queue.Queue[list[JsonRecord] | None], str] = {}
 
     def picture(self, camera: str) -> bytes | None:
         """The newest picture as a JPEG; None where there is none that can be shown."""
-        frame = self._recent().newest.get(camera)
+        frame = self._recent.newest.get(camera)
         if frame is None:
             return None
         if frame.message.encoding == "jpeg":
@@ -32,16 +33,14 @@ class LiveFeed(ResultSink):
         return None if image is None else bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
     def follow(self, camera: str) -> Iterator[list[JsonRecord]]:
-        """Records of a camera from now on, in order; an empty list every PERIOD_S in which none come. Ends with the
-        service."""
+        """A camera's records from now on; an empty list every PERIOD_S in which none come. Ends with the service."""
         waiting: queue.Queue[list[JsonRecord] | None] = queue.Queue(WAITING)
         self._queues[waiting] = camera
         try:
             while True:
-                try:
+                records: list[JsonRecord] | None = []
+                with suppress(queue.Empty):
                     records = waiting.get(timeout=PERIOD_S)
-                except queue.Empty:
-                    records = []
                 if records is None:
                     return
                 yield records

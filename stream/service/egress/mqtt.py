@@ -26,9 +26,7 @@ QUEUED = ("event", "gap")  # types that are sent until the broker has them
 
 class MqttSink(ResultSink):
     """Publishes results to a broker, with paho-mqtt's thread. While the broker is away, events and gaps wait and
-    predictions are dropped.
-
-    Raises UsageError without paho-mqtt, or for a password file that cannot be read."""
+    predictions are dropped. Raises UsageError without paho-mqtt, or for a password file that cannot be read."""
 
     def __init__(self, settings: MqttConfig) -> None:
         with imports_of("mqtt", "paho-mqtt", "results over MQTT"):
@@ -53,8 +51,7 @@ class MqttSink(ResultSink):
         for record in records:
             camera, kind = _level(record["camera"]), record["type"]
             if kind in QUEUED or self._client.is_connected():
-                self._publish(f"{camera}/{kind}", json.dumps(record, separators=(",", ":")),
-                              int(kind in QUEUED))
+                self._publish(f"{camera}/{kind}", json.dumps(record, separators=(",", ":")), int(kind in QUEUED))
             if kind == "prediction":
                 for head in record["heads"]:
                     self._announce(camera, record["camera"], head)

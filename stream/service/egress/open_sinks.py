@@ -5,21 +5,18 @@ from contextlib import ExitStack
 
 import zmq
 
-from stream.service.config import ResultsConfig
-from stream.service.egress.clips import ClipRecorder
+from stream.service.config import Config
 from stream.service.egress.mqtt import MqttSink
 from stream.service.egress.outbox import JsonLinesFile, Outbox, Publisher, ResultSink, Webhook
 from stream.sinks.log import EventLog
 
 
-def open_sinks(results: ResultsConfig, model: str, context: zmq.Context[zmq.Socket[bytes]], stack: ExitStack,
-               recorder: ClipRecorder | None = None, others: Sequence[ResultSink] = ()) -> Outbox:
-    """The outbox, not yet started, which `stack` closes; recorder: names and makes videos of events.
-
-    Raises UsageError, SinkError.
-    """
+def open_sinks(config: Config, model: str, context: zmq.Context[zmq.Socket[bytes]], stack: ExitStack,
+               others: Sequence[ResultSink] = ()) -> Outbox:
+    """The outbox, not yet started, which `stack` closes; others: sinks before those of the configuration. Raises
+    UsageError, SinkError."""
+    results, sinks = config.results, [*others]
     event_log = stack.enter_context(EventLog(results.log, model, "service")) if results.log is not None else None
-    sinks = [*others, *([] if recorder is None else [recorder])]
     if results.publish:
         sinks.append(Publisher(context.socket(zmq.PUB), results.publish))
     if results.mqtt is not None:
@@ -28,6 +25,6 @@ def open_sinks(results: ResultsConfig, model: str, context: zmq.Context[zmq.Sock
         sinks.append(JsonLinesFile(results.jsonl))
     if results.webhook is not None:
         sinks.append(Webhook(results.webhook))
-    outbox = Outbox(event_log, sinks, None if recorder is None else recorder.name_of)
+    outbox = Outbox(event_log, sinks, names_clips=config.clips is not None)
     stack.callback(outbox.close)
     return outbox

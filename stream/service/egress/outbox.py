@@ -7,12 +7,14 @@ While the log cannot be written, events and gaps wait, and cameras go on. Predic
 
 import json
 import logging
+import queue
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import zmq
 from engines.errors import GatestreamError, SinkError
 from stream.frame import Event, Gap
 from stream.sinks.base import output_path, sink_errors
-from stream.sinks.log import EventLog
+from stream.sinks.log import EventLog, clip_name
 
 log = logging.getLogger("gatestream.service")
 
@@ -35,24 +37,20 @@ JsonRecord = dict[str, Any]
 
 
 class ResultSink(ABC):
-    """Takes the service's results. Never raises for what a network does: it counts, and goes on.
-
-    `write` comes from one thread at a time; `close` once, after the last `write`."""
+    """Takes the service's results. Never raises for what a network does: it counts, and goes on. `write` comes from one
+    thread at a time; `close` once, after the last `write`."""
 
     @abstractmethod
     def write(self, records: Sequence[JsonRecord]) -> None:
         """Passes on JSON objects as `--json` has them; closed events have an `id` if there is a log."""
 
-    @abstractmethod
-    def close(self, within_s: float) -> None:
+    def close(self, within_s: float) -> None:  # noqa: B027 - some have nothing to end
         """Sends what can be sent in that time, and ends."""
 
 
 class Publisher(ResultSink):
-    """A ZeroMQ publisher of two parts, the topic `<camera>/<type>` and the JSON object.
-
-    Subscribe to "cell-3/" for all of one camera, to "cell-3/event" for its events. Raises SinkError for an address that
-    is taken."""
+    """A ZeroMQ publisher of two parts, the topic `<camera>/<type>` and the JSON object: subscribe to "cell-3/" for all
+    of one camera, to "cell-3/event" for its events. Raises SinkError for an address that is taken."""
 
     def __init__(self, socket: zmq.Socket[bytes], addresses: Sequence[str]) -> None:
         self._socket = socket
@@ -97,48 +95,38 @@ class JsonLinesFile(ResultSink):
 
 
 class Webhook(ResultSink):
-    """An HTTP address to which every closed event is posted as JSON, repeatedly until it is accepted.
-
-    It may get an event twice; the event's `id` tells."""
+    """An HTTP address to which every closed event is posted as JSON, repeatedly until it is accepted. It may get an
+    event twice; the event's `id` tells."""
 
     def __init__(self, url: str) -> None:
         self._url, self._client = url, httpx.Client(timeout=WEBHOOK_TIMEOUT_S)
-        self._waiting: deque[JsonRecord] = deque(maxlen=WEBHOOK_EVENTS)
-        self._changed, self._closed = threading.Condition(), False
+        self._waiting: queue.SimpleQueue[JsonRecord | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
 
     def write(self, records: Sequence[JsonRecord]) -> None:
-        with self._changed:
-            self._waiting.extend(record for record in records if _is_closed_event(record))
-            self._changed.notify()
+        for event in filter(_is_closed_event, records):
+            if self._waiting.qsize() >= WEBHOOK_EVENTS:
+                with suppress(queue.Empty):
+                    self._waiting.get_nowait()
+            self._waiting.put(event)
 
     def _run(self) -> None:
-        tries = 0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if self._closed and (not self._waiting or tries):
-                    return
-                event = self._waiting[0]
-            try:
-                self._client.post(self._url, json=event).raise_for_status()
-            except httpx.HTTPError as error:
-                if not tries:
-                    log.warning("the webhook does not accept events (%s): trying again", type(error).__name__)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed, RETRY_S[min(tries, len(RETRY_S) - 1)])
-                tries += 1
-                continue
-            tries = 0
-            with self._changed, suppress(IndexError):
-                if self._waiting[0] is event:
-                    self._waiting.popleft()
+        while (event := self._waiting.get()) is not None:
+            for tries in count():
+                try:
+                    self._client.post(self._url, json=event).raise_for_status()
+                    break
+                except httpx.HTTPError as error:
+                    if not tries:
+                        log.warning("the webhook does not accept events (%s): trying again", type(error).__name__)
+                    if self._closed.wait(RETRY_S[min(tries, len(RETRY_S) - 1)]):
+                        return
 
     def close(self, within_s: float) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._closed.set()
+        self._waiting.put(None)
         self._thread.join(within_s)
         self._client.close()
 
@@ -152,10 +140,9 @@ class Outbox:
         outbox.close()
     """
 
-    def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink],
-                 clip_of: Callable[[JsonRecord], str] | None = None) -> None:
-        """clip_of: names the video of an event with an id."""
-        self._log, self._sinks, self._clip_of = event_log, sinks, clip_of
+    def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink], names_clips: bool = False) -> None:
+        """names_clips: closed events come with the file name of their video."""
+        self._log, self._sinks, self._names_clips = event_log, sinks, names_clips
         self._records: deque[JsonRecord] = deque()
         self._delivered: list[int] = []  # events that the log does not know to be delivered
         self._changed, self._closed = threading.Condition(), False
@@ -172,8 +159,6 @@ class Outbox:
 
     def put(self, records: Sequence[JsonRecord]) -> None:
         """Adds records, as JSON objects."""
-        if not records:
-            return
         with self._changed:
             if len(self._records) >= PREDICTIONS:
                 others = [record for record in self._records if record["type"] != "prediction"]
@@ -219,16 +204,13 @@ class Outbox:
 
     def _log_records(self, records: list[JsonRecord]) -> list[JsonRecord]:
         """The records, once closed events and gaps are in the log. Raises SinkError."""
-        closed = [i for i, record in enumerate(records) if _is_closed_event(record)]
+        closed = [Event.from_json(record) for record in records if _is_closed_event(record)]
         gaps = [Gap.from_json(record) for record in records if record["type"] == "gap"]
         if self._log is None or not (closed or gaps):
             return records
-        numbers = self._log.append([Event.from_json(records[i]) for i in closed], gaps, self._delivered)
-        self._delivered = numbers  # once the sinks have them; the next commit says so
-        named = list(records)
-        for i, number in zip(closed, numbers, strict=True):
-            named[i] = self._with_id(records[i], number)
-        return named
+        self._delivered = self._log.append(closed, gaps, self._delivered)  # to be marked by the next commit
+        numbers = iter(self._delivered)
+        return [self._with_id(record, next(numbers)) if _is_closed_event(record) else record for record in records]
 
     def _write(self, records: Sequence[JsonRecord]) -> None:
         for record in records:
@@ -243,7 +225,8 @@ class Outbox:
     def _with_id(self, event: JsonRecord, number: int) -> JsonRecord:
         assert self._log is not None
         named = {**event, "id": f"{self._log.identity}-{number}"}
-        return named if self._clip_of is None else {**named, "clip": self._clip_of(named)}
+        clip = clip_name(named["id"], event["camera"], event["label"])
+        return {**named, "clip": clip} if self._names_clips else named
 
 
 def _is_closed_event(record: JsonRecord) -> bool:

@@ -36,12 +36,12 @@ class CameraSession:
         return self.present and now - self.changed_at > FROZEN_AFTER_S
 
 
-class Refused(Exception):  # noqa: N818 - not a fault of ours
-    """A message that is not admitted. cause: what it is counted as; error: what its sender is answered."""
+class Refused(FrameError):  # noqa: N818 - not a fault of ours
+    """A message that is not admitted. cause: what it is counted as."""
 
-    def __init__(self, cause: str, error: FrameError) -> None:
-        self.cause, self.error = cause, error
-        super().__init__(cause)
+    def __init__(self, cause: str, got: str, wanted: str) -> None:
+        self.cause = cause
+        super().__init__(got, wanted, "ask whoever runs the service")
 
 
 class Admission:
@@ -70,14 +70,21 @@ class Admission:
     def admit(self, message: Message, own_name: str | None, peer: str, now: float) -> CameraSession:
         """The session of the camera that a message is of, which is then open in the scheduler. Raises Refused.
 
-        own_name: the camera's, where the service connected to it or opened it; peer: the sender's IP address, or "".
-        """
-        name = own_name or message.name or self._configured_at(peer) or f"{message.protocol}@{peer or 'local'}"
-        session = self._known(name)
+        own_name: the camera's, where the service connected to it or opened it; peer: the sender's IP address, or ""."""
+        at_peer = next((camera.name for camera in self._config.camera if peer and camera.address == peer), None)
+        name = own_name or message.name or at_peer or f"{message.protocol}@{peer or 'local'}"
+        session = self.sessions.get(name)
+        if session is None or not session.configured:
+            if not self._config.receive.unknown:
+                raise Refused("unknown camera", f"a camera called {name!r}", "one of the configuration")
+            most = self._config.receive.cameras
+            if session is None and len(self.sessions) >= most and not self._remove_absent():
+                raise Refused("too many cameras", f"one camera more than {most}", "fewer, or another limit")
+        session = self.session(name)
         if own_name is None and session.config.source is not None:
-            raise _refused("not its source", f"camera {name!r} by itself", "the source it is configured with")
+            raise Refused("not its source", f"camera {name!r} by itself", "the source it is configured with")
         if session.config.address is not None and peer and session.config.address != peer:
-            raise _refused("wrong address", f"camera {name!r} at {peer}", f"it at {session.config.address}")
+            raise Refused("wrong address", f"camera {name!r} at {peer}", f"it at {session.config.address}")
         self._scheduler.open(name)
         self._charge(session, len(message.payload), now)
         session.protocol, session.peer = message.protocol, peer
@@ -90,28 +97,14 @@ class Admission:
         config = next((camera for camera in self._config.camera if camera.name == name), None)
         return CameraSession(name, config or CameraConfig.model_construct(name=name), config is not None)
 
-    def _configured_at(self, peer: str) -> str | None:
-        return next((camera.name for camera in self._config.camera if peer and camera.address == peer), None)
-
-    def _known(self, name: str) -> CameraSession:
-        session = self.sessions.get(name)
-        if session is None or not session.configured:
-            if not self._config.receive.unknown:
-                raise _refused("unknown camera", f"a camera called {name!r}", "one of the configuration")
-            most = self._config.receive.cameras
-            if session is None and len(self.sessions) >= most and not self._remove_absent():
-                raise _refused("too many cameras", f"one camera more than {most}", "fewer, or another limit")
-        return self.session(name)
-
     def _remove_absent(self) -> bool:
         """Whether there was an absent camera, not of the configuration, that could be forgotten."""
         absent = [session for session in self.sessions.values() if not session.configured and not session.present]
-        if not absent:
-            return False
-        oldest = min(absent, key=lambda session: session.last_at)
-        del self.sessions[oldest.name]
-        self._scheduler.close(oldest.name)
-        return True
+        if absent:
+            oldest = min(absent, key=lambda session: session.last_at)
+            del self.sessions[oldest.name]
+            self._scheduler.close(oldest.name)
+        return bool(absent)
 
     def _charge(self, session: CameraSession, size: int, now: float) -> None:
         """Takes a message from the camera's quotas, which fill within a second."""
@@ -123,11 +116,7 @@ class Admission:
         session.last_at = now
         if session.frames < 1 or session.bytes < size:
             self._scheduler.count_refused(session.name, "quota")
-            raise _refused("quota", f"camera {session.name!r} faster than its quota",
-                           f"{frames:g} frames/s and {receive.max_mb_per_s:g} MB/s at most")
+            raise Refused("quota", f"camera {session.name!r} faster than its quota",
+                          f"{frames:g} frames/s and {receive.max_mb_per_s:g} MB/s at most")
         session.frames -= 1
         session.bytes -= size
-
-
-def _refused(cause: str, got: str, wanted: str) -> Refused:
-    return Refused(cause, FrameError(got, wanted, "ask whoever runs the service"))

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from stream.service.config import CameraConfig
+from stream.service.ingress.admission import CameraSession
 from stream.service.worker.processes import start_process, wait_or_kill
 from stream.sources.address import parse_scheme
 
@@ -19,13 +19,6 @@ SILENT_AFTER_S = 20.0  # then a camera is reopened
 BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next try, times a random 0.5 to 1; the last is repeated
 LASTING_S = 30.0  # a process that lived this long starts the row anew
 ENDS_WITHIN_S = 1.0
-
-
-class FrameTimes(NamedTuple):
-    """Steady seconds: when a camera's last frame came, and since when its picture has not changed."""
-
-    last_at: float
-    unchanged_since: float
 
 
 Start = Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
@@ -51,7 +44,7 @@ class CameraSupervisor:
 
         supervisor = CameraSupervisor("ipc://...")
         supervisor.configure(config.camera)
-        supervisor.supervise(frame_times)     # ten times a second or so
+        supervisor.supervise(sessions)     # ten times a second or so
     """
 
     def __init__(self, address: str, steady: Callable[[], float] = time.monotonic,
@@ -70,7 +63,7 @@ class CameraSupervisor:
         for name, source in sources.items():
             self._cameras.setdefault(name, _CameraProcess(source))
 
-    def supervise(self, frame_times: Mapping[str, FrameTimes]) -> None:
+    def supervise(self, sessions: Mapping[str, CameraSession]) -> None:
         """Starts what is due; ends processes without frames, or whose picture does not change."""
         now = self._steady()
         for name, camera in self._cameras.items():
@@ -80,7 +73,7 @@ class CameraSupervisor:
                     camera.started_at = now
                 continue
             code = camera.process.poll()
-            reason = self._stall_reason(camera, frame_times.get(name), now)
+            reason = self._stall_reason(camera, sessions.get(name), now)
             if code is None and reason is not None:
                 log.warning("camera %s: %s: opening it again", name, reason)
                 camera.process.kill()
@@ -93,18 +86,17 @@ class CameraSupervisor:
         self._terminate(self._cameras.values())
         self._cameras.clear()
 
-    def _stall_reason(self, camera: _CameraProcess, times: FrameTimes | None, now: float) -> str | None:
-        last_at = max(camera.started_at, times.last_at if times else 0.0)
+    def _stall_reason(self, camera: _CameraProcess, session: CameraSession | None, now: float) -> str | None:
+        last_at = max(camera.started_at, session.last_at if session else 0.0)
         if now - last_at > SILENT_AFTER_S:
             return f"no picture for {SILENT_AFTER_S:g} s"
         live = camera.source.isdecimal() or parse_scheme(camera.source) in ("rtsp", "rtsps", "http", "https")
-        if live and times and now - max(camera.started_at, times.unchanged_since) > SILENT_AFTER_S:
+        if live and session and now - max(camera.started_at, session.changed_at) > SILENT_AFTER_S:
             return f"the same picture for {SILENT_AFTER_S:g} s"
         return None
 
     def _on_exit(self, name: str, camera: _CameraProcess, code: int, now: float) -> None:
-        camera.process = None
-        camera.finished = code == 0
+        camera.process, camera.finished = None, code == 0
         if camera.finished:
             log.info("camera %s: end of its recording", name)
             return

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
 import zmq
 
@@ -21,15 +20,13 @@ AT_ONCE = 64  # messages taken from one socket before the others have their turn
 CONNECTIONS = 4096  # of one socket, whose cameras are remembered
 SILENT_AFTER_S, LONGEST_SILENCE_S = 20.0, 320.0  # after which a publisher is connected anew, doubled each time
 Socket = zmq.Socket[bytes]
-Kind = Literal["router", "pair", "sub"]
-KINDS: dict[Kind, int] = {"router": zmq.ROUTER, "pair": zmq.PAIR, "sub": zmq.SUB}
 
 
 @dataclass(eq=False, slots=True)
 class Endpoint:
     """A socket of cameras."""
 
-    kind: Kind
+    kind: int  # zmq.ROUTER, zmq.PAIR or zmq.SUB
     socket: Socket
     camera: CameraConfig | None = None  # of the publisher that it connects to
     internal: bool = False  # for our own processes, which say which cameras they are
@@ -45,32 +42,20 @@ class Endpoint:
             self.senders.popitem(last=False)
 
 
-class IncomingMessage(NamedTuple):
-    """A message as it came."""
-
-    envelope: list[bytes]  # has to come before its answer
-    parts: list[bytes]
-    peer: str  # IP address of the sender, "" where there is none
-
-
 class SocketSet:
     """All endpoints, and the poller of their sockets. Owned by the receiver thread.
 
-    secure: secures a socket before it is bound; most_bytes: of a message's part; chance: 0 to 1, so that many
-    cameras are not connected at once.
-    """
+    secure: secures a socket before it is bound; most_bytes: of a message's part."""
 
-    def __init__(self, context: zmq.Context[Socket], secure: Callable[[Socket], None], most_bytes: int,
-                 steady: Callable[[], float] = time.monotonic, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, context: zmq.Context[Socket], secure: Callable[[Socket], None], most_bytes: int) -> None:
         self._context, self._secure, self._most_bytes = context, secure, most_bytes
-        self._steady, self._chance = steady, chance
         self._endpoints: dict[Socket, Endpoint] = {}
         self.poller = zmq.Poller()
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(list(self._endpoints.values()))
 
-    def listen(self, kind: Kind, address: str, internal: bool = False) -> str:
+    def listen(self, kind: int, address: str, internal: bool = False) -> str:
         """Binds a socket; returns its address, with its port. Raises SourceError."""
         socket = self._new_socket(kind)
         socket.ipv6 = "[" in address  # else senders' addresses would come as IPv6 ones
@@ -84,20 +69,21 @@ class SocketSet:
         """Connects to the publisher that is a camera's source, if its source is one. Raises SourceError."""
         if camera.source is None or needs_process(camera):
             return
-        socket = self._new_socket("sub")
+        socket = self._new_socket(zmq.SUB)
         try:
             socket.connect(_publisher(camera))
         except zmq.ZMQError as error:
             socket.close(linger=0)
             raise SourceError(f"camera {camera.name}: {camera.source} ({error.strerror})", "zmq://host:port",
                               "correct its source") from error
-        self._add(Endpoint("sub", socket, camera, connected_at=self._steady()))
+        self._add(Endpoint(zmq.SUB, socket, camera, connected_at=time.monotonic()))
 
     def reconnect_if_silent(self, endpoint: Endpoint, last_at: float) -> None:
         """Connects anew to a publisher whose last frame came long ago (steady seconds): ZeroMQ does so by itself only
         where it sees that a connection is lost."""
-        now = self._steady()
-        silence_s = min(SILENT_AFTER_S * 2**endpoint.tries, LONGEST_SILENCE_S) * (1 + 0.5 * self._chance())
+        now = time.monotonic()
+        # By chance a little more, so that many cameras are not connected at once.
+        silence_s = min(SILENT_AFTER_S * 2**endpoint.tries, LONGEST_SILENCE_S) * random.uniform(1.0, 1.5)
         if endpoint.camera is None or now - max(last_at, endpoint.connected_at) <= silence_s:
             return
         endpoint.connected_at, endpoint.tries = now, endpoint.tries + 1
@@ -114,8 +100,9 @@ class SocketSet:
                 del self._endpoints[endpoint.socket]
                 endpoint.socket.close(linger=0)
 
-    def receive(self, endpoint: Endpoint) -> Iterator[IncomingMessage]:
-        """The messages that have come, AT_ONCE at most."""
+    def receive(self, endpoint: Endpoint) -> Iterator[tuple[list[bytes], list[bytes], str]]:
+        """The messages that have come, AT_ONCE at most: what has to come before the answer, the parts, and the sender's
+        IP address, "" where there is none."""
         for _ in range(AT_ONCE):
             try:
                 frames = endpoint.socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -123,23 +110,26 @@ class SocketSet:
                 return
             parts = [frame.bytes for frame in frames]
             envelope: list[bytes] = []
-            if endpoint.kind == "router":
+            if endpoint.kind == zmq.ROUTER:
                 cut = next((i for i, part in enumerate(parts) if i and not part), 0)  # parts[0] is its identity
                 envelope, parts = parts[:cut + 1], parts[cut + 1:]
-            yield IncomingMessage(envelope, parts, "" if endpoint.internal else _peer(frames[-1]))
+            peer = ""
+            with suppress(zmq.ZMQError):  # a socket file has none
+                peer = "" if endpoint.internal else str(frames[-1].get("Peer-Address"))
+            yield envelope, parts, peer
 
     def close(self, linger_ms: int) -> None:
         """Closes all sockets; answers may still go out for `linger_ms`."""
         for endpoint in self:
             endpoint.socket.close(linger=linger_ms)
 
-    def _new_socket(self, kind: Kind) -> Socket:
-        socket = self._context.socket(KINDS[kind])
+    def _new_socket(self, kind: int) -> Socket:
+        socket = self._context.socket(kind)
         socket.linger = 0
         socket.rcvhwm = 4  # newest wins: what waits in a socket is old
         socket.maxmsgsize = self._most_bytes + 1  # the sender of more is disconnected before it is stored
         socket.tcp_keepalive = 1
-        if kind == "sub":
+        if kind == zmq.SUB:
             socket.subscribe(b"")
         return socket
 
@@ -164,10 +154,3 @@ def bind(socket: Socket, address: str) -> None:
 
 def _publisher(camera: CameraConfig) -> str:
     return f"tcp://{(camera.source or '').removeprefix('zmq://')}"
-
-
-def _peer(frame: zmq.Frame) -> str:
-    try:
-        return str(frame.get("Peer-Address"))
-    except zmq.ZMQError:  # a socket file has none
-        return ""

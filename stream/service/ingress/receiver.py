@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -23,7 +24,7 @@ from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.config import Config
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Refused
-from stream.service.ingress.endpoints import Endpoint, IncomingMessage, Kind, SocketSet, bind, connection_of
+from stream.service.ingress.endpoints import Endpoint, SocketSet, bind, connection_of
 from stream.service.ingress.scheduler import FrameScheduler
 from stream.service.ingress.worker_socket import BATCH, WorkerSocket
 from stream.service.worker import protocol
@@ -34,16 +35,6 @@ log = logging.getLogger("gatestream.service")
 POLL_S = 0.05  # the longest wait, after which timeouts are checked
 STOPS_WITHIN_S = 0.8  # in which a worker that stops may close its events
 Records = list[dict[str, Any]]
-
-
-@dataclass(slots=True)
-class _DelayedAnswer:
-    """An answer that waits until the engine takes its frame, or until `due` (steady seconds)."""
-
-    due: float
-    endpoint: Endpoint
-    envelope: list[bytes]
-    message: Message
 
 
 @dataclass
@@ -58,8 +49,6 @@ class Receiver:
     deliver: Callable[[Records], None]  # takes the worker's records, and our own gaps
     context: zmq.Context[zmq.Socket[bytes]]
     secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None  # see `SocketSet`
-    wall: Callable[[], float] = time.time
-    steady: Callable[[], float] = time.monotonic
     recent: RecentFrames = field(default_factory=lambda: RecentFrames(2.0))  # a new worker is warmed up with them
     on_frame: Callable[[PendingFrame], None] = lambda frame: None  # is given every frame that is admitted
     on_poll: Callable[[], None] = lambda: None  # is called every POLL_S or sooner
@@ -70,12 +59,13 @@ class Receiver:
     def __post_init__(self) -> None:
         self.admission = Admission(self.config, self.scheduler)
         self.sessions = self.admission.sessions
-        self._delayed: dict[str, _DelayedAnswer] = {}
+        # Answers that wait until the engine takes their camera's frame, or until a time (steady seconds).
+        self._delayed: dict[str, tuple[float, Callable[[], None]]] = {}
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping_at: float | None = None
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
-        self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes, self.steady)
-        self.worker = WorkerSocket(self.context, self.steady)
+        self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes)
+        self.worker = WorkerSocket(self.context)
         self.sockets.poller.register(self.worker.socket, zmq.POLLIN)
 
     # ---- what others may call ----
@@ -94,11 +84,11 @@ class Receiver:
         internal_address: where our own processes send cameras' frames, for which no key is needed."""
         try:
             if internal_address is not None:
-                self.sockets.listen("router", internal_address, internal=True)
+                self.sockets.listen(zmq.ROUTER, internal_address, internal=True)
             bind(self.worker.socket, worker_address)
             receive = self.config.receive
-            kinds: dict[Kind, tuple[str, ...]] = {"router": receive.bind, "pair": receive.pair, "sub": receive.sub}
-            bound = [self.sockets.listen(kind, address) for kind, addresses in kinds.items() for address in addresses]
+            kinds = (zmq.ROUTER, receive.bind), (zmq.PAIR, receive.pair), (zmq.SUB, receive.sub)
+            bound = [self.sockets.listen(kind, address) for kind, addresses in kinds for address in addresses]
             for camera in self.config.camera:
                 self.admission.session(camera.name)
                 self.sockets.connect(camera)
@@ -113,7 +103,7 @@ class Receiver:
         """Receives until `stop`. Then what has come is answered, the worker's last records are delivered, and the
         sockets are closed."""
         try:
-            while self._stopping_at is None or (self.worker.live and self.steady() < self._stopping_at):
+            while self._stopping_at is None or (self.worker.live and time.monotonic() < self._stopping_at):
                 self._poll_once(POLL_S)
             self._poll_once(0.0)  # whoever has sent gets an answer, or would wait for ever
         finally:
@@ -141,7 +131,7 @@ class Receiver:
         for camera in list(self._delayed):
             self._answer_delayed(camera)
         self.worker.send(protocol.encode(protocol.STOP, {}))
-        self._stopping_at = self.steady() + STOPS_WITHIN_S
+        self._stopping_at = time.monotonic() + STOPS_WITHIN_S
 
     def _close(self, linger_ms: int) -> None:
         self.sockets.close(linger_ms)
@@ -153,28 +143,22 @@ class Receiver:
             self._receive_from_worker()
         for endpoint in self.sockets:
             if endpoint.socket in ready:
-                for incoming in self.sockets.receive(endpoint):
-                    self._handle(endpoint, incoming)
+                for envelope, parts, peer in self.sockets.receive(endpoint):
+                    self._handle(endpoint, envelope, parts, peer)
         while not self._calls.empty():
             self._calls.get()()
-        now = self.steady()
+        now = time.monotonic()
         self._check_timeouts(now)
         self._dispatch(now)
         self.on_poll()
 
     # ---- cameras ----
 
-    def _handle(self, endpoint: Endpoint, incoming: IncomingMessage) -> None:
+    def _handle(self, endpoint: Endpoint, envelope: list[bytes], parts: list[bytes], peer: str) -> None:
         message: Message | None = None
-        now, camera, error = self.steady(), None, None
-        envelope, parts, peer = incoming
+        now, camera, error = time.monotonic(), None, None
         try:
-            try:
-                message = parse(parts, self.limits)
-            except FrameError as fault:
-                if parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:  # NetGear needs a JSON answer
-                    message = Message("netgear", None, b"")
-                raise Refused("malformed", fault) from fault
+            message = parse(parts, self.limits)
             if message.end:
                 # NetGear's senders do not say which camera they are.
                 name = message.name or endpoint.senders.pop(connection_of(envelope), None)
@@ -183,38 +167,38 @@ class Receiver:
             elif not message.is_text:
                 camera = self._admit(message, endpoint, peer, now)
                 endpoint.remember_sender(envelope, camera)
-                at = self.wall() if message.captured_at is None else message.captured_at
+                at = time.time() if message.captured_at is None else message.captured_at
                 frame = self.scheduler.put(camera, message, at, now)
                 self.recent.add(frame)
                 self.on_frame(frame)
                 pace_s = self.config.receive.pace_ms / 1000
-                if pace_s and endpoint.kind == "router" and self.scheduler.pending(camera) is frame:
+                if pace_s and endpoint.kind == zmq.ROUTER and self.scheduler.pending(camera) is frame:
                     self._answer_delayed(camera)
-                    self._delayed[camera] = _DelayedAnswer(now + pace_s, endpoint, envelope, message)
+                    self._delayed[camera] = now + pace_s, partial(self._answer, endpoint, envelope, message, camera)
                     return
-        except Refused as refusal:
-            self.refused[refusal.cause] += 1
-            error = str(refusal.error)
-        self._answer(endpoint, envelope, encode_reply(message, self._prediction_for(message, camera), error))
+        except FrameError as fault:
+            self.refused[fault.cause if isinstance(fault, Refused) else "malformed"] += 1
+            error = str(fault)
+            if message is None and parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:
+                message = Message("netgear", None, b"")  # which needs a JSON answer
+        self._answer(endpoint, envelope, message, camera, error)
 
-    def _prediction_for(self, message: Message | None, camera: str | None) -> dict[str, Any] | None:
-        """The camera's latest prediction, if there is one and its sender may expect it in an answer."""
-        expected = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
-        return self.latest.get(camera) if expected and camera is not None else None
-
-    def _answer(self, endpoint: Endpoint, envelope: list[bytes], answer: bytes) -> None:
-        if endpoint.kind == "sub":
+    def _answer(self, endpoint: Endpoint, envelope: list[bytes], message: Message | None, camera: str | None,
+                error: str | None = None) -> None:
+        """Answers with the camera's latest prediction, if there is one and its sender may expect it, or the error."""
+        if endpoint.kind == zmq.SUB:
             return
+        expected = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
+        prediction = self.latest.get(camera) if expected and camera is not None else None
         try:
-            endpoint.socket.send_multipart([*envelope, answer], zmq.NOBLOCK)
+            endpoint.socket.send_multipart([*envelope, encode_reply(message, prediction, error)], zmq.NOBLOCK)
         except zmq.ZMQError:  # the sender has gone
             self.refused["gone before its answer"] += 1
 
     def _answer_delayed(self, camera: str) -> None:
-        delayed = self._delayed.pop(camera, None)
-        if delayed is not None:
-            reply = encode_reply(delayed.message, self._prediction_for(delayed.message, camera))
-            self._answer(delayed.endpoint, delayed.envelope, reply)
+        if camera in self._delayed:
+            _, answer = self._delayed.pop(camera)
+            answer()
 
     def _admit(self, message: Message, endpoint: Endpoint, peer: str, now: float) -> str:
         """The camera that a message is of; reports one that joins or is back. Raises Refused."""
@@ -225,15 +209,15 @@ class Receiver:
             log.info("camera %s has joined (%s, %s)", session.name, message.protocol, peer or "local")
             if session.left_at is not None:
                 session.reconnects += 1
-                self._deliver([Gap(session.name, self.wall(), now - session.left_at, "reconnected").as_json()])
+                self._deliver([Gap(session.name, time.time(), now - session.left_at, "reconnected").as_json()])
         return session.name
 
     def _check_timeouts(self, now: float) -> None:
         for session in self.sessions.values():
             if session.present and now - session.last_at > session.config.lost_after_s:
                 self._remove(session.name, f"no frames for {session.config.lost_after_s:g} s")
-        for camera, delayed in list(self._delayed.items()):
-            if now >= delayed.due:
+        for camera, (due, _) in list(self._delayed.items()):
+            if now >= due:
                 self._answer_delayed(camera)
         for endpoint in self.sockets:
             if endpoint.camera is not None:
@@ -300,7 +284,7 @@ class Receiver:
     def on_worker_lost(self) -> None:
         """The worker's process has ended: its cameras' state is gone. Reports a gap for each."""
         self.worker.on_lost()
-        now, at = self.steady(), self.wall()
+        now, at = time.monotonic(), time.time()
         self._deliver([Gap(name, at, now - session.last_at, ENGINE_RESTARTED).as_json()
                        for name, session in self.sessions.items() if session.present])
 

@@ -82,9 +82,8 @@ class FrameScheduler:
             self._clocks[camera] = clock
 
     def put(self, camera: str, message: Message, captured_at: float, arrived_at: float) -> PendingFrame:
-        """Adds a frame in place of the camera's pending one, and returns it with its number.
-
-        It does not wait if the camera's clock would pass it over. Raises UsageError for a camera that is not open."""
+        """Adds a frame in place of the camera's pending one, and returns it with its number. It does not wait if the
+        camera's clock would pass it over. Raises UsageError for a camera that is not open."""
         if camera not in self._start_tags:
             raise UsageError(f"a frame of {camera!r}, which is not open", "a camera that was opened", "open it")
         counters = self.counters[camera]

@@ -10,7 +10,6 @@ The files are those of pyzmq (`zmq.auth`), which checks them.
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
@@ -18,7 +17,8 @@ import zmq.auth
 from platformdirs import user_config_path
 from zmq.auth.thread import ThreadAuthenticator
 
-from engines.errors import SinkError, UsageError
+from engines.errors import UsageError
+from stream.sinks.base import sink_errors
 
 SERVER, ALLOWED, DOMAIN = "server", "allowed", "gatestream"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -29,68 +29,53 @@ def default_folder() -> Path:
     return user_config_path("gatestream") / "keys"
 
 
-@dataclass(frozen=True, slots=True)
-class KeyPair:
-    """A key pair, Z85; secret is None in a file of a public key."""
-
-    public: bytes
-    secret: bytes | None
-
-
 def create_keys(folder: Path, name: str) -> list[Path]:
     """Makes the service's pair (`server`) or an allowed camera's; returns the files that its owner needs.
 
-    Raises UsageError for a name that is not allowed or is taken, SinkError where files cannot be written.
-    """
-    _check_name(name)
+    Raises UsageError for a name that is not allowed or is taken, SinkError where files cannot be written."""
+    check_name(name, "key")
     allowed = folder / ALLOWED
     secret = folder / f"{name}.key_secret"
     if secret.exists() or (allowed / f"{name}.key").exists():
         raise UsageError(f"keys of {name!r}, which exist", "another name", f"delete {secret} to make new ones")
-    try:
+    with sink_errors("writing keys to", folder):
         allowed.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         zmq.auth.create_certificates(folder, name)
         secret.chmod(0o600)
         public = folder / f"{name}.key"
-        if name == SERVER:
-            return [public, secret]
-        shutil.move(public, allowed / f"{name}.key")
-        return [secret, folder / f"{SERVER}.key"]
-    except OSError as error:
-        raise SinkError(f"{folder} ({error.strerror})", "a folder for keys", "choose another one") from error
+        if name != SERVER:
+            shutil.move(public, allowed / f"{name}.key")
+    return [public, secret] if name == SERVER else [secret, folder / f"{SERVER}.key"]
 
 
 def allow_key(folder: Path, file: Path) -> Path:
     """Lets the owner of the key in `file` connect: copies its public half, never the secret one, and returns the copy.
 
     Raises UsageError for a file without a key or a name that is taken, SinkError where files cannot be written."""
-    pair = read_keys(file)
-    _check_name(file.stem)
+    public, _ = read_keys(file)
+    check_name(file.stem, "key")
     target = folder / ALLOWED / f"{file.stem}.key"
     if target.exists():
         raise UsageError(f"a key called {file.stem!r}, which is allowed already", "another name", "rename the file")
-    try:
+    with sink_errors("writing", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(f'metadata\ncurve\n    public-key = "{pair.public.decode()}"\n')
-    except OSError as error:
-        raise SinkError(f"{target} ({error.strerror})", "a folder for keys", "choose another one") from error
+        target.write_text(f'metadata\ncurve\n    public-key = "{public.decode()}"\n')
     return target
 
 
 def allowed_keys(folder: Path) -> dict[str, bytes]:
     """Names and public keys of the cameras that may connect."""
-    return {file.stem: read_keys(file).public for file in sorted((folder / ALLOWED).glob("*.key"))}
+    return {file.stem: read_keys(file)[0] for file in sorted((folder / ALLOWED).glob("*.key"))}
 
 
-def read_keys(file: Path) -> KeyPair:
-    """The key or pair in a file. Raises UsageError."""
+def read_keys(file: Path) -> tuple[bytes, bytes | None]:
+    """The public key in a file, and the secret one or None; Z85. Raises UsageError."""
     try:
-        public, secret = zmq.auth.load_certificate(file)
+        return zmq.auth.load_certificate(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}, in which there is no key", "a file of `gatestream keys new`, or of pyzmq",
                          "check the path") from error
-    return KeyPair(public, secret)
 
 
 class SocketAuth:
@@ -104,12 +89,10 @@ class SocketAuth:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path, curve: bool,
                  addresses: Sequence[str]) -> None:
-        self._pair: KeyPair | None = None
-        if curve:
-            self._pair = read_keys(folder / f"{SERVER}.key_secret")
-            if self._pair.secret is None:
-                raise UsageError(f"{folder / SERVER}.key_secret without a secret key", "the service's pair",
-                                 "make it with `gatestream keys new server`")
+        self._pair = read_keys(folder / f"{SERVER}.key_secret") if curve else None
+        if self._pair is not None and self._pair[1] is None:
+            raise UsageError(f"{folder / SERVER}.key_secret without a secret key", "the service's pair",
+                             "make it with `gatestream keys new server`")
         self._authenticator = ThreadAuthenticator(context)
         self._authenticator.start()
         self._folder = folder
@@ -128,13 +111,14 @@ class SocketAuth:
         socket.zap_domain = DOMAIN.encode()
         if self._pair is not None:
             socket.curve_server = True
-            socket.curve_publickey, socket.curve_secretkey = self._pair.public, self._pair.secret
+            socket.curve_publickey, socket.curve_secretkey = self._pair
 
     def close(self) -> None:
         """Stops; nobody new can connect to the sockets from then on."""
         self._authenticator.stop()
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str, what: str) -> None:
+    """Raises UsageError for a name that no file could have; what: is called so."""
     if not NAME.fullmatch(name):
-        raise UsageError(f"a key called {name!r}", "letters, digits, dots and dashes", "choose another name")
+        raise UsageError(f"a {what} called {name!r}", "letters, digits, dots and dashes", "choose another name")

@@ -41,37 +41,31 @@ class Sender:
         self.unanswered = 0
         try:
             self._socket = self._open_socket()
-        except BaseException:
+        except SinkError:
             self._context.destroy(linger=0)
             raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def send(self, image_bgr: Image, captured_at: float) -> dict[str, Any] | None:
         """Sends a picture (uint8 [H, W, 3]; Unix time); returns the camera's latest prediction if that is the answer.
 
-        An answer that does not come in time is counted in `unanswered`, and the next picture is sent all the same.
-        """
+        An answer that does not come in time is counted in `unanswered`, and the next picture is sent all the same."""
         encoded, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         assert encoded
-        parts = [self._header(captured_at), jpeg.tobytes()]
+        header = self._header(captured_at)
         self._sequence += 1
-        return self._request(parts)
+        return self._request([header, jpeg.tobytes()])
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Tells the receiver that the stream is over, and closes."""
-        if not self._context.closed:
-            end = ([json.dumps({"terminate_flag": True}).encode()] if self._form == "netgear" else
-                   [encode_header(self._camera, end=True), b""])
-            if self._form != "imagezmq":
-                self._patience_s = min(self._patience_s, 0.5)
-                with suppress(zmq.ZMQError):  # interrupted while it waits for an answer, it may not send
-                    self._request(end)
-            self._context.destroy()
+        if self._form != "imagezmq" and not self._context.closed:
+            self._patience_s = min(self._patience_s, 0.5)
+            with suppress(zmq.ZMQError):  # interrupted while it waits for an answer, it may not send
+                self._request([json.dumps({"terminate_flag": True}).encode()] if self._form == "netgear" else
+                              [encode_header(self._camera, end=True), b""])
+        self._context.destroy()
 
     def _header(self, captured_at: float) -> bytes:
         meta = {"camera": self._camera, "captured_at": captured_at, "sequence": self._sequence}
@@ -113,9 +107,8 @@ class Sender:
         socket.linger = 200
         socket.sndhwm = 2
         if self._keys is not None:
-            own, server = self._keys
-            socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
-            socket.curve_serverkey = server.public
+            own, (socket.curve_serverkey, _) = self._keys
+            socket.curve_publickey, socket.curve_secretkey = own
         try:
             # NetGear's receivers bind, whatever the pattern; imagezmq's connect to publishers.
             if self._publish and self._form != "netgear":

@@ -1,8 +1,9 @@
 """The receiver's end of the protocol with the engine's process (see `worker/protocol.py`)."""
 
 import json
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import zmq
@@ -47,12 +48,10 @@ class BatchSizer:
 
 
 class WorkerSocket:
-    """Sends work to the live worker, the one that got ready last, and receives from all that are connected.
+    """Sends work to the live worker, the one that got ready last, and receives from all that are connected. Owned by
+    the receiver thread; other threads may read its attributes."""
 
-    Owned by the receiver thread; other threads may read its attributes."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], steady: Callable[[], float]) -> None:
-        self._steady = steady
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.socket = context.socket(zmq.ROUTER)
         self.socket.linger, self.socket.sndhwm = 0, 0
         self.batch = BatchSizer()
@@ -83,7 +82,7 @@ class WorkerSocket:
             except zmq.Again:
                 return
             content = json.loads(body)
-            self.last_at = self._steady()
+            self.last_at = time.monotonic()
             if kind == protocol.READY and accept:
                 self.send(protocol.encode(protocol.STOP, {}))
                 self._identity, self.engine, self.was_ready = identity, content["engine"], True
@@ -106,7 +105,7 @@ class WorkerSocket:
         """Sends frames to the live worker, which has to take work."""
         assert self._identity is not None
         self._credits[self._identity] -= 1
-        self.batch.on_sent(self._steady(), len(frames))
+        self.batch.on_sent(time.monotonic(), len(frames))
         self.send(protocol.pack(frames))
 
     def on_lost(self) -> None:

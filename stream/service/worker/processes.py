@@ -25,8 +25,7 @@ def start_process(module: str, request: Mapping[str, Any]) -> subprocess.Popen[b
 
 
 def run_process(work: Callable[[dict[str, Any]], None], name: Callable[[dict[str, Any]], str]) -> int:
-    """The main function of such a process: does `work` on its request; an error is logged under its name. Returns the
-    exit code."""
+    """The main function of such a process: does `work`, logs an error under its `name`. Returns the exit code."""
     ignore_terminal_signals()
     silence_decoders()
     request = json.load(sys.stdin)

@@ -19,8 +19,7 @@ from stream.service.frames import PendingFrame
 from stream.wire import Message
 
 CREDITS = 3  # batches that may be under way: one in the engine, one being decoded, one at hand
-READY, FRAMES, DONE, CAMERAS, WARM, LEAVE, STOP = (b"ready", b"frames", b"done", b"cameras", b"warm", b"leave",
-                                                   b"stop")
+READY, FRAMES, DONE, CAMERAS, WARM, LEAVE, STOP = b"ready", b"frames", b"done", b"cameras", b"warm", b"leave", b"stop"
 
 
 def encode(kind: bytes, content: Any) -> list[bytes]:

@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import zmq
+from pydantic import validate_call
 
 import engines
 from engines.errors import FrameError, GatestreamError
@@ -38,9 +39,8 @@ IDLE_MS = 1000  # after which it checks whether the service still lives
 class Worker:
     """Turns cameras' frames into the content of `done` messages. Belongs to one thread."""
 
-    def __init__(self, recognizer: Recognizer, limits: Limits | None = None,
-                 steady: Callable[[], float] = time.monotonic) -> None:
-        self._recognizer, self._limits, self._steady = recognizer, limits or Limits(), steady
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._recognizer = recognizer
         self._cameras: dict[str, CameraConfig] = {}
 
     def configure(self, cameras: Sequence[CameraConfig]) -> None:
@@ -68,19 +68,19 @@ class Worker:
         self._recognizer.push_many(self._arrivals(frames))
         for frame in frames:
             self._recognizer.close_events(frame.camera)
-        return {"records": [], "credits": 0}
+        return {"records": []}
 
     def leave(self, camera: str) -> dict[str, Any]:
         """Ends a camera's stream: the events that were still open."""
-        return {"records": [event.as_json() for event in self._recognizer.flush(camera)], "credits": 0}
+        return {"records": [event.as_json() for event in self._recognizer.flush(camera)]}
 
     def stop(self) -> dict[str, Any]:
         """Ends all streams."""
-        records = [record for camera in self._recognizer.cameras for record in self.leave(camera)["records"]]
-        return {"records": records, "credits": 0, "last": True}
+        return {"records": [record for camera in self._recognizer.cameras for record in self.leave(camera)["records"]],
+                "last": True}
 
     def _arrivals(self, frames: Sequence[PendingFrame]) -> list[Arrival]:
-        now = self._steady()
+        now = time.monotonic()
         return [Arrival(partial(self._decode, frame), frame.captured_at, frame.camera, frame.index, frame.lost,
                         max(0.0, now - frame.arrived_at), frame.passed_at) for frame in frames]
 
@@ -88,7 +88,7 @@ class Worker:
         camera = self._cameras.get(frame.camera, UNCONFIGURED)
         x, y, w, h = camera.crop or (0.0, 0.0, 1.0, 1.0)
         contract = self._recognizer.contract
-        image = decode(frame.message, self._limits, camera.colour,
+        image = decode(frame.message, Limits(), camera.colour,
                        lambda size: shrinkable((max(1, round(h * size[0])), max(1, round(w * size[1]))), contract))
         height, width = image.shape[:2]
         left, top = round(x * width), round(y * height)
@@ -104,22 +104,28 @@ def _event_rule(default: EventRule, camera: CameraConfig) -> EventRule:
     return rule if camera.min_score is None else rule.model_copy(update={"min_score": camera.min_score})
 
 
-class _Request(NamedTuple):
-    """A message of the receiver; frames, prepared: of a `frames` message."""
+def _prepare(worker: Worker, kind: bytes, parts: Sequence[bytes]) -> Callable[[], dict[str, Any] | None]:
+    """What a message of the receiver asks for; pictures are being decoded from now on."""
+    match kind:
+        case protocol.CAMERAS:
+            return partial(worker.configure, [CameraConfig.model_validate(camera) for camera in json.loads(parts[0])])
+        case protocol.FRAMES:
+            frames = protocol.unpack(parts)
+            return partial(worker.process, frames, worker.prepare_async(frames))
+        case protocol.WARM:
+            return partial(worker.warm, protocol.unpack(parts))
+        case protocol.LEAVE:
+            return partial(worker.leave, json.loads(parts[0])["camera"])
+    return worker.stop
 
-    kind: bytes
-    parts: list[bytes]
-    frames: list[PendingFrame]
-    prepared: list[Prepared]
 
-
-def serve(address: str, model: str, engine: str, slots: int, promotion: PromotionConfig | None = None,
-          expected: list[Event] | None = None) -> None:
+@validate_call
+def serve(address: str, model: str, engine: str, slots: int, promotion: PromotionConfig | None,
+          expected: list[Event] | None) -> None:
     """Works for the receiver at `address` until it sends `stop` or its process has ended.
 
     expected: the events that the running model found in promotion's recording; None if this model is the first. Raises
-    ModelError, before `ready`, if this one finds others.
-    """
+    ModelError, before `ready`, if this one finds others."""
     service = os.getppid()
     loaded = engines.load(model)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
@@ -136,41 +142,24 @@ def serve(address: str, model: str, engine: str, slots: int, promotion: Promotio
                 "engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}",
                 "clock": [loaded.contract.frame_rate, loaded.contract.max_gap_s],
                 "credits": protocol.CREDITS, "pid": os.getpid(), "events": [event.as_json() for event in found]}))
-            queue: deque[_Request] = deque()
+            queue: deque[tuple[bytes, Callable[[], dict[str, Any] | None]]] = deque()  # kinds of messages, their work
             while True:
                 # Pictures of the next batches are decoded while the engine has this one.
-                while (len(queue) < protocol.CREDITS and (not queue or queue[-1].kind == protocol.FRAMES)
+                while (len(queue) < protocol.CREDITS and (not queue or queue[-1][0] == protocol.FRAMES)
                        and socket.poll(0 if queue else IDLE_MS)):
                     kind, *parts = socket.recv_multipart()
-                    frames = protocol.unpack(parts) if kind in (protocol.FRAMES, protocol.WARM) else []
-                    prepared = worker.prepare_async(frames) if kind == protocol.FRAMES else []
-                    queue.append(_Request(kind, parts, frames, prepared))
+                    queue.append((kind, _prepare(worker, kind, parts)))
                 if not queue:
                     if os.getppid() != service:
                         return
                     continue
-                kind, parts, frames, prepared = queue.popleft()
-                if kind == protocol.CAMERAS:
-                    worker.configure([CameraConfig.model_validate(camera) for camera in json.loads(parts[0])])
-                    continue
-                if kind == protocol.FRAMES:
-                    done = worker.process(frames, prepared)
-                elif kind == protocol.WARM:
-                    done = worker.warm(frames)
-                elif kind == protocol.LEAVE:
-                    done = worker.leave(json.loads(parts[0])["camera"])
-                else:
-                    done = worker.stop()
-                socket.send_multipart(protocol.encode(protocol.DONE, done))
+                kind, work = queue.popleft()
+                if (done := work()) is not None:
+                    done["credits"] = int(kind == protocol.FRAMES)
+                    socket.send_multipart(protocol.encode(protocol.DONE, done))
                 if kind == protocol.STOP:
                     return
 
 
-def _work(request: dict[str, Any]) -> None:
-    promotion = PromotionConfig.model_validate(request["promotion"]) if request["promotion"] else None
-    expected = None if request["expected"] is None else [Event.from_json(one) for one in request["expected"]]
-    serve(request["address"], request["model"], request["engine"], request["slots"], promotion, expected)
-
-
 if __name__ == "__main__":
-    sys.exit(run_process(_work, lambda request: "the engine"))
+    sys.exit(run_process(lambda request: serve(**request), lambda request: "the engine"))
