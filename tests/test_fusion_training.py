@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from engines.errors import ModelError
+from engines.errors import DatasetError, ModelError
 from engines.model.clip_fusion import GatedFusion
 from engines.networks.config import FusionRule, tensor_shapes
-from engines.training.fusion_stage import Windows
-from engines.training.fusion_stage import fit as fit_fusion
+from engines.training.fusion_stage import fit_fusion
 from stream.window import AverageFusion, Fusion
 
 CLIPS, WIDTH, LABELS, FRAMES = 6, 32, 6, 6
 BOTH = FusionRule()
 FORMS = {"fusion": FusionRule(gate=False), "gate": FusionRule(relate="none"), "both": BOTH,
          "tied": FusionRule(tied=True), "bigru": FusionRule(relate="bigru")}
+
+
+class Windows(NamedTuple):
+    descriptors_NCD: np.ndarray
+    counts_NC: np.ndarray
+    labels_N: np.ndarray
 
 
 # Directions of descriptors: one for each label, which the head reads, then cues, which it is blind to.
@@ -59,8 +64,8 @@ def accuracy(fusion: Fusion, seen: Windows) -> float:
     return float(np.mean(right))
 
 
-def fit(seen: Windows, rule: FusionRule = BOTH, **changes: Any) -> dict[str, np.ndarray]:
-    return fit_fusion(seen, HEAD, rule, **changes)
+def fit(seen: Windows, rule: FusionRule | None = None, **changes: Any) -> dict[str, np.ndarray]:
+    return fit_fusion(seen.descriptors_NCD, seen.counts_NC, {"g": seen.labels_N}, {"g": HEAD}, rule, **changes)
 
 
 def table(kind: str, forms: list[str]) -> dict[str, float]:
@@ -98,18 +103,45 @@ def test_the_same_arguments_give_the_same_tensors_and_nothing_else_is_touched() 
 def test_clips_that_are_not_there_teach_nothing() -> None:
     seen = windows("one", 80, seed=6)
     seen.counts_NC[:40, :2] = 0
-    rubbish = seen.clips_NCD.copy()
+    rubbish = seen.descriptors_NCD.copy()
     rubbish[:40, :2] = np.nan
-    first, again = fit(seen, epochs=2), fit(seen._replace(clips_NCD=rubbish), epochs=2)
+    first, again = fit(seen, epochs=2), fit(seen._replace(descriptors_NCD=rubbish), epochs=2)
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
-def test_no_parameters_need_no_training() -> None:
-    assert fit(windows("one", 60, seed=7), FusionRule(relate="none", gate=False)) == {}
+def test_several_heads_share_one_fusion_and_no_parameters_need_no_training() -> None:
+    seen = windows("one", 60, seed=7)
+    both = {"verb": HEAD, "noun": (HEAD[0][:4], HEAD[1][:4])}
+    labels = {"verb": seen.labels_N, "noun": seen.labels_N % 4}
+    tensors = fit_fusion(seen.descriptors_NCD, seen.counts_NC, labels, both, epochs=1)
+    assert {name: value.shape for name, value in tensors.items()} == tensor_shapes(BOTH, WIDTH)
+    assert any(not np.array_equal(tensors[name], value) for name, value in fit(seen, epochs=1).items())
+    assert fit(seen, FusionRule(relate="none", gate=False)) == {}
+
+
+GOOD = windows("one", 10, seed=8)
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no window": ({"descriptors_NCD": GOOD.descriptors_NCD[:0], "counts_NC": GOOD.counts_NC[:0]}, r"\(0, 6, 32\)"),
+    "clips without counts": ({"counts_NC": GOOD.counts_NC[:, 1:]}, r"counts of shape \(10, 5\)"),
+    "an empty window": ({"counts_NC": GOOD.counts_NC * (np.arange(10) > 0)[:, None]}, "without a frame"),
+    "counts below zero": ({"counts_NC": GOOD.counts_NC - 7}, "below zero"),
+    "not finite": ({"descriptors_NCD": GOOD.descriptors_NCD * np.inf}, "not finite"),
+    "labels too few": ({"labels_N": {"g": GOOD.labels_N[1:]}}, r"labels of shape \(9,\) for head 'g'"),
+    "a label that is none": ({"labels_N": {"g": GOOD.labels_N + LABELS}}, "none of its 6"),
+    "another head": ({"labels_N": {"verb": GOOD.labels_N}}, r"heads \['verb'\]; wanted labels for \['g'\]"),
+    "another width": ({"heads": {"g": (HEAD[0][:, 1:], HEAD[1])}}, r"weights of shape \(6, 31\); wanted \(6, 32\)")}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_examples_that_do_not_fit_are_named(case: str) -> None:
+    changes, named = BAD[case]
+    arguments = {"descriptors_NCD": GOOD.descriptors_NCD, "counts_NC": GOOD.counts_NC,
+                 "labels_N": {"g": GOOD.labels_N}, "heads": {"g": HEAD}} | changes
+    with pytest.raises(DatasetError, match=named), np.errstate(invalid="ignore"):
+        fit_fusion(**arguments)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
-    seen = windows("one", 10, seed=8)
-    far = seen._replace(clips_NCD=seen.clips_NCD * 1e38)
+    far = GOOD._replace(descriptors_NCD=GOOD.descriptors_NCD * 1e38)
     with pytest.raises(ModelError, match="loss of"):
         fit(far, epochs=1)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engines.datasets.base import Dataset
 from engines.datasets.frame_cache import read_frames
@@ -99,7 +100,7 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     report(f"looking for {recipe.windows} windows of {recipe.window_clips} clips")
     streams = _open_streams(recipe, contract, data, read_frames)
     windows = cache_windows(model, streams, recipe.windows, recipe.window_clips)
-    tensors = fit(windows, head_weights, FusionRule(), seed=recipe.seed)
+    tensors = fit(windows, head_weights, FusionRule(), recipe.seed)
     table: dict[str, float] = {}
     update: dict[str, object] = {"fusion": FusionRule(), "window_clips": recipe.window_clips}
     left_out = [one.labels for one in data.splits.get("validation", ()) if one.labels]
@@ -196,35 +197,9 @@ def _features(network: Network, contract: Contract, stream: Iterator[LabelledFra
         yield from zip(frames, features_1TD[0].float().numpy(), strict=True)
 
 
-def fit(windows: Windows, head: Head, rule: FusionRule, *, epochs: int = 30, lr: float = 3e-3, seed: int = 0
-        ) -> dict[str, Floats]:
-    """Trains the clip fusion of `rule` for windows labelled for one head, which stays as it is; returns its tensors,
-    named as a model file names them.
-
-    The learning rate falls from `lr` to zero along half a cosine. The same arguments give the same tensors. Raises
-    ModelError when the loss is not finite.
-    """
-    clips_NCD, counts_NC, truth_N, weight_KD, bias_K = map(torch.from_numpy, (*windows, *head))
-    generator = torch.Generator().manual_seed(seed)
-    with seeded(seed, clips_NCD.device):
-        fusion = GatedClipFusion(clips_NCD.shape[2], rule).train()
-    parameters = list(fusion.parameters())
-    if not parameters:
-        return {}
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * -(-len(clips_NCD) // BATCH))
-    for _ in range(epochs):
-        for rows in torch.split(torch.randperm(len(clips_NCD), generator=generator), BATCH):
-            descriptor_BD, _ = fusion(clips_NCD[rows], counts_NC[rows])
-            loss = F.cross_entropy(F.linear(descriptor_BD, weight_KD, bias_K), truth_N[rows])
-            if not torch.isfinite(loss):
-                raise ModelError(f"a loss of {float(loss.detach())} while training the clip fusion", "a finite loss",
-                                 "lower the learning rate")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-    return {PREFIX + name: np.array(value.numpy()) for name, value in fusion.state_dict().items()}
+def fit(windows: Windows, head: Head, rule: FusionRule, seed: int = 0) -> dict[str, Floats]:
+    """The tensors of a clip fusion for windows labelled for one head."""
+    return fit_fusion(windows.clips_NCD, windows.counts_NC, {"": windows.labels_N}, {"": head}, rule, seed=seed)
 
 
 def logits_of(windows: Windows, head: Head, rule: FusionRule, tensors: Mapping[str, Floats]) -> Floats:
@@ -239,5 +214,70 @@ def compare(windows: Windows, held_out: Windows, head: Head, seed: int = 0) -> d
     """Share of held-out windows named right by the central clip alone, the mean, and each form of clip fusion."""
     logits = {"central clip": held_out.clips_NCD[:, held_out.clips_NCD.shape[1] // 2] @ head[0].T + head[1]}
     for name, rule in FORMS.items():
-        logits[name] = logits_of(held_out, head, rule, fit(windows, head, rule, seed=seed))
+        logits[name] = logits_of(held_out, head, rule, fit(windows, head, rule, seed))
     return {name: float((logits_NK.argmax(1) == held_out.labels_N).mean()) for name, logits_NK in logits.items()}
+
+
+def fit_fusion(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N: Mapping[str, NDArray[np.integer]],
+               heads: Mapping[str, Head], rule: FusionRule | None = None, *, epochs: int = 30, lr: float = 3e-3,
+               seed: int = 0) -> dict[str, Floats]:
+    """Trains the clip fusion of `rule` and returns its tensors, named as a model file names them. To be used live,
+    examples should look as they do live: windows of different fill, the newest clip partial in most.
+
+    descriptors_NCD: means of frame features; counts_NC: frames in each clip, 0 for a clip that is not there;
+    labels_N: index of the label of each example, for every head; heads: their weights, which stay as they are.
+    The learning rate falls from `lr` to zero along half a cosine. The same arguments give the same tensors.
+
+    Raises DatasetError for examples that do not fit each other or the heads, ModelError when the loss is not finite.
+    """
+    rule = rule or FusionRule()
+    _check(descriptors_NCD, counts_NC, labels_N, heads)
+    clips, counts = torch.from_numpy(descriptors_NCD.astype(np.float32)), torch.from_numpy(counts_NC.astype(np.int64))
+    truth = {head: torch.from_numpy(labels.astype(np.int64)) for head, labels in labels_N.items()}
+    weights = {head: [torch.from_numpy(part.astype(np.float32)) for part in parts] for head, parts in heads.items()}
+    generator = torch.Generator().manual_seed(seed)
+    with seeded(seed, clips.device):
+        fusion = GatedClipFusion(clips.shape[2], rule).train()
+    parameters = list(fusion.parameters())
+    if not parameters:
+        return {}
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
+    steps = epochs * -(-len(clips) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(epochs):
+        for rows in torch.split(torch.randperm(len(clips), generator=generator), BATCH):
+            descriptor_BD, _ = fusion(clips[rows], counts[rows])
+            losses = [F.cross_entropy(F.linear(descriptor_BD, *weights[head]), truth[head][rows]) for head in weights]
+            loss: Tensor = torch.stack(losses).mean()
+            if not torch.isfinite(loss):
+                raise ModelError(f"a loss of {float(loss.detach())} while training the clip fusion", "a finite loss",
+                                 "lower the learning rate")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return {PREFIX + name: np.array(value.numpy()) for name, value in fusion.state_dict().items()}
+
+
+def _check(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N: Mapping[str, NDArray[np.integer]],
+           heads: Mapping[str, Head]) -> None:
+    if descriptors_NCD.ndim != 3 or not descriptors_NCD.size or counts_NC.shape != descriptors_NCD.shape[:2]:
+        raise DatasetError(f"descriptors of shape {descriptors_NCD.shape} with counts of shape {counts_NC.shape}",
+                           "[N, C, D] with [N, C]", "give one count for each clip")
+    if (counts_NC < 0).any() or not counts_NC.any(axis=1).all():
+        raise DatasetError("counts below zero, or a window without a frame", "at least one frame in every window",
+                           "leave empty windows out")
+    if not np.isfinite(descriptors_NCD[counts_NC > 0]).all():
+        raise DatasetError("descriptors that are not finite", "finite numbers", "cache the descriptors again")
+    if not heads or set(labels_N) != set(heads):
+        raise DatasetError(f"labels for heads {sorted(labels_N)}", f"labels for {sorted(heads)}",
+                           "give the labels of every head")
+    for head, (weight_KD, bias_K) in heads.items():
+        K, D = len(bias_K), descriptors_NCD.shape[2]
+        if weight_KD.shape != (K, D):
+            raise DatasetError(f"head {head!r} with weights of shape {weight_KD.shape}", f"({K}, {D})",
+                               "use the heads of the network that made the descriptors")
+        labels = labels_N[head]
+        if labels.shape != (len(descriptors_NCD),) or not ((labels >= 0) & (labels < K)).all():
+            raise DatasetError(f"labels of shape {labels.shape} for head {head!r}, or some that are none of its {K}",
+                               f"{len(descriptors_NCD)} indices from 0 to {K - 1}", "check the labels")
