@@ -93,7 +93,8 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 failures.append(error)
 
     camera, live = source.info.camera, source.info.live
-    monitor, noted = PictureMonitor(camera, source.info.fps), 0
+    stated_s = (source.info.frames or 0) / (source.info.fps or math.inf)
+    monitor, noted = PictureMonitor(camera, source.info.fps, stated_s), 0
     began, frames, lost = timer(), 0, 0
     try:
         with ExitStack() as stack:

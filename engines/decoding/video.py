@@ -90,6 +90,10 @@ class VideoReader:
     def _choose_stream(self, live: bool) -> None:
         """The largest one that moves, of equal ones the first; never a cover."""
         videos = [stream for stream in self._container.streams.video if not stream.disposition & NO_VIDEO]
+        if any(stream.codec_context is None for stream in videos):
+            videos = [stream for stream in videos if stream.codec_context is not None]
+            if not videos:
+                raise self.unreadable("its video is of a codec that this FFmpeg cannot decode")
         if not videos:
             cover = ", but a cover picture" if self._container.streams.video else ""
             raise self.unreadable("there is no video in it" + cover)
