@@ -19,7 +19,7 @@ from engines.errors import UsageError
 from stream.frame import Frame, Image
 from stream.sinks.base import sink_errors
 from stream.sinks.video import write_video
-from stream.sources import open_source
+from stream.sources import open_path
 
 NAME = re.compile(r"\w[\w -]{0,38}\w|\w")
 HEIGHT = 240  # pixels
@@ -128,7 +128,7 @@ def _check_length(images: TimedImages, label: str) -> Iterator[tuple[float, Imag
 
 
 def _read(video: Path) -> Iterator[tuple[float, Image]]:
-    with open_source(str(video), policy="every") as source:
+    with open_path(video, policy="every") as source:
         for frame in source.frames():
             if isinstance(frame, Frame):
                 yield frame.captured_at, frame.image_bgr

@@ -15,7 +15,7 @@ from stream.sinks.export import export
 from stream.sinks.log import EventLog, read_events
 from stream.sinks.overlay import label_colour
 from stream.sinks.video import AnnotatedVideo
-from stream.sources import open_source
+from stream.sources import open_path
 
 FORMATS = ("csv", "jsonl", "vtt")
 POINTS = 300  # of a curve, at most
@@ -41,7 +41,7 @@ def recognize_video(recognizer: Recognizer, video: Path, folder: Path,
     contract = recognizer.contract
     log, annotated = folder / "events.db", folder / f"{video.stem}-annotated.mp4"
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(str(video), camera=video.name, policy="every"))
+        source = stack.enter_context(open_path(video, camera=video.name, policy="every"))
         curves = _Curves(contract.background)
         run(source, recognizer, [stack.enter_context(sink) for sink in (
             EventLog(log, contract.name, video.name), AnnotatedVideo(annotated, source.info.fps, contract.background),

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from engines.decoding.silence import discard_writes
+
 FORMAT = "GATESTREAM_LOG"  # environment variable, so that the processes of a service agree
 
 
@@ -51,13 +53,6 @@ def ignore_terminal_signals() -> None:
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def discard_writes(fd: int) -> None:
-    """Points a file descriptor of this process at nowhere. Raises OSError."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, fd)
-    os.close(nowhere)
 
 
 def silence_decoders() -> None:

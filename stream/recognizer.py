@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.decoding.images import as_bgr
 from engines.errors import FrameError, GatestreamError, UsageError
 from engines.model.contract import EventRule
 from engines.model.file import Model
@@ -24,7 +25,6 @@ from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
 from stream.events import EventTracker
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
-from stream.images import as_bgr
 from stream.scoring import Scorer, Scores, top_labels
 
 Decoder = Callable[[], NDArray[Any]]

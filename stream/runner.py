@@ -6,6 +6,7 @@
 However it ends, open events are closed and a summary is written before the first error is raised.
 """
 
+import logging
 import math
 import sqlite3
 import threading
@@ -17,13 +18,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from engines.decoding.sanity import PictureMonitor
 from engines.errors import FrameError, SinkError
 from stream.frame import Event, Frame, Gap, Prediction, Record, Summary
 from stream.recognizer import Recognizer
 from stream.sinks.base import Sink, output_path, sink_errors
-from stream.sources import open_source
+from stream.sources import open_path
 from stream.sources.base import Source
 from stream.sources.replay import SCHEMA
+
+log = logging.getLogger("gatestream.run")
 
 
 class Percentiles:
@@ -52,11 +56,11 @@ class Percentiles:
         return int(math.log(clipped / self.LOWEST) / math.log(self.WIDTH))
 
 
-def recognize_file(recognizer: Recognizer, recording: str, camera: str) -> list[Event]:
+def recognize_file(recognizer: Recognizer, recording: Path, camera: str) -> list[Event]:
     """The closed events of a recording, pushed as the camera of this name; images that cannot be used are left out.
     Raises UsageError or SourceError where the recording cannot be read; then `reset` the camera."""
     closed: list[Event] = []
-    with open_source(recording, camera=camera, policy="every") as source:
+    with open_path(recording, camera=camera, policy="every") as source:
         for frame in source.frames():
             if not isinstance(frame, Frame):
                 continue
@@ -89,6 +93,8 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 failures.append(error)
 
     camera, live = source.info.camera, source.info.live
+    stated_s = (source.info.frames or 0) / (source.info.fps or math.inf)
+    monitor, noted = PictureMonitor(camera, source.info.fps, stated_s), 0
     began, frames, lost = timer(), 0, 0
     try:
         with ExitStack() as stack:
@@ -109,11 +115,17 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 try:
                     records = recognizer.push(item.image_bgr, item.captured_at, camera, item.index, item.lost, waited_s)
                     write(item, records)
+                    odd = [*source.notes[noted:], *monitor.add(item.captured_at, item.image_bgr, item.lost)]
                 except FrameError:
-                    records = []  # counted by the recogniser
+                    records, odd = [], []  # counted by the recogniser
+                for line in odd:
+                    log.warning("%s", line)
+                noted = len(source.notes)
                 for one in records:
                     if isinstance(one, Prediction):
                         latencies.add(one.latency_ms["total"])
+        for line in (*source.notes[noted:], *(() if live else monitor.finish())):
+            log.warning("%s", line)
     finally:
         source.close()
         counts = recognizer.counts(camera)

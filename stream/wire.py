@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.decoding.images import as_bgr, parse_size_hw
 from engines.errors import FrameError
 from stream.frame import Image
-from stream.images import as_bgr, parse_size_hw
 
 Protocol = Literal["imagezmq", "netgear", "gatestream"]
 Encoding = Literal["jpeg", "png", "raw"]

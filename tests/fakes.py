@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from engines.decoding.video import DecodedFrame, VideoReader
 from engines.errors import SinkError
 from engines.model.contract import Contract
 from engines.networks.config import NetworkConfig
@@ -162,10 +165,9 @@ class FakeCapture:
     After the script every grab fails.
     """
 
-    claimed_frames: int | None = None
-
     def __init__(self, script: Iterable[tuple[Image | None, float] | BaseException | None],
-                 fps: float | None = None) -> None:
+                 fps: float | None = None, paced: bool = False) -> None:
+        self.paced = paced
         self._script: Iterator[tuple[Image | None, float] | BaseException | None] = iter(script)
         self._now: tuple[Image | None, float] = (None, math.nan)
         self.size_hw: tuple[int, int] | None = None
@@ -188,3 +190,16 @@ class FakeCapture:
 
     def release(self) -> None:
         self.released = True
+
+
+class FakeReader(VideoReader):
+    """Plays `script`: an image with its stated time, or None for one that does not decode."""
+
+    def __init__(self, script: Iterable[tuple[Image | None, float] | None], rate: float = 0.0) -> None:
+        self.name, self.notes, self.rate, self.count, self.size_hw, self.closed = "clip.mp4", [], rate, 0, (8, 8), False
+        self._origin_s, self._decoded = 0.0, iter(())
+        self._ahead = deque(None if one is None or one[0] is None else DecodedFrame(one[1], partial(np.copy, one[0]))
+                            for one in script)
+
+    def close(self) -> None:
+        self.closed = True

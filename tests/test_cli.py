@@ -53,6 +53,7 @@ def gesture(tmp_path: Path) -> Path:
     for index, kind in enumerate("..LLLLLL......"):
         image = np.zeros((24, 32, 3), np.uint8)
         image[..., 0] = 255 * (kind == "L")
+        image[index, 0] = 40  # as in a film, no picture is like another
         cv2.imwrite(str(folder / f"{index:03}.png"), image)
     return folder
 

@@ -94,7 +94,9 @@ class TestCheck:
         path.write_bytes(data)
         dataset = open_dataset(good)
         assert found(check(dataset)) == {}  # first and last frame are fine
-        (problem,) = check(dataset, deep=True).problems
+        groups = check(dataset, deep=True).groups()
+        assert set(groups) == {"damaged", "look at"}  # the clip is of one colour
+        (problem,) = groups["damaged"]
         assert (problem.kind, problem.where) == ("damaged", "damaged.mp4")
         assert 2 < float(problem.detail.split("after ")[1].split()[0]) < 6
 
@@ -117,7 +119,7 @@ class TestCheck:
 
     @pytest.mark.parametrize(("copy", "kinds"), [
         ("train/b/copy.mp4", {"same pictures in two classes": 1}), ("train/a/copy.mp4", {"same pictures twice": 1}),
-        ("val/a/copy.mp4", {"same pictures in two splits": 1})])
+        ("val/a/copy.mp4", {"same pictures in two splits": 1, "class missing in a split": 1})])
     def test_same_files(self, copy: str, kinds: dict[str, int], good: Path) -> None:
         (good / copy).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(good / "train/a/1x0.mp4", good / copy)
@@ -135,7 +137,8 @@ class TestCheck:
         video(good / "val/c/kitchen_clip2.mp4", grey=220)
         video(good / "val/a/1x0.mp4", grey=240)  # this name alone tells nothing
         report = check(open_dataset(good))
-        assert found(report) == {"class with one clip": 1, "recording in two splits": 1}
+        assert found(report) == {"class with one clip": 1, "recording in two splits": 1,
+                                 "class missing in a split": 1}
         assert report.groups()["class with one clip"][0].where == "action c"
 
     def test_readers_problems_come_along(self, good: Path) -> None:

@@ -547,3 +547,72 @@ READERS = {"toy": tables.Reader(recognise, read, "toy.txt")}
         path = folder / "EPIC_100_train.csv"
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
         assert only(open_dataset(folder)).id == "P01_01_0"
+
+
+class TestStrangersFolders:
+    """Folders as people have them: with what operating systems, spreadsheets and other programs leave in them."""
+
+    @pytest.fixture
+    def classes(self, tmp_path: Path) -> Path:
+        for label in ("wave", "pour"):
+            for k in range(1, 11):
+                touch(tmp_path / label / f"{k}.mp4")
+        return tmp_path
+
+    @pytest.mark.parametrize(("name", "data"), [
+        ("._train.csv", b"\0\x05\x16\x07 left by a Mac"), ("notes.csv", "Größe;Ort\n".encode("latin-1")),
+        ("train.csv", b"id,label\nx1,wave\nx2,pour\n"), ("Thumbs.db", b"\xd0\xcf\x11\xe0"), (".DS_Store", b"Bud1"),
+        ("__MACOSX/wave/._1.mp4", b"x"), ("wave/._1.mp4", b"x"), ("$RECYCLE.BIN/a.mp4", b"x")])
+    def test_files_that_are_not_ours_change_nothing(self, classes: Path, name: str, data: bytes) -> None:
+        wanted = open_dataset(classes)
+        touch(classes / name).write_bytes(data)
+        found = open_dataset(classes)
+        assert (found.heads, found.splits, found.problems) == (wanted.heads, wanted.splits, wanted.problems)
+
+    def test_a_train_csv_about_the_recordings_here_counts(self, classes: Path) -> None:
+        (classes / "train.csv").write_text("id,label\n1,wave\n2,pour\n")
+        for k in (1, 2):
+            touch(classes / "videos" / f"{k}.mp4")
+        assert open_dataset(classes).found == "train.csv"
+
+    @pytest.mark.parametrize("delimiter", [";", "\t"])
+    def test_tables_as_spreadsheets_of_other_countries_save_them(self, tmp_path: Path, delimiter: str) -> None:
+        folder = epic_folder(tmp_path, epic_row())
+        wanted = open_dataset(folder)
+        for path in folder.glob("*.csv"):
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.reader(file))
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, delimiter=delimiter).writerows(rows)
+        assert open_dataset(folder).splits == wanted.splits
+
+    def test_what_is_ignored_is_said(self, classes: Path) -> None:
+        touch(classes / "wave" / "notes.txt")
+        touch(classes / "stray.mp4")
+        (classes / "pour" / "empty").mkdir()
+        touch(classes / "later" / "person0" / "1.mp4")
+        problems = {(problem.kind, problem.where) for problem in open_dataset(classes).problems}
+        assert problems == {("ignored", "wave/notes.txt"), ("ignored", "stray.mp4"), ("ignored", "pour/empty"),
+                            ("class without a recording", "later")}
+
+    def test_one_folder_too_deep_is_explained(self, tmp_path: Path) -> None:
+        touch(tmp_path / "left" / "person0" / "x.mp4")
+        with pytest.raises(DatasetError) as error:
+            open_dataset(tmp_path)
+        assert "its videos lie at left/person0/x.mp4" in error.value.got
+        assert "class/video.mp4" in error.value.wanted
+
+    def test_two_forms_of_one_name_are_one_class(self, tmp_path: Path) -> None:
+        for k, name in enumerate(("u\u0308ber", "über", "plain ")):
+            for number in range(5):
+                touch(tmp_path / name / f"{k}{number}.mp4")
+        assert open_dataset(tmp_path).heads == {"action": ("plain", "über")}
+
+    @pytest.mark.parametrize("name", ["a.MTS", "a.wmv", "a.m4v", "a.TS", "a.3gp"])
+    def test_endings_are_those_of_live_use(self, tmp_path: Path, name: str) -> None:
+        for label in ("wave", "pour"):
+            touch(tmp_path / label / name)
+            touch(tmp_path / label / f"b{name}")
+        dataset = open_dataset(tmp_path)
+        assert sum(map(len, dataset.splits.values())) == 4
+        assert dataset.problems == ()

@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from engines.decoding.images import PIXEL_LIMIT, as_bgr, check_size, parse_size_hw, read_image
 from engines.errors import FrameError
-from stream.images import PIXEL_LIMIT, as_bgr, check_size, parse_size_hw
-from stream.sources.images import read_image
 
 
 def picture(*shape: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import videos
 from fakes import FakeCapture
 
 from engines.errors import SourceError
@@ -22,6 +26,7 @@ from stream.frame import Frame, Gap, Image
 from stream.sources import open_source
 from stream.sources.base import Policy
 from stream.sources.capture import Capture
+from stream.sources.live_clock import BELIEVED_S, LiveClock
 from stream.sources.mailbox import Mailbox, QueuedFrame
 from stream.sources.network import open_network
 from stream.sources.reader import LiveSource, Timeouts, Timing, connect_within
@@ -41,19 +46,18 @@ def pictures(count: int) -> list[Any]:
 
 
 class FakeTime:
-    """Sleeping moves the steady clock; every look at the wall clock moves it by 0.1 s."""
+    """Sleeping moves both clocks, and nothing else does."""
 
     def __init__(self) -> None:
         self.steady_s = 0.0
         self.slept_s: list[float] = []
-        self._looks = itertools.count()
 
     def sleep(self, seconds: float) -> None:
         self.steady_s += seconds
         self.slept_s.append(seconds)
 
     def timing(self, chance: float = 1.0) -> Timing:
-        return Timing(lambda: 1000 + next(self._looks) / 10, lambda: self.steady_s, self.sleep, lambda: chance)
+        return Timing(lambda: 1000 + self.steady_s, lambda: self.steady_s, self.sleep, lambda: chance)
 
 
 def live(captures: list[Capture | None], policy: Policy = "every", timing: Timing | None = None) -> LiveSource:
@@ -120,7 +124,7 @@ def test_a_camera_that_drops_is_reconnected_and_the_hole_told() -> None:
     assert [item.index for item in items if isinstance(item, Frame)] == [0, 1, 2, 3, 4]
     gap = items[3]
     assert isinstance(gap, Gap)
-    assert gap == Gap("cam", pytest.approx(1000.3), pytest.approx(0.1), "reconnected")
+    assert gap == Gap("cam", pytest.approx(1007.0), pytest.approx(7.0, abs=0.01), "reconnected")
     assert first.released
 
 
@@ -379,3 +383,176 @@ def test_a_page_that_is_no_stream_is_refused(tmp_path: Path) -> None:
         for name in ("/page.html", "/none"):
             with pytest.raises(SourceError, match="cannot be opened"):
                 open_source(address + name)
+
+
+class Answers(BaseHTTPRequestHandler):
+    """/401 and the like answer with that number; /image with one, each brighter; /secret only to bob."""
+
+    def do_GET(self) -> None:
+        path, cls = self.path.partition("?")[0][1:], type(self)
+        cls.requests = getattr(cls, "requests", 0) + 1
+        if path == "secret" and self.headers.get("Authorization") != "Basic Ym9iOnBhI3NzQA==":
+            path = "401"
+        if path.isdecimal():
+            self.send_response(int(path))
+            self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+            self.end_headers()
+            return
+        picture = np.full((48, 64, 3), min(20 * cls.requests, 255), np.uint8)
+        self.send_response(200)
+        self.send_header("Content-Type", "image/jpeg")
+        self.end_headers()
+        self.wfile.write(cv2.imencode(".jpg", picture)[1].tobytes())
+
+    def log_message(self, *parts: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("path", "words"), [
+    ("/401", "refuses the user or the password (401)"), ("/403", "(403)"), ("/404", "no such path (404)"),
+    ("/500", "answers with an error"), ("/503", "answers with an error")])
+def test_causes_are_told_apart(path: str, words: str) -> None:
+    with served(Answers) as address, pytest.raises(SourceError) as error:
+        open_source(address + path)
+    assert words in error.value.got
+    assert "plugged" not in str(error.value)
+
+
+@pytest.mark.parametrize(("url", "words"), [
+    ("http://no-such-host.invalid/x", "no host of the name no-such-host.invalid"),
+    ("rtsp://no-such-host.invalid/x", "no host of the name no-such-host.invalid"),
+    ("http://127.0.0.1:1/x", "connection refused"), ("rtsp://127.0.0.1:1/x", "connection refused")])
+def test_hosts_that_are_not_there(url: str, words: str) -> None:
+    with pytest.raises(SourceError, match=words):
+        open_source(url)
+
+
+def test_a_page_is_named_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("<p>not a camera</p>")
+    with served(partial(QuietFiles, directory=str(tmp_path))) as address, \
+            pytest.raises(SourceError, match="answers with text/html, which is no video or image"):
+        open_source(address + "/page.html")
+
+
+def test_an_address_that_gives_one_image_is_asked_again() -> None:
+    class Camera(Answers):
+        pass
+
+    with served(Camera) as address, open_source(address + "/image", policy="every") as source:
+        assert source.info.live
+        assert "single images" in source.notes[0]
+        greys = [round(float(item.image_bgr.mean())) for item in itertools.islice(source.frames(), 4)
+                 if isinstance(item, Frame)]
+    assert len(greys) == 4
+    assert greys == sorted(set(greys))
+
+
+@pytest.mark.parametrize("user", ["bob:pa#ss@@", "bob:pa%23ss%40@"])
+def test_a_password_may_hold_any_character(user: str) -> None:
+    with served(Answers) as address:
+        source = open_source(address.replace("http://", f"HTTP://{user}") + "/secret?channel=2&token=x", policy="every")
+        with source:
+            assert source.info.camera == address + "/secret?channel=2"
+            assert isinstance(next(source.frames()), Frame)
+
+
+def test_a_program_ends_well_while_a_driver_waits_for_a_frame() -> None:
+    class Slow(MjpegCamera):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                super().do_GET()
+                leave.wait(LIMIT_S)
+
+    leave = threading.Event()
+    code = ("import sys, threading, cv2\nfrom stream.commands.start import leave_drivers\n"
+            "camera, inside = cv2.VideoCapture(sys.argv[1]), threading.Event()\n"
+            "def read():\n    while camera.grab():\n        inside.set()\n"
+            "threading.Thread(target=read, name='reader of it', daemon=True).start()\n"
+            "inside.wait()\nprint('done', end='')\nsys.exit(leave_drivers(3))\n")
+    with served(Slow) as address:
+        done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=LIMIT_S)
+        leave.set()
+    assert (done.returncode, done.stdout, done.stderr) == (3, "done", "")
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+def placed(stated_s: list[float], came_s: list[float], paced: bool = False) -> list[float]:
+    """Steady times of frames that state these times and come at those."""
+    coming = iter([0.0, *came_s])  # the clock looks once when it begins
+    clock = LiveClock(lambda: 1e9, lambda: next(coming))
+    clock.restart(25.0)
+    return [clock.place(stamp_s, paced) for stamp_s in stated_s]
+
+
+STEADY = [k / 25 for k in range(250)]
+
+
+@pytest.mark.parametrize("delays_s", [
+    [0.05] * 250, [0.05 + 0.03 * (k % 5) for k in range(250)],
+    [0.05 + (0.96 - 0.04 * (k - 100) if 100 <= k < 125 else 0) for k in range(250)]],
+    ids=["none", "jitter", "held up for a second"])
+def test_what_the_network_delays_moves_no_frame(delays_s: list[float]) -> None:
+    times_s = placed([77 + stamp_s for stamp_s in STEADY], [stamp_s + delay_s for stamp_s, delay_s in
+                                                            zip(STEADY, delays_s, strict=True)])
+    assert [time_s - times_s[0] for time_s in times_s] == pytest.approx(STEADY, abs=0.012)
+
+
+@pytest.mark.parametrize("speed", [0.9997, 1.0003])
+def test_a_camera_whose_clock_runs_wrong_is_followed(speed: float) -> None:
+    hours_s = [k * 1.0 for k in range(4 * 3600)]
+    times_s = placed([speed * stamp_s for stamp_s in hours_s], hours_s)
+    assert times_s == pytest.approx(hours_s, abs=0.05)
+
+
+@pytest.mark.parametrize("stated_s", [
+    [0.5 * stamp_s for stamp_s in STEADY], [3 * stamp_s for stamp_s in STEADY], [math.nan] * 250, [0.0] * 250,
+    [stamp_s if k < 100 else stamp_s - 4 for k, stamp_s in enumerate(STEADY)],
+    [stamp_s if k < 100 else stamp_s + 4e4 for k, stamp_s in enumerate(STEADY)]],
+    ids=["half as fast", "three times as fast", "none", "stuck", "running back", "jumping ahead"])
+def test_times_that_are_wrong_lead_nowhere(stated_s: list[float]) -> None:
+    times_s = placed(stated_s, STEADY)
+    assert all(later > earlier for earlier, later in itertools.pairwise(times_s))
+    assert max(abs(time_s - came_s) for time_s, came_s in zip(times_s, STEADY, strict=True)) < BELIEVED_S + 0.1
+
+
+def test_segments_that_come_at_once_are_played_at_their_own_times() -> None:
+    came_s = [10 + 2 * (k // 50) for k in range(250)]  # two seconds of film every two seconds, in one piece
+    times_s = placed([500 + stamp_s for stamp_s in STEADY], [float(one) for one in came_s], paced=True)
+    assert times_s == pytest.approx([10 + stamp_s for stamp_s in STEADY])
+
+
+def test_a_paced_stream_that_stood_still_goes_on_from_there() -> None:
+    came_s = [10 + 2 * (k // 50) + (30 if k >= 100 else 0) for k in range(250)]
+    times_s = placed(STEADY, [float(one) for one in came_s], paced=True)
+    assert times_s == pytest.approx([10 + stamp_s + (30 if k >= 100 else 0) for k, stamp_s in enumerate(STEADY)])
+
+
+def test_a_burst_is_given_at_its_own_times() -> None:
+    time, grabbed_s = FakeTime(), []
+
+    def burst() -> Iterator[tuple[Image, float]]:
+        for k in range(50):
+            grabbed_s.append(time.steady_s)
+            yield PICTURE, 500 + k / 25
+
+    capture = FakeCapture(burst(), fps=25.0, paced=True)
+    with live([capture], timing=time.timing()) as source:
+        items = list(itertools.islice(source.frames(), 50))
+    assert [item.captured_at for item in items if isinstance(item, Frame)] == pytest.approx(
+        [1000 + k / 25 for k in range(50)])
+    assert grabbed_s[1:] == pytest.approx([k / 25 for k in range(49)])  # no frame is read before the last one is due
+
+
+def test_hls_is_played_at_its_own_pace(tmp_path: Path) -> None:
+    videos.write(tmp_path / "live.m3u8", container="hls")
+    playlist = tmp_path / "live.m3u8"
+    playlist.write_text(playlist.read_text().replace("#EXT-X-ENDLIST", ""))  # as one that goes on
+    with served(partial(QuietFiles, directory=str(tmp_path))) as address:
+        source = open_source(address + "/live.m3u8", policy="every")
+        assert source.info.live
+        with source:
+            frames = list(itertools.islice(source.frames(), 20))  # a decoder holds the last ones back
+    times_s = [item.captured_at for item in frames if isinstance(item, Frame)]
+    assert [videos.number(item.image_bgr) for item in frames if isinstance(item, Frame)] == list(range(20))
+    assert [time_s - times_s[0] for time_s in times_s] == pytest.approx([k / 25 for k in range(20)], abs=2e-3)

@@ -15,13 +15,17 @@ import imagezmq
 import numpy as np
 import pytest
 import zmq
+from fakes import FakeEngine, FakeModel
 from test_subscriber import sending
 
+from stream.recognizer import Recognizer
 from stream.service.config import Config
+from stream.service.frames import PendingFrame
 from stream.service.ingress.receiver import Receiver
 from stream.service.ingress.sender import Sender
 from stream.service.worker import protocol
-from stream.wire import Limits, decode
+from stream.service.worker.worker import Worker
+from stream.wire import Limits, Message, decode
 
 IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -298,11 +302,29 @@ class TestAll:
             assert receiver.records == [prediction("own")]  # type: ignore[attr-defined]
             assert receiver.scheduler.counters["own"].dropped == {"FrameError": 1}
 
+    def test_odd_pictures_are_seen_in_the_session(self) -> None:
+        with running() as receiver, worker(receiver) as engine, Sender(port(receiver), "own") as sender:
+            sender.send(IMAGE, time.time())
+            frames(engine)
+            engine.send_multipart([protocol.DONE, json.dumps({"records": [], "odd": [["own", "one colour"]]}).encode()])
+            wait(lambda: receiver.sessions["own"].odd)
+            assert receiver.sessions["own"].odd == ["one colour"]
+
     def test_a_taken_address_is_an_error(self) -> None:
         from engines.errors import SourceError
 
         with running() as receiver, pytest.raises(SourceError, match="that is free"), running(bind=[port(receiver)]):
             pass
+
+
+def test_a_camera_that_shows_one_colour_is_reported_once() -> None:
+    model = FakeModel()
+    black = Message("imagezmq", "a", cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes(), "jpeg")
+    with Recognizer(model, FakeEngine(model)) as recognizer:
+        process = Worker(recognizer).process
+        odd = [process([PendingFrame("a", black, k, 0, k / 10, 0.0)])["odd"] for k in range(80)]
+    assert [line for lines in odd for line in lines] == [
+        ("a", "pictures: every picture so far is of one colour (BGR (0, 0, 0))")]
 
 
 def test_a_publisher_that_falls_silent_is_dialled_anew(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:

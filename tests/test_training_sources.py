@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import engines
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.selection import with_idle, without_group, without_labels
+from engines.datasets.selection import check_classes, with_idle, without_group, without_labels
 from engines.errors import DatasetError, UsageError
 from engines.networks.network import build
 from engines.synthetic import BACKGROUND
@@ -279,3 +279,9 @@ def test_validation_needs_something_left_out(kitchen: tuple[Dataset, Path], tmp_
     recipe = Recipe(tmp_path / "model.safetensors", str(weights), iterations=2, validate_every=1)
     with pytest.raises(UsageError, match="left out"):
         train(recipe, Dataset("kitchen", HEADS, {"train": data.splits["train"]}), lambda _: None)
+
+
+def test_one_class_alone_is_refused() -> None:
+    with pytest.raises(DatasetError, match="action is always 'wave'"):
+        check_classes({"action": ("wave",)})
+    check_classes({"action": ("wave", "background")})

@@ -62,3 +62,4 @@ class Dataset:
     problems: Sequence[Problem] = ()
     rare: Mapping[str, frozenset[str]] = field(default_factory=dict)  # {head: labels} that its benchmark reports apart
     found: str = ""  # files that the reader recognised it by
+    split_by_us: bool = False  # its splits are the reader's own choice, as none are stated

@@ -16,16 +16,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-
 from engines.datasets.base import Dataset, Media, Problem, Segment
-from engines.datasets.decode import VideoReader, stills
-from engines.errors import DatasetError
+from engines.datasets.decode import open_recording, stills
+from engines.decoding.images import read_image
+from engines.decoding.paths import printable, similar_labels
+from engines.decoding.sanity import PictureMonitor
+from engines.errors import DatasetError, FrameError
 
 _RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
 _TIMES_AGREE_S = 0.25  # between a recording's length and a stated one; timestamps are rounded, audio is longer
 _TAIL_S = 2.0  # before a video's stated end, in which its last frame is expected
 _LISTED = 10  # items of a group of problems in the JSON
+
+BY_HAND = ("class folders", "a sense project")  # datasets whose splits somebody has made at home
 
 Progress = Callable[[int, int], None]  # recordings done, of how many
 
@@ -39,6 +42,7 @@ class Recording:
     size_hw: tuple[int, int] = (0, 0)
     fault: str = ""  # "missing", "unreadable", or "damaged" where some frames decode and others do not
     detail: str = ""
+    notes: tuple[str, ...] = ()  # what is unusual about its pictures or times
 
     @property
     def usable(self) -> bool:
@@ -114,53 +118,67 @@ def inspect_recording(media: Media, deep: bool = False) -> Recording:
         return Recording(fault="missing", detail=str(media.path))
     try:
         return _inspect_video(media, deep) if media.rate is None else _inspect_frames(media, deep)
-    except (DatasetError, OSError, cv2.error) as error:
+    except (DatasetError, OSError) as error:
         return Recording(fault="unreadable", detail=str(getattr(error, "got", error)))
 
 
 def _inspect_video(media: Media, deep: bool) -> Recording:
-    with closing(VideoReader(media.path)) as video:
-        first = next(video.frames(), None)
-        image = None if first is None else first[1]()
-        if image is None:
-            return Recording(fault="unreadable", detail=f"{media.path}: its first frame does not decode")
-        rate, stated_s = video.rate, video.seconds
+    with closing(open_recording(media.path)) as video:
+        rate, stated_s, size_hw = video.rate, video.seconds, video.size_hw
+        monitor = PictureMonitor(printable(media.path), rate, stated_s)
         last_s, damaged_s = 0.0, None
         for found in video.frames(0.0 if deep else max(stated_s - _TAIL_S, 0.0)):
-            if found is not None:
-                last_s = found[0]
-            elif damaged_s is None:
-                damaged_s = last_s
+            try:
+                if found is not None:
+                    last_s = found.at_s
+                    if deep:
+                        monitor.add(last_s, found.picture(), found.missing)
+                elif damaged_s is None:
+                    damaged_s = last_s
+            except FrameError:
+                damaged_s = last_s if damaged_s is None else damaged_s
+        notes = (*video.notes, *(monitor.finish() if deep else ()))
     seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
     if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
-        detail = f"{media.path}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
+        detail = f"{printable(media.path)}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
     elif damaged_s is not None:
-        detail = f"{media.path}: a frame after {damaged_s:.2f} s does not decode"
-    return Recording(seconds, rate, (image.shape[0], image.shape[1]), "damaged" if detail else "", detail)
+        detail = f"{printable(media.path)}: a frame after {damaged_s:.2f} s does not decode"
+    return Recording(seconds, rate, size_hw, "damaged" if detail else "", detail, notes)
 
 
 def _inspect_frames(media: Media, deep: bool) -> Recording:
     assert media.rate is not None
     found = stills(media)
     if not found:
-        return Recording(fault="unreadable", detail=f"{media.path}: no image in it")
+        return Recording(fault="unreadable", detail=f"{printable(media.path)}: no image in it")
     opened = found if deep else [found[0], found[-1]]
-    size_hw = (0, 0)
-    broken = []
-    for _, path in opened:
-        image = cv2.imread(str(path))
-        if image is None:
-            broken.append(path)
-        else:
-            size_hw = image.shape[0], image.shape[1]
-    detail = f"{broken[0]}: does not decode" if broken else ""
+    monitor, size_hw, broken = PictureMonitor(printable(media.path)), (0, 0), []
+    for at_s, path in opened:
+        try:
+            image = read_image(path)
+        except FrameError as error:
+            broken.append(error.got)
+            continue
+        size_hw = image.shape[0], image.shape[1]
+        if deep:
+            monitor.add(at_s, image)
+    detail = broken[0] if broken else ""
     if len(broken) == len(opened):
         return Recording(fault="unreadable", detail=detail)
-    return Recording(found[-1][0] + 1 / media.rate, media.rate, size_hw, "damaged" if broken else "", detail)
+    return Recording(found[-1][0] + 1 / media.rate, media.rate, size_hw, "damaged" if broken else "", detail,
+                     tuple(monitor.finish()))
 
 
 def _labels(dataset: Dataset) -> Iterator[Problem]:
     """Classes that cannot be learnt or tested; those without any clip are seen in the counts."""
+    for head, names in dataset.heads.items():
+        if len(names) == 1:
+            yield Problem("one class", f"{head} {names[0]}", "there is nothing to tell it from")
+        for alike in similar_labels(names):
+            yield Problem("labels alike", head, " and ".join(map(repr, alike)))
+        for split, by_head in counts(dataset).items() if dataset.name in BY_HAND else ():
+            for label in (label for label, count in by_head[head].items() if not count and split != "test"):
+                yield Problem("class missing in a split", f"{head} {label}", split)
     for head, labels in counts(dataset).get("train", {}).items():
         for label, count in labels.items():
             if count == 1:
@@ -178,7 +196,9 @@ def _labels(dataset: Dataset) -> Iterator[Problem]:
 def _recordings(seen: dict[Media, Recording]) -> Iterator[Problem]:
     for media, recording in seen.items():
         if recording.fault:
-            yield Problem(recording.fault, media.path.name, recording.detail)
+            yield Problem(recording.fault, printable(media.path.name), recording.detail)
+        for note in recording.notes:
+            yield Problem("look at", printable(media.path.name), note)
         if not recording.usable:
             continue
         if media.stated_rate and recording.rate and \

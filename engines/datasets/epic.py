@@ -19,8 +19,8 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.media import list_images
 from engines.datasets.mirror import mirror_labels
+from engines.decoding.paths import list_images
 from engines.errors import DatasetError
 
 _SPLITS = {"train": "train", "validation": "validation", "test": "test_timestamps"}

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.media import ASSUMED_RATE, IMAGE_SUFFIXES, is_video
+from engines.datasets.media import ASSUMED_RATE
 from engines.datasets.mirror import mirror_labels
+from engines.decoding.paths import is_hidden, is_image, is_video, natural_key, normalise_label, printable
 
 PROJECT = "project_config.json"
 VALIDATION_SHARE = 0.2
@@ -42,22 +43,33 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     given = {path: _GIVEN[path.name.lower()] for path in _folders(media) if path.name.lower() in _GIVEN}
     classes = [(split, path) for root, split in given.items() for path in _folders(root)] if given else \
         [("", path) for path in _folders(media)]
-    found = [(split, path.name, recording) for split, path in classes for recording in _recordings(path, rate)]
+    held = {path: list(_recordings(path, rate)) for _, path in classes}
+    found = [(split, normalise_label(path.name), recording) for split, path in classes for recording in held[path]]
     labels = sorted({label for _, label, _ in found} | set(_stated(folder)))
     builder = tables.DatasetBuilder({"action": labels})
-    for split, path in classes:
-        if not any(of == path.name and own == split for own, of, _ in found):
-            builder.add_problem("class without a recording", f"{split}/{path.name}".strip("/"))
+    for _, path in classes:
+        shown = printable(path.relative_to(media))
+        if not held[path]:
+            deeper = next((inside for inside in path.glob("*/*") if is_video(inside)), None)
+            builder.add_problem("class without a recording", shown, "" if deeper is None else
+                                f"videos lie a folder deeper: {printable(deeper.relative_to(media))}")
+        used = {recording.path.parent if recording.path.name == "rgb" else recording.path for recording in held[path]}
+        for ignored in (inside for inside in _visible(path) if held[path] and inside not in used):
+            builder.add_problem("ignored", printable(ignored.relative_to(media)),
+                                "a folder without images" if ignored.is_dir() else "no video by its name")
+    for stray in filter(is_video, media.iterdir()):
+        builder.add_problem("ignored", printable(stray.name), "a video in no class's folder")
     validation = set() if given else choose_validation([(label, _group(recording)) for _, label, recording in found])
     for split, label, recording in found:
-        name = f"{split}/{label}/{recording.path.name}".strip("/")
+        name = printable(f"{split}/{label}/{recording.path.name}".strip("/"))
         own = split or ("validation" if _group(recording) in validation else "train")
         # Where the splits are given, 1.mp4 here and 1.mp4 there need not come from one recording.
         group = name if split and not _CUT.search(recording.path.stem) else _group(recording)
         builder.add(own, Segment(name, recording, group=group, labels={"action": label}))
     background = next((label for label in labels if label.lower() in _BACKGROUNDS), None)
     title = "a sense project" if (folder / PROJECT).is_file() else "class folders"
-    return builder.build(title, mirrored={"action": mirror_labels(labels)}, background=background)
+    return builder.build(title, mirrored={"action": mirror_labels(labels)}, background=background,
+                         split_by_us=not given)
 
 
 def choose_validation(recordings: list[tuple[str, str]], share: float = VALIDATION_SHARE) -> set[str]:
@@ -77,18 +89,16 @@ def choose_validation(recordings: list[tuple[str, str]], share: float = VALIDATI
 
 
 def _group(recording: Media) -> str:
-    return _CUT.sub("", recording.path.parent.name if recording.path.name == "rgb" else
-                    recording.path.stem if recording.rate is None else recording.path.name)
+    return printable(_CUT.sub("", recording.path.parent.name if recording.path.name == "rgb" else
+                              recording.path.stem if recording.rate is None else recording.path.name))
 
 
 def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:
     """Videos and folders of frames directly inside."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    for path in _visible(folder):
         if path.is_dir():
             frames = path / "rgb" if (path / "rgb").is_dir() else path
-            if any(inside.suffix.lower() in IMAGE_SUFFIXES for inside in frames.iterdir()):
+            if any(map(is_image, frames.iterdir())):
                 yield Media(frames, rate or ASSUMED_RATE, None)
         elif is_video(path):
             yield Media(path)
@@ -99,7 +109,11 @@ def _holds_recordings(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if not is_hidden(path)), key=lambda path: natural_key(path.name))
 
 
 def _stated(folder: Path) -> list[str]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from engines.datasets import decode
 from engines.datasets.base import Media, Segment
-from engines.datasets.media import list_images
+from engines.decoding.paths import list_images
 from engines.errors import DatasetError
 from engines.runtime.cache import make_private_dir
 

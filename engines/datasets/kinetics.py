@@ -49,7 +49,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*.csv")) if {*_COLUMNS} <= {*tables.read_header(path)}]
+    return [path for path in tables.list_files(folder, "csv") if {*_COLUMNS} <= {*tables.read_header(path)}]
 
 
 READERS = {"kinetics": tables.Reader(recognise, read, "a CSV with the columns label, youtube_id, time_start, time_end")}

@@ -7,45 +7,23 @@ Folders are listed once, so that 200,000 names cost one look at the disk.
 """
 
 import os
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engines.datasets.base import Media
+from engines.decoding.paths import VIDEO_SUFFIXES, is_hidden, is_video, natural_key
 from engines.errors import DatasetError
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 ASSUMED_RATE = 30.0  # of folders of frames whose dataset does not say
-
-
-def is_video(path: Path) -> bool:
-    return _has_suffix(path, VIDEO_SUFFIXES)
-
-
-def _has_suffix(path: Path, suffixes: Collection[str]) -> bool:
-    return path.suffix.lower() in suffixes and not path.name.startswith(".")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The numbered images of a folder in the order of their numbers: 2 before 10. Raises OSError."""
-    found = [path for path in folder.iterdir() if _has_suffix(path, IMAGE_SUFFIXES)]
-    return sorted(found, key=lambda path: (image_number(path) is None, image_number(path) or 0, path.name))
-
-
-def image_number(path: Path) -> int | None:
-    """The last number in a file's name: 7 for img_00007.jpg."""
-    digits = re.findall(r"\d+", path.stem)
-    return int(digits[-1]) if digits else None
 
 
 def list_videos(folders: Iterable[Path]) -> list[Path]:
     """The video files of some folders, by name. Raises DatasetError when one has none."""
     found: list[Path] = []
     for folder in folders:
-        here = sorted(path for path in folder.glob("*") if is_video(path))
+        here = sorted(filter(is_video, folder.glob("*")), key=natural_key)
         if not here:
-            raise DatasetError(f"no video in {folder}", f"a folder of videos ({', '.join(VIDEO_SUFFIXES)})",
+            raise DatasetError(f"no video in {folder}", f"a folder of videos ({' '.join(sorted(VIDEO_SUFFIXES))})",
                                "check the path")
         found += here
     return found
@@ -70,12 +48,17 @@ class RecordingIndex:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = folder / entry.name
+                if is_hidden(path):
+                    continue
                 if entry.is_dir():
                     self._frames.setdefault(path.name, path)
                     if deep:
                         self._list(path, False)
                 elif is_video(path):
                     self._videos.setdefault(path.stem, path)
+
+    def has(self, name: str) -> bool:
+        return name in self._videos or name in self._frames
 
     def find(self, *names: str, suffix: str = ".mp4") -> Media:
         """The recording with one of these names; where there is none, the video file that should be there."""

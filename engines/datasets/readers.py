@@ -9,6 +9,7 @@ from pathlib import Path
 from engines.datasets.base import Dataset
 from engines.datasets.kinds import DATASET_READERS, ClassOrder
 from engines.datasets.tables import Reader, ReadOptions
+from engines.decoding.paths import is_hidden, is_video, printable
 from engines.errors import DatasetError, UsageError
 
 log = logging.getLogger("gatestream.datasets")
@@ -44,7 +45,20 @@ def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str
                 sizes = ", ".join(f"{len(segments)} {split}" for split, segments in dataset.splits.items())
                 log.info("%s: %s, recognised by %s (%s)", folder, dataset.name, found, sizes)
                 return dataset
-    there = sorted(inside.name for inside in folder.iterdir())
-    raise DatasetError(f"{folder} with {', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}",
-                       "; or ".join(dict.fromkeys(reader.expected_files for reader in readers)),
+    there = sorted(printable(inside.name) for inside in folder.iterdir() if not is_hidden(inside))
+    got = f"{printable(folder)} with {', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}"
+    if (video := _find_video(folder)) is not None:
+        raise DatasetError(f"{got}; its videos lie at {printable(video.relative_to(folder))}",
+                           "them right in a folder named after their class: class/video.mp4, or train/class/video.mp4",
+                           f"move them, or name the folder {printable(video.parents[1])}")
+    raise DatasetError(got, "; or ".join(dict.fromkeys(reader.expected_files for reader in readers)),
                        "check the path, or see gatestream data check --help")
+
+
+def _find_video(folder: Path) -> Path | None:
+    """The first video in a folder, at most four folders deep."""
+    for depth in range(1, 5):
+        for path in folder.glob("/".join("*" * depth)):
+            if is_video(path):
+                return path
+    return None

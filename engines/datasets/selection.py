@@ -1,13 +1,13 @@
 """Which part of a dataset is learnt from, and which is left out to validate with; idle footage that is added to it."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from engines.datasets.base import Dataset, Media, Segment
 from engines.datasets.media import list_videos
-from engines.errors import UsageError
+from engines.errors import DatasetError, UsageError
 from engines.synthetic import BACKGROUND
 
 log = logging.getLogger("gatestream.datasets")
@@ -25,6 +25,14 @@ def select(data: Dataset, group: int = 0, labels: Collection[str] = (), idle: It
     if not required:
         labels = set(labels) & {label for names in data.heads.values() for label in names}
     return with_idle(without_labels(data, labels), idle, idle_without)
+
+
+def check_classes(heads: Mapping[str, Sequence[str]]) -> None:
+    """Raises DatasetError for a head that has nothing to tell its one label from."""
+    for head, labels in heads.items():
+        if len(labels) < 2:
+            raise DatasetError(f"a dataset whose {head} is always {labels[0]!r}", "two labels or more",
+                               "add recordings of another one, or of nothing in a folder called background")
 
 
 def without_group(data: Dataset, group: int, required: bool = True) -> Dataset:

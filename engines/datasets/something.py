@@ -10,9 +10,10 @@ by line of the labels file ("lines"); a checkpoint knows only numbers, so choose
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
-from engines.datasets import tables
+from engines.datasets import folders, tables
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.media import RecordingIndex
 from engines.datasets.mirror import mirror_labels
@@ -35,7 +36,17 @@ def recognise_v2(folder: Path) -> str:
 
 def recognise_v1(folder: Path) -> str:
     found = _any_split(folder, "csv")
-    return found.name if found and (_stem(found.name) or _file(folder, "labels", "csv") or _packed(found)) else ""
+    own = found and (_stem(found.name) or _file(folder, "labels", "csv") or (_packed(found) and _fits(folder, found)))
+    return found.name if found and own else ""
+
+
+def _fits(folder: Path, packed: Path) -> bool:
+    """Whether a file of so common a name is about recordings that are here, or no others are."""
+    index = RecordingIndex([folder / name for name in _FOLDERS], RATE)
+    try:
+        return folders.recognise(folder) == "" or any(index.has(name) for name, _ in islice(_rows(packed, "test"), 20))
+    except DatasetError:
+        return False
 
 
 def read_v2(folder: Path, options: tables.ReadOptions) -> Dataset:
@@ -122,8 +133,7 @@ def _rows(path: Path, split: str) -> Iterator[Row]:
 
 def _packed(path: Path) -> bool:
     """Whether a file is a re-pack: commas, and a first line that names its columns."""
-    header = tables.read_header(path)
-    return not any(";" in column for column in header) and any(column in _ID for column in header)
+    return any(column in _ID for column in tables.read_header(path))
 
 
 def _any_split(folder: Path, suffix: str) -> Path | None:
@@ -138,7 +148,7 @@ def _stem(name: str) -> str:
 def _file(folder: Path, part: str, suffix: str) -> Path | None:
     """The file of a part, with its dataset's name in front or without, in any case."""
     version = "v2" if suffix == "json" else "v1"
-    for path in sorted(folder.glob(f"*.{suffix}")):
+    for path in tables.list_files(folder, suffix):
         stem = _stem(path.name)
         rest = path.name.lower().removeprefix("20bn-").removeprefix(f"{stem}-")
         if rest in [f"{name}.{suffix}" for name in _PARTS[part]] and (not stem or stem.endswith(version)):

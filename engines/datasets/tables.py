@@ -16,6 +16,7 @@ from typing import Any
 
 from engines.datasets.base import Dataset, Problem, Segment
 from engines.datasets.kinds import ClassOrder
+from engines.decoding.paths import is_hidden
 from engines.errors import DatasetError, UsageError
 
 _TIMESTAMP = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
@@ -73,14 +74,29 @@ def read_json_list(path: Path) -> list[Any]:
     return found
 
 
+def list_files(folder: Path, suffix: str) -> list[Path]:
+    """The files with an ending that people have put in a folder."""
+    return sorted(path for path in folder.glob(f"*.{suffix}") if not is_hidden(path))
+
+
 def read_header(path: Path) -> list[str]:
-    """The column names of a CSV file. Raises DatasetError."""
-    return next(csv.reader([read_text(path, lines=1).strip()]), [])
+    """The column names of a CSV file; none where it is no text, as somebody else's file may be."""
+    try:
+        line = read_text(path, lines=1).strip()
+    except DatasetError:
+        return []
+    return next(csv.reader([line], delimiter=_delimiter(line)), [])
+
+
+def _delimiter(header: str) -> str:
+    """What spreadsheets put between columns: a comma, in many countries a semicolon, or a tab."""
+    return max(",;\t", key=header.count)
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a CSV file with a header. Raises DatasetError for a missing column, an open quote or uneven rows."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = read_text(path)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text.partition("\n")[0]))
     try:
         rows = list(reader)
     except csv.Error as error:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.decode import frame_size
 from engines.datasets.frame_cache import read_frames
-from engines.datasets.selection import without_group
+from engines.datasets.selection import check_classes, without_group
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
@@ -120,6 +120,7 @@ def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] =
 def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress
            ) -> Network:
     data = without_group(data, recipe.without_fold)
+    check_classes(data.heads)
     everything = data.splits.get("train", ())
     segments = [one for one in everything if one.labels or recipe.teacher]
     if not segments:

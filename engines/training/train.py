@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engines.datasets.base import Dataset
 from engines.datasets.frame_cache import read_frames
-from engines.datasets.selection import select
+from engines.datasets.selection import check_classes, select
 from engines.errors import UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import load, save
@@ -118,6 +118,7 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
         data = select(data, recipe.without_fold, recipe.without_labels, recipe.idle, recipe.idle_without)
         sources = TrainingSources(data, frame_rate=recipe.frame_rate, read_frames=read_frames,
                                   recorded=not recipe.rendered_only, rendered=recipe.rendered)
+        check_classes(sources.heads)
         training = _Training(data, sources, read_frames, ranks, report if ranks.is_main else lambda _: None)
         training.report(sources.summary())
         if before := recipe.trimmed_first or 0:

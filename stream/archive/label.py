@@ -7,11 +7,12 @@ reports of each file.
 """
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.datasets.media import is_video
+from engines.decoding.paths import is_hidden, is_video, natural_key, printable
 from engines.errors import GatestreamError, UsageError
 from stream.archive.ray import connect_ray
 from stream.recognizer import Recognizer
@@ -37,10 +38,11 @@ class Labeller:
         self._recognizer = Recognizer.open(model, engine, slots=1)
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a recording: {"path": ...} -> path, head, label, started_at, ended_at, score, error."""
-        path = str(row["path"])
+        """The rows of a recording: {"file": bytes} -> path, head, label, started_at, ended_at, score, error."""
+        file = Path(os.fsdecode(row["file"]))  # tables hold UTF-8 only, names of files any bytes
+        path = printable(file)
         try:
-            found = recognize_file(self._recognizer, path, path)
+            found = recognize_file(self._recognizer, file, path)
         except GatestreamError as error:
             self._recognizer.reset(path)
             return [{"path": path, **NO_EVENT, "error": str(error)}]
@@ -50,7 +52,8 @@ class Labeller:
 
 def find_recordings(folder: Path) -> list[Path]:
     """Videos and recordings below a folder. Raises UsageError where there are none."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and (is_video(path) or is_recording(path)))
+    found = sorted((path for path in folder.rglob("*") if path.is_file() and not is_hidden(path)
+                    and (is_video(path) or is_recording(path))), key=natural_key)
     if not found:
         raise UsageError(f"{folder}, in which there is no video", "a folder of videos", "check the path")
     return found
@@ -61,13 +64,14 @@ def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto",
     """Labels every video below a folder and writes one Parquet file.
     workers: at a time, by default one for each two cores; address: of a running Ray cluster, whose machines see the
     folder at the same path. Raises UsageError without Ray or videos, SinkError where `out` cannot be written."""
-    target, paths = output_path(out), [str(path.resolve()) for path in find_recordings(folder)]
+    target, paths = output_path(out), [path.resolve() for path in find_recordings(folder)]
     with connect_ray(address) as ray:
         data: Any = importlib.import_module("ray.data")
         data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
         cores = int(ray.cluster_resources()["CPU"])
         at_a_time = min(workers or max(1, cores // 2), len(paths))
-        rows = data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths)).flat_map(
+        files = [{"file": os.fsencode(path)} for path in paths]
+        rows = data.from_items(files, override_num_blocks=len(paths)).flat_map(
             Labeller, fn_constructor_args=(model, engine), concurrency=at_a_time, num_cpus=max(1, cores // at_a_time)
         ).take_all()
     import pyarrow  # comes with Ray Data

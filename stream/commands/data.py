@@ -48,7 +48,7 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
 
     from engines.datasets import open_dataset
     from engines.datasets.check import check as examine
-    from stream.sources.capture import silence_opencv
+    from engines.decoding.silence import silence_opencv
 
     if seconds is None and model is not None:
         import engines

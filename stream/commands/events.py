@@ -37,6 +37,8 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
                                                        help="Only what starts by then.")] = None,
            min_score: Annotated[float | None, typer.Option(min=0, max=1, metavar="P",
                                                            help="Only what scored at least this.")] = None,
+           with_unknown: Annotated[bool, typer.Option("--with-unknown", help=(
+               "In a dataset, events without a certain label become a class of their own."))] = False,
            run: Annotated[int | None, typer.Option(metavar="N", help="Only run number N; -1: the latest.")] = None,
            ) -> None:
     """List, filter and export logged events.
@@ -49,6 +51,7 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
 
       gatestream events events.db --format ssv2 --out clips      for the videos that serve keeps there
     """
+    from stream.events import UNKNOWN
     from stream.sinks.base import output_path, sink_errors
     from stream.sinks.export import export
     from stream.sinks.export_dataset import write_epic, write_something
@@ -59,7 +62,7 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
     if form in ("epic", "ssv2"):
         if out is None:
             raise UsageError(f"--format {form} without a folder", "--out FOLDER", "name one")
-        found = read_events(log, **chosen)
+        found = [each for each in read_events(log, **chosen) if with_unknown or each.event.label != UNKNOWN]
         names = write_epic(out, found, read_runs(log)) if form == "epic" else write_something(out, found)
         print(f"{out}: {len(found)} events of {len(names)} videos ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
         return

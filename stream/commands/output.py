@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from typing import Self, TextIO
 
-from stream.notices import discard_writes
+from engines.decoding.silence import discard_writes
 
 
 class StandardOutput:

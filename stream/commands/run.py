@@ -56,6 +56,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
     from rich.console import Console
 
     import engines
+    from engines.decoding.paths import printable
     from stream.recognizer import Recognizer
     from stream.runner import run as run_stream
     from stream.sinks.base import Sink
@@ -70,7 +71,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
         sinks: list[Sink] = []
         if log is not None:  # first: an event is durable before it is shown
             from stream.sinks.log import EventLog
-            name = mask_secrets(source) if parse_scheme(source) else source
+            name = mask_secrets(source) if parse_scheme(source) else printable(source)
             sinks.append(stack.enter_context(EventLog(log, loaded.contract.name, name)))
         if json is not None:
             from stream.sinks.jsonl import JsonLines

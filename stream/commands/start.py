@@ -4,7 +4,9 @@
 before it on the path; what fails then names neither. Imports nothing of ours before it has checked.
 """
 
+import os
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +21,7 @@ def start() -> int:
             check_package(name)
         from stream.commands.cli import main
 
-        return main()
+        return leave_drivers(main())
     except ForeignPackageError as error:
         print("gatestream: error:", error, file=sys.stderr)
         return 1
@@ -31,6 +33,16 @@ def start() -> int:
         if is_interrupt(error):
             return 130
         raise
+
+
+def leave_drivers(code: int) -> int:
+    """Returns the exit code; ends the process at once where a camera's thread is still inside its driver, which
+    Python's own end would abort."""
+    if any(thread.name.startswith("reader of ") for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    return code
 
 
 class ForeignPackageError(ImportError):

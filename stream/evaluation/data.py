@@ -13,6 +13,7 @@ from engines.model.contract import Contract
 
 log = logging.getLogger("gatestream.evaluation")
 
+ALL = "all"  # splits together
 PREFERRED = ("validation", "test")  # what is measured by default, where a dataset has such splits
 
 
@@ -29,10 +30,11 @@ class Selection(NamedTuple):
 
 
 def select(dataset: Dataset, contract: Contract, split: str | None = None, groups: Collection[str] = ()) -> Selection:
-    """The segments of a split (validation, else test, else all there is), of some groups only if any are named.
+    """The segments of a split (validation, else test, else all there is; "all"), of some groups only if any are named.
     A head of the dataset serves the model's head of the same name; where both have just one, that one. Raises
     UsageError for a split that is not there or heads that do not fit, DatasetError when nothing is left."""
     heads = _heads(dataset, contract)
+    split = split if split or not dataset.split_by_us else _part_for(dataset, contract)
     segments = [segment for segment in _split(dataset, split) if not groups or segment.group in groups]
     if not segments:
         found = sorted({segment.group for segment in _split(dataset, split)})
@@ -45,7 +47,9 @@ def select(dataset: Dataset, contract: Contract, split: str | None = None, group
         return replace(segment, labels={head: background if label == dataset.background and background else label
                                         for head, label in labels.items()})
 
-    return Selection(dataset.name, [translate(segment) for segment in segments],
+    translated = [translate(segment) for segment in segments]
+    _check_labels(translated, contract, background)
+    return Selection(dataset.name, translated,
                   {ours: tuple(dataset.heads[theirs]) for theirs, ours in heads.items()}, background,
                   {ours: dataset.rare[theirs] for theirs, ours in heads.items() if dataset.rare.get(theirs)},
                   Counter(problem.kind for problem in dataset.problems), tuple(groups))
@@ -93,11 +97,38 @@ def _heads(dataset: Dataset, contract: Contract) -> dict[str, str]:
     return common
 
 
+def _part_for(dataset: Dataset, contract: Contract) -> str:
+    """Of a dataset that states no splits: all of it, but for a model that was trained on it what training left out."""
+    labels = {label for names in dataset.heads.values() for label in names}
+    known = {label for names in contract.heads.values() for label in names}
+    if contract.provenance.get("data") != dataset.name or labels - known or not dataset.splits.get("validation"):
+        return ALL
+    log.warning("%d of %d recordings are measured: %s was trained on such folders, and training leaves these out "
+                "(--split train measures the others)", len(dataset.splits["validation"]),
+                sum(map(len, dataset.splits.values())), contract.name)
+    return "validation"
+
+
+def _check_labels(segments: Sequence[Segment], contract: Contract, background: str | None) -> None:
+    """Names labels that the model does not have. Raises DatasetError where it has none of them."""
+    for head, known in contract.heads.items():
+        labels = [segment.labels[head] for segment in segments if head in segment.labels]
+        foreign = Counter(label for label in labels if label not in known and label != background)
+        if not foreign:
+            continue
+        text = (f"{foreign.total()} of {len(labels)} clips have labels that {contract.name} does not know: "
+                f"{', '.join(label for label, _ in foreign.most_common(5))}{', ...' if len(foreign) > 5 else ''}")
+        if foreign.total() == len(labels):
+            raise DatasetError(text, f"labels such as {', '.join(known[:5])}",
+                               "rename the labels, or choose another model")
+        log.warning("%s: they count as wrong", text)
+
+
 def _split(dataset: Dataset, split: str | None) -> Sequence[Segment]:
+    if split == ALL:
+        return [segment for part in dataset.splits.values() for segment in part]
     if split is not None and split not in dataset.splits:
         raise UsageError(f"split {split!r} of {dataset.name}", f"one of {', '.join(dataset.splits)}",
                          "choose one of these")
     chosen = split or next((name for name in PREFERRED if dataset.splits.get(name)), None)
-    if chosen is not None:
-        return dataset.splits[chosen]
-    return [segment for part in dataset.splits.values() for segment in part]
+    return dataset.splits[chosen] if chosen is not None else _split(dataset, ALL)

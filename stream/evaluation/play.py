@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from engines.datasets import Media, Segment
-from engines.datasets.media import image_number
+from engines.decoding.paths import image_number, is_image, natural_key
 from engines.synthetic import Simulation, distinct_stray
 from stream.evaluation.metrics import Truth
 from stream.frame import Frame, Image
-from stream.sources import open_source
-from stream.sources.images import is_image, natural_key
+from stream.sources import open_path
 
 Frames = Iterator[tuple[Image, float]]
 Played = Generator[tuple[Image, float], None, float]  # frames; returns the time after the last one
@@ -28,7 +27,7 @@ def read_images(media: Media) -> Frames:
     if media.rate is not None and media.first is not None and media.path.is_dir():
         numbers = map(image_number, sorted(filter(is_image, media.path.iterdir()), key=natural_key))
         times = [None if number is None else (number - media.first) / media.rate for number in numbers]
-    with open_source(str(media.path), camera=CAMERA, fps=media.rate) as source:
+    with open_path(media.path, camera=CAMERA, fps=media.rate) as source:
         for item in source.frames():
             if isinstance(item, Frame):
                 at = times[item.index] if times else None

@@ -267,7 +267,7 @@ class Service:
                 "labels": {head: scores["window"][0] for head, scores in latest["heads"].items()},
                 "reconnects": session.reconnects, "received": counters.received, "taken": counters.taken,
                 "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped),
-                "gaps": dict(session.gaps)}
+                "gaps": dict(session.gaps), "odd": list(session.odd)}
 
     def __exit__(self, *_: object) -> None:
         """Answers what has come, closes open events, delivers everything, and ends: within two seconds."""

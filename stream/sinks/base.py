@@ -9,9 +9,9 @@ from typing import IO, Self
 
 import cv2
 
+from engines.decoding.silence import discard_writes
 from engines.errors import SinkError
 from stream.frame import Frame, Record
-from stream.notices import discard_writes
 
 
 class OutputClosed(SinkError):  # noqa: N818 - not a fault

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as Xml
 from rich.console import Console
 from rich.table import Column, Table
 
+from engines.decoding.paths import printable
 from engines.errors import UsageError
 from stream.sinks.base import write_text
 from stream.sinks.log import LoggedEvent, find_run, read_events
@@ -52,8 +53,10 @@ def write_vtt(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0) 
     """WebVTT subtitles for the video of one run; `origin_s` is the capture time of its first frame."""
     out.write("WEBVTT\n")
     for _, _, event in found:
-        text = escape(" ".join(event.label.split()), quote=False)
-        out.write(f"\n{_vtt_time(event.started_at - origin_s)} --> {_vtt_time(event.ended_at - origin_s)}\n{text}\n")
+        started_ms = max(0, round(1000 * (event.started_at - origin_s)))
+        ended_ms = max(started_ms + 1, round(1000 * (event.ended_at - origin_s)))  # a cue has to last
+        text = escape(" ".join(printable(event.label).split()), quote=False)
+        out.write(f"\n{_vtt_time(started_ms)} --> {_vtt_time(ended_ms)}\n{text}\n")
 
 
 def write_elan(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0) -> None:
@@ -66,7 +69,7 @@ def write_elan(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0)
     order = Xml.SubElement(document, "TIME_ORDER")
     tiers: dict[str, Xml.Element] = {}
     for number, (_, _, event) in enumerate(found):
-        name = f"{event.camera} {event.head}"
+        name = printable(f"{event.camera} {event.head}")
         if name not in tiers:
             tiers[name] = Xml.SubElement(document, "TIER", {"TIER_ID": name, "LINGUISTIC_TYPE_REF": "action"})
         slots = f"ts{2 * number + 1}", f"ts{2 * number + 2}"
@@ -76,7 +79,7 @@ def write_elan(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0)
         annotation = Xml.SubElement(tiers[name], "ANNOTATION")
         aligned = Xml.SubElement(annotation, "ALIGNABLE_ANNOTATION", {
             "ANNOTATION_ID": f"a{number + 1}", "TIME_SLOT_REF1": slots[0], "TIME_SLOT_REF2": slots[1]})
-        Xml.SubElement(aligned, "ANNOTATION_VALUE").text = event.label
+        Xml.SubElement(aligned, "ANNOTATION_VALUE").text = printable(event.label)
     Xml.SubElement(document, "LINGUISTIC_TYPE", {"LINGUISTIC_TYPE_ID": "action", "TIME_ALIGNABLE": "true",
                                                  "GRAPHIC_REFERENCES": "false"})
     Xml.indent(document)
@@ -110,6 +113,5 @@ def _table_time(at: float, form: str) -> str:
     return f"{at:.2f}" if at < UNIX_TIMES_S else datetime.fromtimestamp(at).strftime(form)
 
 
-def _vtt_time(seconds: float) -> str:
-    ms = max(0, round(seconds * 1000))
+def _vtt_time(ms: int) -> str:
     return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}.{ms % 1000:03d}"

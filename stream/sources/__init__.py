@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import get_args
 
+from engines.decoding.paths import is_image, list_images, printable
 from engines.errors import SourceError, UsageError
 from stream.sources.address import has_host, mask_secrets, parse_scheme
 from stream.sources.base import Policy, Source, SourceInfo
 
-__all__ = ["Policy", "Source", "SourceInfo", "check_source", "open_source"]
+__all__ = ["Policy", "Source", "SourceInfo", "check_source", "open_path", "open_source"]
 
 KNOWN = "a webcam number, a video file, a folder or glob of images, rtsp://, http://, zmq:// or sim://gestures"
 SCHEMES = ("rtsp", "rtsps", "http", "https", "zmq", "sim")
@@ -37,7 +38,7 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
         raise UsageError(f"fps {fps}", "more than 0 and at most 1000 frames per second", "give the rate of the images")
     check_source(spec)
-    scheme = parse_scheme(spec)
+    scheme, camera = parse_scheme(spec), camera and printable(camera)
     if fps is not None and (spec.isdecimal() or scheme is not None):
         raise UsageError(f"fps {fps:g} with {mask_secrets(spec) if scheme else 'a webcam'}",
                          "fps with images or a video file", "leave it out: the camera sets its own rate")
@@ -53,7 +54,14 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
     if scheme == "zmq":
         from stream.sources.subscriber import Subscriber
         return Subscriber(spec, camera, policy)
-    return _pace(_open_path(spec, camera, fps), policy)
+    path = Path(spec).expanduser()
+    if path.exists() or not glob.has_magic(spec):
+        return open_path(path, camera=camera, policy=policy, fps=fps)
+    paths = find_images(spec)
+    if not paths:
+        raise UsageError(f"{printable(spec)}: no image has such a name", "a pattern such as 'frames/*.jpg'",
+                         "check the folder and the ending")
+    return _pace(_open_images(paths, camera or printable(paths[0].resolve().parent.name), fps), policy)
 
 
 def check_source(spec: str) -> None:
@@ -68,7 +76,7 @@ def check_source(spec: str) -> None:
                          "check the address")
     path = Path(spec).expanduser()
     if scheme is None and not spec.isdecimal() and not path.exists() and not glob.has_magic(spec):
-        raise UsageError(f"{spec!r}: no such file", KNOWN, _suggest(path))
+        raise UsageError(f"{printable(spec)!r}: no such file", KNOWN, _suggest(path))
 
 
 def _pace(source: Source, policy: Policy) -> Source:
@@ -78,36 +86,42 @@ def _pace(source: Source, policy: Policy) -> Source:
     return PacedSource(source)
 
 
-def _open_path(spec: str, camera: str | None, fps: float | None) -> Source:
-    from stream.sources.images import ImageFiles, is_image
-    path = Path(spec).expanduser()
+def open_path(path: Path, *, camera: str | None = None, policy: Policy = "auto", fps: float | None = None) -> Source:
+    """Opens a video file, an image, a folder of images or a recording, whatever its name; else as `open_source`."""
+    shown = printable(path)
     if path.is_dir():
         try:
-            paths = [entry for entry in path.iterdir() if is_image(entry)]
+            paths = list_images(path)
         except OSError as error:
-            raise SourceError(f"{spec}: {error.strerror or error}", "a readable folder",
+            raise SourceError(f"{shown}: {error.strerror or error}", "a readable folder",
                               "check the permissions of the folder") from error
         if not paths:
-            raise UsageError(f"{spec}: a folder without images", "a folder of images (jpg, png, bmp, tiff, webp)",
+            raise UsageError(f"{shown}: a folder without images", "a folder of images (jpg, png, bmp, tiff, webp)",
                              "name one video file, or a folder with images directly in it")
-        return ImageFiles(paths, camera or path.resolve().name, fps)
-    if path.is_file():
-        if is_image(path):
-            return ImageFiles([path], camera or path.name, fps)
-        from stream.sources.replay import Replay, is_recording
-        if fps is None and is_recording(path):
-            return Replay(path, camera)
-        from stream.sources.video import VideoFile
-        return VideoFile(path, camera, fps)
-    if path.exists():
-        raise UsageError(f"{spec}: neither a file nor a folder", KNOWN, "for webcam /dev/video0 write 0")
-    if glob.has_magic(spec):
-        paths = [Path(name) for name in glob.glob(str(path), recursive=True) if is_image(Path(name))]
-        if not paths:
-            raise UsageError(f"{spec}: no image has such a name", "a pattern such as 'frames/*.jpg'",
-                             "check the folder and the ending")
-        return ImageFiles(paths, camera or paths[0].resolve().parent.name, fps)
-    raise UsageError(f"{spec!r}: no such file", KNOWN, _suggest(path))  # it has gone since it was checked
+        return _pace(_open_images(paths, camera or printable(path.resolve().name), fps), policy)
+    if not path.is_file():
+        if path.exists():
+            raise UsageError(f"{shown}: neither a file nor a folder", KNOWN, "for webcam /dev/video0 write 0")
+        raise UsageError(f"{shown!r}: no such file", KNOWN, _suggest(path))
+    if is_image(path):
+        return _pace(_open_images([path], camera or printable(path.name), fps), policy)
+    from stream.sources.replay import Replay, is_recording
+    if fps is None and is_recording(path):
+        return _pace(Replay(path, camera), policy)
+    from stream.sources.video import VideoFile
+    return _pace(VideoFile(path, camera, fps), policy)
+
+
+def _open_images(paths: list[Path], camera: str, fps: float | None) -> Source:
+    from stream.sources.images import ImageFiles
+    return ImageFiles(paths, camera, fps)
+
+
+def find_images(pattern: str) -> list[Path]:
+    """The images whose names fit a pattern; [] stands for itself where such a folder is there."""
+    folder, name = Path(pattern).expanduser().parent, Path(pattern).name
+    known = glob.escape(str(folder)) if folder.is_dir() else str(folder)
+    return [Path(found) for found in glob.glob(str(Path(known) / name), recursive=True) if is_image(Path(found))]
 
 
 def _suggest(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The source seam: what the rest of `stream` sees of a camera, a file or a folder."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -33,6 +33,8 @@ class Source(ABC):
     """
 
     info: SourceInfo
+    notes: Sequence[str] = ()
+    """What a person should know of how this source is read, a line each; more may come while it is read."""
     lost: int = 0
     """Frames so far that could not be read or were overwritten by newer ones, those after the last frame included."""
     _closed = False

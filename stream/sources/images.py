@@ -1,68 +1,15 @@
 """Image files as a stream: natural order (img2 before img10), a fixed rate, unreadable ones passed over."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
+from engines.decoding.images import is_animated, read_image
+from engines.decoding.paths import natural_key, printable
 from engines.errors import FrameError, SourceError
-from stream.frame import Frame, Gap, Image
-from stream.images import PIXEL_LIMIT, as_bgr, check_size, parse_size_hw
+from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
-from stream.sources.capture import silence_opencv, silence_stderr
 
 DEFAULT_FPS = 30.0
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
-                      ".webp"})
-LARGEST_FILE_BYTES = 8 * PIXEL_LIMIT
-
-
-def natural_key(path: Path) -> list[tuple[int, int, str]]:
-    """Sorts runs of digits by their value: img2 before img10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower())
-            for part in re.split(r"(\d+)", str(path)) if part]
-
-
-def is_image(path: Path) -> bool:
-    """Whether the name is an image's; hidden files are not."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def read_image(path: Path) -> Image:
-    """One image file as BGR uint8 [H, W, 3], upright by its EXIF orientation. Raises FrameError."""
-    do = "check the file, or save it again as jpg or png"
-    try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise FrameError(f"{path}: over {LARGEST_FILE_BYTES} bytes", "an image file", do)
-        data = path.read_bytes()
-    except OSError as error:
-        raise FrameError(f"{path}: {error.strerror or error}", "a readable image file", do) from error
-    return decode_image(data, str(path))
-
-
-def decode_image(data: bytes, name: str) -> Image:
-    """Decodes the bytes of an image file; `name` is for messages. Raises FrameError."""
-    size_hw = parse_size_hw(data)
-    if size_hw is not None:
-        check_size(size_hw)
-    pixels = _decode(data) if data else None
-    if pixels is None:
-        raise FrameError(f"{name}: cannot be decoded", "an image file (jpg, png, bmp, tiff, webp)",
-                         "check the file, or save it again as jpg or png")
-    return as_bgr(pixels)
-
-
-def _decode(data: bytes) -> NDArray[Any] | None:
-    silence_opencv()
-    try:
-        with silence_stderr():
-            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        return None
 
 
 class ImageFiles(Source):
@@ -75,6 +22,9 @@ class ImageFiles(Source):
         self._paths = sorted(paths, key=natural_key)
         self._fps = fps or DEFAULT_FPS
         self.info = SourceInfo(camera, False, None, self._fps, len(self._paths))
+        self.notes = []
+        if len(paths) == 1 and is_animated(self._paths[0]):
+            self.notes.append(f"{printable(paths[0])} is an animation, of which the first picture alone is read")
 
     def frames(self) -> Iterator[Frame | Gap]:
         lost, refusal = 0, None

@@ -15,7 +15,7 @@ class PacedSource(Source):
                  sleep: Callable[[float], None] = time.sleep) -> None:
         self._source, self._now, self._sleep = source, now, sleep
         self._skipped = 0
-        self.info = source.info
+        self.info, self.notes = source.info, source.notes
 
     def close(self) -> None:
         super().close()

@@ -19,6 +19,7 @@ from engines.errors import SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Policy, Source, SourceInfo
 from stream.sources.capture import Capture, retrieve_bgr
+from stream.sources.live_clock import LiveClock
 from stream.sources.mailbox import Mailbox
 
 Connect = Callable[[], Capture | None]
@@ -48,11 +49,11 @@ class Timing:
 
 
 class LiveSource(Source):
-    """A camera that is there or not. captured_at is the Unix time at which a frame was grabbed.
+    """A camera that is there or not. captured_at is the Unix time at which a frame was taken (`LiveClock`).
 
-    connect: opens the camera, None when it cannot; capture: one that is open already; what: the camera, for messages;
-    policy: "newest" (and "auto") keeps one frame and counts the overwritten, "every" makes the reader wait for the
-    consumer.
+    connect: opens the camera; None, or SourceError with the cause, when it cannot; capture: one that is open already;
+    what: the camera, for messages; policy: "newest" (and "auto") keeps one frame and counts the overwritten, "every"
+    makes the reader wait for the consumer.
     Raises SourceError when the camera cannot be opened within `timeouts.open_s`.
     """
 
@@ -60,10 +61,14 @@ class LiveSource(Source):
                  timing: Timing | None = None, capture: Capture | None = None) -> None:
         self._connect, self._what, self._timeouts = connect, what, timeouts
         self._timing = timing or Timing()
+        self._clock = LiveClock(self._timing.wall, self._timing.steady)
+        self._failure = ""  # why it could not be connected again
+        self.notes: list[str] = []
         self._started = False
         self._mailbox = Mailbox(QUEUE_FRAMES if policy == "every" else 1, newest=policy != "every")
         capture = capture or connect_within(timeouts.open_s, connect, what)
         self._capture: Capture | None = capture
+        self._clock.restart(capture.fps)
         self._pause_s = timeouts.first_pause_s
         self.info = SourceInfo(camera, True, capture.size_hw, capture.fps, None)
 
@@ -85,7 +90,8 @@ class LiveSource(Source):
                 yield from post.gaps
                 yield post.frame
         except TimeoutError as error:
-            raise SourceError(f"{self._what}: no frame for {self._timeouts.give_up_s:g} s",
+            raise SourceError(f"{self._what}: no frame for {self._timeouts.give_up_s:g} s" +
+                              (f" ({self._failure})" if self._failure else ""),
                               "a camera that keeps giving frames",
                               "check the camera and its connection, then start again") from error
         finally:
@@ -118,11 +124,14 @@ class LiveSource(Source):
             if not capture.grab():
                 failed_grabs += 1
                 continue
-            failed_grabs, captured_at = 0, self._timing.wall()
+            failed_grabs, taken_s = 0, self._clock.place(capture.position_s(), capture.paced)
             image_bgr = retrieve_bgr(capture)
             if image_bgr is None:
                 lost += 1
                 continue
+            if capture.paced and not self._wait_until(taken_s, self._timing.steady, self._timing.sleep):
+                return
+            captured_at = self._clock.unix_s + taken_s
             gaps: tuple[Gap, ...] = ()
             if again:
                 hole_s = max(captured_at - latest_at, 0.0) if latest_at is not None else 0.0
@@ -141,8 +150,13 @@ class LiveSource(Source):
         while self._wait_until(timing.steady() + self._pause_s * (0.5 + 0.5 * timing.chance()), timing.steady,
                                timing.sleep):
             self._pause_s = min(2 * self._pause_s, self._timeouts.longest_pause_s)
-            self._capture = self._connect()
+            try:
+                self._capture = self._connect()
+            except SourceError as error:
+                self._failure = error.got
             if self._capture is not None:
+                self._failure = ""
+                self._clock.restart(self._capture.fps)
                 return True
         return False
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from engines.decoding.images import decode_image
 from engines.errors import FrameError, SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
-from stream.sources.images import decode_image
 
 APPLICATION_ID = 0x67736672  # "gsfr"
 VERSION = 1

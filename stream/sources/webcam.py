@@ -1,7 +1,5 @@
 """Webcams, by number."""
 
-import cv2
-
 from stream.sources.base import Policy
 from stream.sources.capture import Capture, OpenCvCapture
 from stream.sources.reader import Connect, LiveSource, Timeouts, Timing
@@ -15,7 +13,7 @@ class Webcam(LiveSource):
     def __init__(self, index: int, camera: str | None = None, policy: Policy = "auto",
                  connect: Connect | None = None, timing: Timing | None = None) -> None:
         def open_webcam() -> Capture | None:
-            capture = OpenCvCapture(index, cv2.CAP_ANY)
+            capture = OpenCvCapture(index)
             return capture if capture.opened else None
 
         super().__init__(connect or open_webcam, f"webcam {index}", camera or str(index), TIMEOUTS, policy, timing)

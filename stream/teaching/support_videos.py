@@ -6,14 +6,15 @@
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.datasets.media import is_video
+from engines.decoding.paths import is_hidden, is_image, is_video, list_images, natural_key, normalise_label, printable
 from engines.errors import DatasetError, SourceError, UsageError
 from engines.model.file import Model
 from engines.model.preprocess import prepare
@@ -22,12 +23,12 @@ from engines.training.support_clips import SupportClip, action_span
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
 from stream.scoring import Scores
-from stream.sources import open_source
-from stream.sources.images import is_image, natural_key
+from stream.sources import open_path
 
 BACKGROUNDS = frozenset({"background", "idle", "nothing", "none", "unclassified"})
 CAMERA = "teaching"
 MIN_TICKS = 3  # of the model's clock, in a recording
+_Tick = tuple[float, Scores]  # of the model's clock: its time, and what came of it
 
 
 class Playback(NamedTuple):
@@ -55,9 +56,8 @@ def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> lis
     for place in (folder, *idle):
         if not place.is_dir():
             raise UsageError(f"{place}: no such folder", "a folder of recordings", "check the path")
-    places = sorted((entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")),
-                    key=natural_key)
-    labelled = [(place, background if place.name.lower() in BACKGROUNDS else place.name) for place in places]
+    places = [(entry, normalise_label(entry.name)) for entry in _visible(folder) if entry.is_dir()]
+    labelled = [(place, background if label.casefold() in BACKGROUNDS else label) for place, label in places]
     if all(label == background for _, label in labelled):
         raise DatasetError(f"{folder}, which has no folder of a label in it", "a folder for each label, named after "
                            "it, with its recordings", "make one, such as " + str(folder / "wave"))
@@ -76,7 +76,7 @@ def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> lis
 
 
 def _videos(place: Path) -> Iterator[Path]:
-    entries = sorted((entry for entry in place.iterdir() if not entry.name.startswith(".")), key=natural_key)
+    entries = _visible(place)
     if any(is_image(entry) for entry in entries):
         yield place
     for entry in entries:
@@ -84,9 +84,13 @@ def _videos(place: Path) -> Iterator[Path]:
             yield entry
 
 
+def _visible(folder: Path) -> list[Path]:
+    return sorted((entry for entry in folder.iterdir() if not is_hidden(entry)), key=natural_key)
+
+
 def _digest(path: Path) -> str:
     """The checksum of a recording's content."""
-    files = sorted(filter(is_image, path.iterdir()), key=natural_key) if path.is_dir() else [path]
+    files = list_images(path) if path.is_dir() else [path]
     total = hashlib.sha256()
     try:
         for file in files:
@@ -109,59 +113,75 @@ class FeatureExtractor:
 
     def extract(self, video: SupportVideo, name: str, background: str) -> list[SupportClip]:
         """A support clip for each playback. Raises SourceError where it cannot be read, DatasetError if too short."""
-        images, times_s = self._decode(video.path)
-        rate = self._model.contract.frame_rate
-        features_TD, windows_TD, motion_T = self._play(images, times_s, PLAYBACKS[0])
-        if len(features_TD) < MIN_TICKS:
-            raise DatasetError(f"{video.path}, of {times_s[-1]:.2f} s", f"{MIN_TICKS / rate:.2f} s or more",
-                               "record it again, a little longer")
-        if video.label == background:
-            return [SupportClip(name, background, features_TD, windows_TD, 0, 0)]
-        started, ended = action_span(motion_T)
-        clips = [SupportClip(name, video.label, features_TD, windows_TD, started, ended)]
+        if video.label == background:  # may last for hours: none of its images is kept
+            ticks = self._push(self._decode(video.path))
+            self._check_length(video, ticks)
+            return [SupportClip(name, background, *_features(ticks), 0, 0)]
+        frames = list(self._decode(video.path))
+        ticks, motion_T = self._play(frames, PLAYBACKS[0])
+        self._check_length(video, ticks)
+        rate, (started, ended) = self._model.contract.frame_rate, action_span(motion_T)
+        clips = [SupportClip(name, video.label, *_features(ticks), started, ended)]
         for playback in PLAYBACKS[1:]:
-            features_TD, windows_TD, _ = self._play(images, times_s, playback)
-            first, last = (round(playback.before_s * rate + at / playback.speed) for at in (started, ended))
-            last = min(max(last, first + 1), len(features_TD))
-            clips.append(SupportClip(name, video.label, features_TD, windows_TD, min(first, last - 1), last,
-                                     natural=False))
+            ticks, _ = self._play(frames, playback)
+            first = round(playback.before_s * rate + started / playback.speed)
+            last = min(max(round(playback.before_s * rate + ended / playback.speed), first + 1), len(ticks))
+            clips.append(SupportClip(name, video.label, *_features(ticks), min(first, last - 1), last, natural=False))
         return clips
 
-    def _decode(self, path: Path) -> tuple[list[Image], NDArray[np.float64]]:
-        """Images at the model's size, and their seconds from the first one on."""
-        images, times = [], []
-        with open_source(str(path), camera=CAMERA, fps=self._fps if path.is_dir() else None) as source:
-            for item in source.frames():
-                if isinstance(item, Frame):
-                    images.append(prepare(item.image_bgr, self._model.contract))
-                    times.append(item.captured_at)
-        if not images:
-            raise SourceError(f"{path}, of which no image can be read", "a video or images", "record it again")
-        times_s = np.array(times) - times[0]
+    def _decode(self, path: Path) -> Iterator[tuple[float, Image]]:
+        """Seconds from the first image on, and the image at the model's size."""
+        first_at = before_at = math.nan
         longest_s = self._model.contract.max_gap_s * min(playback.speed for playback in PLAYBACKS)
-        if len(times_s) > 1 and np.diff(times_s).max() > longest_s:
-            raise DatasetError(f"{path}, with a hole of {np.diff(times_s).max():.2f} s in it",
-                               f"holes of {longest_s:.2f} s at most", "record it again in one piece")
-        return images, times_s
+        with open_path(path, camera=CAMERA, fps=self._fps if path.is_dir() else None) as source:
+            for item in source.frames():
+                if not isinstance(item, Frame):
+                    continue
+                if item.captured_at - before_at > longest_s:
+                    raise DatasetError(f"{printable(path)}, with a hole of {item.captured_at - before_at:.2f} s in it",
+                                       f"holes of {longest_s:.2f} s at most", "record it again in one piece")
+                before_at = item.captured_at
+                first_at = before_at if math.isnan(first_at) else first_at
+                yield before_at - first_at, prepare(item.image_bgr, self._model.contract)
+        if math.isnan(first_at):
+            raise SourceError(f"{printable(path)}, of which no image can be read", "a video or images",
+                              "record it again")
 
-    def _play(self, images: Sequence[Image], times_s: NDArray[np.float64], playback: Playback) -> tuple[
-            NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-        """Features [T, D], window descriptors [T, D] and change of the image [T] at each tick."""
-        ticks: list[tuple[float, Scores]] = []
+    def _check_length(self, video: SupportVideo, ticks: Sequence[_Tick]) -> None:
+        if len(ticks) < MIN_TICKS:
+            rate = self._model.contract.frame_rate
+            raise DatasetError(f"{printable(video.path)}, of {max(len(ticks) - 1, 0) / rate:.2f} s",
+                               f"{MIN_TICKS / rate:.2f} s or more", "record it again, a little longer")
+
+    def _push(self, frames: Iterable[tuple[float, Image]]) -> list[_Tick]:
+        ticks: list[_Tick] = []
         self._recognizer.score_listeners[CAMERA] = lambda at, _, scores: ticks.append((at, scores))
-        step_s = 1 / self._model.contract.frame_rate
+        try:
+            for at, image in frames:
+                self._recognizer.push(image, at, CAMERA)
+        finally:
+            self._recognizer.flush(CAMERA)
+        return ticks
+
+    def _play(self, frames: Sequence[tuple[float, Image]], playback: Playback
+              ) -> tuple[list[_Tick], NDArray[np.float64]]:
+        """The ticks, and how much the image changed at each."""
+        step_s, (times_s, images) = 1 / self._model.contract.frame_rate, zip(*frames, strict=True)
         before_s = np.arange(0, playback.before_s - step_s / 2, step_s)
-        body_s = playback.before_s + times_s / playback.speed
+        body_s = playback.before_s + np.array(times_s) / playback.speed
         after_s = body_s[-1] + np.arange(step_s, playback.after_s + step_s / 2, step_s)
         shown = [*([images[0]] * len(before_s)), *images, *([images[-1]] * len(after_s))]
         image_at = dict(zip(np.concatenate([before_s, body_s, after_s]).tolist(), shown, strict=True))
-        for at, image in image_at.items():
-            self._recognizer.push(image, at, CAMERA)
-        self._recognizer.flush(CAMERA)
+        ticks = self._push(image_at.items())
         motion, last = [], image_at[ticks[0][0]].astype(np.int16)
         for at, _ in ticks:  # a held tick has no image of its own: nothing moves
             image_i16 = image_at[at].astype(np.int16) if at in image_at else last
             motion.append(float(np.abs(image_i16 - last).mean()))
             last = image_i16
-        return (np.array([scores.features_D for _, scores in ticks]),
-                np.array([scores.descriptor_D for _, scores in ticks]), np.array(motion))
+        return ticks, np.array(motion)
+
+
+def _features(ticks: Sequence[_Tick]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features [T, D] and window descriptors [T, D] at each tick."""
+    return (np.array([scores.features_D for _, scores in ticks]),
+            np.array([scores.descriptor_D for _, scores in ticks]))

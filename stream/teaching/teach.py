@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import engines
+from engines.decoding.paths import printable
 from engines.errors import DatasetError, GatestreamError, UsageError
 from engines.model.contract import Contract, EventRule
 from engines.model.file import Model, save, write_atomically
@@ -65,13 +66,13 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     with closing(engines.compile(loaded, engine=engine, slots=1)) as compiled:
         extractor = FeatureExtractor(loaded, compiled, fps)
         for i, video in enumerate(videos):
-            note(f"watching {i + 1} of {len(videos)}: {video.path.name}")
+            note(f"watching {i + 1} of {len(videos)}: {printable(video.path.name)}")
             try:
                 clips += extractor.extract(video, _name(video.path, folder), background)
             except GatestreamError as error:
                 if strict:
                     raise
-                skipped.append((str(video.path), str(error)))
+                skipped.append((printable(video.path), str(error)))
     warnings = _check_counts(videos, {clip.recording for clip in clips}, folder, background)
     taught = few_shot.teach(loaded, clips, head, fresh=fresh, seed=seed, note=note)
     if taught.report.pseudo_labels:
@@ -141,7 +142,7 @@ def _check_head(model: Model, head: str | None) -> str:
 
 def _name(path: Path, folder: Path) -> str:
     """A recording's name in reports: its path under the folder."""
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    return printable(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _check_counts(videos: Sequence[SupportVideo], used: set[str], folder: Path, background: str) -> list[str]:

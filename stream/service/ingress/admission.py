@@ -30,6 +30,7 @@ class CameraSession:
     reconnects: int = 0
     predictions: int = 0
     gaps: Counter[str] = field(default_factory=Counter)  # in its stream, by action
+    odd: list[str] = field(default_factory=list)  # what no camera should show, a line each
 
     def frozen(self, now: float) -> bool:
         """Whether it sends the same picture again and again."""

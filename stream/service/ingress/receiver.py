@@ -252,6 +252,10 @@ class Receiver:
                 self.latest[record["camera"]] = record
                 if record["camera"] in self.sessions:
                     self.sessions[record["camera"]].predictions += 1
+        for camera, line in content.get("odd", ()):
+            log.warning("camera %s: %s", camera, line)
+            if camera in self.sessions:
+                self.sessions[camera].odd.append(line)
         for camera, index, cause, error in content.get("errors", ()):
             if camera in self.scheduler.counters:
                 self.scheduler.counters[camera].dropped[cause] += 1

@@ -2,7 +2,7 @@
 
     worker ──ready──► receiver         {"engine": ..., "pid": ..., "clock": [rate, longest gap]}: takes work
     receiver ──frames─► worker         [{camera, index, ...}, ...], then the payload of each
-    worker ──done───► receiver         {"records": [...], "errors": [...]}: takes work again
+    worker ──done───► receiver         {"records": [...], "errors": [...], "odd": [[camera, line]]}: takes work again
     receiver ──cameras► worker         [{name, colour, crop, ...}, ...]: the configuration's cameras
     receiver ──warm───► worker         as frames: earlier ones, for the engine's state and no results
     receiver ──leave──► worker         {"camera": ...}: close its events, free its slot

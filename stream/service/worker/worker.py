@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +19,7 @@ import zmq
 from pydantic import validate_call
 
 import engines
+from engines.decoding.sanity import PictureMonitor
 from engines.errors import FrameError, GatestreamError
 from engines.model.contract import EventRule
 from engines.model.preprocess import shrinkable
@@ -42,6 +43,8 @@ class Worker:
     def __init__(self, recognizer: Recognizer) -> None:
         self._recognizer = recognizer
         self._cameras: dict[str, CameraConfig] = {}
+        self._monitors: defaultdict[str, PictureMonitor] = defaultdict(lambda: PictureMonitor("pictures"))
+        self._odd: deque[tuple[str, str]] = deque()  # camera, what is odd about its pictures
 
     def configure(self, cameras: Sequence[CameraConfig]) -> None:
         """Takes the settings of cameras."""
@@ -61,7 +64,7 @@ class Worker:
                 errors.append([frame.camera, frame.index, type(outcome).__name__, str(outcome)])
             else:
                 records += [item.as_json() for item in outcome]
-        return {"records": records, "errors": errors}
+        return {"records": records, "errors": errors, "odd": [self._odd.popleft() for _ in range(len(self._odd))]}
 
     def warm(self, frames: Sequence[PendingFrame]) -> dict[str, Any]:
         """Brings the network's state up to date with frames whose results are known; gives no records."""
@@ -96,6 +99,7 @@ class Worker:
         if not part.size:
             raise FrameError(f"a picture of {width} x {height} pixels", f"one that {camera.crop} is a part of",
                              f"correct the crop of camera {frame.camera}")
+        self._odd += [(frame.camera, line) for line in self._monitors[frame.camera].add(frame.captured_at, part)]
         return part
 
 
@@ -134,7 +138,7 @@ def serve(address: str, model: str, engine: str, slots: int, promotion: Promotio
         compiled = engines.compile(loaded, engine=engine, slots=slots)
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
-            found = [] if promotion is None else recognize_file(recognizer, str(promotion.recording), "gate")
+            found = [] if promotion is None else recognize_file(recognizer, promotion.recording, "gate")
             if promotion is not None and expected is not None:
                 check_promotion(expected, found, promotion.f1, promotion.recording)
             worker = Worker(recognizer)

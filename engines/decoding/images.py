@@ -1,4 +1,4 @@
-"""Any picture -> what `stream` works on: BGR uint8 [H, W, 3]. One rule for every way in.
+"""Any picture, an array or an image file -> BGR uint8 [H, W, 3]. One rule for every way in.
 
     grey [H, W], [H, W, 1]   the value in all three channels
     BGR  [H, W, 3]           as it is
@@ -10,15 +10,20 @@
 """
 
 import struct
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.decoding.paths import printable
+from engines.decoding.silence import silence_opencv, silence_stderr
 from engines.errors import FrameError
-from stream.frame import Image
 
+Image = NDArray[np.uint8]  # BGR [H, W, 3]
 PIXEL_LIMIT = 100_000_000
+LARGEST_FILE_BYTES = 8 * PIXEL_LIMIT
 
 
 def as_bgr(array: NDArray[Any]) -> Image:
@@ -80,3 +85,46 @@ def _jpeg_size_hw(data: bytes) -> tuple[int, int] | None:
             return height, width
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2:at + 4], "big")
     return None
+
+
+def read_image(path: Path) -> Image:
+    """One image file as BGR uint8 [H, W, 3], upright by its EXIF orientation. Raises FrameError."""
+    do = "check the file, or save it again as jpg or png"
+    try:
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise FrameError(f"{printable(path)}: over {LARGEST_FILE_BYTES} bytes", "an image file", do)
+        data = path.read_bytes()
+    except OSError as error:
+        raise FrameError(f"{printable(path)}: {error.strerror or error}", "a readable image file", do) from error
+    return decode_image(data, printable(path))
+
+
+def decode_image(data: bytes, name: str) -> Image:
+    """Decodes the bytes of an image file; `name` is for messages. Raises FrameError."""
+    size_hw = parse_size_hw(data)
+    if size_hw is not None:
+        check_size(size_hw)
+    pixels = _decode(data) if data else None
+    if pixels is None:
+        raise FrameError(f"{name}: cannot be decoded", "an image file (jpg, png, bmp, tiff, webp)",
+                         "check the file, or save it again as jpg or png")
+    return as_bgr(pixels)
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a WebP file is an animation, of which `read_image` gives the first picture."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(21)
+    except OSError:
+        return False
+    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+
+
+def _decode(data: bytes) -> NDArray[Any] | None:
+    silence_opencv()
+    try:
+        with silence_stderr():
+            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:
+        return None

@@ -1,0 +1,219 @@
+"""Videos and streams through PyAV: the right stream, every frame once, upright, with its time.
+
+    with closing(VideoReader(path)) as video:
+        for frame in video.frames(start_s=12.0):
+            if frame is not None and wanted(frame.at_s):
+                image_bgr = frame.picture()
+
+What is never shown: a cover picture for the video, a frame that the decoder marks as corrupt, a picture that could not
+be converted. Interlaced frames are deinterlaced, pixels made square, pictures mirrored and turned as the file says.
+"""
+
+import math
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+
+from engines.decoding.images import Image
+from engines.decoding.paths import printable
+from engines.decoding.picture import Deinterlacer, PictureConverter
+from engines.decoding.times import RATE_RANGE, StreamTime
+from engines.errors import SourceError, first_line
+
+MAX_FAILURES = 50  # packets in a row that do not decode; then the file has ended
+UNTIMED = frozenset(("h264", "hevc", "vvc", "mpegvideo", "m4v", "mjpeg", "obu"))  # formats without times: guessed ones
+TEXT_CODECS = frozenset(("ansi", "bintext", "idf", "xbin"))  # FFmpeg draws pictures of characters
+MOVING_RATE = 3.0  # frames per second; a stream of fewer is a preview, where there is another
+NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFrame:
+    """A frame, and what its container says of its time."""
+
+    stated_s: float  # seconds on the container's own timeline; NaN where it states none
+    picture: Callable[[], Image]  # makes BGR uint8 [H, W, 3]; raises FrameError where that cannot be
+
+
+@dataclass(frozen=True, slots=True)
+class TimedFrame:
+    """A frame of a file."""
+
+    at_s: float  # seconds since the file's first frame; always rising
+    missing: int  # frames before it that its time shows to be missing
+    picture: Callable[[], Image]
+
+
+class VideoReader:
+    """An open video file, or a stream by its address; owned by one thread.
+
+    options: of FFmpeg; timeout_s: to open, and to wait for data; live: decode with the least delay; name: for messages.
+    rate: frames per second that it states, 0 where it does not, or not credibly; seconds, count: its length as stated,
+    0 likewise; size_hw: of its first picture. notes: what was guessed or chosen, a line each.
+    Raises SourceError for what is no video or of which no frame decodes, FFmpegError for what cannot be reached.
+    """
+
+    def __init__(self, where: Path | str, *, options: Mapping[str, str] | None = None,
+                 timeout_s: tuple[float, float] | None = None, live: bool = False, name: str | None = None) -> None:
+        av.logging.set_level(None)
+        self.name = name or printable(where)
+        self.notes: list[str] = []
+        self._file = None
+        if isinstance(where, Path):
+            where = str(where.absolute())  # so that no colon in it is taken for a protocol
+            if printable(where) != where:  # FFmpeg takes UTF-8 only
+                self._file = open(where, "rb")  # noqa: SIM115
+        try:
+            self._container: InputContainer = av.open(
+                self._file or where, "r", options=dict(options or {}), timeout=timeout_s, metadata_errors="ignore")
+        except BaseException:
+            self._close_file()
+            raise
+        try:
+            self._choose_stream(live)
+            self._decoded = self._decode()
+            self._ahead: deque[DecodedFrame | None] = deque()
+            self._origin_s, self.size_hw = self._look_ahead()
+        except BaseException:
+            self.close()
+            raise
+
+    def _choose_stream(self, live: bool) -> None:
+        """The largest one that moves, of equal ones the first; never a cover."""
+        videos = [stream for stream in self._container.streams.video if not stream.disposition & NO_VIDEO]
+        if any(stream.codec_context is None for stream in videos):
+            videos = [stream for stream in videos if stream.codec_context is not None]
+            if not videos:
+                raise self.unreadable("its video is of a codec that this FFmpeg cannot decode")
+        if not videos:
+            cover = ", but a cover picture" if self._container.streams.video else ""
+            raise self.unreadable("there is no video in it" + cover)
+        self._stream = max(videos, key=lambda stream: (min(float(stream.average_rate or 0), MOVING_RATE),
+                                                       stream.codec_context.width * stream.codec_context.height))
+        for stream in self._container.streams:
+            stream.discard = Discard.default if stream is self._stream else Discard.all
+        if len(videos) > 1:
+            self.notes.append(f"{self.name}: of {len(videos)} videos in it this is read: "
+                              f"{self._stream.codec_context.width}x{self._stream.codec_context.height}")
+        context = self._stream.codec_context
+        if context.name in TEXT_CODECS:
+            raise self.unreadable("it is text")
+        context.thread_type = "SLICE" if live else "AUTO"  # threads that take a frame each delay as many frames
+        if multiprocessing.parent_process() is not None and not live:
+            context.thread_count = 1  # workers share the cores already
+        self.format, self.codec = self._container.format.name, context.name
+        rates = (float(rate or 0) for rate in (self._stream.average_rate, self._stream.guessed_rate))
+        self.rate = next((rate for rate in rates if RATE_RANGE[0] <= rate <= RATE_RANGE[1]), 0.0)
+        self.count = self._stream.frames
+        self.seconds = self.count / self.rate if self.count and self.rate else \
+            float((self._container.duration or 0) / av.time_base)
+        self._deinterlacer, self._converter = Deinterlacer(), PictureConverter(self._stream.sample_aspect_ratio)
+        if self.format in UNTIMED and not live:
+            self.notes.append(f"{self.name} states no times: {self.rate:g} frames/s are assumed")
+
+    def _look_ahead(self) -> tuple[float, tuple[int, int]]:
+        """Decodes up to the first frame whose picture can be had: its time, and its size."""
+        for frame in self._decoded:
+            self._ahead.append(frame)
+            if frame is not None:
+                height, width = frame.picture().shape[:2]
+                return frame.stated_s, (height, width)
+        raise self.unreadable(f"not one picture of its {self.codec} video can be decoded")
+
+    def close(self) -> None:
+        """Releases the file or connection."""
+        self._container.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def decoded(self) -> Iterator[DecodedFrame | None]:
+        """Frames in the order in which they are shown; None for what does not decode or is corrupt. Raises FFmpegError
+        where a stream breaks off."""
+        while self._ahead:
+            yield self._ahead.popleft()
+        yield from self._decoded
+
+    def frames(self, start_s: float = 0.0) -> Iterator[TimedFrame | None]:
+        """Each frame of a file with its time; None as above. From the keyframe at `start_s` or before, or from the
+        start of a file that has no such places."""
+        if start_s > 0 or not self._ahead:
+            self._seek(start_s)
+        time: StreamTime | None = None
+        for frame in self.decoded():
+            if frame is None:
+                yield None
+                continue
+            first_s = max(frame.stated_s - self._origin_s, 0.0) if time is None and start_s > 0 else 0.0
+            time = time or StreamTime(self.rate)
+            at_s, missing = time.next(frame.stated_s, first_s)
+            yield TimedFrame(at_s, missing, frame.picture)
+        if time is not None and time.jump_s:
+            self.notes.append(f"{self.name}: its times jump by {time.jump_s:.0f} s, as one frame's step they count")
+
+    def _seek(self, start_s: float) -> None:
+        self._ahead.clear()
+        self._deinterlacer = Deinterlacer()
+        try:
+            unit_s = float(self._stream.time_base or 0)
+            self._container.seek(int((self._origin_s + start_s) / unit_s), stream=self._stream)
+        except (av.error.FFmpegError, ValueError, OverflowError, ZeroDivisionError):
+            self._container.seek(0)
+        self._decoded = self._decode()
+
+    def _decode(self) -> Iterator[DecodedFrame | None]:
+        for frame in self._whole_frames():
+            yield None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
+                                                          partial(self._converter.convert, frame))
+
+    def _whole_frames(self) -> Iterator[av.VideoFrame | None]:
+        """Decoded frames of whole lines."""
+        untimed = self.format == "avi"  # has no times of presentation: those that FFmpeg makes up jump
+        for frame in self._packets():
+            if frame is None or frame.is_corrupt:
+                yield None
+                continue
+            if untimed or frame.pts is None:
+                frame.pts = frame.dts
+            yield from self._deinterlacer.push(frame)
+        yield from self._deinterlacer.push(None)
+
+    def _packets(self) -> Iterator[av.VideoFrame | None]:
+        """Decoded frames, as the decoder gives them."""
+        packets, failures = self._container.demux(self._stream), 0
+        while failures < MAX_FAILURES:
+            try:
+                packet = next(packets, None)
+                found: list[Any] = [] if packet is None else packet.decode()
+            except EOFError:
+                return
+            except av.error.InvalidDataError:
+                failures += 1
+                packets = self._container.demux(self._stream)
+                yield None
+                continue
+            if packet is None:
+                return
+            failures = 0 if found else failures
+            yield from found
+
+    def unreadable(self, why: str) -> SourceError:
+        """The error of a file that cannot be used."""
+        return SourceError(f"{self.name}: {why}", "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
+                           "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4")
+
+
+def reason_of(error: Exception) -> str:
+    """What FFmpeg or the system says, without the address, in which a password may stand."""
+    return str(getattr(error, "strerror", None) or first_line(error))
