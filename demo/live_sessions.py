@@ -5,8 +5,7 @@
     a service's camera    start_service_camera(service, camera) ──► the same; it is the service that recognises
 
 Each session is a camera of its own: its state, its events, its threshold. Its latest pictures are kept for a minute, so
-that they can be stored as a recording to learn from.
-"""
+that they can be stored as a recording to learn from."""
 
 from __future__ import annotations
 

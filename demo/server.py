@@ -51,7 +51,6 @@ PINGS_S = 2.0  # a page that is gone without a word frees its slot after two of 
 def serve(model: str, engine: str, host: str, port: int, open_browser: bool, auth: Path | None, lessons: Path | None,
           service: str | None) -> None:
     """`gatestream ui`: serves the page until interrupted.
-
     auth: a file of users, who alone may see it; lessons: the folder of recordings and taught models, by default one of
     the person's own; service: address of the health page of a service to show, by default where a service without a
     configuration has it. Raises UsageError for a port that is taken, or a file that is none of users."""

@@ -7,8 +7,7 @@
     POST /teach/cut, /teach/remove                 {"label": "wave", "number": 3, "from": 0.5, "to": 2.0}
     POST /teach/learn, /teach/undo
 
-An error is {"error": "a sentence"}, status 400.
-"""
+An error is {"error": "a sentence"}, status 400."""
 
 import asyncio
 import tempfile

@@ -22,10 +22,8 @@ Opened = TypeVar("Opened")
 
 class Trainer:
     """Trains in a thread of its own, always from the model it was given. Methods may be called from any thread.
-
     activate: is called, in that thread, with the file of the model to use from now on; raises GatestreamError where it
-    cannot be used, and then that version does not count.
-    """
+    cannot be used, and then that version does not count."""
 
     def __init__(self, store: ClipStore, model: str, engine: str, activate: Callable[[str], None]) -> None:
         self.store, self._activate, self._engine, self._start = store, activate, engine, model

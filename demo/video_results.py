@@ -36,7 +36,6 @@ class VideoResults:
 def recognize_video(recognizer: Recognizer, video: Path, folder: Path,
                     progress: Callable[[float], None]) -> VideoResults:
     """Recognises a video and writes files into a folder. Memory does not grow with the video's length.
-
     progress: takes the share that is done. Raises UsageError, SourceError for what cannot be read, SinkError."""
     contract = recognizer.contract
     log, annotated = folder / "events.db", folder / f"{video.stem}-annotated.mp4"

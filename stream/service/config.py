@@ -1,8 +1,7 @@
 """The service's configuration: a TOML file, validated before anything starts.
 
 An empty file is a valid configuration. `python -m stream.service.config stream/service/README.md` renews the table of
-keys there.
-"""
+keys there."""
 
 import json
 import re

@@ -4,8 +4,7 @@
     camera processes ──►     └──► Outbox (thread) ──► log, publisher, webhook, videos, ...
 
 The worker's process may crash or hang: it is started again, a gap is reported for each camera, and no sender notices.
-With another model a second process is started beside it, and takes over once it is ready and has passed `promotion`.
-"""
+With another model a second process is started beside it, and takes over once it is ready and has passed `promotion`."""
 
 import logging
 import os
@@ -57,8 +56,7 @@ class Service:
             service.run(stop)                 # until the event `stop` is set
 
     sinks: get results beside those of the configuration. Raises UsageError, ModelError, SourceError, SinkError when it
-    cannot start.
-    """
+    cannot start."""
 
     def __init__(self, config: Config, sinks: Sequence[ResultSink] = ()) -> None:
         self.config = config
@@ -117,7 +115,6 @@ class Service:
 
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
         """Keeps the processes alive until `stop` is set, and takes the configurations that `changed` returns.
-
         Raises EngineError when the engine cannot start at all, and what ended the receiver's thread."""
         while not stop.wait(PERIOD_S):
             if (config := changed()) is not None:

@@ -3,8 +3,7 @@
     cameras ──► workers (open their cameras) ──results──► head ──► log, publisher, webhook, ...
 
 Only configurations and results travel through Ray, never a frame. A camera stays with its worker, which has its state;
-when a worker dies a gap is reported for each of its cameras, the others open them, and another worker is started.
-"""
+when a worker dies a gap is reported for each of its cameras, the others open them, and another worker is started."""
 
 import logging
 import os

@@ -46,11 +46,9 @@ class _Clip:
 
 class ClipRecorder(ResultSink):
     """Collects the frames of events undecoded, and decodes and writes them in a thread of its own.
-
     call_soon: has the receiver's thread call a function; recent: what that thread keeps of all cameras. `on_frame` and
     `flush` are the receiver's thread's, `write` and `close` those of the results' thread. A video that is being written
-    is called NAME.part; what cannot be written is counted in `counts`, and costs that video.
-    """
+    is called NAME.part; what cannot be written is counted in `counts`, and costs that video."""
 
     def __init__(self, settings: ClipsConfig, call_soon: Callable[[Callable[[], None]], None], recent: RecentFrames,
                  limits: Limits, steady: Callable[[], float] = time.monotonic,

@@ -86,7 +86,6 @@ class Metrics(Collector, ResultSink):
 @contextmanager
 def serve_health(bind: str | None, metrics: Metrics, live_feed: LiveFeed | None = None) -> Iterator[str | None]:
     """Serves the pages at an address, if there is one, in threads of its own; gives the address with its port.
-
     live_feed: of cameras, where they may be looked at. Raises SourceError for an address that is taken."""
     if bind is None:
         yield None

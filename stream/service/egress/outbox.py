@@ -2,8 +2,7 @@
 
     records ──► log (closed events, gaps: committed) ──► every sink
 
-While the log cannot be written, events and gaps wait, and cameras go on. Predictions do not wait and are not logged.
-"""
+While the log cannot be written, events and gaps wait, and cameras go on. Predictions do not wait and are not logged."""
 
 import json
 import logging

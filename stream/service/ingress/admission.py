@@ -70,7 +70,6 @@ class Admission:
 
     def admit(self, message: Message, own_name: str | None, peer: str, now: float) -> CameraSession:
         """The session of the camera that a message is of, which is then open in the scheduler. Raises Refused.
-
         own_name: the camera's, where the service connected to it or opened it; peer: the sender's IP address, or ""."""
         at_peer = next((camera.name for camera in self._config.camera if peer and camera.address == peer), None)
         name = own_name or message.name or at_peer or f"{message.protocol}@{peer or 'local'}"

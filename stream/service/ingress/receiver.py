@@ -4,8 +4,7 @@
     records ◄──────────────────────────────────────── worker
 
 One thread, which never decodes, never waits for a disk and never waits for an engine, so that no sender stalls because
-of us. An answer goes out before the picture is looked at, to bad messages too.
-"""
+of us. An answer goes out before the picture is looked at, to bad messages too."""
 
 import logging
 import queue
@@ -40,7 +39,6 @@ Records = list[dict[str, Any]]
 @dataclass
 class Receiver:
     """Receives frames and passes them on, in the thread that calls `run`.
-
     `call_soon` and `stop` may be called from any thread, `open` before `run`; all else is the receiver's thread's.
     Other threads may read `admission.sessions`, `latest`, `refused`, `recent.newest`, `scheduler.counters`, `worker`.
     """
@@ -80,7 +78,6 @@ class Receiver:
 
     def open(self, worker_address: str, internal_address: str | None = None) -> list[str]:
         """Binds and connects all sockets; returns the addresses for cameras, with their ports. Raises SourceError.
-
         internal_address: where our own processes send cameras' frames, for which no key is needed."""
         try:
             if internal_address is not None:

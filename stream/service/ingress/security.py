@@ -4,8 +4,7 @@
     keys/allowed/<name>.key                public keys of cameras that may connect
     <name>.key_secret                      a camera's pair; it needs server.key as well
 
-The files are those of pyzmq (`zmq.auth`), which checks them.
-"""
+The files are those of pyzmq (`zmq.auth`), which checks them."""
 
 import re
 import shutil
@@ -31,7 +30,6 @@ def default_folder() -> Path:
 
 def create_keys(folder: Path, name: str) -> list[Path]:
     """Makes the service's pair (`server`) or an allowed camera's; returns the files that its owner needs.
-
     Raises UsageError for a name that is not allowed or is taken, SinkError where files cannot be written."""
     check_name(name, "key")
     allowed = folder / ALLOWED
@@ -51,7 +49,6 @@ def create_keys(folder: Path, name: str) -> list[Path]:
 
 def allow_key(folder: Path, file: Path) -> Path:
     """Lets the owner of the key in `file` connect: copies its public half, never the secret one, and returns the copy.
-
     Raises UsageError for a file without a key or a name that is taken, SinkError where files cannot be written."""
     public, _ = read_keys(file)
     check_name(file.stem, "key")

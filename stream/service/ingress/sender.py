@@ -25,8 +25,7 @@ class Sender:
 
     form: whose header; quality: of the JPEGs; key, server_key: files of the camera's pair and of the service's public
     key, where the service asks for them. Belongs to one thread. Raises SinkError for an address that cannot be used,
-    UsageError for such files.
-    """
+    UsageError for such files."""
 
     def __init__(self, address: str, camera: str, form: Form = "gatestream", publish: bool = False,
                  quality: int = 90, patience_s: float = PATIENCE_S, key: Path | None = None,
@@ -50,7 +49,6 @@ class Sender:
 
     def send(self, image_bgr: Image, captured_at: float) -> dict[str, Any] | None:
         """Sends a picture (uint8 [H, W, 3]; Unix time); returns the camera's latest prediction if that is the answer.
-
         An answer that does not come in time is counted in `unanswered`, and the next picture is sent all the same."""
         encoded, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         assert encoded

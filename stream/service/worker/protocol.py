@@ -8,8 +8,7 @@
     receiver ──leave──► worker         {"camera": ...}: close its events, free its slot
     receiver ──stop───► worker         close all events, and end
 
-Headers are JSON, payloads are what cameras sent: nothing is pickled.
-"""
+Headers are JSON, payloads are what cameras sent: nothing is pickled."""
 
 import json
 from collections.abc import Sequence
