@@ -192,8 +192,7 @@ class LiveSession:
 
     def _gate_records(self, records: Records, image_bgr: Callable[[], Image]) -> Records:
         gates = self._gates
-        made = any(record["type"] == "prediction" for record in records)
-        if gates is None or not made or not self._visible.is_set():
+        if gates is None or not self._visible.is_set() or all(record["type"] != "prediction" for record in records):
             return []
         image = image_bgr()
         open_HW = gates.update(image)

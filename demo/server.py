@@ -19,6 +19,7 @@ import threading
 import webbrowser
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ def serve(model: str, engine: str, host: str, port: int, open_browser: bool, aut
     auth: a file of users, who alone may see it; lessons: the folder of recordings and taught models, by default one of
     the person's own; service: address of the health page of a service to show, by default where a service without a
     configuration has it. Raises UsageError for a port that is taken, or a file that is none of users."""
-    def open_recognizer(file: str) -> Recognizer:
-        return Recognizer.open(file, engine, slots=SLOTS)
-
+    open_recognizer = partial(Recognizer.open, engine=engine, slots=SLOTS)
     users, local = None if auth is None else read_users(auth), host in LOOPBACK
     if users is None and not local:
         log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
@@ -93,14 +92,8 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, 
     app.include_router(teach_router(trainer))
     app.include_router(service_router(service))
 
-    @app.get("/cameras")
-    async def cameras() -> FileResponse:
-        return FileResponse(PAGE / "cameras.html")
-
-    @app.get("/live")
-    @app.get("/teach")
-    async def live() -> FileResponse:
-        return FileResponse(PAGE / "live.html")
+    for path, file in {"/cameras": "cameras.html", "/live": "live.html", "/teach": "live.html"}.items():
+        app.add_route(path, lambda _, file=file: FileResponse(PAGE / file))
 
     @app.websocket("/live/feed")
     async def feed(socket: WebSocket) -> None:

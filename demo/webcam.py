@@ -38,8 +38,7 @@ class ClipCapture:
     """Captures one recording of an action: its name is typed, a countdown runs, images are collected."""
 
     def __init__(self) -> None:
-        self.name, self.named = "", False
-        self.starts_at = 0.0
+        self.name, self.named, self.starts_at = "", False, 0.0
         self.clock = Clock(CLIP_RATE, max_gap_s=CLIP_S)
         self.images: list[Image] = []
 

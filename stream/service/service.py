@@ -185,9 +185,7 @@ class Service:
 
     def _end_candidate(self) -> None:
         if self._candidate is not None:
-            _, process, _ = self._candidate
-            process.kill()
-            process.wait()
+            wait_or_kill(self._candidate[1], 0.0)
             self._candidate = None
 
     def supervise(self) -> None:
@@ -207,8 +205,7 @@ class Service:
         patience_s = HANGS_AFTER_S if self._ready and len(self.receiver.scheduler) else BUILDS_FOR_S
         if code is None and now - max(self._started_at, self.receiver.worker.last_at) > patience_s:
             log.error("the engine's process hangs: ending it")
-            worker.kill()
-            code = worker.wait()
+            code = wait_or_kill(worker, 0.0)
         if code is None:
             return
         if code == 2 or (not self.receiver.worker.was_ready and self._deaths >= 2):

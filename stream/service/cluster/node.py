@@ -41,56 +41,38 @@ class ResultBuffer(ResultSink):
 
 
 class Node:
-    """A Ray actor that runs a service. Its methods may be called from several threads; `start` comes first."""
+    """A Ray actor that runs a service. Its methods may be called from several threads."""
 
     def __init__(self) -> None:
-        self._buffer = ResultBuffer()
+        self._buffer, self._stop = ResultBuffer(), threading.Event()
         self._configs: queue.SimpleQueue[Config] = queue.SimpleQueue()
-        self._started, self._stop = threading.Event(), threading.Event()
-        self._fault: BaseException | None = None
-        self._thread: threading.Thread | None = None
         self._service: Service | None = None
 
     def where(self) -> tuple[str, int]:
         """The machine's name, and this process's number on it."""
         return socket.gethostname(), os.getpid()
 
-    def start(self, config: str, cores: Sequence[int] = ()) -> None:
-        """Serves the cameras of a configuration (JSON). cores: those to run on, all if empty."""
-        self._thread = threading.Thread(target=self._run, args=(config, cores), name="service", daemon=True)
-        self._thread.start()
+    def serve(self, config: str, cores: Sequence[int] = ()) -> list[JsonRecord]:
+        """Serves the cameras of a configuration (JSON) until `stop`; returns the results that nobody collected. cores:
+        those to run on, all if empty."""
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
+        with log_to_stderr(), Service(_worker_config(config), sinks=[self._buffer]) as self._service:
+            self._service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
+        return self._buffer.collect(0, 0.0)
 
     def configure(self, config: str) -> None:
         """Takes another configuration (JSON)."""
         self._configs.put(_worker_config(config))
 
-    def collect(self, received: int) -> tuple[list[JsonRecord], dict[str, Any]]:
-        """Results from number `received` on, and the state of the service. Raises what the service died of."""
-        self._started.wait()
-        records = self._buffer.collect(received)
-        if self._fault is not None:
-            raise self._fault
-        assert self._service is not None
-        return records, self._service.state()
+    def collect(self, received: int) -> tuple[list[JsonRecord], dict[str, Any] | None]:
+        """Results from number `received` on, and the state of the service, once there is one."""
+        return self._buffer.collect(received), None if self._service is None else self._service.state()
 
-    def stop(self, received: int) -> list[JsonRecord]:
-        """Ends the service; the results from number `received` on."""
+    def stop(self, received: int) -> None:
+        """Has `serve` end; results before number `received` were collected."""
+        self._buffer.collect(received, 0.0)
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        return self._buffer.collect(received, 0.0)
-
-    def _run(self, config: str, cores: Sequence[int]) -> None:
-        try:
-            if cores and hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
-            with log_to_stderr(), Service(_worker_config(config), sinks=[self._buffer]) as self._service:
-                self._started.set()
-                self._service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
-        except BaseException as error:
-            self._fault = error
-        finally:
-            self._started.set()
 
 
 def _worker_config(config: str) -> Config:

@@ -291,12 +291,9 @@ class Receiver:
 
     def _dispatch(self, now: float) -> None:
         while self.worker.takes_work and len(self.scheduler):
-            frames = self.scheduler.take(self.worker.batch.size, now, self._budget_s)
+            frames = self.scheduler.take(self.worker.batch.size, now, lambda camera: (
+                self.sessions[camera].config.staleness_ms or self.config.receive.staleness_ms) / 1000)
             for frame in frames:
                 self._answer_delayed(frame.camera)
             if frames:
                 self.worker.send_batch(frames)
-
-    def _budget_s(self, camera: str) -> float:
-        """How long a frame of a camera may wait."""
-        return (self.sessions[camera].config.staleness_ms or self.config.receive.staleness_ms) / 1000
