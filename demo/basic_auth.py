@@ -1,7 +1,6 @@
 """HTTP Basic authentication for the page. Passwords are kept as scrypt hashes only.
 
-    users file: a line "name:salt:hash" for each user, hex; made by `gatestream ui --auth FILE --add-user NAME`
-"""
+    users file: a line "name:salt:hash" for each user, hex; made by `gatestream ui --auth FILE --add-user NAME`"""
 
 import asyncio
 import base64

@@ -2,8 +2,7 @@
 
     FOLDER/whole/wave/3.mp4               as it was shown, at most HEIGHT pixels high
     FOLDER/clips/wave/3.mp4               the part of it that teaches
-    FOLDER/clips/nothing/1.mp4            no action at all
-"""
+    FOLDER/clips/nothing/1.mp4            no action at all"""
 
 import re
 import shutil

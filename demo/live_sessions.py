@@ -50,8 +50,7 @@ class LiveSessions:
     """Owns the recogniser; its methods may be called from any thread, and wait for each other.
 
         with LiveSessions(Recognizer.open("gesture"), "gesture") as sessions:
-            session = sessions.join()
-    """
+            session = sessions.join()"""
 
     def __init__(self, recognizer: Recognizer, model: str = "gesture") -> None:
         """model: what the recogniser was opened with."""

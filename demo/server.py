@@ -8,8 +8,7 @@
                          {"save": {"label": "wave", "from": time, "to": time}}     stores what was shown
     server ──► browser   text: {"hello": {...}}, {"at": time, "records": [...]}, {"error": "a sentence"},
                          {"saved": {"label": "wave", "number": 3, ...}}
-                         binary: time + JPEG, a picture of a camera that the server opened
-"""
+                         binary: time + JPEG, a picture of a camera that the server opened"""
 
 import asyncio
 import json

@@ -4,8 +4,7 @@
     GET /service/cameras/{name}.jpg       a camera's newest picture
     GET /service/events?camera=&label=    {"events": [...], "labels": [...], "total": n}, the newest first
     GET /service/events.csv, .jsonl       to take away
-    GET /service/clips/{name}             the video of an event
-"""
+    GET /service/clips/{name}             the video of an event"""
 
 import io
 import json

@@ -1,7 +1,6 @@
 """Teaches the page's model what a clip store holds, in the background, and keeps every version of it.
 
-    FOLDER/models/3f2a9c01d2e4/2.safetensors, 2.json     taught from the model with that digest, the newest last
-"""
+    FOLDER/models/3f2a9c01d2e4/2.safetensors, 2.json     taught from the model with that digest, the newest last"""
 
 import logging
 import threading

@@ -82,20 +82,14 @@ class _Curves(Sink):
             return
         self._first_at = frame.captured_at if self._first_at is None else self._first_at
         self.seconds = max(self.seconds, frame.captured_at - self._first_at)
-        for record in records:
-            if isinstance(record, Prediction):
-                self._take(record)
-
-    def _take(self, prediction: Prediction) -> None:
-        place = int(self.seconds / self._cell_s)
-        while place >= POINTS:  # twice as long parts from now on
-            self._cells = [_highest(self._cells[i:i + 2]) for i in range(0, len(self._cells), 2)]
-            self._cell_s *= 2
-            place = int(self.seconds / self._cell_s)
-        self._cells += [{} for _ in range(place + 1 - len(self._cells))]
-        scores = {label: score for head in prediction.heads.values() for label, score in head.window
-                  if label != self._background}
-        self._cells[place] = _highest([self._cells[place], scores])
+        for prediction in (record for record in records if isinstance(record, Prediction)):
+            while (place := int(self.seconds / self._cell_s)) >= POINTS:  # twice as long parts from now on
+                self._cells = [_highest(self._cells[i:i + 2]) for i in range(0, len(self._cells), 2)]
+                self._cell_s *= 2
+            self._cells += [{} for _ in range(place + 1 - len(self._cells))]
+            scores = {label: score for head in prediction.heads.values() for label, score in head.window
+                      if label != self._background}
+            self._cells[place] = _highest([self._cells[place], scores])
 
     def rows(self) -> list[tuple[float, str, float]]:
         """Time, label, score, of the labels that were ever likely."""

@@ -4,8 +4,7 @@
     space  freezes the picture; recognition goes on
     r      records what is shown to gatestream-1.mp4, until r again
     t      teaches: type the action's name, Enter, wait for the countdown, show it once. From three times on, the model
-           learns it in the background and is used as soon as it has: taught/ and taught.safetensors. Escape: not now
-"""
+           learns it in the background and is used as soon as it has: taught/ and taught.safetensors. Escape: not now"""
 
 import argparse
 import os

@@ -57,7 +57,6 @@ CameraName = Annotated[str, _require(lambda name: parse_camera_name(name) == nam
 Crop = Annotated[tuple[Share, Share, Share, Share], _require(
     lambda xywh: xywh[2] > 0 and xywh[3] > 0 and xywh[0] + xywh[2] <= 1 and xywh[1] + xywh[3] <= 1,
     "x, y, width, height of a part of the picture, as shares: [0.25, 0.0, 0.5, 1.0]")]
-Recording = Annotated[Path, _require(Path.exists, "a recording that is there")]
 KeyPath = tuple[str | int, ...]
 LIMIT_SIGNS = {"exclusiveMinimum": "&gt;", "minimum": "&ge;", "maximum": "&le;"}  # of a JSON schema, for Markdown
 TABLE_BEGINS, TABLE_ENDS = "<!-- keys, by python -m stream.service.config -->\n", "<!-- end of keys -->"
@@ -142,7 +141,7 @@ class ClipsConfig(_Table):
 class PromotionConfig(_Table):
     """What a new model has to do before it replaces the running one."""
 
-    recording: Recording = Field(description=(
+    recording: Annotated[Path, _require(Path.exists, "a recording that is there")] = Field(description=(
         "A recording that `gatestream run` takes, in which it has to find the events that the running model finds."))
     f1: Share = _key(0.9, "Smallest F1 of that comparison.")
 

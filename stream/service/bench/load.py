@@ -1,7 +1,6 @@
 """How many cameras this machine serves: a service, as many simulated cameras as asked for, and a subscriber to results.
 
-    send (a process) ──JPEGs──► gatestream serve ──predictions──► measure
-"""
+    send (a process) ──JPEGs──► gatestream serve ──predictions──► measure"""
 
 import asyncio
 import json

@@ -131,7 +131,7 @@ class Cluster:
                 continue
             if worker.serving:
                 records, worker.state = answer
-                self._served = self._served or bool(worker.state and worker.state["healthy"])
+                self._served |= bool(worker.state and worker.state["healthy"])
                 worker.received += len(records)
                 self.outbox.put(records)
             else:

@@ -16,35 +16,14 @@ from stream.service.service import Service
 WAITS_S = 0.5  # for results, where there are none
 
 
-class ResultBuffer(ResultSink):
-    """Keeps results until the head has them; predictions beyond PREDICTIONS are dropped. For any thread."""
+class Node(ResultSink):
+    """A Ray actor that runs a service, and keeps its results until the head has them; predictions beyond PREDICTIONS
+    are dropped. Its methods may be called from several threads."""
 
     def __init__(self) -> None:
         self._records: deque[JsonRecord] = deque()
         self._first = 0  # number of the first that is kept
-        self._changed = threading.Condition()
-
-    def write(self, records: Sequence[JsonRecord]) -> None:
-        with self._changed:
-            self._records.extend(record for record in records
-                                 if record["type"] != "prediction" or len(self._records) < PREDICTIONS)
-            self._changed.notify_all()
-
-    def collect(self, received: int, wait_s: float = WAITS_S) -> list[JsonRecord]:
-        """All from number `received` on, once there are some or the time is over; those before it are dropped."""
-        with self._changed:
-            while self._first < received and self._records:
-                self._records.popleft()
-                self._first += 1
-            self._changed.wait_for(lambda: bool(self._records), wait_s)
-            return list(self._records)
-
-
-class Node:
-    """A Ray actor that runs a service. Its methods may be called from several threads."""
-
-    def __init__(self) -> None:
-        self._buffer, self._stop = ResultBuffer(), threading.Event()
+        self._changed, self._stop = threading.Condition(), threading.Event()
         self._configs: queue.SimpleQueue[Config] = queue.SimpleQueue()
         self._service: Service | None = None
 
@@ -57,22 +36,37 @@ class Node:
         those to run on, all if empty."""
         if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
-        with log_to_stderr(), Service(_worker_config(config), sinks=[self._buffer]) as self._service:
+        with log_to_stderr(), Service(_worker_config(config), sinks=[self]) as self._service:
             self._service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
-        return self._buffer.collect(0, 0.0)
+        return list(self._records)
 
     def configure(self, config: str) -> None:
         """Takes another configuration (JSON)."""
         self._configs.put(_worker_config(config))
 
+    def write(self, records: Sequence[JsonRecord]) -> None:
+        with self._changed:
+            self._records.extend(record for record in records
+                                 if record["type"] != "prediction" or len(self._records) < PREDICTIONS)
+            self._changed.notify_all()
+
     def collect(self, received: int) -> tuple[list[JsonRecord], dict[str, Any] | None]:
-        """Results from number `received` on, and the state of the service, once there is one."""
-        return self._buffer.collect(received), None if self._service is None else self._service.state()
+        """Results from number `received` on, once there are some or the time is over, and the state of the service."""
+        with self._changed:
+            self._drop(received)
+            self._changed.wait_for(lambda: bool(self._records), WAITS_S)
+            return list(self._records), None if self._service is None else self._service.state()
 
     def stop(self, received: int) -> None:
         """Has `serve` end; results before number `received` were collected."""
-        self._buffer.collect(received, 0.0)
+        with self._changed:
+            self._drop(received)
         self._stop.set()
+
+    def _drop(self, received: int) -> None:
+        while self._first < received and self._records:
+            self._records.popleft()
+            self._first += 1
 
 
 def _worker_config(config: str) -> Config:

@@ -1,7 +1,6 @@
 """A video of every event, with what came before and after it, made from the messages as cameras sent them.
 
-    event opens ──► its frames are kept, those of the last seconds too ──► event closes, `after_s` later ──► H.264
-"""
+    event opens ──► its frames are kept, those of the last seconds too ──► event closes, `after_s` later ──► H.264"""
 
 import logging
 import math

@@ -3,8 +3,7 @@
     /metrics              for Prometheus
     /health               a JSON object; status 503 while the service is not healthy
     /cameras/NAME.jpg     a camera's newest picture
-    /cameras/NAME/live    its records as they come, an array of them a line
-"""
+    /cameras/NAME/live    its records as they come, an array of them a line"""
 
 import json
 import re

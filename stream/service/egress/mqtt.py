@@ -3,8 +3,7 @@
     gatestream/<camera>/prediction, .../event, .../gap     the JSON objects of --json
     gatestream/<camera>/now/<head>                          label of the open event, `idle` without one; retained
     gatestream/status                                      online or offline; retained; also the broker's last will
-    homeassistant/sensor/gatestream_<camera>_<head>/config  makes a sensor of `now`; retained
-"""
+    homeassistant/sensor/gatestream_<camera>_<head>/config  makes a sensor of `now`; retained"""
 
 import json
 import logging

@@ -136,8 +136,7 @@ class Outbox:
         outbox = Outbox(event_log, sinks)
         outbox.start()                  # first what an earlier run logged and perhaps did not deliver
         outbox.put(records)
-        outbox.close()
-    """
+        outbox.close()"""
 
     def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink], names_clips: bool = False) -> None:
         """names_clips: closed events come with the file name of their video."""

@@ -48,8 +48,7 @@ class Refused(FrameError):  # noqa: N818 - not a fault of ours
 class Admission:
     """Admits messages, and holds the sessions of all cameras. Owned by the receiver thread; others may read `sessions`.
 
-        session = admission.admit(message, None, "10.0.0.3", now)     # raises Refused
-    """
+        session = admission.admit(message, None, "10.0.0.3", now)     # raises Refused"""
 
     def __init__(self, config: Config, scheduler: FrameScheduler) -> None:
         self._config, self._scheduler = config, scheduler

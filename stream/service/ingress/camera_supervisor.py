@@ -42,8 +42,7 @@ class CameraSupervisor:
 
         supervisor = CameraSupervisor("ipc://...")
         supervisor.configure(config.camera)
-        supervisor.supervise(sessions)     # ten times a second or so
-    """
+        supervisor.supervise(sessions)     # ten times a second or so"""
 
     def __init__(self, address: str, steady: Callable[[], float] = time.monotonic,
                  chance: Callable[[], float] = random.random, start: Start | None = None) -> None:
