@@ -57,8 +57,7 @@ class ClipStore:
         return path
 
     def add(self, label: str, images: TimedImages) -> StoredClip:
-        """Stores images as the next recording of a label. Raises UsageError for a bad name or length, SinkError, and
-        what `images` raises."""
+        """Stores images as a label's next recording. Raises UsageError, SinkError and what `images` raises."""
         label = _check_name(label)
         with self._lock:
             taken = [int(path.stem) for path in (self.folder / "whole" / label).glob("*.mp4") if path.stem.isdigit()]

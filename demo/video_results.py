@@ -41,10 +41,10 @@ def recognize_video(recognizer: Recognizer, video: Path, folder: Path,
     log, annotated = folder / "events.db", folder / f"{video.stem}-annotated.mp4"
     with ExitStack() as stack:
         source = stack.enter_context(open_path(video, camera=video.name, policy="every"))
-        curves = _Curves(contract.background)
+        curves = _Curves(contract.background, source.info.frames, progress)
         run(source, recognizer, [stack.enter_context(sink) for sink in (
             EventLog(log, contract.name, video.name), AnnotatedVideo(annotated, source.info.fps, contract.background),
-            curves, _Progress(source.info.frames, progress))])
+            curves)])
     files = []
     for form in FORMATS:
         files.append(folder / f"{video.stem}.{form}")
@@ -68,10 +68,11 @@ def render_track(found: VideoResults, player: str) -> str:
 
 
 class _Curves(Sink):
-    """The highest window score of each label in each of at most POINTS equal parts of the time so far."""
+    """The highest window score of each label in each of at most POINTS equal parts of the time so far. Reports what
+    share of the frames is done, where their number is known."""
 
-    def __init__(self, background: str | None) -> None:
-        self._background = background
+    def __init__(self, background: str | None, frames: int | None, report: Callable[[float], None]) -> None:
+        self._background, self._frames, self._report = background, frames, report
         self._cells: list[dict[str, float]] = []
         self._cell_s = 0.25
         self._first_at: float | None = None
@@ -82,6 +83,8 @@ class _Curves(Sink):
             return
         self._first_at = frame.captured_at if self._first_at is None else self._first_at
         self.seconds = max(self.seconds, frame.captured_at - self._first_at)
+        if self._frames and frame.index % 30 == 29:
+            self._report(min(1.0, (frame.index + 1) / self._frames))
         for prediction in (record for record in records if isinstance(record, Prediction)):
             while (place := int(self.seconds / self._cell_s)) >= POINTS:  # twice as long parts from now on
                 self._cells = [_highest(self._cells[i:i + 2]) for i in range(0, len(self._cells), 2)]
@@ -96,20 +99,6 @@ class _Curves(Sink):
         seen = [label for label, score in _highest(self._cells).items() if score >= SEEN_FROM]
         return [((k + 0.5) * self._cell_s, label, round(cell.get(label, 0.0), 4))
                 for k, cell in enumerate(self._cells) for label in seen]
-
-    def close(self) -> None:
-        pass
-
-
-class _Progress(Sink):
-    """Reports what share of the frames is done, where their number is known."""
-
-    def __init__(self, frames: int | None, report: Callable[[float], None]) -> None:
-        self._frames, self._report = frames, report
-
-    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
-        if frame is not None and self._frames and frame.index % 30 == 29:
-            self._report(min(1.0, (frame.index + 1) / self._frames))
 
     def close(self) -> None:
         pass

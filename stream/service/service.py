@@ -142,8 +142,7 @@ class Service:
         log.info("the configuration was read again: %d cameras in it", len(taken.camera))
 
     def _copy_of(self, model: Model) -> Model:
-        """A model from a copy of its file that is ours: whatever becomes of the file, a crashed worker's process is
-        replaced by the same."""
+        """A model from a copy of its file that is ours: a crashed worker's place is taken by the same model."""
         assert model.path is not None
         copy = Path(self._folder) / f"{model.digest}.safetensors"
         shutil.copyfile(model.path, copy)
@@ -239,16 +238,14 @@ class Service:
 
     def state(self) -> dict[str, Any]:
         """The service's state, as /health shows it."""
-        now = time.monotonic()
-        log_path, clips = self.config.results.log, self.config.clips
+        now, log_path, clips = time.monotonic(), self.config.results.log, self.config.clips
         return {"healthy": self._worker is not None and self._ready and self._fault is None,
                 "model": self._model.contract.name,
                 "background": self._model.contract.background, "engine": self.receiver.worker.engine,
                 "log": log_path and str(log_path.resolve()), "clips_folder": clips and str(clips.folder.resolve()),
                 "cameras": {name: self._camera_state(session, now)
                             for name, session in dict(self.receiver.sessions).items()},
-                "refused": dict(self.receiver.refused),
-                "results": dict(self.outbox.counts), "clips": dict(self._clips),
+                "refused": dict(self.receiver.refused), "results": dict(self.outbox.counts), "clips": dict(self._clips),
                 "waiting": len(self.receiver.scheduler), "engine_restarts": self.restarts,
                 "memory_bytes": resident_bytes(os.getpid()) + (resident_bytes(self._worker.pid) if self._worker else 0)}
 

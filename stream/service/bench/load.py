@@ -191,18 +191,15 @@ def _service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 
 def _family(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Processor time that a process and its children have used."""
     stats = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in _family(pid)]
     return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def _descriptors(pid: int) -> int:
-    """Open file descriptors of a process and its children."""
     return sum(len(os.listdir(f"/proc/{one}/fd")) for one in _family(pid))
 
 
@@ -217,8 +214,7 @@ def render_jpegs() -> list[bytes]:
 
 
 async def send(address: str, cameras: int, rate: float, churn: bool) -> None:
-    """Sends `rate` pictures a second from each camera until SIGTERM; then prints how many were late. churn: cameras
-    leave and come back."""
+    """Sends `rate` pictures a second from each camera until SIGTERM; prints how many were late. churn: they leave."""
     jpegs, rng, late, started_at = render_jpegs(), random.Random(0), Counter[int](), time.monotonic()
 
     async def play(k: int) -> None:

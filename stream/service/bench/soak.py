@@ -16,8 +16,7 @@ WARM_UP = 0.2  # share of the run in which memory may still grow
 
 
 def soak(model: str, minutes: float, engine: str) -> str:
-    """Runs `minutes` of simulated stream; samples memory once a stream second; says what was measured.
-    Raises UsageError off Linux."""
+    """Simulates `minutes` of stream; says how memory, sampled each second of it, grew. Raises UsageError off Linux."""
     if not resident_bytes(os.getpid()):
         raise UsageError(f"a memory watch on {sys.platform}", "Linux", "leave --soak out here")
     times: list[float] = []

@@ -32,8 +32,7 @@ class Node(ResultSink):
         return socket.gethostname(), os.getpid()
 
     def serve(self, config: str, cores: Sequence[int] = ()) -> list[JsonRecord]:
-        """Serves the cameras of a configuration (JSON) until `stop`; returns the results that nobody collected. cores:
-        those to run on, all if empty."""
+        """Serves a configuration (JSON) until `stop`; returns what was not collected. cores: to run on; empty: all."""
         if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
         with log_to_stderr(), Service(_worker_config(config), sinks=[self]) as self._service:

@@ -107,8 +107,6 @@ class ClipRecorder(ResultSink):
 
     def flush(self) -> None:
         """Hands complete videos to the thread that writes them."""
-        if not self._closed:
-            return
         now = self._steady()
         complete = [clip for clip in self._closed
                     if now >= clip.due or (clip.frames and clip.frames[-1].captured_at >= clip.ends_at)]

@@ -41,8 +41,7 @@ class MqttSink(ResultSink):
             self._client.tls_set()
         self._status = f"{settings.topic}/status"
         self._client.will_set(self._status, "offline", qos=1, retain=True)
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
+        self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
         self._client.connect_async(settings.host, settings.port)
         self._client.loop_start()
 

@@ -211,8 +211,7 @@ class Outbox:
         return [self._with_id(record, next(numbers)) if _is_closed_event(record) else record for record in records]
 
     def _write(self, records: Sequence[JsonRecord]) -> None:
-        for record in records:
-            self.counts[record["type"]] += 1
+        self.counts.update(record["type"] for record in records)
         for sink in self._sinks:
             try:
                 sink.write(records)
@@ -228,10 +227,8 @@ class Outbox:
 
 
 def _is_closed_event(record: JsonRecord) -> bool:
-    """Whether a record is an event that has ended."""
     return record["type"] == "event" and not record["open"]
 
 
 def _json(record: JsonRecord) -> str:
-    """A record as compact JSON."""
     return json.dumps(record, separators=(",", ":"), allow_nan=False)

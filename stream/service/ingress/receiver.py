@@ -25,7 +25,6 @@ from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Refused
 from stream.service.ingress.endpoints import Endpoint, SocketSet, bind, connection_of
 from stream.service.ingress.scheduler import FrameScheduler
-from stream.service.ingress.worker_socket import BATCH, WorkerSocket
 from stream.service.worker import protocol
 from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, parse
 
@@ -63,7 +62,7 @@ class Receiver:
         self._stopping_at: float | None = None
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
         self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes)
-        self.worker = WorkerSocket(self.context)
+        self.worker = protocol.WorkerSocket(self.context)
         self.sockets.poller.register(self.worker.socket, zmq.POLLIN)
 
     # ---- what others may call ----
@@ -97,8 +96,7 @@ class Receiver:
     # ---- the thread ----
 
     def run(self) -> None:
-        """Receives until `stop`. Then what has come is answered, the worker's last records are delivered, and the
-        sockets are closed."""
+        """Receives until `stop`; then answers what has come, delivers the worker's last records, closes the sockets."""
         try:
             while self._stopping_at is None or (self.worker.live and time.monotonic() < self._stopping_at):
                 self._poll_once(POLL_S)
@@ -278,8 +276,8 @@ class Receiver:
                 rows.append([one for one in self.recent.of(camera) if pending is None or one.index < pending.index])
         for column in zip_longest(*rows):
             frames = [replace(frame, lost=0) for frame in column if frame is not None]
-            for first in range(0, len(frames), BATCH):
-                self.worker.send(protocol.pack(frames[first:first + BATCH], protocol.WARM))
+            for first in range(0, len(frames), protocol.BATCH):
+                self.worker.send(protocol.pack(frames[first:first + protocol.BATCH], protocol.WARM))
             self.scheduler.advance(frames)
 
     def on_worker_lost(self) -> None:

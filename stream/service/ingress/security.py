@@ -32,8 +32,7 @@ def create_keys(folder: Path, name: str) -> list[Path]:
     """Makes the service's pair (`server`) or an allowed camera's; returns the files that its owner needs.
     Raises UsageError for a name that is not allowed or is taken, SinkError where files cannot be written."""
     check_name(name, "key")
-    allowed = folder / ALLOWED
-    secret = folder / f"{name}.key_secret"
+    allowed, secret = folder / ALLOWED, folder / f"{name}.key_secret"
     if secret.exists() or (allowed / f"{name}.key").exists():
         raise UsageError(f"keys of {name!r}, which exist", "another name", f"delete {secret} to make new ones")
     with sink_errors("writing keys to", folder):

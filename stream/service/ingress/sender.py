@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -36,8 +37,7 @@ class Sender:
         self._address, self._camera, self._form, self._publish = address, camera, form, publish
         self._quality, self._patience_s = quality, patience_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._sequence = 0
-        self.unanswered = 0
+        self._sequence, self.unanswered = count(), 0
         try:
             self._socket = self._open_socket()
         except SinkError:
@@ -52,9 +52,7 @@ class Sender:
         An answer that does not come in time is counted in `unanswered`, and the next picture is sent all the same."""
         encoded, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         assert encoded
-        header = self._header(captured_at)
-        self._sequence += 1
-        return self._request([header, jpeg.tobytes()])
+        return self._request([self._header(captured_at), jpeg.tobytes()])
 
     def __exit__(self, *_: object) -> None:
         """Tells the receiver that the stream is over, and closes."""
@@ -66,14 +64,14 @@ class Sender:
         self._context.destroy()
 
     def _header(self, captured_at: float) -> bytes:
-        meta = {"camera": self._camera, "captured_at": captured_at, "sequence": self._sequence}
+        meta: dict[str, Any] = {"camera": self._camera, "captured_at": captured_at, "sequence": next(self._sequence)}
         if self._form == "imagezmq":
             return json.dumps({"msg": meta}).encode()
         if self._form == "netgear":
             return json.dumps({"terminate_flag": False, "message": meta, "pattern": "2" if self._publish else "1",
                                "compression": {"dct": False, "ups": False, "colorspace": "BGR"}, "dtype": "",
                                "shape": ""}).encode()
-        return encode_header(self._camera, captured_at=captured_at, sequence=self._sequence)
+        return encode_header(**meta)
 
     def _request(self, parts: list[bytes]) -> dict[str, Any] | None:
         if self._publish:
