@@ -127,9 +127,7 @@ def _check_length(images: TimedImages, label: str) -> Iterator[tuple[float, Imag
 
 def _read(video: Path) -> Iterator[tuple[float, Image]]:
     with open_path(video, policy="every") as source:
-        for frame in source.frames():
-            if isinstance(frame, Frame):
-                yield frame.captured_at, frame.image_bgr
+        yield from ((item.captured_at, item.image_bgr) for item in source.frames() if isinstance(item, Frame))
 
 
 def _length_s(video: Path) -> float:

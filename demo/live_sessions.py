@@ -55,8 +55,7 @@ class LiveSessions:
     def __init__(self, recognizer: Recognizer, model: str = "gesture") -> None:
         """model: what the recogniser was opened with."""
         self.recognizer, self.model = recognizer, model
-        self.on_change: set[Callable[[], None]] = set()
-        """Called, by another thread, when there is another recogniser."""
+        self.on_change: set[Callable[[], None]] = set()  # called, by another thread, for another recogniser
         self._thread = ThreadPoolExecutor(1, "recogniser")
         self._numbers = itertools.count(1)
         self._open_above: dict[str, float] = {}

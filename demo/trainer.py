@@ -100,7 +100,7 @@ class Trainer:
         clips.mkdir(parents=True, exist_ok=True)
         result = teach_folder(self._start, clips, new, engine=self._engine, name=f"{self._name}-taught",
                               note=self._set_status)
-        self._set_status("trying it")
+        self._status = "trying it"
         with sink_errors("writing", out):
             write_report(result, out.with_suffix(".json"))
             new.replace(out)

@@ -255,8 +255,7 @@ def key_table() -> str:
 
 def renew_table(text: str) -> str:
     """The text of a README with the present table of keys between its marks."""
-    before, _, rest = text.partition(TABLE_BEGINS)
-    return f"{before}{TABLE_BEGINS}{key_table()}{TABLE_ENDS}{rest.partition(TABLE_ENDS)[2]}"
+    return re.sub(f"(?<={TABLE_BEGINS}).*(?={TABLE_ENDS})", lambda _: key_table(), text, flags=re.DOTALL)
 
 
 def _rows(table: dict[str, Any], tables: dict[str, Any], prefix: str) -> Iterator[tuple[str, ...]]:

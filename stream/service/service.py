@@ -82,10 +82,8 @@ class Service:
             self.receiver = Receiver(config, lambda records: self.outbox.put(records), context,
                                      self._auth.secure if self._auth else lambda socket: None, recent=recent)
             metrics = Metrics(self.state)
-            sinks = [*sinks, metrics]
             live_feed = LiveFeed(recent, self.receiver.limits) if config.health.serves_pictures else None
-            if live_feed is not None:
-                sinks.append(live_feed)
+            sinks = [*sinks, metrics, *([live_feed] if live_feed else [])]
             if config.clips is not None:
                 recorder = ClipRecorder(config.clips, self.receiver.call_soon, recent, self.receiver.limits)
                 self.receiver.on_frame, self.receiver.on_poll = recorder.on_frame, recorder.flush

@@ -53,8 +53,7 @@ class Cluster:
         with Cluster(config) as cluster:
             cluster.run(stop)
 
-    Raises UsageError without Ray, or for a camera that no worker can open; EngineError when no worker can be started.
-    """
+    Raises UsageError without Ray, or for a camera that no worker can open; EngineError when none can be started."""
 
     def __init__(self, config: Config) -> None:
         _check_supported(config)

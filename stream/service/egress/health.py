@@ -45,8 +45,7 @@ class Metrics(Collector, ResultSink):
     """The service's state as Prometheus metrics, read when asked, and histograms of the latency of results."""
 
     def __init__(self, state: Callable[[], dict[str, Any]]) -> None:
-        self.state = state
-        self.registry = CollectorRegistry()
+        self.state, self.registry = state, CollectorRegistry()
         self._latency = Histogram("gatestream_latency_seconds", "From a message's arrival to its prediction, by part",
                                   ["part"], buckets=LATENCY_S, registry=self.registry)
         self.registry.register(self)

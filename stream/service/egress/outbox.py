@@ -73,8 +73,7 @@ class JsonLinesFile(ResultSink):
     """A file of JSON lines, which is appended to. Raises SinkError if it cannot be opened."""
 
     def __init__(self, path: Path) -> None:
-        self._path = output_path(path)
-        self._failed = False
+        self._path, self._failed = output_path(path), False
         with sink_errors("opening", self._path):
             self._file = self._path.open("a", encoding="utf-8")
 

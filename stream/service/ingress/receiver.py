@@ -39,8 +39,7 @@ Records = list[dict[str, Any]]
 class Receiver:
     """Receives frames and passes them on, in the thread that calls `run`.
     `call_soon` and `stop` may be called from any thread, `open` before `run`; all else is the receiver's thread's.
-    Other threads may read `admission.sessions`, `latest`, `refused`, `recent.newest`, `scheduler.counters`, `worker`.
-    """
+    Other threads may read `sessions`, `latest`, `refused`, `recent.newest`, `scheduler.counters`, `worker`."""
 
     config: Config
     deliver: Callable[[Records], None]  # takes the worker's records, and our own gaps

@@ -80,8 +80,7 @@ class SocketAuth:
         auth = SocketAuth(context, folder, curve=True, addresses=())
         auth.secure(socket)         # before it is bound
 
-    pyzmq's authenticator runs in a thread of its own; methods may be called from any. Raises UsageError without keys.
-    """
+    pyzmq's authenticator has a thread of its own; methods may be called from any. Raises UsageError without keys."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path, curve: bool,
                  addresses: Sequence[str]) -> None:
@@ -89,9 +88,8 @@ class SocketAuth:
         if self._pair is not None and self._pair[1] is None:
             raise UsageError(f"{folder / SERVER}.key_secret without a secret key", "the service's pair",
                              "make it with `gatestream keys new server`")
-        self._authenticator = ThreadAuthenticator(context)
+        self._folder, self._authenticator = folder, ThreadAuthenticator(context)
         self._authenticator.start()
-        self._folder = folder
         if addresses:
             self._authenticator.allow(*addresses)
         self.reload()

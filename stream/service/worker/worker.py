@@ -128,8 +128,7 @@ def serve(address: str, model: str, engine: str, slots: int, promotion: Promotio
     """Works for the receiver at `address` until it sends `stop` or its process has ended.
     expected: the events that the running model found in promotion's recording; None if this model is the first. Raises
     ModelError, before `ready`, if this one finds others."""
-    service = os.getppid()
-    loaded = engines.load(model)
+    service, loaded = os.getppid(), engines.load(model)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 2000
         socket.connect(address)
