@@ -216,12 +216,12 @@ class LiveSession:
                     records += self._gate_records(records, lambda image=item.image_bgr: image)
                     picture = _encode_jpeg(item.image_bgr)
                     self._remember(picture, item.captured_at)
-                    visible = self._visible.is_set()
-                    self._send_records(records, picture if visible else b"", item.captured_at)
+                    visible, at = self._visible.is_set(), item.captured_at
+                    self._send({"at": at, "records": records}, picture if visible else b"", at)
                     if not visible:
                         self._visible.wait(0.5 / self._sessions.recognizer.contract.frame_rate)
                 else:
-                    self._send_records([item.as_json()], b"", item.at)
+                    self._send({"at": item.at, "records": [item.as_json()]}, b"", item.at)
             self._send({"error": "This camera has ended."}, b"", 0.0)
         except GatestreamError as error:
             self._send({"error": str(error)}, b"", 0.0)
@@ -237,15 +237,12 @@ class LiveSession:
                 picture = service.picture(camera) if made else None
                 if picture is not None:
                     self._remember(picture, made[-1]["captured_at"])
-                shown = picture if picture is not None and self._visible.is_set() else b""
-                self._send_records(records, shown, made[-1]["captured_at"] if made else 0.0)
+                visible, at = self._visible.is_set(), made[-1]["captured_at"] if made else 0.0
+                self._send({"at": at, "records": records}, picture if picture and visible else b"", at)
             self._send({"error": "The service has ended. Press Start once it runs again."}, b"", 0.0)
         except GatestreamError as error:
             if self._following.is_set():
                 self._send({"error": str(error)}, b"", 0.0)
-
-    def _send_records(self, records: Records, picture: bytes, at: float) -> None:
-        self._send({"at": at, "records": records}, picture, at)
 
 
 def _encode_jpeg(image_bgr: Image) -> bytes:
