@@ -4,8 +4,7 @@
     report.problems          # missing, unreadable, short, inconsistent, ..., one record each
     report.groups()          # {"missing": [Problem, ...], ...}, the most frequent first
 
-Of a video the header is read, and the first and the last frames are decoded; if deep, all.
-"""
+Of a video the header is read, and the first and the last frames are decoded; if deep, all."""
 
 import hashlib
 import os
@@ -81,9 +80,7 @@ class Report:
 def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
           progress: Progress | None = None) -> Report:
     """Examines every recording of a dataset. shorter_than_s: segments below it are "short".
-
-    Raises nothing for what is wrong with single recordings: that is what the report is about.
-    """
+    Raises nothing for what is wrong with single recordings: that is what the report is about."""
     media = list(dict.fromkeys(segment.media for segments in dataset.splits.values() for segment in segments))
     seen: dict[Media, Recording] = {}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -234,9 +231,7 @@ def _length_s(segment: Segment, whole_s: float) -> float:
 
 def _twins(dataset: Dataset, seen: dict[Media, Recording]) -> Iterator[Problem]:
     """Same pictures under two labels: one file with two labels at the same time, or two files with one content.
-
-    EPIC's overlapping segments are no such thing: their times differ.
-    """
+    EPIC's overlapping segments are no such thing: their times differ."""
     content = _contents([media for media, recording in seen.items() if recording.usable])
     labelled: dict[tuple[object, ...], tuple[Segment, str]] = {}
     for split, segments in dataset.splits.items():

@@ -4,8 +4,7 @@
     images_u8_NHWC = cache.frames(segment, rate=7.5, size_hw=(72, 96))     # the same, decoded once; frame_cache.py
 
 A recording is laid on a grid of cells, each 1 / rate seconds long, from its first frame on. Of each cell the first
-frame is used; a cell without one shows the image before. Overlapping segments so share their frames.
-"""
+frame is used; a cell without one shows the image before. Overlapping segments so share their frames."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -35,9 +34,7 @@ MAX_UNREADABLE = 50  # segments in a row that cannot be read end a training
 
 def decode_segment(segment: Segment, rate: float, size_hw: tuple[int, int]) -> Images:
     """Decodes a segment, scaled to cover `size_hw` and centre-cropped: uint8 [N, H, W, 3], one each 1 / rate seconds.
-
-    Raises DatasetError, which names the recording, when nothing of it decodes or it ends before the segment starts.
-    """
+    Raises DatasetError, which names the recording, when nothing of it decodes or it ends before the segment starts."""
     first, end = cell_range(segment, rate)
     return np.stack(list(_decode_cells(segment.media, rate, size_hw, first, end)))
 

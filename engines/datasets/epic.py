@@ -7,8 +7,7 @@ out, anywhere under the folder of the media:
     P01/rgb_frames/P01_01/frame_0000000001.jpg   start_frame and stop_frame count, as file names; tars unpacked
 
 Frame columns are not in the videos' own rate: files were extracted at 60 frames/s (videos P01_01, of EPIC-55) or 50
-(videos P01_101, the extension). The pickles beside the CSV files hold the same and are never opened.
-"""
+(videos P01_101, the extension). The pickles beside the CSV files hold the same and are never opened."""
 
 import ast
 import os

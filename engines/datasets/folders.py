@@ -6,8 +6,7 @@
     any of them with folders of frames for videos, or <class>/<recording>/rgb/000000.png as TAO has it
 
 Splitting is by recording: files of the same name under several classes, and cuts of one recording (`kitchen_clip3`,
-`kitchen_000010_000020`), stay together. The split depends on names only, so it is the same on every machine.
-"""
+`kitchen_000010_000020`), stay together. The split depends on names only, so it is the same on every machine."""
 
 import hashlib
 import re

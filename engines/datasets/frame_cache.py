@@ -5,8 +5,7 @@
 
 Files appear whole or not at all, so any number of processes may share a folder (loader workers get a copy of the
 cache object). Over the limit, what was not used for longest goes. Where nothing can be written, decoding goes on
-without the cache, and one warning says so.
-"""
+without the cache, and one warning says so."""
 
 from __future__ import annotations
 
@@ -47,10 +46,8 @@ def default_folder() -> Path:
 
 def read_frames(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[decode.Images, NDArray[np.float64]]:
     """A segment at `rate` frames a second, decoded once: images uint8 [N, H, W, 3], times in the recording [N].
-
     From the user's cache. BGR, scaled to cover `size_hw`, centre-cropped, perhaps read-only; times in seconds. Raises
-    DatasetError.
-    """
+    DatasetError."""
     images = _cache(str(default_folder())).frames(segment, rate, size_hw)
     return images, (decode.cell_range(segment, rate)[0] + np.arange(len(images))) / rate
 
@@ -62,9 +59,7 @@ def _cache(_: str) -> FrameCache:
 
 class FrameCache:
     """Decoded recordings in a folder of their own, which together take `limit_bytes` at most.
-
-    For one thread; a copy in each loader worker.
-    """
+    For one thread; a copy in each loader worker."""
 
     def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
@@ -74,9 +69,7 @@ class FrameCache:
 
     def frames(self, segment: Segment, rate: float, size_hw: tuple[int, int]) -> decode.Images:
         """As `decode.decode_segment`, with the recording's other segments decoded along the way; perhaps read-only.
-
-        Raises DatasetError as that does.
-        """
+        Raises DatasetError as that does."""
         path = self._path(segment.media, rate, size_hw)
         whole = self._read(path, size_hw)
         if whole is None and self._usable and path.name not in self._too_large:

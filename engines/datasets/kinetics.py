@@ -1,8 +1,7 @@
 """Kinetics-400 and -600: one CSV for each split with `label,youtube_id,time_start,time_end,split`.
 
 A recording is a cut of ten seconds, `<youtube_id>_<start>_<end>.mp4` with six digits each, in one folder or in folders
-of its split or class. Classes are numbered by sorted name.
-"""
+of its split or class. Classes are numbered by sorted name."""
 
 from pathlib import Path
 

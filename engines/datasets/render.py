@@ -6,8 +6,7 @@
     P01/videos/P01_01.MP4               one person in one place; every fifth recording is for validation
     EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_{verb,noun}_classes.csv, EPIC_100_video_info.csv
 
-The verb is the gesture drawn, the noun the place behind the hand. Idle hands and strays are the unlabelled gaps.
-"""
+The verb is the gesture drawn, the noun the place behind the hand. Idle hands and strays are the unlabelled gaps."""
 
 import math
 import os
@@ -47,10 +46,8 @@ def render(out: str | os.PathLike[str], hours: float | None = None, clips: int |
            size_hw: tuple[int, int] = (256, 456), rate: float = 30.0, video_s: float = 60.0,
            progress: Callable[[float], None] = lambda _: None) -> RenderedDataset:
     """Writes about `hours` of video, or as many videos as hold `clips` segments; two videos at least.
-
     video_s: length of a video, at most; rate: its frames per second. The same arguments give the same files. Raises
-    UsageError for a folder that holds something already, SinkError where it cannot be written.
-    """
+    UsageError for a folder that holds something already, SinkError where it cannot be written."""
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}, which holds something already", "a new or empty folder", "choose another one")

@@ -5,8 +5,7 @@
             numbered jpg files for each id. Re-packs with commas and a header are read, too.
 
 V2 numbers its classes itself. V1 and Jester do not: most published code numbers them by sorted name ("sorted"), some
-by line of the labels file ("lines"); a checkpoint knows only numbers, so choose its order.
-"""
+by line of the labels file ("lines"); a checkpoint knows only numbers, so choose its order."""
 
 import re
 from collections.abc import Iterator

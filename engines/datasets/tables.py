@@ -1,7 +1,6 @@
 """Annotation files -> rows, and rows -> a Dataset's segments: what every reader needs, with faults named once.
 
-A file that cannot be understood is a DatasetError; an item that cannot is a Problem, and is left out.
-"""
+A file that cannot be understood is a DatasetError; an item that cannot is a Problem, and is left out."""
 
 import csv
 import io
@@ -149,9 +148,7 @@ def read_labels(path: Path, sort: bool = False) -> tuple[str, ...]:
 
 class DatasetBuilder:
     """Collects segments and problems; what cannot be used is named and left out.
-
-    heads: the labels that segments may carry.
-    """
+    heads: the labels that segments may carry."""
 
     def __init__(self, heads: Mapping[str, Sequence[str]]) -> None:
         self.heads = {head: tuple(labels) for head, labels in heads.items()}

@@ -25,11 +25,9 @@ CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}
 def initialise(config: NetworkConfig, init: str, heads: Mapping[str, int], *, rule: str = DEFAULT_RULE,
                dropout: float = 0.5, transparent: bool = True) -> Network:
     """A network in training mode with these heads (labels per head).
-
     init: "imagenet", backbone weights, a model file or an official checkpoint. The two last are whole networks, which
     bring their own config and heads (see `set_heads`): of `config` they take `segments`, and become causal by `rule` if
-    it is. transparent: see `load_pretrained`. Raises ModelError; UsageError, also for a start of another input size.
-    """
+    it is. transparent: see `load_pretrained`. Raises ModelError; UsageError, also for a start of another input size."""
     network = load_whole(init, config.segments)
     if network is None:
         network = build(config, heads=heads, dropout=dropout)

@@ -5,8 +5,7 @@ iterations a row begins anew, from fresh state (a trimmed clip); else it continu
 then is, are functions of seed, row and iteration. So a run that begins in the middle gets the same batches, and loader
 workers, who share out the rows, are free to be any number.
 
-Legend: B rows, T frames of a chunk, H W the input's size.
-"""
+Legend: B rows, T frames of a chunk, H W the input's size."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

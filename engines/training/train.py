@@ -4,8 +4,7 @@
     train(Recipe(out=Path("gesture.safetensors"), init="mobilenet.safetensors", idle=(Path("household"),)), data)
 
 The dataset, idle footage and rendered hands are the sources of sections; streams are chains of sections; a task learns
-from streams in the loop; what was left out calibrates the network, which is written.
-"""
+from streams in the loop; what was left out calibrates the network, which is written."""
 
 from __future__ import annotations
 
@@ -108,11 +107,9 @@ class Recipe(AdamWConfig):
 def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
           progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
     """Trains, goes on where a killed run was, writes the model file; returns its network in evaluation mode.
-
     data: its split "train" is learnt from, "validation" calibrates; read_frames: decodes a segment. The run's own files
     are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows. Raises UsageError,
-    DatasetError, ModelError.
-    """
+    DatasetError, ModelError."""
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
         recipe = resolve_defaults(recipe)
         data = select(data, recipe.without_fold, recipe.without_labels, recipe.idle, recipe.idle_without)
