@@ -19,8 +19,8 @@ import numpy as np
 
 from engines.datasets.base import Media
 from engines.datasets.check import inspect_recording
-from engines.datasets.epic_files import Narration, Video, write_annotations
-from engines.errors import SinkError, UsageError
+from engines.datasets.epic_files import Narration, Video, unwritable, write_annotations
+from engines.errors import UsageError
 from engines.synthetic import Simulation
 from engines.synthetic.backgrounds import PLACES, random_background
 
@@ -92,16 +92,12 @@ def _write_video(path: Path, video: Video, simulation: Simulation) -> None:
     try:
         path.parent.mkdir(parents=True)
     except OSError as error:
-        raise _unwritable(path, str(error.strerror)) from error
+        raise unwritable(path, str(error.strerror)) from error
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), video.rate, video.size_hw[::-1])
     if not writer.isOpened():
-        raise _unwritable(path, "OpenCV cannot open it")
+        raise unwritable(path, "OpenCV cannot open it")
     for k in range(round(video.seconds * video.rate)):
         writer.write(simulation.frame(k))
     writer.release()
     if fault := inspect_recording(Media(path)).detail:  # the writer does not tell when the disk is full
-        raise _unwritable(path, fault)
-
-
-def _unwritable(path: Path, why: str) -> SinkError:
-    return SinkError(f"{path} ({why})", "a folder that can be written", "free some space or choose another folder")
+        raise unwritable(path, fault)

@@ -9,8 +9,6 @@ published code multiplies no learning rate and no decay by what it notes for bia
 unless told so by `multipliers`. Frames of a video count from 0, official file numbers are one higher; videos shorter
 than S segments repeat frames."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

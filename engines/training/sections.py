@@ -47,8 +47,10 @@ class Sections:
     strength: of the augmentation; 0 shows recordings as they are, but for mirrors."""
 
     def __init__(self, sources: TrainingSources, size_hw: tuple[int, int], rate: float, rng: np.random.Generator,
-                 strength: float = 1.0) -> None:
+                 strength: float = 1.0, strict: bool = False) -> None:
         self._sources, self._size_hw, self._rate, self._rng, self._strength = sources, size_hw, rate, rng, strength
+        self._unread, self._give_up = 0, 1 if strict else MAX_UNREADABLE
+        self._labels, self._trimmed = list(sources.actions), not sources.untrimmed
 
     def _frame_count(self, seconds: float) -> int:
         return max(1, round(seconds * self._rate))
@@ -98,12 +100,6 @@ class RecordedSections(Sections):
     """Recorded actions, drawn so that every label comes as often, and idle time.
     strict: stop at the first segment that cannot be read. Else single ones are named in the log and skipped: a section
     is empty then; segment after segment raises the last one's DatasetError."""
-
-    def __init__(self, sources: TrainingSources, size_hw: tuple[int, int], rate: float, rng: np.random.Generator,
-                 strength: float = 1.0, strict: bool = False) -> None:
-        super().__init__(sources, size_hw, rate, rng, strength)
-        self._labels, self._unread, self._give_up = list(sources.actions), 0, 1 if strict else MAX_UNREADABLE
-        self._trimmed = not sources.untrimmed
 
     def action(self, alone: bool = False) -> Iterator[LabelledFrame]:
         """An action at a random speed, with the time before and after it. alone: without that of a longer recording.

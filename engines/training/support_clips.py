@@ -5,8 +5,6 @@
 
 Legend: T ticks of the model's clock, N examples, D features, K labels."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

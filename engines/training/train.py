@@ -6,8 +6,6 @@
 The dataset, idle footage and rendered hands are the sources of sections; streams are chains of sections; a task learns
 from streams in the loop; what was left out calibrates the network, which is written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -202,11 +200,11 @@ class _Training:
 
     def run(self, recipe: Recipe, progress: Progress) -> Network:
         """Trains one network to the end and writes it."""
-        torch.manual_seed(recipe.seed)
         sources, ranks, frames = self.sources, self.ranks, recipe.trimmed or recipe.chunk
         size_hw = recipe.input_size_hw if whole_config(recipe.init) is None else None
         wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, readout_width=recipe.readout_width,
                                   segments=frames, past_shift=recipe.past_shift, input_size_hw=size_hw)
+        torch.manual_seed(recipe.seed)
         network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in sources.heads.items()},
                              rule=recipe.rule, transparent=recipe.transparent)
         if recipe.trimmed_first and recipe.readout_width and network.memory is None:
