@@ -2,8 +2,7 @@
 
     Frame ──► Prediction, Event, Gap ──► Summary
 
-Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras.
-"""
+Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

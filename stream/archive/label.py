@@ -3,8 +3,7 @@
     label(Path("archive"), Path("events.parquet"))          # gatestream label archive --out events.parquet
 
 A row for each event; one row for a recording without events or that cannot be read. The rows are what `gatestream run`
-reports of each file.
-"""
+reports of each file."""
 
 import importlib
 import os

@@ -170,11 +170,9 @@ class ClipReport:
 def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], background: str | None = None, *,
                    strict: bool = False, meter: StreamMeter | None = None) -> ClipReport:
     """Runs every segment from a fresh stream, decoding each recording once.
-
     Segments that overlap run beside each other, so the recogniser needs as many slots, and one more with a meter: it
     plays recordings that are longer than their one segment as whole streams too, with their segments as the truth.
-    background: the label that means "nothing". What cannot be read is skipped and named; strict: it raises.
-    """
+    background: the label that means "nothing". What cannot be read is skipped and named; strict: it raises."""
     report = ClipReport(recognizer.contract, background)
     for media, together in group_by_media(segments).items():
         stream = None if is_trimmed(together) else meter

@@ -92,11 +92,9 @@ OF_ONE_RUN = {"vtt": write_vtt, "elan": write_elan}  # times count from the firs
 
 def export(path: str | Path, out: TextIO, form: str = "table", run: int | None = None, **chosen: Any) -> None:
     """Writes the events of a log to `out`: what `gatestream events FILE.db` does.
-
     form: "table", "csv", "jsonl", "vtt" or "elan"; the rest selects events as `stream.sinks.log.read_events` does.
     Subtitles and annotations belong to one video, so "vtt" and "elan" take the latest run unless one is given, and
-    count from its first frame. Raises UsageError, and SinkError when the log cannot be read or `out` not written.
-    """
+    count from its first frame. Raises UsageError, and SinkError when the log cannot be read or `out` not written."""
     text = io.StringIO()
     if form in OF_ONE_RUN:
         one = find_run(path, -1 if run is None else run)

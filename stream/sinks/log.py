@@ -5,8 +5,7 @@
                                              └─< gaps(id, run, camera, at, seconds, action)
 
 A file collects many runs. `started` is Unix time; `origin` is the capture time of the run's first frame, the zero of a
-video saved beside it; `announced` is whether a service has delivered the event to others, once it was in here.
-"""
+video saved beside it; `announced` is whether a service has delivered the event to others, once it was in here."""
 
 import re
 import sqlite3
@@ -141,11 +140,9 @@ def read_events(path: str | Path, *, label: str | None = None, camera: str | Non
                 since: float | None = None, until: float | None = None, min_score: float | None = None,
                 run: int | None = None, newest: int | None = None) -> list[LoggedEvent]:
     """The events of a log, by run, then by start; the log may be in use.
-
     label, camera, head: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
     min_score: at least this; run: number of one run, -1 the latest; newest: at most so many, those logged last.
-    Raises UsageError for a missing file or run, SinkError for a file that is no event log.
-    """
+    Raises UsageError for a missing file or run, SinkError for a file that is no event log."""
     rules = [("label = ?", label), ("camera = ?", camera), ("head = ?", head), ("ended_at >= ?", since),
              ("started_at <= ?", until), ("score >= ?", min_score)]
     if run is not None:

@@ -2,8 +2,7 @@
 
     state.update(records, frame)  ──►  draw(image_bgr, state)
 
-The terminal's view uses the state alone.
-"""
+The terminal's view uses the state alone."""
 
 import colorsys
 from collections import deque
