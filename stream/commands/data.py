@@ -41,8 +41,7 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
 
       gatestream data check data/egogestar --model gesture
 
-      gatestream data check epic-kitchens-100-annotations --media /data/EPIC-KITCHENS --strict
-    """
+      gatestream data check epic-kitchens-100-annotations --media /data/EPIC-KITCHENS --strict"""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -107,8 +106,7 @@ def render(out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to wr
 
       gatestream data render rendered --hours 1
 
-      gatestream data check rendered
-    """
+      gatestream data check rendered"""
     from rich.console import Console
     from rich.progress import Progress
 

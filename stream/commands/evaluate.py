@@ -58,8 +58,7 @@ def evaluate(model: ModelArgument,
 
       gatestream evaluate my.safetensors data/egogestar --idle data/idle --max-false-events 6/h --out calm.safetensors
 
-      gatestream evaluate epic.safetensors data/epic --split test --submission test.zip --supervision 1,3,3
-    """
+      gatestream evaluate epic.safetensors data/epic --split test --submission test.zip --supervision 1,3,3"""
     from json import dumps
 
     from engines.datasets.media import list_videos

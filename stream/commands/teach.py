@@ -43,8 +43,7 @@ def teach(model: ModelArgument,
 
       gatestream teach gesture my-gestures --out mine.safetensors
 
-      gatestream teach mine.safetensors more-gestures --out mine.safetensors --idle at-my-desk
-    """
+      gatestream teach mine.safetensors more-gestures --out mine.safetensors --idle at-my-desk"""
     check_model_path(out)
     from rich.console import Console
     from rich.markup import escape

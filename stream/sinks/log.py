@@ -57,7 +57,7 @@ class Run(NamedTuple):
     started: float  # Unix time
     model: str
     source: str
-    origin: float | None  # capture time of its first frame, None if there was none
+    origin: float  # capture time of its first frame; `started` if there was none
     events: int  # how many
 
 
@@ -175,9 +175,9 @@ def clip_name(id: str, camera: str, label: str) -> str:
 def read_runs(path: str | Path) -> list[Run]:
     """The runs of a log, oldest first. Raises as `read_events` does."""
     with _open_to_read(path) as db:
-        return [Run(*row) for row in db.execute(
-            "SELECT id, started, model, source, origin, (SELECT count(*) FROM events WHERE run = runs.id)"
-            " FROM runs ORDER BY id")]
+        return list(map(Run._make, db.execute(
+            "SELECT id, started, model, source, coalesce(origin, started),"
+            " (SELECT count(*) FROM events WHERE run = runs.id) FROM runs ORDER BY id")))
 
 
 def find_run(path: str | Path, run: int) -> Run:
