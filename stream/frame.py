@@ -5,7 +5,7 @@
 Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
@@ -27,7 +27,7 @@ class _PlainRecord:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """What `as_json` has written; keys it does not know are passed over."""
-        return cls(**{name: record[name] for name in cls.__slots__})
+        return cls(**{each.name: record[each.name] for each in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,16 +53,16 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
     single = [name for name, value in (("fusion", fusion), ("hop", hop)) if value is not None]
     if len(names) > 1 and single:
         raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
-    files = {name: engines.load(name) for name in names if not is_architecture(name)}
-    if len(names) > 1:
-        rows = [overhead.measure_overhead(files.get(name) or random_model(name), engine, steps=steps) for name in names]
+    loaded = [random_model(name) if is_architecture(name) else engines.load(name) for name in names]
+    if len(loaded) > 1:
+        rows = [overhead.measure_overhead(each, engine, steps=steps) for each in loaded]
         _print_report([asdict(row) for row in rows], overhead.format_table(rows), json)
         return
     from engines.bench.stages import bench as measure
     from engines.bench.stages import format_lines
     from stream.scoring import Scorer
 
-    model = (files.get(names[0]) or random_model(names[0])).with_hop(hop)
+    model = loaded[0].with_hop(hop)
     if fusion is not None:
         model = with_fusion(model, fusion)
     unfused: Any = SimpleNamespace(contract=model.contract, head_logits=model.head_logits, clip_fusion=None)

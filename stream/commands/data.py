@@ -71,11 +71,9 @@ def _format_lines(report: Report) -> Iterator[str]:
     dataset = report.dataset
     yield f"{dataset.name}, recognised by {dataset.found}"
     for split, segments in dataset.splits.items():
-        heads = []
-        for head, labels in report.counts[split].items():
-            sizes = sorted(labels.values())
-            used = sum(size > 0 for size in sizes)
-            heads.append(f"{used} of {len(sizes)} {head} classes ({sizes[0]} to {sizes[-1]} each)")
+        heads = [f"{sum(map(bool, labels.values()))} of {len(labels)} {head} classes "
+                 f"({min(labels.values())} to {max(labels.values())} each)"
+                 for head, labels in report.counts[split].items()]
         labelled = any(segment.labels for segment in segments)
         yield f"  {split}: {len(segments)} segments, {', '.join(heads) if labelled else 'no labels'}"
     yield (f"  {report.readable} of {report.recordings} recordings readable, {report.seconds / 3600:.2f} hours; "

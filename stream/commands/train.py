@@ -18,6 +18,8 @@ from stream.commands.options import Kind, in_panels, parse_size_hw
 if TYPE_CHECKING:
     from engines.datasets import Dataset
 
+Precisions = Literal["auto", "f32", "bf16", "f16"]
+
 commands = typer.Typer()
 
 
@@ -92,8 +94,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
           rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
               "Frames a second that the network sees (gatestream). Default: 5."))] = None,
-          precision: Annotated[Literal["auto", "f32", "bf16", "f16"], typer.Option(
-              help="Of the arithmetic. auto: bf16 where it is fast.")] = "auto",
+          precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
+          = "auto",
           validate_every: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "Validate on what is left out every N steps (gatestream) or epochs (official), and save what was best "
               "there; 0: never. Default: as the recipe."))] = None,

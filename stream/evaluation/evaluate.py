@@ -80,9 +80,8 @@ def measure(recognizer: Recognizer, selection: Selection, *, idle: Sequence[Path
     with StreamMeter(recognizer) as meter:
         clips = evaluate_clips(recognizer, selection.segments, selection.background, strict=strict, meter=meter)
         lost = {what for what, _ in clips.skipped}
-        trimmed = [segment for together in group_by_media(selection.segments).values() if is_trimmed(together)
-                   for segment in together if segment.id not in lost
-                   and selection.background not in segment.labels.values()]
+        trimmed = [one for together in group_by_media(selection.segments).values() if is_trimmed(together)
+                   for one in together if one.id not in lost and selection.background not in one.labels.values()]
         if trimmed and footage:
             frames, truths = join_clips(trimmed, footage, seed, rounds=rounds)
             meter.rounds = rounds if not meter.streams else 1
