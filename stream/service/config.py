@@ -74,16 +74,13 @@ class ReceiveConfig(_Table):
     pair: tuple[Address, ...] = _key((), "Addresses for NetGear's pattern 0 (PAIR), one sender each.")
     sub: tuple[Address, ...] = _key((), "Addresses for NetGear's pattern 2 (PUB).")
     curve: bool = _key(False, "Only senders with a key in the folder `keys` may connect; see `gatestream keys`.")
-    keys: Path | None = _key(None, (
-        "Folder of keys; by default that of the user's configuration (`~/.config/gatestream/keys` on Linux)."))
+    keys: Path | None = _key(None, "Folder of keys; default: the user's own (`~/.config/gatestream/keys` on Linux).")
     addresses: tuple[str, ...] = _key((), "Only senders at these IP addresses may connect; empty: all.")
     unknown: bool = _key(True, "Cameras that are not in this file may join.")
     cameras: int = _key(256, "Largest number of cameras, those in this file included.", ge=1, le=10_000)
     staleness_ms: Staleness = _key(200.0, "A frame that waited longer than this for the engine is dropped.")
-    pace_ms: float = _key(0.0, (
-        "An answer waits for the engine to take its frame, at most so long: waiting senders slow down."), ge=0, le=1000)
-    tell: bool = _key(True, (
-        "imagezmq senders are answered with their camera's latest prediction, once there is one, instead of `OK`."))
+    pace_ms: float = _key(0.0, "Longest wait of an answer for the engine, to slow its sender down.", ge=0, le=1000)
+    tell: bool = _key(True, "Answer imagezmq senders with their camera's latest prediction, if any, instead of `OK`.")
     max_message_mb: float = _key(32.0, "Largest message (MiB); whoever sends a larger one is cut off.", gt=0, le=1024)
     max_frames_per_s: Positive = _key(120.0, "Quota of messages per second.")
     max_mb_per_s: Positive = _key(200.0, "Quota of payload per second (MB).")
@@ -150,8 +147,7 @@ class HealthConfig(_Table):
     """The pages /health and /metrics."""
 
     bind: str | None = _key("127.0.0.1:9155", "host:port of the pages.", pattern=r"^[^\s/]+:\d{1,5}$")
-    pictures: bool | None = _key(None, (
-        "Also serve cameras' pictures and records there; by default only where `bind` is this machine's own address."))
+    pictures: bool | None = _key(None, "Serve cameras' pictures and records, too; default: at a loopback `bind` only.")
 
     @property
     def serves_pictures(self) -> bool:

@@ -97,7 +97,7 @@ class Receiver:
     def run(self) -> None:
         """Receives until `stop`; then answers what has come, delivers the worker's last records, closes the sockets."""
         try:
-            while self._stopping_at is None or (self.worker.live and time.monotonic() < self._stopping_at):
+            while self._stopping_at is None or (self.worker.identity and time.monotonic() < self._stopping_at):
                 self._poll_once(POLL_S)
             self._poll_once(0.0)  # whoever has sent gets an answer, or would wait for ever
         finally:

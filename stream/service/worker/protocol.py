@@ -91,23 +91,17 @@ class WorkerSocket:
         self.socket = context.socket(zmq.ROUTER)
         self.socket.linger, self.socket.sndhwm = 0, 0
         self.batch = BatchSizer()
-        self.engine = ""  # what the live worker runs
-        self.pid = 0  # of the live worker
+        self.engine, self.pid = "", 0  # what the live worker runs, and its process
         self.events: list[dict[str, Any]] = []  # that it found in the recording for promotions
         self.was_ready = False  # whether any worker ever got ready
         self.last_at = 0.0  # steady seconds of the last message
-        self._identity: bytes | None = None
+        self.identity: bytes | None = None  # of the live worker, where there is one
         self._credits: Counter[bytes] = Counter()
-
-    @property
-    def live(self) -> bool:
-        """Whether a worker takes frames, now or later."""
-        return self._identity is not None
 
     @property
     def takes_work(self) -> bool:
         """Whether the live worker takes a batch now."""
-        return self._identity is not None and self._credits[self._identity] > 0
+        return self.identity is not None and self._credits[self.identity] > 0
 
     def receive(self, accept: bool) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """Kinds and contents of the messages that have come. accept: a worker that is ready becomes the live one; the
@@ -121,31 +115,31 @@ class WorkerSocket:
             self.last_at = time.monotonic()
             if kind == READY and accept:
                 self.send(encode(STOP, {}))
-                self._identity, self.engine, self.was_ready = identity, content["engine"], True
+                self.identity, self.engine, self.was_ready = identity, content["engine"], True
                 self.pid, self.events = content.get("pid", 0), content.get("events", [])
                 self.batch.reset()
             credits = content.get("credits", 1)
             self._credits[identity] += credits
-            if kind == DONE and credits and identity == self._identity:
+            if kind == DONE and credits and identity == self.identity:
                 self.batch.on_done(self.last_at)
-            if content.get("last") and identity == self._identity:
-                self._identity = None
+            if content.get("last") and identity == self.identity:
+                self.identity = None
             yield kind, content
 
     def send(self, parts: Sequence[bytes]) -> None:
         """Sends a message to the live worker, if there is one."""
-        if self._identity is not None:
-            self.socket.send_multipart([self._identity, *parts], zmq.NOBLOCK)
+        if self.identity is not None:
+            self.socket.send_multipart([self.identity, *parts], zmq.NOBLOCK)
 
     def send_batch(self, frames: Sequence[PendingFrame]) -> None:
         """Sends frames to the live worker, which has to take work."""
-        assert self._identity is not None
-        self._credits[self._identity] -= 1
+        assert self.identity is not None
+        self._credits[self.identity] -= 1
         self.batch.on_sent(time.monotonic(), len(frames))
         self.send(pack(frames))
 
     def on_lost(self) -> None:
         """The live worker's process has ended."""
-        self._identity = None
+        self.identity = None
         self._credits.clear()
         self.batch.reset()
