@@ -98,8 +98,7 @@ class TerminalView(Sink):
             head = f"{_printable(name)}  " if len(prediction.heads) > 1 else ""
             room = max(1, rows // len(prediction.heads) - 3)
             lines += [self._headline(head, self.state.open.get(name)),
-                      *self._bars(scores.window[:room], dict(scores.now), wide)]
-            lines.append(Text())
+                      *self._bars(scores.window[:room], dict(scores.now), wide), Text()]
         return Group(*lines[:-1])
 
     def _headline(self, head: str, event: Event | None) -> Text:
