@@ -166,9 +166,8 @@ def clip_name(id: str, camera: str, label: str) -> str:
 def read_runs(path: str | Path) -> list[Run]:
     """The runs of a log, oldest first. Raises as `read_events` does."""
     with _open_to_read(path) as db:
-        return list(map(Run._make, db.execute(
-            "SELECT id, started, model, source, coalesce(origin, started),"
-            " (SELECT count(*) FROM events WHERE run = runs.id) FROM runs ORDER BY id")))
+        return [Run(*row) for row in db.execute("SELECT id, started, model, source, coalesce(origin, started), (SELECT "
+                                                "count(*) FROM events WHERE run = runs.id) FROM runs ORDER BY id")]
 
 
 def find_run(path: str | Path, run: int) -> Run:

@@ -174,8 +174,7 @@ class TerminalView(Sink):
 
     def _line(self, record: Record) -> None:
         if isinstance(record, Event) and not record.open:
-            line = (f"{self._span(record)}  {record.label}  {record.score:.2f}  ({record.head}, "
-                    f"camera {record.camera})")
+            line = f"{self._span(record)}  {record.label}  {record.score:.2f}  ({record.head}, camera {record.camera})"
         elif isinstance(record, Gap):
             line = f"{self._time(record.at)}  gap of {record.seconds:.1f} s: {record.action}  (camera {record.camera})"
         else:
