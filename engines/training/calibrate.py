@@ -1,8 +1,7 @@
 """Clips that were left out: what a network says of them, and the temperatures that make it mean what it says.
 
 Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Logits are divided by one number
-per head. `now` and `window` get their own: the window's logits are means over many frames, and so are smoother.
-"""
+per head. `now` and `window` get their own: the window's logits are means over many frames, and so are smoother."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
