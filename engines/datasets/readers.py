@@ -20,13 +20,11 @@ _ANNOTATIONS = ("annotations", "annotation", "labels", "label", "epic-kitchens-1
 def open_dataset(path: str | os.PathLike[str], kind: str = "auto", *, media: str | os.PathLike[str] | None = None,
                  order: ClassOrder = "sorted", rate: float | None = None) -> Dataset:
     """Reads the annotations of a dataset; opens no recording.
-
     path: its folder, annotations in it or in `annotations/`; kind: one of DATASET_READERS, or auto for the first that
     recognises its files; media: where the recordings are, when elsewhere; order: numbers of Something-Something V1's
     and Jester's classes (see `something.py`); rate: frames per second of folders of frames whose dataset does not fix
     it, 30 if not given. What is wrong with single items is in the dataset's `problems`. Raises UsageError for an
-    unknown kind or no such folder, DatasetError for files that cannot be understood.
-    """
+    unknown kind or no such folder, DatasetError for files that cannot be understood."""
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder", "the folder of a dataset", "check the path")

@@ -1,7 +1,6 @@
 """Clips that were left out: what a network says of them, and the temperatures that make it mean what it says.
 
-`now` and `window` get their own: the window's logits are means over many frames, and so are smoother.
-"""
+`now` and `window` get their own: the window's logits are means over many frames, and so are smoother."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,7 @@ Everything is drawn once for a clip, but RandAugment's interpolation, which is d
 RandAugment: Cubuk et al., CVPR Workshops 2020 (arXiv 1909.13719), in the form "rand-m9-mstd0.5": two of 15 operations,
 with replacement, each done with probability 1/2, at a strength of 9 of 10 give or take 0.5.
 
-Legend: T frames, H W an image, uint8 BGR.
-"""
+Legend: T frames, H W an image, uint8 BGR."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,6 @@
 """Several processes that train as one, started by `torchrun`: who this one is, and sums over all of them.
 
-Legend: N images, C channels, H W the map's size.
-"""
+Legend: N images, C channels, H W the map's size."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,9 +76,7 @@ class Ranks:
 
     def sync_batch_norms(self, network: nn.Module) -> None:
         """Makes the batch norms of a network take their statistics from all processes' rows.
-
-        Not torch's SyncBatchNorm, which refuses to run on a processor.
-        """
+        Not torch's SyncBatchNorm, which refuses to run on a processor."""
         if self.world_size == 1:
             return
         for module in network.modules():

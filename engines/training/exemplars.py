@@ -7,8 +7,7 @@ A causal model file carries them (features, not images) for every label that it 
 For labels that have none, pseudo-exemplars are made from the head's own rows: features that vary as those of the
 recordings do, and that the head takes for the label. Their targets are the head's own scores.
 
-Legend: N examples, D features, K labels; B rows, T frames of a chunk.
-"""
+Legend: N examples, D features, K labels; B rows, T frames of a chunk."""
 
 from __future__ import annotations
 
@@ -56,10 +55,8 @@ def select_exemplars(examples: Examples, head: str, background_index: int) -> di
 def exemplars_from_streams(contract: Contract, network: Network, batches: Iterable[Batch],
                            truths: Sequence[tuple[int, ...]]) -> dict[str, Floats]:
     """Exemplars of every head as tensors of a model file, from streams that a causal network was trained on.
-
     Late moments of actions stand for their labels, for `now` and for windows; for background all moments do, and
-    windows that show nothing else. truths: see `StreamTask`.
-    """
+    windows that show nothing else. truths: see `StreamTask`."""
     import torch
 
     from engines.training.loss import UNKNOWN
@@ -122,9 +119,7 @@ def load_exemplars(tensors: Mapping[str, Floats], head: str, start: LinearHead, 
 def pseudo_exemplars(seen: Examples, start: LinearHead, known: int, wanted: Sequence[int],
                      rng: np.random.Generator) -> Examples:
     """Made-up examples of the `wanted` labels, by a head whose first `known` rows are of labels that it has learnt.
-
-    seen: examples from recordings, which show how features vary.
-    """
+    seen: examples from recordings, which show how features vary."""
     if not wanted:
         return seen.select(np.zeros(len(seen.weight_N), bool))
     D = seen.features_ND.shape[1]

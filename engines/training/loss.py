@@ -3,8 +3,7 @@
 Early in a gesture nobody can tell which one it is: there the loss asks only for "not background"; as the gesture
 proceeds it asks for its label. At its end the mean over its frames (what the window sees) must name it as well.
 
-Legend: B rows, T frames, K labels.
-"""
+Legend: B rows, T frames, K labels."""
 
 from typing import NamedTuple
 
@@ -60,7 +59,6 @@ def window_loss(logits_BTK: Tensor, truth: Truth) -> LossTerm:
 
 def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, LossTerm]:
     """Of rendered frames: soft-argmax of a heat map finds the fingertip; features tell place and motion.
-
     Three terms: heat, place, motion."""
     known = ~truth.tip_xy[..., 0].isnan()
     height, width = heat_BTHW.shape[-2:]

@@ -3,8 +3,7 @@
 A row's weights are drawn back to where they start (zero for a new label) by an L2 penalty; frozen rows stay there.
 Features are standardised, so that their sizes do not matter.
 
-Legend: N examples, D features, K labels.
-"""
+Legend: N examples, D features, K labels."""
 
 from __future__ import annotations
 
@@ -58,9 +57,7 @@ class LinearHead:
 
 def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_to_start: float) -> LinearHead:
     """The head with the least mean cross-entropy plus l2_to_start / 2 times the squared distance from `start`.
-
-    frozen_K: rows that stay as they are. To test on what was left out, `start` must not have been fitted to it.
-    """
+    frozen_K: rows that stay as they are. To test on what was left out, `start` must not have been fitted to it."""
     scale_D = examples.features_ND.std(axis=0) + 1e-3
     centre_D = examples.features_ND.mean(axis=0)
     X = np.column_stack([(examples.features_ND - centre_D) / scale_D, np.ones(len(examples.weight_N))])  # [N, D + 1]
@@ -94,9 +91,7 @@ def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_t
 def cross_validate(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], seed: int, l2_to_start: float,
                    learn_N: NDArray[np.bool_] | None = None, judge_N: NDArray[np.bool_] | None = None) -> float:
     """Mean cross-entropy on recordings left out, in folds drawn by `seed`; 0 for fewer than two recordings.
-
-    learn_N, judge_N: examples that may be learnt from at all, and those to judge by; all if None.
-    """
+    learn_N, judge_N: examples that may be learnt from at all, and those to judge by; all if None."""
     every_N = np.ones(len(examples.weight_N), bool)
     learn_N, judge_N = every_N if learn_N is None else learn_N, every_N if judge_N is None else judge_N
     total = weight = 0.0

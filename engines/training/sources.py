@@ -39,8 +39,7 @@ class TrainingSources:
     recordings to put hands into, None for a rendered room.
 
     split: of the dataset; read_frames: decodes a segment; recorded: False to learn nothing from recordings but what
-    places look like; rendered: whether to render hands. Raises DatasetError for a split without labelled actions.
-    """
+    places look like; rendered: whether to render hands. Raises DatasetError for a split without labelled actions."""
 
     def __init__(self, data: Dataset, split: str = "train", *, frame_rate: float,
                  read_frames: ReadFrames = read_frames, recorded: bool = True, rendered: bool = True) -> None:

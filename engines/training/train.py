@@ -4,10 +4,7 @@
     train(Recipe(out=Path("gesture.safetensors"), init="mobilenet.safetensors", idle=(Path("household"),)), data)
 
 The dataset, idle footage and rendered hands are the sources of sections; streams are chains of sections; a task learns
-from streams in the loop; what was left out calibrates the network, which is written.
-"""
-
-from __future__ import annotations
+from streams in the loop; what was left out calibrates the network, which is written."""
 
 import hashlib
 import json
@@ -108,11 +105,9 @@ class Recipe(AdamWConfig):
 def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
           progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
     """Trains, goes on where a killed run was, writes the model file; returns its network in evaluation mode.
-
     data: its split "train" is learnt from, "validation" calibrates; read_frames: decodes a segment. The run's own files
     are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows. Raises UsageError,
-    DatasetError, ModelError.
-    """
+    DatasetError, ModelError."""
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
         recipe = resolve_defaults(recipe)
         data = select(data, recipe.without_fold, recipe.without_labels, recipe.idle, recipe.idle_without)
@@ -205,11 +200,11 @@ class _Training:
 
     def run(self, recipe: Recipe, progress: Progress) -> Network:
         """Trains one network to the end and writes it."""
-        torch.manual_seed(recipe.seed)
         sources, ranks, frames = self.sources, self.ranks, recipe.trimmed or recipe.chunk
         size_hw = recipe.input_size_hw if whole_config(recipe.init) is None else None
         wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, readout_width=recipe.readout_width,
                                   segments=frames, past_shift=recipe.past_shift, input_size_hw=size_hw)
+        torch.manual_seed(recipe.seed)
         network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in sources.heads.items()},
                              rule=recipe.rule, transparent=recipe.transparent)
         if recipe.trimmed_first and recipe.readout_width and network.memory is None:
