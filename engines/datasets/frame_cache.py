@@ -97,9 +97,8 @@ class FrameCache:
         aside: Path | None = None
         try:
             make_private_dir(self.folder)
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".decoding-")
-            aside = Path(name)
-            with os.fdopen(handle, "wb") as file:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".decoding-", delete=False) as file:
+                aside = Path(file.name)
                 npy.write_array_header_1_0(file, _header(0, size_hw))
                 count = 0
                 for image in _attempt(decode.iterate_frames(media, rate, size_hw)):

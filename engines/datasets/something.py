@@ -92,8 +92,7 @@ def _take(builder: tables.DatasetBuilder, index: RecordingIndex, split: str, nam
 def _items(builder: tables.DatasetBuilder, path: Path, labelled: bool) -> Iterator[Row]:
     """Id and class of V2's records: the class is the template without its brackets."""
     for number, record in enumerate(tables.read_json_list(path)):
-        name = record.get("id") if isinstance(record, dict) else None
-        template = record.get("template") if isinstance(record, dict) else None
+        name, template = (record.get(key) if isinstance(record, dict) else None for key in ("id", "template"))
         if not isinstance(name, str | int) or (labelled and not isinstance(template, str)):
             builder.add_problem("record without id or template", f"{path.name} {number}")
         else:

@@ -70,10 +70,6 @@ Operation = Callable[[Image.Image, Image.Resampling], Image.Image]
 OperationFactory = Callable[[float, Rng], Operation]  # strength 0..1, and what else is drawn for a clip
 
 
-def _without_strength(change: Callable[[Image.Image], Image.Image]) -> OperationFactory:
-    return lambda _, __: lambda image, ___: change(image)
-
-
 def _with_strength(change: Callable[[Image.Image, float], Image.Image]) -> OperationFactory:
     return lambda strength, _: lambda image, __: change(image, strength)
 
@@ -102,8 +98,9 @@ def _solarize_add(image: Image.Image, strength: float) -> Image.Image:
 
 
 _OPERATIONS: dict[str, OperationFactory] = {
-    "contrast to full": _without_strength(ImageOps.autocontrast), "equalise": _without_strength(ImageOps.equalize),
-    "invert": _without_strength(ImageOps.invert), "rotate": _rotate,
+    "contrast to full": _with_strength(lambda image, _: ImageOps.autocontrast(image)),
+    "equalise": _with_strength(lambda image, _: ImageOps.equalize(image)),
+    "invert": _with_strength(lambda image, _: ImageOps.invert(image)), "rotate": _rotate,
     "posterise": _with_strength(lambda image, strength: ImageOps.posterize(image, max(1, int(4 * strength)))),
     "solarise": _with_strength(lambda image, strength: ImageOps.solarize(image, min(256, int(256 * strength)))),
     "solarise added": _with_strength(_solarize_add),

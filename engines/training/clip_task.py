@@ -108,9 +108,8 @@ class ClipDataset(Items["ClipBatch | GatestreamError"]):
         """The label of each head, as it is in a mirror if asked."""
         found = []
         for head, labels in self._heads.items():
-            label = segment.labels.get(head, "")
-            if mirror:
-                label = self._mirrored.get(head, {}).get(label, label)
+            own = segment.labels.get(head, "")
+            label = self._mirrored.get(head, {}).get(own, own) if mirror else own
             found.append(labels.index(label) if label in labels else UNKNOWN)
         return found
 

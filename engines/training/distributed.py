@@ -5,7 +5,7 @@ Legend: N images, C channels, H W the map's size."""
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,6 @@ from torch import distributed as dist
 
 from engines.errors import UsageError
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -25,7 +23,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = CPU
+    device: torch.device = field(default=torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:

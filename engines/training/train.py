@@ -141,13 +141,12 @@ def make_contract(recipe: Recipe, network: Network, sources: TrainingSources) ->
     return Contract(
         name=recipe.name, network=network.config, heads=sources.heads, frame_rate=recipe.frame_rate,
         cover_hw=network.input_size_hw, receptive_frames=network.receptive_field if network.causal else T,
-        clip_frames=max(1, round(recipe.clip_s * recipe.frame_rate)) if live else T,
-        window_clips=recipe.window_clips if live else 1, warmup_frames=4, max_gap_s=1.0,
-        background=sources.background_label, temperature=dict.fromkeys(sources.heads, recipe.temperature),
+        clip_frames=max(1, round(recipe.clip_s * recipe.frame_rate)) if live else T, warmup_frames=4, max_gap_s=1.0,
+        window_clips=recipe.window_clips if live else 1, background=sources.background_label,
+        temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
-        events=recipe.gesture_events if sources.drawable else EventRule(),
-        provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance},
-        **network.backbone.pixels._asdict())
+        events=recipe.gesture_events if sources.drawable else EventRule(), **network.backbone.pixels._asdict(),
+        provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance})
 
 
 def recipe_record(recipe: Recipe) -> dict[str, Any]:
@@ -186,7 +185,9 @@ class _Training:
         It begins without a read-out, and bears a higher rate than on streams, where what was new no longer is."""
         out = RunFolder(recipe.out, {}).path / "trimmed.safetensors"
         # The file outlives the run: a later one may differ in what recipes do not record.
-        came_from = {"init": recipe.init, "segments": _digest(self.data)}
+        segments = [(str(one.media.path), one.start_s, one.stop_s, sorted(one.labels.items()))
+                    for one in self.data.splits.get("train", ())]
+        came_from = {"init": recipe.init, "segments": hashlib.sha256(repr(segments).encode()).hexdigest()}
         first = replace(recipe, out=out, trimmed=recipe.trimmed_first_frames, trimmed_first=0, iterations=iterations,
                         trimmed_idle=recipe.trimmed_first_idle, readout_width=0, backbone_lr=3 * recipe.backbone_lr,
                         validate_every=0, patience=0, provenance={"from": came_from})
@@ -251,10 +252,3 @@ class _Training:
         schedule = StreamSchedule(recipe.seed + 1, recipe.fresh_share)
         batches = StreamLoader(open_stream, schedule, range(recipe.rows), recipe.chunk).batches(recipe.iterations, end)
         return exemplars.exemplars_from_streams(contract, network, batches, self.sources.truths)
-
-
-def _digest(data: Dataset) -> str:
-    """Of what is learnt from: every segment's recording, times and labels."""
-    segments = [(str(one.media.path), one.start_s, one.stop_s, sorted(one.labels.items()))
-                for one in data.splits.get("train", ())]
-    return hashlib.sha256(repr(segments).encode()).hexdigest()
