@@ -74,9 +74,8 @@ class _Curves(Sink):
     def __init__(self, background: str | None, frames: int | None, report: Callable[[float], None]) -> None:
         self._background, self._frames, self._report = background, frames, report
         self._cells: list[dict[str, float]] = []
-        self._cell_s = 0.25
+        self._cell_s, self.seconds = 0.25, 0.0
         self._first_at: float | None = None
-        self.seconds = 0.0
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         if frame is None:

@@ -127,8 +127,7 @@ class _Monitor:
         self._latency, self._predictions = Percentiles(), Counter[str]()
         self._held: dict[str, tuple[int, int]] = {}  # first and largest count of each camera
         self._missing = 0
-        self._times: list[float] = []
-        self._resident_mb: list[float] = []
+        self._times, self._resident_mb = list[float](), list[float]()
         self._cpu_s, self._descriptors = _cpu_seconds(self._pid), _descriptors(self._pid)
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> None:

@@ -19,9 +19,7 @@ def soak(model: str, minutes: float, engine: str) -> str:
     """Simulates `minutes` of stream; says how memory, sampled each second of it, grew. Raises UsageError off Linux."""
     if not resident_bytes(os.getpid()):
         raise UsageError(f"a memory watch on {sys.platform}", "Linux", "leave --soak out here")
-    times: list[float] = []
-    resident: list[float] = []
-    predictions = 0
+    times, resident, predictions = list[float](), list[float](), 0
     source = open_source(f"sim://gestures?realtime=0&seconds={60 * minutes}", camera="soak")
     with Recognizer.open(model, engine=engine, slots=1) as recognizer, source:
         for frame in (item for item in source.frames() if isinstance(item, Frame)):
