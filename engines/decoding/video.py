@@ -6,8 +6,7 @@
                 image_bgr = frame.picture()
 
 What is never shown: a cover picture for the video, a frame that the decoder marks as corrupt, a picture that could not
-be converted. Interlaced frames are deinterlaced, pixels made square, pictures mirrored and turned as the file says.
-"""
+be converted. Interlaced frames are deinterlaced, pixels made square, pictures mirrored and turned as the file says."""
 
 import math
 import multiprocessing
@@ -55,12 +54,10 @@ class TimedFrame:
 
 class VideoReader:
     """An open video file, or a stream by its address; owned by one thread.
-
     options: of FFmpeg; timeout_s: to open, and to wait for data; live: decode with the least delay; name: for messages.
     rate: frames per second that it states, 0 where it does not, or not credibly; seconds, count: its length as stated,
     0 likewise; size_hw: of its first picture. notes: what was guessed or chosen, a line each.
-    Raises SourceError for what is no video or of which no frame decodes, FFmpegError for what cannot be reached.
-    """
+    Raises SourceError for what is no video or of which no frame decodes, FFmpegError for what cannot be reached."""
 
     def __init__(self, where: Path | str, *, options: Mapping[str, str] | None = None,
                  timeout_s: tuple[float, float] | None = None, live: bool = False, name: str | None = None) -> None:
