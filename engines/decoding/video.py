@@ -111,8 +111,11 @@ class VideoReader:
         rates = (float(rate or 0) for rate in (self._stream.average_rate, self._stream.guessed_rate))
         self.rate = next((rate for rate in rates if RATE_RANGE[0] <= rate <= RATE_RANGE[1]), 0.0)
         self.count = self._stream.frames
-        self.seconds = self.count / self.rate if self.count and self.rate else \
-            float((self._container.duration or 0) / av.time_base)
+        length_s = float((self._container.duration or 0) / av.time_base)
+        self.seconds = self.count / self.rate if self.count and self.rate else length_s
+        if length_s > 2 * self.seconds + 10:
+            self.notes.append(f"{self.name}: {self.count} frames, {self.seconds:.0f} s of them, in {length_s:.0f} s: "
+                              "its times jump")
         self._deinterlacer, self._converter = Deinterlacer(), PictureConverter(self._stream.sample_aspect_ratio)
         if self.format in UNTIMED and not live:
             self.notes.append(f"{self.name} states no times: {self.rate:g} frames/s are assumed")
