@@ -1,7 +1,5 @@
 """The model file: one `.safetensors` holding weights, and the contract as metadata.
-
-Reading needs numpy only: torch is imported when `Model.network` is first used. Nothing is ever unpickled.
-"""
+Reading needs numpy only: torch is imported when `Model.network` is first used. Nothing is ever unpickled."""
 
 from __future__ import annotations
 

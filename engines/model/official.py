@@ -1,5 +1,4 @@
 """Official GSM and GSF checkpoints -> our networks, exactly or not at all.
-
 Code inside a pickle is never run. Which blocks hold a module, and which share of their channels GSF gates, shows in
 keys and shapes.
 
@@ -7,8 +6,7 @@ Official name                                 ours
 base_model.inception_3a_1x1.weight            backbone.inception_3a_1x1.weight
 base_model.gsm_inception_3a_1x1.bn.weight     temporal.inception_3a_1x1.bn.weight
 base_model.layer1.0.gsf.bn.weight             temporal.layer1_0.bn.weight
-new_fc.weight                                 heads.action.weight
-"""
+new_fc.weight                                 heads.action.weight"""
 
 import contextlib
 import os
@@ -37,12 +35,10 @@ SHOWN = 4  # keys named in a message
 def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: str | None = None,
          segments: int = 8) -> Network:
     """The network of an official checkpoint, bidirectional as published, in evaluation mode, with one head "action".
-
     path_or_state_dict: a file, or what such a file holds: weights by official name, with or without `module.`, bare
     or under `state_dict` or `model_state_dict`; arch: None for what the keys say; segments: frames of a clip that it
     was trained with. Half-precision weights become float32. Raises UsageError for an unknown architecture or a missing
-    file, and ModelError, naming keys, for a damaged file, one that holds code, or weights of another network.
-    """
+    file, and ModelError, naming keys, for a damaged file, one that holds code, or weights of another network."""
     if arch is not None and arch not in ARCHITECTURES:
         raise UsageError(f"architecture {arch!r}", f"one of {', '.join(ARCHITECTURES)}", "choose one of these names")
     if segments < 1:

@@ -1,7 +1,5 @@
 """BNInception (Ioffe and Szegedy, ICML 2015, arXiv 1502.03167), the variant of the GSM and GSF checkpoints.
-
-Both put their modules on the first convolution of each block's first branch.
-"""
+Both put their modules on the first convolution of each block's first branch."""
 
 from functools import partial
 

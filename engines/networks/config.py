@@ -20,8 +20,7 @@ class NetworkConfig(BaseModel):
         config = NetworkConfig.of("gsf-mobilenetv2", causal=True, readout_width=128)
         network = engines.build(config, heads={"gesture": 11})
 
-    A field of None is as usual for the backbone or module; `network.config` has what that is.
-    """
+    A field of None is as usual for the backbone or module; `network.config` has what that is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

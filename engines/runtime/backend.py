@@ -1,8 +1,6 @@
 """What there is to know of an engine, and what all engines share: proof, choice of precision, and the cache.
-
 An engine is a file of this folder with a `BACKEND`, and its name in `registry.ENGINES`: engines/README.md has an
-example. It imports torch inside its functions only: `auto` reads the file to learn whether it can run here.
-"""
+example. It imports torch inside its functions only: `auto` reads the file to learn whether it can run here."""
 
 import functools
 import hashlib

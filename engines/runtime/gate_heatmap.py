@@ -1,7 +1,5 @@
 """Where the gates of a network let features through, as a picture for people.
-
-Legend: H W the size of the finest gated map, P planes (two halves of the channels).
-"""
+Legend: H W the size of the finest gated map."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +45,6 @@ class GateHeatmap:
     def _recording(self, gate: Callable[..., Any]) -> Callable[..., Any]:
         def record(x_BTCHW: torch.Tensor, state: Any) -> Any:
             found, new_state = gate(x_BTCHW, state)
-            both_PHW = found[0, 0, [0, -1]]  # one plane for each half
-            self._open.append(both_PHW.abs().mean(dim=0, keepdim=True))
+            self._open.append(found[0, 0, [0, -1]].abs().mean(dim=0, keepdim=True))  # of a plane for each half
             return found, new_state
         return record

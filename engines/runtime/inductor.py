@@ -1,8 +1,6 @@
 """The Inductor engine: the lowered step compiled by torch itself, in CUDA graphs where there is a GPU. Needs torch.
-
 Compiling takes tens of seconds at each start; torch keeps a cache of its own. All cameras run at once on a GPU, one
-camera at a time on the CPU, where batches gain nothing; see slot_pool.py.
-"""
+camera at a time on the CPU, where batches gain nothing; see slot_pool.py."""
 
 from __future__ import annotations
 

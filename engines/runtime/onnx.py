@@ -1,12 +1,9 @@
 """ONNX: the step of a causal model as a file that any ONNX runtime can run, with its state in plain sight.
-
 Inputs: `image` uint8 BGR [1, H, W, 3] at the contract's input size, and `state.<name>.in` for each leaf of state.
 Outputs: `features` [1, D], `scores.<head>` (logits [1, K]), and `state.<name>.out`, which is the next frame's
 `state.<name>.in`. Zeros are a new camera. Metadata: `gatestream.contract` (JSON),
 `gatestream.model` (digest of the model) and `gatestream.agreement` (measured difference from eager).
-
-Legend: H W the contract's input size, D features, K labels of a head.
-"""
+Legend: H W the contract's input size, D features, K labels of a head."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
 """The OpenVINO engine: a pool of slots around infer requests with camera pixels in. Runs without torch.
-
 The network's step (lowering.py) becomes a graph with state in and out, layout, colour order and normalisation
 included. A small network's weights take longer to come from memory than to be multiplied with one frame, so cameras
-share them where each gets then, bit for bit, what it would get alone.
-"""
+share them where each gets then, bit for bit, what it would get alone."""
 
 from __future__ import annotations
 
@@ -275,7 +273,6 @@ def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
 
 def compile_graph(graph: ov.Model, slots: int, precision: str, batch: int = 1) -> ov.CompiledModel:
     """Compiles for few cameras at low latency: cameras run side by side, a heavy frame is shared between threads.
-
     batch: cameras at a time. Raises RuntimeError for a graph that cannot be made to take so many."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     streams = min(slots, cores)

@@ -1,11 +1,8 @@
 """What compiled torch engines share: a pool of slots around one step of constant batch, in one CUDA graph on a GPU.
-
 One pool tensor [S + 1, ...] per leaf of state, the last row being scratch. Every run has the same batch, filled up with
 scratch rows, so results do not depend on who else is there, and one CUDA graph fits every run. Its CUDA half has not
 been run on a GPU yet (`tests/gpu` is there to do it).
-
-Legend: S slots, B the constant batch, H W the input size, D features, K labels of a head.
-"""
+Legend: S slots, B the constant batch, H W the input size, D features, K labels of a head."""
 
 from collections.abc import Callable, Iterable, Sequence
 

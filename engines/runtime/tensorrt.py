@@ -1,5 +1,4 @@
 """The TensorRT engine: the lowered step built ahead of time by torch-tensorrt for just this GPU, and kept in the cache.
-
 Building takes minutes, once. `torch.export` of the step with its state in and out, at the constant batch, is built as a
 whole or not at all. Types are explicit: the step itself is cast to the precision. TensorRT takes no uint8 beyond its
 rim, so pixels are cast in torch, inside the same CUDA graph (see slot_pool.py), and everything after in the engine.
@@ -8,9 +7,7 @@ A built program is unpickled when it is loaded, so it could carry code: it is re
 not at all where other users could have written it.
 
 Written by torch-tensorrt's source, documentation and issues (2.11 to 2.13), and not run on a GPU yet.
-
-Legend: B the constant batch, T frames, H W the input size.
-"""
+Legend: B the constant batch, T frames, H W the input size."""
 
 from __future__ import annotations
 

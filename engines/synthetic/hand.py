@@ -1,7 +1,5 @@
 """What the hand looks like: skin, light, sleeve, posture. Sprites are made once and turned into place per frame.
-
-Hand coordinates: the index fingertip is (0, 0), x right, y down, and 1 is the length from fingertip to wrist.
-"""
+Hand coordinates: the index fingertip is (0, 0), x right, y down, and 1 is the length from fingertip to wrist."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """What the fingertip draws: ten gestures as people draw them, and motion that is none of them.
-
-Points are [N, 2] (x right, y down), evenly spaced in time, inside a unit box whose longer side is 1.
-"""
+Points are [N, 2] (x right, y down), evenly spaced in time, inside a unit box whose longer side is 1."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
