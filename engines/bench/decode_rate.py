@@ -16,8 +16,6 @@ from engines.errors import DatasetError
 
 @dataclass(frozen=True, slots=True)
 class DecodeRate:
-    """What `measure_decode_rate` measured."""
-
     frames: int  # decoded, at the rate asked for
     seconds: float
     workers: int  # processes

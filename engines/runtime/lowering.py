@@ -49,7 +49,7 @@ class GateShiftStep(nn.Module):
         planes = torch.zeros(2, TAPS, f, 3, 3, dtype=scale.dtype)  # each half's gate sees its own half only
         planes[0, :, :c] = module.conv3D.weight[0].transpose(0, 1)
         planes[1, :, c:] = module.conv3D.weight[1].transpose(0, 1)
-        weight, bias = planes[:, :, order].flatten(1, 2), module.conv3D.get_parameter("bias").data
+        weight, bias = planes[:, :, order].flatten(1, 2), module.conv3D.get_parameter("bias").detach()
         self.register_buffer("first_half", (torch.arange(f) < c).to(scale.dtype).view(1, f, 1, 1))
         self.by_planes = TAPS * f * f * 9 * math.prod(size_hw) > PER_CHANNEL_MOST
         if self.by_planes:  # outputs: both halves of the newest tap, then of the older ones

@@ -5,15 +5,12 @@ Outputs: `features` [1, D], `scores.<head>` (logits [1, K]), and `state.<name>.o
 `gatestream.model` (digest of the model) and `gatestream.agreement` (measured difference from eager).
 Legend: H W the contract's input size, D features, K labels of a head."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +31,6 @@ finally:
     del os.environ[_TELEMETRY]
     if _before is not None:
         os.environ[_TELEMETRY] = _before
-
-if TYPE_CHECKING:
-    import torch
 
 CONTRACT, MODEL, PARITY = "gatestream.contract", "gatestream.model", "gatestream.agreement"
 FILE = "step.onnx"
@@ -122,12 +116,12 @@ def write(model: Model, out: Path) -> None:
 
 def build(spec: Spec, precision: str, folder: Path) -> Facts:
     """Writes the file without `gatestream.agreement`."""
-    convert(spec.model).save(folder / FILE, external_data=False)
+    convert(spec.model, folder / FILE)
     return {}
 
 
-def convert(model: Model) -> torch.onnx.ONNXProgram:
-    """The step of a model as an ONNX program with the inputs and outputs named at the file's top."""
+def convert(model: Model, out: Path) -> None:
+    """Writes the step of a model as an ONNX file with the inputs and outputs named at this file's top."""
     with imports_of("onnx", "onnx, onnxscript and onnxruntime", "engine 'onnx'", error_type=EngineError):
         import onnx  # noqa: F401 - the exporter needs them
         import onnxscript  # noqa: F401
@@ -154,7 +148,7 @@ def convert(model: Model) -> torch.onnx.ONNXProgram:
                           "a network that can be converted", "use --engine openvino") from error
     assert program is not None
     program.model.metadata_props.update({CONTRACT: contract.model_dump_json(), MODEL: model.digest})
-    return program
+    program.save(out, external_data=False)
 
 
 def _new(name: str) -> str:

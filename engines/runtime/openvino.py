@@ -3,8 +3,6 @@ The network's step (lowering.py) becomes a graph with state in and out, layout, 
 included. A small network's weights take longer to come from memory than to be multiplied with one frame, so cameras
 share them where each gets then, bit for bit, what it would get alone."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -12,19 +10,16 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineError, raise_interrupt
 from engines.model.contract import Contract
+from engines.model.file import Model
 from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
 from engines.runtime.parity import probe_clip
-
-if TYPE_CHECKING:
-    from engines.networks.network import Network
 
 _TELEMETRY = "openvino_telemetry"  # it would report what is imported and converted, from every camera's machine
 _before = sys.modules.get(_TELEMETRY)
@@ -76,11 +71,11 @@ class OpenVINOEngine(Engine):
                 running.append((here, request, batch))
                 request.start(frames_u8_BHWC[here], self._pools, slots[here])
             for _, request, _ in running:
-                request.wait()
+                request.run.wait()
         except RuntimeError as error:
             for _, request, _ in running:  # the memory that they write is not to be used before they end
                 with contextlib.suppress(RuntimeError):
-                    request.wait()
+                    request.run.wait()
             raise EngineError(f"OpenVINO failing while it ran ({_last_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
         for here, request, batch in running:  # when all have run: a step that fails moves no camera
@@ -133,28 +128,24 @@ class _Request:
     place, as large networks have much of it; that of several has their states copied together."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._run = compiled.create_infer_request()
+        self.run = compiled.create_infer_request()
         types = (np.uint8, np.float32)  # pixels, and state if there is any
         self._inputs = [np.zeros(tuple(port.shape), kind) for port, kind in zip(compiled.inputs, types, strict=False)]
         for i, memory in enumerate(self._inputs):
-            self._run.set_input_tensor(i, ov.Tensor(memory, shared_memory=True))
+            self.run.set_input_tensor(i, ov.Tensor(memory, shared_memory=True))
         self._results = len(compiled.outputs) - len(self._inputs) + 1
-        self._outputs = [self._run.get_output_tensor(i).data for i in range(len(compiled.outputs))]
+        self._outputs = [self.run.get_output_tensor(i).data for i in range(len(compiled.outputs))]
 
     def start(self, frames_u8_BHWC: NDArray[np.uint8], pools: Sequence[_Pool], slots: Sequence[int]) -> None:
         """Begins with the frames of a batch, and its rows of state."""
         self._inputs[0][:] = frames_u8_BHWC
         for i, pool in enumerate(pools):
             if len(slots) == 1:
-                self._run.set_input_tensor(1 + i, pool.tensor(int(pool.rows[slots[0]])))
-                self._run.set_output_tensor(self._results + i, pool.tensor(pool.other(slots[0])))
+                self.run.set_input_tensor(1 + i, pool.tensor(int(pool.rows[slots[0]])))
+                self.run.set_output_tensor(self._results + i, pool.tensor(pool.other(slots[0])))
             else:
                 np.take(pool.states, pool.rows[list(slots)], 0, self._inputs[1 + i], "clip")  # else by way of a copy
-        self._run.start_async()
-
-    def wait(self) -> None:
-        """Until the run has ended. Raises RuntimeError where it failed."""
-        self._run.wait()
+        self.run.start_async()
 
     def store(self, pools: Sequence[_Pool], slots: Sequence[int]) -> list[Floats]:
         """Gives the cameras their new state; returns what came out, which is good until the next start."""
@@ -188,7 +179,7 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
     """Writes the graph, which is the same in all precisions."""
     if not (folder / GRAPH).exists():
         try:
-            ov.save_model(convert(spec.model.network, spec.model.contract), folder / GRAPH, compress_to_fp16=False)
+            ov.save_model(convert(spec.model), folder / GRAPH, compress_to_fp16=False)
         except RuntimeError as error:
             raise EngineError(f"a built engine that cannot be written ({_last_line(error)})", f"space in {folder}",
                               "free some space, or set GATESTREAM_CACHE to another folder") from error
@@ -235,14 +226,15 @@ def engine_of(graph: ov.Model, contract: Contract, slots: int, precision: str,
                                      for batch in (1, *batches) if batch <= slots}, slots, precision)
 
 
-def convert(network: Network, contract: Contract) -> ov.Model:
-    """A causal network's step as a graph for one camera: image uint8 BGR [1, H, W, 3] and its state in;
+def convert(model: Model) -> ov.Model:
+    """A causal model's step as a graph for one camera: image uint8 BGR [1, H, W, 3] and its state in;
     features, each head's scores and its new state out, in this order."""
     import torch
 
     from engines.runtime.lowering import FlatStep
 
-    step = FlatStep(network, reversed_colours=contract.colour == "RGB").requires_grad_(False)
+    contract = model.contract
+    step = FlatStep(model.network, reversed_colours=contract.colour == "RGB").requires_grad_(False)
     example = torch.zeros(1, 3, *contract.input_size_hw), *step.fresh_state()
     try:
         with torch.no_grad(), warnings.catch_warnings():

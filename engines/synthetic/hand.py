@@ -1,11 +1,9 @@
 """What the hand looks like: skin, light, sleeve, posture. Sprites are made once and turned into place per frame.
 Hand coordinates: the index fingertip is (0, 0), x right, y down, and 1 is the length from fingertip to wrist."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import cv2
 import numpy as np
@@ -58,7 +56,7 @@ class Look:
     grain: int  # seed of skin and cloth
 
     @classmethod
-    def random(cls, rng: np.random.Generator, clear: bool = False) -> Look:
+    def random(cls, rng: np.random.Generator, clear: bool = False) -> Self:
         """As cameras show hands, from silhouettes to over-exposed; clear: a right one, finger up, in good light."""
         tone = rng.uniform(0, len(_SKINS_BGR) - 1.001)
         low = int(tone)

@@ -15,7 +15,6 @@ LABELS: tuple[str, ...] = ("left", "right", "up", "down", "circlecc", "square", 
 BACKGROUND = "background"
 SAMPLES = 120
 
-
 # Seconds a person takes: the shortest, the median, the longest seen.
 DURATIONS_S: dict[str, tuple[float, float, float]] = {
     **dict.fromkeys(("left", "right", "up", "down"), (0.5, 1.8, 4.2)), "circlecc": (1.6, 3.4, 6.6),
