@@ -1,6 +1,5 @@
 """GSM, the gate-shift module: Sudhakaran, Escalera, Lanz, "Gate-Shift Networks for Video Action Recognition",
 CVPR 2020 (arXiv 1912.00381), section 3. A learned gate decides, place by place, what moves along time.
-
 As published, one half of the channels shifts from the future. The causal form is ours: gate taps t-2, t-1, t;
 the half that looked ahead takes the frame before last (or `past_shift` frames back), the other half the last one.
 Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the map's size."""

@@ -22,7 +22,6 @@ PRESETS: dict[str, tuple[Group, ...]] = {
 class SpatioTemporalShift(TemporalModule):
     """Moves groups of channels in time and space. `shift`: a preset's name, or (share, (dt, dh, dw)) in the order of
     the channels; what they leave over stays. `T` is TSM's published form.
-
     The causal form gives the share of groups that look ahead to the past: they come from t-1, or from `past_shift`
     frames back (0: they move in space only), which makes its `T` a TSM with both folds from the past.
     Raises UsageError for an unknown preset, offsets other than -1, 0, 1, or shares that add up to more than 1."""

@@ -1,6 +1,5 @@
 """TSM, the temporal shift module: Lin, Gan, Han, "TSM: Temporal Shift Module for Efficient Video Understanding",
 ICCV 2019 (arXiv 1811.08383). Some channels come from a neighbouring frame; the next convolution mixes them in.
-
 It sits on the input of a residual branch, so that the skip still carries the unshifted map (section 4.2)."""
 
 from engines.networks.temporal import Move, TemporalModule

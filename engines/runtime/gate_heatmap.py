@@ -19,7 +19,6 @@ from engines.runtime.eager import EagerEngine
 class GateHeatmap:
     """Runs a causal model beside the engine, on one camera, and averages its gates (GSM, section 3: a gate in [-1, 1]
     for each place and half of the channels; what it lets through moves along time, the rest stays).
-
     Raises UsageError for a network without gates, EngineError for one that is not causal."""
 
     def __init__(self, model: Model) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineError, first_line, imports_of
-from engines.model.contract import Contract
 from engines.model.file import Model, whole_file
 from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
@@ -37,28 +36,31 @@ FILE = "step.onnx"
 
 
 class OnnxEngine(Engine):
-    """A written file in ONNX Runtime on the CPU; the state of each camera is a dictionary of arrays."""
+    """A written file in ONNX Runtime on the CPU; the state of each camera is a dictionary of arrays.
+    Raises EngineError for a file that is damaged or made from another model."""
 
     name = "onnx"
     precision = "f32"
 
-    def __init__(self, contract: Contract, file: Path, slots: int) -> None:
-        self.contract, self.slots = contract, slots
+    def __init__(self, model: Model, file: Path, slots: int) -> None:
+        self.contract, self.slots = model.contract, slots
         try:
             self._session = onnxruntime.InferenceSession(os.fspath(file), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no base of their own
             raise _foreign(file, first_line(error)) from error
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         inputs = {port.name: port.shape for port in self._session.get_inputs()}
         outputs = {port.name: port.shape for port in self._session.get_outputs()}
         state = [name for name in inputs if name != "image"]
-        results = ["features", *(f"scores.{head}" for head in contract.heads)]
+        results = ["features", *(f"scores.{head}" for head in self.contract.heads)]
         for name in ("image", *results, *(_new(name) for name in state)):
             if name not in inputs and name not in outputs:
                 raise _foreign(file, f"without {name}")
         for name, shape in (inputs | outputs).items():
             if len(shape) < 2 or not all(isinstance(side, int) for side in shape):
                 raise _foreign(file, f"whose {name} has the shape {shape}")
+        if (digest := self._session.get_modelmeta().custom_metadata_map.get(MODEL)) != model.digest:
+            raise EngineError(f"ONNX file {file}, made for model {digest}", f"model {model.digest}",
+                              "export it again from this model")
         self._outputs = list(outputs)
         self._width = {name: outputs[name][1] for name in results}
         self._fresh = {name: np.zeros(inputs[name], np.float32) for name in state}
@@ -90,15 +92,6 @@ class OnnxEngine(Engine):
     @property
     def state_bytes(self) -> int:
         return sum(leaf.nbytes for leaf in self._fresh.values())
-
-
-def open_file(model: Model, file: Path, slots: int = 1) -> OnnxEngine:
-    """Opens a file of `write`. Raises EngineError when it is damaged or made from another model."""
-    engine = OnnxEngine(model.contract, file, slots)
-    if engine.metadata.get(MODEL) != model.digest:
-        raise EngineError(f"ONNX file {file}, made for model {engine.metadata.get(MODEL)}", f"model {model.digest}",
-                          "export it again from this model")
-    return engine
 
 
 def write(model: Model, out: Path) -> None:
@@ -161,4 +154,4 @@ def _foreign(file: Path, why: str) -> EngineError:
 
 
 BACKEND = Backend("onnx", "ONNX Runtime", precisions=lambda: ("f32",), build=build,
-                  open=lambda spec, _, folder, __: OnnxEngine(spec.model.contract, folder / FILE, spec.slots))
+                  open=lambda spec, _, folder, __: OnnxEngine(spec.model, folder / FILE, spec.slots))

@@ -96,7 +96,7 @@ def _open_file(file: Path, spec: Spec) -> Engine:
             raise EngineError(f"precision {spec.precision!r} for an ONNX file", "f32", "leave the precision out")
         from engines.runtime import onnx
 
-        return onnx.open_file(spec.model, file, spec.slots)
+        return onnx.OnnxEngine(spec.model, file, spec.slots)
     from engines.runtime import cache
 
     openvino = find("openvino")

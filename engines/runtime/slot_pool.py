@@ -77,27 +77,24 @@ class CompiledPool(PooledEngine):
         parts, stepped = [np.zeros((0, sum(self._widths)), np.float32)], []
         try:
             for start in range(0, len(slots), batch):
-                here = slice(start, start + batch)
-                self._fill(frames_u8_BHWC[here], slots[here])
+                rows = slots[start:start + batch]  # and the scratch slot, as often as it takes
+                frames_u8 = torch.from_numpy(np.ascontiguousarray(frames_u8_BHWC[start:start + batch]))
+                self._images_u8[:len(rows)].copy_(frames_u8)
+                self._rows.copy_(torch.tensor([*rows, *[self.slots] * (batch - len(rows))]))
                 if self._graph is None:
                     results, state = self._forward()
                     stepped.append((self._rows.clone(), state))
                 else:
                     self._graph.replay()
                     results = self._results
-                parts.append(results[:len(slots[here])].cpu().numpy().copy())
+                parts.append(results[:len(rows)].cpu().numpy().copy())
         except RuntimeError as error:
             raise EngineError(f"{self.name} failing while it ran ({first_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
-        for rows, state in stepped:  # when all have run: a step that fails moves no camera
-            self._store(rows, state)
+        for moved, state in stepped:  # when all have run: a step that fails moves no camera
+            self._store(moved, state)
         features, *scores = np.split(np.concatenate(parts), np.cumsum(self._widths)[:-1], axis=1)
         return StepResult(features, dict(zip(self.contract.heads, scores, strict=True)))
-
-    def _fill(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> None:
-        """The next run's images and rows, filled up with the scratch slot."""
-        self._images_u8[:len(slots)].copy_(torch.from_numpy(np.ascontiguousarray(frames_u8_BHWC)))
-        self._rows.copy_(torch.tensor([*slots, *[self.slots] * (len(self._rows) - len(slots))]))
 
     def close(self) -> None:
         self._graph, self._network = None, None

@@ -5,7 +5,6 @@ rim, so pixels are cast in torch, inside the same CUDA graph (see slot_pool.py),
 
 A built program is unpickled when it is loaded, so it could carry code: it is read from the user's own cache only, and
 not at all where other users could have written it.
-
 Written by torch-tensorrt's source, documentation and issues (2.11 to 2.13), and not run on a GPU yet.
 Legend: B the constant batch, T frames, H W the input size."""
 
