@@ -4,7 +4,7 @@ camera at a time on the CPU, where batches gain nothing; see slot_pool.py."""
 
 import warnings
 
-from engines.errors import EngineError, first_line
+from engines.errors import engine_error
 from engines.model.file import Model
 from engines.runtime.backend import NO_GPU, Backend, has_gpu
 from engines.runtime.engine import Engine
@@ -29,16 +29,14 @@ def compile_step(model: Model, slots: int, precision: str, device: str | None = 
     device, contract = device or best_device(), model.contract
     step = PixelStep(model.network, contract).to(device, DTYPES[precision])
     compiled = torch.compile(step, fullgraph=True, dynamic=False)
-    try:
-        # Freezing makes weights part of the code; as an option of `compile` it would not reach the tracer.
-        with warnings.catch_warnings(), torch._inductor.config.patch(freezing=device == "cpu"):
-            warnings.simplefilter("ignore")  # the compiler uses what its own torch calls deprecated
-            return CompiledPool("inductor", contract, slots, precision, compiled, step.fresh_state(), device,
-                                batch or (slots if device == "cuda" else 1))
-    except RuntimeError as error:
-        raise EngineError(f"torch failing to compile {contract.architecture} ({first_line(error)})",
-                          "a network, a compiler and a device that go together",
-                          "use --engine openvino or --engine eager") from error
+    # Freezing makes weights part of the code; as an option of `compile` it would not reach the tracer.
+    with (engine_error(f"torch failing to compile {contract.architecture}",
+                       "a network, a compiler and a device that go together",
+                       "use --engine openvino or --engine eager"),
+          warnings.catch_warnings(), torch._inductor.config.patch(freezing=device == "cpu")):
+        warnings.simplefilter("ignore")  # the compiler uses what its own torch calls deprecated
+        return CompiledPool("inductor", contract, slots, precision, compiled, step.fresh_state(), device,
+                            batch or (slots if device == "cuda" else 1))
 
 
 def unavailable_reason() -> str | None:

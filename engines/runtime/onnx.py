@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError, first_line, imports_of
+from engines.errors import EngineError, engine_error, first_line, imports_of
 from engines.model.file import Model, whole_file
 from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
@@ -75,11 +75,9 @@ class OnnxEngine(Engine):
                           {head: self._stack(rows, f"scores.{head}") for head in self.contract.heads})
 
     def _run(self, image_u8_1HWC: NDArray[np.uint8], state: dict[str, Floats]) -> dict[str, Floats]:
-        try:
+        with engine_error("ONNX Runtime failing while it ran", "a step without a fault",
+                          "use --engine openvino or --engine eager", Exception):  # as above
             values = self._session.run(self._outputs, {"image": image_u8_1HWC, **state})
-        except Exception as error:  # as above
-            raise EngineError(f"ONNX Runtime failing while it ran ({first_line(error)})", "a step without a fault",
-                              "use --engine openvino or --engine eager") from error
         return dict(zip(self._outputs, values, strict=True))
 
     def _stack(self, rows: list[dict[str, Floats]], name: str) -> Floats:
@@ -126,19 +124,17 @@ def convert(model: Model, out: Path) -> None:
     image_u8 = torch.zeros(1, *contract.input_size_hw, 3, dtype=torch.uint8)
     names = list(step.state_shapes())
     logger = logging.getLogger("torch.onnx")
-    try:
-        with torch.no_grad(), warnings.catch_warnings(), ExitStack() as stack:
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.ERROR)  # it warns of optional packages that nothing here needs
-            warnings.simplefilter("ignore")  # the exporter uses what its own torch calls deprecated
-            program = torch.onnx.export(
-                step, (image_u8, *step.fresh_state()), dynamo=True, verbose=False,
-                input_names=["image", *(f"state.{name}.in" for name in names)],
-                output_names=["features", *(f"scores.{head}" for head in contract.heads),
-                              *(f"state.{name}.out" for name in names)])
-    except RuntimeError as error:
-        raise EngineError(f"no ONNX form of {contract.architecture} ({first_line(error)})",
-                          "a network that can be converted", "use --engine openvino") from error
+    refused = engine_error(f"no ONNX form of {contract.architecture}", "a network that can be converted",
+                           "use --engine openvino")
+    with refused, torch.no_grad(), warnings.catch_warnings(), ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)  # it warns of optional packages that nothing here needs
+        warnings.simplefilter("ignore")  # the exporter uses what its own torch calls deprecated
+        program = torch.onnx.export(
+            step, (image_u8, *step.fresh_state()), dynamo=True, verbose=False,
+            input_names=["image", *(f"state.{name}.in" for name in names)],
+            output_names=["features", *(f"scores.{head}" for head in contract.heads),
+                          *(f"state.{name}.out" for name in names)])
     assert program is not None
     program.model.metadata_props.update({CONTRACT: contract.model_dump_json(), MODEL: model.digest})
     program.save(out, external_data=False)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.errors import EngineError, first_line
+from engines.errors import EngineError, engine_error
 from engines.model.contract import Contract
 from engines.runtime.eager import PooledEngine
 from engines.runtime.engine import StepResult
@@ -75,7 +75,8 @@ class CompiledPool(PooledEngine):
     def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
         batch = len(self._rows)
         parts, stepped = [np.zeros((0, sum(self._widths)), np.float32)], []
-        try:
+        with engine_error(f"{self.name} failing while it ran", "a step without a fault",
+                          "run `gatestream doctor`, or use --engine eager"):
             for start in range(0, len(slots), batch):
                 rows = slots[start:start + batch]  # and the scratch slot, as often as it takes
                 frames_u8 = torch.from_numpy(np.ascontiguousarray(frames_u8_BHWC[start:start + batch]))
@@ -88,9 +89,6 @@ class CompiledPool(PooledEngine):
                     self._graph.replay()
                     results = self._results
                 parts.append(results[:len(rows)].cpu().numpy().copy())
-        except RuntimeError as error:
-            raise EngineError(f"{self.name} failing while it ran ({first_line(error)})", "a step without a fault",
-                              "run `gatestream doctor`, or use --engine eager") from error
         for moved, state in stepped:  # when all have run: a step that fails moves no camera
             self._store(moved, state)
         features, *scores = np.split(np.concatenate(parts), np.cumsum(self._widths)[:-1], axis=1)
