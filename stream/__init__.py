@@ -10,8 +10,7 @@
         for event in recognizer.flush():                                # what was still open at the end
             print(event)
 
-Names are imported on first use: `gatestream --help` waits neither for numpy nor for OpenCV.
-"""
+Names are imported on first use: `gatestream --help` waits neither for numpy nor for OpenCV."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

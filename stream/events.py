@@ -85,7 +85,8 @@ class EventTracker:
         """Takes the scores of one tick; returns events that opened, changed their label, or closed."""
         activity, probs_K = self._activity(now_probs_K, window_probs_K)
         if activity < self.rule.close_below:
-            return self._quiet(captured_at)
+            over = self._whole and captured_at - self._whole.ended_at >= self.rule.close_after_s - TIME_NOISE_S
+            return self.flush() if over or not self._opened else []
         self._opened = self._opened or activity >= self.rule.open_above
         if self._whole is None:
             self._whole = _Evidence(captured_at)
@@ -114,12 +115,6 @@ class EventTracker:
         probs_K = now_probs_K.copy()
         probs_K[self._background] = 0
         return 1 - float(now_probs_K[self._background]), probs_K
-
-    def _quiet(self, at: float) -> list[Event]:
-        if self._whole is None:
-            return []
-        over = at - self._whole.ended_at >= self.rule.close_after_s - TIME_NOISE_S
-        return self.flush() if over or not self._opened else []
 
     def _follow_lead(self, whole: _Evidence, at: float, probs_K: Probs) -> None:
         """Tracks a label that leads against the event's own."""

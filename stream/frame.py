@@ -2,11 +2,10 @@
 
     Frame ──► Prediction, Event, Gap ──► Summary
 
-Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras.
-"""
+Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +14,20 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]  # BGR, [H, W, 3]
 ENGINE_RESTARTED = "engine restarted"
 Ranked = tuple[tuple[str, float], ...]  # (label, calibrated probability), best first
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainRecord:
+    """A record whose JSON form is its fields as they stand."""
+
+    def as_json(self) -> dict[str, Any]:
+        values = {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        return {"type": type(self).__name__.lower(), **values}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """What `as_json` has written; keys it does not know are passed over."""
+        return cls(**{each.name: record[each.name] for each in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +49,7 @@ class HeadScores:
     window: Ranked
 
     def as_json(self) -> dict[str, Any]:
-        return {name: [[label, round(score, 4)] for label, score in ranked]
-                for name, ranked in (("now", self.now), ("window", self.window))}
+        return {name: [[label, round(score, 4)] for label, score in getattr(self, name)] for name in ("now", "window")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class Event(_PlainRecord):
     """One recognised action."""
 
     camera: str
@@ -75,18 +87,9 @@ class Event:
     score: float
     open: bool  # it has not ended yet
 
-    def as_json(self) -> dict[str, Any]:
-        return {"type": "event", **asdict(self), "started_at": round(self.started_at, 4),
-                "ended_at": round(self.ended_at, 4), "score": round(self.score, 4)}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """The event that `as_json` has written; keys it does not know are passed over."""
-        return cls(**{name: record[name] for name in cls.__slots__})
-
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(_PlainRecord):
     """A hole in a stream: `seconds` without a usable frame before `at`.
     action: "reset" (longer than the model's limit), "new stream" (time ran backwards), "reconnected" (the camera was
     lost and came back), ENGINE_RESTARTED (the camera's state was lost)."""
@@ -95,14 +98,6 @@ class Gap:
     at: float
     seconds: float
     action: str
-
-    def as_json(self) -> dict[str, Any]:
-        return {"type": "gap", **asdict(self), "at": round(self.at, 4), "seconds": round(self.seconds, 4)}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """The gap that `as_json` has written; keys it does not know are passed over."""
-        return cls(**{name: record[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,8 +104,7 @@ class Recognizer:
                 print(event)
 
     The same images at the same times give the same items, live or replayed, but for their latencies.
-    Not thread-safe: use it from one thread. Leaving the `with` block closes the engine.
-    """
+    Not thread-safe: use it from one thread. Leaving the `with` block closes the engine."""
 
     def __init__(self, model: Model, engine: Engine, timer: Callable[[], float] = time.perf_counter,
                  threads: ThreadPoolExecutor | None = None) -> None:
@@ -123,11 +122,9 @@ class Recognizer:
     def open(cls, model: str | os.PathLike[str] = "gesture", engine: str = "auto", slots: int = 8,
              hop: int | None = None) -> Self:
         """Loads a bundled model by name, or a model file, and builds its engine (or takes it from the cache).
-
         engine: as `gatestream run --engine`; slots: cameras at a time, at most; hop: of a bidirectional model, the
         frames from one clip's scores to the next, None for the model's own.
-        Raises UsageError for unknown names, ModelError for a bad file, EngineError when no engine can be built.
-        """
+        Raises UsageError for unknown names, ModelError for a bad file, EngineError when no engine can be built."""
         import engines
 
         loaded = engines.load(model)
@@ -147,13 +144,11 @@ class Recognizer:
     def push(self, image_bgr: NDArray[Any] | Decoder, captured_at: float, camera: str = "0", index: int | None = None,
              lost: int = 0, waited_s: float = 0.0) -> list[Item]:
         """Takes the next image of a camera; returns what it caused, in order.
-
         image_bgr: uint8 [H, W, 3] of any size (`stream.images`: what else is converted), or a function that decodes
         it, called only if the camera's clock wants the image; the other arguments are those of `Arrival`.
         Most cameras are faster than the model: an image between two ticks of its clock gives []. A camera joins
         with its first image. Raises FrameError for an image that cannot be used: it costs that frame only,
-        and is counted as dropped. Raises UsageError when no slot is free, EngineError when the engine fails.
-        """
+        and is counted as dropped. Raises UsageError when no slot is free, EngineError when the engine fails."""
         [outcome] = self.push_many([Arrival(image_bgr, captured_at, camera, index, lost, waited_s)])
         if isinstance(outcome, GatestreamError):
             raise outcome
@@ -173,7 +168,6 @@ class Recognizer:
     def push_many(self, arrivals: Sequence[Arrival], prepared: Sequence[Prepared] | None = None) \
             -> list[list[Item] | GatestreamError]:
         """Takes the next image of several cameras, which the engine then advances side by side.
-
         prepared: what `prepare_async` returned for them, if it was called. Returns for each what `push` would return or
         raise: one camera's error does not touch the others. Raises UsageError for two images of a camera, EngineError.
         """

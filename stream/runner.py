@@ -3,8 +3,7 @@
     source.frames() ──Frame──► recognizer.push ──records──► every sink
                     ──Gap─────────────────────────────────► every sink
 
-However it ends, open events are closed and a summary is written before the first error is raised.
-"""
+However it ends, open events are closed and a summary is written before the first error is raised."""
 
 import logging
 import math
@@ -76,12 +75,10 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
         max_frames: int | None = None, stop: threading.Event | None = None,
         timer: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time) -> Summary:
     """Recognises `source` to its end and returns the totals, which the sinks get as well.
-
     max_seconds: of the stream's own time, and for live sources of real time too; max_frames: camera frames;
     stop: when set, the run ends after the current frame (close the source to end a wait for the next one).
     An image that cannot be used is counted as dropped. Closes the source, not the sinks. A sink that fails ends the
-    run. Raises SourceError, EngineError or SinkError after all else is written.
-    """
+    run. Raises SourceError, EngineError or SinkError after all else is written."""
     working, failures, latencies = list(sinks), list[SinkError](), Percentiles()
 
     def write(frame: Frame | None, records: Sequence[Record]) -> None:

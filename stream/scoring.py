@@ -1,7 +1,5 @@
 """From one engine step to calibrated probabilities of this frame and of the window.
-
-Legend: D features of a frame, K labels of a head.
-"""
+Legend: D features of a frame, K labels of a head."""
 
 from typing import Any, NamedTuple
 

@@ -4,16 +4,13 @@ Legend: D features of a frame, C clips in the window (fewer at the start).
 
     frame features ──mean of clip_frames──► clip descriptors ──last window_clips──► Fusion ──► window descriptor
 
-An engine that scores clips (`StepResult.spans`) gives clip descriptors by itself; `ClipWindow` is for those.
-"""
+An engine that scores clips (`StepResult.spans`) gives clip descriptors by itself; `ClipWindow` is for those."""
 
 from collections import deque
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from stream.ring import Ring
 
 Floats = NDArray[np.float32]
 
@@ -49,35 +46,30 @@ class Window:
     summed in float64 from zero, so nothing drifts however long the stream runs."""
 
     def __init__(self, clip_frames: int, window_clips: int, features: int, fusion: Fusion | None = None) -> None:
-        self._clip_frames = clip_frames
-        self._fusion = fusion or AverageFusion()
+        self._clip_frames, self._fusion = clip_frames, fusion or AverageFusion()
         self._sum_D = np.zeros(features)
-        none_1D = np.zeros((1, features), np.float32)
-        self._newest_1X = np.concatenate([none_1D, self._fusion.project(none_1D)], axis=1)  # clip and projection
-        self._newest_1D, self._projected_1X = self._newest_1X[:, :features], self._newest_1X[:, features:]
-        self._clips = Ring(window_clips, self._newest_1X.shape[1])
-        self._count = 0
+        projected = self._fusion.project(np.zeros((1, features), np.float32)).shape[1]
+        self._rows_CX = np.zeros((window_clips, features + projected), np.float32)  # the newest clip's is the last
+        self._clips = self._count = 0  # in the window; frames of the newest
 
     def push(self, features_D: Floats) -> tuple[Floats, Floats]:
         """Adds one frame's features, float32 [D], and fuses the window: its descriptor [D], and each clip's gate."""
         if self._count % self._clip_frames == 0:
-            self._sum_D[:] = 0
-            self._count = 0
-            self._clips.append(0)
+            self._rows_CX[:-1] = self._rows_CX[1:]
+            self._sum_D[:] = self._count = 0
+            self._clips = min(self._clips + 1, len(self._rows_CX))
         self._count += 1
         self._sum_D += features_D
-        self._newest_1D[:] = self._sum_D / self._count
-        self._projected_1X[:] = self._fusion.project(self._newest_1D)
-        self._clips.replace_newest(self._newest_1X)
-        rows_CX, D = self._clips.rows(), len(self._sum_D)
-        counts_C = np.full(len(rows_CX), self._clip_frames, np.int64)
+        rows_CX, D = self._rows_CX[-self._clips:], len(self._sum_D)
+        rows_CX[-1, :D] = self._sum_D / self._count
+        rows_CX[-1:, D:] = self._fusion.project(rows_CX[-1:, :D])
+        counts_C = np.full(self._clips, self._clip_frames, np.int64)
         counts_C[-1] = self._count
         return self._fusion.fuse(rows_CX[:, :D], counts_C, rows_CX[:, D:])
 
     def reset(self) -> None:
         """Starts over: the next frame starts a first clip."""
-        self._clips.clear()
-        self._count = 0
+        self._clips = self._count = 0
 
 
 class ClipWindow:

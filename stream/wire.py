@@ -5,8 +5,7 @@
     gatestream  {"gatestream": 1, "camera": ..., ...} + pixels, a JPEG or a PNG; see `encode_header`
 
 A message is a JSON header and a payload. Nothing here knows a socket: `parse` checks what a header claims against the
-payload's length before anything is allocated, and `decode` decodes.
-"""
+payload's length before anything is allocated, and `decode` decodes."""
 
 import json
 import math

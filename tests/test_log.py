@@ -247,7 +247,7 @@ def test_verbs_find_their_nouns(tmp_path: Path) -> None:
             ("noun", "cup", 1, 3, "b"), ("verb", "wash", 5, 6, "a")]
     found = [LoggedEvent(f"a-{k}", 1, event(label, start, end, camera=camera, head=head))
              for k, (head, label, start, end, camera) in enumerate(said)]
-    write_epic(tmp_path, found, [Run(1, 0.0, "m", "s", None, 5)])
+    write_epic(tmp_path, found, [Run(1, 0.0, "m", "s", 0.0, 5)])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "EPIC_100_train.csv").read_text())))
     assert [(row["verb"], row["noun"]) for row in rows] == [("cut", "knife"), ("wash", "unknown")]
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.ring import Ring
-from stream.window import ClipWindow, Window
+from stream.window import AverageFusion, ClipWindow, Window
 
 
 def direct(frames_TD: np.ndarray, clip_frames: int, window_clips: int) -> tuple[np.ndarray, int]:
@@ -97,10 +96,15 @@ def test_nothing_drifts() -> None:
     assert descriptor_D[0] == pytest.approx(0.1, abs=1e-7)
 
 
-@given(capacity=st.integers(1, 5), rows=st.integers(0, 20))
-def test_ring_holds_the_newest_rows(capacity: int, rows: int) -> None:
-    ring = Ring(capacity, 1)
+@given(capacity=st.integers(1, 5), rows=st.integers(1, 20))
+def test_a_window_holds_the_newest_clips(capacity: int, rows: int) -> None:
+    class Seen(AverageFusion):
+        def fuse(self, clips_CD: np.ndarray, *more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            self.clips = clips_CD[:, 0].tolist()
+            return super().fuse(clips_CD, *more)
+
+    window = Window(clip_frames=1, window_clips=capacity, features=1, fusion=(fusion := Seen()))
     for row in range(rows):
-        ring.append(row)
-    assert ring.rows()[:, 0].tolist() == list(range(rows))[-capacity:]
-    assert len(ring) == min(rows, capacity)
+        _, gates_C = window.push(np.array([row], np.float32))
+    assert fusion.clips == list(range(rows))[-capacity:]
+    assert len(gates_C) == min(rows, capacity)

@@ -3,8 +3,7 @@
     label(Path("archive"), Path("events.parquet"))          # gatestream label archive --out events.parquet
 
 A row for each event; one row for a recording without events or that cannot be read. The rows are what `gatestream run`
-reports of each file.
-"""
+reports of each file."""
 
 import importlib
 import os
@@ -70,10 +69,9 @@ def label(folder: Path, out: Path, model: str = "gesture", engine: str = "auto",
         data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
         cores = int(ray.cluster_resources()["CPU"])
         at_a_time = min(workers or max(1, cores // 2), len(paths))
-        files = [{"file": os.fsencode(path)} for path in paths]
-        rows = data.from_items(files, override_num_blocks=len(paths)).flat_map(
-            Labeller, fn_constructor_args=(model, engine), concurrency=at_a_time, num_cpus=max(1, cores // at_a_time)
-        ).take_all()
+        files = data.from_items([{"file": os.fsencode(path)} for path in paths], override_num_blocks=len(paths))
+        rows = files.flat_map(Labeller, fn_constructor_args=(model, engine), concurrency=at_a_time,
+                              num_cpus=max(1, cores // at_a_time)).take_all()
     import pyarrow  # comes with Ray Data
     from pyarrow import parquet
 

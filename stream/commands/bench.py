@@ -44,8 +44,7 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
 
       gatestream bench my-model.safetensors --engine eager
 
-      gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50
-    """
+      gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50"""
     import engines
     from engines.bench import overhead
     from engines.bench.overhead import is_architecture, random_model, with_fusion
@@ -54,16 +53,16 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
     single = [name for name, value in (("fusion", fusion), ("hop", hop)) if value is not None]
     if len(names) > 1 and single:
         raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
-    files = {name: engines.load(name) for name in names if not is_architecture(name)}
-    if len(names) > 1:
-        rows = [overhead.measure_overhead(files.get(name) or random_model(name), engine, steps=steps) for name in names]
+    loaded = [random_model(name) if is_architecture(name) else engines.load(name) for name in names]
+    if len(loaded) > 1:
+        rows = [overhead.measure_overhead(each, engine, steps=steps) for each in loaded]
         _print_report([asdict(row) for row in rows], overhead.format_table(rows), json)
         return
     from engines.bench.stages import bench as measure
     from engines.bench.stages import format_lines
     from stream.scoring import Scorer
 
-    model = (files.get(names[0]) or random_model(names[0])).with_hop(hop)
+    model = loaded[0].with_hop(hop)
     if fusion is not None:
         model = with_fusion(model, fusion)
     unfused: Any = SimpleNamespace(contract=model.contract, head_logits=model.head_logits, clip_fusion=None)
@@ -83,8 +82,7 @@ def data(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder
 
     [bold]Example[/bold]
 
-      gatestream bench data data/egogestar --workers 2
-    """
+      gatestream bench data data/egogestar --workers 2"""
     import engines
     from engines.bench import data_throughput
     from engines.bench.overhead import is_architecture, random_model
@@ -108,8 +106,7 @@ def cameras(count: Annotated[int, typer.Argument(min=1, max=10_000, metavar="N",
 
       gatestream bench cameras 64
 
-      gatestream bench cameras 16 --soak 30
-    """
+      gatestream bench cameras 16 --soak 30"""
     from stream.service.bench.load import measure as serve
 
     load = serve(count, rate, 60 * soak if soak else 30.0, model, engine, churn=soak is not None)
@@ -124,8 +121,7 @@ def soak(model: ModelName = "gesture", engine: EngineName = "auto",
 
     [bold]Example[/bold]
 
-      gatestream bench soak --minutes 30
-    """
+      gatestream bench soak --minutes 30"""
     from stream.service.bench.soak import soak as watch
 
     print(watch(model, minutes, engine))

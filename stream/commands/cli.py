@@ -1,7 +1,5 @@
 """The command line. Thin: every command calls one function that scripts can call too.
-
-Imports wait until a command needs them, so that help is instant and `run` never loads what training needs.
-"""
+Imports wait until a command needs them, so that help is instant and `run` never loads what training needs."""
 
 import errno
 import sys
@@ -71,8 +69,7 @@ def gatestream(
     """Recognises gestures and actions in live egocentric video.
 
     [bold]gatestream run[/bold] shows a simulated camera, [bold]gatestream run 0[/bold] your webcam.
-    Every command explains itself with --help.
-    """
+    Every command explains itself with --help."""
 
 
 for group in (run, ui, events, service, model, train, evaluate, teach):

@@ -41,8 +41,7 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
 
       gatestream data check data/egogestar --model gesture
 
-      gatestream data check epic-kitchens-100-annotations --media /data/EPIC-KITCHENS --strict
-    """
+      gatestream data check epic-kitchens-100-annotations --media /data/EPIC-KITCHENS --strict"""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -72,11 +71,9 @@ def _format_lines(report: Report) -> Iterator[str]:
     dataset = report.dataset
     yield f"{dataset.name}, recognised by {dataset.found}"
     for split, segments in dataset.splits.items():
-        heads = []
-        for head, labels in report.counts[split].items():
-            sizes = sorted(labels.values())
-            used = sum(size > 0 for size in sizes)
-            heads.append(f"{used} of {len(sizes)} {head} classes ({sizes[0]} to {sizes[-1]} each)")
+        heads = [f"{sum(map(bool, labels.values()))} of {len(labels)} {head} classes "
+                 f"({min(labels.values())} to {max(labels.values())} each)"
+                 for head, labels in report.counts[split].items()]
         labelled = any(segment.labels for segment in segments)
         yield f"  {split}: {len(segments)} segments, {', '.join(heads) if labelled else 'no labels'}"
     yield (f"  {report.readable} of {report.recordings} recordings readable, {report.seconds / 3600:.2f} hours; "
@@ -107,8 +104,7 @@ def render(out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to wr
 
       gatestream data render rendered --hours 1
 
-      gatestream data check rendered
-    """
+      gatestream data check rendered"""
     from rich.console import Console
     from rich.progress import Progress
 

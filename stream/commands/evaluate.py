@@ -13,6 +13,13 @@ from stream.commands.options import EngineName, Kind, MediaFolder, ModelArgument
 commands = typer.Typer()
 
 
+def _parse_rate(text: str) -> float:
+    """"6/h" or "6" as a number per hour."""
+    if not re.fullmatch(r"\d+(\.\d+)?(/h)?", text):
+        raise UsageError(f"--max-false-events {text}", "a number per hour, such as 6/h", "write it like that")
+    return float(text.removesuffix("/h"))
+
+
 @commands.command(cls=in_panels({
     "What to measure with": "kind media split fold group idle rendered_idle strict",
     "How": "engine rounds seed",
@@ -38,7 +45,7 @@ def evaluate(model: ModelArgument,
              json: Annotated[str, typer.Option(metavar="FILE|-", help="Where the numbers go; -: stdout.")] = "-",
              report: Annotated[Path | None, typer.Option(metavar="FILE.html", help=(
                  "Write all numbers and pictures as one page."))] = None,
-             max_false_events: Annotated[str | None, typer.Option(metavar="N/h", help=(
+             max_false_events: Annotated[float | None, typer.Option(metavar="N/h", parser=_parse_rate, help=(
                  "Find the event thresholds that keep to N false events per hour of the footage without gestures, and "
                  "write the model with them to --out."))] = None,
              out: Annotated[Path | None, typer.Option(metavar="FILE", help=(
@@ -58,8 +65,7 @@ def evaluate(model: ModelArgument,
 
       gatestream evaluate my.safetensors data/egogestar --idle data/idle --max-false-events 6/h --out calm.safetensors
 
-      gatestream evaluate epic.safetensors data/epic --split test --submission test.zip --supervision 1,3,3
-    """
+      gatestream evaluate epic.safetensors data/epic --split test --submission test.zip --supervision 1,3,3"""
     from json import dumps
 
     from engines.datasets.media import list_videos
@@ -76,8 +82,7 @@ def evaluate(model: ModelArgument,
     if submission is not None and supervision is None:
         raise UsageError("--submission without --supervision", "the levels of supervision of your training",
                          "add --supervision PT,TL,TD, each 0 to 5")
-    limit = None if max_false_events is None else _parse_rate(max_false_events)
-    if limit is not None:
+    if max_false_events is not None:
         from stream.evaluation.thresholds import refuse_bundled, search_rules, write_rule
         if out is None:
             raise UsageError("--max-false-events without --out", "a file for the model with its thresholds",
@@ -90,8 +95,7 @@ def evaluate(model: ModelArgument,
     elif out is not None:
         raise UsageError(f"--out {out} without --max-false-events", "thresholds to write into it",
                          "add --max-false-events N/h, or leave --out out; the numbers go to --json FILE")
-    recipe = load(model).contract.provenance.get("recipe", {})
-    held_out, footage = set(recipe.get("idle_without", ())), list[Path]()
+    held_out, footage = load(model).contract.provenance.get("recipe", {}).get("idle_without", ()), list[Path]()
     for folder in idle or ():
         videos = list_videos([folder])
         footage += [video for video in videos if video.stem in held_out] or videos  # all where none was left out
@@ -99,8 +103,8 @@ def evaluate(model: ModelArgument,
                            groups=group or (), rendered_idle_s=60 * rendered_idle, rounds=rounds, strict=strict,
                            kind=kind, media=media)
     figures: dict[str, Any] = found.as_json()
-    if limit is not None and out is not None:
-        chosen = search_rules(found.stream, found.idles.values(), limit)
+    if max_false_events is not None and out is not None:
+        chosen = search_rules(found.stream, found.idles.values(), max_false_events)
         figures["thresholds"] = chosen.as_json()
         data = {"dataset": found.selection.name, "split": split, "groups": list(found.selection.groups),
                 "idle": [path.stem for path in footage], "rendered_idle_minutes": rendered_idle, "seed": seed}
@@ -115,13 +119,6 @@ def evaluate(model: ModelArgument,
         print(text)
     else:
         write_atomically(Path(json), (text + "\n").encode())
-
-
-def _parse_rate(text: str) -> float:
-    """"6/h" or "6" as a number per hour."""
-    if not re.fullmatch(r"\d+(\.\d+)?(/h)?", text):
-        raise UsageError(f"--max-false-events {text}", "a number per hour, such as 6/h", "write it like that")
-    return float(text.removesuffix("/h"))
 
 
 def _parse_levels(text: str) -> list[int]:

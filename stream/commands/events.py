@@ -49,8 +49,7 @@ def events(log: Annotated[Path, typer.Argument(metavar="FILE.db", help="A log of
 
       gatestream events events.db --label left --format csv --out left.csv
 
-      gatestream events events.db --format ssv2 --out clips      for the videos that serve keeps there
-    """
+      gatestream events events.db --format ssv2 --out clips      for the videos that serve keeps there"""
     from stream.events import UNKNOWN
     from stream.sinks.base import output_path, sink_errors
     from stream.sinks.export import export

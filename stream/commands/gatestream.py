@@ -1,7 +1,5 @@
 """The program `gatestream`, installed as a module of that name beside the packages (see pyproject.toml).
-
-That name is its own, where `engines`, `stream` and `demo` may be other distributions'.
-"""
+That name is its own, where `engines`, `stream` and `demo` may be other distributions'."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location

@@ -25,8 +25,7 @@ def models(name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Sho
 
       gatestream models
 
-      gatestream models gesture
-    """
+      gatestream models gesture"""
     from rich.console import Console
 
     import engines
@@ -83,8 +82,7 @@ def doctor(model: ModelArgument = "gesture", hop: Hop = None) -> None:
 
       gatestream doctor
 
-      gatestream doctor my-model.safetensors
-    """
+      gatestream doctor my-model.safetensors"""
     from engines.bench.doctor import doctor as examine
 
     failed = 0
@@ -120,8 +118,7 @@ def export(model: ModelArgument, out: Annotated[Path, typer.Option(metavar="FILE
 
       gatestream run --engine gesture.engine
 
-      gatestream export gesture --engine onnx --out step.onnx
-    """
+      gatestream export gesture --engine onnx --out step.onnx"""
     import engines
 
     written = engines.export(engines.load(model), engine, out)
@@ -148,8 +145,7 @@ def import_official(
 
     [bold]Examples[/bold]
 
-      gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors
-    """
+      gatestream import-official something-v1_RGB_InceptionV3_avg_segment8_checkpoint.pth.tar --out gsm.safetensors"""
     check_model_path(out)
     from engines.datasets.tables import read_labels
     from engines.model.import_official import import_official as write

@@ -51,8 +51,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
 
       gatestream run in.mp4 --save-video out.mp4
 
-      gatestream run 'frames/*.jpg' --fps 15 --json -
-    """
+      gatestream run 'frames/*.jpg' --fps 15 --json -"""
     from rich.console import Console
 
     import engines
@@ -103,8 +102,7 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
 
       gatestream record 0 --out desk.frames --max-seconds 60
 
-      gatestream run desk.frames
-    """
+      gatestream run desk.frames"""
     from stream.runner import record as record_source
     from stream.sources import open_source
 

@@ -33,8 +33,7 @@ def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]",
 
       gatestream serve cameras.toml --check
 
-      gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk
-    """
+      gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk"""
     from stream.service.config import Config, PromotionConfig, read_config
 
     def read_settings() -> Config:
@@ -104,8 +103,7 @@ def camera(
 
       gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk
 
-      gatestream camera sim://gestures --to 'tcp://*:5556' --publish
-    """
+      gatestream camera sim://gestures --to 'tcp://*:5556' --publish"""
     from stream.service.ingress.camera_process import send_frames
     from stream.service.ingress.sender import Sender
     from stream.sources import open_source
@@ -127,8 +125,7 @@ def label(folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, 
 
     [bold]Example[/bold]
 
-      gatestream label archive --out events.parquet
-    """
+      gatestream label archive --out events.parquet"""
     from stream.archive.label import label as label_folder
 
     done = label_folder(folder, out, model, engine, workers, address)
@@ -151,8 +148,7 @@ def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, o
 
       gatestream keys new server
 
-      gatestream keys new cell-3
-    """
+      gatestream keys new cell-3"""
     from stream.service.ingress.security import SERVER, create_keys, default_folder
 
     own, other = create_keys(folder or default_folder(), name)

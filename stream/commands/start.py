@@ -1,8 +1,6 @@
 """The program's start: checks that the packages it consists of are its own, before any of them is imported.
-
 `engines`, `stream` and `demo` are common words. Another distribution's package of such a name overwrites ours, or comes
-before it on the path; what fails then names neither. Imports nothing of ours before it has checked.
-"""
+before it on the path; what fails then names neither. Imports nothing of ours before it has checked."""
 
 import os
 import sys

@@ -24,9 +24,8 @@ def teach(model: ModelArgument,
               "A folder for each label, with 3 to 10 recordings of it: video files or folders of images. A folder "
               "named background, idle or nothing holds footage without actions."))],
           out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
-          idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help=(
-              "More footage without actions. May be given several times. Without any, the recordings' edges show "
-              "what nothing looks like."))] = None,
+          idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="More footage without actions. May be "
+              "given several times. Without any, the recordings' edges show what nothing looks like.")] = None,
           fresh: Annotated[bool, typer.Option("--fresh", help="Forget the model's labels; know the folder's only.")]
           = False,
           head: Annotated[str | None, typer.Option(metavar="NAME", help="Which head learns, if there are several.")]
@@ -43,8 +42,7 @@ def teach(model: ModelArgument,
 
       gatestream teach gesture my-gestures --out mine.safetensors
 
-      gatestream teach mine.safetensors more-gestures --out mine.safetensors --idle at-my-desk
-    """
+      gatestream teach mine.safetensors more-gestures --out mine.safetensors --idle at-my-desk"""
     check_model_path(out)
     from rich.console import Console
     from rich.markup import escape
@@ -79,9 +77,7 @@ def _print_result(outcome: TeachResult, console: Console) -> None:
         table.add_row(escape(label), str(report.recordings[label]),
                       f"{counts[label]} of {asked}" if asked else "-", escape(wrong))
     console.print(table)
-    lines = []
-    if report.confusion:
-        lines.append(f"right when left out: {report.accuracy:.0%}")
+    lines = [f"right when left out: {report.accuracy:.0%}"] if report.confusion else []
     for mistake in report.mistakes:
         gain = "" if not mistake.gain or mistake.gain <= 0 else "; the others are learnt better without it"
         lines.append(f"check {mistake.recording}: it is taken for {mistake.answer} ({mistake.probability:.2f}){gain}")

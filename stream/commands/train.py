@@ -18,13 +18,12 @@ from stream.commands.options import Kind, in_panels, parse_size_hw
 if TYPE_CHECKING:
     from engines.datasets import Dataset
 
-Recipes = Literal["gatestream", "official"]
-Stages = Literal["clip", "fusion"]
 Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 commands = typer.Typer()
 
-PANELS = {
+
+@commands.command(cls=in_panels({
     "What to train": "out name recipe stage",
     "What to learn from": "kind idle idle_without no_rendered rendered_only workers strict",
     "What to leave out and validate on": "without_fold without_label calibration_from validate_every patience",
@@ -32,19 +31,16 @@ PANELS = {
     "The network": "arch causal readout_width past_shift segments size rate",
     "How long, and how": "iterations trimmed_first trimmed epochs batch lr freeze precision seed",
     "Clip fusion (--stage fusion)": "windows window_clips",
-}
-
-
-@commands.command(cls=in_panels(PANELS))
+}))
 def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
           out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
           init: Annotated[str, typer.Option(metavar="imagenet|FILE", help=(
               "Weights to start from: imagenet is downloaded once; FILE: a backbone's weights, a model file, or an "
               "official checkpoint."))] = "imagenet",
-          recipe: Annotated[Recipes | None, typer.Option(help=(
+          recipe: Annotated[Literal["gatestream", "official"] | None, typer.Option(help=(
               "gatestream: endless streams, for live use; official: clips, as the papers trained. Default: official "
               "with a teacher."))] = None,
-          stage: Annotated[Stages, typer.Option(help=(
+          stage: Annotated[Literal["clip", "fusion"], typer.Option(help=(
               "clip: the network; fusion: the clip fusion of a finished model, FILE to start from."))] = "clip",
           arch: Annotated[str | None, typer.Option(metavar="NAME", help=(
               "gsf-mobilenetv2, gsm-resnet50, ... Default: as FILE to start from, else the recipe's own."))] = None,
@@ -198,8 +194,7 @@ def _train_fusion(data: Dataset, out: Path, init: str, idle: list[Path], window_
     if init == "imagenet":
         raise UsageError("--stage fusion from imagenet", "a finished model to start from", "give it with --init FILE")
     recipe = FusionRecipe(out, init, tuple(idle), window_clips=window_clips, windows=windows, seed=seed, strict=strict)
-    table = run_training(recipe, data, lambda text: print(text, flush=True))
-    for name, share in table.items():
+    for name, share in run_training(recipe, data, partial(print, flush=True)).items():
         print(f"{name:14} {share:.3f}")
     print(f"wrote {out}")
 

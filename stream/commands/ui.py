@@ -34,8 +34,7 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
 
       gatestream ui --model mine.safetensors --port 8000
 
-      gatestream ui --auth users --add-user ada, then gatestream ui --auth users --host 0.0.0.0
-    """
+      gatestream ui --auth users --add-user ada, then gatestream ui --auth users --host 0.0.0.0"""
     from importlib import import_module
 
     check_package("demo")

@@ -86,12 +86,10 @@ class HeadClips:
                              self._likely(self._nothing_NK if nothing_NK is None else nothing_NK))
 
     def as_json(self) -> dict[str, Any]:
-        counts = self.confusion.sum(axis=1)
-        per_class = self.per_class()
+        counts, per_class = dict(zip(self.labels, self.confusion.sum(axis=1).tolist(), strict=True)), self.per_class()
         return {"clips": len(self.segments), **{f"top{k}": self.accuracy(top=k) for k in TOPS},
                 "mean_class_accuracy": metrics.mean_of_known(per_class.values()),
-                "per_class": {label: {"clips": int(count), "accuracy": per_class[label]}
-                              for label, count in zip(self.labels, counts, strict=True) if count},
+                "per_class": {label: {"clips": counts[label], "accuracy": share} for label, share in per_class.items()},
                 "labels_unknown_to_the_model": list(self.labels[self.scores_NK.shape[1]:]),
                 "confusion": {"labels": list(self.labels), "counts": self.confusion.tolist()}}
 
@@ -152,8 +150,8 @@ class ClipReport:
     def as_json(self) -> dict[str, Any]:
         first = self.first
         kinds = sorted({segment.kind for segment in first.segments if segment.kind})
-        wrong = [f"{first.labels[truth]} as {first.labels[answer]}" for truth, answer in
-                 zip(first.truth_N, first.answers_N, strict=True) if truth != answer]
+        answers = zip(first.truth_N, first.answers_N, strict=True)
+        wrong = [f"{first.labels[truth]} as {first.labels[answer]}" for truth, answer in answers if truth != answer]
         actions = self.actions()
         return {"clips": len(first.segments), "accuracy": self.accuracy(),
                 "by_kind": {kind: self.accuracy(kind) for kind in kinds}, "wrong": wrong,
@@ -170,11 +168,9 @@ class ClipReport:
 def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], background: str | None = None, *,
                    strict: bool = False, meter: StreamMeter | None = None) -> ClipReport:
     """Runs every segment from a fresh stream, decoding each recording once.
-
     Segments that overlap run beside each other, so the recogniser needs as many slots, and one more with a meter: it
     plays recordings that are longer than their one segment as whole streams too, with their segments as the truth.
-    background: the label that means "nothing". What cannot be read is skipped and named; strict: it raises.
-    """
+    background: the label that means "nothing". What cannot be read is skipped and named; strict: it raises."""
     report = ClipReport(recognizer.contract, background)
     for media, together in group_by_media(segments).items():
         stream = None if is_trimmed(together) else meter

@@ -40,9 +40,7 @@ def write_submission(path: Path, results: Mapping[str, Mapping[str, NDArray[Any]
     table = {name: {head: {str(k): float(score) for k, score in enumerate(scores[head])} for head in HEADS}
              for name, scores in results.items()}
     levels = dict(zip(("sls_pt", "sls_tl", "sls_td"), supervision, strict=True))
-    text = json.dumps({"version": "0.2", "challenge": "action_recognition", **levels, "results": table},
-                      allow_nan=False)
-    raw = BytesIO()
-    with ZipFile(raw, "w") as file:
-        file.writestr(ZipInfo("test.json"), text, compress_type=ZIP_DEFLATED)
+    found = {"version": "0.2", "challenge": "action_recognition", **levels, "results": table}
+    with ZipFile(raw := BytesIO(), "w") as file:
+        file.writestr(ZipInfo("test.json"), json.dumps(found, allow_nan=False), compress_type=ZIP_DEFLATED)
     write_atomically(path, raw.getvalue())

@@ -58,12 +58,10 @@ def evaluate(model: str, dataset: Path, *, fold: int | None = 0, idle: Sequence[
              seed: int = 0, split: str | None = None, groups: Collection[str] = (), rendered_idle_s: float = 0.0,
              rounds: int = 1, strict: bool = False, kind: str = "auto", media: Path | None = None) -> EvaluationReport:
     """Evaluates a model on a dataset folder, read as `engines.datasets.open_dataset(dataset, kind, media=media)` does.
-
     fold: only this one, 0 all, None what the model's training left out (if the dataset has it and no groups are named);
     split, groups: only these clips; idle: videos without gestures, which join trimmed clips to a stream and are counted
     for false events; rendered_idle_s: seconds of rendered rooms without gestures; rounds: plays the joined stream so
-    often without a reset; strict: stops at what cannot be read. Raises DatasetError when nothing is left.
-    """
+    often without a reset; strict: stops at what cannot be read. Raises DatasetError when nothing is left."""
     loaded = engines.load(model)
     data = open_dataset(dataset, kind, media=media)
     if fold is None and not groups:
@@ -82,9 +80,8 @@ def measure(recognizer: Recognizer, selection: Selection, *, idle: Sequence[Path
     with StreamMeter(recognizer) as meter:
         clips = evaluate_clips(recognizer, selection.segments, selection.background, strict=strict, meter=meter)
         lost = {what for what, _ in clips.skipped}
-        trimmed = [segment for together in group_by_media(selection.segments).values() if is_trimmed(together)
-                   for segment in together if segment.id not in lost
-                   and selection.background not in segment.labels.values()]
+        trimmed = [one for together in group_by_media(selection.segments).values() if is_trimmed(together)
+                   for one in together if one.id not in lost and selection.background not in one.labels.values()]
         if trimmed and footage:
             frames, truths = join_clips(trimmed, footage, seed, rounds=rounds)
             meter.rounds = rounds if not meter.streams else 1

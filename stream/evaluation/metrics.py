@@ -1,8 +1,6 @@
 """What "good" means, in numbers: pure functions on arrays, used by evaluation and by training's own checks.
-
 Legend: N clips, T ticks of a stream, K labels of a head. A truth that is no label of the model (-1, or K
-and above) is always wrong. Where there is nothing to count, the answer is NaN (None in JSON), never an exception.
-"""
+and above) is always wrong. Where there is nothing to count, the answer is NaN (None in JSON), never an exception."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

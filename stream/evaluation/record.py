@@ -1,7 +1,5 @@
 """The full scores of a stream, tick by tick, so that other thresholds can be tried without running it again.
-
-They lie in a temporary file that vanishes with the record: memory stays flat however long the stream is.
-"""
+They lie in a temporary file that vanishes with the record: memory stays flat however long the stream is."""
 
 import tempfile
 from array import array

@@ -1,8 +1,6 @@
 """Finds the event rule with the best events among those that keep to a number of false events.
-
 Scores are recorded once; every rule is tried on the record through `detect_events`, the live path's own lines.
-False events are counted on footage without gestures, F1 on a stream with the truth.
-"""
+False events are counted on footage without gestures, F1 on a stream with the truth."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, product

@@ -76,8 +76,7 @@ def write_elan(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0)
         for slot, at in zip(slots, (event.started_at, event.ended_at), strict=True):
             time_ms = max(0, round(1000 * (at - origin_s)))
             Xml.SubElement(order, "TIME_SLOT", {"TIME_SLOT_ID": slot, "TIME_VALUE": str(time_ms)})
-        annotation = Xml.SubElement(tiers[name], "ANNOTATION")
-        aligned = Xml.SubElement(annotation, "ALIGNABLE_ANNOTATION", {
+        aligned = Xml.SubElement(Xml.SubElement(tiers[name], "ANNOTATION"), "ALIGNABLE_ANNOTATION", {
             "ANNOTATION_ID": f"a{number + 1}", "TIME_SLOT_REF1": slots[0], "TIME_SLOT_REF2": slots[1]})
         Xml.SubElement(aligned, "ANNOTATION_VALUE").text = printable(event.label)
     Xml.SubElement(document, "LINGUISTIC_TYPE", {"LINGUISTIC_TYPE_ID": "action", "TIME_ALIGNABLE": "true",
@@ -92,16 +91,13 @@ OF_ONE_RUN = {"vtt": write_vtt, "elan": write_elan}  # times count from the firs
 
 def export(path: str | Path, out: TextIO, form: str = "table", run: int | None = None, **chosen: Any) -> None:
     """Writes the events of a log to `out`: what `gatestream events FILE.db` does.
-
     form: "table", "csv", "jsonl", "vtt" or "elan"; the rest selects events as `stream.sinks.log.read_events` does.
     Subtitles and annotations belong to one video, so "vtt" and "elan" take the latest run unless one is given, and
-    count from its first frame. Raises UsageError, and SinkError when the log cannot be read or `out` not written.
-    """
+    count from its first frame. Raises UsageError, and SinkError when the log cannot be read or `out` not written."""
     text = io.StringIO()
     if form in OF_ONE_RUN:
         one = find_run(path, -1 if run is None else run)
-        origin_s = one.started if one.origin is None else one.origin
-        OF_ONE_RUN[form](read_events(path, run=one.id, **chosen), text, origin_s)
+        OF_ONE_RUN[form](read_events(path, run=one.id, **chosen), text, one.origin)
     elif form in WRITERS:
         WRITERS[form](read_events(path, run=run, **chosen), text)
     else:

@@ -13,11 +13,9 @@ from stream.sinks.log import LoggedEvent, Run, clip_name
 
 def write_epic(folder: Path, found: Sequence[LoggedEvent], runs: Sequence[Run]) -> list[str]:
     """EPIC-KITCHENS-100's files; returns the names of the videos, one for each camera and run. Raises SinkError.
-
     Times count from a run's first frame, where a recording of it begins, else from the run's start. The events of heads
-    `verb` and `noun` that overlap most make a narration; those of another head are verbs, and the head is the noun.
-    """
-    origins = {run.id: run.started if run.origin is None else run.origin for run in runs}
+    `verb` and `noun` that overlap most make a narration; those of another head are verbs, and the head is the noun."""
+    origins = {run.id: run.origin for run in runs}
     narrations = []
     for each in found:
         if each.event.head == "noun":

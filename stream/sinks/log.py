@@ -5,8 +5,7 @@
                                              └─< gaps(id, run, camera, at, seconds, action)
 
 A file collects many runs. `started` is Unix time; `origin` is the capture time of the run's first frame, the zero of a
-video saved beside it; `announced` is whether a service has delivered the event to others, once it was in here.
-"""
+video saved beside it; `announced` is whether a service has delivered the event to others, once it was in here."""
 
 import re
 import sqlite3
@@ -58,7 +57,7 @@ class Run(NamedTuple):
     started: float  # Unix time
     model: str
     source: str
-    origin: float | None  # capture time of its first frame, None if there was none
+    origin: float  # capture time of its first frame; `started` if there was none
     events: int  # how many
 
 
@@ -141,11 +140,9 @@ def read_events(path: str | Path, *, label: str | None = None, camera: str | Non
                 since: float | None = None, until: float | None = None, min_score: float | None = None,
                 run: int | None = None, newest: int | None = None) -> list[LoggedEvent]:
     """The events of a log, by run, then by start; the log may be in use.
-
     label, camera, head: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
     min_score: at least this; run: number of one run, -1 the latest; newest: at most so many, those logged last.
-    Raises UsageError for a missing file or run, SinkError for a file that is no event log.
-    """
+    Raises UsageError for a missing file or run, SinkError for a file that is no event log."""
     rules = [("label = ?", label), ("camera = ?", camera), ("head = ?", head), ("ended_at >= ?", since),
              ("started_at <= ?", until), ("score >= ?", min_score)]
     if run is not None:
@@ -178,9 +175,9 @@ def clip_name(id: str, camera: str, label: str) -> str:
 def read_runs(path: str | Path) -> list[Run]:
     """The runs of a log, oldest first. Raises as `read_events` does."""
     with _open_to_read(path) as db:
-        return [Run(*row) for row in db.execute(
-            "SELECT id, started, model, source, origin, (SELECT count(*) FROM events WHERE run = runs.id)"
-            " FROM runs ORDER BY id")]
+        return list(map(Run._make, db.execute(
+            "SELECT id, started, model, source, coalesce(origin, started),"
+            " (SELECT count(*) FROM events WHERE run = runs.id) FROM runs ORDER BY id")))
 
 
 def find_run(path: str | Path, run: int) -> Run:

@@ -2,8 +2,7 @@
 
     state.update(records, frame)  ──►  draw(image_bgr, state)
 
-The terminal's view uses the state alone.
-"""
+The terminal's view uses the state alone."""
 
 import colorsys
 from collections import deque
@@ -146,18 +145,15 @@ class _Pen:
 
     def footer(self) -> None:
         """Along the bottom: time, latency, frames lost, or that the network has not seen enough yet."""
-        state, line = self.state, self.line
+        state, line, newest = self.state, self.line, self.state.prediction
         parts = [state.shown_time(state.captured_at)]
-        if state.prediction is not None:
-            parts.append(f"{state.prediction.latency_ms.get('total', 0.0):.1f} ms")
-            if state.prediction.dropped:
-                parts.append(f"{state.prediction.dropped} dropped")
-            if state.prediction.held:
-                parts.append(f"{state.prediction.held} held")
+        if newest is not None:
+            parts.append(f"{newest.latency_ms.get('total', 0.0):.1f} ms")
+            parts += [f"{n} {lost}" for n, lost in ((newest.dropped, "dropped"), (newest.held, "held")) if n]
         text = self._fit("   ".join(parts), self.width - 2 * self.margin)
         self._panel(0, self.footer_top + self.margin, self.width, self.height - self.footer_top - self.margin)
         self._text(text, self.margin, self.footer_top + self.margin, line, _WHITE, 0.9)
-        if state.prediction is not None and not state.prediction.warm:
+        if newest is not None and not newest.warm:
             marker = "warming up"
             left = self.width - self.margin - self._width(marker, 0.9)
             if left > self.margin + self._width(text, 0.9) + line:

@@ -1,8 +1,6 @@
 """The terminal's view of a running stream: what is recognised now, the events so far, how fast it goes.
-
 On a terminal a live picture that fits 80x24; otherwise one plain line per event and gap. Times are the wall clock's for
-live sources (14:05:03), and count from the first frame for files (1:02.5).
-"""
+live sources (14:05:03), and count from the first frame for files (1:02.5)."""
 
 import math
 import time

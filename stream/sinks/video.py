@@ -34,15 +34,13 @@ TICKS = 1000  # a second, of the clock in `write_video`
 
 class AnnotatedVideo(Sink):
     """Writes the images with their overlay so that the video lasts as long as the capture did.
-
     A frame is shown from its `captured_at` until the next one's: on the video's constant grid an image is
     repeated over a hole and left out where two meet. A pause longer than MAX_HOLD_S is cut to that length;
     when time runs backwards the video simply goes on. The first frame sets the size (longer side at most
     MAX_SIDE, even); later frames of another shape are fitted into it with black borders.
 
     path: .mp4, .m4v, .mov, .mkv (H.264) or .avi (Motion JPEG); it appears when the video is finished,
-    until then it is NAME.part.EXT beside it. frame_rate: of the source; USUAL_RATE where unknown or absurd.
-    """
+    until then it is NAME.part.EXT beside it. frame_rate: of the source; USUAL_RATE where unknown or absurd."""
 
     def __init__(self, path: str | Path, frame_rate: float | None = None, background: str | None = None) -> None:
         self.path = output_path(path)

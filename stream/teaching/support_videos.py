@@ -63,7 +63,7 @@ def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> lis
                            "it, with its recordings", "make one, such as " + str(folder / "wave"))
     found: dict[str, SupportVideo] = {}
     for place, label in (*labelled, *((place, background) for place in idle)):
-        paths = list(_videos(place))
+        paths = _videos(place)
         if not paths:
             raise DatasetError(f"{place}, which has no recordings", "video files, or folders of images",
                                "record some, or remove the folder")
@@ -75,13 +75,10 @@ def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> lis
     return list(found.values())
 
 
-def _videos(place: Path) -> Iterator[Path]:
+def _videos(place: Path) -> list[Path]:
     entries = _visible(place)
-    if any(is_image(entry) for entry in entries):
-        yield place
-    for entry in entries:
-        if is_video(entry) or (entry.is_dir() and any(map(is_image, entry.iterdir()))):
-            yield entry
+    found = [entry for entry in entries if is_video(entry) or (entry.is_dir() and any(map(is_image, entry.iterdir())))]
+    return [place, *found] if any(map(is_image, entries)) else found
 
 
 def _visible(folder: Path) -> list[Path]:

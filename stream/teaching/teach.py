@@ -48,13 +48,11 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
                  engine: str = "auto", name: str | None = None,
                  note: Callable[[str], None] = lambda _: None) -> TeachResult:
     """Teaches a model the labels of a folder and writes it to `out`.
-
     folder: a folder for each label (background, idle, nothing: no action) with its recordings, videos or folders of
     images; idle: folders of footage without actions; head: which one learns, needed when there are several; fresh: know
     the folder's labels only; strict: stop at a recording that cannot be read, instead of leaving it out; fps: the rate
     of images; name: of the new model. A label that the model has already is taught further.
-    Raises UsageError, DatasetError, SourceError, SinkError.
-    """
+    Raises UsageError, DatasetError, SourceError, SinkError."""
     loaded = engines.load(model)
     head = _check_head(loaded, head)
     if not loaded.contract.network.causal:
@@ -94,10 +92,8 @@ def write_report(result: TeachResult, path: Path) -> None:
 def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
                background_scores: BackgroundScores = NO_BACKGROUND_SCORES) -> EventRule:
     """The event rule with the best event F1 on the recordings left out.
-
     Of equal ones the model's own, then the strictest, as footage that nobody recorded may look like an action, too. A
-    rule under which more stored moments of background could open an event than before is used if there is no other.
-    """
+    rule under which more stored moments of background could open an event than before is used if there is no other."""
     if not any(one.clip.ended for one in held_out):
         return contract.events
     own, labels = contract.events, contract.heads[head]
