@@ -79,11 +79,11 @@ class OpenVINOEngine(Engine):
                 running.append((here, request, batch))
                 request.start(frames_u8_BHWC[here], self._pools, slots[here])
             for _, request, _ in running:
-                request.run.wait()
+                request.wait()
         except RuntimeError as error:
             for _, request, _ in running:  # the memory that they write is not to be used before they end
                 with contextlib.suppress(RuntimeError):
-                    request.run.wait()
+                    request.wait()
             raise EngineError(f"OpenVINO failing while it ran ({last_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
         for here, request, batch in running:  # when all have run: a step that fails moves no camera
@@ -136,24 +136,28 @@ class _Request:
     place, as large networks have much of it; that of several has their states copied together."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
-        self.run = compiled.create_infer_request()
+        self._run = compiled.create_infer_request()
         types = (np.uint8, np.float32)  # pixels, and state if there is any
         self._inputs = [np.zeros(tuple(port.shape), kind) for port, kind in zip(compiled.inputs, types, strict=False)]
         for i, memory in enumerate(self._inputs):
-            self.run.set_input_tensor(i, ov.Tensor(memory, shared_memory=True))
+            self._run.set_input_tensor(i, ov.Tensor(memory, shared_memory=True))
         self._results = len(compiled.outputs) - len(self._inputs) + 1
-        self._outputs = [self.run.get_output_tensor(i).data for i in range(len(compiled.outputs))]
+        self._outputs = [self._run.get_output_tensor(i).data for i in range(len(compiled.outputs))]
 
     def start(self, frames_u8_BHWC: NDArray[np.uint8], pools: Sequence[_Pool], slots: Sequence[int]) -> None:
         """Begins with the frames of a batch, and its rows of state."""
         self._inputs[0][:] = frames_u8_BHWC
         for i, pool in enumerate(pools):
             if len(slots) == 1:
-                self.run.set_input_tensor(1 + i, pool.tensor(int(pool.rows[slots[0]])))
-                self.run.set_output_tensor(self._results + i, pool.tensor(pool.other(slots[0])))
+                self._run.set_input_tensor(1 + i, pool.tensor(int(pool.rows[slots[0]])))
+                self._run.set_output_tensor(self._results + i, pool.tensor(pool.other(slots[0])))
             else:
                 np.take(pool.states, pool.rows[list(slots)], 0, self._inputs[1 + i], "clip")  # else by way of a copy
-        self.run.start_async()
+        self._run.start_async()
+
+    def wait(self) -> None:
+        """Until the run has ended. Raises RuntimeError where it failed."""
+        self._run.wait()
 
     def store(self, pools: Sequence[_Pool], slots: Sequence[int]) -> list[Floats]:
         """Gives the cameras their new state; returns what came out, which is good until the next start."""
