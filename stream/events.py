@@ -104,8 +104,7 @@ class EventTracker:
         event = self._event(whole, opened=False)
         if reported is not None and whole.score >= self.rule.min_score:
             return [event]
-        lasted = opened and whole.holds(self.rule.min_duration_s, 0.0)
-        if reported is not None or (self.rule.report_unknown and lasted):
+        if reported is not None or (self.rule.report_unknown and opened and whole.holds(self.rule.min_duration_s, 0.0)):
             return [replace(event, label=UNKNOWN)]
         return []
 

@@ -4,8 +4,6 @@
     dataset.splits["train"][0].labels                    # {"verb": "open", "noun": "door"}
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -4,8 +4,7 @@
             ── heads: {"verb": ("take", "put", ...), "noun": (...)}     labels in the dataset's own class order
             ── problems: what in the annotations is wrong or was left out, and why
 
-Readers read annotations only and open no video: what the videos hold is `check`'s business.
-"""
+Readers read annotations only and open no video: what the videos hold is `check`'s business."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,7 @@
     report.problems          # missing, unreadable, short, inconsistent, ..., one record each
     report.groups()          # {"missing": [Problem, ...], ...}, the most frequent first
 
-Of a video the header is read, and the first and the last frames are decoded; if deep, all.
-"""
+Of a video the header is read, and the first and the last frames are decoded; if deep, all."""
 
 import hashlib
 import os
@@ -81,9 +80,7 @@ class Report:
 def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
           progress: Progress | None = None) -> Report:
     """Examines every recording of a dataset. shorter_than_s: segments below it are "short".
-
-    Raises nothing for what is wrong with single recordings: that is what the report is about.
-    """
+    Raises nothing for what is wrong with single recordings: that is what the report is about."""
     media = list(dict.fromkeys(segment.media for segments in dataset.splits.values() for segment in segments))
     seen: dict[Media, Recording] = {}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -180,17 +177,14 @@ def _labels(dataset: Dataset) -> Iterator[Problem]:
             for label in (label for label, count in by_head[head].items() if not count and split != "test"):
                 yield Problem("class missing in a split", f"{head} {label}", split)
     for head, labels in counts(dataset).get("train", {}).items():
-        for label, count in labels.items():
-            if count == 1:
-                yield Problem("class with one clip", f"{head} {label}", "in train")
-    if "train" in dataset.splits:
-        held = {split: {segment.group for segment in segments if segment.group}
-                for split, segments in dataset.splits.items()}
-        if dataset.name not in ("EPIC-KITCHENS-100", "EPIC-KITCHENS-100 UDA"):  # its people are in all splits, openly
-            for split, groups in held.items():
-                if split != "train":
-                    for group in sorted(groups & held["train"]):
-                        yield Problem("recording in two splits", group, f"train and {split}")
+        for label in (label for label, count in labels.items() if count == 1):
+            yield Problem("class with one clip", f"{head} {label}", "in train")
+    if dataset.name not in ("EPIC-KITCHENS-100", "EPIC-KITCHENS-100 UDA"):  # its people are in all splits, openly
+        held = {split: {segment.group for segment in segments} for split, segments in dataset.splits.items()}
+        learnt_from = held.pop("train", set()) - {""}
+        for split, groups in held.items():
+            for group in sorted(groups & learnt_from):
+                yield Problem("recording in two splits", group, f"train and {split}")
 
 
 def _recordings(seen: dict[Media, Recording]) -> Iterator[Problem]:
@@ -220,23 +214,14 @@ def _lengths(dataset: Dataset, seen: dict[Media, Recording], shorter_than_s: flo
                 continue
             if whole_s and segment.stop_s is not None and segment.stop_s > whole_s + _TIMES_AGREE_S:
                 yield Problem("ends after the end", segment.id, f"{segment.stop_s:.2f} s of {whole_s:.2f}")
-            length_s = _length_s(segment, whole_s)
-            if 0 < length_s < shorter_than_s - 1e-6:
+            stop_s = whole_s if segment.stop_s is None else min(segment.stop_s, whole_s or segment.stop_s)
+            if 0 < (length_s := stop_s - segment.start_s) < shorter_than_s - 1e-6:
                 yield Problem("short", segment.id, f"{length_s:.2f} s")
-
-
-def _length_s(segment: Segment, whole_s: float) -> float:
-    """Seconds of a segment that its recording has; 0 where that is unknown."""
-    if segment.stop_s is None:
-        return max(whole_s - segment.start_s, 0.0)
-    return (min(segment.stop_s, whole_s) if whole_s else segment.stop_s) - segment.start_s
 
 
 def _twins(dataset: Dataset, seen: dict[Media, Recording]) -> Iterator[Problem]:
     """Same pictures under two labels: one file with two labels at the same time, or two files with one content.
-
-    EPIC's overlapping segments are no such thing: their times differ.
-    """
+    EPIC's overlapping segments are no such thing: their times differ."""
     content = _contents([media for media, recording in seen.items() if recording.usable])
     labelled: dict[tuple[object, ...], tuple[Segment, str]] = {}
     for split, segments in dataset.splits.items():

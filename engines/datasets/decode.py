@@ -4,12 +4,11 @@
     images_u8_NHWC = cache.frames(segment, rate=7.5, size_hw=(72, 96))     # the same, decoded once; frame_cache.py
 
 A recording is laid on a grid of cells, each 1 / rate seconds long, from its first frame on. Of each cell the first
-frame is used; a cell without one shows the image before. Overlapping segments so share their frames.
-"""
+frame is used; a cell without one shows the image before. Overlapping segments so share their frames."""
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -35,11 +34,9 @@ MAX_UNREADABLE = 50  # segments in a row that cannot be read end a training
 
 def decode_segment(segment: Segment, rate: float, size_hw: tuple[int, int]) -> Images:
     """Decodes a segment, scaled to cover `size_hw` and centre-cropped: uint8 [N, H, W, 3], one each 1 / rate seconds.
-
-    Raises DatasetError, which names the recording, when nothing of it decodes or it ends before the segment starts.
-    """
+    Raises DatasetError, which names the recording, when nothing of it decodes or it ends before the segment starts."""
     first, end = cell_range(segment, rate)
-    return np.stack(list(_decode_cells(segment.media, rate, size_hw, first, end)))
+    return np.stack(list(iterate_frames(segment.media, rate, size_hw, first, end)))
 
 
 def cell_range(segment: Segment, rate: float) -> tuple[int, int | None]:
@@ -50,20 +47,13 @@ def cell_range(segment: Segment, rate: float) -> tuple[int, int | None]:
     return first, max(math.ceil(segment.stop_s * rate - _ROUNDING), first + 1)
 
 
-def iterate_frames(media: Media, rate: float, size_hw: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
-    """The images of all cells of a recording, [H, W, 3], one at a time. Raises DatasetError."""
-    return _decode_cells(media, rate, size_hw, 0, None)
-
-
 @lru_cache(maxsize=65536)
 def frame_size(media: Media) -> tuple[int, int]:
     """Height and width of a recording's first frame that decodes. Raises DatasetError."""
     for _, load in _timed(media, 0.0):
-        try:
+        with suppress(FrameError):
             height, width = load().shape[:2]
             return height, width
-        except FrameError:
-            continue
     raise DatasetError(f"{printable(media.path)}, of which no frame decodes", "a video, or a folder of images",
                        "remove it or get it again")
 
@@ -80,9 +70,9 @@ def ends_early_error(media: Media, at_s: float) -> DatasetError:
                         "get it again, or leave the segment out; see gatestream data check")
 
 
-def _decode_cells(media: Media, rate: float, size_hw: tuple[int, int], first: int, end: int | None
-                  ) -> Iterator[NDArray[np.uint8]]:
-    """Images of the cells from `first` to before `end`."""
+def iterate_frames(media: Media, rate: float, size_hw: tuple[int, int], first: int = 0, end: int | None = None
+                   ) -> Iterator[NDArray[np.uint8]]:
+    """The images of a recording's cells from `first` to before `end`, [H, W, 3], one at a time. Raises DatasetError."""
     start_s = max(first / rate - _LEAD_S, 0.0)
     openings = _openings(media, rate, size_hw, start_s)
     opening = next(openings, None)

@@ -1,8 +1,7 @@
 """Diving48: dives cut from competitions. `Diving48_V2_{train,test}.json` and `Diving48_vocab.json`.
 
 A recording is `<vid_name>.mp4` (or a folder of frames, at the video's own rate); the recordings of one competition,
-which share the name before the last underscore, are one group.
-"""
+which share the name before the last underscore, are one group."""
 
 from pathlib import Path
 from typing import Any

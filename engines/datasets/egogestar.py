@@ -2,8 +2,7 @@
 
 A dataset folder holds `manifest.csv` (file, label, source, fold, ...) beside the clips, and may hold `strokes.npz`
 (points_xy, offsets, label, split). Clips labelled `unclassified` are hand motion without a gesture: background. There
-is one split, whose groups are the folds that share no background.
-"""
+is one split, whose groups are the folds that share no background."""
 
 from pathlib import Path
 
@@ -28,9 +27,7 @@ def recognise(folder: Path) -> str:
 
 def read(folder: Path) -> Dataset:
     """Clips of hand motion without a gesture carry the label "background". kind: the clip's source.
-
-    Raises DatasetError where the manifest is missing, or names files that are.
-    """
+    Raises DatasetError where the manifest is missing, or names files that are."""
     rows = tables.read_csv(folder / "manifest.csv", COLUMNS)
     missing = [row["file"] for row in rows if not (folder / row["file"]).is_file()]
     if missing or not rows:

@@ -7,8 +7,7 @@ out, anywhere under the folder of the media:
     P01/rgb_frames/P01_01/frame_0000000001.jpg   start_frame and stop_frame count, as file names; tars unpacked
 
 Frame columns are not in the videos' own rate: files were extracted at 60 frames/s (videos P01_01, of EPIC-55) or 50
-(videos P01_101, the extension). The pickles beside the CSV files hold the same and are never opened.
-"""
+(videos P01_101, the extension). The pickles beside the CSV files hold the same and are never opened."""
 
 import ast
 import os
@@ -19,7 +18,6 @@ from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
-from engines.datasets.mirror import mirror_labels
 from engines.decoding.paths import list_images
 from engines.errors import DatasetError
 
@@ -54,8 +52,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     target."""
     main = [split for split, name in _SPLITS.items() if (folder / f"EPIC_100_{name}.csv").is_file()]
     files = _SPLITS if main else _UDA
-    verbs, nouns = _classes(folder, "verb"), _classes(folder, "noun")
-    builder = tables.DatasetBuilder({"verb": verbs, "noun": nouns})
+    builder = tables.DatasetBuilder({head: _classes(folder, head) for head in ("verb", "noun")})
     info, find = _info(folder / "EPIC_100_video_info.csv"), cache(partial(_find, builder, options.media))
     for split, name in files.items():
         path = folder / f"EPIC_100_{name}.csv"
@@ -69,8 +66,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
         for row in tables.read_csv(path, columns):
             _take(builder, split, row, find, info, unseen)
     rare = {head: _tail(folder / f"EPIC_100_tail_{head}s.csv", head, labels) for head, labels in builder.heads.items()}
-    return builder.build("EPIC-KITCHENS-100" + ("" if main else " UDA"), rare=rare,
-                             mirrored={"verb": mirror_labels(verbs), "noun": mirror_labels(nouns)})
+    return builder.build("EPIC-KITCHENS-100" + ("" if main else " UDA"), rare=rare)
 
 
 def _take(builder: tables.DatasetBuilder, split: str, row: Mapping[str, str], find: Callable[..., Media],

@@ -71,5 +71,9 @@ def _table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]])
             writer.writerow(columns)
             writer.writerows(rows)
     except OSError as error:
-        raise SinkError(f"{path} ({error.strerror})", "a folder that can be written",
-                        "free some space or choose another folder") from error
+        raise unwritable(path, str(error.strerror)) from error
+
+
+def unwritable(path: Path, why: str) -> SinkError:
+    """The complaint about a file that cannot be written."""
+    return SinkError(f"{path} ({why})", "a folder that can be written", "free some space or choose another folder")

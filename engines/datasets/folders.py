@@ -6,8 +6,7 @@
     any of them with folders of frames for videos, or <class>/<recording>/rgb/000000.png as TAO has it
 
 Splitting is by recording: files of the same name under several classes, and cuts of one recording (`kitchen_clip3`,
-`kitchen_000010_000020`), stay together. The split depends on names only, so it is the same on every machine.
-"""
+`kitchen_000010_000020`), stay together. The split depends on names only, so it is the same on every machine."""
 
 import hashlib
 import re
@@ -18,7 +17,6 @@ from pathlib import Path
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
 from engines.datasets.media import ASSUMED_RATE
-from engines.datasets.mirror import mirror_labels
 from engines.decoding.paths import is_hidden, is_image, is_video, natural_key, normalise_label, printable
 
 PROJECT = "project_config.json"
@@ -33,7 +31,7 @@ def recognise(folder: Path) -> str:
     given = [path.name for path in _folders(folder) if path.name.lower() in _GIVEN]
     if given:
         return f"{', '.join(given)}/<class>"
-    found = [path.name for path in islice((path for path in _folders(folder) if _holds_recordings(path)), 4)]
+    found = [path.name for path in islice((path for path in _folders(folder) if any(_recordings(path))), 4)]
     return f"<class>/ ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})" if found else ""
 
 
@@ -68,8 +66,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
         builder.add(own, Segment(name, recording, group=group, labels={"action": label}))
     background = next((label for label in labels if label.lower() in _BACKGROUNDS), None)
     title = "a sense project" if (folder / PROJECT).is_file() else "class folders"
-    return builder.build(title, mirrored={"action": mirror_labels(labels)}, background=background,
-                         split_by_us=not given)
+    return builder.build(title, background=background, split_by_us=not given)
 
 
 def choose_validation(recordings: list[tuple[str, str]], share: float = VALIDATION_SHARE) -> set[str]:
@@ -93,7 +90,7 @@ def _group(recording: Media) -> str:
                               recording.path.stem if recording.rate is None else recording.path.name))
 
 
-def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:
+def _recordings(folder: Path, rate: float | None = None) -> Iterator[Media]:
     """Videos and folders of frames directly inside."""
     for path in _visible(folder):
         if path.is_dir():
@@ -102,10 +99,6 @@ def _recordings(folder: Path, rate: float | None) -> Iterator[Media]:
                 yield Media(frames, rate or ASSUMED_RATE, None)
         elif is_video(path):
             yield Media(path)
-
-
-def _holds_recordings(folder: Path) -> bool:
-    return next(_recordings(folder, None), None) is not None
 
 
 def _folders(folder: Path) -> list[Path]:

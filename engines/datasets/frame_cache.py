@@ -5,8 +5,7 @@
 
 Files appear whole or not at all, so any number of processes may share a folder (loader workers get a copy of the
 cache object). Over the limit, what was not used for longest goes. Where nothing can be written, decoding goes on
-without the cache, and one warning says so.
-"""
+without the cache, and one warning says so."""
 
 from __future__ import annotations
 
@@ -41,30 +40,20 @@ _REMEASURE_AFTER = 0.05  # of the limit: how much is written before the folder i
 
 def default_folder() -> Path:
     """The user's folder for decoded frames; it need not exist."""
-    chosen = os.environ.get("GATESTREAM_CACHE")
-    return Path(chosen) / "frames" if chosen else Path(platformdirs.user_cache_dir("gatestream", False)) / "frames"
+    return Path(os.environ.get("GATESTREAM_CACHE") or platformdirs.user_cache_dir("gatestream", False)) / "frames"
 
 
 def read_frames(segment: Segment, rate: float, size_hw: tuple[int, int]) -> tuple[decode.Images, NDArray[np.float64]]:
     """A segment at `rate` frames a second, decoded once: images uint8 [N, H, W, 3], times in the recording [N].
-
     From the user's cache. BGR, scaled to cover `size_hw`, centre-cropped, perhaps read-only; times in seconds. Raises
-    DatasetError.
-    """
-    images = _cache(str(default_folder())).frames(segment, rate, size_hw)
+    DatasetError."""
+    images = _open_cache(default_folder()).frames(segment, rate, size_hw)
     return images, (decode.cell_range(segment, rate)[0] + np.arange(len(images))) / rate
-
-
-@lru_cache(maxsize=4)
-def _cache(_: str) -> FrameCache:
-    return FrameCache(default_folder())
 
 
 class FrameCache:
     """Decoded recordings in a folder of their own, which together take `limit_bytes` at most.
-
-    For one thread; a copy in each loader worker.
-    """
+    For one thread; a copy in each loader worker."""
 
     def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
@@ -74,10 +63,9 @@ class FrameCache:
 
     def frames(self, segment: Segment, rate: float, size_hw: tuple[int, int]) -> decode.Images:
         """As `decode.decode_segment`, with the recording's other segments decoded along the way; perhaps read-only.
-
-        Raises DatasetError as that does.
-        """
-        path = self._path(segment.media, rate, size_hw)
+        Raises DatasetError as that does."""
+        key = (_LAYOUT, *_version(segment.media), segment.media.rate, segment.media.first, rate, size_hw)
+        path = self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npy"
         whole = self._read(path, size_hw)
         if whole is None and self._usable and path.name not in self._too_large:
             self._write(path, segment.media, rate, size_hw)
@@ -88,10 +76,6 @@ class FrameCache:
         if first >= len(whole):
             raise decode.ends_early_error(segment.media, first / rate)
         return whole[first:end]
-
-    def _path(self, media: Media, rate: float, size_hw: tuple[int, int]) -> Path:
-        key = (_LAYOUT, *_version(media), media.rate, media.first, rate, size_hw)
-        return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npy"
 
     def _read(self, path: Path, size_hw: tuple[int, int]) -> decode.Images | None:
         try:
@@ -113,9 +97,8 @@ class FrameCache:
         aside: Path | None = None
         try:
             make_private_dir(self.folder)
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".decoding-")
-            aside = Path(name)
-            with os.fdopen(handle, "wb") as file:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".decoding-", delete=False) as file:
+                aside = Path(file.name)
                 npy.write_array_header_1_0(file, _header(0, size_hw))
                 count = 0
                 for image in _attempt(decode.iterate_frames(media, rate, size_hw)):
@@ -163,6 +146,9 @@ class FrameCache:
             with contextlib.suppress(OSError):
                 path.unlink()
                 total -= size
+
+
+_open_cache = lru_cache(maxsize=4)(FrameCache)
 
 
 def _attempt(decoded: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:

@@ -1,7 +1,5 @@
 """Names that a user chooses from. Imports no reader, so that the command line's help is instant."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Literal
 
 # What a dataset is: the module whose `READERS` has its reader, in the order in which "auto" tries them.

@@ -1,15 +1,13 @@
 """Kinetics-400 and -600: one CSV for each split with `label,youtube_id,time_start,time_end,split`.
 
 A recording is a cut of ten seconds, `<youtube_id>_<start>_<end>.mp4` with six digits each, in one folder or in folders
-of its split or class. Classes are numbered by sorted name.
-"""
+of its split or class. Classes are numbered by sorted name."""
 
 from pathlib import Path
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.media import ASSUMED_RATE, RecordingIndex
-from engines.datasets.mirror import mirror_labels
 
 _FOLDERS = ("train", "val", "validation", "validate", "test", "videos", "")
 _COLUMNS = ("youtube_id", "time_start", "time_end")
@@ -34,18 +32,18 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
             continue
         try:
             start_s, stop_s = float(row["time_start"]), float(row["time_end"])
-        except ValueError as error:
+            clip = f"{name}_{round(start_s):06d}_{round(stop_s):06d}"
+        except (ValueError, OverflowError) as error:
             builder.add_problem("broken row", name, str(error))
             continue
         if stop_s <= start_s:
             kind = "zero length" if stop_s == start_s else "stop before start"
             builder.add_problem(kind, name, f"from {start_s:g} to {stop_s:g} s")
             continue
-        clip = f"{name}_{round(start_s):06d}_{round(stop_s):06d}"
         label = row.get("label")
         builder.add(_SPLITS[stated], Segment(clip, index.find(clip, name), group=name,
-                                               labels={"action": label} if label else {}))
-    return builder.build(f"Kinetics-{len(labels)}", mirrored={"action": mirror_labels(labels)})
+                                             labels={"action": label} if label else {}))
+    return builder.build(f"Kinetics-{len(labels)}")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -3,8 +3,7 @@
     index = RecordingIndex([root / "videos", root])
     index.find("41775")   -> Media(.../41775.webm), or Media(.../41775, rate=12, first=None), or what is missing
 
-Folders are listed once, so that 200,000 names cost one look at the disk.
-"""
+Folders are listed once, so that 200,000 names cost one look at the disk."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -31,9 +30,7 @@ def list_videos(folders: Iterable[Path]) -> list[Path]:
 
 class RecordingIndex:
     """Recordings by name in some folders (those that exist), the first that has it wins; videos before frames.
-
-    rate: of folders of frames; deep: look into the folders' own folders, too (class folders).
-    """
+    rate: of folders of frames; deep: look into the folders' own folders, too (class folders)."""
 
     def __init__(self, folders: Sequence[Path], rate: float = ASSUMED_RATE, deep: bool = False) -> None:
         self._rate = rate

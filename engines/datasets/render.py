@@ -6,8 +6,7 @@
     P01/videos/P01_01.MP4               one person in one place; every fifth recording is for validation
     EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_{verb,noun}_classes.csv, EPIC_100_video_info.csv
 
-The verb is the gesture drawn, the noun the place behind the hand. Idle hands and strays are the unlabelled gaps.
-"""
+The verb is the gesture drawn, the noun the place behind the hand. Idle hands and strays are the unlabelled gaps."""
 
 import math
 import os
@@ -20,8 +19,8 @@ import numpy as np
 
 from engines.datasets.base import Media
 from engines.datasets.check import inspect_recording
-from engines.datasets.epic_files import Narration, Video, write_annotations
-from engines.errors import SinkError, UsageError
+from engines.datasets.epic_files import Narration, Video, unwritable, write_annotations
+from engines.errors import UsageError
 from engines.synthetic import Simulation
 from engines.synthetic.backgrounds import PLACES, random_background
 
@@ -47,10 +46,8 @@ def render(out: str | os.PathLike[str], hours: float | None = None, clips: int |
            size_hw: tuple[int, int] = (256, 456), rate: float = 30.0, video_s: float = 60.0,
            progress: Callable[[float], None] = lambda _: None) -> RenderedDataset:
     """Writes about `hours` of video, or as many videos as hold `clips` segments; two videos at least.
-
     video_s: length of a video, at most; rate: its frames per second. The same arguments give the same files. Raises
-    UsageError for a folder that holds something already, SinkError where it cannot be written.
-    """
+    UsageError for a folder that holds something already, SinkError where it cannot be written."""
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}, which holds something already", "a new or empty folder", "choose another one")
@@ -95,16 +92,12 @@ def _write_video(path: Path, video: Video, simulation: Simulation) -> None:
     try:
         path.parent.mkdir(parents=True)
     except OSError as error:
-        raise _unwritable(path, str(error.strerror)) from error
+        raise unwritable(path, str(error.strerror)) from error
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), video.rate, video.size_hw[::-1])
     if not writer.isOpened():
-        raise _unwritable(path, "OpenCV cannot open it")
+        raise unwritable(path, "OpenCV cannot open it")
     for k in range(round(video.seconds * video.rate)):
         writer.write(simulation.frame(k))
     writer.release()
     if fault := inspect_recording(Media(path)).detail:  # the writer does not tell when the disk is full
-        raise _unwritable(path, fault)
-
-
-def _unwritable(path: Path, why: str) -> SinkError:
-    return SinkError(f"{path} ({why})", "a folder that can be written", "free some space or choose another folder")
+        raise unwritable(path, fault)

@@ -18,9 +18,7 @@ IDLE = "idle"  # the kind of segments that `with_idle` adds
 def select(data: Dataset, group: int = 0, labels: Collection[str] = (), idle: Iterable[Path] = (),
            idle_without: Collection[str] = (), required: bool = True) -> Dataset:
     """The dataset without a group (see `without_group`) and labels, with idle footage (see `with_idle`).
-
-    required: raise UsageError for a group or label that is not there; else it is ignored, a group with a warning.
-    """
+    required: raise UsageError for a group or label that is not there; else it is ignored, a group with a warning."""
     data = without_group(data, group, required)
     if not required:
         labels = set(labels) & {label for names in data.heads.values() for label in names}
@@ -67,9 +65,7 @@ def without_labels(data: Dataset, labels: Collection[str]) -> Dataset:
 
 def with_idle(data: Dataset, folders: Iterable[Path], without: Collection[str] = ()) -> Dataset:
     """The dataset with the videos of some folders, which show nothing labelled: a head has a label for that then.
-
-    without: names of videos to validate with instead. Raises DatasetError for a folder without videos.
-    """
+    without: names of videos to validate with instead. Raises DatasetError for a folder without videos."""
     found = list_videos(folders)
     if not found:
         return data

@@ -5,8 +5,7 @@
             numbered jpg files for each id. Re-packs with commas and a header are read, too.
 
 V2 numbers its classes itself. V1 and Jester do not: most published code numbers them by sorted name ("sorted"), some
-by line of the labels file ("lines"); a checkpoint knows only numbers, so choose its order.
-"""
+by line of the labels file ("lines"); a checkpoint knows only numbers, so choose its order."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 from engines.datasets import folders, tables
 from engines.datasets.base import Dataset, Segment
 from engines.datasets.media import RecordingIndex
-from engines.datasets.mirror import mirror_labels
 from engines.errors import DatasetError
 
 RATE = 12.0  # frames per second of all three
@@ -51,41 +49,35 @@ def _fits(folder: Path, packed: Path) -> bool:
 
 def read_v2(folder: Path, options: tables.ReadOptions) -> Dataset:
     path = _file(folder, "labels", "json")
-    if path is None:
-        raise DatasetError(f"{folder} without labels.json", READERS["something-v2"].expected_files,
-                           "get the labels beside the other files")
-    labels = tables.order_by_number(tables.read_json(path), path)
-    builder = tables.DatasetBuilder({"action": labels})
+    assert path is not None  # else it was not recognised
+    builder = tables.DatasetBuilder({"action": tables.order_by_number(tables.read_json(path), path)})
     index = RecordingIndex([options.media / name for name in _FOLDERS], RATE)
     for split in _SPLITS:
-        file = _file(folder, split, "json")
-        if file is not None:
+        if file := _file(folder, split, "json"):
             for name, label in _items(builder, file, labelled=split != "test"):
                 _take(builder, index, split, name, label, ".webm")
-    return builder.build("Something-Something V2", mirrored={"action": mirror_labels(labels)})
+    return builder.build("Something-Something V2")
 
 
 def read_v1(folder: Path, options: tables.ReadOptions) -> Dataset:
-    order = options.order
     found = {split: file for split in _SPLITS if (file := _file(folder, split, "csv"))}
     rows = {split: list(_rows(file, split)) for split, file in found.items()}
     listed = _file(folder, "labels", "csv")
     if listed is not None:
         labels = tables.read_lines(listed)
-    elif order == "lines":
+    elif options.order == "lines":
         raise DatasetError(f"{folder} without a file of labels", "one, for classes in the order of its lines",
                            "get the labels file, or use the sorted order")
     else:
         labels = list(dict.fromkeys(label for _, label in rows.get("train", []) if label))
-    labels = sorted(labels) if order == "sorted" else labels
-    builder = tables.DatasetBuilder({"action": labels})
+    builder = tables.DatasetBuilder({"action": sorted(labels) if options.order == "sorted" else labels})
     index = RecordingIndex([options.media / name for name in _FOLDERS], RATE)
     for split, items in rows.items():
         for name, label in items:
             _take(builder, index, split, name, None if split == "test" else label, "")
     jester = any("jester" in path.name.lower() for path in (*found.values(), folder)) or "Swiping Left" in labels
-    return builder.build("Jester" if jester else "Something-Something V1", mirrored={"action": mirror_labels(labels)},
-                             background="No gesture" if "No gesture" in labels else None)
+    return builder.build("Jester" if jester else "Something-Something V1",
+                         background="No gesture" if "No gesture" in labels else None)
 
 
 def _take(builder: tables.DatasetBuilder, index: RecordingIndex, split: str, name: str, label: str | None,
@@ -100,8 +92,7 @@ def _take(builder: tables.DatasetBuilder, index: RecordingIndex, split: str, nam
 def _items(builder: tables.DatasetBuilder, path: Path, labelled: bool) -> Iterator[Row]:
     """Id and class of V2's records: the class is the template without its brackets."""
     for number, record in enumerate(tables.read_json_list(path)):
-        name = record.get("id") if isinstance(record, dict) else None
-        template = record.get("template") if isinstance(record, dict) else None
+        name, template = (record.get(key) if isinstance(record, dict) else None for key in ("id", "template"))
         if not isinstance(name, str | int) or (labelled and not isinstance(template, str)):
             builder.add_problem("record without id or template", f"{path.name} {number}")
         else:

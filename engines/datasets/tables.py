@@ -1,7 +1,6 @@
 """Annotation files -> rows, and rows -> a Dataset's segments: what every reader needs, with faults named once.
 
-A file that cannot be understood is a DatasetError; an item that cannot is a Problem, and is left out.
-"""
+A file that cannot be understood is a DatasetError; an item that cannot is a Problem, and is left out."""
 
 import csv
 import io
@@ -16,6 +15,7 @@ from typing import Any
 
 from engines.datasets.base import Dataset, Problem, Segment
 from engines.datasets.kinds import ClassOrder
+from engines.datasets.mirror import mirror_labels
 from engines.decoding.paths import is_hidden
 from engines.errors import DatasetError, UsageError
 
@@ -149,9 +149,7 @@ def read_labels(path: Path, sort: bool = False) -> tuple[str, ...]:
 
 class DatasetBuilder:
     """Collects segments and problems; what cannot be used is named and left out.
-
-    heads: the labels that segments may carry.
-    """
+    heads: the labels that segments may carry."""
 
     def __init__(self, heads: Mapping[str, Sequence[str]]) -> None:
         self.heads = {head: tuple(labels) for head, labels in heads.items()}
@@ -194,9 +192,11 @@ class DatasetBuilder:
         return None
 
     def build(self, name: str, **facts: Any) -> Dataset:
-        """Raises DatasetError where nothing usable came together."""
+        """The dataset, whose labels say what a mirror makes of them unless a fact does. Raises DatasetError where
+        nothing usable came together."""
         if not any(self.splits.values()):
             reasons = "; ".join(f"{p.kind}: {p.where} {p.detail}".strip() for p in self.problems[:3])
             raise DatasetError(f"{name} without one usable item ({reasons or 'no rows'})", "labelled recordings",
                                "check the annotation files")
-        return Dataset(name, self.heads, self.splits, problems=tuple(self.problems), **facts)
+        mirrored = {head: mirror_labels(labels) for head, labels in self.heads.items()}
+        return Dataset(name, self.heads, self.splits, problems=tuple(self.problems), **{"mirrored": mirrored} | facts)

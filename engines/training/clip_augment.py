@@ -4,8 +4,7 @@ Everything is drawn once for a clip, but RandAugment's interpolation, which is d
 RandAugment: Cubuk et al., CVPR Workshops 2020 (arXiv 1909.13719), in the form "rand-m9-mstd0.5": two of 15 operations,
 with replacement, each done with probability 1/2, at a strength of 9 of 10 give or take 0.5.
 
-Legend: T frames, H W an image, uint8 BGR.
-"""
+Legend: T frames, H W an image, uint8 BGR."""
 
 from collections.abc import Callable
 
@@ -71,10 +70,6 @@ Operation = Callable[[Image.Image, Image.Resampling], Image.Image]
 OperationFactory = Callable[[float, Rng], Operation]  # strength 0..1, and what else is drawn for a clip
 
 
-def _without_strength(change: Callable[[Image.Image], Image.Image]) -> OperationFactory:
-    return lambda _, __: lambda image, ___: change(image)
-
-
 def _with_strength(change: Callable[[Image.Image, float], Image.Image]) -> OperationFactory:
     return lambda strength, _: lambda image, __: change(image, strength)
 
@@ -103,8 +98,9 @@ def _solarize_add(image: Image.Image, strength: float) -> Image.Image:
 
 
 _OPERATIONS: dict[str, OperationFactory] = {
-    "contrast to full": _without_strength(ImageOps.autocontrast), "equalise": _without_strength(ImageOps.equalize),
-    "invert": _without_strength(ImageOps.invert), "rotate": _rotate,
+    "contrast to full": _with_strength(lambda image, _: ImageOps.autocontrast(image)),
+    "equalise": _with_strength(lambda image, _: ImageOps.equalize(image)),
+    "invert": _with_strength(lambda image, _: ImageOps.invert(image)), "rotate": _rotate,
     "posterise": _with_strength(lambda image, strength: ImageOps.posterize(image, max(1, int(4 * strength)))),
     "solarise": _with_strength(lambda image, strength: ImageOps.solarize(image, min(256, int(256 * strength)))),
     "solarise added": _with_strength(_solarize_add),

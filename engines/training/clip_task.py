@@ -2,8 +2,7 @@
 
 A clip is some frames spread over a segment; seed and epoch decide the order of clips.
 
-Legend: B clips, T frames of a clip, H W the input's size, K labels of a head.
-"""
+Legend: B clips, T frames of a clip, H W the input's size, K labels of a head."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -78,9 +77,7 @@ class Clip(NamedTuple):
 
 class ClipDataset(Items["ClipBatch | GatestreamError"]):
     """Batches of clips by (epoch, number). In place of one that cannot be read the next is taken; a warning names it.
-
-    strict: do not take another.
-    """
+    strict: do not take another."""
 
     def __init__(self, segments: Sequence[Segment], heads: Mapping[str, tuple[str, ...]], read_clip: ReadClip,
                  seed: int, mirrored: Mapping[str, Mapping[str, str]], strict: bool = False) -> None:
@@ -111,9 +108,8 @@ class ClipDataset(Items["ClipBatch | GatestreamError"]):
         """The label of each head, as it is in a mirror if asked."""
         found = []
         for head, labels in self._heads.items():
-            label = segment.labels.get(head, "")
-            if mirror:
-                label = self._mirrored.get(head, {}).get(label, label)
+            own = segment.labels.get(head, "")
+            label = self._mirrored.get(head, {}).get(own, own) if mirror else own
             found.append(labels.index(label) if label in labels else UNKNOWN)
         return found
 
@@ -157,11 +153,9 @@ def epoch_rate(epoch: float, epochs: int = 60, warmup: int = 10) -> float:
 
 class ClipTask(Task[ClipBatch]):
     """Learns labels of clips, or a teacher's scores, or both.
-
     validation_clips: segments; read_centre: their frames at the input's size, uint8 [T, H, W, 3]; workers: that load
     data; teacher: sees the same pixels, and is not changed; strict: stop at a segment to validate with that cannot be
-    read.
-    """
+    read."""
 
     def __init__(self, network: Network, contract: Contract, config: SGDConfig, training: ClipDataset, order: ClipOrder,
                  validation_clips: Sequence[Segment], read_centre: Callable[[Segment], Images], ranks: Ranks, *,

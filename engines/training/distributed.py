@@ -1,12 +1,11 @@
 """Several processes that train as one, started by `torchrun`: who this one is, and sums over all of them.
 
-Legend: N images, C channels, H W the map's size.
-"""
+Legend: N images, C channels, H W the map's size."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,6 @@ from torch import distributed as dist
 
 from engines.errors import UsageError
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -26,7 +23,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = CPU
+    device: torch.device = field(default=torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -77,9 +74,7 @@ class Ranks:
 
     def sync_batch_norms(self, network: nn.Module) -> None:
         """Makes the batch norms of a network take their statistics from all processes' rows.
-
-        Not torch's SyncBatchNorm, which refuses to run on a processor.
-        """
+        Not torch's SyncBatchNorm, which refuses to run on a processor."""
         if self.world_size == 1:
             return
         for module in network.modules():

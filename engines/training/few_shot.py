@@ -7,8 +7,7 @@ Rows of labels that no recording shows stay exactly as they are, and so does bac
 the model has no exemplars of; the others move from where they are, by a penalty that cross-validation chooses. What was
 learnt is measured by leaving out each recording in turn.
 
-Legend: T ticks, D features, K labels, N examples.
-"""
+Legend: T ticks, D features, K labels, N examples."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,9 +24,9 @@ from engines.model.file import EXAMPLES, Model
 from engines.model.scores import probabilities
 from engines.synthetic import BACKGROUND
 from engines.training import exemplars
-from engines.training.calibrate import temperature
 from engines.training.softmax_regression import L2_CANDIDATES, Examples, Float64Array, LinearHead, cross_validate, fit
 from engines.training.support_clips import SupportClip, make_examples
+from engines.training.temperature import temperature
 
 MAX_BACKGROUND_FACTOR = 5.0  # times as much as a label counts background, where there are so many more examples of it
 ALIKE_SHARE = 0.3  # of two labels' recordings that are taken for one another, from which the labels are too alike
@@ -111,9 +110,7 @@ def background_label(contract: Contract, head: str, fresh: bool) -> str:
 def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool = False, seed: int = 0,
           note: Callable[[str], None] = lambda _: None) -> FewShotResult:
     """Teaches a causal model's `head` the labels of some clips; the same `seed` gives the same head.
-
-    fresh: forget the labels that the head has; note: called with what is being done.
-    """
+    fresh: forget the labels that the head has; note: called with what is being done."""
     contract = model.contract
     background = background_label(contract, head, fresh)
     shown = dict.fromkeys(clip.label for clip in clips)

@@ -6,8 +6,7 @@ as clip descriptors, and clip fusion is fitted on them by cross-entropy through 
 A window is named by the one action that was seen in it to three quarters at least, or by background when it holds
 none; other windows are passed over. Like live ones, they end in a clip that is still growing.
 
-Legend: N windows, C clips, oldest first, D features of a clip, T frames, K labels of a head.
-"""
+Legend: N windows, C clips, oldest first, D features of a clip, T frames, K labels of a head."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,13 +31,13 @@ from engines.model.file import Model, load, save
 from engines.networks.clip_fusion import GatedClipFusion
 from engines.networks.config import PREFIX, FusionRule
 from engines.networks.network import Network
-from engines.training.calibrate import temperature
 from engines.training.loss import KNOWABLE_AT, UNKNOWN
 from engines.training.pixels import normalise
 from engines.training.process import seeded
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
 from engines.training.stream_loader import SectionShares, TrainingStream
+from engines.training.temperature import temperature
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats]  # weight [K, D], bias [K]
@@ -78,11 +77,9 @@ class Windows(NamedTuple):
 def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = print,
           read_frames: ReadFrames = read_frames) -> dict[str, float]:
     """Fits clip fusion, writes the model file; returns `compare`'s table, {} where nothing was left out.
-
     data: what to learn from, its validation split to compare on; read_frames: decodes a segment. Raises UsageError for
     a model that is not causal, has clip fusion already or no label for background, and for data with other labels;
-    DatasetError for data in which something is always done.
-    """
+    DatasetError for data in which something is always done."""
     model = load(recipe.init)
     contract = model.contract
     if state := "has it" if contract.fusion is not None else "" if contract.network.causal else "is bidirectional":
@@ -138,9 +135,7 @@ def _open_streams(recipe: FusionRecipe, contract: Contract, data: Dataset, read_
 
 def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], count: int, window_clips: int) -> Windows:
     """Windows of `window_clips` clips from streams in turn, `count` in all.
-
-    The streams' labels are indices into the model's first head. Raises DatasetError when the streams end too early.
-    """
+    The streams' labels are indices into the model's first head. Raises DatasetError when the streams end too early."""
     contract = model.contract
     background = next(iter(contract.heads.values())).index(contract.background)
     examples: list[_Window] = []
@@ -223,13 +218,10 @@ def fit_fusion(descriptors_NCD: Floats, counts_NC: NDArray[np.integer], labels_N
                seed: int = 0) -> dict[str, Floats]:
     """Trains the clip fusion of `rule` and returns its tensors, named as a model file names them. To be used live,
     examples should look as they do live: windows of different fill, the newest clip partial in most.
-
     descriptors_NCD: means of frame features; counts_NC: frames in each clip, 0 for a clip that is not there;
     labels_N: index of the label of each example, for every head; heads: their weights, which stay as they are.
     The learning rate falls from `lr` to zero along half a cosine. The same arguments give the same tensors.
-
-    Raises DatasetError for examples that do not fit each other or the heads, ModelError when the loss is not finite.
-    """
+    Raises DatasetError for examples that do not fit each other or the heads, ModelError when the loss is not finite."""
     rule = rule or FusionRule()
     _check(descriptors_NCD, counts_NC, labels_N, heads)
     clips, counts = torch.from_numpy(descriptors_NCD.astype(np.float32)), torch.from_numpy(counts_NC.astype(np.int64))

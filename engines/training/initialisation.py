@@ -4,8 +4,6 @@
     network = initialise(config, "official.pth.tar", {"action": 174}, rule="dropped-one")
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,11 +23,9 @@ CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}
 def initialise(config: NetworkConfig, init: str, heads: Mapping[str, int], *, rule: str = DEFAULT_RULE,
                dropout: float = 0.5, transparent: bool = True) -> Network:
     """A network in training mode with these heads (labels per head).
-
     init: "imagenet", backbone weights, a model file or an official checkpoint. The two last are whole networks, which
     bring their own config and heads (see `set_heads`): of `config` they take `segments`, and become causal by `rule` if
-    it is. transparent: see `load_pretrained`. Raises ModelError; UsageError, also for a start of another input size.
-    """
+    it is. transparent: see `load_pretrained`. Raises ModelError; UsageError, also for a start of another input size."""
     network = load_whole(init, config.segments)
     if network is None:
         network = build(config, heads=heads, dropout=dropout)
@@ -56,26 +52,19 @@ def load_whole(init: str, segments: int = 8) -> Network | None:
     path = Path(init)
     if path.suffix in CHECKPOINT_SUFFIXES:
         return official.load(path, segments=segments)
-    return build_network(load(path)) if _is_model_file(path) else None
+    try:
+        with safe_open(path, "np") as file:
+            with_contract = "contract" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return None
+    return build_network(load(path)) if with_contract else None
 
 
 def whole_config(init: str) -> NetworkConfig | None:
-    """The config that a whole network brings (of an official checkpoint, its architecture and input size only); None
-    for weights of a backbone. Raises UsageError, ModelError."""
-    path = Path(init)
-    if path.suffix in CHECKPOINT_SUFFIXES:
-        config = NetworkConfig.of(official.architecture_of(init, official.read(path)))
-        return config.replace(input_size_hw=BACKBONES[config.backbone].input_size_hw)
-    return load(path).contract.network if _is_model_file(path) else None
-
-
-def _is_model_file(path: Path) -> bool:
-    """Whether a file is safetensors with a contract."""
-    try:
-        with safe_open(path, "np") as file:
-            return "contract" in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
+    """The config that a whole network brings, with its input size; None for weights of a backbone. Raises UsageError,
+    ModelError."""
+    network = load_whole(init)
+    return None if network is None else network.config.replace(input_size_hw=network.input_size_hw)
 
 
 def load_pretrained(network: Network, weights: str | Path, transparent: bool = True) -> None:

@@ -11,8 +11,7 @@ every iteration, and a checkpoint holds all the rest, so that a killed run goes 
 
 Several processes (`torchrun`) share out the rows of each batch. Every loss is a sum over rows with a count; sums and
 counts are added up over all processes before they are divided, so that the number of processes changes nothing but
-which random numbers dropout draws: each process has its own. Without dropout, weights agree within rounding.
-"""
+which random numbers dropout draws: each process has its own. Without dropout, weights agree within rounding."""
 
 import math
 from abc import ABC, abstractmethod
@@ -125,10 +124,8 @@ def make_weight_average(network: Network, decay: float) -> AveragedModel:
 def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, report: Callable[[str], None] = print,
         progress: Progress = lambda _, __: None) -> Network:
     """Trains to the end; returns the network to save, on the CPU in evaluation mode.
-
     Its weights are the average's, or the best of those that were validated. Goes on from the folder's checkpoint.
-    Raises ModelError for a loss or gradient that is not finite, naming the batch; the checkpoint before it is kept.
-    """
+    Raises ModelError for a loss or gradient that is not finite, naming the batch; the checkpoint before it is kept."""
     with keep_freed_memory(), seeded(config.seed, ranks.device):
         run_ = _Run(task, config, folder, ranks, report)
         first = run_.resume()

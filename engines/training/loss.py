@@ -3,8 +3,7 @@
 Early in a gesture nobody can tell which one it is: there the loss asks only for "not background"; as the gesture
 proceeds it asks for its label. At its end the mean over its frames (what the window sees) must name it as well.
 
-Legend: B rows, T frames, K labels.
-"""
+Legend: B rows, T frames, K labels."""
 
 from typing import NamedTuple
 
@@ -59,9 +58,7 @@ def window_loss(logits_BTK: Tensor, truth: Truth) -> LossTerm:
 
 
 def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, LossTerm]:
-    """Of rendered frames: soft-argmax of a heat map finds the fingertip; features tell place and motion.
-
-    Three terms: heat, place, motion."""
+    """Of rendered frames: soft-argmax of a heat map finds the fingertip; features tell its place and motion."""
     known = ~truth.tip_xy[..., 0].isnan()
     height, width = heat_BTHW.shape[-2:]
     share = heat_BTHW[known].flatten(1).softmax(dim=-1).view(-1, height, width)
@@ -73,5 +70,5 @@ def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, Lo
     pairs = {"heat": (found, truth.tip_xy[known]), "place": (guess_BTV[known][:, :2], truth.tip_xy[known]),
              "motion": (guess_BTV[:, 1:][both][:, 2:], 4 * step)}
     return {name: LossTerm(F.smooth_l1_loss(ours, wanted, beta=0.05, reduction="sum"),
-                       torch.tensor(float(wanted.numel()), device=wanted.device))
+                           torch.tensor(float(wanted.numel()), device=wanted.device))
             for name, (ours, wanted) in pairs.items()}

@@ -7,10 +7,7 @@
 A clip is T frames, one at random from each of T equal parts of a segment; SGD; cross-entropy of the mean logits. The
 published code multiplies no learning rate and no decay by what it notes for biases and batch norms, and so do we,
 unless told so by `multipliers`. Frames of a video count from 0, official file numbers are one higher; videos shorter
-than S segments repeat frames.
-"""
-
-from __future__ import annotations
+than S segments repeat frames."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -109,10 +106,8 @@ def recipe_record(recipe: OfficialRecipe) -> dict[str, Any]:
 def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] = print,
           progress: Progress = lambda _, __: None) -> Network:
     """Trains on the split "train", validates on "validation" and writes the model file; returns its network.
-
     The weights that were best at that are saved, the last ones where there is nothing to validate on. A killed run goes
-    on; its own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError.
-    """
+    on; its own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError."""
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
         return _train(resolve_defaults(recipe), data, ranks, report if ranks.is_main else lambda _: None, progress)
 
@@ -228,9 +223,7 @@ def validation_frames(frames: int, segments: int, style: Style = "gsf") -> Indic
 
 def sample_frames(frames: int, segments: int, random: np.random.RandomState, style: Style = "gsf") -> Indices:
     """One frame at random from each segment of equal whole length [S]: training.
-
-    random: NumPy's legacy generator, so that a seed gives the draws of the published code.
-    """
+    random: NumPy's legacy generator, so that a seed gives the draws of the published code."""
     chosen = middle_frames(frames, segments)
     length = frames // segments
     if length:

@@ -20,9 +20,7 @@ DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 * 1024, 65536
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
     """Has the GNU C library keep what is freed inside, and give it back to the system afterwards; else does nothing.
-
-    Getting each layer's maps from the system anew took a sixth of a training step. Not for two threads at once.
-    """
+    Getting each layer's maps from the system anew took a sixth of a training step. Not for two threads at once."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         yield

@@ -29,9 +29,7 @@ Row = dict[str, float]
 
 class RunFolder:
     """The folder of the run that writes `out`. All writes are atomic.
-
-    config: what must agree for a killed run to go on; writes: False for all processes of a run but its main one.
-    """
+    config: what must agree for a killed run to go on; writes: False for all processes of a run but its main one."""
 
     def __init__(self, out: Path, config: Mapping[str, Any], writes: bool = True) -> None:
         self.path, self._writes = out.with_suffix(".run"), writes
@@ -41,9 +39,7 @@ class RunFolder:
 
     def open(self) -> dict[str, Any] | None:
         """Makes the folder ready; returns the checkpoint to go on from, None without one.
-
-        Raises ModelError for a checkpoint of another recipe or one that cannot be read, SinkError.
-        """
+        Raises ModelError for a checkpoint of another recipe or one that cannot be read, SinkError."""
         saved = self._read() if self.checkpoint.exists() else None
         if not self._writes:
             return saved

@@ -1,8 +1,7 @@
 """Sections of a training stream: cut from recordings, or of a rendered hand that performs.
 
 Recorded ones show an action in its surroundings, and time in which nothing is done; a rendered hand performs over a
-rendered room, or a place of a recording.
-"""
+rendered room, or a place of a recording."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,13 +44,13 @@ class LabelledFrame(NamedTuple):
 
 class Sections:
     """Makes sections of one stream: frames of `size_hw` at `rate` a second, decided by `rng`.
-
-    strength: of the augmentation; 0 shows recordings as they are, but for mirrors.
-    """
+    strength: of the augmentation; 0 shows recordings as they are, but for mirrors."""
 
     def __init__(self, sources: TrainingSources, size_hw: tuple[int, int], rate: float, rng: np.random.Generator,
-                 strength: float = 1.0) -> None:
+                 strength: float = 1.0, strict: bool = False) -> None:
         self._sources, self._size_hw, self._rate, self._rng, self._strength = sources, size_hw, rate, rng, strength
+        self._unread, self._give_up = 0, 1 if strict else MAX_UNREADABLE
+        self._labels, self._trimmed = list(sources.actions), not sources.untrimmed
 
     def _frame_count(self, seconds: float) -> int:
         return max(1, round(seconds * self._rate))
@@ -99,22 +98,12 @@ class _Excerpt(NamedTuple):
 
 class RecordedSections(Sections):
     """Recorded actions, drawn so that every label comes as often, and idle time.
-
     strict: stop at the first segment that cannot be read. Else single ones are named in the log and skipped: a section
-    is empty then; segment after segment raises the last one's DatasetError.
-    """
-
-    def __init__(self, sources: TrainingSources, size_hw: tuple[int, int], rate: float, rng: np.random.Generator,
-                 strength: float = 1.0, strict: bool = False) -> None:
-        super().__init__(sources, size_hw, rate, rng, strength)
-        self._labels, self._unread, self._give_up = list(sources.actions), 0, 1 if strict else MAX_UNREADABLE
-        self._trimmed = not sources.untrimmed
+    is empty then; segment after segment raises the last one's DatasetError."""
 
     def action(self, alone: bool = False) -> Iterator[LabelledFrame]:
         """An action at a random speed, with the time before and after it. alone: without that of a longer recording.
-
-        Of a trimmed clip the hand waits then, or is away, or something else happens.
-        """
+        Of a trimmed clip the hand waits then, or is away, or something else happens."""
         rng, segment = self._rng, self._choose()
         excerpt = self._read(segment, *((segment.start_s, segment.stop_s) if self._trimmed or alone
                                      else self._around(segment)))

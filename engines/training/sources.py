@@ -39,8 +39,7 @@ class TrainingSources:
     recordings to put hands into, None for a rendered room.
 
     split: of the dataset; read_frames: decodes a segment; recorded: False to learn nothing from recordings but what
-    places look like; rendered: whether to render hands. Raises DatasetError for a split without labelled actions.
-    """
+    places look like; rendered: whether to render hands. Raises DatasetError for a split without labelled actions."""
 
     def __init__(self, data: Dataset, split: str = "train", *, frame_rate: float,
                  read_frames: ReadFrames = read_frames, recorded: bool = True, rendered: bool = True) -> None:
@@ -75,7 +74,8 @@ class TrainingSources:
         videos = [one for one in without if one.kind == IDLE]
         own = [one for one in without if one.kind != IDLE]
         self.idle = videos * max(1, len(own) // max(1, len(videos))) + own  # both about as often
-        self.drawable = self._drawable() if rendered else {}
+        head = max(self.heads, key=lambda head: len(set(self.heads[head]) & set(LABELS)))  # of most that can be drawn
+        self.drawable = {label: self.truth({head: label}) for label in self.heads[head] if rendered and label in LABELS}
         self.renders_idle = rendered and self.background_label is not None
         self.renders = bool(self.drawable) or self.renders_idle
         places = [one for one in segments if one.kind != IDLE][::max(1, -(-len(segments) // MOST_PLACES))]
@@ -148,8 +148,3 @@ class TrainingSources:
                 if one.start_s - end_s >= LEAST_GAP_S:
                     yield Segment(f"before {one.id}", one.media, end_s, one.start_s, nothing, one.group)
                 end_s = max(end_s, math.inf if one.stop_s is None else one.stop_s)
-
-    def _drawable(self) -> dict[str, int]:
-        """The labels that rendered hands can draw, of the head that has most of them."""
-        head = max(self.heads, key=lambda head: len(set(self.heads[head]) & set(LABELS)))
-        return {label: self.truth({head: label}) for label in self.heads[head] if label in LABELS}

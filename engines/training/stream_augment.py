@@ -9,7 +9,6 @@ Image = NDArray[np.uint8]
 
 class Augmentation:
     """Geometry and light, drawn once from `rng` and applied frame by frame: `augmentation(image_bgr) -> image_bgr`.
-
     size_hw: of the result; strength: 0 gives plain rescaling; mirror: flip left and right; mix: perhaps shines through.
     """
 

@@ -5,12 +5,11 @@ iterations a row begins anew, from fresh state (a trimmed clip); else it continu
 then is, are functions of seed, row and iteration. So a run that begins in the middle gets the same batches, and loader
 workers, who share out the rows, are free to be any number.
 
-Legend: B rows, T frames of a chunk, H W the input's size.
-"""
+Legend: B rows, T frames of a chunk, H W the input's size."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -137,9 +136,7 @@ class StreamSchedule:
 
     def began(self, row: int, iteration: int) -> int:
         """When the stream began that a row shows at an iteration."""
-        while not self.begins(row, iteration):
-            iteration -= 1
-        return iteration
+        return next(earlier for earlier in range(iteration, -1, -1) if self.begins(row, earlier))
 
     def generator(self, row: int, began: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, row, began, 1))
@@ -207,7 +204,7 @@ def collate(chunks: Sequence[Sequence[LabelledFrame]], fresh: Sequence[bool], na
 
 
 def _join(pieces: Sequence[Batch], order: Tensor) -> Batch:
-    names = [name for piece in pieces for name in piece.names]
-    truth = Truth(*(torch.cat(columns)[order] for columns in zip(*(piece.truth for piece in pieces), strict=True)))
-    return Batch(torch.cat([piece.pixels for piece in pieces])[order],
-                 torch.cat([piece.fresh for piece in pieces])[order], truth, tuple(names[i] for i in order.tolist()))
+    pixels, fresh, truths, names = zip(*(vars(piece).values() for piece in pieces), strict=True)
+    truth = Truth(*(torch.cat(columns)[order] for columns in zip(*truths, strict=True)))
+    named = list(chain.from_iterable(names))
+    return Batch(torch.cat(pixels)[order], torch.cat(fresh)[order], truth, tuple(named[i] for i in order.tolist()))

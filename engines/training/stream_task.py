@@ -1,8 +1,7 @@
 """Training on endless streams, carrying state from chunk to chunk as live use does.
 
 Every row of a batch is a stream; a chunk is its next T frames. At a chunk's start some rows begin anew from fresh
-state (a trimmed clip), the others continue, so that the second hour is as well trained as the first second.
-"""
+state (a trimmed clip), the others continue, so that the second hour is as well trained as the first second."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,12 +70,10 @@ def subsample_depthwise(network: Network) -> None:
 
 class StreamTask(Task[Batch]):
     """Trains a network on streams with AdamW, state carried from chunk to chunk.
-
     loader: of this process's rows; truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has
     none: a frame's label is the index of one of these; finds_tips: whether frames know the fingertip, which a backbone
     with a middle stage then learns to find, too; held_out: called for what validation looks at; spread: so many frames
-    evenly over each of these clips, 0: the model's frame rate.
-    """
+    evenly over each of these clips, 0: the model's frame rate."""
 
     def __init__(self, network: Network, contract: Contract, loader: StreamLoader, truths: Sequence[tuple[int, ...]],
                  config: AdamWConfig, ranks: Ranks, *, finds_tips: bool = False,

@@ -3,10 +3,7 @@
     motion ──► span of the action ──► its late moments: the label
                                       before and after it: background
 
-Legend: T ticks of the model's clock, N examples, D features, K labels.
-"""
-
-from __future__ import annotations
+Legend: T ticks of the model's clock, N examples, D features, K labels."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.training.calibrate import LATE
 from engines.training.softmax_regression import Examples
+from engines.training.temperature import LATE
 
 Floats = NDArray[np.float32]
 
@@ -47,9 +44,7 @@ class SupportClip:
 
 def action_span(motion_T: NDArray[np.floating]) -> tuple[int, int]:
     """First and one past the last tick of the action, from how much each tick's image differs from the one before.
-
-    The whole recording where motion does not stand out; an edge is never more than MAX_EDGE of the recording.
-    """
+    The whole recording where motion does not stand out; an edge is never more than MAX_EDGE of the recording."""
     T = len(motion_T)
     if T < 4:
         return 0, T
@@ -65,9 +60,7 @@ def action_span(motion_T: NDArray[np.floating]) -> tuple[int, int]:
 def make_examples(clips: Sequence[SupportClip], labels: Sequence[str], background: str, warmup: int,
                 temperatures: tuple[float, float]) -> Examples:
     """Examples for `now` and for windows, whose logits are divided by these temperatures.
-
-    Every label counts the same, and so does every recording of a label.
-    """
+    Every label counts the same, and so does every recording of a label."""
     numbers = {name: i for i, name in enumerate(sorted({clip.recording for clip in clips}))}
     chosen: list[tuple[Floats, str, int, int]] = []  # features, label, recording, kind
     for clip in clips:

@@ -4,10 +4,7 @@
     train(Recipe(out=Path("gesture.safetensors"), init="mobilenet.safetensors", idle=(Path("household"),)), data)
 
 The dataset, idle footage and rendered hands are the sources of sections; streams are chains of sections; a task learns
-from streams in the loop; what was left out calibrates the network, which is written.
-"""
-
-from __future__ import annotations
+from streams in the loop; what was left out calibrates the network, which is written."""
 
 import hashlib
 import json
@@ -108,11 +105,9 @@ class Recipe(AdamWConfig):
 def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
           progress: Progress = lambda _, __: None, read_frames: ReadFrames = read_frames) -> Network:
     """Trains, goes on where a killed run was, writes the model file; returns its network in evaluation mode.
-
     data: its split "train" is learnt from, "validation" calibrates; read_frames: decodes a segment. The run's own files
     are beside `recipe.out` (see `runfolder.py`). Under `torchrun` the processes share out the rows. Raises UsageError,
-    DatasetError, ModelError.
-    """
+    DatasetError, ModelError."""
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
         recipe = resolve_defaults(recipe)
         data = select(data, recipe.without_fold, recipe.without_labels, recipe.idle, recipe.idle_without)
@@ -146,13 +141,12 @@ def make_contract(recipe: Recipe, network: Network, sources: TrainingSources) ->
     return Contract(
         name=recipe.name, network=network.config, heads=sources.heads, frame_rate=recipe.frame_rate,
         cover_hw=network.input_size_hw, receptive_frames=network.receptive_field if network.causal else T,
-        clip_frames=max(1, round(recipe.clip_s * recipe.frame_rate)) if live else T,
-        window_clips=recipe.window_clips if live else 1, warmup_frames=4, max_gap_s=1.0,
-        background=sources.background_label, temperature=dict.fromkeys(sources.heads, recipe.temperature),
+        clip_frames=max(1, round(recipe.clip_s * recipe.frame_rate)) if live else T, warmup_frames=4, max_gap_s=1.0,
+        window_clips=recipe.window_clips if live else 1, background=sources.background_label,
+        temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
-        events=recipe.gesture_events if sources.drawable else EventRule(),
-        provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance},
-        **network.backbone.pixels._asdict())
+        events=recipe.gesture_events if sources.drawable else EventRule(), **network.backbone.pixels._asdict(),
+        provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance})
 
 
 def recipe_record(recipe: Recipe) -> dict[str, Any]:
@@ -191,7 +185,9 @@ class _Training:
         It begins without a read-out, and bears a higher rate than on streams, where what was new no longer is."""
         out = RunFolder(recipe.out, {}).path / "trimmed.safetensors"
         # The file outlives the run: a later one may differ in what recipes do not record.
-        came_from = {"init": recipe.init, "segments": _digest(self.data)}
+        segments = [(str(one.media.path), one.start_s, one.stop_s, sorted(one.labels.items()))
+                    for one in self.data.splits.get("train", ())]
+        came_from = {"init": recipe.init, "segments": hashlib.sha256(repr(segments).encode()).hexdigest()}
         first = replace(recipe, out=out, trimmed=recipe.trimmed_first_frames, trimmed_first=0, iterations=iterations,
                         trimmed_idle=recipe.trimmed_first_idle, readout_width=0, backbone_lr=3 * recipe.backbone_lr,
                         validate_every=0, patience=0, provenance={"from": came_from})
@@ -205,11 +201,11 @@ class _Training:
 
     def run(self, recipe: Recipe, progress: Progress) -> Network:
         """Trains one network to the end and writes it."""
-        torch.manual_seed(recipe.seed)
         sources, ranks, frames = self.sources, self.ranks, recipe.trimmed or recipe.chunk
         size_hw = recipe.input_size_hw if whole_config(recipe.init) is None else None
         wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, readout_width=recipe.readout_width,
                                   segments=frames, past_shift=recipe.past_shift, input_size_hw=size_hw)
+        torch.manual_seed(recipe.seed)
         network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in sources.heads.items()},
                              rule=recipe.rule, transparent=recipe.transparent)
         if recipe.trimmed_first and recipe.readout_width and network.memory is None:
@@ -256,10 +252,3 @@ class _Training:
         schedule = StreamSchedule(recipe.seed + 1, recipe.fresh_share)
         batches = StreamLoader(open_stream, schedule, range(recipe.rows), recipe.chunk).batches(recipe.iterations, end)
         return exemplars.exemplars_from_streams(contract, network, batches, self.sources.truths)
-
-
-def _digest(data: Dataset) -> str:
-    """Of what is learnt from: every segment's recording, times and labels."""
-    segments = [(str(one.media.path), one.start_s, one.stop_s, sorted(one.labels.items()))
-                for one in data.splits.get("train", ())]
-    return hashlib.sha256(repr(segments).encode()).hexdigest()

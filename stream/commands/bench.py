@@ -1,6 +1,7 @@
 """Commands that measure: a model's stages, a dataset's decoding, a service with many cameras, memory over time."""
 
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -128,6 +129,4 @@ def soak(model: ModelName = "gesture", engine: EngineName = "auto",
 
 
 def _print_report(report: Any, text: list[str], as_json: bool) -> None:
-    from json import dumps
-
     print(dumps(report, indent=2) if as_json else "\n".join(text))
