@@ -68,8 +68,7 @@ class EventTracker:
 
     def __init__(self, camera: str, head: str, labels: Sequence[str], background: str | None, rule: EventRule) -> None:
         self._camera, self._head, self._labels = camera, head, tuple(labels)
-        self.rule = rule
-        """May be changed between two updates."""
+        self.rule = rule  # may be changed between two updates
         self._background = self._labels.index(background) if background in self._labels else None
         self.reset()
 
