@@ -68,8 +68,7 @@ class EventTracker:
 
     def __init__(self, camera: str, head: str, labels: Sequence[str], background: str | None, rule: EventRule) -> None:
         self._camera, self._head, self._labels = camera, head, tuple(labels)
-        self.rule = rule
-        """May be changed between two updates."""
+        self.rule = rule  # may be changed between two updates
         self._background = self._labels.index(background) if background in self._labels else None
         self.reset()
 
@@ -104,8 +103,7 @@ class EventTracker:
         event = self._event(whole, opened=False)
         if reported is not None and whole.score >= self.rule.min_score:
             return [event]
-        lasted = opened and whole.holds(self.rule.min_duration_s, 0.0)
-        if reported is not None or (self.rule.report_unknown and lasted):
+        if reported is not None or (self.rule.report_unknown and opened and whole.holds(self.rule.min_duration_s, 0.0)):
             return [replace(event, label=UNKNOWN)]
         return []
 

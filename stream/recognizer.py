@@ -169,8 +169,7 @@ class Recognizer:
             -> list[list[Item] | GatestreamError]:
         """Takes the next image of several cameras, which the engine then advances side by side.
         prepared: what `prepare_async` returned for them, if it was called. Returns for each what `push` would return or
-        raise: one camera's error does not touch the others. Raises UsageError for two images of a camera, EngineError.
-        """
+        raise: an error of one does not touch the others. Raises UsageError for two images of a camera, EngineError."""
         prepared = self.prepare_async(arrivals) if prepared is None else prepared
         images_of = Counter(arrival.camera for arrival in arrivals)
         self._in_preparation -= images_of

@@ -51,8 +51,7 @@ class Percentiles:
                 for percent, index in zip(percents, bins, strict=True)}
 
     def _bin(self, value: float) -> int:
-        clipped = min(max(value, self.LOWEST), self.HIGHEST)
-        return int(math.log(clipped / self.LOWEST) / math.log(self.WIDTH))
+        return int(math.log(min(max(value, self.LOWEST), self.HIGHEST) / self.LOWEST) / math.log(self.WIDTH))
 
 
 def recognize_file(recognizer: Recognizer, recording: Path, camera: str) -> list[Event]:

@@ -61,5 +61,4 @@ class Scorer:
 
 def top_labels(labels: tuple[str, ...], probs_K: Probs) -> Ranked:
     """The TOP labels with their probabilities, best first."""
-    best = np.argsort(-probs_K, kind="stable")[:TOP]
-    return tuple((labels[index], float(probs_K[index])) for index in best)
+    return tuple((labels[index], float(probs_K[index])) for index in np.argsort(-probs_K, kind="stable")[:TOP])

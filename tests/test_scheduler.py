@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from engines.errors import UsageError
 from stream.clock import Clock
 from stream.service.ingress.scheduler import OVERTAKEN, STALE, FrameScheduler
-from stream.service.ingress.worker_socket import BATCH, LEAST, UNDER_WAY_S, BatchSizer
 from stream.service.worker import protocol
 from stream.wire import Message
 
@@ -167,8 +166,8 @@ def test_a_camera_that_left_leaves_nothing() -> None:
 
 @pytest.mark.parametrize(("each_s", "most"), [(0.0005, 8), (0.004, 8), (0.008, 5), (0.016, 2), (0.5, 2)])
 def test_as_much_is_under_way_as_is_soon_done(each_s: float, most: int) -> None:
-    sizer, now = BatchSizer(), 0.0
-    assert sizer.size == BATCH
+    sizer, now = protocol.BatchSizer(), 0.0
+    assert sizer.size == protocol.BATCH
     sizer.on_done(now)  # what nobody handed on
     for _ in range(40):  # one batch waits while one is worked on
         sizer.on_sent(now, 4)
@@ -179,7 +178,8 @@ def test_as_much_is_under_way_as_is_soon_done(each_s: float, most: int) -> None:
         sizer.on_done(now)
         now += 1.0  # nothing to do is no work
     assert sizer.size == most
-    assert protocol.CREDITS * sizer.size * each_s <= max(UNDER_WAY_S, protocol.CREDITS * LEAST * each_s)
+    fewest = protocol.CREDITS * protocol.LEAST
+    assert protocol.CREDITS * sizer.size * each_s <= max(protocol.UNDER_WAY_S, fewest * each_s)
     sizer.on_sent(now, 8)
     sizer.reset()
     sizer.on_done(now + 60)

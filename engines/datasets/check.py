@@ -100,13 +100,10 @@ def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
 
 def counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
     """{split: {head: {label: segments}}}, labels in the dataset's order, those without a segment included."""
-    found = {split: {head: dict.fromkeys(labels, 0) for head, labels in dataset.heads.items()}
-             for split in dataset.splits}
-    for split, segments in dataset.splits.items():
-        for segment in segments:
-            for head, label in segment.labels.items():
-                found[split][head][label] += 1
-    return found
+    found = {split: Counter(item for segment in segments for item in segment.labels.items())
+             for split, segments in dataset.splits.items()}
+    return {split: {head: {label: seen[head, label] for label in labels} for head, labels in dataset.heads.items()}
+            for split, seen in found.items()}
 
 
 def inspect_recording(media: Media, deep: bool = False) -> Recording:

@@ -4,7 +4,6 @@ A recording is `<vid_name>.mp4` (or a folder of frames, at the video's own rate)
 which share the name before the last underscore, are one group."""
 
 from pathlib import Path
-from typing import Any
 
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Segment
@@ -21,41 +20,38 @@ def recognise(folder: Path) -> str:
 
 
 def read(folder: Path, options: tables.ReadOptions) -> Dataset:
-    media, rate = options.media, options.rate or ASSUMED_RATE
     vocabulary = tables.read_json_list(folder / VOCABULARY)
     if not all(isinstance(parts, list) for parts in vocabulary):
         raise DatasetError(f"{folder / VOCABULARY}, which is no list of lists", "the parts of each class's name",
                            "get the file again")
-    builder = tables.DatasetBuilder({"action": ["+".join(map(str, parts)) for parts in vocabulary]})
-    index = RecordingIndex([media / name for name in (*_FOLDERS, "")], rate)
+    labels = ["+".join(map(str, parts)) for parts in vocabulary]
+    builder = tables.DatasetBuilder({"action": labels})
+    index = RecordingIndex([options.media / name for name in (*_FOLDERS, "")], options.rate or ASSUMED_RATE)
     for split in ("train", "test"):
         path = _file(folder, split)
         if path is None:
             builder.add_problem("no file for a split", f"Diving48_V2_{split}.json", f"{split} is left out")
             continue
         for number, record in enumerate(tables.read_json_list(path)):
-            _take(builder, index, split, f"{path.name} {number}", record)
+            where = f"{path.name} {number}"
+            try:
+                name, label = record["vid_name"], int(record["label"])
+                first, end = int(record["start_frame"]), int(record["end_frame"])
+            except (KeyError, TypeError, ValueError) as error:
+                builder.add_problem("broken record", where, f"{type(error).__name__} {error}")
+                continue
+            if not tables.is_name(name):
+                builder.add_problem("no such name of a video", where, repr(name))
+                continue
+            recording = index.find(name)
+            own_rate = recording.rate or ASSUMED_RATE
+            # Every published start is 0: the recordings are cut already, and a whole one needs no rate.
+            whole = first == 0 and end > 0 and recording.rate is None
+            builder.add(split, Segment(name, recording, 0.0 if whole else first / own_rate,
+                                       None if whole else end / own_rate,
+                                       {"action": labels[label] if 0 <= label < len(labels) else f"class {label}"},
+                                       group=name.rsplit("_", 1)[0]))
     return builder.build("Diving48")
-
-
-def _take(builder: tables.DatasetBuilder, index: RecordingIndex, split: str, where: str, record: Any) -> None:
-    try:
-        name, label = record["vid_name"], int(record["label"])
-        first, end = int(record["start_frame"]), int(record["end_frame"])
-    except (KeyError, TypeError, ValueError) as error:
-        builder.add_problem("broken record", where, f"{type(error).__name__} {error}")
-        return
-    if not tables.is_name(name):
-        builder.add_problem("no such name of a video", where, repr(name))
-        return
-    labels = builder.heads["action"]
-    media = index.find(name)
-    rate = media.rate or ASSUMED_RATE
-    # Every published start is 0: the recordings are cut already, and a whole one needs no rate.
-    whole = first == 0 and end > 0 and media.rate is None
-    builder.add(split, Segment(name, media, 0.0 if whole else first / rate, None if whole else end / rate,
-                                 {"action": labels[label] if 0 <= label < len(labels) else f"class {label}"},
-                                 group=name.rsplit("_", 1)[0]))
 
 
 def _file(folder: Path, split: str) -> Path | None:

@@ -7,6 +7,7 @@ Folders are listed once, so that 200,000 names cost one look at the disk."""
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from engines.datasets.base import Media
@@ -59,10 +60,6 @@ class RecordingIndex:
 
     def find(self, *names: str, suffix: str = ".mp4") -> Media:
         """The recording with one of these names; where there is none, the video file that should be there."""
-        for name in names:
-            if name in self._videos:
-                return Media(self._videos[name])
-        for name in names:
-            if name in self._frames:
-                return Media(self._frames[name], self._rate, None)
-        return Media(self.folder / f"{names[0]}{suffix}")
+        videos = (Media(self._videos[name]) for name in names if name in self._videos)
+        frames = (Media(self._frames[name], self._rate, None) for name in names if name in self._frames)
+        return next(chain(videos, frames), Media(self.folder / f"{names[0]}{suffix}"))

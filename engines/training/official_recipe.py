@@ -30,7 +30,7 @@ from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training.clip_augment import multi_scale_crop, rand_augment
 from engines.training.clip_task import ClipDataset, ClipOrder, ClipTask, Images, SGDConfig, can_mirror
-from engines.training.distributed import Ranks, init_distributed
+from engines.training.distributed import init_distributed
 from engines.training.initialisation import initialise, load_whole
 from engines.training.loop import LoopConfig, Precision, Progress, run
 from engines.training.process import seeded
@@ -109,45 +109,42 @@ def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] =
     The weights that were best at that are saved, the last ones where there is nothing to validate on. A killed run goes
     on; its own files are beside `recipe.out` (see `runfolder.py`). Raises DatasetError, UsageError, ModelError."""
     with init_distributed() as ranks, seeded(recipe.seed, ranks.device):
-        return _train(resolve_defaults(recipe), data, ranks, report if ranks.is_main else lambda _: None, progress)
-
-
-def _train(recipe: OfficialRecipe, data: Dataset, ranks: Ranks, report: Callable[[str], None], progress: Progress
-           ) -> Network:
-    data = without_group(data, recipe.without_fold)
-    check_classes(data.heads)
-    everything = data.splits.get("train", ())
-    segments = [one for one in everything if one.labels or recipe.teacher]
-    if not segments:
-        raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
-                           "labelled segments in the split 'train', or a teacher", "check the dataset's annotations")
-    wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
-                              input_size_hw=recipe.input_size_hw)
-    network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in data.heads.items()},
-                         rule=recipe.rule, dropout=recipe.dropout)
-    made = network.config.architecture
-    if made != recipe.architecture:
-        raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {made}", "the same architecture",
-                         f"use --arch {made}")
-    teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, data.heads, recipe.segments)
-    contract = make_contract(recipe, network, data, _clip_s(segments))
-    reader = _ClipReader(recipe, contract, data)
-    clips = ClipDataset(segments, data.heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
-    held_out = [one for one in data.splits.get("validation", ()) if one.labels]
-    task = ClipTask(network, contract, recipe, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
-                    held_out, reader.centre, ranks, workers=recipe.workers, teacher=teacher, strict=recipe.strict)
-    updates = task.updates_per_epoch
-    loop = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=recipe.accumulation or 1,
-                      clip_norm=recipe.clip_norm, clip_partial=bool(recipe.clip_partial), precision=recipe.precision,
-                      checkpoint_every=updates, log_every=max(1, min(50, updates)),
-                      validate_every=recipe.validate_epochs * updates if held_out else 0, patience=recipe.patience)
-    folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
-    report(f"{len(segments)} clips, {len(held_out)} to validate with, {updates} updates an epoch")
-    trained = run(task, loop, folder, ranks, report, progress)
-    if ranks.is_main:
-        save(recipe.out, contract, {name: value.float().numpy() for name, value in trained.state_dict().items()})
-        folder.finish()
-    return trained
+        report = report if ranks.is_main else lambda _: None
+        recipe, data = resolve_defaults(recipe), without_group(data, recipe.without_fold)
+        check_classes(data.heads)
+        everything = data.splits.get("train", ())
+        segments = [one for one in everything if one.labels or recipe.teacher]
+        if not segments:
+            raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
+                               "labelled segments in the split 'train', or a teacher",
+                               "check the dataset's annotations")
+        wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
+                                  input_size_hw=recipe.input_size_hw)
+        network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in data.heads.items()},
+                             rule=recipe.rule, dropout=recipe.dropout)
+        made = network.config.architecture
+        if made != recipe.architecture:
+            raise UsageError(f"architecture {recipe.architecture} from {recipe.init}, a {made}",
+                             "the same architecture", f"use --arch {made}")
+        teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, network, data.heads, recipe.segments)
+        contract = make_contract(recipe, network, data, _clip_s(segments))
+        reader = _ClipReader(recipe, contract, data)
+        clips = ClipDataset(segments, data.heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
+        held_out = [one for one in data.splits.get("validation", ()) if one.labels]
+        task = ClipTask(network, contract, recipe, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
+                        held_out, reader.centre, ranks, workers=recipe.workers, teacher=teacher, strict=recipe.strict)
+        updates = task.updates_per_epoch
+        loop = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=recipe.accumulation or 1,
+                          clip_norm=recipe.clip_norm, clip_partial=bool(recipe.clip_partial), patience=recipe.patience,
+                          checkpoint_every=updates, log_every=max(1, min(50, updates)), precision=recipe.precision,
+                          validate_every=recipe.validate_epochs * updates if held_out else 0)
+        folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
+        report(f"{len(segments)} clips, {len(held_out)} to validate with, {updates} updates an epoch")
+        trained = run(task, loop, folder, ranks, report, progress)
+        if ranks.is_main:
+            save(recipe.out, contract, {name: value.float().numpy() for name, value in trained.state_dict().items()})
+            folder.finish()
+        return trained
 
 
 def load_teacher(path: str, network: Network, heads: Mapping[str, tuple[str, ...]], segments: int) -> Network:

@@ -1,6 +1,7 @@
 """Commands that measure: a model's stages, a dataset's decoding, a service with many cameras, memory over time."""
 
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -47,13 +48,12 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
       gatestream bench gsm-mobilenetv2 gsf-mobilenetv2 gsf-resnet50"""
     import engines
     from engines.bench import overhead
-    from engines.bench.overhead import is_architecture, random_model, with_fusion
 
     names = models or ["gesture"]
     single = [name for name, value in (("fusion", fusion), ("hop", hop)) if value is not None]
     if len(names) > 1 and single:
         raise UsageError(f"{len(names)} models with --{single[0]}", "one model with it", "measure one after the other")
-    loaded = [random_model(name) if is_architecture(name) else engines.load(name) for name in names]
+    loaded = [overhead.random_model(name) if overhead.is_architecture(name) else engines.load(name) for name in names]
     if len(loaded) > 1:
         rows = [overhead.measure_overhead(each, engine, steps=steps) for each in loaded]
         _print_report([asdict(row) for row in rows], overhead.format_table(rows), json)
@@ -64,7 +64,7 @@ def stages(models: Annotated[list[str] | None, typer.Argument(metavar="MODEL..."
 
     model = loaded[0].with_hop(hop)
     if fusion is not None:
-        model = with_fusion(model, fusion)
+        model = overhead.with_fusion(model, fusion)
     unfused: Any = SimpleNamespace(contract=model.contract, head_logits=model.head_logits, clip_fusion=None)
     plain = None if model.contract.fusion is None else Scorer(unfused).score  # clips averaged, for comparison
     report = measure(model, engine, steps=steps, fuse=Scorer(model).score, plain=plain)
@@ -128,6 +128,4 @@ def soak(model: ModelName = "gesture", engine: EngineName = "auto",
 
 
 def _print_report(report: Any, text: list[str], as_json: bool) -> None:
-    from json import dumps
-
     print(dumps(report, indent=2) if as_json else "\n".join(text))

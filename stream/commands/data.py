@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,8 +61,6 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
                   console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("looking at recordings", total=None)
         report = examine(data, seconds or 0.0, deep, lambda done, all_: bar.update(task, completed=done, total=all_))
-    from json import dumps
-
     print(dumps(report.as_json(), indent=2) if json else "\n".join(_format_lines(report)))
     if strict and report.problems:
         raise typer.Exit(1)

@@ -1,6 +1,7 @@
 """The command that measures a model."""
 
 import re
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,8 +67,6 @@ def evaluate(model: ModelArgument,
       gatestream evaluate my.safetensors data/egogestar --idle data/idle --max-false-events 6/h --out calm.safetensors
 
       gatestream evaluate epic.safetensors data/epic --split test --submission test.zip --supervision 1,3,3"""
-    from json import dumps
-
     from engines.datasets.media import list_videos
     from engines.model.file import load, write_atomically
     from stream.evaluation.evaluate import evaluate as run_evaluation

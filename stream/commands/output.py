@@ -24,7 +24,8 @@ class StandardOutput:
     def __enter__(self) -> Self:
         for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
             if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-                self._stack.callback(_set_errors, stream, stream.errors)
+                self._stack.enter_context(suppress(ValueError, OSError))  # it is closed, or its reader has left by then
+                self._stack.callback(stream.reconfigure, errors=stream.errors)
                 stream.reconfigure(errors=errors)
         with suppress(OSError, ValueError, AttributeError):  # no stdout, or one of a test that is no file
             self._fd = os.dup(sys.stdout.fileno())  # a library that fails at writing may point stdout elsewhere
@@ -66,11 +67,6 @@ def utf8_stdout() -> Iterator[TextIO]:
         yield text
     finally:
         text.detach()
-
-
-def _set_errors(stream: TextIOWrapper, errors: str) -> None:
-    with suppress(ValueError, OSError):  # closed, or nobody reads what is still buffered
-        stream.reconfigure(errors=errors)
 
 
 def _is_broken(fd: int) -> bool:

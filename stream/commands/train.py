@@ -34,9 +34,8 @@ commands = typer.Typer()
 }))
 def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the recordings.")],
           out: Annotated[Path, typer.Option(metavar="FILE", help="The model file to write.")],
-          init: Annotated[str, typer.Option(metavar="imagenet|FILE", help=(
-              "Weights to start from: imagenet is downloaded once; FILE: a backbone's weights, a model file, or an "
-              "official checkpoint."))] = "imagenet",
+          init: Annotated[str, typer.Option(metavar="imagenet|FILE", help="Weights to start from: imagenet is "
+              "downloaded once; FILE: a backbone's weights, a model file, or an official checkpoint.")] = "imagenet",
           recipe: Annotated[Literal["gatestream", "official"] | None, typer.Option(help=(
               "gatestream: endless streams, for live use; official: clips, as the papers trained. Default: official "
               "with a teacher."))] = None,
@@ -72,9 +71,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           no_rendered: Annotated[bool, typer.Option("--no-rendered", help=(
               "Show no rendered hands. Else some draw the labels that are called as their gestures are, and others "
               "do nothing labelled, where there is a label for that (gatestream)."))] = False,
-          rendered_only: Annotated[bool, typer.Option("--rendered-only", help=(
-              "Learn labels from rendered hands only; of the recordings, places are used and no label "
-              "(gatestream)."))] = False,
+          rendered_only: Annotated[bool, typer.Option("--rendered-only", help="Learn labels from rendered hands only; "
+              "of the recordings, places are used and no label (gatestream).")] = False,
           trimmed: Annotated[int, typer.Option(min=0, max=256, metavar="N", help=(
               "Learn from whole actions, N frames spread evenly over each, not from streams: to compare networks, not "
               "for live use (gatestream). 0: streams."))] = 0,
@@ -103,9 +101,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Stop after so many validations without a new best; 0: never."))] = 0,
           workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that load data.")] = 1,
           strict: Annotated[bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")] = False,
-          lr: Annotated[float | None, typer.Option(min=1e-8, max=1.0, metavar="R", help=(
-              "Learning rate of the backbone (gatestream); what is new learns at rates of its own. Default: 1e-4."))]
-          = None,
+          lr: Annotated[float | None, typer.Option(min=1e-8, max=1.0, metavar="R", help="Learning rate of the backbone "
+              "(gatestream); what is new learns at rates of its own. Default: 1e-4.")] = None,
           freeze: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "First layers of MobileNetV2 that stay as they are (gatestream). Default: 7."))] = None,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0) -> None:

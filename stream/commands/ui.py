@@ -1,5 +1,6 @@
 """The command that opens the page."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,6 @@ def ui(model: ModelName = "gesture", engine: EngineName = "auto",
       gatestream ui --model mine.safetensors --port 8000
 
       gatestream ui --auth users --add-user ada, then gatestream ui --auth users --host 0.0.0.0"""
-    from importlib import import_module
-
     check_package("demo")
     if add_user is not None:
         if auth is None:

@@ -152,11 +152,10 @@ class ClipReport:
         kinds = sorted({segment.kind for segment in first.segments if segment.kind})
         answers = zip(first.truth_N, first.answers_N, strict=True)
         wrong = [f"{first.labels[truth]} as {first.labels[answer]}" for truth, answer in answers if truth != answer]
-        actions = self.actions()
         return {"clips": len(first.segments), "accuracy": self.accuracy(),
                 "by_kind": {kind: self.accuracy(kind) for kind in kinds}, "wrong": wrong,
                 "heads": {head: clips.as_json() for head, clips in self.heads.items()},
-                **({"actions": actions} if actions else {})}
+                **({"actions": actions} if (actions := self.actions()) else {})}
 
     def _pairs(self) -> list[HeadClips]:
         """Verb and noun of the clips that have both, row by row."""

@@ -49,10 +49,9 @@ def select(dataset: Dataset, contract: Contract, split: str | None = None, group
 
     translated = [translate(segment) for segment in segments]
     _check_labels(translated, contract, background)
-    return Selection(dataset.name, translated,
-                  {ours: tuple(dataset.heads[theirs]) for theirs, ours in heads.items()}, background,
-                  {ours: dataset.rare[theirs] for theirs, ours in heads.items() if dataset.rare.get(theirs)},
-                  Counter(problem.kind for problem in dataset.problems), tuple(groups))
+    return Selection(dataset.name, translated, {ours: tuple(dataset.heads[theirs]) for theirs, ours in heads.items()},
+                     background, {ours: rare for theirs, ours in heads.items() if (rare := dataset.rare.get(theirs))},
+                     Counter(problem.kind for problem in dataset.problems), tuple(groups))
 
 
 def held_out_groups(dataset: Dataset, contract: Contract, split: str | None = None) -> tuple[str, ...]:

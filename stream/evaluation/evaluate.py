@@ -1,5 +1,6 @@
 """All measurements of a model on a dataset, through the very path that live use takes."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ class EvaluationReport(NamedTuple):
             found["breakdown"] = breakdown
         found["dataset"] = {"name": self.selection.name, "problems": dict(self.selection.problems)}
         found["skipped"] = [{"what": what, "why": why} for what, why in self.skipped]
-        return dict(_without_nan(found))
+        return dict(json.loads(json.dumps(found), parse_constant=lambda _: None))  # NaN is null, as strict JSON has it
 
     def submit(self, path: Path, supervision: Sequence[int]) -> None:
         """Writes the EPIC-KITCHENS-100 submission of these clips. Raises as `write_submission` does."""
@@ -108,11 +109,3 @@ def _split_readable(paths: Sequence[Path], strict: bool) -> tuple[list[Path], li
                 raise
             bad.append((str(path), error.got))
     return good, bad
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and value != value else value

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -102,6 +101,5 @@ def _png(figure: Figure) -> bytes:
     raw = BytesIO()
     for axes in figure.axes:
         axes.tick_params(labelsize=8)
-    metadata: dict[str, Any] = {"Software": None}  # the same figures give the same bytes with any version
-    figure.savefig(raw, format="png", dpi=110, metadata=metadata)
+    figure.savefig(raw, format="png", dpi=110, metadata={"Software": None})  # the same bytes with any version
     return raw.getvalue()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.datasets import Media, Segment
-from engines.decoding.paths import image_number, is_image, natural_key
+from engines.decoding.paths import image_number, list_images
 from engines.synthetic import Simulation, distinct_stray
 from stream.evaluation.metrics import Truth
 from stream.frame import Frame, Image
@@ -25,7 +25,7 @@ def read_images(media: Media) -> Frames:
     """Every image of a recording with its time in it. Raises SourceError or UsageError where it cannot be read."""
     times: list[float | None] = []  # of a folder whose numbers are times: a missing image leaves a hole
     if media.rate is not None and media.first is not None and media.path.is_dir():
-        numbers = map(image_number, sorted(filter(is_image, media.path.iterdir()), key=natural_key))
+        numbers = map(image_number, list_images(media.path))
         times = [None if number is None else (number - media.first) / media.rate for number in numbers]
     with open_path(media.path, camera=CAMERA, fps=media.rate) as source:
         for item in source.frames():

@@ -83,7 +83,9 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
 
     before = trial(contract.events)
     assert before is not None
-    rules = list(dict.fromkeys([contract.events, *_rules(contract.events)]))
+    combinations = (dict(zip(VALUES, values, strict=True)) for values in product(*VALUES.values()))
+    changed = (contract.events.model_copy(update=values) for values in combinations)
+    rules = list(dict.fromkeys([contract.events, *(rule for rule in changed if rule.close_below <= rule.open_above)]))
     too_many = int(limit_per_hour * idle_s / 3600) + 1
     kept = [one for rule in rules if (one := trial(rule, too_many)) is not None and one.f1 > 0]
     if not kept:
@@ -96,8 +98,7 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
 
 def write_rule(model: str | Path, found: RuleSearch, data: Mapping[str, Any], out: Path) -> None:
     """Writes `model` with the chosen rule as the model file `out`; the provenance says on what data and with what
-    result it was chosen.
-    Raises UsageError for the file of a bundled model, SinkError where it cannot be written."""
+    result it was chosen. Raises UsageError for the file of a bundled model, SinkError where it cannot be written."""
     refuse_bundled(out)
     loaded = engines.load(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
@@ -109,13 +110,6 @@ def refuse_bundled(out: Path) -> None:
     """Raises UsageError where `out` is the file of a bundled model."""
     if out.exists() and any(out.samefile(path) for path in bundled().values()):
         raise UsageError(f"--out {out}, a bundled model", "a file of your own", "choose another name")
-
-
-def _rules(start: EventRule) -> Iterator[EventRule]:
-    for values in product(*VALUES.values()):
-        changed = EventRule(**{**start.model_dump(), **dict(zip(VALUES, values, strict=True))})
-        if changed.close_below <= changed.open_above:
-            yield changed
 
 
 def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:

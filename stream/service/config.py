@@ -1,8 +1,7 @@
 """The service's configuration: a TOML file, validated before anything starts.
 
 An empty file is a valid configuration. `python -m stream.service.config stream/service/README.md` renews the table of
-keys there.
-"""
+keys there."""
 
 import json
 import re
@@ -31,6 +30,11 @@ def _require(holds: Callable[[Any], bool], wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _key(default: Any, meaning: str, **limits: Any) -> Any:
+    """A key that may be left out; limits: as pydantic's `Field` has them."""
+    return Field(default, description=meaning, **limits)
+
+
 def _check_source(spec: str) -> str:
     if parse_scheme(spec) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", spec):
         raise ValueError("zmq://host:port of a publisher")
@@ -53,7 +57,6 @@ CameraName = Annotated[str, _require(lambda name: parse_camera_name(name) == nam
 Crop = Annotated[tuple[Share, Share, Share, Share], _require(
     lambda xywh: xywh[2] > 0 and xywh[3] > 0 and xywh[0] + xywh[2] <= 1 and xywh[1] + xywh[3] <= 1,
     "x, y, width, height of a part of the picture, as shares: [0.25, 0.0, 0.5, 1.0]")]
-Recording = Annotated[Path, _require(Path.exists, "a recording that is there")]
 KeyPath = tuple[str | int, ...]
 LIMIT_SIGNS = {"exclusiveMinimum": "&gt;", "minimum": "&ge;", "maximum": "&le;"}  # of a JSON schema, for Markdown
 TABLE_BEGINS, TABLE_ENDS = "<!-- keys, by python -m stream.service.config -->\n", "<!-- end of keys -->"
@@ -66,101 +69,85 @@ class _Table(BaseModel):
 class ReceiveConfig(_Table):
     """Sockets to which cameras connect. Quotas are each camera's."""
 
-    bind: tuple[Address, ...] = Field(("tcp://127.0.0.1:5555",), description=(
+    bind: tuple[Address, ...] = _key(("tcp://127.0.0.1:5555",), (
         "Addresses for imagezmq and NetGear (REQ) senders and `gatestream camera`, side by side."))
-    pair: tuple[Address, ...] = Field((), description="Addresses for NetGear's pattern 0 (PAIR), one sender each.")
-    sub: tuple[Address, ...] = Field((), description="Addresses for NetGear's pattern 2 (PUB).")
-    curve: bool = Field(False, description=(
-        "Only senders with a key in the folder `keys` may connect; see `gatestream keys`."))
-    keys: Path | None = Field(None, description=(
-        "Folder of keys; by default that of the user's configuration (`~/.config/gatestream/keys` on Linux)."))
-    addresses: tuple[str, ...] = Field((), description="Only senders at these IP addresses may connect; empty: all.")
-    unknown: bool = Field(True, description="Cameras that are not in this file may join.")
-    cameras: int = Field(256, ge=1, le=10_000, description="Largest number of cameras, those in this file included.")
-    staleness_ms: Staleness = Field(200.0, description=(
-        "A frame that waited longer than this for the engine is dropped."))
-    pace_ms: float = Field(0.0, ge=0, le=1000, description=(
-        "An answer waits until the engine takes its frame, at most this long, so that waiting senders slow down."))
-    tell: bool = Field(True, description=(
-        "imagezmq senders are answered with their camera's latest prediction, once there is one, instead of `OK`."))
-    max_message_mb: float = Field(32.0, gt=0, le=1024, description=(
-        "Largest message (MiB); the sender of a larger one is disconnected."))
-    max_frames_per_s: Positive = Field(120.0, description="Quota of messages per second.")
-    max_mb_per_s: Positive = Field(200.0, description="Quota of payload per second (MB).")
+    pair: tuple[Address, ...] = _key((), "Addresses for NetGear's pattern 0 (PAIR), one sender each.")
+    sub: tuple[Address, ...] = _key((), "Addresses for NetGear's pattern 2 (PUB).")
+    curve: bool = _key(False, "Only senders with a key in the folder `keys` may connect; see `gatestream keys`.")
+    keys: Path | None = _key(None, "Folder of keys; default: the user's own (`~/.config/gatestream/keys` on Linux).")
+    addresses: tuple[str, ...] = _key((), "Only senders at these IP addresses may connect; empty: all.")
+    unknown: bool = _key(True, "Cameras that are not in this file may join.")
+    cameras: int = _key(256, "Largest number of cameras, those in this file included.", ge=1, le=10_000)
+    staleness_ms: Staleness = _key(200.0, "A frame that waited longer than this for the engine is dropped.")
+    pace_ms: float = _key(0.0, "Longest wait of an answer for the engine, to slow its sender down.", ge=0, le=1000)
+    tell: bool = _key(True, "Answer imagezmq senders with their camera's latest prediction, if any, instead of `OK`.")
+    max_message_mb: float = _key(32.0, "Largest message (MiB); whoever sends a larger one is cut off.", gt=0, le=1024)
+    max_frames_per_s: Positive = _key(120.0, "Quota of messages per second.")
+    max_mb_per_s: Positive = _key(200.0, "Quota of payload per second (MB).")
 
 
 class CameraConfig(_Table):
     """A camera that is opened by the service, or whose settings differ from the others'."""
 
     name: CameraName = Field(description="As the camera calls itself: up to 64 printable characters.")
-    source: Annotated[str, AfterValidator(_check_source)] | None = Field(None, description=(
-        "Opened by the service, as by `gatestream run`: webcam number, rtsp://, zmq://host:port of a publisher, "
-        "file. Without it, the camera connects to the service."))
-    address: str | None = Field(None, description=(
-        "IP address of a sender that sends no name, or the only one that may use this name."))
-    colour: Literal["BGR", "RGB"] = Field("BGR", description=(
-        "Channel order of raw pixels whose header does not say it."))
-    crop: Crop | None = Field(None, description=(
-        "The part of the picture to use: x, y, width, height as shares of it."))
-    open_above: Share | None = Field(None, description=(
-        "Probability above which an event opens, instead of the model's."))
-    min_score: Share | None = Field(None, description=(
-        "Smallest score of an event that is reported, instead of the model's."))
-    staleness_ms: Staleness | None = Field(None, description="Instead of `receive.staleness_ms`.")
-    lost_after_s: Seconds = Field(20.0, description=(
-        "Without a frame for this long, the camera counts as gone and its events are closed."))
+    source: Annotated[str, AfterValidator(_check_source)] | None = _key(None, (
+        "Opened by the service, as by `gatestream run`: webcam number, rtsp://, zmq://host:port of a publisher, file. "
+        "Without it, the camera connects to the service."))
+    address: str | None = _key(None, "IP address of a sender without a name, or the only one that may use this name.")
+    colour: Literal["BGR", "RGB"] = _key("BGR", "Channel order of raw pixels whose header does not say it.")
+    crop: Crop | None = _key(None, "The part of the picture to use: x, y, width, height as shares of it.")
+    open_above: Share | None = _key(None, "Probability above which an event opens, instead of the model's.")
+    min_score: Share | None = _key(None, "Smallest score of an event that is reported, instead of the model's.")
+    staleness_ms: Staleness | None = _key(None, "Instead of `receive.staleness_ms`.")
+    lost_after_s: Seconds = _key(20.0, "After this long without a frame the camera has left: its events are closed.")
 
 
 class MqttConfig(_Table):
     """An MQTT broker."""
 
-    host: str = Field("localhost", description="Host of the broker.")
-    port: int = Field(1883, ge=1, le=65_535, description="Port of the broker.")
-    tls: bool = Field(False, description="Encrypt the connection, with the system's certificates.")
-    username: str | None = Field(None, description="Name to log in with.")
-    password_file: Path | None = Field(None, description="File that holds the password.")
-    topic: str = Field("gatestream", pattern=r"^[^+#\s/][^+#\s]*$", description="First level of all topics.")
-    discovery: str = Field("homeassistant", description="Home Assistant's discovery prefix; empty: no discovery.")
+    host: str = _key("localhost", "Host of the broker.")
+    port: int = _key(1883, "Port of the broker.", ge=1, le=65_535)
+    tls: bool = _key(False, "Encrypt the connection, with the system's certificates.")
+    username: str | None = _key(None, "Name to log in with.")
+    password_file: Path | None = _key(None, "File that holds the password.")
+    topic: str = _key("gatestream", "First level of all topics.", pattern=r"^[^+#\s/][^+#\s]*$")
+    discovery: str = _key("homeassistant", "Home Assistant's discovery prefix; empty: no discovery.")
 
 
 class ResultsConfig(_Table):
     """Where results go."""
 
-    log: Path | None = Field(None, description=(
-        "The event log, an SQLite file; without it events have no `id` and are not delivered again."))
-    publish: tuple[Address, ...] = Field((), description=(
-        "Addresses of a ZeroMQ publisher, with the topic `CAMERA/TYPE`."))
+    log: Path | None = _key(None, "The event log (SQLite); without it events have no `id` and are not delivered again.")
+    publish: tuple[Address, ...] = _key((), "Addresses of a ZeroMQ publisher, with the topic `CAMERA/TYPE`.")
     mqtt: MqttConfig | None = None
-    jsonl: Path | None = Field(None, description="A file of JSON lines, appended to.")
-    webhook: str | None = Field(None, pattern=r"^https?://\S+$", description=(
-        "An HTTP address to which every closed event is posted."))
+    jsonl: Path | None = _key(None, "A file of JSON lines, appended to.")
+    webhook: str | None = _key(None, "HTTP address to which every closed event is posted.", pattern=r"^https?://\S+$")
 
 
 class ClipsConfig(_Table):
     """A video of every event, made from the pictures as cameras sent them."""
 
     folder: Path = Field(description="Folder of the videos.")
-    before_s: Pause = Field(2.0, description="Seconds shown before the event.")
-    after_s: Pause = Field(2.0, description="Seconds shown after it.")
-    most_s: float = Field(60.0, gt=0, le=600, description="Longest video, counted from the event's start.")
-    keep_days: Positive = Field(30.0, description="Older videos are deleted.")
-    keep_mb: Positive = Field(10_000.0, description="The oldest videos beyond this size of all (MB) are deleted.")
+    before_s: Pause = _key(2.0, "Seconds shown before the event.")
+    after_s: Pause = _key(2.0, "Seconds shown after it.")
+    most_s: float = _key(60.0, "Longest video, counted from the event's start.", gt=0, le=600)
+    keep_days: Positive = _key(30.0, "Older videos are deleted.")
+    keep_mb: Positive = _key(10_000.0, "The oldest videos beyond this size of all (MB) are deleted.")
 
 
 class PromotionConfig(_Table):
     """What a new model has to do before it replaces the running one."""
 
-    recording: Recording = Field(description=(
+    recording: Annotated[Path, _require(Path.exists, "a recording that is there")] = Field(description=(
         "A recording that `gatestream run` takes, in which it has to find the events that the running model finds."))
-    f1: Share = Field(0.9, description="Smallest F1 of that comparison.")
+    f1: Share = _key(0.9, "Smallest F1 of that comparison.")
 
 
 class HealthConfig(_Table):
     """The pages /health and /metrics."""
 
-    bind: str | None = Field("127.0.0.1:9155", pattern=r"^[^\s/]+:\d{1,5}$", description="host:port of the pages.")
-    pictures: bool | None = Field(None, description=(
-        "Also serve cameras' pictures and records there; by default only where `bind` is this machine's own address."))
+    bind: str | None = _key("127.0.0.1:9155", "host:port of the pages.", pattern=r"^[^\s/]+:\d{1,5}$")
+    pictures: bool | None = _key(None, "Serve cameras' pictures and records, too; default: at a loopback `bind` only.")
 
     @property
     def serves_pictures(self) -> bool:
@@ -172,19 +159,18 @@ class HealthConfig(_Table):
 class ClusterConfig(_Table):
     """Workers of `gatestream serve --cluster`."""
 
-    address: str | None = Field(None, description=(
-        "Address of a running Ray cluster; by default one is started on this machine."))
-    workers: int | None = Field(None, ge=1, le=10_000, description=(
-        "Number of workers; by default one for each GPU, or without GPUs one for each `cores` cores."))
-    cores: int = Field(2, ge=1, le=1024, description="Cores of each worker.")
+    address: str | None = _key(None, "Address of a running Ray cluster; by default one is started on this machine.")
+    workers: int | None = _key(None, (
+        "Number of workers; by default one for each GPU, or without GPUs one for each `cores` cores."), ge=1, le=10_000)
+    cores: int = _key(2, "Cores of each worker.", ge=1, le=1024)
 
 
 class Config(_Table):
     """The whole file."""
 
-    model: str = Field("gesture", description="A bundled model's name or a model file.")
-    engine: str = Field("auto", description="As of `gatestream run --engine`.")
-    models: tuple[Path, ...] = Field((), description="Folders from which a running service may take another model.")
+    model: str = _key("gesture", "A bundled model's name or a model file.")
+    engine: str = _key("auto", "As of `gatestream run --engine`.")
+    models: tuple[Path, ...] = _key((), "Folders from which a running service may take another model.")
     gate: PromotionConfig | None = None
     receive: ReceiveConfig = ReceiveConfig()
     camera: tuple[CameraConfig, ...] = ()
@@ -265,8 +251,7 @@ def key_table() -> str:
 
 def renew_table(text: str) -> str:
     """The text of a README with the present table of keys between its marks."""
-    before, _, rest = text.partition(TABLE_BEGINS)
-    return f"{before}{TABLE_BEGINS}{key_table()}{TABLE_ENDS}{rest.partition(TABLE_ENDS)[2]}"
+    return re.sub(f"(?<={TABLE_BEGINS}).*(?={TABLE_ENDS})", lambda _: key_table(), text, flags=re.DOTALL)
 
 
 def _rows(table: dict[str, Any], tables: dict[str, Any], prefix: str) -> Iterator[tuple[str, ...]]:

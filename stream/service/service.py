@@ -4,8 +4,7 @@
     camera processes ──►     └──► Outbox (thread) ──► log, publisher, webhook, videos, ...
 
 The worker's process may crash or hang: it is started again, a gap is reported for each camera, and no sender notices.
-With another model a second process is started beside it, and takes over once it is ready and has passed `promotion`.
-"""
+With another model a second process is started beside it, and takes over once it is ready and has passed `promotion`."""
 
 import logging
 import os
@@ -57,8 +56,7 @@ class Service:
             service.run(stop)                 # until the event `stop` is set
 
     sinks: get results beside those of the configuration. Raises UsageError, ModelError, SourceError, SinkError when it
-    cannot start.
-    """
+    cannot start."""
 
     def __init__(self, config: Config, sinks: Sequence[ResultSink] = ()) -> None:
         self.config = config
@@ -84,10 +82,8 @@ class Service:
             self.receiver = Receiver(config, lambda records: self.outbox.put(records), context,
                                      self._auth.secure if self._auth else lambda socket: None, recent=recent)
             metrics = Metrics(self.state)
-            sinks = [*sinks, metrics]
             live_feed = LiveFeed(recent, self.receiver.limits) if config.health.serves_pictures else None
-            if live_feed is not None:
-                sinks.append(live_feed)
+            sinks = [*sinks, metrics, *([live_feed] if live_feed else [])]
             if config.clips is not None:
                 recorder = ClipRecorder(config.clips, self.receiver.call_soon, recent, self.receiver.limits)
                 self.receiver.on_frame, self.receiver.on_poll = recorder.on_frame, recorder.flush
@@ -117,7 +113,6 @@ class Service:
 
     def run(self, stop: threading.Event, changed: Callable[[], Config | None] = lambda: None) -> None:
         """Keeps the processes alive until `stop` is set, and takes the configurations that `changed` returns.
-
         Raises EngineError when the engine cannot start at all, and what ended the receiver's thread."""
         while not stop.wait(PERIOD_S):
             if (config := changed()) is not None:
@@ -145,8 +140,7 @@ class Service:
         log.info("the configuration was read again: %d cameras in it", len(taken.camera))
 
     def _copy_of(self, model: Model) -> Model:
-        """A model from a copy of its file that is ours: whatever becomes of the file, a crashed worker's process is
-        replaced by the same."""
+        """A model from a copy of its file that is ours: a crashed worker's place is taken by the same model."""
         assert model.path is not None
         copy = Path(self._folder) / f"{model.digest}.safetensors"
         shutil.copyfile(model.path, copy)
@@ -188,9 +182,7 @@ class Service:
 
     def _end_candidate(self) -> None:
         if self._candidate is not None:
-            _, process, _ = self._candidate
-            process.kill()
-            process.wait()
+            wait_or_kill(self._candidate[1], 0.0)
             self._candidate = None
 
     def supervise(self) -> None:
@@ -210,8 +202,7 @@ class Service:
         patience_s = HANGS_AFTER_S if self._ready and len(self.receiver.scheduler) else BUILDS_FOR_S
         if code is None and now - max(self._started_at, self.receiver.worker.last_at) > patience_s:
             log.error("the engine's process hangs: ending it")
-            worker.kill()
-            code = worker.wait()
+            code = wait_or_kill(worker, 0.0)
         if code is None:
             return
         if code == 2 or (not self.receiver.worker.was_ready and self._deaths >= 2):
@@ -245,16 +236,14 @@ class Service:
 
     def state(self) -> dict[str, Any]:
         """The service's state, as /health shows it."""
-        now = time.monotonic()
-        log_path, clips = self.config.results.log, self.config.clips
+        now, log_path, clips = time.monotonic(), self.config.results.log, self.config.clips
         return {"healthy": self._worker is not None and self._ready and self._fault is None,
                 "model": self._model.contract.name,
                 "background": self._model.contract.background, "engine": self.receiver.worker.engine,
                 "log": log_path and str(log_path.resolve()), "clips_folder": clips and str(clips.folder.resolve()),
                 "cameras": {name: self._camera_state(session, now)
                             for name, session in dict(self.receiver.sessions).items()},
-                "refused": dict(self.receiver.refused),
-                "results": dict(self.outbox.counts), "clips": dict(self._clips),
+                "refused": dict(self.receiver.refused), "results": dict(self.outbox.counts), "clips": dict(self._clips),
                 "waiting": len(self.receiver.scheduler), "engine_restarts": self.restarts,
                 "memory_bytes": resident_bytes(os.getpid()) + (resident_bytes(self._worker.pid) if self._worker else 0)}
 

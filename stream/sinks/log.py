@@ -38,12 +38,6 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
-_FROM_1 = f"""
-BEGIN IMMEDIATE;
-ALTER TABLE events ADD COLUMN announced INTEGER NOT NULL DEFAULT 1;
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
 _INSERT = ("INSERT INTO events (run, camera, head, label, started_at, ended_at, score, announced)"
            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
 _INSERT_GAP = "INSERT INTO gaps (run, camera, at, seconds, action) VALUES (?, ?, ?, ?, ?)"
@@ -104,8 +98,7 @@ class EventLog(Sink):
 
     def append(self, events: Sequence[Event], gaps: Sequence[Gap] = (), delivered: Sequence[int] = ()) -> list[int]:
         """Commits events that are still to be delivered, and gaps; returns the numbers of the events in this file.
-        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError; nothing is written
-        then."""
+        delivered: numbers of events to mark as delivered in the same transaction. Raises SinkError, with all undone."""
         assert self._db is not None
         with sink_errors("writing", self.path), self._db:  # commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")
@@ -143,17 +136,15 @@ def read_events(path: str | Path, *, label: str | None = None, camera: str | Non
     label, camera, head: exactly this one; since, until: events that overlap this time (seconds, as in captured_at);
     min_score: at least this; run: number of one run, -1 the latest; newest: at most so many, those logged last.
     Raises UsageError for a missing file or run, SinkError for a file that is no event log."""
-    rules = [("label = ?", label), ("camera = ?", camera), ("head = ?", head), ("ended_at >= ?", since),
-             ("started_at <= ?", until), ("score >= ?", min_score)]
-    if run is not None:
-        rules.append(("run = ?", find_run(path, run).id))
-    used = [(rule, value) for rule, value in rules if value is not None]
-    where = " AND ".join(rule for rule, _ in used) or "1"
+    rules = {"label = ?": label, "camera = ?": camera, "head = ?": head, "ended_at >= ?": since,
+             "started_at <= ?": until, "score >= ?": min_score,
+             "run = ?": None if run is None else find_run(path, run).id}
+    used = {rule: value for rule, value in rules.items() if value is not None}
+    where = " AND ".join(used) or "1"
     with _open_to_read(path) as db:
         identity = _identity(db)
         rows = db.execute(f"SELECT id, run, {_EVENT} FROM (SELECT * FROM events WHERE {where} ORDER BY id DESC LIMIT ?)"
-                          " ORDER BY run, started_at, id", [*(value for _, value in used),
-                                                            -1 if newest is None else newest])
+                          " ORDER BY run, started_at, id", [*used.values(), -1 if newest is None else newest])
         return [LoggedEvent(f"{identity}-{number}", in_run, Event(*[*values, False]))
                 for number, in_run, *values in rows]
 
@@ -175,9 +166,8 @@ def clip_name(id: str, camera: str, label: str) -> str:
 def read_runs(path: str | Path) -> list[Run]:
     """The runs of a log, oldest first. Raises as `read_events` does."""
     with _open_to_read(path) as db:
-        return list(map(Run._make, db.execute(
-            "SELECT id, started, model, source, coalesce(origin, started),"
-            " (SELECT count(*) FROM events WHERE run = runs.id) FROM runs ORDER BY id")))
+        return [Run(*row) for row in db.execute("SELECT id, started, model, source, coalesce(origin, started), (SELECT "
+                                                "count(*) FROM events WHERE run = runs.id) FROM runs ORDER BY id")]
 
 
 def find_run(path: str | Path, run: int) -> Run:
@@ -207,7 +197,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             if _pragma(db, "application_id") != APPLICATION_ID:  # else another process made them first
                 raise
     if _pragma(db, "application_id") == APPLICATION_ID and _pragma(db, "user_version") == 1:
-        db.executescript(_FROM_1)
+        db.executescript("BEGIN IMMEDIATE; ALTER TABLE events ADD COLUMN announced INTEGER NOT NULL DEFAULT 1;"
+                         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     _check(db, path)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")  # in WAL mode NORMAL may lose the last commits with the power

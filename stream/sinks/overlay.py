@@ -41,8 +41,7 @@ class OverlayState:
         """Takes the records of one camera frame, and the frame for its time."""
         if frame is not None:
             self.captured_at = frame.captured_at
-            if self.origin is None:
-                self.origin = frame.captured_at
+            self.origin = frame.captured_at if self.origin is None else self.origin
         for record in records:
             if isinstance(record, Prediction):
                 self.prediction = record

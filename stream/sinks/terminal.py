@@ -98,8 +98,7 @@ class TerminalView(Sink):
             head = f"{_printable(name)}  " if len(prediction.heads) > 1 else ""
             room = max(1, rows // len(prediction.heads) - 3)
             lines += [self._headline(head, self.state.open.get(name)),
-                      *self._bars(scores.window[:room], dict(scores.now), wide)]
-            lines.append(Text())
+                      *self._bars(scores.window[:room], dict(scores.now), wide), Text()]
         return Group(*lines[:-1])
 
     def _headline(self, head: str, event: Event | None) -> Text:
@@ -175,8 +174,7 @@ class TerminalView(Sink):
 
     def _line(self, record: Record) -> None:
         if isinstance(record, Event) and not record.open:
-            line = (f"{self._span(record)}  {record.label}  {record.score:.2f}  ({record.head}, "
-                    f"camera {record.camera})")
+            line = f"{self._span(record)}  {record.label}  {record.score:.2f}  ({record.head}, camera {record.camera})"
         elif isinstance(record, Gap):
             line = f"{self._time(record.at)}  gap of {record.seconds:.1f} s: {record.action}  (camera {record.camera})"
         else:

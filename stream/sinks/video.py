@@ -72,9 +72,8 @@ class AnnotatedVideo(Sink):
         if place < self._written:
             return
         self._check_space()
-        if self._shown is not None:
-            for _ in range(self._written, place):
-                self._put(self._shown)
+        while self._shown is not None and self._written < place:
+            self._put(self._shown)
         self._shown = draw(_fit(frame.image_bgr, self._size_hw), self._state)
         self._put(self._shown)
 

@@ -180,5 +180,4 @@ class FeatureExtractor:
 
 def _features(ticks: Sequence[_Tick]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features [T, D] and window descriptors [T, D] at each tick."""
-    return (np.array([scores.features_D for _, scores in ticks]),
-            np.array([scores.descriptor_D for _, scores in ticks]))
+    return np.array([scores.features_D for _, scores in ticks]), np.array([scores.descriptor_D for _, scores in ticks])

@@ -1,7 +1,6 @@
 """How many cameras this machine serves: a service, as many simulated cameras as asked for, and a subscriber to results.
 
-    send (a process) ──JPEGs──► gatestream serve ──predictions──► measure
-"""
+    send (a process) ──JPEGs──► gatestream serve ──predictions──► measure"""
 
 import asyncio
 import json
@@ -97,14 +96,10 @@ def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str 
         sub.linger = sub.rcvhwm = 0
         sub.subscribe(b"")
         sub.connect(f"ipc://{folder}/results")
-        senders = stack.enter_context(subprocess.Popen([sys.executable, "-m", "stream.service.bench.load"],
-                                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        request = json.dumps({"address": f"ipc://{folder}/cameras", "cameras": cameras, "rate": rate, "churn": churn})
+        senders = stack.enter_context(subprocess.Popen(
+            [sys.executable, "-m", "stream.service.bench.load", request], stdout=subprocess.PIPE, text=True))
         stack.callback(senders.kill)
-        assert senders.stdin is not None
-        assert senders.stdout is not None
-        senders.stdin.write(json.dumps({"address": f"ipc://{folder}/cameras", "cameras": cameras, "rate": rate,
-                                        "churn": churn}))
-        senders.stdin.close()
         monitor = _Monitor(sub, health, service.pid, contract)
         monitor.wait(lambda: len(monitor.joined) == cameras, READY_WITHIN_S)
         monitor.wait(lambda: False, WARM_UP_S)
@@ -112,7 +107,7 @@ def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str 
         monitor.wait(lambda: False, seconds)
         load = monitor.report(cameras, rate)
         senders.terminate()
-        return replace(load, late=int(senders.stdout.read() or 0))
+        return replace(load, late=int(senders.communicate()[0] or 0))
 
 
 class _Monitor:
@@ -172,10 +167,9 @@ class _Monitor:
         counts = self._predictions.values()
         held = sum(largest - first for first, largest in self._held.values())
         return Load(cameras, rate, seconds, int(seconds * min(rate, self._rate)), min(counts), max(counts), held,
-                    max(0, self._missing - held), self._latency.summary(),
-                    dict(+dropped), 0, self._resident_mb[-1],
-                    slope_mb_per_minute(self._times, self._resident_mb),
-                    (self._descriptors, _descriptors(self._pid)), (_cpu_seconds(self._pid) - self._cpu_s) / seconds)
+                    max(0, self._missing - held), self._latency.summary(), dict(+dropped), 0, self._resident_mb[-1],
+                    slope_mb_per_minute(self._times, self._resident_mb), (self._descriptors, _descriptors(self._pid)),
+                    (_cpu_seconds(self._pid) - self._cpu_s) / seconds)
 
 
 @contextmanager
@@ -197,18 +191,15 @@ def _service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 
 def _family(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Processor time that a process and its children have used."""
     stats = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in _family(pid)]
     return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def _descriptors(pid: int) -> int:
-    """Open file descriptors of a process and its children."""
     return sum(len(os.listdir(f"/proc/{one}/fd")) for one in _family(pid))
 
 
@@ -223,8 +214,7 @@ def render_jpegs() -> list[bytes]:
 
 
 async def send(address: str, cameras: int, rate: float, churn: bool) -> None:
-    """Sends `rate` pictures a second from each camera until SIGTERM; then prints how many were late. churn: cameras
-    leave and come back."""
+    """Sends `rate` pictures a second from each camera until SIGTERM; prints how many were late. churn: they leave."""
     jpegs, rng, late, started_at = render_jpegs(), random.Random(0), Counter[int](), time.monotonic()
 
     async def play(k: int) -> None:
@@ -263,4 +253,4 @@ async def send(address: str, cameras: int, rate: float, churn: bool) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(send(**json.load(sys.stdin)))
+    asyncio.run(send(**json.loads(sys.argv[1])))

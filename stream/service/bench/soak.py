@@ -16,9 +16,7 @@ WARM_UP = 0.2  # share of the run in which memory may still grow
 
 
 def soak(model: str, minutes: float, engine: str) -> str:
-    """Runs `minutes` of simulated stream; samples memory once a stream second; says what was measured.
-
-    Raises UsageError off Linux."""
+    """Simulates `minutes` of stream; says how memory, sampled each second of it, grew. Raises UsageError off Linux."""
     if not resident_bytes(os.getpid()):
         raise UsageError(f"a memory watch on {sys.platform}", "Linux", "leave --soak out here")
     times: list[float] = []
@@ -26,13 +24,11 @@ def soak(model: str, minutes: float, engine: str) -> str:
     predictions = 0
     source = open_source(f"sim://gestures?realtime=0&seconds={60 * minutes}", camera="soak")
     with Recognizer.open(model, engine=engine, slots=1) as recognizer, source:
-        for item in source.frames():
-            if not isinstance(item, Frame):
-                continue
-            items = recognizer.push(item.image_bgr, item.captured_at, "soak")
+        for frame in (item for item in source.frames() if isinstance(item, Frame)):
+            items = recognizer.push(frame.image_bgr, frame.captured_at, "soak")
             predictions += sum(isinstance(one, Prediction) for one in items)
-            if item.captured_at >= len(times):
-                times.append(item.captured_at)
+            if frame.captured_at >= len(times):
+                times.append(frame.captured_at)
                 resident.append(resident_bytes(os.getpid()) / 2**20)
     return (f"{times[-1] / 60:.1f} minutes of stream, {predictions} predictions: {resident[-1]:.0f} MB resident "
             f"(largest {max(resident):.0f}), growing {slope_mb_per_minute(times, resident):+.3f} MB a minute")

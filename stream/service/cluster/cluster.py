@@ -3,8 +3,7 @@
     cameras ──► workers (open their cameras) ──results──► head ──► log, publisher, webhook, ...
 
 Only configurations and results travel through Ray, never a frame. A camera stays with its worker, which has its state;
-when a worker dies a gap is reported for each of its cameras, the others open them, and another worker is started.
-"""
+when a worker dies a gap is reported for each of its cameras, the others open them, and another worker is started."""
 
 import logging
 import os
@@ -43,7 +42,7 @@ class _Worker:
     actor: Any
     number: int
     call: Any  # that is under way, a Ray reference
-    joined: bool = False  # it has room and a machine
+    serving: Any = None  # the call that its service runs in, once there is room and a machine for it
     received: int = 0  # results from it
     state: dict[str, Any] | None = None
 
@@ -54,8 +53,7 @@ class Cluster:
         with Cluster(config) as cluster:
             cluster.run(stop)
 
-    Raises UsageError without Ray, or for a camera that no worker can open; EngineError when no worker can be started.
-    """
+    Raises UsageError without Ray, or for a camera that no worker can open; EngineError when none can be started."""
 
     def __init__(self, config: Config) -> None:
         _check_supported(config)
@@ -83,7 +81,7 @@ class Cluster:
         for _ in range(count):
             self._start_worker()
         until = time.monotonic() + STARTS_WITHIN_S
-        while not all(worker.joined for worker in self._workers.values()):
+        while not all(worker.serving for worker in self._workers.values()):
             self.collect(WAIT_S)
             if time.monotonic() > until:
                 raise EngineError(f"no room for {count} workers in the cluster",
@@ -120,7 +118,7 @@ class Cluster:
 
     def collect(self, wait_s: float) -> None:
         """Takes the results that come within a time."""
-        names = {worker.call: name for name, worker in self._workers.items()}
+        names = {call: name for name, worker in self._workers.items() for call in (worker.serving, worker.call) if call}
         ready, _ = self._ray.wait(list(names), num_returns=1, timeout=wait_s) if names else ([], [])
         for call in ready:
             name = names[call]
@@ -130,9 +128,9 @@ class Cluster:
             except Exception as error:  # whatever a worker dies of, the others go on
                 self._on_lost(name, worker, error)
                 continue
-            if worker.joined:
+            if worker.serving:
                 records, worker.state = answer
-                self._served = self._served or bool(worker.state and worker.state["healthy"])
+                self._served |= bool(worker.state and worker.state["healthy"])
                 worker.received += len(records)
                 self.outbox.put(records)
             else:
@@ -147,9 +145,8 @@ class Cluster:
 
     def _on_joined(self, name: str, worker: _Worker, host: str, pid: int) -> None:
         """Gives a new worker the cameras that no other has."""
-        worker.joined = True
         self._placement.join(name)
-        worker.actor.start.remote(self._config_for(name), self._core_group(worker.number))
+        worker.serving = worker.actor.serve.remote(self._config_for(name), self._core_group(worker.number))
         log.info("%s is started on %s (process %d)", name, host, pid)
 
     def _core_group(self, number: int) -> list[int]:
@@ -169,7 +166,7 @@ class Cluster:
         if not self._served and self._lost >= DEATHS:
             raise EngineError(f"{self._lost} workers that died before any of them served ({error})", "one that serves",
                               "see its messages above, and `gatestream doctor` on its machine") from error
-        cameras, changed = self._placement.lose(name) if worker.joined else ([], set())
+        cameras, changed = self._placement.lose(name) if worker.serving else ([], set())
         at = time.time()
         self.outbox.put([Gap(camera, at, 0.0, ENGINE_RESTARTED).as_json() for camera in cameras])
         self._configure(changed)
@@ -190,12 +187,11 @@ class Cluster:
         states = {name: worker.state for name, worker in dict(self._workers).items() if worker.state is not None}
         cameras = {camera: {**facts, "worker": name} for name, state in states.items()
                    for camera, facts in state["cameras"].items() if camera in self._placement.cameras(name)}
-        refused: Counter[str] = Counter()
-        for state in states.values():
-            refused.update(state["refused"])
         return {"healthy": bool(states) and all(state["healthy"] for state in states.values()),
                 "model": self._model, "engine": ", ".join(sorted({state["engine"] for state in states.values()})),
-                "cameras": cameras, "refused": dict(refused), "results": dict(self.outbox.counts), "clips": {},
+                "cameras": cameras,
+                "refused": dict(sum((Counter(state["refused"]) for state in states.values()), Counter[str]())),
+                "results": dict(self.outbox.counts), "clips": {},
                 "waiting": sum(state["waiting"] for state in states.values()),
                 "engine_restarts": self._lost + sum(state["engine_restarts"] for state in states.values()),
                 "memory_bytes": sum(state["memory_bytes"] for state in states.values()),
@@ -203,8 +199,9 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         """Ends all workers, and delivers what they still had."""
-        last = {worker.actor.stop.remote(worker.received): name for name, worker in self._workers.items()
-                if worker.joined}
+        last = {worker.serving: name for name, worker in self._workers.items() if worker.serving}
+        for name in last.values():
+            self._workers[name].actor.stop.remote(self._workers[name].received)
         ready, _ = self._ray.wait(list(last), num_returns=len(last), timeout=STOPS_WITHIN_S) if last else ([], [])
         for call in ready:
             try:

@@ -16,13 +16,32 @@ from stream.service.service import Service
 WAITS_S = 0.5  # for results, where there are none
 
 
-class ResultBuffer(ResultSink):
-    """Keeps results until the head has them; predictions beyond PREDICTIONS are dropped. For any thread."""
+class Node(ResultSink):
+    """A Ray actor that runs a service, and keeps its results until the head has them; predictions beyond PREDICTIONS
+    are dropped. Its methods may be called from several threads."""
 
     def __init__(self) -> None:
         self._records: deque[JsonRecord] = deque()
         self._first = 0  # number of the first that is kept
-        self._changed = threading.Condition()
+        self._changed, self._stop = threading.Condition(), threading.Event()
+        self._configs: queue.SimpleQueue[Config] = queue.SimpleQueue()
+        self._service: Service | None = None
+
+    def where(self) -> tuple[str, int]:
+        """The machine's name, and this process's number on it."""
+        return socket.gethostname(), os.getpid()
+
+    def serve(self, config: str, cores: Sequence[int] = ()) -> list[JsonRecord]:
+        """Serves a configuration (JSON) until `stop`; returns what was not collected. cores: to run on; empty: all."""
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
+        with log_to_stderr(), Service(_worker_config(config), sinks=[self]) as self._service:
+            self._service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
+        return list(self._records)
+
+    def configure(self, config: str) -> None:
+        """Takes another configuration (JSON)."""
+        self._configs.put(_worker_config(config))
 
     def write(self, records: Sequence[JsonRecord]) -> None:
         with self._changed:
@@ -30,67 +49,23 @@ class ResultBuffer(ResultSink):
                                  if record["type"] != "prediction" or len(self._records) < PREDICTIONS)
             self._changed.notify_all()
 
-    def collect(self, received: int, wait_s: float = WAITS_S) -> list[JsonRecord]:
-        """All from number `received` on, once there are some or the time is over; those before it are dropped."""
+    def collect(self, received: int) -> tuple[list[JsonRecord], dict[str, Any] | None]:
+        """Results from number `received` on, once there are some or the time is over, and the state of the service."""
         with self._changed:
-            while self._first < received and self._records:
-                self._records.popleft()
-                self._first += 1
-            self._changed.wait_for(lambda: bool(self._records), wait_s)
-            return list(self._records)
+            self._drop(received)
+            self._changed.wait_for(lambda: bool(self._records), WAITS_S)
+            return list(self._records), None if self._service is None else self._service.state()
 
-
-class Node:
-    """A Ray actor that runs a service. Its methods may be called from several threads; `start` comes first."""
-
-    def __init__(self) -> None:
-        self._buffer = ResultBuffer()
-        self._configs: queue.SimpleQueue[Config] = queue.SimpleQueue()
-        self._started, self._stop = threading.Event(), threading.Event()
-        self._fault: BaseException | None = None
-        self._thread: threading.Thread | None = None
-        self._service: Service | None = None
-
-    def where(self) -> tuple[str, int]:
-        """The machine's name, and this process's number on it."""
-        return socket.gethostname(), os.getpid()
-
-    def start(self, config: str, cores: Sequence[int] = ()) -> None:
-        """Serves the cameras of a configuration (JSON). cores: those to run on, all if empty."""
-        self._thread = threading.Thread(target=self._run, args=(config, cores), name="service", daemon=True)
-        self._thread.start()
-
-    def configure(self, config: str) -> None:
-        """Takes another configuration (JSON)."""
-        self._configs.put(_worker_config(config))
-
-    def collect(self, received: int) -> tuple[list[JsonRecord], dict[str, Any]]:
-        """Results from number `received` on, and the state of the service. Raises what the service died of."""
-        self._started.wait()
-        records = self._buffer.collect(received)
-        if self._fault is not None:
-            raise self._fault
-        assert self._service is not None
-        return records, self._service.state()
-
-    def stop(self, received: int) -> list[JsonRecord]:
-        """Ends the service; the results from number `received` on."""
+    def stop(self, received: int) -> None:
+        """Has `serve` end; results before number `received` were collected."""
+        with self._changed:
+            self._drop(received)
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        return self._buffer.collect(received, 0.0)
 
-    def _run(self, config: str, cores: Sequence[int]) -> None:
-        try:
-            if cores and hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
-            with log_to_stderr(), Service(_worker_config(config), sinks=[self._buffer]) as self._service:
-                self._started.set()
-                self._service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
-        except BaseException as error:
-            self._fault = error
-        finally:
-            self._started.set()
+    def _drop(self, received: int) -> None:
+        while self._first < received and self._records:
+            self._records.popleft()
+            self._first += 1
 
 
 def _worker_config(config: str) -> Config:

@@ -9,8 +9,7 @@ class Placement:
     lost. Belongs to the head's thread."""
 
     def __init__(self) -> None:
-        self.unassigned: list[str] = []
-        """Cameras that no worker has: there is none."""
+        self.unassigned: list[str] = []  # cameras, while there is no worker
         self._cameras: dict[str, list[str]] = {}  # of each worker
 
     def cameras(self, worker: str) -> list[str]:

@@ -1,7 +1,6 @@
 """A video of every event, with what came before and after it, made from the messages as cameras sent them.
 
-    event opens ──► its frames are kept, those of the last seconds too ──► event closes, `after_s` later ──► H.264
-"""
+    event opens ──► its frames are kept, those of the last seconds too ──► event closes, `after_s` later ──► H.264"""
 
 import logging
 import math
@@ -46,11 +45,9 @@ class _Clip:
 
 class ClipRecorder(ResultSink):
     """Collects the frames of events undecoded, and decodes and writes them in a thread of its own.
-
     call_soon: has the receiver's thread call a function; recent: what that thread keeps of all cameras. `on_frame` and
     `flush` are the receiver's thread's, `write` and `close` those of the results' thread. A video that is being written
-    is called NAME.part; what cannot be written is counted in `counts`, and costs that video.
-    """
+    is called NAME.part; what cannot be written is counted in `counts`, and costs that video."""
 
     def __init__(self, settings: ClipsConfig, call_soon: Callable[[Callable[[], None]], None], recent: RecentFrames,
                  limits: Limits, steady: Callable[[], float] = time.monotonic,
@@ -110,8 +107,6 @@ class ClipRecorder(ResultSink):
 
     def flush(self) -> None:
         """Hands complete videos to the thread that writes them."""
-        if not self._closed:
-            return
         now = self._steady()
         complete = [clip for clip in self._closed
                     if now >= clip.due or (clip.frames and clip.frames[-1].captured_at >= clip.ends_at)]

@@ -3,8 +3,7 @@
     /metrics              for Prometheus
     /health               a JSON object; status 503 while the service is not healthy
     /cameras/NAME.jpg     a camera's newest picture
-    /cameras/NAME/live    its records as they come, an array of them a line
-"""
+    /cameras/NAME/live    its records as they come, an array of them a line"""
 
 import json
 import re
@@ -46,8 +45,7 @@ class Metrics(Collector, ResultSink):
     """The service's state as Prometheus metrics, read when asked, and histograms of the latency of results."""
 
     def __init__(self, state: Callable[[], dict[str, Any]]) -> None:
-        self.state = state
-        self.registry = CollectorRegistry()
+        self.state, self.registry = state, CollectorRegistry()
         self._latency = Histogram("gatestream_latency_seconds", "From a message's arrival to its prediction, by part",
                                   ["part"], buckets=LATENCY_S, registry=self.registry)
         self.registry.register(self)
@@ -86,7 +84,6 @@ class Metrics(Collector, ResultSink):
 @contextmanager
 def serve_health(bind: str | None, metrics: Metrics, live_feed: LiveFeed | None = None) -> Iterator[str | None]:
     """Serves the pages at an address, if there is one, in threads of its own; gives the address with its port.
-
     live_feed: of cameras, where they may be looked at. Raises SourceError for an address that is taken."""
     if bind is None:
         yield None

@@ -25,11 +25,9 @@ class LiveFeed(ResultSink):
     def picture(self, camera: str) -> bytes | None:
         """The newest picture as a JPEG; None where there is none that can be shown."""
         frame = self._recent.newest.get(camera)
-        if frame is None:
-            return None
-        if frame.message.encoding == "jpeg":
+        if frame is not None and frame.message.encoding == "jpeg":
             return frame.message.payload
-        image = frame.image(self._limits)
+        image = None if frame is None else frame.image(self._limits)
         return None if image is None else bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
     def follow(self, camera: str) -> Iterator[list[JsonRecord]]:

@@ -3,8 +3,7 @@
     gatestream/<camera>/prediction, .../event, .../gap     the JSON objects of --json
     gatestream/<camera>/now/<head>                          label of the open event, `idle` without one; retained
     gatestream/status                                      online or offline; retained; also the broker's last will
-    homeassistant/sensor/gatestream_<camera>_<head>/config  makes a sensor of `now`; retained
-"""
+    homeassistant/sensor/gatestream_<camera>_<head>/config  makes a sensor of `now`; retained"""
 
 import json
 import logging
@@ -42,8 +41,7 @@ class MqttSink(ResultSink):
             self._client.tls_set()
         self._status = f"{settings.topic}/status"
         self._client.will_set(self._status, "offline", qos=1, retain=True)
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
+        self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
         self._client.connect_async(settings.host, settings.port)
         self._client.loop_start()
 

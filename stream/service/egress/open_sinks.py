@@ -13,8 +13,7 @@ from stream.sinks.log import EventLog
 
 def open_sinks(config: Config, model: str, context: zmq.Context[zmq.Socket[bytes]], stack: ExitStack,
                others: Sequence[ResultSink] = ()) -> Outbox:
-    """The outbox, not yet started, which `stack` closes; others: sinks before those of the configuration. Raises
-    UsageError, SinkError."""
+    """The outbox, not yet started, which `stack` closes. others: sinks before its own. Raises UsageError, SinkError."""
     results, sinks = config.results, [*others]
     event_log = stack.enter_context(EventLog(results.log, model, "service")) if results.log is not None else None
     if results.publish:

@@ -2,8 +2,7 @@
 
     records ──► log (closed events, gaps: committed) ──► every sink
 
-While the log cannot be written, events and gaps wait, and cameras go on. Predictions do not wait and are not logged.
-"""
+While the log cannot be written, events and gaps wait, and cameras go on. Predictions do not wait and are not logged."""
 
 import json
 import logging
@@ -74,8 +73,7 @@ class JsonLinesFile(ResultSink):
     """A file of JSON lines, which is appended to. Raises SinkError if it cannot be opened."""
 
     def __init__(self, path: Path) -> None:
-        self._path = output_path(path)
-        self._failed = False
+        self._path, self._failed = output_path(path), False
         with sink_errors("opening", self._path):
             self._file = self._path.open("a", encoding="utf-8")
 
@@ -137,8 +135,7 @@ class Outbox:
         outbox = Outbox(event_log, sinks)
         outbox.start()                  # first what an earlier run logged and perhaps did not deliver
         outbox.put(records)
-        outbox.close()
-    """
+        outbox.close()"""
 
     def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink], names_clips: bool = False) -> None:
         """names_clips: closed events come with the file name of their video."""
@@ -213,8 +210,7 @@ class Outbox:
         return [self._with_id(record, next(numbers)) if _is_closed_event(record) else record for record in records]
 
     def _write(self, records: Sequence[JsonRecord]) -> None:
-        for record in records:
-            self.counts[record["type"]] += 1
+        self.counts.update(record["type"] for record in records)
         for sink in self._sinks:
             try:
                 sink.write(records)
@@ -230,10 +226,8 @@ class Outbox:
 
 
 def _is_closed_event(record: JsonRecord) -> bool:
-    """Whether a record is an event that has ended."""
     return record["type"] == "event" and not record["open"]
 
 
 def _json(record: JsonRecord) -> str:
-    """A record as compact JSON."""
     return json.dumps(record, separators=(",", ":"), allow_nan=False)

@@ -48,8 +48,7 @@ class Refused(FrameError):  # noqa: N818 - not a fault of ours
 class Admission:
     """Admits messages, and holds the sessions of all cameras. Owned by the receiver thread; others may read `sessions`.
 
-        session = admission.admit(message, None, "10.0.0.3", now)     # raises Refused
-    """
+        session = admission.admit(message, None, "10.0.0.3", now)     # raises Refused"""
 
     def __init__(self, config: Config, scheduler: FrameScheduler) -> None:
         self._config, self._scheduler = config, scheduler
@@ -70,7 +69,6 @@ class Admission:
 
     def admit(self, message: Message, own_name: str | None, peer: str, now: float) -> CameraSession:
         """The session of the camera that a message is of, which is then open in the scheduler. Raises Refused.
-
         own_name: the camera's, where the service connected to it or opened it; peer: the sender's IP address, or ""."""
         at_peer = next((camera.name for camera in self._config.camera if peer and camera.address == peer), None)
         name = own_name or message.name or at_peer or f"{message.protocol}@{peer or 'local'}"

@@ -4,8 +4,7 @@
         | python -m stream.service.ingress.camera_process
 
 A process each, so that a driver or decoder that hangs or crashes costs its own camera only. The request comes over
-stdin, because addresses may hold passwords and other users can read a command line.
-"""
+stdin, because addresses may hold passwords and other users can read a command line."""
 
 import logging
 import os

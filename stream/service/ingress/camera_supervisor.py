@@ -19,8 +19,6 @@ SILENT_AFTER_S = 20.0  # then a camera is reopened
 BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next try, times a random 0.5 to 1; the last is repeated
 LASTING_S = 30.0  # a process that lived this long starts the row anew
 ENDS_WITHIN_S = 1.0
-
-
 Start = Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
 
 
@@ -44,8 +42,7 @@ class CameraSupervisor:
 
         supervisor = CameraSupervisor("ipc://...")
         supervisor.configure(config.camera)
-        supervisor.supervise(sessions)     # ten times a second or so
-    """
+        supervisor.supervise(sessions)     # ten times a second or so"""
 
     def __init__(self, address: str, steady: Callable[[], float] = time.monotonic,
                  chance: Callable[[], float] = random.random, start: Start | None = None) -> None:

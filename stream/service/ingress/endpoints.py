@@ -44,7 +44,6 @@ class Endpoint:
 
 class SocketSet:
     """All endpoints, and the poller of their sockets. Owned by the receiver thread.
-
     secure: secures a socket before it is bound; most_bytes: of a message's part."""
 
     def __init__(self, context: zmq.Context[Socket], secure: Callable[[Socket], None], most_bytes: int) -> None:

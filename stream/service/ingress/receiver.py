@@ -4,8 +4,7 @@
     records ◄──────────────────────────────────────── worker
 
 One thread, which never decodes, never waits for a disk and never waits for an engine, so that no sender stalls because
-of us. An answer goes out before the picture is looked at, to bad messages too.
-"""
+of us. An answer goes out before the picture is looked at, to bad messages too."""
 
 import logging
 import queue
@@ -26,7 +25,6 @@ from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Refused
 from stream.service.ingress.endpoints import Endpoint, SocketSet, bind, connection_of
 from stream.service.ingress.scheduler import FrameScheduler
-from stream.service.ingress.worker_socket import BATCH, WorkerSocket
 from stream.service.worker import protocol
 from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, parse
 
@@ -40,10 +38,8 @@ Records = list[dict[str, Any]]
 @dataclass
 class Receiver:
     """Receives frames and passes them on, in the thread that calls `run`.
-
     `call_soon` and `stop` may be called from any thread, `open` before `run`; all else is the receiver's thread's.
-    Other threads may read `admission.sessions`, `latest`, `refused`, `recent.newest`, `scheduler.counters`, `worker`.
-    """
+    Other threads may read `sessions`, `latest`, `refused`, `recent.newest`, `scheduler.counters`, `worker`."""
 
     config: Config
     deliver: Callable[[Records], None]  # takes the worker's records, and our own gaps
@@ -65,7 +61,7 @@ class Receiver:
         self._stopping_at: float | None = None
         self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
         self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes)
-        self.worker = WorkerSocket(self.context)
+        self.worker = protocol.WorkerSocket(self.context)
         self.sockets.poller.register(self.worker.socket, zmq.POLLIN)
 
     # ---- what others may call ----
@@ -80,7 +76,6 @@ class Receiver:
 
     def open(self, worker_address: str, internal_address: str | None = None) -> list[str]:
         """Binds and connects all sockets; returns the addresses for cameras, with their ports. Raises SourceError.
-
         internal_address: where our own processes send cameras' frames, for which no key is needed."""
         try:
             if internal_address is not None:
@@ -100,10 +95,9 @@ class Receiver:
     # ---- the thread ----
 
     def run(self) -> None:
-        """Receives until `stop`. Then what has come is answered, the worker's last records are delivered, and the
-        sockets are closed."""
+        """Receives until `stop`; then answers what has come, delivers the worker's last records, closes the sockets."""
         try:
-            while self._stopping_at is None or (self.worker.live and time.monotonic() < self._stopping_at):
+            while self._stopping_at is None or (self.worker.identity and time.monotonic() < self._stopping_at):
                 self._poll_once(POLL_S)
             self._poll_once(0.0)  # whoever has sent gets an answer, or would wait for ever
         finally:
@@ -281,8 +275,8 @@ class Receiver:
                 rows.append([one for one in self.recent.of(camera) if pending is None or one.index < pending.index])
         for column in zip_longest(*rows):
             frames = [replace(frame, lost=0) for frame in column if frame is not None]
-            for first in range(0, len(frames), BATCH):
-                self.worker.send(protocol.pack(frames[first:first + BATCH], protocol.WARM))
+            for first in range(0, len(frames), protocol.BATCH):
+                self.worker.send(protocol.pack(frames[first:first + protocol.BATCH], protocol.WARM))
             self.scheduler.advance(frames)
 
     def on_worker_lost(self) -> None:
@@ -294,12 +288,9 @@ class Receiver:
 
     def _dispatch(self, now: float) -> None:
         while self.worker.takes_work and len(self.scheduler):
-            frames = self.scheduler.take(self.worker.batch.size, now, self._budget_s)
+            frames = self.scheduler.take(self.worker.batch.size, now, lambda camera: (
+                self.sessions[camera].config.staleness_ms or self.config.receive.staleness_ms) / 1000)
             for frame in frames:
                 self._answer_delayed(frame.camera)
             if frames:
                 self.worker.send_batch(frames)
-
-    def _budget_s(self, camera: str) -> float:
-        """How long a frame of a camera may wait."""
-        return (self.sessions[camera].config.staleness_ms or self.config.receive.staleness_ms) / 1000

@@ -35,8 +35,7 @@ class FrameScheduler:
     A frame between two ticks of its camera's clock (the recogniser's, see `set_clock`) does not wait. Every frame that
     is not taken is counted by its cause. Owned by the receiver thread. Fair: start-time fair queueing (Goyal, Vin,
     Cheng, SIGCOMM 1996) with equal weights; of cameras with equal start tags the one with the newest frame is first,
-    because older ones are about to be overtaken.
-    """
+    because older ones are about to be overtaken."""
 
     def __init__(self) -> None:
         self.counters: dict[str, CameraCounters] = {}

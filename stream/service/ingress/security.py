@@ -4,8 +4,7 @@
     keys/allowed/<name>.key                public keys of cameras that may connect
     <name>.key_secret                      a camera's pair; it needs server.key as well
 
-The files are those of pyzmq (`zmq.auth`), which checks them.
-"""
+The files are those of pyzmq (`zmq.auth`), which checks them."""
 
 import re
 import shutil
@@ -31,11 +30,9 @@ def default_folder() -> Path:
 
 def create_keys(folder: Path, name: str) -> list[Path]:
     """Makes the service's pair (`server`) or an allowed camera's; returns the files that its owner needs.
-
     Raises UsageError for a name that is not allowed or is taken, SinkError where files cannot be written."""
     check_name(name, "key")
-    allowed = folder / ALLOWED
-    secret = folder / f"{name}.key_secret"
+    allowed, secret = folder / ALLOWED, folder / f"{name}.key_secret"
     if secret.exists() or (allowed / f"{name}.key").exists():
         raise UsageError(f"keys of {name!r}, which exist", "another name", f"delete {secret} to make new ones")
     with sink_errors("writing keys to", folder):
@@ -51,7 +48,6 @@ def create_keys(folder: Path, name: str) -> list[Path]:
 
 def allow_key(folder: Path, file: Path) -> Path:
     """Lets the owner of the key in `file` connect: copies its public half, never the secret one, and returns the copy.
-
     Raises UsageError for a file without a key or a name that is taken, SinkError where files cannot be written."""
     public, _ = read_keys(file)
     check_name(file.stem, "key")
@@ -84,8 +80,7 @@ class SocketAuth:
         auth = SocketAuth(context, folder, curve=True, addresses=())
         auth.secure(socket)         # before it is bound
 
-    pyzmq's authenticator runs in a thread of its own; methods may be called from any. Raises UsageError without keys.
-    """
+    pyzmq's authenticator has a thread of its own; methods may be called from any. Raises UsageError without keys."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path, curve: bool,
                  addresses: Sequence[str]) -> None:
@@ -93,9 +88,8 @@ class SocketAuth:
         if self._pair is not None and self._pair[1] is None:
             raise UsageError(f"{folder / SERVER}.key_secret without a secret key", "the service's pair",
                              "make it with `gatestream keys new server`")
-        self._authenticator = ThreadAuthenticator(context)
+        self._folder, self._authenticator = folder, ThreadAuthenticator(context)
         self._authenticator.start()
-        self._folder = folder
         if addresses:
             self._authenticator.allow(*addresses)
         self.reload()

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,8 +26,7 @@ class Sender:
 
     form: whose header; quality: of the JPEGs; key, server_key: files of the camera's pair and of the service's public
     key, where the service asks for them. Belongs to one thread. Raises SinkError for an address that cannot be used,
-    UsageError for such files.
-    """
+    UsageError for such files."""
 
     def __init__(self, address: str, camera: str, form: Form = "gatestream", publish: bool = False,
                  quality: int = 90, patience_s: float = PATIENCE_S, key: Path | None = None,
@@ -37,8 +37,7 @@ class Sender:
         self._address, self._camera, self._form, self._publish = address, camera, form, publish
         self._quality, self._patience_s = quality, patience_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._sequence = 0
-        self.unanswered = 0
+        self._sequence, self.unanswered = count(), 0
         try:
             self._socket = self._open_socket()
         except SinkError:
@@ -50,13 +49,10 @@ class Sender:
 
     def send(self, image_bgr: Image, captured_at: float) -> dict[str, Any] | None:
         """Sends a picture (uint8 [H, W, 3]; Unix time); returns the camera's latest prediction if that is the answer.
-
         An answer that does not come in time is counted in `unanswered`, and the next picture is sent all the same."""
         encoded, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         assert encoded
-        header = self._header(captured_at)
-        self._sequence += 1
-        return self._request([header, jpeg.tobytes()])
+        return self._request([self._header(captured_at), jpeg.tobytes()])
 
     def __exit__(self, *_: object) -> None:
         """Tells the receiver that the stream is over, and closes."""
@@ -68,14 +64,14 @@ class Sender:
         self._context.destroy()
 
     def _header(self, captured_at: float) -> bytes:
-        meta = {"camera": self._camera, "captured_at": captured_at, "sequence": self._sequence}
+        meta: dict[str, Any] = {"camera": self._camera, "captured_at": captured_at, "sequence": next(self._sequence)}
         if self._form == "imagezmq":
             return json.dumps({"msg": meta}).encode()
         if self._form == "netgear":
             return json.dumps({"terminate_flag": False, "message": meta, "pattern": "2" if self._publish else "1",
                                "compression": {"dct": False, "ups": False, "colorspace": "BGR"}, "dtype": "",
                                "shape": ""}).encode()
-        return encode_header(self._camera, captured_at=captured_at, sequence=self._sequence)
+        return encode_header(**meta)
 
     def _request(self, parts: list[bytes]) -> dict[str, Any] | None:
         if self._publish:

@@ -38,13 +38,13 @@ def run_process(work: Callable[[dict[str, Any]], None], name: Callable[[dict[str
     return 0
 
 
-def wait_or_kill(process: subprocess.Popen[bytes], within_s: float) -> None:
-    """Waits for a process to end; kills it after `within_s`."""
+def wait_or_kill(process: subprocess.Popen[bytes], within_s: float) -> int:
+    """Waits for a process to end, and kills it after `within_s`; returns its exit code."""
     try:
-        process.wait(max(0.0, within_s))
+        return process.wait(max(0.0, within_s))
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        return process.wait()
 
 
 def resident_bytes(pid: int) -> int:

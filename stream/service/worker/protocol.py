@@ -8,18 +8,26 @@
     receiver ──leave──► worker         {"camera": ...}: close its events, free its slot
     receiver ──stop───► worker         close all events, and end
 
-Headers are JSON, payloads are what cameras sent: nothing is pickled.
-"""
+Headers are JSON, payloads are what cameras sent: nothing is pickled. The receiver's end is a `WorkerSocket`."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import zmq
 
 from stream.service.frames import PendingFrame
 from stream.wire import Message
 
 CREDITS = 3  # batches that may be under way: one in the engine, one being decoded, one at hand
+BATCH = 8  # frames in a batch, at most
+LEAST = 2  # where many wait: a core each, at least
+UNDER_WAY_S = 0.12  # that all batches under way may take
 READY, FRAMES, DONE, CAMERAS, WARM, LEAVE, STOP = b"ready", b"frames", b"done", b"cameras", b"warm", b"leave", b"stop"
+OF_FRAME = ("camera", "index", "lost", "captured_at", "arrived_at", "passed_at")  # what a header says of a frame,
+OF_MESSAGE = ("protocol", "encoding", "shape", "dtype", "pixel_format")  # and of its message
 
 
 def encode(kind: bytes, content: Any) -> list[bytes]:
@@ -29,10 +37,8 @@ def encode(kind: bytes, content: Any) -> list[bytes]:
 
 def pack(frames: Sequence[PendingFrame], kind: bytes = FRAMES) -> list[bytes]:
     """Parts of a `frames` or `warm` message."""
-    headers = [{"camera": frame.camera, "index": frame.index, "lost": frame.lost, "captured_at": frame.captured_at,
-                "arrived_at": frame.arrived_at, "passed_at": frame.passed_at, "protocol": frame.message.protocol,
-                "encoding": frame.message.encoding, "shape": frame.message.shape, "dtype": frame.message.dtype,
-                "pixel_format": frame.message.pixel_format} for frame in frames]
+    headers = [{key: getattr(frame, key) for key in OF_FRAME} | {key: getattr(frame.message, key) for key in OF_MESSAGE}
+               for frame in frames]
     return [*encode(kind, headers), *(frame.message.payload for frame in frames)]
 
 
@@ -40,8 +46,100 @@ def unpack(parts: Sequence[bytes]) -> list[PendingFrame]:
     """The frames of such a message, whose first part is left out."""
     frames = []
     for header, payload in zip(json.loads(parts[0]), parts[1:], strict=True):
-        message = Message(header["protocol"], header["camera"], payload, header["encoding"], tuple(header["shape"]),
-                          header["dtype"], header["pixel_format"])
-        frames.append(PendingFrame(header["camera"], message, header["index"], header["lost"], header["captured_at"],
-                                   header["arrived_at"], header["passed_at"]))
+        header["shape"] = tuple(header["shape"])
+        message = Message(name=header["camera"], payload=payload, **{key: header[key] for key in OF_MESSAGE})
+        frames.append(PendingFrame(message=message, **{key: header[key] for key in OF_FRAME}))
     return frames
+
+
+class BatchSizer:
+    """How many frames a batch may have so that all that are under way are done within UNDER_WAY_S: those that wait for
+    the next one instead are overtaken by newer ones. Times are steady seconds."""
+
+    def __init__(self) -> None:
+        self._sent: deque[tuple[float, int]] = deque()
+        self._done_at = self._each_s = 0.0
+
+    def on_sent(self, now: float, frames: int) -> None:
+        """A batch of so many frames was sent."""
+        self._sent.append((now, frames))
+
+    def on_done(self, now: float) -> None:
+        """The oldest batch under way is done."""
+        if self._sent:
+            sent_at, frames = self._sent.popleft()
+            each_s = (now - max(sent_at, self._done_at)) / frames
+            self._each_s += (each_s - self._each_s) / 8
+            self._done_at = now
+
+    def reset(self) -> None:
+        """Nothing is under way any more."""
+        self._sent.clear()
+
+    @property
+    def size(self) -> int:
+        """Frames of the next batch, at most."""
+        fit = BATCH if not self._each_s else int(UNDER_WAY_S / (CREDITS * self._each_s))
+        return max(LEAST, min(BATCH, fit))
+
+
+class WorkerSocket:
+    """Sends work to the live worker, the one that got ready last, and receives from all that are connected. Owned by
+    the receiver thread; other threads may read its attributes."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.linger, self.socket.sndhwm = 0, 0
+        self.batch = BatchSizer()
+        self.engine, self.pid = "", 0  # what the live worker runs, and its process
+        self.events: list[dict[str, Any]] = []  # that it found in the recording for promotions
+        self.was_ready = False  # whether any worker ever got ready
+        self.last_at = 0.0  # steady seconds of the last message
+        self.identity: bytes | None = None  # of the live worker, where there is one
+        self._credits: Counter[bytes] = Counter()
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether the live worker takes a batch now."""
+        return self.identity is not None and self._credits[self.identity] > 0
+
+    def receive(self, accept: bool) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Kinds and contents of the messages that have come. accept: a worker that is ready becomes the live one; the
+        one before it still finishes what it has."""
+        while True:
+            try:
+                identity, kind, body = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            content = json.loads(body)
+            self.last_at = time.monotonic()
+            if kind == READY and accept:
+                self.send(encode(STOP, {}))
+                self.identity, self.engine, self.was_ready = identity, content["engine"], True
+                self.pid, self.events = content.get("pid", 0), content.get("events", [])
+                self.batch.reset()
+            credits = content.get("credits", 1)
+            self._credits[identity] += credits
+            if kind == DONE and credits and identity == self.identity:
+                self.batch.on_done(self.last_at)
+            if content.get("last") and identity == self.identity:
+                self.identity = None
+            yield kind, content
+
+    def send(self, parts: Sequence[bytes]) -> None:
+        """Sends a message to the live worker, if there is one."""
+        if self.identity is not None:
+            self.socket.send_multipart([self.identity, *parts], zmq.NOBLOCK)
+
+    def send_batch(self, frames: Sequence[PendingFrame]) -> None:
+        """Sends frames to the live worker, which has to take work."""
+        assert self.identity is not None
+        self._credits[self.identity] -= 1
+        self.batch.on_sent(time.monotonic(), len(frames))
+        self.send(pack(frames))
+
+    def on_lost(self) -> None:
+        """The live worker's process has ended."""
+        self.identity = None
+        self._credits.clear()
+        self.batch.reset()

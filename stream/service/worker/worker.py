@@ -2,8 +2,7 @@
 
     echo '{"address": "ipc://...", "model": "gesture", ...}' | python -m stream.service.worker.worker
 
-It may crash or be killed at any time: another one takes its place, without the cameras' state.
-"""
+It may crash or be killed at any time: another one takes its place, without the cameras' state."""
 
 import json
 import os
@@ -127,11 +126,9 @@ def _prepare(worker: Worker, kind: bytes, parts: Sequence[bytes]) -> Callable[[]
 def serve(address: str, model: str, engine: str, slots: int, promotion: PromotionConfig | None,
           expected: list[Event] | None) -> None:
     """Works for the receiver at `address` until it sends `stop` or its process has ended.
-
     expected: the events that the running model found in promotion's recording; None if this model is the first. Raises
     ModelError, before `ready`, if this one finds others."""
-    service = os.getppid()
-    loaded = engines.load(model)
+    service, loaded = os.getppid(), engines.load(model)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 2000
         socket.connect(address)
