@@ -14,7 +14,7 @@ A message always has three parts: what was got, what was wanted, what to do abou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -99,6 +99,19 @@ def imports_of(extra: str, packages: str, use: str, otherwise: str = "",
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error's message; its type's name if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def engine_error(got: str, wanted: str, do: str, kinds: type[Exception] | tuple[type[Exception], ...] = RuntimeError,
+                 line: Callable[[BaseException], str] = first_line) -> Iterator[None]:
+    """Makes an EngineError of a library's errors of these kinds, with that line of their message behind `got`."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except kinds as error:
+        raise_interrupt(error)
+        raise EngineError(f"{got} ({line(error)})", wanted, do) from error
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:

@@ -147,6 +147,8 @@ def test_a_clock_that_jumps_costs_one_step_and_one_line(tmp_path: Path) -> None:
     (line,) = source.notes
     assert "jump by 5000 s" in line
     assert line in inspect_recording(Media(path), deep=True).notes
+    path = write(tmp_path / "jump.mp4", times=[k if k < 15 else k + 5000 * RATE for k in range(COUNT)])
+    assert "30 frames, 1 s of them, in 5001 s" in inspect_recording(Media(path)).notes[0]
 
 
 def test_a_stream_without_times_says_what_is_assumed(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from engines.model.file import Model
 from engines.runtime import lowering
 from engines.runtime.eager import EagerEngine
 from engines.runtime.engine import Engine
-from engines.runtime.inductor import compile_network
+from engines.runtime.inductor import compile_step
 from engines.runtime.lowering import StepNetwork
 from engines.runtime.parity import Parity, probability_difference, probe_clip, run_clip
 
@@ -53,7 +53,7 @@ def make_engine(request: pytest.FixtureRequest, model: Model, bidirectional_mode
         return lambda slots=1: engines.compile(bidirectional_model, slots=slots)
     if request.param == "inductor":
         request.getfixturevalue("uncompiled")
-        return lambda slots=1: compile_network(model.network, model.contract, slots, "f32", "cpu", batch=2)
+        return lambda slots=1: compile_step(model, slots, "f32", "cpu", batch=2)
     if request.param == "tensorrt":
         request.getfixturevalue("fake_tensorrt")
     if request.param == "onnx":
@@ -269,7 +269,7 @@ def test_auto_takes_a_gpu_where_there_is_one_that_works(
 
 def test_a_compiled_step_that_fails_moves_no_camera(model: Model, frames: np.ndarray, uncompiled: None,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = compile_network(model.network, model.contract, 3, "f32", "cpu", batch=2)
+    engine = compile_step(model, 3, "f32", "cpu", batch=2)
     wanted = run_clip(engines.compile(model, "eager"), frames[:3]).scores["gesture"]
     engine.step(frames[[0, 0, 0]], [0, 1, 2])
     network, runs = engine._network, []

@@ -142,7 +142,8 @@ class Toy(Backbone):
     def freezable_layers(self) -> Sequence[nn.Module]:
         return [self.stem]
 
-    def imagenet_state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    @staticmethod
+    def imagenet_state(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name.replace("layer0", "stem").replace("layer1", "conv"): value for name, value in weights.items()}
 
     def steps(self) -> list[Step]:

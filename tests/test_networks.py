@@ -37,7 +37,7 @@ def lively(architecture: str, *, causal: bool = True, readout_width: int = 0,
         if not isinstance(module, GateShift):
             continue
         torch.nn.init.normal_(module.conv3D.weight, std=0.4)
-        torch.nn.init.normal_(module.bias, std=0.3)
+        torch.nn.init.normal_(module.conv3D.get_parameter("bias"), std=0.3)
         torch.nn.init.normal_(module.bn.running_mean, std=0.3)
         torch.nn.init.uniform_(module.bn.running_var, 0.5, 2.0)
     return network.double().eval()

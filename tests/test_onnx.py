@@ -189,11 +189,11 @@ def test_a_step_that_fails_moves_no_camera(exported: tuple[Model, Path], monkeyp
         assert np.array_equal(engine.step(frames[[t, t]], [0, 1]).scores["gesture"], np.stack([wanted[t]] * 2))
 
 
-def test_an_export_leaves_torch_its_logger(small: Model) -> None:
+def test_an_export_leaves_torch_its_logger(small: Model, tmp_path: Path) -> None:
     logger = logging.getLogger("torch.onnx")
     logger.setLevel(logging.DEBUG)
     try:
-        onnx_engine.convert(small)
+        onnx_engine.convert(small, tmp_path / "step.onnx")
         assert logger.level == logging.DEBUG
     finally:
         logger.setLevel(logging.NOTSET)

@@ -40,7 +40,7 @@ from engines.runtime.parity import Parity, probability_difference, probe_clip, r
 def test_openvino_equals_eager(tmp_path: Path, architecture: str, colour: str, options: dict[str, Any]) -> None:
     model = make_model(tmp_path, architecture, colour=colour, **options)
     eager = engines.compile(model, "eager")
-    graph = openvino_engine.convert(model.network, model.contract)
+    graph = openvino_engine.convert(model)
     compiled = openvino_engine.engine_of(graph, model.contract, 1, "f32")
     frames = probe_clip(model.contract, 16)
     wanted, got = run_clip(eager, frames).scores, run_clip(compiled, frames).scores
@@ -52,7 +52,7 @@ def test_precision_is_chosen_by_measured_agreement_and_recorded(
         tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     table = [({"bf16": 0.002}, True, "bf16"), ({"bf16": 0.02, "f32": 0.0}, True, "f32"),
              ({"f32": 0.001}, False, "f32"), ({"bf16": 0.4, "f32": 0.3}, True, None)]
-    graph = openvino_engine.convert(model.network, model.contract)
+    graph = openvino_engine.convert(model)
     monkeypatch.setattr(openvino_engine, "convert", lambda *_: graph)
     monkeypatch.setattr(openvino_engine, "fitting_batches", lambda *_: [2])
     for case, (differences, bf16, chosen) in enumerate(table):
@@ -72,7 +72,7 @@ def test_precision_is_chosen_by_measured_agreement_and_recorded(
 
 def test_a_batch_is_taken_only_where_its_cameras_get_bit_for_bit_what_they_get_alone(
         model: Model, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = openvino_engine.convert(model.network, model.contract)
+    graph = openvino_engine.convert(model)
     batches = openvino_engine.fitting_batches(graph, model.contract, "f32")
     engine = openvino_engine.engine_of(graph, model.contract, 8, "f32", batches)
     alone = run_clip(openvino_engine.engine_of(graph, model.contract, 1, "f32"), frames[:9]).scores["gesture"]
@@ -184,7 +184,7 @@ def test_openvino_reports_to_nobody() -> None:
 @pytest.mark.parametrize("failing", [0, -1])
 def test_a_step_that_fails_moves_no_camera(model: Model, frames: np.ndarray, slots: list[int], failing: int,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = openvino_engine.convert(model.network, model.contract)
+    graph = openvino_engine.convert(model)
     engine = openvino_engine.engine_of(graph, model.contract, 5, "f32", [2])
     wanted = run_clip(openvino_engine.engine_of(graph, model.contract, 1, "f32"), frames[:4]).scores["gesture"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from engines.errors import UsageError
-from engines.networks.mobilenetv2 import InvertedResidual, fold_norms
+from engines.networks.mobilenetv2 import InvertedResidual, MobileNetV2
 from engines.networks.stsm import PRESETS, SpatioTemporalShift, groups_of
 from engines.networks.temporal import State, TemporalModule
 from engines.networks.tsm import TemporalShift
@@ -66,8 +66,9 @@ def test_online_tsm_in_a_residual_block_gives_the_official_numbers(shared: Path,
     shapes |= {f"{theirs}.{leaf}": (f"{ours}.{leaf}", (channels,)) for theirs, (ours, channels) in norms.items()
                for leaf in ("weight", "bias", "running_mean", "running_var")}
     block = InvertedResidual(16, 16, stride=1, expansion=6).double().eval()
-    block.load_state_dict(fold_norms({ours: torch.from_numpy(fill(f"mod.tsm_online.{theirs}", shape)).double()
-                                  for theirs, (ours, shape) in shapes.items()}))
+    block.load_state_dict(MobileNetV2.imagenet_state({
+        ours: torch.from_numpy(fill(f"mod.tsm_online.{theirs}", shape)).double()
+        for theirs, (ours, shape) in shapes.items()}))
     module = TemporalShift(16, True)
     state: State = (torch.zeros(1, 1, 2, 5, 5, dtype=torch.float64),)
     seen = []

@@ -22,7 +22,7 @@ from engines.datasets.selection import select
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.file import bundled
 from engines.model.preprocess import normalise
-from engines.networks.mobilenetv2 import STAGES, fold_norms
+from engines.networks.mobilenetv2 import STAGES, MobileNetV2
 from engines.networks.network import SQUASHED, Network, build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
@@ -331,7 +331,7 @@ def test_timm_weights_with_batch_norm_give_the_same_network_as_folded_ones(tmp_p
                                               state["bn1.weight"], state["bn1.bias"])
         ours = network.backbone.features[0][0](image)
     assert (stem - ours).abs().max() < 1e-4
-    assert set(fold_norms(state)) >= set(network.backbone.state_dict())
+    assert set(MobileNetV2.imagenet_state(state)) >= set(network.backbone.state_dict())
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])

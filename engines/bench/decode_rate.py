@@ -16,8 +16,6 @@ from engines.errors import DatasetError
 
 @dataclass(frozen=True, slots=True)
 class DecodeRate:
-    """What `measure_decode_rate` measured."""
-
     frames: int  # decoded, at the rate asked for
     seconds: float
     workers: int  # processes
@@ -28,12 +26,12 @@ class DecodeRate:
         return self.frames / self.seconds
 
 
-def measure_decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int], workers: int = 1, seconds: float = 5.0,
-                        split: str = "train") -> DecodeRate:
+def measure_decode_rate(dataset: Dataset, rate: float, size_hw: tuple[int, int], workers: int = 1,
+                        seconds: float = 5.0) -> DecodeRate:
     """Measures frames of `rate` and `size_hw` that `workers` processes decode in about `seconds`, without a cache.
-    Segments are taken from all over the split (any split where it has none), again and again where there are few.
+    Segments are taken from all over the training split (any where it has none), again and again where there are few.
     Raises DatasetError where none of them can be decoded."""
-    of = dataset.splits.get(split) or next(segments for segments in dataset.splits.values() if segments)
+    of = dataset.splits.get("train") or next(segments for segments in dataset.splits.values() if segments)
     spread = cycle(of[place] for place in np.random.default_rng(0).permutation(len(of)))
     decoded = unreadable = 0
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)) as pool:

@@ -30,8 +30,6 @@ Events = list[tuple[str, str, float, float]]  # head, label, start and end in se
 
 
 class Check(NamedTuple):
-    """The outcome of one check."""
-
     name: str
     ok: bool
     detail: str  # what was found, or what went wrong

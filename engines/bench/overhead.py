@@ -1,8 +1,6 @@
 """A network's step beside its bare backbone: the same network without temporal modules (tsn), in the same engine.
-
 Both are timed in turns, so that whatever else the machine does hits both. Figures are milliseconds. What stands for
-the others is the median, but the mean for a bidirectional model, few of whose steps do all the work.
-"""
+the others is the median, but the mean for a bidirectional model, few of whose steps do all the work."""
 
 import time
 from collections.abc import Sequence

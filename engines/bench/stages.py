@@ -1,8 +1,6 @@
 """How fast a model runs on this machine: stages, the engine's step against the bare backbone, start-up, state.
-
 How the step and the bare backbone are timed, and several models beside one another: `overhead.py`. Figures are
-milliseconds.
-"""
+milliseconds."""
 
 import contextlib
 import importlib.metadata
@@ -41,12 +39,10 @@ PACKAGES = ("gatestream", "openvino", "torch", "opencv-python", "numpy")
 def bench(model: Model, engine: str = "auto", precision: str | None = None, steps: int = 400,
           fuse: Stage | None = None, plain: Stage | None = None) -> Report:
     """Measures a model on this machine and keeps the report, to be compared with next time.
-
     engine: as in `engines.compile`, files of `export` too; steps: timed frames for each figure; fuse: what follows the
     engine's step, timed as a stage of its own; plain: the same without clip fusion, to be timed beside it.
     A sampled model has no file: its engine is built anew, in f32, and there is no start-up time.
-    Raises what `engines.compile` raises.
-    """
+    Raises what `engines.compile` raises."""
     opened = (compile_engine(model, engine, slots=1, precision=precision) if model.path is not None
               else find(resolve_engine(engine)).open_unproven(Spec(model, precision="f32")))
     report: Report = {

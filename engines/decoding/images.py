@@ -6,8 +6,7 @@
     uint8                    as it is
     uint16                   / 257, rounded (65535 -> 255)
     float16, 32, 64          in [0, 1], times 255, rounded; NaN or values outside are refused
-    anything else            refused by name
-"""
+    anything else            refused by name"""
 
 import struct
 from pathlib import Path

@@ -58,9 +58,7 @@ class _FilterChain:
 
 class Deinterlacer:
     """Frames in, frames out: from the first interlaced one on, one frame later and of whole lines. FFmpeg's bwdif.
-
-    FFmpeg's scaler refuses interlaced frames.
-    """
+    FFmpeg's scaler refuses interlaced frames."""
 
     FILTERS = (("bwdif", "mode=send_frame:deint=interlaced"),)
 
@@ -94,9 +92,7 @@ class PictureConverter:
 
     def convert(self, frame: av.VideoFrame) -> Image:
         """BGR uint8 [H, W, 3]. No line of the picture gets lost: pixels that are not square are made larger.
-
-        Raises FrameError where FFmpeg cannot convert it.
-        """
+        Raises FrameError where FFmpeg cannot convert it."""
         width = round(frame.width * max(self._aspect, 1.0))
         height = round(frame.height / min(self._aspect, 1.0))
         try:

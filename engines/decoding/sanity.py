@@ -22,8 +22,7 @@ class PictureMonitor:
             for line in monitor.add(frame.captured_at, frame.image_bgr): print(line)
         for line in monitor.finish(): print(line)
 
-    stated_rate, stated_s: frames per second and length that the source states, None or 0 where it does not.
-    """
+    stated_rate, stated_s: frames per second and length that the source states, None or 0 where it does not."""
 
     def __init__(self, name: str, stated_rate: float | None = None, stated_s: float | None = None) -> None:
         self._name, self._rate, self._stated_s = name, stated_rate or 0.0, stated_s or 0.0

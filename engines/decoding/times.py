@@ -2,8 +2,7 @@
 
 A time is used when it lies 1/480 s to ten minutes after the frame before. When it does not (missing, stuck, running
 back, absurd), the frame follows the one before by the nominal step: 1 / the stated rate, or 1/30 s when that is zero
-or absurd too. Two bad times that agree with each other are a timeline that began anew; it is followed from there on.
-"""
+or absurd too. Two bad times that agree with each other are a timeline that began anew; it is followed from there on."""
 
 import math
 from collections import deque
@@ -19,10 +18,8 @@ FEWEST_STEPS = 3
 
 class StreamTime:
     """The time of each frame in seconds, and the frames missing before it.
-
     When the frames so far came evenly, a hole in their times shows how many are missing; in files of variable rate a
-    hole is no loss. jump_s: the longest step so far that was too long to be believed.
-    """
+    hole is no loss. jump_s: the longest step so far that was too long to be believed."""
 
     def __init__(self, rate: float | None) -> None:
         self.nominal_step_s = 1 / (rate or FALLBACK_RATE)

@@ -6,8 +6,7 @@
                 image_bgr = frame.picture()
 
 What is never shown: a cover picture for the video, a frame that the decoder marks as corrupt, a picture that could not
-be converted. Interlaced frames are deinterlaced, pixels made square, pictures mirrored and turned as the file says.
-"""
+be converted. Interlaced frames are deinterlaced, pixels made square, pictures mirrored and turned as the file says."""
 
 import math
 import multiprocessing
@@ -55,12 +54,10 @@ class TimedFrame:
 
 class VideoReader:
     """An open video file, or a stream by its address; owned by one thread.
-
     options: of FFmpeg; timeout_s: to open, and to wait for data; live: decode with the least delay; name: for messages.
     rate: frames per second that it states, 0 where it does not, or not credibly; seconds, count: its length as stated,
     0 likewise; size_hw: of its first picture. notes: what was guessed or chosen, a line each.
-    Raises SourceError for what is no video or of which no frame decodes, FFmpegError for what cannot be reached.
-    """
+    Raises SourceError for what is no video or of which no frame decodes, FFmpegError for what cannot be reached."""
 
     def __init__(self, where: Path | str, *, options: Mapping[str, str] | None = None,
                  timeout_s: tuple[float, float] | None = None, live: bool = False, name: str | None = None) -> None:
@@ -114,8 +111,11 @@ class VideoReader:
         rates = (float(rate or 0) for rate in (self._stream.average_rate, self._stream.guessed_rate))
         self.rate = next((rate for rate in rates if RATE_RANGE[0] <= rate <= RATE_RANGE[1]), 0.0)
         self.count = self._stream.frames
-        self.seconds = self.count / self.rate if self.count and self.rate else \
-            float((self._container.duration or 0) / av.time_base)
+        length_s = float((self._container.duration or 0) / av.time_base)
+        self.seconds = self.count / self.rate if self.count and self.rate else length_s
+        if length_s > 2 * self.seconds + 10:
+            self.notes.append(f"{self.name}: {self.count} frames, {self.seconds:.0f} s of them, in {length_s:.0f} s: "
+                              "its times jump")
         self._deinterlacer, self._converter = Deinterlacer(), PictureConverter(self._stream.sample_aspect_ratio)
         if self.format in UNTIMED and not live:
             self.notes.append(f"{self.name} states no times: {self.rate:g} frames/s are assumed")

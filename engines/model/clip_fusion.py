@@ -1,9 +1,6 @@
 """Clip fusion at run time, without torch: the `fusion.*` tensors of a model file applied to a live window.
-
 The same computation as `engines.networks.clip_fusion`, which trains; what of the paper is known is written there.
-
-Legend: C clips, oldest first, D features of a clip, d inner width, N directions, X what one product makes at once.
-"""
+Legend: C clips, oldest first, D features of a clip, d inner width, N directions, X what one product makes at once."""
 
 from collections.abc import Mapping
 from functools import lru_cache

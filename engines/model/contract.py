@@ -1,8 +1,6 @@
 """The contract: everything about a model that is not a weight. It travels inside the model file."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,7 +26,7 @@ class EventRule(BaseModel):
     split_after_s: Annotated[float, Field(ge=0, le=600)] = 1.0
     report_unknown: bool = False
 
-    def opening_above(self, probability: float) -> EventRule:
+    def opening_above(self, probability: float) -> Self:
         """The same rule with another threshold; events never close above the one that they open at."""
         return self.model_copy(update={"open_above": probability, "close_below": min(self.close_below, probability)})
 
@@ -85,7 +83,7 @@ class Contract(BaseModel):
         return {**rest, "network": network}
 
     @model_validator(mode="after")
-    def _consistent(self) -> Contract:
+    def _consistent(self) -> Self:
         if not self.heads:
             raise ValueError("heads: at least one head is needed")
         for head, labels in self.heads.items():

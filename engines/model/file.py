@@ -1,14 +1,11 @@
 """The model file: one `.safetensors` holding weights, and the contract as metadata.
-
-Reading needs numpy only: torch is imported when `Model.network` is first used. Nothing is ever unpickled.
-"""
+Reading needs numpy only: torch is imported when `Model.network` is first used. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,8 +119,10 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
     except OSError as error:
         raise ModelError(f"model file {path} ({error.strerror})", "a readable file", "check its permissions") from error
     try:
-        tensors, metadata = parse(raw), _metadata(raw)
-    except (SafetensorError, ValueError, KeyError, struct.error) as error:
+        tensors = parse(raw)
+        # A length in 8 bytes, then a header of JSON whose metadata, if any, are texts: else it was not parsed.
+        metadata = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"{path} ({error})", "a complete safetensors file",
                          "get the file again: it is truncated or of another format") from error
     if "contract" not in metadata:
@@ -181,15 +180,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise SinkError(f"{path} ({error.strerror})", "a place that can be written",
                         "choose another folder or free some space") from error
-
-
-def _metadata(raw: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: an 8-byte little-endian length, then a JSON header."""
-    (length,) = struct.unpack_from("<Q", raw)
-    metadata = json.loads(raw[8:8 + length]).get("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise ValueError("metadata is not a table")
-    return {str(key): str(value) for key, value in metadata.items()}
 
 
 def _check(path: Path, contract: Contract, weights: dict[str, Array]) -> None:

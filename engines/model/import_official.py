@@ -1,8 +1,6 @@
 """Official checkpoint -> model file: the same weights, with a contract that prepares images as the authors did.
-
 A checkpoint knows neither its labels nor how fast its frames came. Its clips are frames spread evenly over a whole
-video, so the frame rate follows from how long such a video is (`clip_s`).
-"""
+video, so the frame rate follows from how long such a video is (`clip_s`)."""
 
 import re
 from collections.abc import Sequence
@@ -21,10 +19,8 @@ from engines.networks.network import Network
 def import_official(file: Path, out: Path, *, arch: str | None = None, labels: Sequence[str] | None = None,
                     segments: int | None = None, clip_s: float = 4.0, name: str | None = None) -> Contract:
     """Writes the model file `out` and returns its contract.
-
     arch, segments: None for what keys and file name say; labels: in class order, None for numbers; clip_s: seconds
-    that a clip's frames are spread over. Raises UsageError for labels that do not fit, and what `official.load` does.
-    """
+    that a clip's frames are spread over. Raises UsageError for labels that do not fit; else as `official.load`."""
     named = re.search(r"segments?_?(\d+)", file.name, re.IGNORECASE)
     network = load(file, arch, segments or int(named[1] if named else 0) or 8)
     classes = len(network.heads[HEAD].get_parameter("bias"))

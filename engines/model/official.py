@@ -1,5 +1,4 @@
 """Official GSM and GSF checkpoints -> our networks, exactly or not at all.
-
 Code inside a pickle is never run. Which blocks hold a module, and which share of their channels GSF gates, shows in
 keys and shapes.
 
@@ -7,8 +6,7 @@ Official name                                 ours
 base_model.inception_3a_1x1.weight            backbone.inception_3a_1x1.weight
 base_model.gsm_inception_3a_1x1.bn.weight     temporal.inception_3a_1x1.bn.weight
 base_model.layer1.0.gsf.bn.weight             temporal.layer1_0.bn.weight
-new_fc.weight                                 heads.action.weight
-"""
+new_fc.weight                                 heads.action.weight"""
 
 import contextlib
 import os
@@ -37,12 +35,10 @@ SHOWN = 4  # keys named in a message
 def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: str | None = None,
          segments: int = 8) -> Network:
     """The network of an official checkpoint, bidirectional as published, in evaluation mode, with one head "action".
-
     path_or_state_dict: a file, or what such a file holds: weights by official name, with or without `module.`, bare
     or under `state_dict` or `model_state_dict`; arch: None for what the keys say; segments: frames of a clip that it
     was trained with. Half-precision weights become float32. Raises UsageError for an unknown architecture or a missing
-    file, and ModelError, naming keys, for a damaged file, one that holds code, or weights of another network.
-    """
+    file, and ModelError, naming keys, for a damaged file, one that holds code, or weights of another network."""
     if arch is not None and arch not in ARCHITECTURES:
         raise UsageError(f"architecture {arch!r}", f"one of {', '.join(ARCHITECTURES)}", "choose one of these names")
     if segments < 1:
@@ -70,9 +66,29 @@ def load(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], arch: s
 
 def read(path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
     """Float32 weights of a checkpoint by official name, without `module.`. Raises UsageError, ModelError as `load`."""
-    if isinstance(path_or_state_dict, Mapping):
-        return _weights("state dict", path_or_state_dict)
-    return _weights(os.fspath(path_or_state_dict), _read(Path(path_or_state_dict)))
+    source, content = (("state dict", path_or_state_dict) if isinstance(path_or_state_dict, Mapping)
+                       else (os.fspath(path_or_state_dict), _read(Path(path_or_state_dict))))
+    for outer in ("state_dict", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
+            content = content[outer]
+    if not isinstance(content, Mapping) or not content:
+        raise ModelError(f"{source} without a table of weights", "state_dict or model_state_dict in it",
+                         "choose an official checkpoint")
+    weights: dict[str, Tensor] = {}
+    bad: list[str] = []
+    for key, value in content.items():
+        name = str(key).removeprefix("module.")
+        tensor, counter = _tensor(value), name.endswith("num_batches_tracked")
+        fits = tensor is not None and tensor.is_floating_point() != counter and name not in weights
+        if tensor is None or not fits or not tensor.float().isfinite().all():
+            bad.append(str(key))
+        else:
+            weights[name] = tensor if counter else tensor.float()
+    if bad:
+        raise ModelError(f"{source} with {_some(bad)}, which are no dense tensors of finite floating-point "
+                         "numbers or come twice", "the weights of one network",
+                         "choose an official checkpoint, not quantised or half written")
+    return weights
 
 
 def architecture_of(source: str, weights: Mapping[str, Tensor]) -> str:
@@ -141,31 +157,6 @@ def _tensor(value: Any) -> Tensor | None:
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
         return None
     return value if value.numel() * value.element_size() <= value.untyped_storage().nbytes() else None
-
-
-def _weights(source: str, content: Any) -> dict[str, Tensor]:
-    """Float32 weights by official name without `module.`."""
-    for outer in ("state_dict", "model_state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
-            content = content[outer]
-    if not isinstance(content, Mapping) or not content:
-        raise ModelError(f"{source} without a table of weights", "state_dict or model_state_dict in it",
-                         "choose an official checkpoint")
-    weights: dict[str, Tensor] = {}
-    bad: list[str] = []
-    for key, value in content.items():
-        name = str(key).removeprefix("module.")
-        tensor, counter = _tensor(value), name.endswith("num_batches_tracked")
-        fits = tensor is not None and tensor.is_floating_point() != counter and name not in weights
-        if tensor is None or not fits or not tensor.float().isfinite().all():
-            bad.append(str(key))
-        else:
-            weights[name] = tensor if counter else tensor.float()
-    if bad:
-        raise ModelError(f"{source} with {_some(bad)}, which are no dense tensors of finite floating-point "
-                         "numbers or come twice", "the weights of one network",
-                         "choose an official checkpoint, not quantised or half written")
-    return weights
 
 
 def _held_sites(weights: Mapping[str, Tensor], arch: str) -> list[str]:

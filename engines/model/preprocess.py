@@ -1,8 +1,6 @@
 """The one place where a camera image becomes network input. Training, evaluation, live and UI all come here.
-
 Filters for shrinking: "area" averages what a pixel covers; "bilinear" interpolates and skips what lies between;
-"pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained.
-"""
+"pillow-bilinear" is the Pillow library's, with which the official checkpoints were trained."""
 
 from collections.abc import Sequence
 

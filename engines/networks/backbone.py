@@ -3,8 +3,7 @@ the input of a branch.
 
     images_NCHW ─► convolution ─► hook(site, map) ─► batch norm ─► ReLU ─► ... ─► mean over space ─► features_ND
 
-A temporal module is a hook's answer at a site. Backbones know nothing of time.
-"""
+A temporal module is a hook's answer at a site. Backbones know nothing of time."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +63,8 @@ class Backbone(nn.Module, ABC):
         """The first of `steps`, as far as each is one layer that training may keep as it is."""
         return ()
 
-    def imagenet_state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    @staticmethod
+    def imagenet_state(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A file's weights, with torchvision's or timm's names, under ours."""
         return weights
 
@@ -77,7 +77,7 @@ class Backbone(nn.Module, ABC):
     def steps(self) -> Sequence[Step]:
         """The whole function as steps in a row: a later step needs nothing of an image but what the last one gave."""
 
-    def forward(self, x: Tensor, hook: Hook, part: slice = slice(None)) -> Tensor:
+    def forward(self, x: Tensor, hook: Hook = lambda _, x: x, part: slice = slice(None)) -> Tensor:
         """part: run these steps only, on what the step before them gave."""
         for step in self.steps()[part]:
             x = step(x, hook)

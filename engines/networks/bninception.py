@@ -1,7 +1,5 @@
 """BNInception (Ioffe and Szegedy, ICML 2015, arXiv 1502.03167), the variant of the GSM and GSF checkpoints.
-
-Both put their modules on the first convolution of each block's first branch.
-"""
+Both put their modules on the first convolution of each block's first branch."""
 
 from functools import partial
 
@@ -29,16 +27,14 @@ class BNInception(Inception):
         self.add("conv2_3x3_reduce", 64, 64, 1)
         channels = self.add("conv2_3x3", 64, 192, 3)
         for block, (single, reduce_3, conv_3, reduce_d, conv_d, projection) in BLOCKS.items():
-            name, stride = f"inception_{block}", 1 if single else 2
-            if single:
-                self.add(f"{name}_1x1", channels, single, 1)
-            self.add(f"{name}_3x3_reduce", channels, reduce_3, 1)
-            self.add(f"{name}_3x3", reduce_3, conv_3, 3, stride)
-            self.add(f"{name}_double_3x3_reduce", channels, reduce_d, 1)
-            self.add(f"{name}_double_3x3_1", reduce_d, conv_d, 3)
-            self.add(f"{name}_double_3x3_2", conv_d, conv_d, 3, stride)
-            if projection:
-                self.add(f"{name}_pool_proj", channels, projection, 1)
+            last = 1 if single else 2  # the stride of a branch's last convolution
+            for layer, inputs, outputs, kernel, stride in (
+                    ("1x1", channels, single, 1, 1),
+                    ("3x3_reduce", channels, reduce_3, 1, 1), ("3x3", reduce_3, conv_3, 3, last),
+                    ("double_3x3_reduce", channels, reduce_d, 1, 1), ("double_3x3_1", reduce_d, conv_d, 3, 1),
+                    ("double_3x3_2", conv_d, conv_d, 3, last), ("pool_proj", channels, projection, 1, 1)):
+                if outputs:
+                    self.add(f"inception_{block}_{layer}", inputs, outputs, kernel, stride)
             channels = single + conv_3 + conv_d + (projection or channels)
 
     def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:

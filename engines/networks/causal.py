@@ -1,5 +1,4 @@
 """A bidirectional network in its causal form, with the same weights: a start for fine-tuning on live streams.
-
 No paper defines a causal form; each rule answers two questions, and measured accuracy has to choose.
 Which taps: a convolution over frames t-1, t, t+1 (the gate's, and GSF's fuse convolution)
     moved     keeps all its weights and looks at t-2, t-1, t;
@@ -7,8 +6,7 @@ Which taps: a convolution over frames t-1, t, t+1 (the gate's, and GSF's fuse co
 Which past: the channels that were shifted from t+1
     two, one  come from so many frames back;
     stay      come from their own frame.
-The other channels come from t-1 as they did. TSM and STSM have no weights, so there the second word alone counts.
-"""
+The other channels come from t-1 as they did. TSM and STSM have no weights, so there the second word alone counts."""
 
 import copy
 

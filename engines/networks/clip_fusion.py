@@ -13,9 +13,7 @@ earlier and later ones; a gated clip-wise attention suppresses irrelevant clips.
 A clip counts by its number of frames n_c, as the newest one of a live window is partial: in attention (+ log n_c), in
 the window's mean, and in the descriptor (weights a_c n_c). Open gates then give the mean over all frames exactly, and
 a clip of no frames is a masked one and changes nothing.
-
-Legend: B windows, C clips, oldest first, D features of a clip, d inner width.
-"""
+Legend: B windows, C clips, oldest first, D features of a clip, d inner width."""
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +24,9 @@ from engines.networks.config import EPSILON, FusionRule, directions
 
 class GatedClipFusion(nn.Module):
     """Fuses the clips of windows: `forward(clips_BCD, counts_BC) -> (descriptor_BD, gates_BC)`.
-
     counts: frames in each clip, 0 for one that is not there (a mask of booleans will do: one frame each). A window
     without any clip gives zeros. Gates of clips that are not there, or left out, are 0. `keep` and `keep_above` of the
-    rule act outside training only: clips with equal gates stay together, and the best one always stays.
-    """
+    rule act outside training only: clips with equal gates stay together, and the best one always stays."""
 
     def __init__(self, width: int, rule: FusionRule | None = None) -> None:
         super().__init__()

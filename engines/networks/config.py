@@ -1,8 +1,6 @@
 """Which network, and how the clips of a window are fused: what a model file stores of both. No torch."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,8 +18,7 @@ class NetworkConfig(BaseModel):
         config = NetworkConfig.of("gsf-mobilenetv2", causal=True, readout_width=128)
         network = engines.build(config, heads={"gesture": 11})
 
-    A field of None is as usual for the backbone or module; `network.config` has what that is.
-    """
+    A field of None is as usual for the backbone or module; `network.config` has what that is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,17 +36,17 @@ class NetworkConfig(BaseModel):
     hop: int | None = None  # on a stream, frames from one clip's scores to the next; None: a quarter of `segments`
 
     @classmethod
-    def of(cls, architecture: str, **options: Any) -> NetworkConfig:
+    def of(cls, architecture: str, **options: Any) -> Self:
         """The config of "MODULE-BACKBONE" with these fields. Raises UsageError for fields that cannot be."""
         module, _, backbone = architecture.partition("-")
         return cls._checked({"module": module, "backbone": backbone, **options})
 
-    def replace(self, **changes: Any) -> NetworkConfig:
+    def replace(self, **changes: Any) -> Self:
         """The same with other fields. Raises UsageError for fields that cannot be."""
         return self._checked({**self.model_dump(), **changes})
 
     @classmethod
-    def _checked(cls, fields: dict[str, Any]) -> NetworkConfig:
+    def _checked(cls, fields: dict[str, Any]) -> Self:
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
@@ -62,7 +59,7 @@ class NetworkConfig(BaseModel):
         return f"{self.module}-{self.backbone}"
 
     @model_validator(mode="after")
-    def _consistent(self) -> NetworkConfig:
+    def _consistent(self) -> Self:
         if self.readout_width and not self.causal:
             raise ValueError(f"readout_width={self.readout_width} on a bidirectional network: causal=True with it")
         if self.past_shift is not None and not self.causal:

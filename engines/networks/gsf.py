@@ -1,9 +1,7 @@
 """GSF, gate-shift-fuse: Sudhakaran, Escalera, Lanz, "Gate-Shift-Fuse for Video Action Recognition",
 TPAMI 2023 (arXiv 2203.08897), section 3. GSM on the first channels of a map, and a learned, channel-wise mean of
 what was shifted and what stayed. The causal form pads the fuse convolution with the past only (ours).
-
-Legend: B clips, T frames, C channels of the map, f of them gated, c = f/2 of a half, H W the map's size.
-"""
+Legend: B clips, T frames, C channels of the map, f of them gated, c = f/2 of a half, H W the map's size."""
 
 import torch
 import torch.nn.functional as F

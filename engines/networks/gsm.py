@@ -1,11 +1,8 @@
 """GSM, the gate-shift module: Sudhakaran, Escalera, Lanz, "Gate-Shift Networks for Video Action Recognition",
 CVPR 2020 (arXiv 1912.00381), section 3. A learned gate decides, place by place, what moves along time.
-
 As published, one half of the channels shifts from the future. The causal form is ours: gate taps t-2, t-1, t;
 the half that looked ahead takes the frame before last (or `past_shift` frames back), the other half the last one.
-
-Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the map's size.
-"""
+Legend: B clips, T frames, C channels of the module, c = C/2 of a half, H W the map's size."""
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +39,9 @@ class GateShift(TemporalModule):
         super().__init__(channels, causal, ((half, (-1, 0, 0)), (half, (PAST_SECOND, 0, 0))), past_shift)
         self.conv3D = nn.Conv3d(channels, 2, TAPS, padding=1, groups=2)
         self.bn = nn.BatchNorm2d(channels)
-        nn.init.zeros_(self.conv3D.weight)
-        nn.init.zeros_(self.bias)
+        for parameter in self.conv3D.parameters():
+            nn.init.zeros_(parameter)
         self.register_buffer("order", torch.tensor(interleave(channels)), persistent=False)
-
-    @property
-    def bias(self) -> Tensor:
-        assert self.conv3D.bias is not None
-        return self.conv3D.bias
 
     @property
     def receptive_field(self) -> int:
@@ -74,16 +66,16 @@ class GateShift(TemporalModule):
         planes = planes.reshape(B, T, 2 * TAPS, *planes.shape[-2:])
         extended, state = self.with_neighbours(planes, state)
         total = extended[:, :T, 0::TAPS] + extended[:, 1:T + 1, 1::TAPS] + extended[:, 2:T + 2, 2::TAPS]
-        return torch.tanh(total + self.bias.view(2, 1, 1)).repeat_interleave(C // 2, dim=2), state
+        gate = torch.tanh(total + self.conv3D.get_parameter("bias").view(2, 1, 1))
+        return gate.repeat_interleave(C // 2, dim=2), state
 
     @torch.no_grad()
     def make_transparent(self, projection: nn.Conv2d, scale: float = 1.0) -> None:
-        nn.init.zeros_(self.conv3D.weight)
-        nn.init.zeros_(self.bias)
+        for parameter in self.conv3D.parameters():
+            nn.init.zeros_(parameter)
         # The module puts channel order[k] at place k: store each original channel k where it will be taken from.
-        for parameter in (projection.weight, projection.bias):
-            if parameter is not None:
-                parameter[self.order] = scale * parameter[:self.channels].clone()
+        for rows in projection.parameters():
+            rows[self.order] = scale * rows[:self.channels].clone()
 
     @torch.no_grad()
     def drop_future_taps(self) -> None:

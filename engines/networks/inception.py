@@ -1,7 +1,5 @@
 """What the two Inception backbones share: named convolutions with bias, batch norm and ReLU, and Caffe's pools.
-
-Both descend from Caffe and TensorFlow models, so pools round their size up, and averages count the padding.
-"""
+Both descend from Caffe and TensorFlow models, so pools round their size up, and averages count the padding."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

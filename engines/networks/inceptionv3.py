@@ -1,8 +1,6 @@
 """InceptionV3 (Szegedy et al., CVPR 2016, arXiv 1512.00567), the variant of the GSM and GSF checkpoints.
-
 Not torchvision's: 229 pixels, biases, batch norms with eps 1e-5, factorised convolutions in the other order, no
-auxiliary head, and the last block's pool branch takes the maximum.
-"""
+auxiliary head, and the last block's pool branch takes the maximum."""
 
 from functools import partial
 from typing import NamedTuple

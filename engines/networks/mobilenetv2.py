@@ -1,8 +1,6 @@
 """MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) with batch norms folded into biases.
-
 Parameter names are torchvision's. Temporal modules may sit on the output of each residual block's projection, or on
-the input of its branch, before the expansion; the skip always carries the map as it came.
-"""
+the input of its branch, before the expansion; the skip always carries the map as it came."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +10,6 @@ from torch import Tensor, nn
 
 from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
 
-WIDTH = 1280
 EPS = 1e-5  # of the published batch norms
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -43,12 +40,6 @@ class InvertedResidual(nn.Module):
         self.conv = nn.Sequential(*expand, _conv_relu6(hidden, hidden, 3, stride, groups=hidden),
                                   _conv(hidden, outputs, 1))
 
-    @property
-    def projection(self) -> nn.Conv2d:
-        last = self.conv[-1]
-        assert isinstance(last, nn.Conv2d)
-        return last
-
     def forward(self, x: Tensor, name: str, hook: Hook) -> Tensor:
         if not self.residual:
             return self.conv(x)  # type: ignore[no-any-return]
@@ -56,7 +47,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Backbone):
-    width = WIDTH
+    width = 1280
     hub_model = "timm/mobilenetv2_100.ra_in1k"
     middle = ("features.13", 96)
 
@@ -68,11 +59,12 @@ class MobileNetV2(Backbone):
             for stride in (first_stride, *[1] * (blocks - 1)):
                 self.features.append(InvertedResidual(channels, outputs, stride, expansion))
                 channels = outputs
-        self.features.append(_conv_relu6(channels, WIDTH, 1))
+        self.features.append(_conv_relu6(channels, self.width, 1))
 
     def sites(self) -> dict[str, nn.Conv2d]:
-        return {f"features_{i}": layer.projection for i, layer in enumerate(self.features)
-                if isinstance(layer, InvertedResidual) and layer.residual}
+        return {f"features_{i}": projection for i, layer in enumerate(self.features)
+                if isinstance(layer, InvertedResidual) and layer.residual
+                and isinstance(projection := layer.conv[-1], nn.Conv2d)}
 
     def input_sites(self) -> dict[str, int]:
         return {f"{name}_input": projection.out_channels for name, projection in self.sites().items()}
@@ -87,8 +79,24 @@ class MobileNetV2(Backbone):
     def freezable_layers(self) -> Sequence[nn.Module]:
         return list(self.features)
 
-    def imagenet_state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return fold_norms(weights)
+    @staticmethod
+    def imagenet_state(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """MobileNetV2 weights under torchvision's names; batch norms, if present, are folded into the convolutions."""
+        named = {_torchvision_name(name): value for name, value in weights.items()}
+        state: dict[str, Tensor] = {}
+        for name, weight in named.items():
+            if not name.endswith(".weight") or weight.ndim != 4:
+                continue
+            conv = name.removesuffix(".weight")
+            before, _, index = conv.rpartition(".")
+            norm = f"{before}.{int(index) + 1}"  # torchvision puts it right after: `a.0` -> `a.1`, `conv.2` -> `conv.3`
+            bias = named.get(f"{conv}.bias")
+            if f"{norm}.running_var" in named:
+                scale = named[f"{norm}.weight"] / (named[f"{norm}.running_var"] + EPS).sqrt()
+                weight = weight * scale[:, None, None, None]
+                bias = named[f"{norm}.bias"] - named[f"{norm}.running_mean"] * scale
+            state |= {name: weight} if bias is None else {name: weight, f"{conv}.bias": bias}
+        return state
 
     def steps(self) -> list[Step]:
         return [*(partial(self._layer, i) for i in range(len(self.features))), mean_over_space]
@@ -97,25 +105,6 @@ class MobileNetV2(Backbone):
         layer = self.features[i]
         y: Tensor = layer(x, f"features_{i}", hook) if isinstance(layer, InvertedResidual) else layer(x)
         return y
-
-
-def fold_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MobileNetV2 weights under torchvision's names; batch norms, if present, are folded into the convolutions."""
-    named = {_torchvision_name(name): value for name, value in tensors.items()}
-    state: dict[str, Tensor] = {}
-    for name, weight in named.items():
-        if not name.endswith(".weight") or weight.ndim != 4:
-            continue
-        conv = name.removesuffix(".weight")
-        before, _, index = conv.rpartition(".")
-        norm = f"{before}.{int(index) + 1}"  # torchvision puts it right after: `a.0` -> `a.1`, `conv.2` -> `conv.3`
-        bias = named.get(f"{conv}.bias")
-        if f"{norm}.running_var" in named:
-            scale = named[f"{norm}.weight"] / (named[f"{norm}.running_var"] + EPS).sqrt()
-            weight = weight * scale[:, None, None, None]
-            bias = named[f"{norm}.bias"] - named[f"{norm}.running_mean"] * scale
-        state |= {name: weight} if bias is None else {name: weight, f"{conv}.bias": bias}
-    return state
 
 
 def _torchvision_name(name: str) -> str:

@@ -1,10 +1,7 @@
 """A network = backbone + temporal modules at its sites + optional recurrent read-out + heads.
-
 One forward serves every T: a clip is all T frames from fresh state, live is T = 1. State is a flat tuple of
 tensors, camera axis first; zeros mean fresh; () when the network is bidirectional. `forward` is pure.
-
-Legend: B cameras or clips, T frames, C H W a normalised image, D features, K labels, M width of the read-out.
-"""
+Legend: B cameras or clips, T frames, C H W a normalised image, D features, K labels, M width of the read-out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,9 +38,6 @@ class RecurrentReadout(nn.Module):
         super().__init__()
         self.gru = nn.GRU(width, readout_width, batch_first=True)
         self.width = readout_width
-
-    def state_spec(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("memory", (self.width,)),)
 
     def forward(self, features_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         out_BTM, last = self.gru(features_BTD, state[0][None])
@@ -156,14 +150,15 @@ class Network(nn.Module):
         assert isinstance(module, TemporalModule)
         return module
 
-    def _spec(self, site: str) -> tuple[TensorSpec, ...]:
+    def site_spec(self, site: str) -> tuple[TensorSpec, ...]:
+        """The state of the module at a site."""
         return self._module(site).state_spec(self._sizes_hw[site]) if self.causal else ()
 
     def state_spec(self) -> tuple[TensorSpec, ...]:
         """Name, shape without the camera axis, and dtype of every tensor of state, in order."""
-        specs = [spec._replace(name=f"{site}.{spec.name}") for site in self.temporal for spec in self._spec(site)]
+        specs = [spec._replace(name=f"{site}.{spec.name}") for site in self.temporal for spec in self.site_spec(site)]
         if self.memory is not None:
-            specs += self.memory.state_spec()
+            specs.append(TensorSpec("memory", (self.memory.width,)))
         return tuple(spec._replace(dtype=next(self.parameters()).dtype) for spec in specs)
 
     @property
@@ -190,7 +185,7 @@ class Network(nn.Module):
         def mix(site: str, x: Tensor) -> Tensor:
             if site not in self.temporal:
                 return x
-            own = tuple(next(past) for _ in self._spec(site))
+            own = tuple(next(past) for _ in self.site_spec(site))
             mixed: Tensor
             mixed, own = self._module(site)(x.reshape(B, T, *x.shape[1:]), own)
             kept.extend(own)
@@ -216,8 +211,7 @@ def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropou
 
     architecture: `{tsn,tsm,gsm,gsf,stsm}-{bninception,inceptionv3,resnet18,resnet50,mobilenetv2}`, or a config;
     options: fields of `NetworkConfig`; heads: labels per head; dropout: before read-out and heads. Raises UsageError
-    for an unknown architecture, site or shift, options that do not go together, and a size the backbone cannot take.
-    """
+    for an unknown architecture, site or shift, options that do not go together, and a size the backbone cannot take."""
     config = NetworkConfig.of(architecture) if isinstance(architecture, str) else architecture
     config = config.replace(**options)
     if config.module not in MODULES or config.backbone not in BACKBONES:

@@ -1,9 +1,7 @@
 """ResNet (He et al., CVPR 2016, arXiv 1512.03385) in the "v1.5" layout: a bottleneck strides in its 3x3.
-
 Parameter names are torchvision's. Temporal modules may sit on the output of each block's last convolution, before
 its batch norm and the skip (the GSF authors fill all of them), or on the input of its branch, before the first (the
-TSM authors likewise); the skip always carries the map as it came.
-"""
+TSM authors likewise); the skip always carries the map as it came."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -33,17 +31,11 @@ class Block(nn.Module):
         self.downsample = None if stride == 1 and inputs == widths[-1] else nn.Sequential(
             nn.Conv2d(inputs, widths[-1], 1, stride, bias=False), nn.BatchNorm2d(widths[-1]))
 
-    @property
-    def projection(self) -> nn.Conv2d:
-        last = self.get_submodule(f"conv{self.depth}")
-        assert isinstance(last, nn.Conv2d)
-        return last
-
     def forward(self, x: Tensor, hook: Hook, site: str) -> Tensor:
         y = hook(f"{site}_input", x)
         for i in range(1, self.depth):
             y = F.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y)))
-        y = self.get_submodule(f"bn{self.depth}")(hook(site, self.projection(y)))
+        y = self.get_submodule(f"bn{self.depth}")(hook(site, self.get_submodule(f"conv{self.depth}")(y)))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -76,7 +68,8 @@ class ResNet(Backbone):
         return {name.replace(".", "_"): block for name, block in self.named_modules() if isinstance(block, Block)}
 
     def sites(self) -> dict[str, nn.Conv2d]:
-        return {site: block.projection for site, block in self.blocks().items()}
+        return {site: last for site, block in self.blocks().items()
+                if isinstance(last := block.get_submodule(f"conv{block.depth}"), nn.Conv2d)}
 
     def input_sites(self) -> dict[str, int]:
         return {f"{site}_input": block.inputs for site, block in self.blocks().items()}

@@ -1,9 +1,7 @@
 """STSM, the spatio-temporal shift module (arXiv 2112.02523; Mathematics 2022, 10(18), 3290).
-
 An interpretation: this was built from the paper's abstract, which says that groups of channels shift along time,
 height and width, that this is a convolution with a sparse kernel, and that it adds no parameters and no arithmetic.
-How many channels move where is our choice, below; the paper's own results are not claimed.
-"""
+How many channels move where is our choice, below; the paper's own results are not claimed."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,11 +22,9 @@ PRESETS: dict[str, tuple[Group, ...]] = {
 class SpatioTemporalShift(TemporalModule):
     """Moves groups of channels in time and space. `shift`: a preset's name, or (share, (dt, dh, dw)) in the order of
     the channels; what they leave over stays. `T` is TSM's published form.
-
     The causal form gives the share of groups that look ahead to the past: they come from t-1, or from `past_shift`
     frames back (0: they move in space only), which makes its `T` a TSM with both folds from the past.
-    Raises UsageError for an unknown preset, offsets other than -1, 0, 1, or shares that add up to more than 1.
-    """
+    Raises UsageError for an unknown preset, offsets other than -1, 0, 1, or shares that add up to more than 1."""
 
     on_input, options = True, ("shift",)
 

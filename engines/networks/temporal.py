@@ -1,8 +1,6 @@
 """What temporal modules share: their form, looking along time with or without a future, and the shift of channels.
-
 Legend: B cameras or clips, T frames, C channels, H W the map's size, P frames of past kept as state; (dt, dh, dw) an
-offset in frames, rows and columns.
-"""
+offset in frames, rows and columns."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -30,13 +28,11 @@ class TensorSpec(NamedTuple):
 
 class TemporalModule(nn.Module):
     """Mixes a feature map along time: `forward(x_BTCHW, state) -> (y_BTCHW, state)` for any T.
-
     `y[t, h, w, c] = x[t - dt, h - dh, w - dw, c]` for the channels of each move, counted from the first; zeros come in
     from outside. Channels after the last move stay. dt < 0 looks ahead: the causal form takes those channels from
     `past_shift` frames back instead (0: from no other frame; None: `usual_past_shift`), and they keep their dh and dw.
     Causal modules read the past from `state`; that of bidirectional ones is ().
-    Raises ValueError if no channel would move, or more than there are.
-    """
+    Raises ValueError if no channel would move, or more than there are."""
 
     on_input: ClassVar[bool] = False  # it sits on the input of a branch, not on the output of its last convolution
     options: ClassVar[tuple[str, ...]] = ()  # the fields of a config that it takes besides `causal` and `past_shift`
@@ -84,7 +80,6 @@ class TemporalModule(nn.Module):
         return self.shift(x_BTCHW, state)
 
     def shift(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
-        """Makes the moves."""
         T, parts, kept = x_BTCHW.shape[1], [], []
         past, start = iter(state), 0
         for count, (dt, dh, dw) in self.moves:

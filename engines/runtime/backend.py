@@ -1,8 +1,6 @@
 """What there is to know of an engine, and what all engines share: proof, choice of precision, and the cache.
-
 An engine is a file of this folder with a `BACKEND`, and its name in `registry.ENGINES`: engines/README.md has an
-example. It imports torch inside its functions only: `auto` reads the file to learn whether it can run here.
-"""
+example. It imports torch inside its functions only: `auto` reads the file to learn whether it can run here."""
 
 import functools
 import hashlib
@@ -109,15 +107,12 @@ class Backend:
 
     def open_unproven(self, spec: Spec) -> Engine:
         """An engine that is compared with nothing and kept nowhere, for timing. Needs a precision."""
-        (precision,), folder = self._precisions(spec), Path()
-        facts: Facts = {}
-        if self.build is not None:
-            folder = cache.make_temporary_dir()
-            facts = self._build(spec, precision, folder)
-        return self.open(spec, precision, folder, facts)
+        (precision,), folder = self._precisions(spec), cache.make_temporary_dir()
+        return self.open(spec, precision, folder, self._build(spec, precision, folder))
 
     def _build(self, spec: Spec, precision: str, folder: Path) -> Facts:
-        assert self.build is not None
+        if self.build is None:
+            return {}
         with one_torch_thread():
             return self.build(spec, precision, folder)
 

@@ -1,9 +1,7 @@
 """Built engines on disk, found again by everything they depend on.
-
 One folder an entry, named by the key's hash, with its files and a `manifest.json` of their checksums. An entry appears
 whole; a damaged one is never used but built again. Of several processes that want one, one builds and the others wait.
-What is not used for UNUSED_S goes, and above LIMIT_BYTES what was not used for longest.
-"""
+What is not used for UNUSED_S goes, and above LIMIT_BYTES what was not used for longest."""
 
 from __future__ import annotations
 

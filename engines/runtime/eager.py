@@ -1,7 +1,5 @@
 """The eager engine: the torch network as it stands. Slow, needs no building, and what all others must agree with.
-
-Legend: S slots, B cameras in a step, H W the input size, D features.
-"""
+Legend: S slots, B cameras in a step, H W the input size, D features."""
 
 import logging
 from collections.abc import Sequence

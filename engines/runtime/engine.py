@@ -1,7 +1,5 @@
 """The engine seam: what `stream` sees of a network. Eager and compiled engines stand behind it.
-
-Legend: B cameras in this step, H W the contract's input size, D features, K labels of a head.
-"""
+Legend: B cameras in this step, H W the contract's input size, D features, K labels of a head."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Where the gates of a network let features through, as a picture for people.
-
-Legend: H W the size of the finest gated map, P planes (two halves of the channels).
-"""
+Legend: H W the size of the finest gated map."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +19,6 @@ from engines.runtime.eager import EagerEngine
 class GateHeatmap:
     """Runs a causal model beside the engine, on one camera, and averages its gates (GSM, section 3: a gate in [-1, 1]
     for each place and half of the channels; what it lets through moves along time, the rest stays).
-
     Raises UsageError for a network without gates, EngineError for one that is not causal."""
 
     def __init__(self, model: Model) -> None:
@@ -47,7 +44,6 @@ class GateHeatmap:
     def _recording(self, gate: Callable[..., Any]) -> Callable[..., Any]:
         def record(x_BTCHW: torch.Tensor, state: Any) -> Any:
             found, new_state = gate(x_BTCHW, state)
-            both_PHW = found[0, 0, [0, -1]]  # one plane for each half
-            self._open.append(both_PHW.abs().mean(dim=0, keepdim=True))
+            self._open.append(found[0, 0, [0, -1]].abs().mean(dim=0, keepdim=True))  # of a plane for each half
             return found, new_state
         return record

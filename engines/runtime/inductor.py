@@ -1,21 +1,13 @@
 """The Inductor engine: the lowered step compiled by torch itself, in CUDA graphs where there is a GPU. Needs torch.
-
 Compiling takes tens of seconds at each start; torch keeps a cache of its own. All cameras run at once on a GPU, one
-camera at a time on the CPU, where batches gain nothing; see slot_pool.py.
-"""
-
-from __future__ import annotations
+camera at a time on the CPU, where batches gain nothing; see slot_pool.py."""
 
 import warnings
-from typing import TYPE_CHECKING
 
-from engines.errors import EngineError, first_line
+from engines.errors import engine_error
+from engines.model.file import Model
 from engines.runtime.backend import NO_GPU, Backend, has_gpu
-
-if TYPE_CHECKING:
-    from engines.model.contract import Contract
-    from engines.networks.network import Network
-    from engines.runtime.slot_pool import CompiledPool
+from engines.runtime.engine import Engine
 
 
 def best_device() -> str:
@@ -25,28 +17,26 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def compile_network(network: Network, contract: Contract, slots: int, precision: str, device: str | None = None,
-                    batch: int | None = None) -> CompiledPool:
-    """The engine of a causal network, by default on the best device and with the batch that suits it."""
+def compile_step(model: Model, slots: int, precision: str, device: str | None = None,
+                 batch: int | None = None) -> Engine:
+    """The engine of a causal model, by default on the best device and with the batch that suits it."""
     import torch
     import torch._inductor.config
 
     from engines.runtime.lowering import PixelStep
     from engines.runtime.slot_pool import DTYPES, CompiledPool
 
-    device = device or best_device()
-    step = PixelStep(network, contract).to(device, DTYPES[precision])
+    device, contract = device or best_device(), model.contract
+    step = PixelStep(model.network, contract).to(device, DTYPES[precision])
     compiled = torch.compile(step, fullgraph=True, dynamic=False)
-    try:
-        # Freezing makes weights part of the code; as an option of `compile` it would not reach the tracer.
-        with warnings.catch_warnings(), torch._inductor.config.patch(freezing=device == "cpu"):
-            warnings.simplefilter("ignore")  # the compiler uses what its own torch calls deprecated
-            return CompiledPool("inductor", contract, slots, precision, compiled, step.fresh_state(), device,
-                                batch or (slots if device == "cuda" else 1))
-    except RuntimeError as error:
-        raise EngineError(f"torch failing to compile {contract.architecture} ({first_line(error)})",
-                          "a network, a compiler and a device that go together",
-                          "use --engine openvino or --engine eager") from error
+    # Freezing makes weights part of the code; as an option of `compile` it would not reach the tracer.
+    with (engine_error(f"torch failing to compile {contract.architecture}",
+                       "a network, a compiler and a device that go together",
+                       "use --engine openvino or --engine eager"),
+          warnings.catch_warnings(), torch._inductor.config.patch(freezing=device == "cpu")):
+        warnings.simplefilter("ignore")  # the compiler uses what its own torch calls deprecated
+        return CompiledPool("inductor", contract, slots, precision, compiled, step.fresh_state(), device,
+                            batch or (slots if device == "cuda" else 1))
 
 
 def unavailable_reason() -> str | None:
@@ -56,5 +46,5 @@ def unavailable_reason() -> str | None:
 
 BACKEND = Backend(
     "inductor", "Inductor", unavailable_reason=unavailable_reason,
-    precisions=lambda: ("f16", "f32") if best_device() == "cuda" else ("f32",), open=lambda spec, precision, *_:
-    compile_network(spec.model.network, spec.model.contract, spec.slots, precision))
+    precisions=lambda: ("f16", "f32") if best_device() == "cuda" else ("f32",),
+    open=lambda spec, precision, *_: compile_step(spec.model, spec.slots, precision))

@@ -1,5 +1,4 @@
 """One frame of a causal network, rewritten in the form that compiled engines run fastest.
-
 A compiled gate-shift module costs by its number of operators, hardly by its channels:
   * past frames of the gate's input are kept, so that the gate is one convolution over three frames with one output per
     channel, and nothing is broadcast; where that would be much work (wide, large maps), it sees the present frame only,
@@ -10,9 +9,7 @@ A compiled gate-shift module costs by its number of operators, hardly by its cha
   * the halves, shifted by two frames and by one, are put together by masks, as cutting and joining costs operators;
   * the interleave at the end is in the rows of the projection before.
 State is laid out differently from the network's own, and starts as zeros too.
-
-Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features, t the present frame.
-"""
+Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features, t the present frame."""
 
 import copy
 import math
@@ -52,7 +49,7 @@ class GateShiftStep(nn.Module):
         planes = torch.zeros(2, TAPS, f, 3, 3, dtype=scale.dtype)  # each half's gate sees its own half only
         planes[0, :, :c] = module.conv3D.weight[0].transpose(0, 1)
         planes[1, :, c:] = module.conv3D.weight[1].transpose(0, 1)
-        weight, bias = planes[:, :, order].flatten(1, 2), module.bias
+        weight, bias = planes[:, :, order].flatten(1, 2), module.conv3D.get_parameter("bias").detach()
         self.register_buffer("first_half", (torch.arange(f) < c).to(scale.dtype).view(1, f, 1, 1))
         self.by_planes = TAPS * f * f * 9 * math.prod(size_hw) > PER_CHANNEL_MOST
         if self.by_planes:  # outputs: both halves of the newest tap, then of the older ones
@@ -194,16 +191,16 @@ class StepNetwork(nn.Module):
             stem = next(layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d))
             stem.weight.copy_(stem.weight.flip(1))
         self.heads = copy.deepcopy(network.heads)
-        spec = {site: {leaf.name.removeprefix(f"{site}."): leaf.shape for leaf in network.state_spec()
-                        if leaf.name.startswith(f"{site}.")} for site in network.temporal}
         steps: dict[str, nn.Module] = {}
         for site, module in network.temporal.items():
+            shapes = {leaf.name: leaf.shape for leaf in network.site_spec(site)}
             if isinstance(module, GateShift):
-                steps[site] = GateShiftStep(module, spec[site]["taps"][-2:])  # type: ignore[arg-type]
-                _interleave_rows(self.backbone.sites()[site], module)
+                steps[site] = GateShiftStep(module, shapes["taps"][-2:])  # type: ignore[arg-type]
+                for rows in self.backbone.sites()[site].parameters():
+                    rows[:module.channels] = rows[module.order]
             else:
                 assert isinstance(module, TemporalModule)
-                steps[site] = PassthroughStep(copy.deepcopy(module), spec[site])
+                steps[site] = PassthroughStep(copy.deepcopy(module), shapes)
         self.temporal = nn.ModuleDict(steps)
         self.memory = ReadoutStep(network.memory) if network.memory is not None else None
         self.eval()
@@ -266,8 +263,3 @@ class PixelStep(StepNetwork):
 
     def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return super().forward((image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std, *state)
-
-
-def _interleave_rows(projection: nn.Conv2d, module: GateShift) -> None:
-    for parameter in projection.parameters():
-        parameter[:module.channels] = parameter[:module.channels][module.order]

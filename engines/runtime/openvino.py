@@ -1,11 +1,7 @@
 """The OpenVINO engine: a pool of slots around infer requests with camera pixels in. Runs without torch.
-
 The network's step (lowering.py) becomes a graph with state in and out, layout, colour order and normalisation
 included. A small network's weights take longer to come from memory than to be multiplied with one frame, so cameras
-share them where each gets then, bit for bit, what it would get alone.
-"""
-
-from __future__ import annotations
+share them where each gets then, bit for bit, what it would get alone."""
 
 import contextlib
 import functools
@@ -14,19 +10,16 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError, raise_interrupt
+from engines.errors import EngineError, engine_error, raise_interrupt
 from engines.model.contract import Contract
+from engines.model.file import Model
 from engines.runtime.backend import Backend, Facts, Spec
 from engines.runtime.engine import Engine, Floats, StepResult
 from engines.runtime.parity import probe_clip
-
-if TYPE_CHECKING:
-    from engines.networks.network import Network
 
 _TELEMETRY = "openvino_telemetry"  # it would report what is imported and converted, from every camera's machine
 _before = sys.modules.get(_TELEMETRY)
@@ -48,6 +41,14 @@ GRAPH = "step.xml"
 MULTIPLICATIONS_PER_THREAD = 0.5e9
 BATCHES = (2, 4)  # cameras at a time, beside one; eight cost as much a frame as four, and take longer
 BATCH_FRAMES = 16  # that are compared of each of a batch's cameras
+
+
+def last_line(error: BaseException) -> str:
+    """Where OpenVINO says what is wrong, behind the places in its source."""
+    return next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
+
+
+openvino_error = functools.partial(engine_error, line=last_line)
 
 
 class OpenVINOEngine(Engine):
@@ -83,7 +84,7 @@ class OpenVINOEngine(Engine):
             for _, request, _ in running:  # the memory that they write is not to be used before they end
                 with contextlib.suppress(RuntimeError):
                     request.wait()
-            raise EngineError(f"OpenVINO failing while it ran ({_last_line(error)})", "a step without a fault",
+            raise EngineError(f"OpenVINO failing while it ran ({last_line(error)})", "a step without a fault",
                               "run `gatestream doctor`, or use --engine eager") from error
         for here, request, batch in running:  # when all have run: a step that fails moves no camera
             for result, output in zip(results, request.store(self._pools, slots[here]), strict=False):
@@ -189,22 +190,18 @@ def key(spec: Spec) -> dict[str, str]:
 def build(spec: Spec, precision: str, folder: Path) -> Facts:
     """Writes the graph, which is the same in all precisions."""
     if not (folder / GRAPH).exists():
-        try:
-            ov.save_model(convert(spec.model.network, spec.model.contract), folder / GRAPH, compress_to_fp16=False)
-        except RuntimeError as error:
-            raise EngineError(f"a built engine that cannot be written ({_last_line(error)})", f"space in {folder}",
-                              "free some space, or set GATESTREAM_CACHE to another folder") from error
+        with openvino_error("a built engine that cannot be written", f"space in {folder}",
+                            "free some space, or set GATESTREAM_CACHE to another folder"):
+            ov.save_model(convert(spec.model), folder / GRAPH, compress_to_fp16=False)
     return {}
 
 
 def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> OpenVINOEngine:
     """Opens what `build` wrote."""
-    try:
+    with openvino_error("OpenVINO refusing a built engine", "a graph it can load",
+                        f"delete {folder}, or use --engine eager"):
         return engine_of(core().read_model(folder / GRAPH), spec.model.contract, spec.slots, precision,
                          facts.get("batches", ()))
-    except RuntimeError as error:
-        raise EngineError(f"OpenVINO refusing a built engine ({_last_line(error)})", "a graph it can load",
-                          f"delete {folder}, or use --engine eager") from error
 
 
 def fitting_batches(graph: ov.Model, contract: Contract, precision: str) -> list[int]:
@@ -237,27 +234,26 @@ def engine_of(graph: ov.Model, contract: Contract, slots: int, precision: str,
                                      for batch in (1, *batches) if batch <= slots}, slots, precision)
 
 
-def convert(network: Network, contract: Contract) -> ov.Model:
-    """A causal network's step as a graph for one camera: image uint8 BGR [1, H, W, 3] and its state in;
+def convert(model: Model) -> ov.Model:
+    """A causal model's step as a graph for one camera: image uint8 BGR [1, H, W, 3] and its state in;
     features, each head's scores and its new state out, in this order."""
     import torch
 
     from engines.runtime.lowering import FlatStep
 
-    step = FlatStep(network, reversed_colours=contract.colour == "RGB").requires_grad_(False)
+    contract = model.contract
+    step = FlatStep(model.network, reversed_colours=contract.colour == "RGB").requires_grad_(False)
     example = torch.zeros(1, 3, *contract.input_size_hw), *step.fresh_state()
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the converter traces with what torch calls deprecated
-            # As a function, whose weights are constants: a module would be traced twice, and each layer of it apart.
-            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-                lambda *inputs: step(*inputs), example, check_trace=False)
-            graph = ov.convert_model(traced, example_input=example)
+    refused = openvino_error(f"OpenVINO failing to convert {contract.architecture}", "a network it can convert",
+                             "use --engine eager")
+    with refused, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the converter traces with what torch calls deprecated
+        # As a function, whose weights are constants: a module would be traced twice, and each layer of it apart.
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            lambda *inputs: step(*inputs), example, check_trace=False)
+        graph = ov.convert_model(traced, example_input=example)
         graph.reshape({port: list(tensor.shape) for port, tensor in zip(graph.inputs, example, strict=True)})
         return _with_pixels(graph, contract)
-    except RuntimeError as error:
-        raise EngineError(f"OpenVINO failing to convert {contract.architecture} ({_last_line(error)})",
-                          "a network it can convert", "use --engine eager") from error
 
 
 def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
@@ -275,7 +271,6 @@ def _with_pixels(graph: ov.Model, contract: Contract) -> ov.Model:
 
 def compile_graph(graph: ov.Model, slots: int, precision: str, batch: int = 1) -> ov.CompiledModel:
     """Compiles for few cameras at low latency: cameras run side by side, a heavy frame is shared between threads.
-
     batch: cameras at a time. Raises RuntimeError for a graph that cannot be made to take so many."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     streams = min(slots, cores)
@@ -294,11 +289,6 @@ def _multiplications(graph: ov.Model) -> float:
     skipped = {"Convolution": 1, "GroupConvolution": 2}  # axes of the weights that count outputs
     return sum(float(np.prod(node.output(0).shape)) * float(np.prod(node.input_value(1).shape[skipped[kind]:]))
                for node in graph.get_ops() if (kind := node.get_type_name()) in skipped)
-
-
-def _last_line(error: Exception) -> str:
-    """Where OpenVINO says what is wrong, behind the places in its source."""
-    return next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
 
 
 BACKEND = Backend(

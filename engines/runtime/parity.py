@@ -1,7 +1,5 @@
 """How far an engine's results are from eager's, on a clip that is the same everywhere.
-
-Legend: T frames, H W the contract's input size, D features, K labels of a head.
-"""
+Legend: T frames, H W the contract's input size, D features, K labels of a head."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -26,15 +26,13 @@ ENGINES = ("tensorrt", "inductor", "openvino", "eager")  # in the order in which
 def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 1, precision: str | None = None,
             hop: int | None = None, calibration_u8: NDArray[np.uint8] | None = None) -> Engine:
     """Builds an engine, or takes it from the cache.
-
     engine: auto (the first of ENGINES that works here, see `unavailable_reason`), one of these, or a file of `export`;
     slots: cameras at a time, at most; precision: f32, bf16, f16, int8 as the engine has it, or None to have it chosen
     by measured parity with eager; hop: frames from one clip's scores to the next, None for the model's own, of a
     bidirectional model, which runs in the eager engine only (see `windowed.py`); calibration_u8: frames for TensorRT in
     int8, BGR [T, H, W, 3] in order from one camera, as `prepare` gives them; the probe clip if None. Raises UsageError
     for an unknown name, an impossible hop or frames that nothing needs, EngineError when the engine cannot be built or
-    does not agree with eager.
-    """
+    does not agree with eager."""
     from engines.runtime.backend import Spec
 
     if slots < 1:
@@ -98,7 +96,7 @@ def _open_file(file: Path, spec: Spec) -> Engine:
             raise EngineError(f"precision {spec.precision!r} for an ONNX file", "f32", "leave the precision out")
         from engines.runtime import onnx
 
-        return onnx.open_file(spec.model, file, spec.slots)
+        return onnx.OnnxEngine(spec.model, file, spec.slots)
     from engines.runtime import cache
 
     openvino = find("openvino")
@@ -113,11 +111,9 @@ def _refuse_bidirectional(model: Model) -> None:
 
 def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:
     """Builds an engine ahead of time and writes it as one file, which `compile(model, engine=file)` opens.
-
     engine: openvino (also by "auto"): the file serves this model on machines with the same processor and OpenVINO
     version; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/runtime/onnx.py`.
-    Raises EngineError, SinkError.
-    """
+    Raises EngineError, SinkError."""
     _refuse_bidirectional(model)
     if engine == "onnx":
         from engines.runtime import onnx

@@ -1,11 +1,8 @@
 """What compiled torch engines share: a pool of slots around one step of constant batch, in one CUDA graph on a GPU.
-
 One pool tensor [S + 1, ...] per leaf of state, the last row being scratch. Every run has the same batch, filled up with
 scratch rows, so results do not depend on who else is there, and one CUDA graph fits every run. Its CUDA half has not
 been run on a GPU yet (`tests/gpu` is there to do it).
-
-Legend: S slots, B the constant batch, H W the input size, D features, K labels of a head.
-"""
+Legend: S slots, B the constant batch, H W the input size, D features, K labels of a head."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.errors import EngineError, first_line
+from engines.errors import EngineError, engine_error
 from engines.model.contract import Contract
 from engines.runtime.eager import PooledEngine
 from engines.runtime.engine import StepResult
@@ -78,29 +75,24 @@ class CompiledPool(PooledEngine):
     def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
         batch = len(self._rows)
         parts, stepped = [np.zeros((0, sum(self._widths)), np.float32)], []
-        try:
+        with engine_error(f"{self.name} failing while it ran", "a step without a fault",
+                          "run `gatestream doctor`, or use --engine eager"):
             for start in range(0, len(slots), batch):
-                here = slice(start, start + batch)
-                self._fill(frames_u8_BHWC[here], slots[here])
+                rows = slots[start:start + batch]  # and the scratch slot, as often as it takes
+                frames_u8 = torch.from_numpy(np.ascontiguousarray(frames_u8_BHWC[start:start + batch]))
+                self._images_u8[:len(rows)].copy_(frames_u8)
+                self._rows.copy_(torch.tensor([*rows, *[self.slots] * (batch - len(rows))]))
                 if self._graph is None:
                     results, state = self._forward()
                     stepped.append((self._rows.clone(), state))
                 else:
                     self._graph.replay()
                     results = self._results
-                parts.append(results[:len(slots[here])].cpu().numpy().copy())
-        except RuntimeError as error:
-            raise EngineError(f"{self.name} failing while it ran ({first_line(error)})", "a step without a fault",
-                              "run `gatestream doctor`, or use --engine eager") from error
-        for rows, state in stepped:  # when all have run: a step that fails moves no camera
-            self._store(rows, state)
+                parts.append(results[:len(rows)].cpu().numpy().copy())
+        for moved, state in stepped:  # when all have run: a step that fails moves no camera
+            self._store(moved, state)
         features, *scores = np.split(np.concatenate(parts), np.cumsum(self._widths)[:-1], axis=1)
         return StepResult(features, dict(zip(self.contract.heads, scores, strict=True)))
-
-    def _fill(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> None:
-        """The next run's images and rows, filled up with the scratch slot."""
-        self._images_u8[:len(slots)].copy_(torch.from_numpy(np.ascontiguousarray(frames_u8_BHWC)))
-        self._rows.copy_(torch.tensor([*slots, *[self.slots] * (len(self._rows) - len(slots))]))
 
     def close(self) -> None:
         self._graph, self._network = None, None

@@ -1,16 +1,12 @@
 """The TensorRT engine: the lowered step built ahead of time by torch-tensorrt for just this GPU, and kept in the cache.
-
 Building takes minutes, once. `torch.export` of the step with its state in and out, at the constant batch, is built as a
 whole or not at all. Types are explicit: the step itself is cast to the precision. TensorRT takes no uint8 beyond its
 rim, so pixels are cast in torch, inside the same CUDA graph (see slot_pool.py), and everything after in the engine.
 
 A built program is unpickled when it is loaded, so it could carry code: it is read from the user's own cache only, and
 not at all where other users could have written it.
-
 Written by torch-tensorrt's source, documentation and issues (2.11 to 2.13), and not run on a GPU yet.
-
-Legend: B the constant batch, T frames, H W the input size.
-"""
+Legend: B the constant batch, T frames, H W the input size."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from engines.errors import EngineError, UsageError, first_line, raise_interrupt
+from engines.errors import EngineError, UsageError, engine_error
 from engines.runtime import cache
 from engines.runtime.backend import BY_PARITY, NO_GPU, Backend, Facts, Frames, Spec, has_gpu
 from engines.runtime.parity import probe_clip
@@ -80,24 +76,21 @@ def build(spec: Spec, precision: str, folder: Path) -> Facts:
     image = torch.zeros(1, *contract.input_size_hw, 3, dtype=DTYPES[precision], device=DEVICE)
     inputs = tuple(one.expand(spec.slots, *one.shape[1:]).contiguous() for one in (image, *leaves))
     exporting: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    try:
-        with torch.no_grad(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
-            warnings.simplefilter("ignore")  # torch, torch-tensorrt and modelopt use what they call deprecated
-            if precision == "int8":
-                frames = probe_clip(contract) if spec.calibration_u8 is None else spec.calibration_u8
-                exporting = _quantise(step, frames, leaves, 1 + len(contract.heads))
-            with exporting:
-                program = torch.export.export(step, inputs, strict=False)
-                built = library.dynamo.compile(
-                    program, arg_inputs=inputs, use_explicit_typing=True, require_full_compilation=True,
-                    min_block_size=1, timing_cache_path=os.path.join(scratch, "timing.cache"))  # else a shared folder
-            _refuse_torch_parts(built, contract)
-            library.save(built, os.fspath(folder / PROGRAM), arg_inputs=inputs)
-    except EngineError:
-        raise
-    except Exception as error:  # the errors of torch-tensorrt and of modelopt have no base of their own
-        raise EngineError(f"TensorRT failing to build {contract.architecture} in {precision} ({first_line(error)})",
-                          "a network and versions that it can build", "use --engine inductor") from error
+    refused = engine_error(  # the errors of torch-tensorrt and of modelopt have no base of their own
+        f"TensorRT failing to build {contract.architecture} in {precision}", "a network and versions that it can build",
+        "use --engine inductor", Exception)
+    with refused, torch.no_grad(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        warnings.simplefilter("ignore")  # torch, torch-tensorrt and modelopt use what they call deprecated
+        if precision == "int8":
+            frames = probe_clip(contract) if spec.calibration_u8 is None else spec.calibration_u8
+            exporting = _quantise(step, frames, leaves, 1 + len(contract.heads))
+        with exporting:
+            program = torch.export.export(step, inputs, strict=False)
+            built = library.dynamo.compile(
+                program, arg_inputs=inputs, use_explicit_typing=True, require_full_compilation=True,
+                min_block_size=1, timing_cache_path=os.path.join(scratch, "timing.cache"))  # else a shared folder
+        _refuse_torch_parts(built, contract)
+        library.save(built, os.fspath(folder / PROGRAM), arg_inputs=inputs)
     return {"state_shapes": [list(leaf.shape[1:]) for leaf in leaves]}
 
 
@@ -109,34 +102,29 @@ def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> Compi
 
     _refuse_shared(folder)
     library, dtype = _library(), DTYPES[precision]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = library.load(os.fspath(folder / PROGRAM)).module()
+    refused = engine_error("TensorRT refusing a built engine", "one that it can load and run",
+                           f"delete {folder}, or use --engine inductor", Exception)  # as above
+    with refused, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = library.load(os.fspath(folder / PROGRAM)).module()
 
-            def step(image_u8_BHWC: Tensor, *state: Tensor) -> Sequence[Tensor]:
-                return cast("Sequence[Tensor]", program(image_u8_BHWC.to(dtype), *state))
+        def step(image_u8_BHWC: Tensor, *state: Tensor) -> Sequence[Tensor]:
+            return cast("Sequence[Tensor]", program(image_u8_BHWC.to(dtype), *state))
 
-            leaves = [torch.zeros(1, *shape, dtype=dtype) for shape in facts["state_shapes"]]
-            slots = spec.slots
-            return CompiledPool("tensorrt", spec.model.contract, slots, precision, step, leaves, DEVICE, batch=slots)
-    except Exception as error:  # as above
-        raise EngineError(f"TensorRT refusing a built engine ({first_line(error)})", "one that it can load and run",
-                          f"delete {folder}, or use --engine inductor") from error
+        leaves = [torch.zeros(1, *shape, dtype=dtype) for shape in facts["state_shapes"]]
+        slots = spec.slots
+        return CompiledPool("tensorrt", spec.model.contract, slots, precision, step, leaves, DEVICE, batch=slots)
 
 
 def _library() -> ModuleType:
     import torch
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import torch_tensorrt
-    except Exception as error:  # its libraries fail in many ways
-        raise_interrupt(error)
-        raise EngineError(f"a torch-tensorrt that cannot be loaded ({first_line(error)})",
-                          f"torch-tensorrt for torch {torch.__version__}, with TensorRT's libraries",
-                          "pip install --upgrade 'gatestream[tensorrt]', or use --engine inductor") from error
+    refused = engine_error("a torch-tensorrt that cannot be loaded",
+                           f"torch-tensorrt for torch {torch.__version__}, with TensorRT's libraries",
+                           "pip install --upgrade 'gatestream[tensorrt]', or use --engine inductor", Exception)
+    with refused, warnings.catch_warnings():  # its libraries fail in many ways
+        warnings.simplefilter("ignore")
+        import torch_tensorrt
     return cast("ModuleType", torch_tensorrt)
 
 
@@ -145,12 +133,11 @@ def _gpu() -> tuple[str, str]:
     import torch
 
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
+    with engine_error("no answer from the GPU", "an NVIDIA GPU with its driver",
+                      "install the driver (nvidia-smi must work), or use --engine openvino",
+                      (OSError, subprocess.SubprocessError, IndexError, RuntimeError, AssertionError)):
         answer = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=30).stdout
         return torch.cuda.get_device_name(), answer.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError, RuntimeError, AssertionError) as error:
-        raise EngineError(f"no answer from the GPU ({first_line(error)})", "an NVIDIA GPU with its driver",
-                          "install the driver (nvidia-smi must work), or use --engine openvino") from error
 
 
 def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
@@ -161,13 +148,10 @@ def _quantise(step: nn.Module, frames_u8_THWC: Frames, leaves: Sequence[Tensor],
 
     from engines.runtime.slot_pool import DTYPES
 
-    try:
+    with engine_error("no usable nvidia-modelopt, which calibrates int8", "the nvidia-modelopt package",
+                      "pip install 'gatestream[int8]', or use f16", Exception):  # as torch-tensorrt's
         import modelopt.torch.quantization as quantization
         from modelopt.torch.quantization.utils import export_torch_mode
-    except Exception as error:  # as torch-tensorrt's
-        raise_interrupt(error)
-        raise EngineError(f"no usable nvidia-modelopt ({first_line(error)}), which calibrates int8",
-                          "the nvidia-modelopt package", "pip install 'gatestream[int8]', or use f16") from error
 
     def calibrate(watched: nn.Module) -> None:
         state = list(leaves)

@@ -5,9 +5,7 @@
 Scores are those of `clip_scores` on the last T = `segments` frames (fewer at a stream's start), renewed at its first
 frame, at frame T, and every `hop` frames around that; a step in between repeats them. `spans` say which frames those
 are. The step that renews them takes as long as a clip, the others hardly anything.
-
-Legend: S slots, B cameras in a step, T frames of a clip, C H W a map, D features.
-"""
+Legend: S slots, B cameras in a step, T frames of a clip, C H W a map, D features."""
 
 from collections.abc import Sequence
 
@@ -49,7 +47,7 @@ class WindowedEngine(PooledEngine):
 
     def _cost(self, map_1CHW: Tensor) -> float:
         with torch.no_grad(), FlopCounterMode(display=False) as first:
-            self._network.backbone(_blank(self._network), _keep, slice(self._split))
+            self._network.backbone(_blank(self._network), part=slice(self._split))
         with torch.no_grad(), FlopCounterMode(display=False) as rest:
             self._network(map_1CHW[None], (), slice(self._split, None))
         once, again = int(first.get_total_flops()), int(rest.get_total_flops())
@@ -59,7 +57,7 @@ class WindowedEngine(PooledEngine):
     def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
         if slots:
             frames_BCHW = torch.from_numpy(normalise(frames_u8_BHWC, self.contract)).to(self._maps.dtype)
-            maps_BCHW = self._network.backbone(frames_BCHW, _keep, slice(self._split))
+            maps_BCHW = self._network.backbone(frames_BCHW, part=slice(self._split))
             renewed: dict[int, Tensor] = {}
             for slot, map_CHW in zip(slots, maps_BCHW, strict=True):
                 count = self._counts[slot] + 1
@@ -87,10 +85,6 @@ class WindowedEngine(PooledEngine):
 
 def _blank(network: Network) -> Tensor:
     return next(network.parameters()).new_zeros(1, 3, *network.input_size_hw)
-
-
-def _keep(_: str, x: Tensor) -> Tensor:
-    return x
 
 
 def split(network: Network) -> tuple[int, Tensor]:

@@ -1,8 +1,6 @@
 """Rendered gestures: a simulated first-person camera with a hand that draws, and the truth about what it drew.
-
 strokes.py: what the fingertip draws; script.py: an endless performance; hand.py, backgrounds.py, scene.py: what the
-camera sees of it; `Simulation`: all of it together. The same seed gives the same frames and spans in every run.
-"""
+camera sees of it; `Simulation`: all of it together. The same seed gives the same frames and spans in every run."""
 
 from collections.abc import Callable
 
@@ -19,12 +17,10 @@ __all__ = ["BACKGROUND", "IDLE", "LABELS", "Points", "Pose", "Scene", "Script", 
 
 class Simulation:
     """A simulated camera: `frame(k)` is what it sees at `k / rate` seconds.
-
     size_hw: image size in pixels; rate: frames per second; strays: rng -> (points_xy, duration_s), motion that is no
     gesture; background_bgr: an image to use instead of a rendered room; idle_s: shortest and longest time between
     gestures; demonstration: someone shows gestures to the camera, clearly and in good light, as a newcomer would.
-    Frames must be asked for in order; skipping some is fine.
-    """
+    Frames must be asked for in order; skipping some is fine."""
 
     def __init__(self, seed: int, size_hw: tuple[int, int] = (480, 640), rate: float = 30.0,
                  strays: Callable[[np.random.Generator], tuple[Points, float]] = stray,

@@ -28,8 +28,10 @@ def _curtain(rng: np.random.Generator, size_hw: tuple[int, int]) -> Canvas:
                                               + rng.uniform(0, 6.28))
     folds /= max(float(np.abs(folds).max()), 1e-6)
     canvas = _fill(_colour(rng), size_hw) * (1 + rng.uniform(0.15, 0.6) * folds[..., None].astype(np.float32))
-    if rng.random() < 0.4:  # a print
-        _scatter(rng, canvas, _colour(rng))
+    if rng.random() < 0.4:  # a print of leaves, dots or rings
+        colour, size = _colour(rng), rng.uniform(0.008, 0.04)
+        for x, y in rng.random((int(rng.integers(20, 160)), 2)):
+            _ellipse(canvas, (x, y), (size * rng.uniform(0.3, 1), size * rng.uniform(0.5, 2)), colour)
     if rng.random() < 0.5:  # light through the cloth
         band = np.exp(-((depth - rng.uniform(0.1, 0.9)) / rng.uniform(0.1, 0.5)) ** 2)
         canvas *= (1 + rng.uniform(-0.5, 0.9) * band[..., None]).astype(np.float32)
@@ -193,10 +195,3 @@ def _rectangle(canvas: Canvas, box: tuple[float, float, float, float], colour: C
 def _ellipse(canvas: Canvas, at: tuple[float, float], radii: tuple[float, float], colour: Colour) -> None:
     angles = np.linspace(0, 2 * np.pi, 40)
     _polygon(canvas, [(at[0] + radii[0] * np.cos(a), at[1] + radii[1] * np.sin(a)) for a in angles], colour)
-
-
-def _scatter(rng: np.random.Generator, canvas: Canvas, colour: Colour) -> None:
-    """Leaves, dots or rings scattered over a cloth."""
-    size = rng.uniform(0.008, 0.04)
-    for x, y in rng.random((int(rng.integers(20, 160)), 2)):
-        _ellipse(canvas, (x, y), (size * rng.uniform(0.3, 1), size * rng.uniform(0.5, 2)), colour)

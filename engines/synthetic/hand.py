@@ -1,12 +1,7 @@
 """What the hand looks like: skin, light, sleeve, posture. Sprites are made once and turned into place per frame.
-
-Hand coordinates: the index fingertip is (0, 0), x right, y down, and 1 is the length from fingertip to wrist.
-"""
-
-from __future__ import annotations
+Hand coordinates: the index fingertip is (0, 0), x right, y down, and 1 is the length from fingertip to wrist."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -35,33 +30,11 @@ _BACK: tuple[Bone, ...] = (  # the back of the hand, and the wrist
     (0.17, 0.84, 0.13, 0.15, 0.50, 0.09), (0.22, 0.83, 0.12, 0.25, 0.53, 0.085), (0.25, 0.83, 0.11, 0.34, 0.59, 0.075))
 
 
-@dataclass(frozen=True, slots=True)
 class Look:
-    """One person's hand in one light. Lengths are in hand lengths, angles in radians, colours BGR 0..255."""
+    """One person's hand in one light, as cameras show them, from silhouettes to over-exposed; clear: a right one, its
+    finger up, in good light. Lengths are in hand lengths, angles in radians, colours BGR 0..255."""
 
-    skin_bgr: Sequence[float]
-    sleeve_bgr: Sequence[float]
-    pattern_bgr: Sequence[float]
-    band_bgr: Sequence[float]
-    pattern: Literal["plain", "stripes", "checks"]
-    band: float  # width of a bracelet, 0 for none
-    bare: float  # length of forearm before the sleeve
-    scale: float  # size of the hand; 1 is HAND_HEIGHT of the frame
-    tilt: float  # lean of the finger, clockwise
-    thickness: float  # of the fingers
-    girth: float  # how much the forearm widens towards the elbow
-    thumb: float  # 0 tucked to 1 along the finger
-    mirrored: bool  # a left hand, from the bottom left
-    elbow_xy: tuple[float, float]  # where the forearm comes from, as a fraction of the frame
-    swing: float  # how far the elbow follows the hand
-    light_xyz: tuple[float, float, float]  # direction of the light
-    ambient: float  # share of light from everywhere
-    shutter_s: float  # time over which motion blurs
-    grain: int  # seed of skin and cloth
-
-    @classmethod
-    def random(cls, rng: np.random.Generator, clear: bool = False) -> Look:
-        """As cameras show hands, from silhouettes to over-exposed; clear: a right one, finger up, in good light."""
+    def __init__(self, rng: np.random.Generator, clear: bool = False) -> None:
         tone = rng.uniform(0, len(_SKINS_BGR) - 1.001)
         low = int(tone)
         skin = _SKINS_BGR[low] + (tone - low) * (_SKINS_BGR[low + 1] - _SKINS_BGR[low])
@@ -70,21 +43,28 @@ class Look:
         cast = np.exp(0.1 * rng.standard_normal(3))
         if clear:
             exposure, cast = rng.uniform(0.75, 1.15), cast ** 0.3
-        skin = np.clip(skin * exposure * cast, 6, 255)
         cloth = rng.uniform(15, 235, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(15, 235))
-        side = rng.uniform(-1, 1)
-        return cls(
-            skin_bgr=skin.tolist(), sleeve_bgr=(cloth * min(exposure, 1.1)).tolist(),
-            pattern_bgr=(rng.uniform(10, 245, 3) * min(exposure, 1.1)).tolist(),
-            band_bgr=(rng.uniform(5, 230, 3) * exposure).tolist(),
-            pattern=str(rng.choice(["plain", "stripes", "checks"], p=[0.6, 0.2, 0.2])),  # type: ignore[arg-type]
-            band=float(rng.choice([0.0, rng.uniform(0.03, 0.06), rng.uniform(0.08, 0.16)], p=[0.65, 0.2, 0.15])),
-            bare=float(rng.choice([9.0, rng.uniform(0.12, 1.4)], p=[0.5, 0.5])),
-            scale=float(np.exp(rng.uniform(np.log(0.75), np.log(1.5)))), tilt=rng.normal(-0.22, 0.08 if clear else 0.2),
-            thickness=rng.uniform(0.85, 1.25), girth=rng.uniform(0.06, 0.3), thumb=rng.uniform(0, 1),
-            mirrored=rng.random() < 0.06 and not clear, elbow_xy=(rng.normal(0.95, 0.16), rng.uniform(1.2, 1.7)),
-            swing=rng.uniform(0.2, 0.7), light_xyz=(side, rng.uniform(-1.0, 0.15), rng.uniform(0.35, 1.1)),
-            ambient=rng.uniform(0.3, 0.8), shutter_s=rng.uniform(0.002, 0.03), grain=int(rng.integers(2 ** 31)))
+        light_x = rng.uniform(-1, 1)
+        self.skin_bgr = np.clip(skin * exposure * cast, 6, 255)
+        self.sleeve_bgr = cloth * min(exposure, 1.1)
+        self.pattern_bgr = rng.uniform(10, 245, 3) * min(exposure, 1.1)
+        self.band_bgr = rng.uniform(5, 230, 3) * exposure
+        self.pattern = str(rng.choice(["plain", "stripes", "checks"], p=[0.6, 0.2, 0.2]))
+        # Width of a bracelet, 0 for none; length of forearm before the sleeve.
+        self.band = float(rng.choice([0.0, rng.uniform(0.03, 0.06), rng.uniform(0.08, 0.16)], p=[0.65, 0.2, 0.15]))
+        self.bare = float(rng.choice([9.0, rng.uniform(0.12, 1.4)], p=[0.5, 0.5]))
+        self.scale = float(np.exp(rng.uniform(np.log(0.75), np.log(1.5))))  # of the hand; 1 is HAND_HEIGHT of the frame
+        self.tilt = rng.normal(-0.22, 0.08 if clear else 0.2)  # lean of the finger, clockwise
+        self.thickness = rng.uniform(0.85, 1.25)  # of the fingers
+        self.girth = rng.uniform(0.06, 0.3)  # how much the forearm widens towards the elbow
+        self.thumb = rng.uniform(0, 1)  # 0 tucked to 1 along the finger
+        self.mirrored = rng.random() < 0.06 and not clear  # a left hand, from the bottom left
+        self.elbow_xy = rng.normal(0.95, 0.16), rng.uniform(1.2, 1.7)  # where the forearm comes from, of the frame
+        self.swing = rng.uniform(0.2, 0.7)  # how far the elbow follows the hand
+        self.light_xyz = light_x, rng.uniform(-1.0, 0.15), rng.uniform(0.35, 1.1)  # direction of the light
+        self.ambient = rng.uniform(0.3, 0.8)  # share of light from everywhere
+        self.shutter_s = rng.uniform(0.002, 0.03)  # time over which motion blurs
+        self.grain = int(rng.integers(2 ** 31))  # seed of skin and cloth
 
 
 class Hand:

@@ -25,7 +25,7 @@ class Scene:
     def __init__(self, rng: np.random.Generator, size_hw: tuple[int, int],
                  background_bgr: NDArray[np.uint8] | None = None, clear: bool = False) -> None:
         self.size_hw = height, width = size_hw
-        looks = [Look.random(rng, clear=clear) for _ in range(_CLEAR_LOOKS if clear else 1)]
+        looks = [Look(rng, clear) for _ in range(_CLEAR_LOOKS if clear else 1)]
         full_hw = (round(height * (1 + 2 * _MARGIN)), round(width * (1 + 2 * _MARGIN)))
         place = str(rng.choice(_CLEAR_PLACES)) if clear else None
         room = (random_background(rng, full_hw, place) if background_bgr is None

@@ -2,8 +2,7 @@
 
     idle ─► approach ─► hover ─► stroke ─► hover ─► idle ─► ...
 
-Only `stroke` is the gesture; everything else is background.
-"""
+Only `stroke` is the gesture; everything else is background."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -73,12 +72,10 @@ class _Part:
 
 class Script:
     """An endless performance, decided by `rng` alone: asking in other steps changes nothing.
-
     strokes: (label, rng) -> (points_xy [N, 2] in any unit, evenly spaced in time, duration_s);
     labels: the gestures to draw, all equally often; idle_s: time between two strokes (at least the approach);
     strays: as strokes, without the label: motion that is no gesture; idle: shares of what a hand does between gestures;
-    deliberate: the gestures are shown to the camera rather than made in passing; aspect: frame width / height.
-    """
+    deliberate: the gestures are shown to the camera rather than made in passing; aspect: frame width / height."""
 
     def __init__(self, rng: np.random.Generator, strokes: StrokeSource = stroke, labels: Sequence[str] = LABELS,
                  idle_s: Range = (1.5, 5.0), strays: StraySource = stray, idle: Mapping[str, float] = IDLE,

@@ -1,7 +1,5 @@
 """What the fingertip draws: ten gestures as people draw them, and motion that is none of them.
-
-Points are [N, 2] (x right, y down), evenly spaced in time, inside a unit box whose longer side is 1.
-"""
+Points are [N, 2] (x right, y down), evenly spaced in time, inside a unit box whose longer side is 1."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -16,7 +14,6 @@ StraySource = Callable[[np.random.Generator], tuple[Points, float]]
 LABELS: tuple[str, ...] = ("left", "right", "up", "down", "circlecc", "square", "star", "del", "carret", "tick")
 BACKGROUND = "background"
 SAMPLES = 120
-
 
 # Seconds a person takes: the shortest, the median, the longest seen.
 DURATIONS_S: dict[str, tuple[float, float, float]] = {

@@ -31,8 +31,7 @@ def open_source(spec: str, *, camera: str | None = None, policy: Policy = "auto"
     camera: the name its frames carry, by default the source's own (never with a password in it);
     policy: "newest" drops frames to stay up to date, "every" gives all; "auto" is newest for live cameras and every
     for files. A file with "newest" plays at its own pace. fps: the rate of images, or of a video in place of its own
-    timestamps. Raises UsageError for what cannot be (no such file), SourceError for what does not open.
-    """
+    timestamps. Raises UsageError for what cannot be (no such file), SourceError for what does not open."""
     if policy not in get_args(Policy):
         raise UsageError(f"policy {policy!r}", "auto, every or newest", "choose one of them")
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):

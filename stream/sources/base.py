@@ -29,8 +29,7 @@ class Source(ABC):
             for item in source.frames():        # Frame | Gap
                 ...
 
-    `frames` belongs to one thread; `close` may be called from any.
-    """
+    `frames` belongs to one thread; `close` may be called from any."""
 
     info: SourceInfo
     notes: Sequence[str] = ()
@@ -42,10 +41,8 @@ class Source(ABC):
     @abstractmethod
     def frames(self) -> Iterator[Frame | Gap]:
         """Gives frames in order of time, once. Ends at the end of the stream or soon after `close`.
-
         Numbers leave room for what was lost: a frame's index is the one before + 1 + its `lost`.
-        Raises SourceError when the stream stops and does not come back.
-        """
+        Raises SourceError when the stream stops and does not come back."""
 
     def close(self) -> None:
         """Ends `frames` soon, and releases the camera or file. May be called twice, also from a signal handler."""

@@ -14,9 +14,7 @@ DEFAULT_FPS = 30.0
 
 class ImageFiles(Source):
     """Images in natural order, 1 / fps seconds apart. Sizes may differ; an unreadable image keeps its place in time.
-
-    `frames` raises SourceError when not one of them can be read.
-    """
+    `frames` raises SourceError when not one of them can be read."""
 
     def __init__(self, paths: Sequence[Path], camera: str, fps: float | None = None) -> None:
         self._paths = sorted(paths, key=natural_key)

@@ -4,8 +4,7 @@ Of most streams a frame was taken when it came, less what the network delayed it
 is the smallest seen, and may grow by DRIFT, so that a camera whose clock runs slow is followed. Of a paced stream (HLS)
 whole segments come at once: its frames are to be given at the pace of their own times, from the first one on.
 
-Unix time is read once, so a computer's clock that is set does not disturb a stream.
-"""
+Unix time is read once, so a computer's clock that is set does not disturb a stream."""
 
 import math
 from collections.abc import Callable
@@ -35,9 +34,7 @@ class LiveClock:
 
     def place(self, stated_s: float, paced: bool = False) -> float:
         """Steady time at which a frame was taken that came now, or, paced, at which it is to be given.
-
-        stated_s: its time in the stream; NaN where it has none: then it was taken now.
-        """
+        stated_s: its time in the stream; NaN where it has none: then it was taken now."""
         placed_s = now_s = self._steady()
         if not math.isnan(stated_s):
             own_s, _ = self._own.next(stated_s)

@@ -19,8 +19,7 @@ class QueuedFrame:
 
 class Mailbox:
     """Holds up to `room` frames. When full: with `newest`, the latest replaces the one before it and takes over its
-    count of lost frames and its gaps; otherwise `put` waits.
-    """
+    count of lost frames and its gaps; otherwise `put` waits."""
 
     def __init__(self, room: int, newest: bool) -> None:
         self._room, self._newest = room, newest
@@ -43,9 +42,7 @@ class Mailbox:
 
     def take(self, timeout_s: float, steady: Callable[[], float]) -> QueuedFrame | None:
         """The oldest frame; None once the mailbox is closed.
-
-        Raises the reader's failure after the frames before it; TimeoutError after `timeout_s` without one.
-        """
+        Raises the reader's failure after the frames before it; TimeoutError after `timeout_s` without one."""
         until_s = steady() + timeout_s
         with self._changed:
             while not self._queue:

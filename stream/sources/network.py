@@ -30,10 +30,8 @@ LARGEST_SNAPSHOT = 50_000_000  # bytes
 def open_network(url: str, camera: str | None = None, policy: Policy = "auto",
                  timing: Timing | None = None) -> Source:
     """A network camera; or, when http answers with a video of stated length, that video as a file.
-
     An address that gives one image is asked for it again and again. The first connection is given TIMEOUTS.open_s; a
-    camera lost later is reconnected, and given up after TIMEOUTS.give_up_s without a frame. Raises SourceError.
-    """
+    camera lost later is reconnected, and given up after TIMEOUTS.give_up_s without a frame. Raises SourceError."""
     url, shown = normalise(url), mask_secrets(url)
     capture = connect_within(TIMEOUTS.open_s, lambda: _connect(url, shown), shown)
     if isinstance(capture, StreamCapture) and parse_scheme(url) in ("http", "https") and capture.reader.seconds > 0:
@@ -123,9 +121,7 @@ class StreamCapture:
 
 class SnapshotCapture:
     """An address that gives one image, as a `Capture`: it is requested again for each frame.
-
-    Raises OSError where there is no answer, FrameError where it is no image.
-    """
+    Raises OSError where there is no answer, FrameError where it is no image."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)

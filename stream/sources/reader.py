@@ -6,8 +6,7 @@
 
 Back-off: `first_pause_s`, doubled after every failure up to `longest_pause_s`, each times a random 0.5 to 1 so that
 many cameras behind one switch do not reconnect at once. When the consumer has waited `give_up_s` for a frame, `frames`
-raises SourceError, whatever the thread is stuck in.
-"""
+raises SourceError, whatever the thread is stuck in."""
 
 import random
 import threading
@@ -50,12 +49,10 @@ class Timing:
 
 class LiveSource(Source):
     """A camera that is there or not. captured_at is the Unix time at which a frame was taken (`LiveClock`).
-
     connect: opens the camera; None, or SourceError with the cause, when it cannot; capture: one that is open already;
     what: the camera, for messages; policy: "newest" (and "auto") keeps one frame and counts the overwritten, "every"
     makes the reader wait for the consumer.
-    Raises SourceError when the camera cannot be opened within `timeouts.open_s`.
-    """
+    Raises SourceError when the camera cannot be opened within `timeouts.open_s`."""
 
     def __init__(self, connect: Connect, what: str, camera: str, timeouts: Timeouts, policy: Policy = "auto",
                  timing: Timing | None = None, capture: Capture | None = None) -> None:

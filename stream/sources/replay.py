@@ -3,8 +3,7 @@
     about(camera, fps) ; frames(id, at, number, lost, image) ; gaps(before, at, seconds, action)
 
 Images are PNG, which loses nothing. A gap comes before the frame with id `before`. A recording that a crash ended can
-be replayed.
-"""
+be replayed."""
 
 import sqlite3
 from collections.abc import Iterator

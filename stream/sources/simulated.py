@@ -4,8 +4,7 @@
 
 seed: another seed is another person, place and performance; rate: frames per second; width, height: pixels;
 seconds: length of the stream, endless without; realtime: 1 plays as a camera does (Unix time, a frame when it is
-due), 0 renders as fast as it is read (stream time from 0, every frame counts).
-"""
+due), 0 renders as fast as it is read (stream time from 0, every frame counts)."""
 
 import difflib
 import math
@@ -42,12 +41,10 @@ SETTINGS: dict[str, Setting] = {
 
 class SimulatedSource(Source):
     """A camera that needs no camera.
-
     spec: the address above; camera: the name its frames carry; policy: when the reader is late in real time,
     "newest" (and "auto") leaves frames out and counts them as lost, "every" gives them late;
     now, clock, sleep: a rising clock, Unix time and a wait, all in seconds.
-    Raises UsageError naming the parameter that cannot be.
-    """
+    Raises UsageError naming the parameter that cannot be."""
 
     def __init__(self, spec: str = "sim://gestures", camera: str | None = None, policy: Policy = "auto",
                  now: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time,
@@ -65,9 +62,7 @@ class SimulatedSource(Source):
 
     def spans(self, until_s: float) -> list[Span]:
         """The gestures that start before `until_s`, in seconds after the first frame: the truth.
-
-        Add `started_at`, known from the first frame on, to compare with times of frames and events.
-        """
+        Add `started_at`, known from the first frame on, to compare with times of frames and events."""
         return self._simulation.spans(until_s)
 
     def frames(self) -> Iterator[Frame | Gap]:

@@ -18,10 +18,8 @@ NEWEST, EVERY = 2, 1000  # messages that may wait
 
 class Subscriber(Source):
     """zmq://host:port connects to a publisher; ?camera=NAME takes only that camera's pictures.
-
     captured_at is what the sender states, else when the message came. With `newest` older messages are dropped.
-    Raises UsageError for another form of address.
-    """
+    Raises UsageError for another form of address."""
 
     def __init__(self, spec: str, camera: str | None = None, policy: Policy = "auto",
                  wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:

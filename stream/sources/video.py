@@ -1,8 +1,7 @@
 """Video files: every frame counts, times come from the file's own timestamps (`engines.decoding.times`).
 
 Damage: what the decoder cannot give, or marks as corrupt, is passed over and counted as lost. The header's claims of
-length are never believed.
-"""
+length are never believed."""
 
 import math
 from collections.abc import Iterator
@@ -20,10 +19,8 @@ from stream.sources.base import Source, SourceInfo
 
 class VideoFile(Source):
     """A video file, upright and deinterlaced.
-
     fps: play at this rate, instead of by the file's times; reader: read from this instead of opening `path`, which
-    then only names it. Raises SourceError when nothing in it can be read as a picture.
-    """
+    then only names it. Raises SourceError when nothing in it can be read as a picture."""
 
     def __init__(self, path: Path | str, camera: str | None = None, fps: float | None = None,
                  reader: VideoReader | None = None) -> None:
