@@ -1,6 +1,7 @@
 """HTTP Basic authentication for the page. Passwords are kept as scrypt hashes only.
 
-    users file: a line "name:salt:hash" for each user, hex; made by `gatestream ui --auth FILE --add-user NAME`"""
+    users file: a line "name:salt:hash" for each user, hex; made by `gatestream ui --auth FILE --add-user NAME`
+"""
 
 import asyncio
 import base64
@@ -56,6 +57,7 @@ class BasicAuth:
         self._one_at_a_time = asyncio.Semaphore(1)  # guesses keep one core busy at most
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Serves one connection."""
         if scope["type"] == "lifespan" or await self._accepts(dict(scope["headers"]).get(b"authorization", b"")):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -75,10 +77,12 @@ class BasicAuth:
             name, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
         except ValueError:
             return False
+        if kind.lower() != b"basic":
+            return False
         salt, wanted = self._users.get(name, (b"nobody", secrets.token_bytes(64)))  # unknown names take as long
         async with self._one_at_a_time:
             hashed = await asyncio.to_thread(_hash, password, salt)
-        if kind.lower() != b"basic" or not hmac.compare_digest(hashed, wanted):
+        if not hmac.compare_digest(hashed, wanted):
             return False
         self._accepted[digest] = None
         if len(self._accepted) > CACHED_HEADERS:

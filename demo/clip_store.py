@@ -2,7 +2,8 @@
 
     FOLDER/whole/wave/3.mp4               as it was shown, at most HEIGHT pixels high
     FOLDER/clips/wave/3.mp4               the part of it that teaches
-    FOLDER/clips/nothing/1.mp4            no action at all"""
+    FOLDER/clips/nothing/1.mp4            no action at all
+"""
 
 import re
 import shutil
@@ -57,7 +58,8 @@ class ClipStore:
         return path
 
     def add(self, label: str, images: TimedImages) -> StoredClip:
-        """Stores images as a label's next recording. Raises UsageError, SinkError and what `images` raises."""
+        """Stores images as the next recording of a label. Raises UsageError for a bad name or length, SinkError, and
+        what `images` raises."""
         label = _check_name(label)
         with self._lock:
             taken = [int(path.stem) for path in (self.folder / "whole" / label).glob("*.mp4") if path.stem.isdigit()]
@@ -127,7 +129,9 @@ def _check_length(images: TimedImages, label: str) -> Iterator[tuple[float, Imag
 
 def _read(video: Path) -> Iterator[tuple[float, Image]]:
     with open_path(video, policy="every") as source:
-        yield from ((item.captured_at, item.image_bgr) for item in source.frames() if isinstance(item, Frame))
+        for frame in source.frames():
+            if isinstance(frame, Frame):
+                yield frame.captured_at, frame.image_bgr
 
 
 def _length_s(video: Path) -> float:

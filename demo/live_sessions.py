@@ -5,7 +5,8 @@
     a service's camera    start_service_camera(service, camera) ──► the same; it is the service that recognises
 
 Each session is a camera of its own: its state, its events, its threshold. Its latest pictures are kept for a minute, so
-that they can be stored as a recording to learn from."""
+that they can be stored as a recording to learn from.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +51,14 @@ class LiveSessions:
     """Owns the recogniser; its methods may be called from any thread, and wait for each other.
 
         with LiveSessions(Recognizer.open("gesture"), "gesture") as sessions:
-            session = sessions.join()"""
+            session = sessions.join()
+    """
 
     def __init__(self, recognizer: Recognizer, model: str = "gesture") -> None:
         """model: what the recogniser was opened with."""
         self.recognizer, self.model = recognizer, model
-        self.on_change: set[Callable[[], None]] = set()  # called, by another thread, for another recogniser
+        self.on_change: set[Callable[[], None]] = set()
+        """Called, by another thread, when there is another recogniser."""
         self._thread = ThreadPoolExecutor(1, "recogniser")
         self._numbers = itertools.count(1)
         self._open_above: dict[str, float] = {}
@@ -190,7 +193,8 @@ class LiveSession:
 
     def _gate_records(self, records: Records, image_bgr: Callable[[], Image]) -> Records:
         gates = self._gates
-        if gates is None or not self._visible.is_set() or all(record["type"] != "prediction" for record in records):
+        made = any(record["type"] == "prediction" for record in records)
+        if gates is None or not made or not self._visible.is_set():
             return []
         image = image_bgr()
         open_HW = gates.update(image)
@@ -216,12 +220,12 @@ class LiveSession:
                     records += self._gate_records(records, lambda image=item.image_bgr: image)
                     picture = _encode_jpeg(item.image_bgr)
                     self._remember(picture, item.captured_at)
-                    visible, at = self._visible.is_set(), item.captured_at
-                    self._send({"at": at, "records": records}, picture if visible else b"", at)
+                    visible = self._visible.is_set()
+                    self._send_records(records, picture if visible else b"", item.captured_at)
                     if not visible:
                         self._visible.wait(0.5 / self._sessions.recognizer.contract.frame_rate)
                 else:
-                    self._send({"at": item.at, "records": [item.as_json()]}, b"", item.at)
+                    self._send_records([item.as_json()], b"", item.at)
             self._send({"error": "This camera has ended."}, b"", 0.0)
         except GatestreamError as error:
             self._send({"error": str(error)}, b"", 0.0)
@@ -237,12 +241,15 @@ class LiveSession:
                 picture = service.picture(camera) if made else None
                 if picture is not None:
                     self._remember(picture, made[-1]["captured_at"])
-                visible, at = self._visible.is_set(), made[-1]["captured_at"] if made else 0.0
-                self._send({"at": at, "records": records}, picture if picture and visible else b"", at)
+                shown = picture if picture is not None and self._visible.is_set() else b""
+                self._send_records(records, shown, made[-1]["captured_at"] if made else 0.0)
             self._send({"error": "The service has ended. Press Start once it runs again."}, b"", 0.0)
         except GatestreamError as error:
             if self._following.is_set():
                 self._send({"error": str(error)}, b"", 0.0)
+
+    def _send_records(self, records: Records, picture: bytes, at: float) -> None:
+        self._send({"at": at, "records": records}, picture, at)
 
 
 def _encode_jpeg(image_bgr: Image) -> bytes:

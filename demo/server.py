@@ -8,7 +8,8 @@
                          {"save": {"label": "wave", "from": time, "to": time}}     stores what was shown
     server ──► browser   text: {"hello": {...}}, {"at": time, "records": [...]}, {"error": "a sentence"},
                          {"saved": {"label": "wave", "number": 3, ...}}
-                         binary: time + JPEG, a picture of a camera that the server opened"""
+                         binary: time + JPEG, a picture of a camera that the server opened
+"""
 
 import asyncio
 import json
@@ -18,7 +19,6 @@ import threading
 import webbrowser
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,13 @@ PINGS_S = 2.0  # a page that is gone without a word frees its slot after two of 
 def serve(model: str, engine: str, host: str, port: int, open_browser: bool, auth: Path | None, lessons: Path | None,
           service: str | None) -> None:
     """`gatestream ui`: serves the page until interrupted.
+
     auth: a file of users, who alone may see it; lessons: the folder of recordings and taught models, by default one of
     the person's own; service: address of the health page of a service to show, by default where a service without a
     configuration has it. Raises UsageError for a port that is taken, or a file that is none of users."""
-    open_recognizer = partial(Recognizer.open, engine=engine, slots=SLOTS)
+    def open_recognizer(file: str) -> Recognizer:
+        return Recognizer.open(file, engine, slots=SLOTS)
+
     users, local = None if auth is None else read_users(auth), host in LOOPBACK
     if users is None and not local:
         log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
@@ -91,8 +94,14 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, 
     app.include_router(teach_router(trainer))
     app.include_router(service_router(service))
 
-    for path, file in {"/cameras": "cameras.html", "/live": "live.html", "/teach": "live.html"}.items():
-        app.add_route(path, lambda _, file=file: FileResponse(PAGE / file))
+    @app.get("/cameras")
+    async def cameras() -> FileResponse:
+        return FileResponse(PAGE / "cameras.html")
+
+    @app.get("/live")
+    @app.get("/teach")
+    async def live() -> FileResponse:
+        return FileResponse(PAGE / "live.html")
 
     @app.websocket("/live/feed")
     async def feed(socket: WebSocket) -> None:

@@ -4,7 +4,8 @@
     GET /service/cameras/{name}.jpg       a camera's newest picture
     GET /service/events?camera=&label=    {"events": [...], "labels": [...], "total": n}, the newest first
     GET /service/events.csv, .jsonl       to take away
-    GET /service/clips/{name}             the video of an event"""
+    GET /service/clips/{name}             the video of an event
+"""
 
 import io
 import json
@@ -108,9 +109,8 @@ def service_router(service: ServiceClient) -> APIRouter:
         chosen = [counts.get(camera, Counter())] if camera else counts.values()
         total = sum(of_one[label] if label else of_one.total() for of_one in chosen)
         newest = sorted(found, key=lambda one: one.event.started_at, reverse=True)
-        clips = [_clip(facts, clip_name(one.id, one.event.camera, one.event.label)) for one in newest]
-        rows = [{**one.event.as_json(), "id": one.id, "clip": path and path.name}
-                for one, path in zip(newest, clips, strict=True)]
+        rows = [{**one.event.as_json(), "id": one.id, "clip": _clip(facts, one.id, one.event.camera, one.event.label)}
+                for one in newest]
         return JSONResponse({"error": "", "events": rows, "total": total,
                              "labels": sorted(set().union(*counts.values()))})
 
@@ -126,7 +126,9 @@ def service_router(service: ServiceClient) -> APIRouter:
 
     @router.get("/clips/{name}")
     def clip(name: str) -> FileResponse:
-        if (path := _clip(health(), name)) is None:
+        folder = health()["clips_folder"]
+        path = Path(folder or "") / Path(name).name
+        if folder is None or path.suffix != ".mp4" or not path.is_file():
             raise HTTPException(404)
         return FileResponse(path, media_type="video/mp4")
 
@@ -143,7 +145,7 @@ def _log(health: dict[str, Any]) -> Path:
     return Path(health["log"])
 
 
-def _clip(health: dict[str, Any], name: str) -> Path | None:
-    """The video of this file name; None where there is none on this machine."""
-    path = Path(health["clips_folder"] or "") / Path(name).name
-    return path if health["clips_folder"] is not None and path.suffix == ".mp4" and path.is_file() else None
+def _clip(health: dict[str, Any], id: str, camera: str, label: str) -> str | None:
+    name = clip_name(id, camera, label)
+    folder = health["clips_folder"]
+    return name if folder is not None and (Path(folder) / name).is_file() else None

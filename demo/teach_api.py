@@ -7,7 +7,8 @@
     POST /teach/cut, /teach/remove                 {"label": "wave", "number": 3, "from": 0.5, "to": 2.0}
     POST /teach/learn, /teach/undo
 
-An error is {"error": "a sentence"}, status 400."""
+An error is {"error": "a sentence"}, status 400.
+"""
 
 import asyncio
 import tempfile
@@ -24,6 +25,8 @@ from demo.trainer import Trainer
 from engines.errors import GatestreamError
 
 LARGEST_BYTES = 4 * 1024**3  # of a video that is uploaded
+
+
 Label, Number = Annotated[str, Body()], Annotated[int, Body()]
 
 
@@ -33,13 +36,14 @@ def is_same_origin(request: HTTPConnection) -> bool:
 
 
 def _require_same_origin(request: Request) -> None:
-    if request.method == "POST" and not is_same_origin(request):
+    if not is_same_origin(request):
         raise HTTPException(403)
 
 
 def teach_router(trainer: Trainer) -> APIRouter:
     """The routes under /teach."""
-    router, store = APIRouter(prefix="/teach", dependencies=[Depends(_require_same_origin)]), trainer.store
+    router, store = APIRouter(prefix="/teach"), trainer.store
+    same_origin = [Depends(_require_same_origin)]
 
     def answer(work: Callable[[], object], file: str = "") -> JSONResponse:
         """Does the work, answers with the state after it. file: a path that an error must not show."""
@@ -67,7 +71,7 @@ def teach_router(trainer: Trainer) -> APIRouter:
             raise HTTPException(404)
         return FileResponse(path, filename=f"taught-{path.name}")
 
-    @router.post("/clips")
+    @router.post("/clips", dependencies=same_origin)
     async def add(label: str, request: Request) -> JSONResponse:
         with tempfile.NamedTemporaryFile(prefix="gatestream-", suffix=".video") as video:
             size = 0
@@ -79,20 +83,20 @@ def teach_router(trainer: Trainer) -> APIRouter:
             video.flush()
             return await asyncio.to_thread(answer, lambda: store.add_file(label, Path(video.name)), video.name)
 
-    @router.post("/cut")
+    @router.post("/cut", dependencies=same_origin)
     def cut(label: Label, number: Number, from_s: Annotated[float, Body(alias="from")],
             to_s: Annotated[float, Body(alias="to")]) -> JSONResponse:
         return answer(lambda: store.trim(label, number, from_s, to_s))
 
-    @router.post("/remove")
+    @router.post("/remove", dependencies=same_origin)
     def remove(label: Label, number: Number) -> JSONResponse:
         return answer(lambda: store.remove(label, number))
 
-    @router.post("/learn")
+    @router.post("/learn", dependencies=same_origin)
     def learn() -> JSONResponse:
         return answer(trainer.train)
 
-    @router.post("/undo")
+    @router.post("/undo", dependencies=same_origin)
     def undo() -> JSONResponse:
         return answer(trainer.undo)
 

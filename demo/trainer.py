@@ -1,6 +1,7 @@
 """Teaches the page's model what a clip store holds, in the background, and keeps every version of it.
 
-    FOLDER/models/3f2a9c01d2e4/2.safetensors, 2.json     taught from the model with that digest, the newest last"""
+    FOLDER/models/3f2a9c01d2e4/2.safetensors, 2.json     taught from the model with that digest, the newest last
+"""
 
 import logging
 import threading
@@ -21,8 +22,10 @@ Opened = TypeVar("Opened")
 
 class Trainer:
     """Trains in a thread of its own, always from the model it was given. Methods may be called from any thread.
+
     activate: is called, in that thread, with the file of the model to use from now on; raises GatestreamError where it
-    cannot be used, and then that version does not count."""
+    cannot be used, and then that version does not count.
+    """
 
     def __init__(self, store: ClipStore, model: str, engine: str, activate: Callable[[str], None]) -> None:
         self.store, self._activate, self._engine, self._start = store, activate, engine, model
@@ -100,7 +103,7 @@ class Trainer:
         clips.mkdir(parents=True, exist_ok=True)
         result = teach_folder(self._start, clips, new, engine=self._engine, name=f"{self._name}-taught",
                               note=self._set_status)
-        self._status = "trying it"
+        self._set_status("trying it")
         with sink_errors("writing", out):
             write_report(result, out.with_suffix(".json"))
             new.replace(out)

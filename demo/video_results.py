@@ -36,15 +36,16 @@ class VideoResults:
 def recognize_video(recognizer: Recognizer, video: Path, folder: Path,
                     progress: Callable[[float], None]) -> VideoResults:
     """Recognises a video and writes files into a folder. Memory does not grow with the video's length.
+
     progress: takes the share that is done. Raises UsageError, SourceError for what cannot be read, SinkError."""
     contract = recognizer.contract
     log, annotated = folder / "events.db", folder / f"{video.stem}-annotated.mp4"
     with ExitStack() as stack:
         source = stack.enter_context(open_path(video, camera=video.name, policy="every"))
-        curves = _Curves(contract.background, source.info.frames, progress)
+        curves = _Curves(contract.background)
         run(source, recognizer, [stack.enter_context(sink) for sink in (
             EventLog(log, contract.name, video.name), AnnotatedVideo(annotated, source.info.fps, contract.background),
-            curves)])
+            curves, _Progress(source.info.frames, progress))])
     files = []
     for form in FORMATS:
         files.append(folder / f"{video.stem}.{form}")
@@ -68,36 +69,54 @@ def render_track(found: VideoResults, player: str) -> str:
 
 
 class _Curves(Sink):
-    """The highest window score of each label in each of at most POINTS equal parts of the time so far. Reports what
-    share of the frames is done, where their number is known."""
+    """The highest window score of each label in each of at most POINTS equal parts of the time so far."""
 
-    def __init__(self, background: str | None, frames: int | None, report: Callable[[float], None]) -> None:
-        self._background, self._frames, self._report = background, frames, report
+    def __init__(self, background: str | None) -> None:
+        self._background = background
         self._cells: list[dict[str, float]] = []
-        self._cell_s, self.seconds = 0.25, 0.0
+        self._cell_s = 0.25
         self._first_at: float | None = None
+        self.seconds = 0.0
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         if frame is None:
             return
         self._first_at = frame.captured_at if self._first_at is None else self._first_at
         self.seconds = max(self.seconds, frame.captured_at - self._first_at)
-        if self._frames and frame.index % 30 == 29:
-            self._report(min(1.0, (frame.index + 1) / self._frames))
-        for prediction in (record for record in records if isinstance(record, Prediction)):
-            while (place := int(self.seconds / self._cell_s)) >= POINTS:  # twice as long parts from now on
-                self._cells = [_highest(self._cells[i:i + 2]) for i in range(0, len(self._cells), 2)]
-                self._cell_s *= 2
-            self._cells += [{} for _ in range(place + 1 - len(self._cells))]
-            scores = {label: score for head in prediction.heads.values() for label, score in head.window
-                      if label != self._background}
-            self._cells[place] = _highest([self._cells[place], scores])
+        for record in records:
+            if isinstance(record, Prediction):
+                self._take(record)
+
+    def _take(self, prediction: Prediction) -> None:
+        place = int(self.seconds / self._cell_s)
+        while place >= POINTS:  # twice as long parts from now on
+            self._cells = [_highest(self._cells[i:i + 2]) for i in range(0, len(self._cells), 2)]
+            self._cell_s *= 2
+            place = int(self.seconds / self._cell_s)
+        self._cells += [{} for _ in range(place + 1 - len(self._cells))]
+        scores = {label: score for head in prediction.heads.values() for label, score in head.window
+                  if label != self._background}
+        self._cells[place] = _highest([self._cells[place], scores])
 
     def rows(self) -> list[tuple[float, str, float]]:
         """Time, label, score, of the labels that were ever likely."""
         seen = [label for label, score in _highest(self._cells).items() if score >= SEEN_FROM]
         return [((k + 0.5) * self._cell_s, label, round(cell.get(label, 0.0), 4))
                 for k, cell in enumerate(self._cells) for label in seen]
+
+    def close(self) -> None:
+        pass
+
+
+class _Progress(Sink):
+    """Reports what share of the frames is done, where their number is known."""
+
+    def __init__(self, frames: int | None, report: Callable[[float], None]) -> None:
+        self._frames, self._report = frames, report
+
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
+        if frame is not None and self._frames and frame.index % 30 == 29:
+            self._report(min(1.0, (frame.index + 1) / self._frames))
 
     def close(self) -> None:
         pass

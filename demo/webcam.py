@@ -4,7 +4,8 @@
     space  freezes the picture; recognition goes on
     r      records what is shown to gatestream-1.mp4, until r again
     t      teaches: type the action's name, Enter, wait for the countdown, show it once. From three times on, the model
-           learns it in the background and is used as soon as it has: taught/ and taught.safetensors. Escape: not now"""
+           learns it in the background and is used as soon as it has: taught/ and taught.safetensors. Escape: not now
+"""
 
 import argparse
 import os
@@ -37,7 +38,8 @@ class ClipCapture:
     """Captures one recording of an action: its name is typed, a countdown runs, images are collected."""
 
     def __init__(self) -> None:
-        self.name, self.named, self.starts_at = "", False, 0.0
+        self.name, self.named = "", False
+        self.starts_at = 0.0
         self.clock = Clock(CLIP_RATE, max_gap_s=CLIP_S)
         self.images: list[Image] = []
 

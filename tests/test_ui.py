@@ -444,7 +444,7 @@ def test_a_video_gives_the_events_of_a_run(sessions: LiveSessions, film: Path, t
 
 
 def test_curves_of_hours_are_as_long_as_those_of_seconds() -> None:
-    curves, image = _Curves("none", None, lambda share: None), np.zeros((1, 1, 3), np.uint8)
+    curves, image = _Curves("none"), np.zeros((1, 1, 3), np.uint8)
     for k in range(20_000):
         label = "late" if k == 19_000 else "none"
         said = Prediction("a", k, k / 2, True, {"x": HeadScores((), ((label, 0.9),))}, (), {}, 0, 0)
