@@ -209,6 +209,14 @@ def test_what_is_no_video_is_refused(tmp_path: Path, name: str, data: bytes, wor
         decode_segment(Segment("a", Media(tmp_path / name)), 5.0, SIZE_HW)
 
 
+@pytest.mark.parametrize(("flags", "length", "animated"), [(2, 30, True), (0, 30, False), (2, 20, False)])
+def test_an_animation_of_which_one_picture_is_read_is_said(tmp_path: Path, flags: int, length: int,
+                                                           animated: bool) -> None:
+    path = tmp_path / "a.webp"
+    path.write_bytes((b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0" + bytes([flags]) + bytes(30))[:length])
+    assert [("animation" in note) for note in open_path(path).notes] == [True] * animated
+
+
 class TestNames:
     @pytest.mark.parametrize(("name", "wanted"), [
         ("a.mp4", True), ("a.MTS", True), ("a.wmv", True), ("a.m4v", True), ("._a.mp4", False), ("a.txt", False)])

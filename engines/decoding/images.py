@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.decoding.paths import printable
+from engines.decoding.paths import printable, read_head
 from engines.decoding.silence import silence_opencv, silence_stderr
 from engines.errors import FrameError
 
@@ -112,12 +112,8 @@ def decode_image(data: bytes, name: str) -> Image:
 
 def is_animated(path: Path) -> bool:
     """Whether a WebP file is an animation, of which `read_image` gives the first picture."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(21)
-    except OSError:
-        return False
-    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+    head = read_head(path, 21)
+    return len(head) == 21 and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def _decode(data: bytes) -> NDArray[Any] | None:

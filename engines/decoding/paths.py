@@ -30,6 +30,15 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)
 
 
+def read_head(path: Path, count: int) -> bytes:
+    """The first bytes of a file; fewer of a shorter one, none of one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
     """Sorts runs of digits by their value: img2 before img10, 10_320x240 by its 10."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower())

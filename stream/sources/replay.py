@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from engines.decoding.images import decode_image
+from engines.decoding.paths import read_head
 from engines.errors import FrameError, SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
@@ -30,11 +31,7 @@ PRAGMA user_version = {VERSION};
 
 def is_recording(path: Path) -> bool:
     """Whether the file's first bytes are those of a recording."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(72)
-    except OSError:
-        return False
+    head = read_head(path, 72)
     return head.startswith(MAGIC) and head[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
 
