@@ -86,14 +86,12 @@ class VideoReader:
 
     def _choose_stream(self, live: bool) -> None:
         """The largest one that moves, of equal ones the first; never a cover."""
-        videos = [stream for stream in self._container.streams.video if not stream.disposition & NO_VIDEO]
-        if any(stream.codec_context is None for stream in videos):
-            videos = [stream for stream in videos if stream.codec_context is not None]
-            if not videos:
-                raise self.unreadable("its video is of a codec that this FFmpeg cannot decode")
+        moving = [stream for stream in self._container.streams.video if not stream.disposition & NO_VIDEO]
+        videos = [stream for stream in moving if stream.codec_context is not None]
         if not videos:
-            cover = ", but a cover picture" if self._container.streams.video else ""
-            raise self.unreadable("there is no video in it" + cover)
+            raise self.unreadable("its video is of a codec that this FFmpeg cannot decode" if moving else
+                                  "there is no video in it, but a cover picture" if self._container.streams.video else
+                                  "there is no video in it")
         self._stream = max(videos, key=lambda stream: (min(float(stream.average_rate or 0), MOVING_RATE),
                                                        stream.codec_context.width * stream.codec_context.height))
         for stream in self._container.streams:
