@@ -26,13 +26,13 @@ from engines.networks.mobilenetv2 import STAGES, MobileNetV2
 from engines.networks.network import SQUASHED, Network, build
 from engines.synthetic import BACKGROUND, LABELS, Simulation
 from engines.training import stream_task
-from engines.training.calibrate import temperature
 from engines.training.initialisation import load_pretrained
 from engines.training.loop import Progress
 from engines.training.loss import UNKNOWN, Truth, frame_loss, tip_loss, window_loss
 from engines.training.official_recipe import middle_frames
 from engines.training.sources import TrainingSources
 from engines.training.stream_task import StreamTask, subsample_depthwise
+from engines.training.temperature import temperature
 from engines.training.train import Recipe, open_streams, resolve_defaults, train
 from stream.commands.cli import main
 

@@ -1,7 +1,6 @@
 """Clips that were left out: what a network says of them, and the temperatures that make it mean what it says.
 
-Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Logits are divided by one number
-per head. `now` and `window` get their own: the window's logits are means over many frames, and so are smoother."""
+`now` and `window` get their own: the window's logits are means over many frames, and so are smoother."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +8,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from engines.datasets.base import Segment
@@ -18,14 +16,10 @@ from engines.errors import DatasetError
 from engines.model.contract import Contract
 from engines.networks.network import Network
 from engines.training.pixels import normalise
+from engines.training.temperature import LATE, Logits, temperature
 
 log = logging.getLogger("gatestream.training")
 T = TypeVar("T")
-
-LATE = 0.75  # from this share of a clip on, its label can be known
-GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))
-
-Logits = NDArray[np.float32]
 
 
 class ValidationClip(NamedTuple):
@@ -90,13 +84,3 @@ def calibrate(contract: Contract, network: Network, clips: Sequence[ValidationCl
     now, window = ({head: temperature(scored[kind]) for head, scored in found.items()} for kind in (0, 1))
     return contract.model_copy(update={"temperature": {**contract.temperature, **now},
                                        "window_temperature": {**contract.window_temperature, **window}})
-
-
-def temperature(scored: Sequence[tuple[Logits, int]]) -> float:
-    """The temperature with the least mean negative log-likelihood; 1 when there is nothing to fit."""
-    if not scored:
-        return 1.0
-    logits_NK = torch.from_numpy(np.stack([logits for logits, _ in scored])).double()
-    truth_N = torch.tensor([label for _, label in scored])
-    losses = [float(F.cross_entropy(logits_NK / value, truth_N)) for value in GRID]
-    return round(float(GRID[int(np.argmin(losses))]), 3)

@@ -9,23 +9,25 @@ recordings do, and that the head takes for the label. Their targets are the head
 
 Legend: N examples, D features, K labels; B rows, T frames of a chunk."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES
 from engines.model.scores import probabilities
-from engines.networks.network import Network
-from engines.networks.temporal import State
-from engines.training.calibrate import LATE
-from engines.training.loss import UNKNOWN
-from engines.training.pixels import normalise
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead
-from engines.training.stream_loader import Batch
 from engines.training.support_clips import Floats
+from engines.training.temperature import LATE
+
+if TYPE_CHECKING:  # teaching imports no torch
+    from engines.networks.network import Network
+    from engines.networks.temporal import State
+    from engines.training.stream_loader import Batch
 
 MAX_PER_LABEL = 96  # exemplars in a model file
 MAX_OF_BACKGROUND = 2000  # of background: a stream is full of it, and of many kinds
@@ -55,7 +57,12 @@ def exemplars_from_streams(contract: Contract, network: Network, batches: Iterab
     """Exemplars of every head as tensors of a model file, from streams that a causal network was trained on.
     Late moments of actions stand for their labels, for `now` and for windows; for background all moments do, and
     windows that show nothing else. truths: see `StreamTask`."""
-    moments = list(_moments(contract, network, batches))
+    import torch
+
+    from engines.training.loss import UNKNOWN
+
+    with torch.no_grad():
+        moments = list(_moments(contract, network, batches))
     tensors: dict[str, Floats] = {}
     for h, (head, labels) in enumerate(contract.heads.items()):
         background_index = labels.index(contract.background) if contract.background in labels else UNKNOWN
@@ -76,10 +83,11 @@ def exemplars_from_streams(contract: Contract, network: Network, batches: Iterab
     return tensors
 
 
-@torch.no_grad()
 def _moments(contract: Contract, network: Network, batches: Iterable[Batch]
              ) -> Iterator[tuple[Floats, Floats, tuple[int, ...], float]]:
     """Of each frame: features, their mean over the window that ends with it, the window's truths, its progress."""
+    from engines.training.pixels import normalise
+
     state: State = ()
     recent: list[deque[tuple[Floats, int]]] = []
     for batch in batches:

@@ -24,9 +24,9 @@ from engines.model.file import EXAMPLES, Model
 from engines.model.scores import probabilities
 from engines.synthetic import BACKGROUND
 from engines.training import exemplars
-from engines.training.calibrate import temperature
 from engines.training.softmax_regression import L2_CANDIDATES, Examples, Float64Array, LinearHead, cross_validate, fit
 from engines.training.support_clips import SupportClip, make_examples
+from engines.training.temperature import temperature
 
 MAX_BACKGROUND_FACTOR = 5.0  # times as much as a label counts background, where there are so many more examples of it
 ALIKE_SHARE = 0.3  # of two labels' recordings that are taken for one another, from which the labels are too alike

@@ -31,13 +31,13 @@ from engines.model.file import Model, load, save
 from engines.networks.clip_fusion import GatedClipFusion
 from engines.networks.config import PREFIX, FusionRule
 from engines.networks.network import Network
-from engines.training.calibrate import temperature
 from engines.training.loss import KNOWABLE_AT, UNKNOWN
 from engines.training.pixels import normalise
 from engines.training.process import seeded
 from engines.training.sections import LabelledFrame
 from engines.training.sources import ReadFrames, TrainingSources
 from engines.training.stream_loader import SectionShares, TrainingStream
+from engines.training.temperature import temperature
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats]  # weight [K, D], bias [K]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 Float64Array = NDArray[np.float64]
 
@@ -57,31 +57,32 @@ class LinearHead:
 def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_to_start: float) -> LinearHead:
     """The head with the least mean cross-entropy plus l2_to_start / 2 times the squared distance from `start`.
     frozen_K: rows that stay as they are. To test on what was left out, `start` must not have been fitted to it."""
-    free = torch.from_numpy(~frozen_K)
     scale_D = examples.features_ND.std(axis=0) + 1e-3
     centre_D = examples.features_ND.mean(axis=0)
-    X = torch.from_numpy((examples.features_ND - centre_D) / scale_D)
-    base_NK = torch.from_numpy(start.logits(examples.features_ND))
-    target, weight = torch.from_numpy(examples.target_NK), torch.from_numpy(examples.weight_N / examples.weight_N.sum())
-    inverse_temperature = torch.from_numpy(1 / examples.temperature_N)[:, None]
-    direction_FD, direction_F = (torch.from_numpy(np.zeros_like(part[~frozen_K])).requires_grad_()
-                     for part in (start.weight_KD, start.bias_K))
-    solver = torch.optim.LBFGS([direction_FD, direction_F], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
+    X = np.column_stack([(examples.features_ND - centre_D) / scale_D, np.ones(len(examples.weight_N))])  # [N, D + 1]
+    base_NK, target_NK = start.logits(examples.features_ND), examples.target_NK
+    weight_N1 = (examples.weight_N / examples.weight_N.sum())[:, None]
+    temperature_N1, shape = examples.temperature_N[:, None], (np.count_nonzero(~frozen_K), X.shape[1])
 
-    def loss() -> torch.Tensor:
-        solver.zero_grad()
-        logits = base_NK.clone()
-        logits[:, free] += X @ direction_FD.T + direction_F
-        loss_N = F.cross_entropy(logits * inverse_temperature, target, reduction="none")
-        value = (weight * loss_N).sum() + l2_to_start / 2 * (direction_FD ** 2).sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    def loss(flat: Float64Array) -> tuple[float, Float64Array]:
+        """And its gradient."""
+        direction_FX = flat.reshape(shape)
+        logits_NK = base_NK.copy()
+        logits_NK[:, ~frozen_K] += X @ direction_FX.T
+        logp_NK = log_softmax(logits_NK / temperature_N1, axis=1)
+        drawn_FX = l2_to_start * direction_FX
+        drawn_FX[:, -1] = 0  # the bias is free
+        slope_NK = weight_N1 / temperature_N1 * (np.exp(logp_NK) * target_NK.sum(axis=1, keepdims=True) - target_NK)
+        value = (drawn_FX * direction_FX).sum() / 2 - (weight_N1 * target_NK * logp_NK).sum()
+        return float(value), (slope_NK[:, ~frozen_K].T @ X + drawn_FX).ravel()
 
-    solver.step(loss)  # type: ignore[no-untyped-call]
+    solved = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B",
+                      options={"maxiter": MAX_STEPS, "maxcor": MAX_STEPS, "ftol": 1e-12, "gtol": 1e-8})
+    direction_FX = solved.x.reshape(shape)
     weight_KD, bias_K = start.weight_KD.copy(), start.bias_K.copy()
-    found = direction_FD.detach().numpy() / scale_D
-    weight_KD[~frozen_K] += found
-    bias_K[~frozen_K] += direction_F.detach().numpy() - found @ centre_D
+    found_FD = direction_FX[:, :-1] / scale_D
+    weight_KD[~frozen_K] += found_FD
+    bias_K[~frozen_K] += direction_FX[:, -1] - found_FD @ centre_D
     return LinearHead(weight_KD, bias_K)
 
 
@@ -95,9 +96,8 @@ def cross_validate(examples: Examples, start: LinearHead, frozen_K: NDArray[np.b
     for out_N in _folds(examples.recording_N, seed):
         head = fit(examples.select(~out_N & learn_N), start, frozen_K, l2_to_start)
         asked = examples.select(out_N & judge_N)
-        logits_NK = torch.from_numpy(head.logits(asked.features_ND) / asked.temperature_N[:, None])
-        loss_N = F.cross_entropy(logits_NK, torch.from_numpy(asked.target_NK), reduction="none")
-        total += float(asked.weight_N @ loss_N.numpy())
+        logp_NK = log_softmax(head.logits(asked.features_ND) / asked.temperature_N[:, None], axis=1)
+        total -= float(asked.weight_N @ (asked.target_NK * logp_NK).sum(axis=1))
         weight += float(asked.weight_N.sum())
     return total / weight if weight else 0.0
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.training.calibrate import LATE
 from engines.training.softmax_regression import Examples
+from engines.training.temperature import LATE
 
 Floats = NDArray[np.float32]
 
