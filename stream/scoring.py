@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.model.file import Model
+from engines.model.pooling import StatisticsWindow
 from engines.model.scores import probabilities
 from engines.runtime.engine import StepResult
 from stream.frame import Ranked
@@ -23,7 +24,7 @@ class Scores(NamedTuple):
     window: dict[str, Probs]  # and over the sliding window
     gates: tuple[float, ...]  # of each clip in the window, oldest first
     features_D: Floats  # of this frame
-    descriptor_D: Floats  # of the window
+    descriptor_D: Floats  # of the window; empty of a model whose heads are pooled
 
 
 class Scorer:
@@ -33,16 +34,33 @@ class Scorer:
         self._model, self._contract = model, model.contract
         self._clip_window = ClipWindow(self._contract.window_clips, model.clip_fusion)
         self._window: Window | None = None  # made at the first step, when D is known
+        self._statistics: StatisticsWindow | None = None  # likewise
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
-        contract, (descriptor_D, gates_C) = self._contract, self._fuse(result)
-        window_logits = self._model.head_logits(descriptor_D)
-        now = {head: probabilities(result.scores[head][0], contract.temperature.get(head, 1.0))
-               for head in contract.heads}
+        contract, features_D = self._contract, result.features[0]
+        gates: tuple[float, ...] = ()
+        if contract.pooling is not None:
+            descriptor_D = features_D[:0]
+            now_logits, window_logits = self._pool(features_D, contract.pooling.now_clips)
+        else:
+            descriptor_D, gates_C = self._fuse(result)
+            gates = tuple(gates_C.tolist())
+            now_logits = {head: logits[0] for head, logits in result.scores.items()}
+            window_logits = self._model.head_logits(descriptor_D)
+        now = {head: probabilities(now_logits[head], contract.temperature.get(head, 1.0)) for head in contract.heads}
         window = {head: probabilities(window_logits[head], contract.window_temperature.get(head, 1.0))
                   for head in contract.heads}
-        return Scores(now, window, tuple(gates_C.tolist()), result.features[0], descriptor_D)
+        return Scores(now, window, gates, features_D, descriptor_D)
+
+    def _pool(self, features_D: Floats, now_clips: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        contract, heads = self._contract, self._model.pooled_heads
+        pool = self._statistics = self._statistics or StatisticsWindow(contract.clip_frames, contract.window_clips,
+                                                                       len(features_D))
+        pool.push(features_D)
+        now_X, window_X = pool.statistics(now_clips), pool.statistics(contract.window_clips)
+        return ({head: heads[head, "now"].logits(now_X) for head in contract.heads},
+                {head: heads[head, "window"].logits(window_X) for head in contract.heads})
 
     def _fuse(self, result: StepResult) -> tuple[Floats, Floats]:
         contract, features_D = self._contract, result.features[0]
@@ -55,6 +73,8 @@ class Scorer:
     def reset(self) -> None:
         """Empties the window."""
         self._clip_window.reset()
+        if self._statistics is not None:
+            self._statistics.reset()
         if self._window is not None:
             self._window.reset()
 

@@ -31,6 +31,14 @@ class EventRule(BaseModel):
         return self.model_copy(update={"open_above": probability, "close_below": min(self.close_below, probability)})
 
 
+class PoolingRule(BaseModel):
+    """Heads read statistics of frame features over the newest clips (see `engines/model/pooling.py`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    now_clips: Annotated[int, Field(ge=1, le=4096)] = 4  # for scores of the moment; those of the window read them all
+
+
 class Contract(BaseModel):
     """What a caller must know to use a model, validated on load."""
 
@@ -53,6 +61,7 @@ class Contract(BaseModel):
     window_clips: Annotated[int, Field(ge=1, le=4096)]
     max_gap_s: Positive = 1.0  # a longer hole resets the stream
     fusion: FusionRule | None = None  # of a window's clips, by the `fusion.*` tensors; None: the mean of all frames
+    pooling: PoolingRule | None = None  # of heads that read statistics over clips, by the `pooled.*` tensors
     temperature: dict[str, Positive] = {}  # by which a head's logits at one frame are divided
     window_temperature: dict[str, Positive] = {}  # and those of a window
     background: str | None = None  # the label that means "nothing", in every head that has it
@@ -96,6 +105,8 @@ class Contract(BaseModel):
                 raise ValueError(f"{name}: sides of 16 to 4096 pixels")
         if self.cover_hw[0] < self.input_size_hw[0] or self.cover_hw[1] < self.input_size_hw[1]:
             raise ValueError("cover_hw: at least input_size_hw")
+        if self.pooling is not None and (self.fusion is not None or self.pooling.now_clips > self.window_clips):
+            raise ValueError("pooling: at most window_clips for now_clips, and no fusion")
         if self.background is not None and not any(self.background in labels for labels in self.heads.values()):
             raise ValueError(f"background: {self.background!r} is a label of no head")
         if unknown := {*self.temperature, *self.window_temperature} - set(self.heads):

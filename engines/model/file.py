@@ -22,6 +22,7 @@ from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialise
 
 from engines.errors import ModelError, SinkError, UsageError, first_problem
+from engines.model import pooling
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import FORMAT, Contract
 from engines.networks.config import PREFIX, tensor_shapes
@@ -63,6 +64,12 @@ class Model:
         """What fuses the clips of a live window, without torch; None where their mean is all there is."""
         return None if self.contract.fusion is None else GatedFusion(self.contract.fusion, self.tensors)
 
+    @cached_property
+    def pooled_heads(self) -> dict[tuple[str, str], pooling.PooledHead]:
+        """By head and span, of a contract with pooling; without torch."""
+        return {(head, span): pooling.PooledHead(self.tensors, head, span)
+                for head in self.contract.heads for span in pooling.SPANS}
+
     def head_logits(self, features_D: Array) -> dict[str, Array]:
         """Logits of every head for one descriptor [D], without torch."""
         return {head: self.tensors[f"heads.{head}.weight"] @ features_D + self.tensors[f"heads.{head}.bias"]
@@ -82,7 +89,7 @@ def build_network(model: Model) -> Network:
         raise ModelError(f"a network that cannot be built: {error}", "one that engines.build accepts",
                          "get the model file again") from error
     state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
-             if not name.startswith((PREFIX, EXAMPLES))}
+             if not name.startswith((PREFIX, EXAMPLES, pooling.PREFIX))}
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()
               if not name.endswith("num_batches_tracked")}
     if problems := mismatches(wanted, {name: tensor.shape for name, tensor in state.items()}):
@@ -183,7 +190,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def _check(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
-    """Heads fit their labels, and there are just the `fusion.*` tensors that the contract asks for."""
+    """Heads fit their labels, and there are just the `fusion.*` and `pooled.*` tensors that the contract asks for."""
     for head, labels in contract.heads.items():
         weight, bias = (weights.get(f"heads.{head}.{part}", np.zeros(())) for part in ("weight", "bias"))
         if weight.ndim != 2 or (len(weight), bias.shape) != (len(labels), (len(labels),)):
@@ -196,3 +203,10 @@ def _check(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
         raise ModelError(f"{path}, whose clip fusion disagrees with its contract ({'; '.join(problems[:3])})",
                          f"the tensors of fusion {contract.fusion.model_dump() if contract.fusion else None}",
                          "get the model file again, or train its fusion again")
+    wanted = {} if contract.pooling is None else {
+        name: shape for head, labels in contract.heads.items()
+        for name, shape in pooling.tensor_shapes(head, len(labels), width).items()}
+    held = {name: value.shape for name, value in weights.items() if name.startswith(pooling.PREFIX)}
+    if problems := mismatches(wanted, held):
+        raise ModelError(f"{path}, whose pooled heads disagree with its contract ({'; '.join(problems[:3])})",
+                         "the tensors that its pooling asks for", "get the model file again, or teach it again")

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,6 +39,8 @@ class Backbone(nn.Module, ABC):
     pixels: Pixels = Pixels()  # that its published weights expect
     hub_model: str | None = None  # on the Hugging Face hub, with ImageNet's weights
     middle: tuple[str, int] | None = None  # a layer halfway up, and the channels of its map
+    middle_steps: int = 0  # how many of `steps` give that map; 0 where there is none
+    middle_grid: int = 0  # see `pool_middle`
 
     @abstractmethod
     def sites(self) -> dict[str, nn.Conv2d]:
@@ -77,11 +80,21 @@ class Backbone(nn.Module, ABC):
     def steps(self) -> Sequence[Step]:
         """The whole function as steps in a row: a later step needs nothing of an image but what the last one gave."""
 
+    def pool_middle(self, side: int) -> None:
+        """Makes the means of the middle layer's map over a grid of side x side cells features, after the others."""
+        assert self.middle is not None
+        self.middle_grid = side
+        self.width += side ** 2 * self.middle[1]
+
     def forward(self, x: Tensor, hook: Hook = lambda _, x: x, part: slice = slice(None)) -> Tensor:
-        """part: run these steps only, on what the step before them gave."""
-        for step in self.steps()[part]:
+        """part: run these steps only, on what the step before them gave; of a backbone with a grid, all from the first.
+        """
+        middle: list[Tensor] = []
+        for number, step in enumerate(self.steps()[part], 1):
             x = step(x, hook)
-        return x
+            if self.middle_grid and number == self.middle_steps:
+                middle.append(F.adaptive_avg_pool2d(x, self.middle_grid).flatten(1))
+        return torch.cat([x, *middle], 1) if middle else x
 
 
 def mean_over_space(x_NCHW: Tensor, _: Hook) -> Tensor:

@@ -9,6 +9,7 @@ from engines.errors import UsageError, first_problem
 PREFIX = "fusion."  # begins the names of clip fusion's tensors in a model file
 EPSILON = 1e-6  # the least sum of weights, in frames, that a window descriptor is divided by
 INNER_MOST = 64  # wider would cost more than 3 % of a small network's step
+MIDDLE_CHANNELS = {"mobilenetv2": 96}  # of the backbones whose middle layer can be pooled
 Group = tuple[float, tuple[int, int, int]]  # share of the channels, (dt, dh, dw) with each of -1, 0, 1
 
 
@@ -32,6 +33,8 @@ class NetworkConfig(BaseModel):
     # Causal: frames back to the channels that look ahead in the published form; 0: they stay in their own.
     past_shift: Annotated[int, Field(ge=0, le=2)] | None = None
     readout_width: Annotated[int, Field(ge=0, le=65536)] = 0  # of the recurrent read-out, causal only; 0: none
+    # Cells along each side of a grid on the middle layer's map, whose means are features, too; causal only; 0: none.
+    middle_grid: Annotated[int, Field(ge=0, le=16)] = 0
     segments: Annotated[int, Field(ge=1, le=65536)] = 8  # frames of a bidirectional clip
     hop: int | None = None  # on a stream, frames from one clip's scores to the next; None: a quarter of `segments`
 
@@ -55,6 +58,11 @@ class NetworkConfig(BaseModel):
                              "correct it, or leave it out") from None
 
     @property
+    def middle_features(self) -> int:
+        """How many features, the last ones, are means over cells of the middle layer's grid."""
+        return 0 if self.readout_width else self.middle_grid ** 2 * MIDDLE_CHANNELS.get(self.backbone, 0)
+
+    @property
     def architecture(self) -> str:
         return f"{self.module}-{self.backbone}"
 
@@ -62,6 +70,8 @@ class NetworkConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.readout_width and not self.causal:
             raise ValueError(f"readout_width={self.readout_width} on a bidirectional network: causal=True with it")
+        if self.middle_grid and not self.causal:
+            raise ValueError(f"middle_grid={self.middle_grid} on a bidirectional network: causal=True with it")
         if self.past_shift is not None and not self.causal:
             raise ValueError(f"past_shift={self.past_shift} on a bidirectional network: causal=True with it")
         if self.hop is not None and (self.causal or not 1 <= self.hop <= self.segments):

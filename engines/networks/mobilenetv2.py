@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
+from engines.networks.config import MIDDLE_CHANNELS
 
 EPS = 1e-5  # of the published batch norms
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
@@ -49,7 +50,8 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(Backbone):
     width = 1280
     hub_model = "timm/mobilenetv2_100.ra_in1k"
-    middle = ("features.13", 96)
+    middle = ("features.13", MIDDLE_CHANNELS["mobilenetv2"])
+    middle_steps = 14
 
     def __init__(self) -> None:
         super().__init__()

@@ -219,6 +219,11 @@ def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropou
                          f"one of {', '.join(f'{m}-{b}' for b in BACKBONES for m in MODULES)}",
                          "choose one of these names")
     backbone, kind = BACKBONES[config.backbone](), MODULES[config.module]
+    if config.middle_grid:
+        if not backbone.middle_steps:
+            raise UsageError(f"middle_grid={config.middle_grid} for {config.backbone}",
+                             "a backbone with a middle layer: mobilenetv2", "choose that, or leave the grid out")
+        backbone.pool_middle(config.middle_grid)
     channels = {} if kind is None else backbone.input_sites() if kind.on_input else {
         site: convolution.out_channels for site, convolution in backbone.sites().items()}
     defaults: dict[str, object] = {"input_size_hw": backbone.input_size_hw, "sites": ()}

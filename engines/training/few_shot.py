@@ -144,9 +144,9 @@ def teach(model: Model, clips: Sequence[SupportClip], head: str, *, fresh: bool 
             other = fit(examples.select(examples.recording_N != i), start, frozen_K, l2_to_start)
             held_out.append(HeldOut(clip, other.logits(clip.features_TD), other.logits(clip.windows_TD)))
     if fresh:
-        temperatures = _temperatures(held_out, labels)
+        temperatures = temperatures_of(held_out, labels)
     note("asking which recordings hurt")
-    report = _report(clips, labels, background, held_out, temperatures[1], without, l2_to_start)
+    report = report_of(clips, labels, background, held_out, temperatures[1], without, l2_to_start)
     for i, mistake in enumerate(report.mistakes[:MAX_REMOVALS]):
         others_N = examples.recording_N != names.index(mistake.recording)
         gain = validate(l2_to_start, judge_N=others_N) - validate(l2_to_start, others_N, others_N)
@@ -198,7 +198,7 @@ def _balance(examples: Examples, background_index: int) -> Examples:
     return replace(examples, weight_N=count_K[label_N] * examples.weight_N / total_K[label_N])
 
 
-def _temperatures(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[float, float]:
+def temperatures_of(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[float, float]:
     """Temperatures of `now` and of windows, by the recordings left out."""
     now = [(row_K.astype(np.float32), labels.index(one.clip.label)) for one in held_out
            for row_K in one.now_TK[one.clip.late_from:one.clip.ended]]
@@ -206,7 +206,7 @@ def _temperatures(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple[f
     return temperature(now), temperature(window)
 
 
-def _report(clips: Sequence[SupportClip], labels: Sequence[str], background: str, held_out: Sequence[HeldOut],
+def report_of(clips: Sequence[SupportClip], labels: Sequence[str], background: str, held_out: Sequence[HeldOut],
             window_temperature: float, without: tuple[str, ...], l2_to_start: float) -> TeachReport:
     counts = Counter(clip.label for clip in clips if clip.natural)
     confusion: Counter[tuple[str, str]] = Counter()

@@ -54,11 +54,13 @@ class LinearHead:
         return np.asarray(features_ND @ self.weight_KD.T + self.bias_K, np.float64)
 
 
-def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_to_start: float) -> LinearHead:
+def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_to_start: float,
+        standardise: bool = True, steps: int = MAX_STEPS) -> LinearHead:
     """The head with the least mean cross-entropy plus l2_to_start / 2 times the squared distance from `start`.
     frozen_K: rows that stay as they are. To test on what was left out, `start` must not have been fitted to it."""
-    scale_D = examples.features_ND.std(axis=0) + 1e-3
-    centre_D = examples.features_ND.mean(axis=0)
+    D = examples.features_ND.shape[1]
+    scale_D = examples.features_ND.std(axis=0) + 1e-3 if standardise else np.ones(D)
+    centre_D = examples.features_ND.mean(axis=0) if standardise else np.zeros(D)
     X = np.column_stack([(examples.features_ND - centre_D) / scale_D, np.ones(len(examples.weight_N))])  # [N, D + 1]
     base_NK, target_NK = start.logits(examples.features_ND), examples.target_NK
     weight_N1 = (examples.weight_N / examples.weight_N.sum())[:, None]
@@ -77,7 +79,7 @@ def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_t
         return float(value), (slope_NK[:, ~frozen_K].T @ X + drawn_FX).ravel()
 
     solved = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B",
-                      options={"maxiter": MAX_STEPS, "maxcor": MAX_STEPS, "ftol": 1e-12, "gtol": 1e-8})
+                      options={"maxiter": steps, "maxcor": steps, "ftol": 1e-12, "gtol": 1e-8})
     direction_FX = solved.x.reshape(shape)
     weight_KD, bias_K = start.weight_KD.copy(), start.bias_K.copy()
     found_FD = direction_FX[:, :-1] / scale_D

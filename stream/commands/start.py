@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 def start() -> int:
     """Runs the command line and returns its exit code; Ctrl-C while it is imported ends it quietly, too."""
+    # numpy's products here are small: a second thread would only wait for its turn, for long on a busy machine.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         for name in ("engines", "stream"):
             check_package(name)

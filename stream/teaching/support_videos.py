@@ -7,7 +7,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ from stream.sources import open_path
 
 BACKGROUNDS = frozenset({"background", "idle", "nothing", "none", "unclassified"})
 CAMERA = "teaching"
+STRETCH_TICKS = 600  # of background, of a model whose features are many
+MAX_STRETCHES = 8  # of a recording that are kept
 MIN_TICKS = 3  # of the model's clock, in a recording
 _Tick = tuple[float, Scores]  # of the model's clock: its time, and what came of it
 
@@ -98,6 +100,24 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
+class _Stretches:
+    """Ticks of a recording of any length, in evenly spaced stretches of so many (None: all in one)."""
+
+    def __init__(self, ticks: int | None) -> None:
+        self._ticks, self._every, self._seen = ticks, 1, 0
+        self.kept: list[list[_Tick]] = [[]]
+
+    def append(self, tick: _Tick) -> None:
+        if self._ticks is not None and self._seen and self._seen % self._ticks == 0:
+            if len(self.kept) == MAX_STRETCHES:
+                self.kept, self._every = self.kept[::2], 2 * self._every
+            if self._seen // self._ticks % self._every == 0:
+                self.kept.append([])
+        if self._ticks is None or self._seen // self._ticks % self._every == 0:
+            self.kept[-1].append(tick)
+        self._seen += 1
+
+
 class FeatureExtractor:
     """Plays recordings to an engine just as live use would, and collects its features. The caller closes the engine."""
 
@@ -111,9 +131,11 @@ class FeatureExtractor:
     def extract(self, video: SupportVideo, name: str, background: str) -> list[SupportClip]:
         """A support clip for each playback. Raises SourceError where it cannot be read, DatasetError if too short."""
         if video.label == background:  # may last for hours: none of its images is kept
-            ticks = self._push(self._decode(video.path))
-            self._check_length(video, ticks)
-            return [SupportClip(name, background, *_features(ticks), 0, 0)]
+            stretches = _Stretches(STRETCH_TICKS if self._model.contract.pooling else None)
+            self._push(self._decode(video.path), stretches.append)
+            self._check_length(video, stretches.kept[0])
+            return [SupportClip(name, background, *_features(ticks), 0, 0, natural=i == 0)
+                    for i, ticks in enumerate(stretches.kept)]
         frames = list(self._decode(video.path))
         ticks, motion_T = self._play(frames, PLAYBACKS[0])
         self._check_length(video, ticks)
@@ -150,15 +172,13 @@ class FeatureExtractor:
             raise DatasetError(f"{printable(video.path)}, of {max(len(ticks) - 1, 0) / rate:.2f} s",
                                f"{MIN_TICKS / rate:.2f} s or more", "record it again, a little longer")
 
-    def _push(self, frames: Iterable[tuple[float, Image]]) -> list[_Tick]:
-        ticks: list[_Tick] = []
-        self._recognizer.score_listeners[CAMERA] = lambda at, _, scores: ticks.append((at, scores))
+    def _push(self, frames: Iterable[tuple[float, Image]], keep: Callable[[_Tick], None]) -> None:
+        self._recognizer.score_listeners[CAMERA] = lambda at, _, scores: keep((at, scores))
         try:
             for at, image in frames:
                 self._recognizer.push(image, at, CAMERA)
         finally:
             self._recognizer.flush(CAMERA)
-        return ticks
 
     def _play(self, frames: Sequence[tuple[float, Image]], playback: Playback
               ) -> tuple[list[_Tick], NDArray[np.float64]]:
@@ -169,7 +189,8 @@ class FeatureExtractor:
         after_s = body_s[-1] + np.arange(step_s, playback.after_s + step_s / 2, step_s)
         shown = [*([images[0]] * len(before_s)), *images, *([images[-1]] * len(after_s))]
         image_at = dict(zip(np.concatenate([before_s, body_s, after_s]).tolist(), shown, strict=True))
-        ticks = self._push(image_at.items())
+        ticks: list[_Tick] = []
+        self._push(image_at.items(), ticks.append)
         motion, last = [], image_at[ticks[0][0]].astype(np.int16)
         for at, _ in ticks:  # a held tick has no image of its own: nothing moves
             image_i16 = image_at[at].astype(np.int16) if at in image_at else last

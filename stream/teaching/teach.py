@@ -19,6 +19,7 @@ from engines.model.file import Model, save, write_atomically
 from engines.model.scores import probabilities
 from engines.training import few_shot
 from engines.training.few_shot import NO_BACKGROUND_SCORES, BackgroundScores, HeldOut, TeachReport
+from engines.training.pooled_few_shot import teach_pooled
 from stream.events import detect_events
 from stream.teaching.support_videos import FeatureExtractor, SupportVideo, find_videos
 
@@ -72,7 +73,10 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
                     raise
                 skipped.append((printable(video.path), str(error)))
     warnings = _check_counts(videos, {clip.recording for clip in clips}, folder, background)
-    taught = few_shot.teach(loaded, clips, head, fresh=fresh, seed=seed, note=note)
+    if loaded.contract.pooling is None:
+        taught = few_shot.teach(loaded, clips, head, fresh=fresh, seed=seed, note=note)
+    else:
+        taught = teach_pooled(loaded, clips, head, background, seed=seed, note=note)
     if taught.report.pseudo_labels:
         warnings.append(f"the model carries no examples of {', '.join(taught.report.pseudo_labels)}: they are "
                         "protected by what its head says alone; add recordings of them to keep them at their best")

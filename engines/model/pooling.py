@@ -1,0 +1,91 @@
+"""Statistics of frame features over spans of time, and heads that read them: what a model taught by `base` scores by.
+
+    frame features ──sums of clip_frames──► clips ──the newest──► mean, deviation, change, order ──head──► logits
+
+All are causal, and a clip costs its sums only: a camera keeps `window_clips` rows, however long they last. A live
+stream and a lesson both compute them here. Legend: C clips, D features of a frame, X statistics, K labels."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+PREFIX = "pooled."  # begins the names of the heads' tensors in a model file
+STATISTICS = ("mean", "deviation", "change", "order")
+PARTS = 4  # of a span, whose means minus the span's are its order
+SPANS = ("now", "window")
+
+Floats = NDArray[np.float32]
+
+
+def statistics_width(features: int) -> int:
+    """X, the number of statistics of D features."""
+    return features * (len(STATISTICS) - 1 + PARTS)
+
+
+def statistic_columns(statistic: str, first: int, stop: int, features: int) -> NDArray[np.intp]:
+    """Where a statistic of the features from `first` to before `stop` lies among all X."""
+    block = STATISTICS.index(statistic)
+    repeats = PARTS if statistic == "order" else 1
+    return np.concatenate([np.arange(first, stop) + (block + i) * features for i in range(repeats)])
+
+
+def tensor_shapes(head: str, labels: int, features: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the tensors of a pooled head."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for span in SPANS:
+        shapes |= {f"{PREFIX}{head}.{span}.weight": (labels, statistics_width(features)),
+                   f"{PREFIX}{head}.{span}.bias": (labels,)}
+    return shapes
+
+
+class PooledHead:
+    """A linear head on statistics, for one span."""
+
+    def __init__(self, tensors: Mapping[str, Floats], head: str, span: str) -> None:
+        self._weight_KX = np.ascontiguousarray(tensors[f"{PREFIX}{head}.{span}.weight"], np.float32)
+        self._bias_K = np.asarray(tensors[f"{PREFIX}{head}.{span}.bias"], np.float32)
+
+    def logits(self, statistics_X: Floats) -> Floats:
+        """[K]."""
+        return np.asarray(self._weight_KX @ statistics_X + self._bias_K)
+
+
+class StatisticsWindow:
+    """The last clips of one camera, as sums of features, of their squares, and of their changes from frame to frame."""
+
+    def __init__(self, clip_frames: int, window_clips: int, features: int) -> None:
+        self._clip_frames = clip_frames
+        self._sums_C3D = np.zeros((window_clips, 3, features), np.float32)  # the newest clip's is the last
+        self._frames_C = np.zeros(window_clips, np.float32)
+        self._last_D: Floats | None = None
+
+    def push(self, features_D: Floats) -> None:
+        """Adds one frame's features."""
+        if not 0 < self._frames_C[-1] < self._clip_frames:
+            self._sums_C3D[:-1], self._frames_C[:-1] = self._sums_C3D[1:], self._frames_C[1:]
+            self._sums_C3D[-1], self._frames_C[-1] = 0, 0
+        newest = self._sums_C3D[-1]
+        newest[0] += features_D
+        newest[1] += features_D * features_D
+        if self._last_D is not None:
+            newest[2] += np.abs(features_D - self._last_D)
+        self._last_D = features_D
+        self._frames_C[-1] += 1
+
+    def statistics(self, clips: int) -> Floats:
+        """Statistics [X] over the newest `clips` clips, or as many as there are."""
+        count = min(clips, int(np.count_nonzero(self._frames_C)))
+        sums_C3D, frames_C = self._sums_C3D[-count:], self._frames_C[-count:]
+        mean_D, square_D, change_D = sums_C3D.sum(axis=0) / frames_C.sum()
+        deviation_D = np.sqrt(np.maximum(square_D - mean_D * mean_D, 0))
+        firsts = [part * count // PARTS for part in range(PARTS)]
+        stops = [max((part + 1) * count // PARTS, first + 1) for part, first in enumerate(firsts)]
+        parts = [sums_C3D[a:b, 0].sum(axis=0) / frames_C[a:b].sum() - mean_D
+                 for a, b in zip(firsts, stops, strict=True)]
+        return np.concatenate([mean_D, deviation_D, change_D, *parts])
+
+    def reset(self) -> None:
+        """Empties it."""
+        self._frames_C[:] = 0
+        self._last_D = None
