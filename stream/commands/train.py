@@ -25,7 +25,7 @@ commands = typer.Typer()
 
 @commands.command(cls=in_panels({
     "What to train": "out name recipe stage",
-    "What to learn from": "kind idle idle_without no_rendered rendered_only workers strict",
+    "What to learn from": "kind background idle idle_without no_rendered rendered_only workers strict",
     "What to leave out and validate on": "without_fold without_label calibration_from validate_every patience",
     "Weights to start from": "init teacher rule keep_interleave",
     "The network": "arch causal readout_width past_shift segments size rate",
@@ -57,6 +57,8 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
           keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
               "Start gates as published, which mixes up the channels of ImageNet's weights (gatestream)."))] = False,
           kind: Kind = "auto",
+          background: Annotated[str | None, typer.Option(metavar="LABEL", help=(
+              'The label that means "nothing", such as "No gesture". Default: as the dataset says.'))] = None,
           idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without actions. May be "
                                                                                  "given several times.")] = None,
           idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
@@ -126,8 +128,9 @@ def train(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
     check_model_path(out)
     from engines.datasets import open_dataset
+    from engines.datasets.selection import with_background
 
-    data = open_dataset(dataset, kind)
+    data = with_background(open_dataset(dataset, kind), background)
     if stage == "fusion":
         _train_fusion(data, out, init, idle or [], window_clips, windows, seed, strict)
         return
