@@ -35,6 +35,7 @@ class _FilterChain:
         """None: no more frames of this form. Raises FFmpegError."""
         if frame is not None and not self.fits(frame):
             self._graph, self._form = av.filter.Graph(), self._form_of(frame)
+            self._graph.threads = 1  # more cost more than they bring
             self._graph.link_nodes(
                 self._graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,
                                        time_base=frame.time_base or Fraction(1, av.time_base)),
