@@ -86,17 +86,12 @@ class _Evidence:
 
 
 class _Names:
-    """Makes the events of one head, or of several together, and numbers them."""
+    """Makes the events of one head, or of several together."""
 
     def __init__(self, camera: str, head: str, labels: Sequence[Sequence[str]]) -> None:
         self._camera, self._head, self._labels = camera, head, labels
-        self._count = 0
 
-    def next_number(self) -> int:
-        self._count += 1
-        return self._count
-
-    def event(self, part: _Evidence, label: Label | None, number: int, *, opened: bool) -> Event:
+    def event(self, part: _Evidence, label: Label | None, *, opened: bool, number: int | None = None) -> Event:
         """label: None for unknown."""
         text = UNKNOWN if label is None else \
             " ".join(names[index] for names, index in zip(self._labels, label, strict=True))
@@ -117,7 +112,6 @@ class _OneEvent:
         self._rival: tuple[Label, _Evidence] | None = None  # that other label, and the part since
         self._opened = False
         self._reported: Label | None = None
-        self._number = 0
 
     def update(self, rule: EventRule, at: float, activity: float, probs_K: Probs) -> list[Event]:
         """probs_K: without that of background."""
@@ -133,13 +127,13 @@ class _OneEvent:
         return self._split(rule) + self._report(rule)
 
     def flush(self, rule: EventRule) -> list[Event]:
-        whole, reported, opened, number = self._whole, self._reported, self._opened, self._number
+        whole, reported, opened = self._whole, self._reported, self._opened
         self.reset()
         if whole is None:
             return []
         if reported is not None:
             label = whole.label if whole.score >= rule.min_score else None
-            return [self._names.event(whole, label, number, opened=False)]
+            return [self._names.event(whole, label, opened=False)]
         return _unreported(self._names, rule, whole) if opened else []
 
     def _follow_lead(self, whole: _Evidence, at: float, probs_K: Probs) -> None:
@@ -156,9 +150,8 @@ class _OneEvent:
         if not (self._opened and self._before and self._rival
                 and _holds_alone(rule, self._before) and _holds_alone(rule, self._rival[1])):
             return []
-        number = self._number or self._names.next_number()
-        closed = self._names.event(self._before, self._before.label, number, opened=False)
-        self._whole, self._before, self._rival, self._reported, self._number = self._rival[1], None, None, None, 0
+        closed = self._names.event(self._before, self._before.label, opened=False)
+        self._whole, self._before, self._rival, self._reported = self._rival[1], None, None, None
         return [closed]
 
     def _report(self, rule: EventRule) -> list[Event]:
@@ -169,8 +162,8 @@ class _OneEvent:
             return []
         if self._reported is not None and self._before and _holds_alone(rule, self._before):
             return []  # either a split or a return to the old label will settle it
-        self._reported, self._number = whole.label, self._number or self._names.next_number()
-        return [self._names.event(whole, whole.label, self._number, opened=True)]
+        self._reported = whole.label
+        return [self._names.event(whole, whole.label, opened=True)]
 
 
 def _holds_alone(rule: EventRule, part: _Evidence) -> bool:
@@ -181,7 +174,7 @@ def _unreported(names: _Names, rule: EventRule, part: _Evidence) -> list[Event]:
     """What comes of an opened event at its end that never counted."""
     if not (rule.report_unknown and part.holds(rule.min_duration_s, 0.0)):
         return []
-    return [names.event(part, None, names.next_number(), opened=False)]
+    return [names.event(part, None, opened=False)]
 
 
 class _LabelEvents:
@@ -189,12 +182,13 @@ class _LabelEvents:
 
     def __init__(self, names: _Names, alone: bool) -> None:
         self._names, self._alone = names, alone
+        self._count = 0  # of events, where several may be open
         self.reset()
 
     def reset(self) -> None:
         self._parts: dict[Label, _Evidence] = {}  # of labels that are active, or have just been
         self._opened: set[Label] = set()
-        self._numbers: dict[Label, int] = {}  # of those that are reported
+        self._reported: dict[Label, int | None] = {}  # with their numbers, where several may be open
 
     def update(self, rule: EventRule, at: float, active: Mapping[Label, Probs]) -> list[Event]:
         """active: the probabilities of the parts of each label that is; of one label at most, if `alone`."""
@@ -202,7 +196,7 @@ class _LabelEvents:
         for label, part in list(self._parts.items()):
             if label in active:
                 continue
-            lost = bool(active) and self._alone and label not in self._numbers  # the lead
+            lost = bool(active) and self._alone and label not in self._reported  # the lead
             over = at - part.ended_at >= rule.close_after_s - TIME_NOISE_S
             if lost or over or label not in self._opened:
                 events += self._close(rule, label)
@@ -211,29 +205,37 @@ class _LabelEvents:
             part.add(at, probs_P)
             if geometric_mean(probs_P) >= rule.open_above:
                 self._opened.add(label)
-            if (label in self._opened and label not in self._numbers
-                    and part.holds(rule.min_duration_s, rule.min_score)):
+            if self._begins_to_count(rule, label):
                 others = [other for other in self._parts if other != label] if self._alone else []
                 events += [event for other in others for event in self._close(rule, other)]
-                self._numbers[label] = self._names.next_number()
-                events.append(self._names.event(part, label, self._numbers[label], opened=True))
+                self._reported[label] = self._next_number()
+                events.append(self._names.event(part, label, opened=True, number=self._reported[label]))
         return events
 
     def flush(self, rule: EventRule, at: float, last_at: float) -> list[Event]:
         """at: time of the last update; last_at: when what was active then ends."""
         for label, part in self._parts.items():
             part.ended_at = last_at if part.ended_at == at else part.ended_at
-            if label in self._opened and label not in self._numbers and part.holds(rule.min_duration_s, rule.min_score):
-                self._numbers[label] = self._names.next_number()
+            if self._begins_to_count(rule, label):
+                self._reported[label] = self._next_number()
         return [event for label in list(self._parts) for event in self._close(rule, label)]
 
     def _close(self, rule: EventRule, label: Label) -> list[Event]:
-        part, opened, number = self._parts.pop(label), label in self._opened, self._numbers.pop(label, None)
+        part, opened, reported = self._parts.pop(label), label in self._opened, label in self._reported
+        number = self._reported.pop(label, None)
         self._opened.discard(label)
-        if number is not None:
+        if reported:
             known = not self._alone or part.score >= rule.min_score
-            return [self._names.event(part, label if known else None, number, opened=False)]
+            return [self._names.event(part, label if known else None, opened=False, number=number)]
         return _unreported(self._names, rule, part) if opened and self._alone else []
+
+    def _begins_to_count(self, rule: EventRule, label: Label) -> bool:
+        return (label in self._opened and label not in self._reported
+                and self._parts[label].holds(rule.min_duration_s, rule.min_score))
+
+    def _next_number(self) -> int | None:
+        self._count += 1
+        return None if self._alone else self._count
 
 
 class EventTracker:

@@ -94,7 +94,7 @@ class Event(_PlainRecord):
     ended_at: float  # of an open event, the latest time it was active
     score: float
     open: bool  # it has not ended yet
-    number: int | None = field(default=None, compare=False)  # all reports of an event of this head share it; not logged
+    number: int | None = field(default=None, compare=False)  # of its head's events, where several may be open at a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,13 +149,13 @@ def test_without_background_actions_are_apart_where_they_were(actions: list[tupl
     assert all(before[1] < after[0] for before, after in pairwise(found))
 
 
-def test_without_background_open_events_close_and_keep_their_number() -> None:
+def test_without_background_what_opens_closes() -> None:
     window_TK = windows([(0, 20), (1, 20), (2, 4), (0, 20)])
     tracker = EventTracker("0", "action", ACTIONS, None, NO_BACKGROUND_EVENTS, window_s=13.5 / 5)
     told = [event for k, probs_K in enumerate(window_TK) for event in tracker.update(k / 5, probs_K, probs_K)]
     told += tracker.flush()
-    assert [(event.label, event.open, event.number) for event in told] == [
-        (label, opened, number) for number, label in enumerate(("walk", "run", "walk"), 1) for opened in (True, False)]
+    assert [(event.label, event.open) for event in told] == [
+        (label, opened) for label in ("walk", "run", "walk") for opened in (True, False)]
 
 
 @given(st.text("".join(PROBS), max_size=80))
