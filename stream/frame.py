@@ -4,7 +4,7 @@
 
 Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # BGR, [H, W, 3]
+Picture = Image | Callable[[], Image]  # or what makes the image, once, and raises FrameError where that cannot be
 ENGINE_RESTARTED = "engine restarted"
 Ranked = tuple[tuple[str, float], ...]  # (label, calibrated probability), best first
 
@@ -34,11 +35,16 @@ class _PlainRecord:
 class Frame:
     """One camera image."""
 
-    image_bgr: Image
+    picture: Picture
     captured_at: float
     index: int  # number of the frame in its source, from 0
     camera: str
     lost: int = 0  # frames the source knows it lost since the previous one (unreadable, skipped, overwritten)
+
+    @property
+    def image_bgr(self) -> Image:
+        """uint8 [H, W, 3]; a video's is made when it is first looked at. Raises FrameError where that cannot be."""
+        return self.picture() if callable(self.picture) else self.picture
 
 
 @dataclass(frozen=True, slots=True)

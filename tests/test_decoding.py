@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,26 @@ import numpy as np
 import pytest
 import videos
 from av.stream import Disposition
+from fakes import FakeEngine, FakeModel, FakeSink
 from videos import COUNT, INTERLACED, RATE, SIZE_HW, difference, number, still, write
 
 from engines.datasets import Media, Segment
 from engines.datasets.check import inspect_recording
 from engines.datasets.decode import decode_segment
 from engines.decoding.paths import is_image, is_video, natural_key, normalise_label, printable, similar_labels
+from engines.decoding.picture import PictureConverter
 from engines.decoding.sanity import PictureMonitor
-from engines.errors import DatasetError, SourceError
+from engines.decoding.video import VideoReader
+from engines.errors import DatasetError, FrameError, SourceError
 from engines.model.preprocess import fit
 from stream.frame import Frame
+from stream.recognizer import Recognizer
+from stream.runner import record, run
 from stream.sources import open_path, open_source
-from stream.sources.base import Source
+from stream.sources.base import Policy, Source
+from stream.sources.network import StreamCapture
+from stream.sources.reader import LiveSource, Timeouts
+from stream.sources.replay import Replay
 
 LOSSY = 6.0  # grey levels, what coding and deinterlacing may change on average
 
@@ -217,6 +226,65 @@ def test_an_animation_of_which_one_picture_is_read_is_said(tmp_path: Path, flags
     assert [("animation" in note) for note in open_path(path).notes] == [True] * animated
 
 
+class TestOnDemand:
+    """Every frame is decoded; a picture is made of those that somebody looks at."""
+
+    @pytest.fixture
+    def made(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        """The frames that are converted from now on."""
+        made: list[object] = []
+        convert = PictureConverter.convert
+        monkeypatch.setattr(PictureConverter, "convert", lambda self, frame: made.append(frame) or convert(self, frame))
+        return made
+
+    @staticmethod
+    def opened(path: Path, policy: Policy) -> Source:
+        """The file, or the same as a stream of a camera."""
+        if policy != "every":
+            return open_path(path)
+        return LiveSource(lambda: None, "a", "a", Timeouts(1.0, 60.0), policy, None,
+                          StreamCapture(VideoReader(path, live=True)))
+
+    @pytest.mark.parametrize("policy", ["auto", "every"])
+    def test_a_picture_is_made_once_and_when_it_is_looked_at(self, tmp_path: Path, made: list[object],
+                                                             policy: Policy) -> None:
+        with self.opened(write(tmp_path / "a.mp4"), policy) as source:
+            frames = list(itertools.islice(source.frames(), 20))
+            assert len(made) == 1  # the first, by which it is known that the file is a video
+            wanted = [frame for frame in frames[::4] if isinstance(frame, Frame)]
+            for frame in (*wanted, *wanted):
+                assert number(frame.image_bgr) == frame.index
+                assert replace(frame, lost=3).image_bgr is frame.image_bgr
+        assert len(made) == 5
+
+    def test_a_run_makes_those_of_the_models_clock(self, tmp_path: Path, made: list[object]) -> None:
+        model = FakeModel(frame_rate=5.0)
+        summary = run(open_path(write(tmp_path / "a.mp4")), Recognizer(model, FakeEngine(model)), [FakeSink()])
+        assert (summary.frames, summary.predictions, len(made)) == (COUNT, 6, 6)
+
+    @pytest.mark.parametrize("broken", [{5}, {6}, {5, 6, 10}])
+    def test_a_picture_that_cannot_be_made_costs_its_frame(self, tmp_path: Path, broken: set[int],
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+        convert = PictureConverter.convert
+
+        def fail(self: PictureConverter, frame: Any) -> np.ndarray:
+            if round(frame.time * RATE) in broken:
+                raise FrameError("a frame", "another", "wait")
+            return convert(self, frame)
+
+        monkeypatch.setattr(PictureConverter, "convert", fail)
+        model = FakeModel(frame_rate=5.0)
+        path, recognizer = write(tmp_path / "a.mkv"), Recognizer(model, FakeEngine(model))
+        wanted = [k for k in (0, 5, 10, 15, 20, 25) if k in broken]  # by the clock; then the next frame is
+        summary = run(open_path(path), recognizer)
+        assert (summary.frames, summary.predictions, summary.dropped) == (
+            COUNT, 6, len(wanted) + ({5, 6} <= broken))
+        assert record(open_path(path), tmp_path / "a.frames") == COUNT - len(broken)
+        replayed = [item for item in Replay(tmp_path / "a.frames").frames() if isinstance(item, Frame)]
+        assert [frame.index for frame in replayed] == [k for k in range(COUNT) if k not in broken]
+        assert sum(frame.lost for frame in replayed) == len(broken)
+
+
 class TestNames:
     @pytest.mark.parametrize(("name", "wanted"), [
         ("a.mp4", True), ("a.MTS", True), ("a.wmv", True), ("a.m4v", True), ("._a.mp4", False), ("a.txt", False)])
@@ -260,6 +328,12 @@ class TestSanity:
         (line,) = self.lines(pictures, step_s, rate, stated_s)
         assert line.startswith("a.mp4: ")
         assert words in line
+
+    def test_of_pictures_that_nobody_made_nothing_is_said(self) -> None:
+        monitor = PictureMonitor("a.mp4", 25.0, 80.0)
+        for k in range(2000):
+            assert monitor.add(k / 25, None if k else videos.picture(0)) == []
+        assert monitor.finish() == []
 
     def test_hours_with_seconds_of_picture(self) -> None:
         monitor = PictureMonitor("a.mp4")

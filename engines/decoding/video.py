@@ -13,7 +13,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class DecodedFrame:
     """A frame, and what its container says of its time."""
 
     stated_s: float  # seconds on the container's own timeline; NaN where it states none
-    picture: Callable[[], Image]  # makes BGR uint8 [H, W, 3]; raises FrameError where that cannot be
+    picture: Callable[[], Image]  # makes BGR uint8 [H, W, 3], once; raises FrameError where that cannot be
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class VideoReader:
     def _decode(self) -> Iterator[DecodedFrame | None]:
         for frame in self._whole_frames():
             yield None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
-                                                          partial(self._converter.convert, frame))
+                                                          cache(partial(self._converter.convert, frame)))
 
     def _whole_frames(self) -> Iterator[av.VideoFrame | None]:
         """Decoded frames of whole lines."""
