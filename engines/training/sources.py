@@ -77,7 +77,8 @@ class TrainingSources:
         own = [one for one in without if one.kind != IDLE]
         self.idle = videos * max(1, len(own) // max(1, len(videos))) + own  # both about as often
         head = max(self.heads, key=lambda head: len(set(self.heads[head]) & set(LABELS)))  # of most that can be drawn
-        self.drawable = {label: self.truth({head: label}) for label in self.heads[head] if rendered and label in LABELS}
+        self.drawable = {label: self.truth({head: label}) for label in self.heads[head]
+                         if rendered and label in LABELS and label != self.background_label}
         self.renders_idle = rendered and self.background_label is not None
         self.renders = bool(self.drawable) or self.renders_idle
         places = [one for one in segments if one.kind != IDLE][::max(1, -(-len(segments) // MOST_PLACES))]
