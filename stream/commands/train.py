@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 _ALL = "dataset out name kind init stage seed strict "
-_BOTH = _ALL + "background recipe arch causal rule without_fold batch size lr precision validate_every patience workers "
+_BOTH = _ALL + ("recipe background arch causal rule without_fold batch size lr precision validate_every patience "
+                "workers ")
 HONOURED = {  # parameters of `train` by recipe: any other is refused, and the help says so
     "gatestream": _BOTH + "readout_width past_shift keep_interleave idle idle_without calibration_from without_label "
                           "no_rendered rendered_only trimmed trimmed_first iterations rate freeze",
