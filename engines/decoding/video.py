@@ -13,7 +13,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,21 @@ class TimedFrame:
     at_s: float  # seconds since the file's first frame; always rising
     missing: int  # frames before it that its time shows to be missing
     picture: Callable[[], Image]
+
+
+class _Picture:
+    """Makes a frame's picture, once; then the frame's memory is the decoder's again."""
+
+    def __init__(self, converter: PictureConverter, frame: av.VideoFrame) -> None:
+        self._convert: Callable[[], Image] | None = partial(converter.convert, frame)
+        self._image: Image | None = None
+
+    def __call__(self) -> Image:
+        if (convert := self._convert) is not None:  # of two threads both may make it
+            self._image = convert()
+            self._convert = None
+        assert self._image is not None
+        return self._image
 
 
 class VideoReader:
@@ -157,6 +172,7 @@ class VideoReader:
             time = time or StreamTime(self.rate)
             at_s, missing = time.next(frame.stated_s, first_s)
             yield TimedFrame(at_s, missing, frame.picture)
+            del frame
         if time is not None and time.jump_s:
             self.notes.append(f"{self.name}: its times jump by {time.jump_s:.0f} s, as one frame's step they count")
 
@@ -171,9 +187,11 @@ class VideoReader:
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[DecodedFrame | None]:
-        for frame in self._whole_frames():
-            yield None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
-                                                          cache(partial(self._converter.convert, frame)))
+        return map(self._describe, self._whole_frames())
+
+    def _describe(self, frame: av.VideoFrame | None) -> DecodedFrame | None:
+        return None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
+                                                       _Picture(self._converter, frame))
 
     def _whole_frames(self) -> Iterator[av.VideoFrame | None]:
         """Decoded frames of whole lines."""
@@ -185,6 +203,7 @@ class VideoReader:
             if untimed or frame.pts is None:
                 frame.pts = frame.dts
             yield from self._deinterlacer.push(frame)
+            del frame  # whose memory the decoder fills again, while it is in the processor's cache
         yield from self._deinterlacer.push(None)
 
     def _packets(self) -> Iterator[av.VideoFrame | None]:
@@ -204,7 +223,8 @@ class VideoReader:
             if packet is None:
                 return
             failures = 0 if found else failures
-            yield from found
+            while found:
+                yield found.pop(0)
 
     def unreadable(self, why: str) -> SourceError:
         """The error of a file that cannot be used."""
