@@ -124,7 +124,7 @@ def _inspect_video(media: Media, deep: bool) -> Recording:
         monitor = PictureMonitor(printable(media.path), rate, stated_s)
         last_s, damaged_s, apart_s, looked_s = 0.0, None, 0.0 if deep else stated_s / (2 * _LOOKS), -math.inf
         tail_s = 0.0 if deep else max(stated_s - _TAIL_S, 0.0)
-        for start_s in () if deep else (stated_s * part / _LOOKS for part in range(_LOOKS)):
+        for start_s in () if not tail_s else (stated_s * part / _LOOKS for part in range(_LOOKS)):
             first = next(filter(None, video.frames(start_s)), None)
             if first is not None and first.at_s >= looked_s + apart_s:
                 looked_s = first.at_s

@@ -79,14 +79,18 @@ class VideoReader:
         av.logging.set_level(None)
         self.name = name or printable(where)
         self.notes: list[str] = []
-        self._file = None
+        self._file, self._seekable, local = None, True, isinstance(where, Path)
         if isinstance(where, Path):
             where = str(where.absolute())  # so that no colon in it is taken for a protocol
             if printable(where) != where:  # FFmpeg takes UTF-8 only
                 self._file = open(where, "rb")  # noqa: SIM115
         try:
-            self._container: InputContainer = av.open(
-                self._file or where, "r", options=dict(options or {}), timeout=timeout_s, metadata_errors="ignore")
+            try:
+                self._container: InputContainer = av.open(
+                    self._file or where, "r", options=dict(options or {}), timeout=timeout_s, metadata_errors="ignore")
+            except av.error.FFmpegError as error:
+                if not local or self._file or not self._open_cut(where):
+                    raise error from None
         except BaseException:
             self._close_file()
             raise
@@ -98,6 +102,16 @@ class VideoReader:
         except BaseException:
             self.close()
             raise
+
+    def _open_cut(self, where: str) -> bool:
+        """Opens an MP4 file of fragments whose end is lost, which FFmpeg finds by looking at the end first."""
+        try:
+            self._container = av.open(f"file:{where}", "r", "mp4", options={"seekable": "0"}, metadata_errors="ignore")
+        except av.error.FFmpegError:
+            return False
+        self._seekable = False
+        self.notes.append(f"{self.name} is cut off: what is before the cut is read")
+        return True
 
     def _choose_stream(self, live: bool) -> None:
         """The largest one that moves, of equal ones the first; never a cover."""
@@ -125,6 +139,8 @@ class VideoReader:
         self.rate = next((rate for rate in rates if RATE_RANGE[0] <= rate <= RATE_RANGE[1]), 0.0)
         self.count = self._stream.frames
         length_s = float((self._container.duration or 0) / av.time_base)
+        if self.format.startswith("matroska"):  # counts from 0, and not from its first frame
+            length_s = max(length_s - (self._container.start_time or 0) / av.time_base, 0.0)
         self.seconds = self.count / self.rate if self.count and self.rate else length_s
         if length_s > 2 * self.seconds + 10:
             self.notes.append(f"{self.name}: {self.count} frames, {self.seconds:.0f} s of them, in {length_s:.0f} s: "
@@ -177,6 +193,8 @@ class VideoReader:
             self.notes.append(f"{self.name}: its times jump by {time.jump_s:.0f} s, as one frame's step they count")
 
     def _seek(self, start_s: float) -> None:
+        if not self._seekable:
+            return
         self._ahead.clear()
         self._deinterlacer = Deinterlacer()
         try:
