@@ -62,6 +62,7 @@ class FusionRecipe:
     idle: tuple[Path, ...] = ()  # folders of videos in which nothing labelled is done
     window_clips: int = 10  # clips in the window from now on
     windows: int = 3000  # how many are cached
+    name: str | None = None  # None: the model's
     seed: int = 0
     strict: bool = False  # stop at a segment that cannot be read
 
@@ -109,6 +110,7 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
         logits_NK = logits_of(held_out, head_weights, FusionRule(), tensors)
         scored = list(zip(logits_NK, held_out.labels_N.tolist(), strict=True))
         update["window_temperature"] = {**contract.window_temperature, head: temperature(scored)}
+    update["name"] = recipe.name or contract.name
     update["provenance"] = {**contract.provenance, "fusion": {
         "windows": recipe.windows, "seed": recipe.seed, "held_out": {name: round(v, 4) for name, v in table.items()}}}
     save(recipe.out, contract.model_copy(update=update), model.tensors | tensors, half=model.half)
