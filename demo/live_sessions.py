@@ -216,9 +216,13 @@ class LiveSession:
         try:
             for item in source.frames():
                 if isinstance(item, Frame):
-                    records = self._sessions.push(item.image_bgr, item.captured_at, self.camera, item.lost)
-                    records += self._gate_records(records, lambda image=item.image_bgr: image)
-                    picture = _encode_jpeg(item.image_bgr)
+                    try:
+                        image_bgr = item.image_bgr
+                    except FrameError:
+                        continue
+                    records = self._sessions.push(image_bgr, item.captured_at, self.camera, item.lost)
+                    records += self._gate_records(records, lambda image=image_bgr: image)
+                    picture = _encode_jpeg(image_bgr)
                     self._remember(picture, item.captured_at)
                     visible = self._visible.is_set()
                     self._send_records(records, picture if visible else b"", item.captured_at)

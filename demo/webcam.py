@@ -11,13 +11,13 @@ import argparse
 import os
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 
 import cv2
 
-from engines.errors import GatestreamError, UsageError
+from engines.errors import FrameError, GatestreamError, UsageError
 from stream.clock import Clock
 from stream.frame import Frame, Image
 from stream.recognizer import Recognizer
@@ -112,7 +112,7 @@ class Window:
 
     def show(self, frame: Frame) -> None:
         """Recognises a picture and shows it."""
-        records = self.recognizer.push(frame.image_bgr, frame.captured_at, lost=frame.lost)
+        records = self.recognizer.push(frame.picture, frame.captured_at, lost=frame.lost)
         self.state.update(records, frame)
         if self.video is not None:
             self.video.write(frame, records)
@@ -169,7 +169,8 @@ def run(source: str, model: str) -> None:
     with open_source(source, policy="newest") as camera, closing(Window(model, camera.info.fps)) as window:
         for frame in camera.frames():
             if isinstance(frame, Frame):
-                window.show(frame)
+                with suppress(FrameError):
+                    window.show(frame)
                 key = cv2.waitKey(1) & 0xFF
                 if key != NO_KEY and not window.on_key(key, frame.captured_at):
                     break

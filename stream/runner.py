@@ -63,7 +63,7 @@ def recognize_file(recognizer: Recognizer, recording: Path, camera: str) -> list
             if not isinstance(frame, Frame):
                 continue
             try:
-                items = recognizer.push(frame.image_bgr, frame.captured_at, camera, frame.index, frame.lost)
+                items = recognizer.push(frame.picture, frame.captured_at, camera, frame.index, frame.lost)
             except FrameError:
                 continue
             closed += [item for item in items if isinstance(item, Event) and not item.open]
@@ -109,9 +109,10 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 frames += 1
                 waited_s = max(wall() - item.captured_at, 0.0) if live else 0.0
                 try:
-                    records = recognizer.push(item.image_bgr, item.captured_at, camera, item.index, item.lost, waited_s)
+                    records = recognizer.push(item.picture, item.captured_at, camera, item.index, item.lost, waited_s)
                     write(item, records)
-                    odd = [*source.notes[noted:], *monitor.add(item.captured_at, item.image_bgr, item.lost)]
+                    image = item.image_bgr if records else None  # at a tick of the model's clock: it is made by now
+                    odd = [*source.notes[noted:], *monitor.add(item.captured_at, image, item.lost)]
                 except FrameError:
                     records, odd = [], []  # counted by the recogniser
                 for line in odd:
@@ -145,7 +146,7 @@ def record(source: Source, path: str | Path, *, max_seconds: float | None = None
         raise SinkError(f"{target}, which is there already", "a new file", "delete it, or choose another one")
     with sink_errors("opening", target):
         db = sqlite3.connect(target, isolation_level=None)
-    recorded = 0
+    recorded = unread = 0
     with closing(db), sink_errors("writing", target):
         db.executescript(SCHEMA)
         db.execute("INSERT INTO about VALUES (?, ?)", (source.info.camera, source.info.fps))
@@ -153,10 +154,14 @@ def record(source: Source, path: str | Path, *, max_seconds: float | None = None
             if isinstance(item, Gap):
                 db.execute("INSERT INTO gaps VALUES (?, ?, ?, ?)", (recorded + 1, item.at, item.seconds, item.action))
                 continue
-            _, png = cv2.imencode(".png", item.image_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            try:
+                _, png = cv2.imencode(".png", item.image_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            except FrameError:
+                unread += item.lost + 1
+                continue
             db.execute("INSERT INTO frames (at, number, lost, image) VALUES (?, ?, ?, ?)",
-                       (item.captured_at, item.index, item.lost, png.tobytes()))
-            recorded += 1
+                       (item.captured_at, item.index, item.lost + unread, png.tobytes()))
+            recorded, unread = recorded + 1, 0
     return recorded
 
 

@@ -332,7 +332,7 @@ def test_bench_cameras_and_bench_data_are_commands(tmp_path: Path, monkeypatch: 
     assert main(["bench", "data", str(tmp_path / "none")]) == 2
     assert "no such folder" in one_line(capfd)
     assert main(["bench", "--help"]) == 0
-    assert {"stages", "data", "cameras", "soak"} <= set(capfd.readouterr().out.split())
+    assert {"stages", "data", "cameras", "hands", "soak"} <= set(capfd.readouterr().out.split())
 
 
 PROGRAM = """

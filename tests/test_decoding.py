@@ -6,28 +6,38 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
 import videos
 from av.stream import Disposition
+from fakes import FakeEngine, FakeModel, FakeSink
 from videos import COUNT, INTERLACED, RATE, SIZE_HW, difference, number, still, write
 
 from engines.datasets import Media, Segment
 from engines.datasets.check import inspect_recording
 from engines.datasets.decode import decode_segment
 from engines.decoding.paths import is_image, is_video, natural_key, normalise_label, printable, similar_labels
+from engines.decoding.picture import PictureConverter
 from engines.decoding.sanity import PictureMonitor
-from engines.errors import DatasetError, SourceError
+from engines.decoding.video import VideoReader
+from engines.errors import DatasetError, FrameError, SourceError, UsageError
 from engines.model.preprocess import fit
 from stream.frame import Frame
+from stream.recognizer import Recognizer
+from stream.runner import record, run
 from stream.sources import open_path, open_source
-from stream.sources.base import Source
+from stream.sources.base import Policy, Source
+from stream.sources.network import StreamCapture
+from stream.sources.reader import LiveSource, Timeouts
+from stream.sources.replay import Replay
 
 LOSSY = 6.0  # grey levels, what coding and deinterlacing may change on average
 
@@ -93,6 +103,67 @@ def test_every_turn_and_mirror_image_of_the_display_matrix(tmp_path: Path, matri
     frames = frames_of(open_path(path))
     assert [number(frame.image_bgr) for frame in frames] == list(range(COUNT))
     assert max(difference(frame.image_bgr, k) for k, frame in enumerate(frames)) < LOSSY
+
+
+def test_telecined_film_is_of_whole_lines(tmp_path: Path) -> None:
+    def telecined(image: np.ndarray) -> np.ndarray:
+        """Of four pictures five: the third and the fourth are of the lines of two."""
+        k = next(shown)
+        upper, lower = (videos.picture(k // 5 * 4 + order[k % 5]) for order in ((0, 1, 1, 2, 3), (0, 1, 2, 3, 3)))
+        return np.stack([upper[::2], lower[1::2]], 1).reshape(image.shape)
+
+    shown = itertools.count()
+    path = write(tmp_path / "film.mpg", codec="mpeg2video", options={"b": "6M"}, setup=interlaced, shape=telecined)
+    numbers = [number(frame.image_bgr) for frame in frames_of(open_path(path))]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(range(24))
+
+
+@pytest.mark.parametrize("pixels", ["yuv411p", "yuva420p", "gbrp16le", "yuv444p10le", "bgr0"])
+def test_unusual_pixels(tmp_path: Path, pixels: str) -> None:
+    assert_as_filmed(write(tmp_path / "a.mkv", codec="ffv1", pixels=pixels))
+
+
+@pytest.mark.parametrize("bytes_kept", [0.6, 0.75])  # of the second FFmpeg opens what is left as if it were whole
+def test_a_fragmented_file_is_read_up_to_where_it_is_cut(tmp_path: Path, bytes_kept: float) -> None:
+    path = write(tmp_path / "a.mp4", options={"g": "5"}, fragmented=True)
+    path.write_bytes(path.read_bytes()[:round(bytes_kept * path.stat().st_size)])
+    source = open_path(path)
+    frames = frames_of(source)
+    assert [number(frame.image_bgr) for frame in frames] == list(range(len(frames)))
+    assert 5 <= len(frames) < COUNT
+    assert source.notes == [f"{path} is cut off: what is before the cut is read"][:1 if bytes_kept == 0.6 else 0]
+    assert inspect_recording(Media(path)).notes == tuple(source.notes)
+    later = decode_segment(Segment("a", Media(path), 0.12), RATE, SIZE_HW)
+    assert [number(image) for image in later] == list(range(3, len(frames)))
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.ts", "a.mp4"])
+def test_a_file_cut_at_the_start_begins_with_its_first_whole_picture(tmp_path: Path, name: str) -> None:
+    """Of an open group of pictures those before the first keyframe cannot be decoded."""
+    path = write(tmp_path / "whole.ts", options={"bf": "3", "x264-params": "open-gop=1:keyint=10:min-keyint=10"})
+    with av.open(str(path)) as whole, av.open(str(tmp_path / name), "w") as cut:
+        stream, keyframes = cut.add_stream_from_template(whole.streams.video[0]), 0
+        for packet in whole.demux(video=0):
+            keyframes += packet.is_keyframe
+            if packet.dts is not None and keyframes > 1:
+                packet.stream = stream
+                cut.mux(packet)
+    frames = frames_of(open_path(tmp_path / name))
+    assert [number(frame.image_bgr) for frame in frames] == list(range(10, COUNT))
+    assert [frame.captured_at for frame in frames] == pytest.approx([k / RATE for k in range(COUNT - 10)], abs=2e-3)
+    assert inspect_recording(Media(tmp_path / name)).fault == ""
+
+
+def test_a_stream_that_changes_its_codec_or_name_says_what_is_lost(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "1.ts"), write(tmp_path / "2.ts", codec="mpeg2video", options={"b": "4M"})
+    path = tmp_path / "both.ts"
+    path.write_bytes(one.read_bytes() + other.read_bytes())
+    source = open_path(path)
+    numbers = [number(frame.image_bgr) for frame in frames_of(source)]
+    assert numbers == sorted({*numbers} - {-1})
+    assert source.lost > 20
+    assert inspect_recording(Media(path)).fault == "damaged"
 
 
 @pytest.mark.parametrize(("name", "before"), [
@@ -215,6 +286,81 @@ def test_an_animation_of_which_one_picture_is_read_is_said(tmp_path: Path, flags
     path = tmp_path / "a.webp"
     path.write_bytes((b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0" + bytes([flags]) + bytes(30))[:length])
     assert [("animation" in note) for note in open_path(path).notes] == [True] * animated
+    png = tmp_path / "a.png"
+    png.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(29) + (b"acTL" if animated else b"IDAT"))
+    assert [("animation" in note) for note in open_path(png).notes] == [True] * animated
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "link.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    for name, words in (("pipe.mp4", "is no file"), ("link.mp4", "does not exist"), ("folder.mp4", "is no file")):
+        with pytest.raises(DatasetError, match=words):
+            decode_segment(Segment("a", Media(tmp_path / name)), RATE, SIZE_HW)
+        with pytest.raises(UsageError):
+            open_path(tmp_path / name)
+    with pytest.raises(UsageError, match="a link, whose target is not there"):
+        open_source(str(tmp_path / "link.mp4"))
+
+
+class TestOnDemand:
+    """Every frame is decoded; a picture is made of those that somebody looks at."""
+
+    @pytest.fixture
+    def made(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        """The frames that are converted from now on."""
+        made: list[object] = []
+        convert = PictureConverter.convert
+        monkeypatch.setattr(PictureConverter, "convert", lambda self, frame: made.append(frame) or convert(self, frame))
+        return made
+
+    @staticmethod
+    def opened(path: Path, policy: Policy) -> Source:
+        """The file, or the same as a stream of a camera."""
+        if policy != "every":
+            return open_path(path)
+        return LiveSource(lambda: None, "a", "a", Timeouts(1.0, 60.0), policy, None,
+                          StreamCapture(VideoReader(path, live=True)))
+
+    @pytest.mark.parametrize("policy", ["auto", "every"])
+    def test_a_picture_is_made_once_and_when_it_is_looked_at(self, tmp_path: Path, made: list[object],
+                                                             policy: Policy) -> None:
+        with self.opened(write(tmp_path / "a.mp4"), policy) as source:
+            frames = list(itertools.islice(source.frames(), 20))
+            assert len(made) == 1  # the first, by which it is known that the file is a video
+            wanted = [frame for frame in frames[::4] if isinstance(frame, Frame)]
+            for frame in (*wanted, *wanted):
+                assert number(frame.image_bgr) == frame.index
+                assert replace(frame, lost=3).image_bgr is frame.image_bgr
+        assert len(made) == 5
+
+    def test_a_run_makes_those_of_the_models_clock(self, tmp_path: Path, made: list[object]) -> None:
+        model = FakeModel(frame_rate=5.0)
+        summary = run(open_path(write(tmp_path / "a.mp4")), Recognizer(model, FakeEngine(model)), [FakeSink()])
+        assert (summary.frames, summary.predictions, len(made)) == (COUNT, 6, 6)
+
+    @pytest.mark.parametrize("broken", [{5}, {6}, {5, 6, 10}])
+    def test_a_picture_that_cannot_be_made_costs_its_frame(self, tmp_path: Path, broken: set[int],
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+        convert = PictureConverter.convert
+
+        def fail(self: PictureConverter, frame: Any) -> np.ndarray:
+            if round(frame.time * RATE) in broken:
+                raise FrameError("a frame", "another", "wait")
+            return convert(self, frame)
+
+        monkeypatch.setattr(PictureConverter, "convert", fail)
+        model = FakeModel(frame_rate=5.0)
+        path, recognizer = write(tmp_path / "a.mkv"), Recognizer(model, FakeEngine(model))
+        wanted = [k for k in (0, 5, 10, 15, 20, 25) if k in broken]  # by the clock; then the next frame is
+        summary = run(open_path(path), recognizer)
+        assert (summary.frames, summary.predictions, summary.dropped) == (
+            COUNT, 6, len(wanted) + ({5, 6} <= broken))
+        assert record(open_path(path), tmp_path / "a.frames") == COUNT - len(broken)
+        replayed = [item for item in Replay(tmp_path / "a.frames").frames() if isinstance(item, Frame)]
+        assert [frame.index for frame in replayed] == [k for k in range(COUNT) if k not in broken]
+        assert sum(frame.lost for frame in replayed) == len(broken)
 
 
 class TestNames:
@@ -260,6 +406,12 @@ class TestSanity:
         (line,) = self.lines(pictures, step_s, rate, stated_s)
         assert line.startswith("a.mp4: ")
         assert words in line
+
+    def test_of_pictures_that_nobody_made_nothing_is_said(self) -> None:
+        monitor = PictureMonitor("a.mp4", 25.0, 80.0)
+        for k in range(2000):
+            assert monitor.add(k / 25, None if k else videos.picture(0)) == []
+        assert monitor.finish() == []
 
     def test_hours_with_seconds_of_picture(self) -> None:
         monitor = PictureMonitor("a.mp4")

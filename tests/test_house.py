@@ -16,7 +16,7 @@ LONGEST = 350  # lines of a file
 # From the ground up: a room may import itself and what stands before it.
 ORDER = [
     "engines.errors", "engines.decoding", "engines.synthetic", "engines.networks", "engines.model", "engines.runtime",
-    "engines.datasets", "engines.training", "engines.bench", "engines.zoo", "engines",
+    "engines.hands", "engines.datasets", "engines.training", "engines.bench", "engines.zoo", "engines",
     "stream.frame", "stream.clock", "stream.window", "stream.scoring", "stream.events",
     "stream.recognizer", "stream.notices", "stream.wire", "stream.sources", "stream.evaluation", "stream.sinks",
     "stream.runner", "stream.teaching", "stream.archive", "stream.service", "stream.commands", "stream.__main__",

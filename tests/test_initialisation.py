@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tiny_training import frames
 from torch import Tensor, nn
 
 import engines
-from engines.errors import UsageError
+from engines.errors import ModelError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
 from engines.networks.backbone import Backbone, Hook, Pixels, Step, mean_over_space
@@ -212,13 +213,36 @@ def test_the_weights_of_a_toy_are_looked_for_under_its_own_name(toy: Path, monke
         asked.append((model, file))
         return str(toy)
 
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, object]] = []
     huggingface = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(huggingface, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface, "get_hf_file_metadata", lambda url, timeout: asked.append((url, timeout)))
     network = initialise(NetworkConfig.of("gsf-toy"), "imagenet", {"gesture": 3})
-    assert asked == [("somebody/toy", "model.safetensors")]
+    assert asked.pop() == ("somebody/toy", "model.safetensors")
+    ((url, timeout),) = asked
+    assert "somebody/toy" in url
+    assert timeout <= 10
     plain = initialise(NetworkConfig.of("tsn-toy"), str(toy), {"gesture": 3})
     clip = torch.randn(2, 3, 3, 16, 16)
     with torch.no_grad():  # a module that has not learnt yet changes nothing
         features, _ = network.eval()(clip, ())
         assert torch.allclose(features.sort()[0], plain.eval()(clip, ())[0].sort()[0], atol=1e-6)
+
+
+def test_without_a_network_imagenet_is_given_up_at_once_unless_it_was_downloaded_before(
+        toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("no such host")
+
+    huggingface = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface, "hf_hub_download", lambda *_: pytest.fail("tries again and again"))
+    monkeypatch.setattr(huggingface, "get_hf_file_metadata", refuse)
+    with pytest.raises(ModelError, match="no answer from the hub for somebody/toy"):
+        initialise(NetworkConfig.of("gsf-toy"), "imagenet", {"gesture": 3})
+    monkeypatch.setattr(huggingface, "try_to_load_from_cache", lambda *_: str(toy))
+    assert initialise(NetworkConfig.of("gsf-toy"), "imagenet", {"gesture": 3}).backbone.width == 16
+
+
+def test_a_bundled_model_is_started_from_by_its_name() -> None:
+    network = initialise(NetworkConfig.of("gsf-mobilenetv2", causal=True), "gesture", {"gesture": 11})
+    assert torch.equal(network.heads["gesture"].weight, engines.load("gesture").network.heads["gesture"].weight)

@@ -33,7 +33,7 @@ def run_in_a_process(out: Path, *options: str) -> subprocess.CompletedProcess[st
     """Runs the tiny training in a process of its own."""
     return subprocess.run([sys.executable, "tests/tiny_training.py", str(out), "dropout=0.3", "workers=1", *options],
                           cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                          timeout=120, check=False)
+                          timeout=120, check=False, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,19 @@ def test_a_run_killed_at_any_moment_ends_like_an_unbroken_one(kills: list[str], 
     assert resumed_after == 3
     assert (out.read_bytes(), (out.with_suffix(".run") / "metrics.csv").read_text()) == unbroken
     assert {path.name for path in out.with_suffix(".run").iterdir()} == {"config.json", "metrics.csv", "curves.png"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_its_last_step_and_ends_like_an_unbroken_one(
+        number: int, unbroken: tuple[bytes, str], tmp_path: Path) -> None:
+    """Ctrl-C in a terminal, and `timeout`, send the signal to loader workers, too."""
+    out = tmp_path / "model.safetensors"
+    stopped = run_in_a_process(out, f"signal={int(number)}")
+    assert stopped.returncode == 130
+    assert (stopped.stdout.split()[-2], stopped.stderr) == ("5", "")
+    done = run_in_a_process(out)
+    assert done.stdout.split()[0] == "6"
+    assert (out.read_bytes(), (out.with_suffix(".run") / "metrics.csv").read_text()) == unbroken
 
 
 def same(one: Batch, other: Batch) -> bool:

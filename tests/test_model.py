@@ -87,6 +87,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "lying header": (_lying_length, "truncated or of another format"),
     "empty": (lambda path: path.write_bytes(b""), "truncated or of another format"),
     "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500)), "truncated or of another format"),
+    "a PyTorch checkpoint": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(500)), "gatestream import-official"),
     "a pickle": (lambda path: path.write_bytes(b"\x80\x04\x95" + bytes(500)), "truncated or of another format"),
     "other contract format": (_rewrite(lambda c: c.update(format="gatestream/9")), "format"),
     "unknown field": (_rewrite(lambda c: c.update(colourr="RGB")), "colourr"),

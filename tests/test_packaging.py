@@ -107,6 +107,7 @@ def test_folders_of_our_names_do_no_harm(site: Path) -> None:
 
 def uninstalled(packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """As if these packages were not installed, and nothing of ours that needs them imported yet."""
+    monkeypatch.delenv("GATESTREAM_HANDS", raising=False)
     for name in list(sys.modules):
         if name.split(".")[0] in packages:
             monkeypatch.setitem(sys.modules, name, None)
@@ -140,6 +141,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], list[str] | Callable[[], None]]] = {
     "tensorrt": (("torch_tensorrt", "tensorrt"), ["run", "sim://gestures?seconds=1", "--engine", "tensorrt"]),
     "hub": (("huggingface_hub",), start_from_imagenet),
     "mqtt": (("paho",), results_over_mqtt),
+    "hands": (("mediapipe",), ["bench", "hands", "sim://gestures?seconds=1"]),
 }
 ELSEWHERE = {"dev", "int8"}  # int8: test_tensorrt.py, which has what passes for a GPU
 

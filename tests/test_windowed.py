@@ -241,6 +241,13 @@ def test_what_a_model_cannot_do_costs_one_line(tmp_path: Path, capfd: pytest.Cap
     assert told in one_line(capfd)
 
 
+def test_an_export_of_a_bidirectional_model_leads_to_a_causal_one(
+        tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path, causal=False, segments=4)
+    assert main(["export", str(model.path), "--out", str(tmp_path / "m.engine")]) == 1
+    assert "gatestream train DATASET --init MODEL --causal" in one_line(capfd)
+
+
 @pytest.mark.parametrize(("causal", "hop", "code", "told"), [
     (False, None, 0, "4 frames, scored every 1"), (False, "2", 0, "4 frames, scored every 2"),
     (False, "9", 1, "hop=9"), (True, "2", 1, "causal network")])

@@ -2,6 +2,7 @@
 
     python tests/tiny_training.py OUT.safetensors [key=value ...]
 
+signal=N: this signal to the whole process group once iteration 5 is done;
 kill=N: SIGKILL once iteration N is done; kill_in_write=N: SIGKILL in the middle of writing the N-th checkpoint;
 own_disk=1: every process but the first has another folder for OUT, and writes its own weights there;
 others are `train`'s arguments. Prints the loss of every iteration.
@@ -132,6 +133,7 @@ def main(out: str, *options: str) -> None:
     arguments: dict[str, Any] = {key: float(value) if "." in value else int(value)
                                  for key, _, value in (option.partition("=") for option in options)}
     kill, kill_in_write = arguments.pop("kill", None), arguments.pop("kill_in_write", None)
+    number = arguments.pop("signal", None)
     written = 0
     write = runfolder.write_atomically
 
@@ -149,6 +151,8 @@ def main(out: str, *options: str) -> None:
         print(iteration, repr(figures["loss"]), flush=True)
         if iteration == kill:
             os.kill(os.getpid(), signal.SIGKILL)
+        if number is not None and iteration == 5:
+            os.killpg(0, number)
 
     own_disk = arguments.pop("own_disk", 0)
     with init_distributed() as ranks:
@@ -161,4 +165,7 @@ def main(out: str, *options: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -128,12 +128,14 @@ def _timed(media: Media, start_s: float) -> Iterator[tuple[float, Load]]:
 
 def open_recording(path: Path) -> VideoReader:
     """Raises DatasetError for a file that is missing, no video, or of which no frame decodes."""
+    if not path.is_file():  # nor may a pipe be opened: it waits for who writes
+        raise _unreadable(path, "is no file" if path.exists() else "does not exist")
     try:
         return VideoReader(path)
     except SourceError as error:
         raise DatasetError(error.got, error.wanted, error.do) from error
     except (av.error.FFmpegError, OSError) as error:
-        raise _unreadable(path, "cannot be opened" if path.is_file() else "does not exist") from error
+        raise _unreadable(path, "cannot be opened") from error
 
 
 def _unreadable(path: Path, why: str) -> DatasetError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from engines.datasets.base import Dataset, Media, Segment
 from engines.datasets.media import list_videos
 from engines.errors import DatasetError, UsageError
+from engines.model.contract import check_background
 from engines.synthetic import BACKGROUND
 
 log = logging.getLogger("gatestream.datasets")
@@ -22,14 +23,15 @@ def select(data: Dataset, group: int = 0, labels: Collection[str] = (), idle: It
     data = without_group(data, group, required)
     if not required:
         labels = set(labels) & {label for names in data.heads.values() for label in names}
-    return with_idle(without_labels(data, labels), idle, idle_without)
+    return with_idle(without_labels(data, labels), idle, idle_without, required)
 
 
 def check_classes(heads: Mapping[str, Sequence[str]]) -> None:
     """Raises DatasetError for a head that has nothing to tell its one label from."""
     for head, labels in heads.items():
         if len(labels) < 2:
-            raise DatasetError(f"a dataset whose {head} is always {labels[0]!r}", "two labels or more",
+            state = f"is always {labels[0]!r}" if labels else "has no label"
+            raise DatasetError(f"a dataset whose {head} {state}", "two labels or more",
                                "add recordings of another one, or of nothing in a folder called background")
 
 
@@ -63,10 +65,23 @@ def without_labels(data: Dataset, labels: Collection[str]) -> Dataset:
     return replace(data, heads=heads, splits=splits)
 
 
-def with_idle(data: Dataset, folders: Iterable[Path], without: Collection[str] = ()) -> Dataset:
+def with_background(data: Dataset, label: str | None) -> Dataset:
+    """The dataset with this label as the one that means "nothing"; None: as it is. Raises UsageError."""
+    if label is None:
+        return data
+    check_background(label, {label for labels in data.heads.values() for label in labels}, data.name)
+    return replace(data, background=label)
+
+
+def with_idle(data: Dataset, folders: Iterable[Path], without: Collection[str] = (), required: bool = True) -> Dataset:
     """The dataset with the videos of some folders, which show nothing labelled: a head has a label for that then.
-    without: names of videos to validate with instead. Raises DatasetError for a folder without videos."""
+    without: names of videos to validate with instead. Raises DatasetError for a folder without videos; UsageError for
+    such a name that no video has, if required."""
     found = list_videos(folders)
+    if required and (unknown := sorted(set(without) - {path.stem for path in found})):
+        raise UsageError(f"{unknown[0]!r} to leave out of the videos without actions",
+                         f"one of {', '.join(path.stem for path in found[:20]) or 'some, in a folder of them'}",
+                         "give its name without .mp4 or the like, and the folder with --idle")
     if not found:
         return data
     background = data.background or BACKGROUND

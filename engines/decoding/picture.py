@@ -2,6 +2,7 @@
 
 import math
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -34,6 +35,7 @@ class _FilterChain:
         """None: no more frames of this form. Raises FFmpegError."""
         if frame is not None and not self.fits(frame):
             self._graph, self._form = av.filter.Graph(), self._form_of(frame)
+            self._graph.threads = 1  # more cost more than they bring
             self._graph.link_nodes(
                 self._graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,
                                        time_base=frame.time_base or Fraction(1, av.time_base)),
@@ -82,17 +84,21 @@ class Deinterlacer:
 
 
 class PictureConverter:
-    """Converts frames of one stream. pixel_aspect: width of a pixel by its height, as the container states it."""
+    """Converts frames of one stream, in any thread. pixel_aspect: width of a pixel by its height, as the file says."""
 
     def __init__(self, pixel_aspect: Fraction | None = None) -> None:
         aspect = float(pixel_aspect or 1)
         self._aspect = aspect if 1 / WIDEST <= aspect <= WIDEST and abs(aspect - 1) > SQUARE else 1.0
-        self._chain = _FilterChain()
+        self._chain, self._lock = _FilterChain(), threading.Lock()
         self._matrix, self._rotation = (1, 0, 0, 1), math.nan
 
     def convert(self, frame: av.VideoFrame) -> Image:
         """BGR uint8 [H, W, 3]. No line of the picture gets lost: pixels that are not square are made larger.
         Raises FrameError where FFmpeg cannot convert it."""
+        with self._lock:
+            return self._convert(frame)
+
+    def _convert(self, frame: av.VideoFrame) -> Image:
         width = round(frame.width * max(self._aspect, 1.0))
         height = round(frame.height / min(self._aspect, 1.0))
         try:

@@ -40,7 +40,7 @@ class DecodedFrame:
     """A frame, and what its container says of its time."""
 
     stated_s: float  # seconds on the container's own timeline; NaN where it states none
-    picture: Callable[[], Image]  # makes BGR uint8 [H, W, 3]; raises FrameError where that cannot be
+    picture: Callable[[], Image]  # makes BGR uint8 [H, W, 3], once; raises FrameError where that cannot be
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,21 @@ class TimedFrame:
     at_s: float  # seconds since the file's first frame; always rising
     missing: int  # frames before it that its time shows to be missing
     picture: Callable[[], Image]
+
+
+class _Picture:
+    """Makes a frame's picture, once; then the frame's memory is the decoder's again."""
+
+    def __init__(self, converter: PictureConverter, frame: av.VideoFrame) -> None:
+        self._convert: Callable[[], Image] | None = partial(converter.convert, frame)
+        self._image: Image | None = None
+
+    def __call__(self) -> Image:
+        if (convert := self._convert) is not None:  # of two threads both may make it
+            self._image = convert()
+            self._convert = None
+        assert self._image is not None
+        return self._image
 
 
 class VideoReader:
@@ -64,14 +79,18 @@ class VideoReader:
         av.logging.set_level(None)
         self.name = name or printable(where)
         self.notes: list[str] = []
-        self._file = None
+        self._file, self._seekable, local = None, True, isinstance(where, Path)
         if isinstance(where, Path):
             where = str(where.absolute())  # so that no colon in it is taken for a protocol
             if printable(where) != where:  # FFmpeg takes UTF-8 only
                 self._file = open(where, "rb")  # noqa: SIM115
         try:
-            self._container: InputContainer = av.open(
-                self._file or where, "r", options=dict(options or {}), timeout=timeout_s, metadata_errors="ignore")
+            try:
+                self._container: InputContainer = av.open(
+                    self._file or where, "r", options=dict(options or {}), timeout=timeout_s, metadata_errors="ignore")
+            except av.error.FFmpegError as error:
+                if not local or self._file or not self._open_cut(where):
+                    raise error from None
         except BaseException:
             self._close_file()
             raise
@@ -83,6 +102,16 @@ class VideoReader:
         except BaseException:
             self.close()
             raise
+
+    def _open_cut(self, where: str) -> bool:
+        """Opens an MP4 file of fragments whose end is lost, which FFmpeg finds by looking at the end first."""
+        try:
+            self._container = av.open(f"file:{where}", "r", "mp4", options={"seekable": "0"}, metadata_errors="ignore")
+        except av.error.FFmpegError:
+            return False
+        self._seekable = False
+        self.notes.append(f"{self.name} is cut off: what is before the cut is read")
+        return True
 
     def _choose_stream(self, live: bool) -> None:
         """The largest one that moves, of equal ones the first; never a cover."""
@@ -110,6 +139,8 @@ class VideoReader:
         self.rate = next((rate for rate in rates if RATE_RANGE[0] <= rate <= RATE_RANGE[1]), 0.0)
         self.count = self._stream.frames
         length_s = float((self._container.duration or 0) / av.time_base)
+        if self.format.startswith("matroska"):  # counts from 0, and not from its first frame
+            length_s = max(length_s - (self._container.start_time or 0) / av.time_base, 0.0)
         self.seconds = self.count / self.rate if self.count and self.rate else length_s
         if length_s > 2 * self.seconds + 10:
             self.notes.append(f"{self.name}: {self.count} frames, {self.seconds:.0f} s of them, in {length_s:.0f} s: "
@@ -157,10 +188,13 @@ class VideoReader:
             time = time or StreamTime(self.rate)
             at_s, missing = time.next(frame.stated_s, first_s)
             yield TimedFrame(at_s, missing, frame.picture)
+            del frame
         if time is not None and time.jump_s:
             self.notes.append(f"{self.name}: its times jump by {time.jump_s:.0f} s, as one frame's step they count")
 
     def _seek(self, start_s: float) -> None:
+        if not self._seekable:
+            return
         self._ahead.clear()
         self._deinterlacer = Deinterlacer()
         try:
@@ -171,9 +205,11 @@ class VideoReader:
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[DecodedFrame | None]:
-        for frame in self._whole_frames():
-            yield None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
-                                                          partial(self._converter.convert, frame))
+        return map(self._describe, self._whole_frames())
+
+    def _describe(self, frame: av.VideoFrame | None) -> DecodedFrame | None:
+        return None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
+                                                       _Picture(self._converter, frame))
 
     def _whole_frames(self) -> Iterator[av.VideoFrame | None]:
         """Decoded frames of whole lines."""
@@ -185,6 +221,7 @@ class VideoReader:
             if untimed or frame.pts is None:
                 frame.pts = frame.dts
             yield from self._deinterlacer.push(frame)
+            del frame  # whose memory the decoder fills again, while it is in the processor's cache
         yield from self._deinterlacer.push(None)
 
     def _packets(self) -> Iterator[av.VideoFrame | None]:
@@ -204,7 +241,8 @@ class VideoReader:
             if packet is None:
                 return
             failures = 0 if found else failures
-            yield from found
+            while found:
+                yield found.pop(0)
 
     def unreadable(self, why: str) -> SourceError:
         """The error of a file that cannot be used."""

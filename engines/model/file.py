@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ZOO = Path(__file__).parents[1] / "zoo"
 EXAMPLES = "examples."  # begins the names of what a taught model remembers, see engines/training/exemplars.py
+CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}  # PyTorch's
 STATISTICS = ("running_mean", "running_var")  # of batch norms, whose range no training bounds
 Array = NDArray[np.float32]
 
@@ -130,6 +131,9 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
         # A length in 8 bytes, then a header of JSON whose metadata, if any, are texts: else it was not parsed.
         metadata = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError) as error:
+        if path.suffix in CHECKPOINT_SUFFIXES or raw.startswith(b"PK\x03\x04"):
+            raise ModelError(f"{path}, which looks like a PyTorch checkpoint", f"a model file of format {FORMAT}",
+                             f"make one: gatestream import-official {path} --out FILE.safetensors") from error
         raise ModelError(f"{path} ({error})", "a complete safetensors file",
                          "get the file again: it is truncated or of another format") from error
     if "contract" not in metadata:

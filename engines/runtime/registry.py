@@ -106,7 +106,8 @@ def _open_file(file: Path, spec: Spec) -> Engine:
 def _refuse_bidirectional(model: Model) -> None:
     if not model.contract.network.causal:
         raise EngineError(f"{model.contract.name}, a bidirectional model, for a compiled engine", "a causal model",
-                          "use --engine eager, which scores its clips again and again, or a causal model")
+                          "run it with --engine eager, which scores its clips again and again, or make it causal: "
+                          "gatestream train DATASET --init MODEL --causal")
 
 
 def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:

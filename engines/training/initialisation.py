@@ -12,20 +12,19 @@ from safetensors.torch import load_file
 
 from engines.errors import ModelError, UsageError, imports_of
 from engines.model import official
-from engines.model.file import build_network, load
+from engines.model.file import CHECKPOINT_SUFFIXES, build_network, bundled, load
 from engines.networks.causal import DEFAULT_RULE, causal
 from engines.networks.config import NetworkConfig
 from engines.networks.network import BACKBONES, Network, build
-
-CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}
 
 
 def initialise(config: NetworkConfig, init: str, heads: Mapping[str, int], *, rule: str = DEFAULT_RULE,
                dropout: float = 0.5, transparent: bool = True) -> Network:
     """A network in training mode with these heads (labels per head).
-    init: "imagenet", backbone weights, a model file or an official checkpoint. The two last are whole networks, which
-    bring their own config and heads (see `set_heads`): of `config` they take `segments`, and become causal by `rule` if
-    it is. transparent: see `load_pretrained`. Raises ModelError; UsageError, also for a start of another input size."""
+    init: "imagenet", backbone weights, a bundled model's name, a model file or an official checkpoint. The three last
+    are whole networks, which bring their own config and heads (see `set_heads`): of `config` they take `segments`, and
+    become causal by `rule` if it is. transparent: see `load_pretrained`. Raises ModelError; UsageError, also for a
+    start of another input size."""
     network = load_whole(init, config.segments)
     if network is None:
         network = build(config, heads=heads, dropout=dropout)
@@ -47,9 +46,9 @@ def initialise(config: NetworkConfig, init: str, heads: Mapping[str, int], *, ru
 
 
 def load_whole(init: str, segments: int = 8) -> Network | None:
-    """The network of a model file or official checkpoint; None of any other file. segments: frames of the checkpoint's
-    clips. Raises UsageError, ModelError."""
-    path = Path(init)
+    """The network of a bundled model, model file or official checkpoint; None of any other file. segments: frames of
+    the checkpoint's clips. Raises UsageError, ModelError."""
+    path = bundled().get(init, Path(init))
     if path.suffix in CHECKPOINT_SUFFIXES:
         return official.load(path, segments=segments)
     try:
@@ -73,7 +72,8 @@ def load_pretrained(network: Network, weights: str | Path, transparent: bool = T
     backbone, name = network.backbone, network.config.backbone
     path = _download(name, backbone.hub_model) if str(weights) == "imagenet" else Path(weights)
     if not path.is_file():
-        raise UsageError(f"initial weights {weights}", "a safetensors file, or `imagenet`", "check the path")
+        raise UsageError(f"initial weights {weights}", "a safetensors file, a bundled model's name, or `imagenet`",
+                         "check the path")
     try:
         state = backbone.imagenet_state(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
@@ -93,10 +93,14 @@ def _download(backbone: str, model: str | None) -> Path:
         known = ", ".join(name for name, kind in BACKBONES.items() if kind.hub_model)
         raise UsageError(f"--init imagenet for {backbone}", f"one of {known}", "give a weights file with --init FILE")
     with imports_of("hub", "huggingface_hub", "--init imagenet", "give a weights file with --init FILE"):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        import huggingface_hub as hub
+        from httpx import HTTPError
+    what = model, "model.safetensors"
+    if isinstance(kept := hub.try_to_load_from_cache(*what), str):
+        return Path(kept)
     try:
-        return Path(hf_hub_download(model, "model.safetensors"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        hub.get_hf_file_metadata(hub.hf_hub_url(*what), timeout=10)  # asks once: a download tries again for 25 s
+        return Path(hub.hf_hub_download(*what))
+    except (HTTPError, OSError) as error:
         raise ModelError(f"no answer from the hub for {model} ({type(error).__name__})", "an internet connection",
                          "give a weights file with --init FILE instead") from error

@@ -29,7 +29,7 @@ from engines.errors import ModelError, UsageError
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.training.distributed import Ranks
-from engines.training.process import keep_freed_memory, seeded
+from engines.training.process import defer_interrupts, keep_freed_memory, seeded
 from engines.training.runfolder import Row, RunFolder
 
 Batch = TypeVar("Batch", bound="NamedBatch")
@@ -125,21 +125,40 @@ def run(task: Task[Batch], config: LoopConfig, folder: RunFolder, ranks: Ranks, 
         progress: Progress = lambda _, __: None) -> Network:
     """Trains to the end; returns the network to save, on the CPU in evaluation mode.
     Its weights are the average's, or the best of those that were validated. Goes on from the folder's checkpoint.
-    Raises ModelError for a loss or gradient that is not finite, naming the batch; the checkpoint before it is kept."""
+    Ctrl-C and SIGTERM end it after an update, with a checkpoint; a second one at once. Raises KeyboardInterrupt then;
+    ModelError for a loss or gradient that is not finite, naming the batch: the checkpoint before it is kept."""
     with keep_freed_memory(), seeded(config.seed, ranks.device):
         run_ = _Run(task, config, folder, ranks, report)
         first = run_.resume()
         batches = task.batches(first)
-        for iteration in range(first, config.iterations):
-            figures = run_.update(iteration, batches)
-            if ranks.is_main:
-                progress(iteration + 1, figures)
-            if not run_.finish_iteration(iteration + 1, figures):
-                break
+        with defer_interrupts() as interrupted:
+            for iteration in range(first, config.iterations):
+                figures = run_.update(iteration, batches)
+                if ranks.is_main:
+                    progress(iteration + 1, figures)
+                goes_on = run_.finish_iteration(iteration + 1, figures)
+                if ranks.all_reduce(torch.tensor(float(interrupted()), device=ranks.device)):
+                    run_.save_checkpoint(iteration + 1)
+                    raise KeyboardInterrupt
+                if not goes_on:
+                    break
     trained = run_.averaged
     if run_.best > -math.inf:
         trained.load_state_dict(ranks.broadcast(folder.load_best() if ranks.is_main else trained.state_dict()))
     return trained.to("cpu").eval()
+
+
+def check_validation(every: int | None, patience: int, held_out: bool, default: int = 5) -> int:
+    """How often to validate: `every`, or where that is None `default` if anything was left out. Raises UsageError for
+    a validation without anything left out, and for patience without validations."""
+    if every and not held_out:
+        raise UsageError("a validation without anything left out", "a fold, videos or a validation split",
+                         "leave something out, or do not validate")
+    every = (default if held_out else 0) if every is None else every
+    if patience and not every:
+        raise UsageError(f"a patience of {patience} validations without any", "validations on what is left out",
+                         "use --validate-every N, or leave the patience out")
+    return every
 
 
 class _Run(Generic[Batch]):
@@ -237,7 +256,7 @@ class _Run(Generic[Batch]):
             self.folder.log(row)
         goes_on = not last and not 0 < config.patience <= self.without_best
         if goes_on and (done % config.checkpoint_every == 0 or validates):
-            self._save_checkpoint(done)
+            self.save_checkpoint(done)
         if validates and goes_on:
             self.folder.plot()
         return goes_on
@@ -260,7 +279,8 @@ class _Run(Generic[Batch]):
                                  "optimiser": self.task.optimiser, "scaler": self.scaler}
         return parts if self.task.aux_head is None else {**parts, "aux_head": self.task.aux_head}
 
-    def _save_checkpoint(self, done: int) -> None:
+    def save_checkpoint(self, done: int) -> None:
+        """Writes all that a run needs to go on after `done` iterations."""
         state = [self.ranks.gather_rows(leaf) for leaf in self.state]
         self.folder.save_checkpoint({"iteration": done, "state": state, "sums": self.sums, "summed": self.summed,
                                      "best": self.best, "without_best": self.without_best,

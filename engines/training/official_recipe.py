@@ -22,8 +22,8 @@ from engines.datasets.decode import frame_size
 from engines.datasets.frame_cache import read_frames
 from engines.datasets.selection import check_classes, without_group
 from engines.errors import DatasetError, UsageError
-from engines.model.contract import Contract
-from engines.model.file import save
+from engines.model.contract import NO_BACKGROUND_EVENTS, Contract, EventRule
+from engines.model.file import CHECKPOINT_SUFFIXES, load, save
 from engines.model.preprocess import prepare
 from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
@@ -32,7 +32,7 @@ from engines.training.clip_augment import multi_scale_crop, rand_augment
 from engines.training.clip_task import ClipDataset, ClipOrder, ClipTask, Images, SGDConfig, can_mirror
 from engines.training.distributed import init_distributed
 from engines.training.initialisation import initialise, load_whole
-from engines.training.loop import LoopConfig, Precision, Progress, run
+from engines.training.loop import LoopConfig, Precision, Progress, check_validation, run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 
@@ -60,7 +60,7 @@ class OfficialRecipe(SGDConfig):
     clip_partial: bool | None = None  # clip the sum of an update's first batches, too; None: GSM alone
     randaugment: bool | None = None  # None: GSF alone
     precision: Precision = "auto"
-    validate_epochs: int = 5  # epochs from one validation to the next
+    validate_epochs: int | None = None  # epochs from one validation to the next; None: 5 where anything is left out
     patience: int = 0  # validations without a better one that end the run; 0: no end
     teacher: str | None = None  # a bidirectional network whose scores to learn, too
     frame_rate: float = 12.0  # at which segments are decoded
@@ -93,6 +93,7 @@ def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_
                     cover_hw=(cover_hw[0], cover_hw[1]), resize_filter="pillow-bilinear", clip_frames=T,
                     receptive_frames=network.receptive_field if network.causal else T, warmup_frames=T, window_clips=1,
                     max_gap_s=max(1.0, 2 * clip_s / T), background=data.background, **network.backbone.pixels._asdict(),
+                    events=NO_BACKGROUND_EVENTS if data.background is None else EventRule(),
                     provenance={"data": data.name, "recipe": recipe_record(recipe)})
 
 
@@ -112,12 +113,14 @@ def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] =
         report = report if ranks.is_main else lambda _: None
         recipe, data = resolve_defaults(recipe), without_group(data, recipe.without_fold)
         check_classes(data.heads)
-        everything = data.splits.get("train", ())
-        segments = [one for one in everything if one.labels or recipe.teacher]
+        segments = training_segments(recipe, data)
         if not segments:
-            raise DatasetError(f"{data.name}: {len(everything)} segments to train on, none of them labelled",
+            unlabelled = len(data.splits.get("train", ()))
+            raise DatasetError(f"{data.name}: {unlabelled} segments to train on, none of them labelled",
                                "labelled segments in the split 'train', or a teacher",
                                "check the dataset's annotations")
+        held_out = [one for one in data.splits.get("validation", ()) if one.labels]
+        every = check_validation(recipe.validate_epochs, recipe.patience, bool(held_out))
         wanted = NetworkConfig.of(recipe.architecture, causal=recipe.causal, segments=recipe.segments,
                                   input_size_hw=recipe.input_size_hw)
         network = initialise(wanted, recipe.init, {head: len(labels) for head, labels in data.heads.items()},
@@ -130,14 +133,13 @@ def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] =
         contract = make_contract(recipe, network, data, _clip_s(segments))
         reader = _ClipReader(recipe, contract, data)
         clips = ClipDataset(segments, data.heads, reader.training, recipe.seed, data.mirrored, recipe.strict)
-        held_out = [one for one in data.splits.get("validation", ()) if one.labels]
         task = ClipTask(network, contract, recipe, clips, ClipOrder(recipe.seed, len(segments), recipe.batch or 1),
                         held_out, reader.centre, ranks, workers=recipe.workers, teacher=teacher, strict=recipe.strict)
         updates = task.updates_per_epoch
         loop = LoopConfig(recipe.epochs * updates, recipe.seed, accumulation=recipe.accumulation or 1,
                           clip_norm=recipe.clip_norm, clip_partial=bool(recipe.clip_partial), patience=recipe.patience,
                           checkpoint_every=updates, log_every=max(1, min(50, updates)), precision=recipe.precision,
-                          validate_every=recipe.validate_epochs * updates if held_out else 0)
+                          validate_every=every * updates)
         folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
         report(f"{len(segments)} clips, {len(held_out)} to validate with, {updates} updates an epoch")
         trained = run(task, loop, folder, ranks, report, progress)
@@ -147,8 +149,21 @@ def train(recipe: OfficialRecipe, data: Dataset, report: Callable[[str], None] =
         return trained
 
 
+def training_segments(recipe: OfficialRecipe, data: Dataset) -> list[Segment]:
+    """What is learnt from: labelled segments; all of them where a teacher names them."""
+    return [one for one in data.splits.get("train", ()) if one.labels or recipe.teacher]
+
+
+def count_updates(recipe: OfficialRecipe, data: Dataset) -> int:
+    """How many updates of the weights a run makes, unless patience ends it. Raises UsageError."""
+    recipe, data = resolve_defaults(recipe), without_group(data, recipe.without_fold)
+    order = ClipOrder(recipe.seed, len(training_segments(recipe, data)), recipe.batch or 1)
+    return recipe.epochs * max(1, order.batches_per_epoch // (recipe.accumulation or 1))
+
+
 def load_teacher(path: str, network: Network, heads: Mapping[str, tuple[str, ...]], segments: int) -> Network:
-    """A teacher for `network`: of the same input and as many labels. Raises UsageError for any other."""
+    """A teacher for `network`: of the same input and labels, whatever their order; of an official checkpoint, or a
+    model file imported without names, only their number is known. Raises UsageError for any other."""
     teacher = load_whole(path, segments)
     if teacher is None:
         raise UsageError(f"a teacher {path}", "a model file or an official checkpoint", "choose another file")
@@ -160,6 +175,16 @@ def load_teacher(path: str, network: Network, heads: Mapping[str, tuple[str, ...
     if teacher.backbone.pixels != network.backbone.pixels:
         raise UsageError(f"a {teacher.config.architecture} to teach a {network.config.architecture}, which sees other "
                          "pixel values", "a teacher with the same kind of backbone", "choose another teacher")
+    named = {} if Path(path).suffix in CHECKPOINT_SUFFIXES else load(path).contract.heads
+    for (own, head), labels in zip(named.items(), heads.values(), strict=False):
+        if head == tuple(map(str, range(len(head)))):
+            continue
+        if other := sorted(set(head) - set(labels)):
+            raise UsageError(f"a teacher {path} with the {own} {other[0]!r}", f"one of {', '.join(labels[:20])}",
+                             "choose a teacher of the same dataset")
+        order = [head.index(label) for label in labels]
+        for value in teacher.heads[own].parameters():
+            value.data = value.data[order]
     return teacher
 
 

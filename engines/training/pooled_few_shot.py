@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from engines.hands.features import HAND_FEATURES
 from engines.model import pooling
-from engines.model.contract import Contract, PoolingRule
+from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Array, Model
 from engines.model.pooling import Floats, StatisticsWindow, statistic_columns
 from engines.training.few_shot import NO_BACKGROUND_SCORES, FewShotResult, HeldOut, report_of, temperatures_of
@@ -29,21 +30,22 @@ FOLDS = 5
 L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # for components whose squares sum to 1 in the mean
 STEPS = 25  # of L-BFGS for each
 COMPONENTS = 128  # of a view, at most
-SOFTNESS = 0.5  # nats of held-out loss, by which an expert's weight falls to 1/e; experts are never far from equal,
-# because what is best on recordings of one place is seldom best at another
-LEAST_WEIGHT = 0.02  # of an expert that is kept
+SOFTNESS = 0.7  # nats of held-out loss, by which an expert's weight falls to 1/e
+LEAST_WEIGHT = 0.02  # of an expert that is kept, as a share of all
 WINDOW_S = (1.5, 10.0)  # the shortest and the longest window
 NOW_S = (1.2, 3.0)
+CLIPS = 24  # in a window, at least, where there are as many ticks
 EXAMPLES_OF_CLIP = 3
 MAX_IDLE_EXAMPLES = 400
 EDGE_ERRORS = 0.05  # of the recordings called background when left out, above which their edges teach none
 
 
 class _View(NamedTuple):
-    """Some of the statistics: columns of X."""
+    """Some of the statistics: columns of X. whole: in the midst of an action they say little."""
 
     name: str
     columns: NDArray[np.intp]
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ class _Samples:
     label_N: NDArray[np.intp]
     recording_N: NDArray[np.intp]  # place in the list of recordings
     edge_N: NDArray[np.bool_]  # whether it is an edge of a recording, taken for background
+    whole_N: NDArray[np.bool_]  # whether what it is of is over by then
     weight_N: Float64Array
 
     def select(self, which_N: NDArray[np.bool_]) -> "_Samples":
         return _Samples({span: rows[which_N] for span, rows in self.statistics.items()}, self.label_N[which_N],
-                        self.recording_N[which_N], self.edge_N[which_N], self.weight_N[which_N])
+                        self.recording_N[which_N], self.edge_N[which_N], self.whole_N[which_N], self.weight_N[which_N])
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,15 @@ def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, backgrou
 
 def _fit_spans(contract: Contract, clips: Sequence[SupportClip]) -> Contract:
     """The contract with spans as long as the actions: the window as the median one, the present moment shorter."""
+    assert contract.pooling is not None
     ticks = [clip.ended - clip.started for clip in clips if clip.natural and clip.ended]
-    action_s = float(np.median(ticks)) / contract.frame_rate
-    clip_s = contract.clip_frames / contract.frame_rate
-    window_s = min(max(action_s, WINDOW_S[0]), WINDOW_S[1])
-    now_s = min(max(action_s, NOW_S[0]), NOW_S[1])
-    window_clips = math.ceil(window_s / clip_s)
+    rate, action_s = contract.frame_rate, float(np.median(ticks)) / contract.frame_rate
+    window, now = (math.ceil(min(max(action_s, least_s), most_s) * rate) for least_s, most_s in (WINDOW_S, NOW_S))
+    clip_frames = max(1, window // CLIPS)
+    window_clips = math.ceil(window / clip_frames)
     return contract.model_copy(update={
-        "window_clips": window_clips, "pooling": PoolingRule(now_clips=min(math.ceil(now_s / clip_s), window_clips))})
+        "clip_frames": clip_frames, "window_clips": window_clips,
+        "pooling": contract.pooling.model_copy(update={"now_clips": min(math.ceil(now / clip_frames), window_clips)})})
 
 
 def _spans(contract: Contract) -> dict[str, int]:
@@ -136,7 +140,7 @@ def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[
     background, idle = len(labels) - 1, [clip for clip in clips if not clip.ended]
     each_idle = max(1, MAX_IDLE_EXAMPLES // max(len(idle), 1))
     rows: dict[str, list[Floats]] = {span: [] for span in pooling.SPANS}
-    facts: list[tuple[int, int, bool]] = []
+    facts: list[tuple[int, int, bool, bool]] = []
     for clip in clips:
         T = len(clip.features_TD)
         chosen: dict[int, tuple[int, bool]] = {}
@@ -151,14 +155,15 @@ def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[
             if tick in chosen:
                 for span, values_X in statistics.items():
                     rows[span].append(values_X)
-                facts.append((chosen[tick][0], names[clip.recording], chosen[tick][1]))
-    label_N, recording_N, edge_N = (np.array(column) for column in zip(*facts, strict=True))
+                label, edge = chosen[tick]
+                facts.append((label, names[clip.recording], edge, label == background or tick == clip.ended - 1))
+    label_N, recording_N, edge_N, whole_N = (np.array(column) for column in zip(*facts, strict=True))
     pairs = list(zip(label_N.tolist(), recording_N.tolist(), strict=True))
     share = {pair: pairs.count(pair) for pair in set(pairs)}
     recordings = np.bincount([label for label, _ in share], minlength=len(labels))
     weight_N = np.array([1 / share[pair] / recordings[pair[0]] for pair in pairs])
     return _Samples({span: np.array(found) for span, found in rows.items()}, label_N, recording_N,
-                    edge_N.astype(bool), weight_N)
+                    edge_N.astype(bool), whole_N.astype(bool), weight_N)
 
 
 def _evenly(ticks: Sequence[int], most: int) -> list[int]:
@@ -199,45 +204,58 @@ def _learn(contract: Contract, samples: _Samples, labels: Sequence[str], fold_R:
 
 def _views(contract: Contract, features: int) -> list[_View]:
     """Statistics of the last layer and of the middle one, apart; what still shows, what changes, and in what order."""
-    grid = contract.network.middle_features
-    blocks = {"last layer": (0, features - grid), "middle layer": (features - grid, features)}
+    hands = HAND_FEATURES if contract.pooling and contract.pooling.hands else 0
+    middle, last = features - hands, features - hands - contract.network.middle_features
+    blocks = {"last layer": (0, last), "middle layer": (last, middle), "hands": (middle, features)}
     kinds = {"mean": ("mean",), "change": ("deviation", "change"), "order": ("order",)}
-    return [_View(f"{block}, {kind}", np.concatenate([statistic_columns(one, *span, features) for one in statistics]))
+    return [_View(f"{block}, {kind}", np.concatenate([statistic_columns(one, *span, features) for one in statistics]),
+                  kind == "order")
             for block, span in blocks.items() if span[0] < span[1] for kind, statistics in kinds.items()]
 
 
 def _combine(rows_NX: Floats, samples: _Samples, K: int, fold_R: NDArray[np.intp], views: Sequence[_View]) -> _Experts:
-    fold_N = np.where(samples.recording_N >= 0, fold_R[samples.recording_N], -1)
+    fold_N = fold_R[samples.recording_N]
     folds = [f for f in range(FOLDS) if (fold_N == f).any() and (fold_N != f).any()]
-    judge_N = ~samples.edge_N
-    experts = []
+    experts, losses = [], []  # heads of all recordings and of each fold; of what each fold left out
     for view in views:
         centre_Y, basis_YC = _components(rows_NX[:, view.columns], samples.weight_N)
         parts_NC = (rows_NX[:, view.columns] - centre_Y) @ basis_YC
+        learn_N = samples.whole_N | (not view.whole)
         found = []
         for l2 in L2:
-            heads = [_fit(parts_NC, samples, K, fold_N != f, l2) for f in folds]
-            loss = weight = 0.0
+            heads = [_fit(parts_NC, samples, K, learn_N & (fold_N != f), l2) for f in folds]
+            logits_NK = np.zeros((len(fold_N), K))
             for f, head in zip(folds, heads, strict=True):
-                out_N = (fold_N == f) & judge_N
-                logp_NK = log_softmax(head.logits(parts_NC[out_N]), axis=1)
-                loss -= float(samples.weight_N[out_N] @ logp_NK[np.arange(out_N.sum()), samples.label_N[out_N]])
-                weight += float(samples.weight_N[out_N].sum())
-            found.append((loss / weight if weight else 0.0, l2, heads))
+                logits_NK[fold_N == f] = head.logits(parts_NC[fold_N == f])
+            found.append((_loss(logits_NK, samples), l2, heads))
         loss, l2, heads = min(found, key=lambda one: one[0])
-        whole = _fit(parts_NC, samples, K, np.ones(len(fold_N), bool), l2)
-        experts.append((view, loss, [_unfold(head, centre_Y, basis_YC) for head in (whole, *heads)]))
-    share = np.exp(-np.array([loss for _, loss, _ in experts]) / SOFTNESS)
-    share = np.where(share < LEAST_WEIGHT * share.sum(), 0, share)
-    share /= share.sum()
-    heads = [LinearHead(np.zeros((K, rows_NX.shape[1])), np.zeros(K)) for _ in range(1 + len(folds))]
-    for (view, _, parts), weight in zip(experts, share, strict=True):
-        for total, part in zip(heads, parts, strict=True):
-            total.weight_KD[:, view.columns] += weight * part.weight_KD
-            total.bias_K[:] += weight * part.bias_K
-    by_fold = dict(zip(folds, heads[1:], strict=True))
-    return _Experts(heads[0], [by_fold.get(f, heads[0]) for f in range(FOLDS)],
-                    {view.name: float(weight) for (view, *_), weight in zip(experts, share, strict=True) if weight})
+        whole = _fit(parts_NC, samples, K, learn_N, l2)
+        experts.append([_unfold(head, centre_Y, basis_YC) for head in (whole, *heads)])
+        losses.append(loss)
+    weight_V = _weigh(losses)
+    total = [LinearHead(np.zeros((K, rows_NX.shape[1])), np.zeros(K)) for _ in range(1 + len(folds))]
+    for view, heads, weight in zip(views, experts, weight_V.tolist(), strict=True):
+        for into, head in zip(total, heads, strict=True):
+            into.weight_KD[:, view.columns] += weight * head.weight_KD
+            into.bias_K[:] += weight * head.bias_K
+    without = dict(zip(folds, total[1:], strict=True))
+    return _Experts(total[0], [without.get(f, total[0]) for f in range(FOLDS)],
+                    {view.name: weight for view, weight in zip(views, weight_V.tolist(), strict=True) if weight})
+
+
+def _loss(logits_NK: Float64Array, samples: _Samples) -> float:
+    """Mean cross-entropy of whole actions that were left out."""
+    weight_N = samples.weight_N * (samples.whole_N & ~samples.edge_N)
+    logp_NK = log_softmax(logits_NK, axis=1)
+    return float(-(weight_N @ logp_NK[np.arange(len(weight_N)), samples.label_N]) / weight_N.sum())
+
+
+def _weigh(losses: Sequence[float]) -> Float64Array:
+    """The experts' weights by their held-out losses. Never far from equal where losses are: what is best on recordings
+    of one place is seldom best at another."""
+    share_V = np.exp(-(np.array(losses) - min(losses)) / SOFTNESS)
+    share_V[share_V < LEAST_WEIGHT * share_V.sum()] = 0
+    return np.asarray(share_V / share_V.sum())
 
 
 def _components(rows_NY: Floats, weight_N: Float64Array) -> tuple[Float64Array, Float64Array]:

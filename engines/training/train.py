@@ -22,7 +22,7 @@ from engines.datasets.base import Dataset
 from engines.datasets.frame_cache import read_frames
 from engines.datasets.selection import check_classes, select
 from engines.errors import UsageError
-from engines.model.contract import Contract, EventRule
+from engines.model.contract import NO_BACKGROUND_EVENTS, Contract, EventRule
 from engines.model.file import load, save
 from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
@@ -31,7 +31,7 @@ from engines.training import exemplars
 from engines.training.calibrate import ValidationClip, calibrate, read_each
 from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, whole_config
-from engines.training.loop import LoopConfig, Precision, Progress, run
+from engines.training.loop import LoopConfig, Precision, Progress, check_validation, run
 from engines.training.process import seeded
 from engines.training.runfolder import RunFolder
 from engines.training.sections import LabelledFrame
@@ -114,6 +114,8 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
         sources = TrainingSources(data, frame_rate=recipe.frame_rate, read_frames=read_frames,
                                   recorded=not recipe.rendered_only, rendered=recipe.rendered)
         check_classes(sources.heads)
+        check_validation(recipe.validate_every, recipe.patience,
+                         any(one.labels for one in data.splits.get("validation", ())))
         training = _Training(data, sources, read_frames, ranks, report if ranks.is_main else lambda _: None)
         training.report(sources.summary())
         if before := recipe.trimmed_first or 0:
@@ -124,6 +126,8 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
 def resolve_defaults(recipe: Recipe) -> Recipe:
     """The recipe with the number of its steps on whole actions: unless given, a third as many as on streams for a
     causal network from weights of a backbone, else 0. Raises UsageError where there can be none."""
+    if recipe.rendered_only and not recipe.rendered:
+        raise UsageError("rendered hands only, without rendered hands", "one of the two", "leave out the other")
     after = "whole actions" if recipe.trimmed else "" if recipe.causal else "bidirectional clips"
     if recipe.trimmed_first and after:
         raise UsageError(f"whole actions before {after}", "streams after them, with a causal network",
@@ -145,7 +149,8 @@ def make_contract(recipe: Recipe, network: Network, sources: TrainingSources) ->
         window_clips=recipe.window_clips if live else 1, background=sources.background_label,
         temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
-        events=recipe.gesture_events if sources.drawable else EventRule(), **network.backbone.pixels._asdict(),
+        events=NO_BACKGROUND_EVENTS if sources.background_label is None else
+        recipe.gesture_events if sources.drawable else EventRule(), **network.backbone.pixels._asdict(),
         provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance})
 
 
@@ -212,9 +217,7 @@ class _Training:
             network.add_readout(recipe.readout_width)
         contract = make_contract(recipe, network, sources)
         held_out = cache(lambda: self.validation_clips(recipe, contract))
-        if recipe.validate_every and not held_out():
-            raise UsageError("a validation without anything left out", "a fold, videos or a validation split",
-                             "leave something out, or do not validate")
+        check_validation(recipe.validate_every, recipe.patience, not recipe.validate_every or bool(held_out()))
         folder = RunFolder(recipe.out, recipe_record(recipe), ranks.is_main)
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
         schedule = StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share)

@@ -1,6 +1,10 @@
-"""Commands that measure: a model's stages, a dataset's decoding, a service with many cameras, memory over time."""
+"""Commands that measure: a model's stages, a dataset's decoding, a service with many cameras, hands, memory over
+time."""
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +115,40 @@ def cameras(count: Annotated[int, typer.Argument(min=1, max=10_000, metavar="N",
 
     load = serve(count, rate, 60 * soak if soak else 30.0, model, engine, churn=soak is not None)
     _print_report(asdict(load), load.text(), json)
+
+
+@commands.command()
+def hands(source: Annotated[str, typer.Argument(metavar="SOURCE", help="As in gatestream run.")],
+          max_frames: Annotated[int, typer.Option(min=1, metavar="N", help="Frames at most.")] = 1000,
+          save_video: Annotated[Path | None, typer.Option(metavar="FILE", help=(
+              "Write the frames with their hands drawn to this .mp4."))] = None, json: AsJson = False) -> None:
+    """Follow the hands in a stream with the models of the extra \\[hands], and say what that costs.
+
+    [bold]Example[/bold]
+
+      gatestream bench hands clip.mp4 --save-video hands.mp4"""
+    from engines.bench.hands import HandBench, format_lines
+    from stream.frame import Frame, Image
+    from stream.sinks.base import output_path
+    from stream.sinks.overlay import draw_hands
+    from stream.sinks.video import write_video
+    from stream.sources import open_source
+
+    bench = HandBench()
+
+    def drawn() -> Iterator[tuple[float, Image]]:
+        with open_source(source) as opened:
+            for frame in islice((item for item in opened.frames() if isinstance(item, Frame)), max_frames):
+                image = frame.image_bgr.copy()
+                draw_hands(image, bench.step(frame.image_bgr))
+                yield frame.captured_at, image
+
+    if save_video:
+        write_video(output_path(save_video), drawn())
+    else:
+        deque(drawn(), maxlen=0)
+    report = bench.report()
+    _print_report(report, format_lines(report), json)
 
 
 @commands.command()

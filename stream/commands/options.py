@@ -30,8 +30,10 @@ def parse_size_hw(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def in_panels(panels: Mapping[str, str]) -> type[TyperCommand]:
-    """A command whose help shows its options in panels: {title: names of parameters, with spaces between}."""
+def in_panels(panels: Mapping[str, str], honoured: Mapping[str, str] | None = None) -> type[TyperCommand]:
+    """A command whose help shows its options in panels: {title: names of parameters, with spaces between}.
+    honoured: {recipe: names of the parameters that it honours}, which the help of those says that not all honour."""
+    recipes = {recipe: names.split() for recipe, names in (honoured or {}).items()}
     titles = {name: title for title, names in panels.items() for name in names.split()}
     order = ["", *titles]
 
@@ -42,5 +44,8 @@ def in_panels(panels: Mapping[str, str]) -> type[TyperCommand]:
             for parameter in self.params:
                 if parameter.name in titles:
                     parameter.rich_help_panel = titles[parameter.name]  # type: ignore[attr-defined]
+                by = [recipe for recipe, names in recipes.items() if parameter.name in names]
+                if 0 < len(by) < len(recipes):
+                    parameter.help += f" [dim]({', '.join(by)})[/dim]"  # type: ignore[attr-defined]
 
     return PanelledCommand

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engines.datasets import Media, Segment
-from engines.errors import DatasetError, GatestreamError
+from engines.errors import DatasetError, FrameError, GatestreamError
 from engines.model.contract import Contract
 from stream.clock import TIME_NOISE_S
 from stream.evaluation import epic_submission, metrics
@@ -203,7 +204,7 @@ def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
     recognizer.score_listeners |= {camera: partial(on_scores, camera) for camera in segment_of}
     at = 0.0
     try:
-        for image, at in read_images(media):
+        for picture, at in read_images(media):
             for camera in [one for one in running if at >= stop_of[one] - TIME_NOISE_S]:
                 running.remove(camera)
                 recognizer.reset(camera)
@@ -211,10 +212,11 @@ def _play(recognizer: Recognizer, media: Media, segments: Sequence[Segment],
                 running.append(waiting.popleft())
             if not (waiting or running or meter):
                 break
-            for camera in running:
-                recognizer.push(image, at, camera)
+            with suppress(FrameError):  # a picture that cannot be used is left out
+                for camera in running:
+                    recognizer.push(picture, at, camera)
             if meter is not None:
-                meter.push(image, at)
+                meter.push(picture, at)
     finally:
         for camera in running:
             recognizer.reset(camera)

@@ -86,8 +86,8 @@ def measure(recognizer: Recognizer, selection: Selection, *, idle: Sequence[Path
         if trimmed and footage:
             frames, truths = join_clips(trimmed, footage, seed, rounds=rounds)
             meter.rounds = rounds if not meter.streams else 1
-            for image, at in frames:
-                meter.push(image, at)
+            for picture, at in frames:
+                meter.push(picture, at)
             meter.end(truths)
         stream = meter.report() if meter.streams else None
     idles = {"idle": evaluate_stream(recognizer, concatenate_videos(footage))} if footage else {}

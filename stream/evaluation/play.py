@@ -1,4 +1,4 @@
-"""What is played to the recogniser, as (image_bgr, seconds): recordings, clips joined by idle footage, rooms."""
+"""What is played to the recogniser, as (picture, seconds): recordings, clips joined by idle footage, rooms."""
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from engines.datasets import Media, Segment
 from engines.decoding.paths import image_number, list_images
 from engines.synthetic import Simulation, distinct_stray
 from stream.evaluation.metrics import Truth
-from stream.frame import Frame, Image
+from stream.frame import Frame, Picture
 from stream.sources import open_path
 
-Frames = Iterator[tuple[Image, float]]
-Played = Generator[tuple[Image, float], None, float]  # frames; returns the time after the last one
+Frames = Iterator[tuple[Picture, float]]
+Played = Generator[tuple[Picture, float], None, float]  # frames; returns the time after the last one
 
 CAMERA = "evaluation"
 ROOM_S = 300.0  # a rendered room serves so long
@@ -31,7 +31,7 @@ def read_images(media: Media) -> Frames:
         for item in source.frames():
             if isinstance(item, Frame):
                 at = times[item.index] if times else None
-                yield item.image_bgr, item.captured_at if at is None else at
+                yield item.picture, item.captured_at if at is None else at
 
 
 def join_clips(clips: Sequence[Segment], idle: Sequence[Path], seed: int, idle_s: tuple[float, float] = (2.0, 5.0),
@@ -83,7 +83,7 @@ def idle_room(seconds: float, rate: float, seed: int) -> Simulation:
 def _play(media: Media, at: float, start_s: float = 0.0, seconds: float = float("inf")) -> Played:
     """A part of a recording, its first frame at time `at`; returns the time after its last frame."""
     step, last = 1 / 30, at
-    for image, captured_at in read_images(media):
+    for picture, captured_at in read_images(media):
         if captured_at < start_s:
             continue
         when = at + captured_at - start_s
@@ -91,7 +91,7 @@ def _play(media: Media, at: float, start_s: float = 0.0, seconds: float = float(
             break
         step = when - last if when > last else step
         last = when
-        yield image, when
+        yield picture, when
     return last + step
 
 

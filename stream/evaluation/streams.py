@@ -1,17 +1,19 @@
 """Continuous streams: events against the truth, delays, false events, and frames one by one."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from engines.errors import FrameError
 from stream.evaluation import metrics
 from stream.evaluation.metrics import NAN, Truth
 from stream.evaluation.record import ScoreRecord
 from stream.events import UNKNOWN
-from stream.frame import Event, Image, Item
+from stream.frame import Event, Item, Picture
 from stream.recognizer import Recognizer
 
 CAMERA = "stream"
@@ -119,13 +121,15 @@ class StreamMeter:
         self._recognizer.score_listeners.pop(CAMERA, None)
         self.record.close(keep=kind is None)
 
-    def push(self, image: Image, at: float) -> None:
-        """Takes the next image of the current stream, at seconds of that stream."""
+    def push(self, picture: Picture, at: float) -> None:
+        """Takes the next picture of the current stream, at seconds of that stream; one that cannot be used is left out.
+        """
         self._at = self._offset + at
         if not self._running:
             self._running, self._first = True, self._at
             self.streams += 1
-        self._collect(self._recognizer.push(image, self._at, CAMERA))
+        with suppress(FrameError):
+            self._collect(self._recognizer.push(picture, self._at, CAMERA))
 
     def end(self, truths: Mapping[str, Sequence[Truth]] | None = None) -> None:
         """Ends the current stream, with its truths by head, in seconds of that stream."""
@@ -175,12 +179,12 @@ class StreamMeter:
         return [labels[int(next(best))] if there else "" for there in seen]
 
 
-def evaluate_stream(recognizer: Recognizer, *streams: Iterable[tuple[Image, float]],
+def evaluate_stream(recognizer: Recognizer, *streams: Iterable[tuple[Picture, float]],
                     truths: Mapping[str, Sequence[Truth]] | None = None) -> StreamReport:
-    """Runs streams of (image, seconds), each from fresh state. truths: by head, of the last of them."""
+    """Runs streams of (picture, seconds), each from fresh state. truths: by head, of the last of them."""
     with StreamMeter(recognizer) as meter:
         for number, frames in enumerate(streams, start=1):
-            for image, at in frames:
-                meter.push(image, at)
+            for picture, at in frames:
+                meter.push(picture, at)
             meter.end(truths if number == len(streams) else None)
         return meter.report()

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import cv2
@@ -16,10 +17,15 @@ import numpy as np
 
 from stream.frame import Event, Frame, Gap, Image, Prediction, Record
 
+if TYPE_CHECKING:
+    from engines.hands import Hands
+
 TOP = 3  # bars per head
 SMALLEST_HW = (60, 80)  # no text can be read on less
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE, _GREY, _DARK, _AMBER = (245, 245, 245), (200, 200, 200), (28, 24, 22), (60, 180, 255)
+_HANDS = (255, 160, 60), (40, 140, 255)
+_BONES = (0, 1, 2, 3, 4), (0, 5, 6, 7, 8), (9, 10, 11, 12), (13, 14, 15, 16), (0, 17, 18, 19, 20), (5, 9, 13, 17)
 
 Colour = tuple[int, int, int]
 
@@ -85,6 +91,20 @@ def draw(image_bgr: Image, state: OverlayState) -> Image:
     pen.footer()
     pen.banner()
     return image
+
+
+def draw_hands(image_bgr: Image, hands: "Hands") -> None:
+    """Draws the hands that are seen onto the image, uint8 [H, W, 3]: the left slot's in blue, the right one's in
+    orange, palm and fingers as lines, landmarks as dots."""
+    height, width = image_bgr.shape[:2]
+    thick = max(1, round(min(height, width) / 240))
+    for slot in np.flatnonzero(hands.presence):
+        points = np.rint(hands.landmarks[slot, :, :2] * (width, height)).clip(-9999, 9999).astype(np.int32)
+        colour = _HANDS[slot]
+        cv2.polylines(image_bgr, [points[list(line)] for line in _BONES], False, colour, thick, cv2.LINE_AA)
+        for x, y in points.tolist():
+            cv2.circle(image_bgr, (x, y), 2 * thick, _WHITE, -1, cv2.LINE_AA)
+            cv2.circle(image_bgr, (x, y), 2 * thick, colour, thick, cv2.LINE_AA)
 
 
 class _Pen:

@@ -9,7 +9,7 @@ from engines.decoding.images import as_bgr
 from engines.decoding.silence import silence_opencv
 from engines.decoding.times import RATE_RANGE
 from engines.errors import FrameError
-from stream.frame import Image
+from stream.frame import Image, Picture
 
 
 class Capture(Protocol):
@@ -29,7 +29,7 @@ class Capture(Protocol):
     def grab(self) -> bool:
         """Takes the next image; False when there is none now (end, damage, timeout)."""
 
-    def retrieve(self) -> Image | None:
+    def retrieve(self) -> Picture | None:
         """The image taken by `grab`; None, or FrameError, when it cannot be decoded."""
 
     def position_s(self) -> float:
@@ -38,11 +38,11 @@ class Capture(Protocol):
     def release(self) -> None: ...
 
 
-def retrieve_bgr(capture: Capture) -> Image | None:
-    """The frame just grabbed, as BGR; None for one that cannot be decoded or used."""
+def retrieve_bgr(capture: Capture) -> Picture | None:
+    """The frame just grabbed, as BGR or what makes it; None for one that cannot be decoded or used."""
     try:
-        image = capture.retrieve()
-        return None if image is None else as_bgr(image)
+        picture = capture.retrieve()
+        return picture if picture is None or callable(picture) else as_bgr(picture)
     except FrameError:
         return None
 

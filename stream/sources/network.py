@@ -12,7 +12,7 @@ import av.error
 from engines.decoding.images import decode_image
 from engines.decoding.video import DecodedFrame, VideoReader, reason_of
 from engines.errors import FrameError, SourceError
-from stream.frame import Image
+from stream.frame import Image, Picture
 from stream.sources.address import mask_secrets, normalise, parse_scheme
 from stream.sources.base import Policy, Source
 from stream.sources.capture import Capture
@@ -109,8 +109,8 @@ class StreamCapture:
             return False
         return True
 
-    def retrieve(self) -> Image | None:
-        return None if self._frame is None else self._frame.picture()
+    def retrieve(self) -> Picture | None:
+        return None if self._frame is None else self._frame.picture
 
     def position_s(self) -> float:
         return self._frame.stated_s if self._frame is not None and self.reader.format in TIMED else math.nan

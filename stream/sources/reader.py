@@ -122,8 +122,8 @@ class LiveSource(Source):
                 failed_grabs += 1
                 continue
             failed_grabs, taken_s = 0, self._clock.place(capture.position_s(), capture.paced)
-            image_bgr = retrieve_bgr(capture)
-            if image_bgr is None:
+            picture = retrieve_bgr(capture)
+            if picture is None:
                 lost += 1
                 continue
             if capture.paced and not self._wait_until(taken_s, self._timing.steady, self._timing.sleep):
@@ -134,7 +134,7 @@ class LiveSource(Source):
                 hole_s = max(captured_at - latest_at, 0.0) if latest_at is not None else 0.0
                 gaps = (Gap(self.info.camera, captured_at, hole_s, "reconnected"),)
             index += 1 + lost
-            self._mailbox.put(Frame(image_bgr, captured_at, index, self.info.camera, lost), gaps)
+            self._mailbox.put(Frame(picture, captured_at, index, self.info.camera, lost), gaps)
             latest_at, lost, again = captured_at, 0, False
             self._pause_s = self._timeouts.first_pause_s
 

@@ -12,7 +12,7 @@ import av.error
 from engines.decoding.paths import printable
 from engines.decoding.times import StreamTime
 from engines.decoding.video import VideoReader, reason_of
-from engines.errors import FrameError, SourceError
+from engines.errors import SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
 
@@ -46,11 +46,7 @@ class VideoFile(Source):
             for found in self._reader.frames():
                 if self._closed:
                     return
-                try:
-                    image_bgr = None if found is None else found.picture()
-                except FrameError:
-                    image_bgr = None
-                if found is None or image_bgr is None:
+                if found is None:
                     unread += 1
                     self.lost += 1
                     continue
@@ -58,7 +54,7 @@ class VideoFile(Source):
                 self.lost += max(missing - unread, 0)
                 lost, unread = max(missing, unread), 0
                 index += 1 + lost
-                yield Frame(image_bgr, captured_at, index, self.info.camera, lost)
+                yield Frame(found.picture, captured_at, index, self.info.camera, lost)
         except av.error.FFmpegError as error:
             raise SourceError(f"{self._reader.name} breaks off ({reason_of(error)})", "a readable file",
                               "check the disk or the connection it comes from") from error

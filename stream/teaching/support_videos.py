@@ -8,6 +8,8 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.decoding.paths import is_hidden, is_image, is_video, list_images, natural_key, normalise_label, printable
-from engines.errors import DatasetError, SourceError, UsageError
+from engines.errors import DatasetError, FrameError, SourceError, UsageError
+from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine
 from engines.training.support_clips import SupportClip, action_span
-from stream.frame import Frame, Image
+from stream.frame import Frame, Image, Picture
 from stream.recognizer import Recognizer
 from stream.scoring import Scores
 from stream.sources import open_path
@@ -67,12 +70,13 @@ def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> lis
     for place, label in (*labelled, *((place, background) for place in idle)):
         paths = _videos(place)
         if not paths:
-            raise DatasetError(f"{place}, which has no recordings", "video files, or folders of images",
+            raise DatasetError(f"{printable(place)}, which has no recordings", "video files, or folders of images",
                                "record some, or remove the folder")
         for path in paths:
             twin = found.setdefault(_digest(path), SupportVideo(path, label))
             if twin.label != label:
-                raise DatasetError(f"{path} and {twin.path}, which are the same", "each recording under one label",
+                raise DatasetError(f"{printable(path)} and {printable(twin.path)}, which are the same",
+                                   "each recording under one label",
                                    "remove it where it does not belong")
     return list(found.values())
 
@@ -136,7 +140,10 @@ class FeatureExtractor:
             self._check_length(video, stretches.kept[0])
             return [SupportClip(name, background, *_features(ticks), 0, 0, natural=i == 0)
                     for i, ticks in enumerate(stretches.kept)]
-        frames = list(self._decode(video.path))
+        frames = []
+        for at, make in self._decode(video.path):
+            with suppress(FrameError):
+                frames.append((at, make()))
         ticks, motion_T = self._play(frames, PLAYBACKS[0])
         self._check_length(video, ticks)
         rate, (started, ended) = self._model.contract.frame_rate, action_span(motion_T)
@@ -148,8 +155,8 @@ class FeatureExtractor:
             clips.append(SupportClip(name, video.label, *_features(ticks), min(first, last - 1), last, natural=False))
         return clips
 
-    def _decode(self, path: Path) -> Iterator[tuple[float, Image]]:
-        """Seconds from the first image on, and the image at the model's size."""
+    def _decode(self, path: Path) -> Iterator[tuple[float, Callable[[], Image]]]:
+        """Seconds from the first image on, and what makes the image at the model's size."""
         first_at = before_at = math.nan
         longest_s = self._model.contract.max_gap_s * min(playback.speed for playback in PLAYBACKS)
         with open_path(path, camera=CAMERA, fps=self._fps if path.is_dir() else None) as source:
@@ -161,7 +168,7 @@ class FeatureExtractor:
                                        f"holes of {longest_s:.2f} s at most", "record it again in one piece")
                 before_at = item.captured_at
                 first_at = before_at if math.isnan(first_at) else first_at
-                yield before_at - first_at, prepare(item.image_bgr, self._model.contract)
+                yield before_at - first_at, partial(_prepare, item, self._model.contract)
         if math.isnan(first_at):
             raise SourceError(f"{printable(path)}, of which no image can be read", "a video or images",
                               "record it again")
@@ -172,11 +179,12 @@ class FeatureExtractor:
             raise DatasetError(f"{printable(video.path)}, of {max(len(ticks) - 1, 0) / rate:.2f} s",
                                f"{MIN_TICKS / rate:.2f} s or more", "record it again, a little longer")
 
-    def _push(self, frames: Iterable[tuple[float, Image]], keep: Callable[[_Tick], None]) -> None:
+    def _push(self, frames: Iterable[tuple[float, Picture]], keep: Callable[[_Tick], None]) -> None:
         self._recognizer.score_listeners[CAMERA] = lambda at, _, scores: keep((at, scores))
         try:
-            for at, image in frames:
-                self._recognizer.push(image, at, CAMERA)
+            for at, picture in frames:
+                with suppress(FrameError):  # one that cannot be used is left out
+                    self._recognizer.push(picture, at, CAMERA)
         finally:
             self._recognizer.flush(CAMERA)
 
@@ -197,6 +205,10 @@ class FeatureExtractor:
             motion.append(float(np.abs(image_i16 - last).mean()))
             last = image_i16
         return ticks, np.array(motion)
+
+
+def _prepare(frame: Frame, contract: Contract) -> Image:
+    return prepare(frame.image_bgr, contract)
 
 
 def _features(ticks: Sequence[_Tick]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
