@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.datasets.base import Dataset, Media, Problem, Segment
-from engines.datasets.decode import open_recording, stills
+from engines.datasets.decode import stills
 from engines.decoding.images import read_image
 from engines.decoding.paths import printable, similar_labels
 from engines.decoding.sanity import PictureMonitor
-from engines.errors import DatasetError, FrameError
+from engines.decoding.video import open_video
+from engines.errors import DatasetError, FrameError, SourceError
 
 _RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
 _TIMES_AGREE_S = 0.25  # between a recording's length and a stated one; timestamps are rounded, audio is longer
@@ -114,12 +115,12 @@ def inspect_recording(media: Media, deep: bool = False) -> Recording:
         return Recording(fault="missing", detail=str(media.path))
     try:
         return _inspect_video(media, deep) if media.rate is None else _inspect_frames(media, deep)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, SourceError, OSError) as error:
         return Recording(fault="unreadable", detail=str(getattr(error, "got", error)))
 
 
 def _inspect_video(media: Media, deep: bool) -> Recording:
-    with closing(open_recording(media.path)) as video:
+    with closing(open_video(media.path)) as video:
         rate, stated_s, size_hw = video.rate, video.seconds, video.size_hw
         monitor = PictureMonitor(printable(media.path), rate, stated_s)
         last_s, damaged_s, apart_s, looked_s = 0.0, None, 0.0 if deep else stated_s / (2 * _LOOKS), -math.inf
