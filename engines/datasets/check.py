@@ -119,12 +119,13 @@ def inspect_recording(media: Media, deep: bool = False) -> Recording:
         return Recording(fault="unreadable", detail=str(getattr(error, "got", error)))
 
 
-def _inspect_video(media: Media, deep: bool) -> Recording:
+def _inspect_video(media: Media, deep: bool, seek: bool = True) -> Recording:
     with closing(open_video(media.path)) as video:
         rate, stated_s, size_hw = video.rate, video.seconds, video.size_hw
         monitor = PictureMonitor(printable(media.path), rate, stated_s)
         last_s, damaged_s, apart_s, looked_s = 0.0, None, 0.0 if deep else stated_s / (2 * _LOOKS), -math.inf
-        tail_s = 0.0 if deep else max(stated_s - _TAIL_S, 0.0)
+        tail_s = max(stated_s - _TAIL_S, 0.0) if seek and not deep else 0.0
+        arrived = False
         for start_s in () if not tail_s else (stated_s * part / _LOOKS for part in range(_LOOKS)):
             first = next(filter(None, video.frames(start_s)), None)
             if first is not None and first.at_s >= looked_s + apart_s:
@@ -134,7 +135,7 @@ def _inspect_video(media: Media, deep: bool) -> Recording:
         for found in video.frames(tail_s):
             try:
                 if found is not None:
-                    last_s = found.at_s
+                    last_s, arrived = found.at_s, True
                     if last_s >= looked_s + apart_s:
                         looked_s = last_s
                         monitor.add(last_s, found.picture(), found.missing)
@@ -143,6 +144,8 @@ def _inspect_video(media: Media, deep: bool) -> Recording:
             except FrameError:
                 damaged_s = last_s if damaged_s is None else damaged_s
         notes = (*video.notes, *monitor.finish(whole=deep))
+    if tail_s > 0 and not arrived:  # cut off, or of times that lead elsewhere
+        return _inspect_video(media, deep, seek=False)
     seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
     if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
         detail = f"{printable(media.path)}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"

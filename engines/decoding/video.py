@@ -240,6 +240,9 @@ class VideoReader:
                 found: list[Any] = [] if packet is None else packet.decode()
             except EOFError:
                 return
+            except IndexError:  # PyAV's, at a packet of a stream that damage or a new programme has added
+                packets = self._container.demux(self._stream)
+                continue
             except av.error.InvalidDataError:
                 failures += 1
                 packets = self._container.demux(self._stream)
