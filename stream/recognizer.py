@@ -23,7 +23,7 @@ from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
-from stream.events import EventTracker
+from stream.events import event_trackers
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.scoring import Scorer, Scores, top_labels
 
@@ -51,8 +51,7 @@ class _CameraState:
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
         self.scorer = Scorer(model)
-        self.trackers = {head: EventTracker(camera, head, labels, contract.background, rule or contract.events)
-                         for head, labels in contract.heads.items()}
+        self.trackers = event_trackers(contract, camera, rule)
         self.counts = Counts()
         self.steps = 0  # since the last reset
         self.previous: Image | None = None  # the prepared image of the last step, and when it was taken

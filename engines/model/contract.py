@@ -1,9 +1,12 @@
 """The contract: everything about a model that is not a weight. It travels inside the model file."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engines.errors import UsageError
 from engines.networks.config import FusionRule, NetworkConfig
 
 FORMAT = "gatestream/1"
@@ -29,6 +32,10 @@ class EventRule(BaseModel):
     def opening_above(self, probability: float) -> Self:
         """The same rule with another threshold; events never close above the one that they open at."""
         return self.model_copy(update={"open_above": probability, "close_below": min(self.close_below, probability)})
+
+
+# For a model with no label for "nothing": a window is of one action's label only where that fills most of it.
+NO_BACKGROUND_EVENTS = EventRule(open_above=0.5, close_below=0.3, min_duration_s=0.5, min_score=0.4)
 
 
 class Contract(BaseModel):
@@ -68,6 +75,19 @@ class Contract(BaseModel):
         assert self.network.input_size_hw is not None
         return self.network.input_size_hw
 
+    @property
+    def warm_s(self) -> float:
+        """Seconds from the first frame after a reset to the first whose scores count."""
+        return max(0, self.warmup_frames - 1) / self.frame_rate
+
+    @property
+    def window_s(self) -> float:
+        """How long a full window is, in seconds, such that its middle is half of that ago: on average, a causal model's
+        newest clip has half of its frames, and the clip of a bidirectional one ended half a hop ago."""
+        hop = self.network.hop or max(1, self.network.segments // 4)
+        growing = (1 - self.clip_frames) / 2 if self.network.causal else hop - 1
+        return max(0.0, self.clip_frames * self.window_clips - 1 + growing) / self.frame_rate
+
     @model_validator(mode="before")
     @classmethod
     def _map_old_form(cls, values: Any) -> Any:
@@ -101,3 +121,11 @@ class Contract(BaseModel):
         if unknown := {*self.temperature, *self.window_temperature} - set(self.heads):
             raise ValueError(f"temperature: no such head {sorted(unknown)}")
         return self
+
+
+def check_background(label: str, known: Collection[str], where: str) -> None:
+    """Raises UsageError for a label of background that is none of those known."""
+    if label not in known:
+        [near] = get_close_matches(label, known, n=1, cutoff=0.0)
+        raise UsageError(f"--background {label!r}, no label of {where}", f"one of its {len(known)} labels",
+                         f"did you mean {near!r}?")
