@@ -126,7 +126,8 @@ def test_unusual_pixels(tmp_path: Path, pixels: str) -> None:
 
 @pytest.mark.parametrize("bytes_kept", [0.6, 0.75])  # of the second FFmpeg opens what is left as if it were whole
 def test_a_fragmented_file_is_read_up_to_where_it_is_cut(tmp_path: Path, bytes_kept: float) -> None:
-    path = write(tmp_path / "a.mp4", options={"g": "5"}, fragmented=True)
+    path = write(tmp_path / "a.mp4", options={"g": "5"}, container_options={
+        "movflags": "frag_keyframe+empty_moov+default_base_moof"})
     path.write_bytes(path.read_bytes()[:round(bytes_kept * path.stat().st_size)])
     source = open_path(path)
     frames = frames_of(source)
@@ -153,6 +154,39 @@ def test_a_file_cut_at_the_start_begins_with_its_first_whole_picture(tmp_path: P
     assert [number(frame.image_bgr) for frame in frames] == list(range(10, COUNT))
     assert [frame.captured_at for frame in frames] == pytest.approx([k / RATE for k in range(COUNT - 10)], abs=2e-3)
     assert inspect_recording(Media(tmp_path / name)).fault == ""
+
+
+def test_times_that_begin_anew_in_the_middle_lead_nowhere(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "1.ts", count=500), write(tmp_path / "2.ts", container_options={
+        "mpegts_start_pid": "300"})
+    path = tmp_path / "both.ts"
+    path.write_bytes(one.read_bytes() + other.read_bytes())
+    assert len(frames_of(open_path(path))) == 500
+    found = inspect_recording(Media(path))
+    assert (found.fault, found.seconds) == ("", pytest.approx(20.0))
+
+
+def test_a_stream_that_appears_later_disturbs_nothing(tmp_path: Path) -> None:
+    class Container:
+        """Stumbles over a packet of an unknown stream as PyAV does."""
+
+        def __init__(self, container: Any) -> None:
+            self._container, self._stumbles = container, 3
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def demux(self, stream: Any) -> Any:
+            for packet in self._container.demux(stream):
+                yield packet
+                self._stumbles -= 1
+                if self._stumbles >= 0:
+                    raise IndexError("list index out of range")
+
+    reader: Any = VideoReader(write(tmp_path / "a.mp4"))
+    reader._container = Container(reader._container)
+    reader._seek(0.0)
+    assert [number(frame.picture()) for frame in reader.frames()] == list(range(COUNT))
 
 
 def test_a_stream_that_changes_its_codec_or_name_says_what_is_lost(tmp_path: Path) -> None:

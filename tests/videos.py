@@ -53,11 +53,10 @@ def write(path: Path, *, codec: str = "libx264", pixels: str = "yuv420p", count:
           size_hw: tuple[int, int] = SIZE_HW, options: dict[str, str] | None = None, setup: Setup = lambda _: None,
           times: Sequence[int] | None = None, before: Callable[[Any], Callable[[], None]] | None = None,
           shape: Callable[[Image], Image] = lambda image: image, container: str | None = None,
-          fragmented: bool = False) -> Path:
+          container_options: dict[str, str] | None = None) -> Path:
     """A video of `count` frames. setup: changes the stream; times: of each frame, in frames; before: adds a stream
     ahead of it; shape: what is stored of each picture."""
-    with av.open(str(path.absolute()), "w", format=container,
-                 options={"movflags": "frag_keyframe+empty_moov+default_base_moof"} if fragmented else {}) as output:
+    with av.open(str(path.absolute()), "w", format=container, options=container_options or {}) as output:
         finish = before(output) if before else lambda: None
         stream: Any = output.add_stream(codec, rate=rate, options={"crf": "12", **(options or {})}
                                         if codec.startswith("libx26") else options or {})

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.datasets.base import Dataset, Media, Problem, Segment
-from engines.datasets.decode import open_recording, stills
+from engines.datasets.decode import stills
 from engines.decoding.images import read_image
 from engines.decoding.paths import printable, similar_labels
 from engines.decoding.sanity import PictureMonitor
-from engines.errors import DatasetError, FrameError
+from engines.decoding.video import open_video
+from engines.errors import DatasetError, FrameError, SourceError
 
 _RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
 _TIMES_AGREE_S = 0.25  # between a recording's length and a stated one; timestamps are rounded, audio is longer
@@ -114,16 +115,17 @@ def inspect_recording(media: Media, deep: bool = False) -> Recording:
         return Recording(fault="missing", detail=str(media.path))
     try:
         return _inspect_video(media, deep) if media.rate is None else _inspect_frames(media, deep)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, SourceError, OSError) as error:
         return Recording(fault="unreadable", detail=str(getattr(error, "got", error)))
 
 
-def _inspect_video(media: Media, deep: bool) -> Recording:
-    with closing(open_recording(media.path)) as video:
+def _inspect_video(media: Media, deep: bool, seek: bool = True) -> Recording:
+    with closing(open_video(media.path)) as video:
         rate, stated_s, size_hw = video.rate, video.seconds, video.size_hw
         monitor = PictureMonitor(printable(media.path), rate, stated_s)
         last_s, damaged_s, apart_s, looked_s = 0.0, None, 0.0 if deep else stated_s / (2 * _LOOKS), -math.inf
-        tail_s = 0.0 if deep else max(stated_s - _TAIL_S, 0.0)
+        tail_s = max(stated_s - _TAIL_S, 0.0) if seek and not deep else 0.0
+        arrived = False
         for start_s in () if not tail_s else (stated_s * part / _LOOKS for part in range(_LOOKS)):
             first = next(filter(None, video.frames(start_s)), None)
             if first is not None and first.at_s >= looked_s + apart_s:
@@ -133,7 +135,7 @@ def _inspect_video(media: Media, deep: bool) -> Recording:
         for found in video.frames(tail_s):
             try:
                 if found is not None:
-                    last_s = found.at_s
+                    last_s, arrived = found.at_s, True
                     if last_s >= looked_s + apart_s:
                         looked_s = last_s
                         monitor.add(last_s, found.picture(), found.missing)
@@ -142,6 +144,8 @@ def _inspect_video(media: Media, deep: bool) -> Recording:
             except FrameError:
                 damaged_s = last_s if damaged_s is None else damaged_s
         notes = (*video.notes, *monitor.finish(whole=deep))
+    if tail_s > 0 and not arrived:  # cut off, or of times that lead elsewhere
+        return _inspect_video(media, deep, seek=False)
     seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
     if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
         detail = f"{printable(media.path)}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"

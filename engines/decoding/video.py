@@ -176,7 +176,14 @@ class VideoReader:
 
     def frames(self, start_s: float = 0.0) -> Iterator[TimedFrame | None]:
         """Each frame of a file with its time; None as above. From the keyframe at `start_s` or before, or from the
-        start of a file that has no such places."""
+        start of a file that has no such places. Raises SourceError where the disk or connection breaks off."""
+        try:
+            yield from self._timed(start_s)
+        except av.error.FFmpegError as error:
+            raise SourceError(f"{self.name} breaks off ({reason_of(error)})", "a readable file",
+                              "check the disk or the connection it comes from") from error
+
+    def _timed(self, start_s: float) -> Iterator[TimedFrame | None]:
         if start_s > 0 or not self._ahead:
             self._seek(start_s)
         time: StreamTime | None = None
@@ -233,6 +240,9 @@ class VideoReader:
                 found: list[Any] = [] if packet is None else packet.decode()
             except EOFError:
                 return
+            except IndexError:  # PyAV's, at a packet of a stream that damage or a new programme has added
+                packets = self._container.demux(self._stream)
+                continue
             except av.error.InvalidDataError:
                 failures += 1
                 packets = self._container.demux(self._stream)
@@ -248,6 +258,26 @@ class VideoReader:
         """The error of a file that cannot be used."""
         return SourceError(f"{self.name}: {why}", "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
                            "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4")
+
+
+def open_video(path: Path) -> VideoReader:
+    """Opens a file. Raises SourceError with what is wrong with it."""
+    name, wanted = printable(path), "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)"
+    if not path.is_file():  # nor may a pipe be opened: it waits for who writes
+        raise SourceError(f"{name}: it " + ("is no file" if path.exists() else "does not exist"), wanted,
+                          "check the path")
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise SourceError(f"{name}: the file is empty", wanted, "get it again")
+        return VideoReader(path)
+    except av.error.FFmpegError as error:
+        raise SourceError(f"{name}: the file is no video, or its header is damaged or cut off: it cannot be opened "
+                          f"({reason_of(error)})", wanted,
+                          "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4") from error
+    except OSError as error:
+        raise SourceError(f"{name}: {error.strerror or error}", "a readable video file",
+                          "check the permissions of the file") from error
 
 
 def reason_of(error: Exception) -> str:
