@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,20 @@ from stream.events import event_trackers
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.scoring import Scorer, Scores, parts_of, result_heads, top_labels
 
+if TYPE_CHECKING:
+    from engines.hands import HandFeatures, HandModels
+
 Decoder = Callable[[], NDArray[Any]]
-Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
+
+
+class Input(NamedTuple):
+    """What one step of a camera needs of an image."""
+
+    image: Image  # for the network
+    picture: Image | None  # as it came, of a model that looks for hands
+
+
+Prepared = Callable[[], Input | FrameError | None]  # waits for it; None where it is not needed
 ScoreListener = Callable[[float, int, Scores], None]  # time, steps since the camera's last reset, scores
 
 
@@ -46,7 +58,8 @@ class Counts:
 class _CameraState:
     """Everything remembered of one camera but the network's state, which sits in the engine's `slot`."""
 
-    def __init__(self, camera: str, slot: int, model: Model, rule: EventRule | None) -> None:
+    def __init__(self, camera: str, slot: int, model: Model, rule: EventRule | None,
+                 hand_models: "HandModels | None") -> None:
         contract = model.contract
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
@@ -56,6 +69,11 @@ class _CameraState:
         self.steps = 0  # since the last reset
         self.previous: Image | None = None  # the prepared image of the last step, and when it was taken
         self.previous_at = 0.0
+        self.hands: HandFeatures | None = None
+        if hand_models is not None:
+            from engines import hands
+
+            self.hands = hands.HandFeatures(hand_models)
 
     def close_events(self) -> list[Event]:
         closed = [event for tracker in self.trackers.values() for event in tracker.flush()]
@@ -84,7 +102,7 @@ class _BatchItem:
     arrival: Arrival
     number: int
     held: int
-    image: Image
+    input: Input
     latency: dict[str, float]  # seconds of each part
     items: list[Item]
     events: list[Event] = field(default_factory=list)
@@ -116,6 +134,11 @@ class Recognizer:
         self._in_preparation: Counter[str] = Counter()  # images of each camera given to `prepare_async`, not yet pushed
         self._free_slots = list(range(engine.slots))[::-1]
         self._streams: dict[str, _CameraState] = {}
+        self._hand_models: HandModels | None = None
+        if self.contract.pooling is not None and self.contract.pooling.hands:
+            from engines.hands import open_models
+
+            self._hand_models = open_models()
 
     @classmethod
     def open(cls, model: str | os.PathLike[str] = "gesture", engine: str = "auto", slots: int = 8,
@@ -188,7 +211,12 @@ class Recognizer:
         for one in batch:
             one.latency["preprocess"] = ready - began
         self._hold(batch)
-        for one, scores in zip(batch, self._step(batch, [one.image for one in batch]), strict=True):
+        for one in batch:
+            if one.stream.hands is not None and one.input.picture is not None:
+                looked = self._timer()
+                one.stream.hands.update(one.input.picture)
+                one.latency["preprocess"] += self._timer() - looked
+        for one, scores in zip(batch, self._step(batch, [one.input.image for one in batch]), strict=True):
             one.events += self._track(one.stream, one.arrival.captured_at, scores)
             one.latency["total"] = one.arrival.waited_s + self._timer() - began
             one.stream.counts.predictions += 1
@@ -235,11 +263,11 @@ class Recognizer:
                              f"at most {self.engine.slots} cameras at a time (slots)",
                              "flush cameras that have ended, or open the recognizer with more slots")
         stream = self._streams[camera] = _CameraState(camera, self._free_slots.pop(), self._model,
-                                                      self._rules.get(camera))
+                                                      self._rules.get(camera), self._hand_models)
         self.engine.reset([stream.slot])
         return stream
 
-    def _prepare(self, arrival: Arrival) -> Image | FrameError | None:
+    def _prepare(self, arrival: Arrival) -> Input | FrameError | None:
         """The network's input; None when the camera's clock does not want it. Touches nothing: threads may share it."""
         stream = self._streams.get(arrival.camera)
         try:
@@ -248,11 +276,11 @@ class Recognizer:
             if callable(image) and not wanted:
                 return None
             checked = as_bgr(image() if callable(image) else image)
-            return prepare(checked, self.contract) if wanted else None
+            return Input(prepare(checked, self.contract), checked if self._hand_models else None) if wanted else None
         except FrameError as error:
             return error
 
-    def _admit(self, arrival: Arrival, prepared: Image | FrameError | None, batch: list[_BatchItem]) -> list[Item]:
+    def _admit(self, arrival: Arrival, prepared: Input | FrameError | None, batch: list[_BatchItem]) -> list[Item]:
         """Lets an image into its camera's stream, and into the batch if a tick is due; the list its items go to."""
         stream = self._streams.get(arrival.camera) or self._join(arrival.camera)
         counts = stream.counts
@@ -272,6 +300,8 @@ class Recognizer:
             self.engine.reset([stream.slot])
             stream.scorer.reset()
             stream.steps, stream.previous = 0, None
+            if stream.hands is not None:
+                stream.hands.reset()
         if prepared is not None:
             latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
             held = 0 if arrival.lost else tick.held
@@ -298,8 +328,11 @@ class Recognizer:
         scored = stepped = self._timer()
         scores = []
         for i, (one, image) in enumerate(zip(batch, images, strict=True)):
+            features = result.features[i:i + 1]
+            if one.stream.hands is not None:
+                features = np.concatenate([features, one.stream.hands.features[None]], axis=1)
             scores.append(one.stream.scorer.score(StepResult(
-                result.features[i:i + 1], {head: logits[i:i + 1] for head, logits in result.scores.items()},
+                features, {head: logits[i:i + 1] for head, logits in result.scores.items()},
                 None if result.spans is None else result.spans[i:i + 1])))
             one.stream.steps += 1
             one.stream.previous = image

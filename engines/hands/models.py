@@ -43,6 +43,14 @@ def find_models(folder: str | Path | None = None) -> tuple[Path, Path]:
     return paths
 
 
+def models_installed() -> bool:
+    """Whether `open_models` would find them."""
+    try:
+        return bool(find_models())
+    except UsageError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Landmarks:
     """One hand of one frame. points: [21, 3], pixels of the image, z as far from the wrist as x is wide, nearer is

@@ -44,7 +44,7 @@ class PoolingRule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     now_clips: Annotated[int, Field(ge=1, le=4096)] = 4  # for scores of the moment; those of the window read them all
-    hands: bool = False  # the features of two hands come after the network's (see `engines/hands`)
+    hands: Annotated[int, Field(ge=0, le=4096)] = 0  # features of two hands after the network's (`engines/hands`)
 
 
 class Contract(BaseModel):

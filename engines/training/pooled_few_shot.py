@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from engines.hands.features import HAND_FEATURES
 from engines.model import pooling
 from engines.model.contract import Contract
 from engines.model.file import EXAMPLES, Array, Model
 from engines.model.pooling import Floats, StatisticsWindow, statistic_columns
+from engines.synthetic import BACKGROUND
 from engines.training.few_shot import NO_BACKGROUND_SCORES, FewShotResult, HeldOut, report_of, temperatures_of
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead, fit
 from engines.training.support_clips import GRACE_TICKS, SupportClip
@@ -31,7 +31,7 @@ L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # for components whose squares sum to 1 in the me
 STEPS = 25  # of L-BFGS for each
 COMPONENTS = 128  # of a view, at most
 SOFTNESS = 0.7  # nats of held-out loss, by which an expert's weight falls to 1/e
-LEAST_WEIGHT = 0.02  # of an expert that is kept, as a share of all
+LEAST_KNOWN = 0.85  # an expert whose held-out loss is above this share of chance's is left out
 WINDOW_S = (1.5, 10.0)  # the shortest and the longest window
 NOW_S = (1.2, 3.0)
 CLIPS = 24  # in a window, at least, where there are as many ticks
@@ -78,6 +78,7 @@ def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, backgrou
     """Teaches the pooled `head` the labels of some clips, and forgets those it had.
     background: the name that clips of background have; a head without any example of it does not know it."""
     contract = _fit_spans(model.contract, clips)
+    assert contract.pooling is not None
     named = tuple(dict.fromkeys(clip.label for clip in clips if clip.label != background))
     samples = _collect(contract, clips, (*named, background))
     names = sorted({clip.recording for clip in clips})
@@ -91,6 +92,9 @@ def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, backgrou
             samples = samples.select(~samples.edge_N)
     labels = (*named, background) if (samples.label_N == len(named)).any() else named
     found = _learn(contract, samples, labels, fold_R, note)
+    if contract.pooling.hands and not any("hands" in view for experts in found.values() for view in experts.weights):
+        clips = [replace(clip, features_TD=clip.features_TD[:, :-contract.pooling.hands]) for clip in clips]
+        contract, found = _without_hands(contract, found)
     held_out = _hold_out(contract, clips, names, fold_R, found)
     temperatures = temperatures_of(held_out, labels)
     report = report_of([clip for clip in clips if clip.label in labels], labels, background, held_out, temperatures[1],
@@ -105,13 +109,39 @@ def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, backgrou
         "provenance": {**contract.provenance, "taught": [{"seed": seed, "views": weights, **report.as_json()}]}})
     tensors: dict[str, Array] = {name: value for name, value in model.tensors.items()
                                  if not name.startswith((f"{EXAMPLES}{head}.", f"{pooling.PREFIX}{head}."))}
-    width = tensors[f"heads.{head}.weight"].shape[1]
+    width = model.tensors[f"heads.{head}.weight"].shape[1]
     tensors |= {f"heads.{head}.weight": np.zeros((len(labels), width), np.float32),
                 f"heads.{head}.bias": np.zeros(len(labels), np.float32)}
     for span, experts in found.items():
         tensors |= {f"{pooling.PREFIX}{head}.{span}.weight": experts.head.weight_KD.astype(np.float32),
                     f"{pooling.PREFIX}{head}.{span}.bias": experts.head.bias_K.astype(np.float32)}
     return FewShotResult(changed, tensors, report, held_out, NO_BACKGROUND_SCORES)
+
+
+def forget(model: Model, head: str, hands: int) -> Model:
+    """The model with a pooled `head` that knows nothing yet. hands: the features of hands that it reads, 0 for none."""
+    assert model.contract.pooling is not None
+    labels = (BACKGROUND, "action")
+    contract = model.contract.model_copy(update={
+        "heads": {**model.contract.heads, head: labels}, "background": BACKGROUND,
+        "pooling": model.contract.pooling.model_copy(update={"hands": hands})})
+    width = model.tensors[f"heads.{head}.weight"].shape[1]
+    shapes = pooling.tensor_shapes(head, len(labels), width + hands)
+    shapes |= {f"heads.{head}.weight": (len(labels), width), f"heads.{head}.bias": (len(labels),)}
+    blank = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return replace(model, contract=contract, tensors={**model.tensors, **blank})
+
+
+def _without_hands(contract: Contract, found: dict[str, _Experts]) -> tuple[Contract, dict[str, _Experts]]:
+    """The same for a model that looks for no hands."""
+    assert contract.pooling is not None
+    def cut(head: LinearHead, hands: int = contract.pooling.hands) -> LinearHead:
+        blocks_KBD = head.weight_KD.reshape(len(head.bias_K), pooling.statistics_width(1), -1)
+        return LinearHead(blocks_KBD[..., :-hands].reshape(len(head.bias_K), -1), head.bias_K)
+
+    return (contract.model_copy(update={"pooling": contract.pooling.model_copy(update={"hands": 0})}),
+            {span: _Experts(cut(experts.head), [cut(head) for head in experts.without], experts.weights)
+             for span, experts in found.items()})
 
 
 def _fit_spans(contract: Contract, clips: Sequence[SupportClip]) -> Contract:
@@ -204,8 +234,9 @@ def _learn(contract: Contract, samples: _Samples, labels: Sequence[str], fold_R:
 
 def _views(contract: Contract, features: int) -> list[_View]:
     """Statistics of the last layer and of the middle one, apart; what still shows, what changes, and in what order."""
-    hands = HAND_FEATURES if contract.pooling and contract.pooling.hands else 0
-    middle, last = features - hands, features - hands - contract.network.middle_features
+    assert contract.pooling is not None
+    middle = features - contract.pooling.hands
+    last = middle - contract.network.middle_features
     blocks = {"last layer": (0, last), "middle layer": (last, middle), "hands": (middle, features)}
     kinds = {"mean": ("mean",), "change": ("deviation", "change"), "order": ("order",)}
     return [_View(f"{block}, {kind}", np.concatenate([statistic_columns(one, *span, features) for one in statistics]),
@@ -232,7 +263,7 @@ def _combine(rows_NX: Floats, samples: _Samples, K: int, fold_R: NDArray[np.intp
         whole = _fit(parts_NC, samples, K, learn_N, l2)
         experts.append([_unfold(head, centre_Y, basis_YC) for head in (whole, *heads)])
         losses.append(loss)
-    weight_V = _weigh(losses)
+    weight_V = _weigh(losses, math.log(K))
     total = [LinearHead(np.zeros((K, rows_NX.shape[1])), np.zeros(K)) for _ in range(1 + len(folds))]
     for view, heads, weight in zip(views, experts, weight_V.tolist(), strict=True):
         for into, head in zip(total, heads, strict=True):
@@ -250,11 +281,12 @@ def _loss(logits_NK: Float64Array, samples: _Samples) -> float:
     return float(-(weight_N @ logp_NK[np.arange(len(weight_N)), samples.label_N]) / weight_N.sum())
 
 
-def _weigh(losses: Sequence[float]) -> Float64Array:
+def _weigh(losses: Sequence[float], chance: float) -> Float64Array:
     """The experts' weights by their held-out losses. Never far from equal where losses are: what is best on recordings
-    of one place is seldom best at another."""
-    share_V = np.exp(-(np.array(losses) - min(losses)) / SOFTNESS)
-    share_V[share_V < LEAST_WEIGHT * share_V.sum()] = 0
+    of one place is seldom best at another. chance: the loss of an expert that knows nothing."""
+    loss_V = np.array(losses)
+    share_V = np.exp(-(loss_V - loss_V.min()) / SOFTNESS)
+    share_V[loss_V > max(loss_V.min(), LEAST_KNOWN * chance)] = 0
     return np.asarray(share_V / share_V.sum())
 
 

@@ -1,4 +1,4 @@
-"""Builds `base`, the model that lessons start from: ImageNet's MobileNetV2, with pooled heads that know nothing yet.
+"""Builds `base`, the model that lessons start from: ImageNet's MobileNetV2, with a pooled head that knows nothing yet.
 
     python -m engines.zoo.build_base WEIGHTS.safetensors engines/zoo/base.safetensors
 """
@@ -6,30 +6,27 @@
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from engines.model import pooling
 from engines.model.contract import Contract, PoolingRule
-from engines.model.file import save
+from engines.model.file import Model, save
 from engines.networks.network import build
+from engines.synthetic import BACKGROUND
 from engines.training.initialisation import load_pretrained
+from engines.training.pooled_few_shot import forget
 
-LABELS = ("background", "action")  # of a head that has not been taught
+HEAD = "action"
 
 
 def build_base(weights: Path, out: Path) -> None:
     """weights: MobileNetV2's on ImageNet, with torchvision's or timm's names. Raises UsageError, ModelError."""
-    network = build("tsn-mobilenetv2", heads={"action": len(LABELS)}, causal=True, input_size_hw=(144, 192),
-                    middle_grid=3)
+    network = build("tsn-mobilenetv2", heads={HEAD: 2}, causal=True, input_size_hw=(144, 192), middle_grid=3)
     load_pretrained(network, weights)
     tensors = {name: value.numpy() for name, value in network.state_dict().items()}
-    zeros = pooling.tensor_shapes("action", len(LABELS), network.width) | {
-        f"heads.action.{part}": tensors[f"heads.action.{part}"].shape for part in ("weight", "bias")}
-    tensors |= {name: np.zeros(shape, np.float32) for name, shape in zeros.items()}
-    save(out, Contract(
-        name="base", network=network.config, heads={"action": LABELS}, background=LABELS[0], frame_rate=7.5,
-        cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=3, clip_frames=2, window_clips=38,
-        pooling=PoolingRule(now_clips=8), provenance={"weights": weights.name}), tensors)
+    contract = Contract(
+        name="base", network=network.config, heads={HEAD: (BACKGROUND, "action")}, frame_rate=7.5,
+        cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=3, clip_frames=3, window_clips=25,
+        pooling=PoolingRule(now_clips=8), provenance={"weights": weights.name})
+    base = forget(Model(contract, tensors, ""), HEAD, hands=0)
+    save(out, base.contract, base.tensors)
 
 
 if __name__ == "__main__":

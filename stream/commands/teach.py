@@ -33,12 +33,17 @@ def teach(model: ModelArgument,
           report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write the report, too.")] = None,
           strict: Annotated[bool, typer.Option("--strict", help="Stop at a recording that cannot be read.")] = False,
           fps: Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images.")] = None,
+          hands: Annotated[bool, typer.Option(help="With base: look at hands, where gatestream\\[hands] is installed "
+              "and they help. It costs a few milliseconds a frame.")] = True,
           name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model. Default: as FILE.")] = None,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, other parts left out.")] = 0,
           engine: EngineName = "auto") -> None:
-    """Teach a model new labels from a few recordings of each. It keeps the labels it has.
+    """Teach a model new labels from a few recordings of each. `base` learns any action and knows your labels only;
+    `gesture` learns strokes of a hand in the air, and keeps the labels it has.
 
     [bold]Examples[/bold]
+
+      gatestream teach base my-actions --out mine.safetensors
 
       gatestream teach gesture my-gestures --out mine.safetensors
 
@@ -55,7 +60,8 @@ def teach(model: ModelArgument,
     console = Console(highlight=False)
     with console.status("loading") as status:
         outcome = teach_folder(model, folder, out, idle=idle or (), head=head, fresh=fresh, strict=strict, fps=fps,
-                               seed=seed, engine=engine, name=name, note=lambda text: status.update(escape(text)))
+                               hands=hands, seed=seed, engine=engine, name=name,
+                               note=lambda text: status.update(escape(text)))
     if report is not None:
         write_report(outcome, report)
     _print_result(outcome, console)

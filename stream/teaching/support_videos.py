@@ -128,18 +128,26 @@ class FeatureExtractor:
     def __init__(self, model: Model, engine: Engine, fps: float | None = None) -> None:
         """fps: the rate of images."""
         self._model, self._fps = model, fps
-        contract = model.contract
-        ready = Model(contract.model_copy(update={"cover_hw": contract.input_size_hw}), model.tensors, model.digest)
-        self._recognizer = Recognizer(ready, engine)
+        if not self._pooled:  # recordings are played several times: their images are kept at the model's size
+            small = model.contract.model_copy(update={"cover_hw": model.contract.input_size_hw})
+            model = Model(small, model.tensors, model.digest)
+        self._recognizer = Recognizer(model, engine)
+
+    @property
+    def _pooled(self) -> bool:
+        return self._model.contract.pooling is not None
 
     def extract(self, video: SupportVideo, name: str, background: str) -> list[SupportClip]:
         """A support clip for each playback. Raises SourceError where it cannot be read, DatasetError if too short."""
-        if video.label == background:  # may last for hours: none of its images is kept
-            stretches = _Stretches(STRETCH_TICKS if self._model.contract.pooling else None)
+        if video.label == background or self._pooled:  # may last for hours: none of its images is kept
+            background_ticks = STRETCH_TICKS if self._pooled and video.label == background else None
+            stretches = _Stretches(background_ticks)
             self._push(self._decode(video.path), stretches.append)
             self._check_length(video, stretches.kept[0])
-            return [SupportClip(name, background, *_features(ticks), 0, 0, natural=i == 0)
-                    for i, ticks in enumerate(stretches.kept)]
+            rows = [_features(ticks) for ticks in stretches.kept]
+            if video.label != background:
+                return [SupportClip(name, video.label, *rows[0], *action_span(self._changes(rows[0][0])))]
+            return [SupportClip(name, background, *each, 0, 0, natural=i == 0) for i, each in enumerate(rows)]
         frames = []
         for at, make in self._decode(video.path):
             with suppress(FrameError):
@@ -168,10 +176,17 @@ class FeatureExtractor:
                                        f"holes of {longest_s:.2f} s at most", "record it again in one piece")
                 before_at = item.captured_at
                 first_at = before_at if math.isnan(first_at) else first_at
-                yield before_at - first_at, partial(_prepare, item, self._model.contract)
+                yield before_at - first_at, (partial(getattr, item, "image_bgr") if self._pooled
+                                             else partial(_prepare, item, self._model.contract))
         if math.isnan(first_at):
             raise SourceError(f"{printable(path)}, of which no image can be read", "a video or images",
                               "record it again")
+
+    def _changes(self, features_TD: NDArray[np.float32]) -> NDArray[np.floating]:
+        """How much what the network sees changes at each tick."""
+        assert self._model.contract.pooling is not None
+        seen_TD = features_TD[:, :features_TD.shape[1] - self._model.contract.pooling.hands]
+        return np.asarray(np.abs(np.diff(seen_TD, axis=0, prepend=seen_TD[:1])).mean(axis=1))
 
     def _check_length(self, video: SupportVideo, ticks: Sequence[_Tick]) -> None:
         if len(ticks) < MIN_TICKS:

@@ -14,12 +14,14 @@ import numpy as np
 import engines
 from engines.decoding.paths import printable
 from engines.errors import DatasetError, GatestreamError, UsageError
+from engines.hands import HAND_FEATURES, models_installed
+from engines.model import pooling
 from engines.model.contract import Contract, EventRule
 from engines.model.file import Model, save, write_atomically
 from engines.model.scores import probabilities
 from engines.training import few_shot
 from engines.training.few_shot import NO_BACKGROUND_SCORES, BackgroundScores, HeldOut, TeachReport
-from engines.training.pooled_few_shot import teach_pooled
+from engines.training.pooled_few_shot import forget, teach_pooled
 from stream.events import detect_events
 from stream.teaching.support_videos import FeatureExtractor, SupportVideo, find_videos
 
@@ -46,19 +48,28 @@ class TeachResult(NamedTuple):
 
 def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = (), head: str | None = None,
                  fresh: bool = False, strict: bool = False, fps: float | None = None, seed: int = 0,
-                 engine: str = "auto", name: str | None = None,
+                 engine: str = "auto", name: str | None = None, hands: bool = True,
                  note: Callable[[str], None] = lambda _: None) -> TeachResult:
     """Teaches a model the labels of a folder and writes it to `out`.
     folder: a folder for each label (background, idle, nothing: no action) with its recordings, videos or folders of
     images; idle: folders of footage without actions; head: which one learns, needed when there are several; fresh: know
     the folder's labels only; strict: stop at a recording that cannot be read, instead of leaving it out; fps: the rate
-    of images; name: of the new model. A label that the model has already is taught further.
+    of images; name: of the new model; hands: a base with pooled heads may look at hands, where
+    their models are installed. A label that the model has already is taught further; a base with pooled heads is taught
+    all labels at once.
     Raises UsageError, DatasetError, SourceError, SinkError."""
     loaded = engines.load(model)
     head = _check_head(loaded, head)
     if not loaded.contract.network.causal:
         raise UsageError(f"{loaded.contract.name}, which is bidirectional", "a causal model to teach",
                          "train or convert one with --causal")
+    if loaded.contract.pooling is not None:
+        if not fresh and any(value.any() for part, value in loaded.tensors.items()
+                             if part.startswith(f"{pooling.PREFIX}{head}.")):
+            raise UsageError(f"{loaded.contract.name}, which knows {', '.join(loaded.contract.heads[head])} but not "
+                             "their recordings", "all recordings in one folder, old and new",
+                             f"put them together and teach base, or add --fresh to forget what {model} knows")
+        loaded = forget(loaded, head, HAND_FEATURES if hands and models_installed() else 0)
     background = few_shot.background_label(loaded.contract, head, fresh)
     videos = find_videos(folder, background, idle)
     clips, skipped = [], []
