@@ -5,7 +5,7 @@
 Times are in seconds: stream time (0 at the start) for files, Unix time for live cameras."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
@@ -22,13 +22,15 @@ class _PlainRecord:
     """A record whose JSON form is its fields as they stand."""
 
     def as_json(self) -> dict[str, Any]:
-        values = {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        values = {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()
+                  if value is not None}
         return {"type": type(self).__name__.lower(), **values}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """What `as_json` has written; keys it does not know are passed over."""
-        return cls(**{each.name: record[each.name] for each in fields(cls)})
+        return cls(**{each.name: record[each.name] for each in fields(cls)
+                      if each.name in record or each.default is MISSING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Event(_PlainRecord):
     ended_at: float  # of an open event, the latest time it was active
     score: float
     open: bool  # it has not ended yet
+    number: int | None = field(default=None, compare=False)  # of its head's events, where several may be open at a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
-from stream.events import EventTracker
+from stream.events import event_trackers
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
-from stream.scoring import Scorer, Scores, top_labels
+from stream.scoring import Scorer, Scores, parts_of, result_heads, top_labels
 
 Decoder = Callable[[], NDArray[Any]]
 Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
@@ -51,8 +51,7 @@ class _CameraState:
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
         self.scorer = Scorer(model)
-        self.trackers = {head: EventTracker(camera, head, labels, contract.background, rule or contract.events)
-                         for head, labels in contract.heads.items()}
+        self.trackers = event_trackers(contract, camera, rule)
         self.counts = Counts()
         self.steps = 0  # since the last reset
         self.previous: Image | None = None  # the prepared image of the last step, and when it was taken
@@ -316,14 +315,16 @@ class Recognizer:
         if stream.steps < self.contract.warmup_frames:
             return []
         events = [event for head, tracker in stream.trackers.items()
-                  for event in tracker.update(at, scores.now[head], scores.window[head])]
+                  for event in tracker.update(at, *(np.concatenate([probs[part] for part in
+                                                                    parts_of(self.contract, head)])
+                                                    for probs in (scores.now, scores.window)))]
         stream.counts.events += sum(not event.open for event in events)
         return events
 
     def _publish(self, item: _BatchItem, scores: Scores) -> Prediction:
         stream = item.stream
-        heads = {head: HeadScores(top_labels(labels, scores.now[head]), top_labels(labels, scores.window[head]))
-                 for head, labels in self.contract.heads.items()}
+        heads = {head: HeadScores(*(top_labels(self.contract, head, probs) for probs in (scores.now, scores.window)))
+                 for head in result_heads(self.contract)}
         return Prediction(camera=stream.camera, frame=item.number, captured_at=item.arrival.captured_at,
                           warm=stream.steps >= self.contract.warmup_frames, heads=heads, clips=scores.gates,
                           latency_ms={part: 1000 * value for part, value in item.latency.items()},

@@ -7,7 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -99,6 +99,26 @@ class TestCheck:
         (problem,) = groups["damaged"]
         assert (problem.kind, problem.where) == ("damaged", "damaged.mp4")
         assert 2 < float(problem.detail.split("after ")[1].split()[0]) < 6
+
+    @pytest.mark.parametrize("frames", [True, False])
+    @pytest.mark.parametrize(("changing", "words"), [
+        (lambda k: 0, "the same picture, one colour"), (lambda k: 50 * (np.arange(64) // 16), "the same picture"),
+        (lambda k: k, ""), (lambda k: 0 if k < 190 else k, "")], ids=["black", "one picture", "fading", "at the end"])
+    def test_one_picture_throughout_is_seen_at_a_few_places(self, tmp_path: Path, frames: bool, changing: Any,
+                                                            words: str) -> None:
+        path = tmp_path / "frames" if frames else tmp_path / "a.mp4"
+        pictures = [np.zeros((*SIZE_HW, 3), np.uint8) + np.uint8(changing(k))[..., None] for k in range(200)]
+        if frames:
+            path.mkdir()
+            for k, image in enumerate(pictures):
+                cv2.imwrite(str(path / f"{k:03d}.png"), image)
+        else:
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, SIZE_HW[::-1])
+            for image in pictures:
+                writer.write(image)
+            writer.release()
+        notes = inspect_recording(Media(path, 25.0 if frames else None, None)).notes
+        assert [note.partition("places it shows ")[2] for note in notes] == [words] * bool(words)
 
     @pytest.mark.parametrize(("start_s", "stop_s", "kinds"), [
         (0.5, 1.0, {"short": 1}), (1.5, None, {"short": 1}), (0.0, 3.0, {"ends after the end": 1}),

@@ -575,14 +575,16 @@ class TestStrangersFolders:
             touch(classes / "videos" / f"{k}.mp4")
         assert open_dataset(classes).found == "train.csv"
 
-    @pytest.mark.parametrize("delimiter", [";", "\t"])
-    def test_tables_as_spreadsheets_of_other_countries_save_them(self, tmp_path: Path, delimiter: str) -> None:
+    @pytest.mark.parametrize(("delimiter", "encoding"), [(";", "utf-8"), ("\t", "utf-8"), (",", "utf-8-sig"),
+                                                         ("\t", "utf-16")])
+    def test_tables_as_spreadsheets_of_other_countries_save_them(self, tmp_path: Path, delimiter: str,
+                                                                 encoding: str) -> None:
         folder = epic_folder(tmp_path, epic_row())
         wanted = open_dataset(folder)
         for path in folder.glob("*.csv"):
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.reader(file))
-            with path.open("w", encoding="utf-8", newline="") as file:
+            with path.open("w", encoding=encoding, newline="") as file:
                 csv.writer(file, delimiter=delimiter).writerows(rows)
         assert open_dataset(folder).splits == wanted.splits
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from engines.decoding.paths import is_image, is_video, natural_key, normalise_la
 from engines.decoding.picture import PictureConverter
 from engines.decoding.sanity import PictureMonitor
 from engines.decoding.video import VideoReader
-from engines.errors import DatasetError, FrameError, SourceError
+from engines.errors import DatasetError, FrameError, SourceError, UsageError
 from engines.model.preprocess import fit
 from stream.frame import Frame
 from stream.recognizer import Recognizer
@@ -102,6 +103,101 @@ def test_every_turn_and_mirror_image_of_the_display_matrix(tmp_path: Path, matri
     frames = frames_of(open_path(path))
     assert [number(frame.image_bgr) for frame in frames] == list(range(COUNT))
     assert max(difference(frame.image_bgr, k) for k, frame in enumerate(frames)) < LOSSY
+
+
+def test_telecined_film_is_of_whole_lines(tmp_path: Path) -> None:
+    def telecined(image: np.ndarray) -> np.ndarray:
+        """Of four pictures five: the third and the fourth are of the lines of two."""
+        k = next(shown)
+        upper, lower = (videos.picture(k // 5 * 4 + order[k % 5]) for order in ((0, 1, 1, 2, 3), (0, 1, 2, 3, 3)))
+        return np.stack([upper[::2], lower[1::2]], 1).reshape(image.shape)
+
+    shown = itertools.count()
+    path = write(tmp_path / "film.mpg", codec="mpeg2video", options={"b": "6M"}, setup=interlaced, shape=telecined)
+    numbers = [number(frame.image_bgr) for frame in frames_of(open_path(path))]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(range(24))
+
+
+@pytest.mark.parametrize("pixels", ["yuv411p", "yuva420p", "gbrp16le", "yuv444p10le", "bgr0"])
+def test_unusual_pixels(tmp_path: Path, pixels: str) -> None:
+    assert_as_filmed(write(tmp_path / "a.mkv", codec="ffv1", pixels=pixels))
+
+
+@pytest.mark.parametrize("bytes_kept", [0.6, 0.75])  # of the second FFmpeg opens what is left as if it were whole
+def test_a_fragmented_file_is_read_up_to_where_it_is_cut(tmp_path: Path, bytes_kept: float) -> None:
+    path = write(tmp_path / "a.mp4", options={"g": "5"}, container_options={
+        "movflags": "frag_keyframe+empty_moov+default_base_moof"})
+    path.write_bytes(path.read_bytes()[:round(bytes_kept * path.stat().st_size)])
+    source = open_path(path)
+    frames = frames_of(source)
+    assert [number(frame.image_bgr) for frame in frames] == list(range(len(frames)))
+    assert 5 <= len(frames) < COUNT
+    assert source.notes == [f"{path} is cut off: what is before the cut is read"][:1 if bytes_kept == 0.6 else 0]
+    assert inspect_recording(Media(path)).notes == tuple(source.notes)
+    later = decode_segment(Segment("a", Media(path), 0.12), RATE, SIZE_HW)
+    assert [number(image) for image in later] == list(range(3, len(frames)))
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.ts", "a.mp4"])
+def test_a_file_cut_at_the_start_begins_with_its_first_whole_picture(tmp_path: Path, name: str) -> None:
+    """Of an open group of pictures those before the first keyframe cannot be decoded."""
+    path = write(tmp_path / "whole.ts", options={"bf": "3", "x264-params": "open-gop=1:keyint=10:min-keyint=10"})
+    with av.open(str(path)) as whole, av.open(str(tmp_path / name), "w") as cut:
+        stream, keyframes = cut.add_stream_from_template(whole.streams.video[0]), 0
+        for packet in whole.demux(video=0):
+            keyframes += packet.is_keyframe
+            if packet.dts is not None and keyframes > 1:
+                packet.stream = stream
+                cut.mux(packet)
+    frames = frames_of(open_path(tmp_path / name))
+    assert [number(frame.image_bgr) for frame in frames] == list(range(10, COUNT))
+    assert [frame.captured_at for frame in frames] == pytest.approx([k / RATE for k in range(COUNT - 10)], abs=2e-3)
+    assert inspect_recording(Media(tmp_path / name)).fault == ""
+
+
+def test_times_that_begin_anew_in_the_middle_lead_nowhere(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "1.ts", count=500), write(tmp_path / "2.ts", container_options={
+        "mpegts_start_pid": "300"})
+    path = tmp_path / "both.ts"
+    path.write_bytes(one.read_bytes() + other.read_bytes())
+    assert len(frames_of(open_path(path))) == 500
+    found = inspect_recording(Media(path))
+    assert (found.fault, found.seconds) == ("", pytest.approx(20.0))
+
+
+def test_a_stream_that_appears_later_disturbs_nothing(tmp_path: Path) -> None:
+    class Container:
+        """Stumbles over a packet of an unknown stream as PyAV does."""
+
+        def __init__(self, container: Any) -> None:
+            self._container, self._stumbles = container, 3
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def demux(self, stream: Any) -> Any:
+            for packet in self._container.demux(stream):
+                yield packet
+                self._stumbles -= 1
+                if self._stumbles >= 0:
+                    raise IndexError("list index out of range")
+
+    reader: Any = VideoReader(write(tmp_path / "a.mp4"))
+    reader._container = Container(reader._container)
+    reader._seek(0.0)
+    assert [number(frame.picture()) for frame in reader.frames()] == list(range(COUNT))
+
+
+def test_a_stream_that_changes_its_codec_or_name_says_what_is_lost(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "1.ts"), write(tmp_path / "2.ts", codec="mpeg2video", options={"b": "4M"})
+    path = tmp_path / "both.ts"
+    path.write_bytes(one.read_bytes() + other.read_bytes())
+    source = open_path(path)
+    numbers = [number(frame.image_bgr) for frame in frames_of(source)]
+    assert numbers == sorted({*numbers} - {-1})
+    assert source.lost > 20
+    assert inspect_recording(Media(path)).fault == "damaged"
 
 
 @pytest.mark.parametrize(("name", "before"), [
@@ -224,6 +320,22 @@ def test_an_animation_of_which_one_picture_is_read_is_said(tmp_path: Path, flags
     path = tmp_path / "a.webp"
     path.write_bytes((b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0" + bytes([flags]) + bytes(30))[:length])
     assert [("animation" in note) for note in open_path(path).notes] == [True] * animated
+    png = tmp_path / "a.png"
+    png.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(29) + (b"acTL" if animated else b"IDAT"))
+    assert [("animation" in note) for note in open_path(png).notes] == [True] * animated
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "link.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    for name, words in (("pipe.mp4", "is no file"), ("link.mp4", "does not exist"), ("folder.mp4", "is no file")):
+        with pytest.raises(DatasetError, match=words):
+            decode_segment(Segment("a", Media(tmp_path / name)), RATE, SIZE_HW)
+        with pytest.raises(UsageError):
+            open_path(tmp_path / name)
+    with pytest.raises(UsageError, match="a link, whose target is not there"):
+        open_source(str(tmp_path / "link.mp4"))
 
 
 class TestOnDemand:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.model.contract import EventRule
+from engines.model.contract import NO_BACKGROUND_EVENTS, EventRule
+from engines.model.scores import probabilities
 from stream.events import EventTracker, detect_events
 from stream.frame import Event
+from stream.window import Window
 
 LABELS = ("left", "right", "none")
 RULE = EventRule(open_above=0.6, close_below=0.4, close_after_s=0.25, min_duration_s=0.3, min_score=0.5,
@@ -117,6 +119,43 @@ def test_without_background_the_window_scores_decide(tops: list[float], wanted: 
     events = detect_events(np.arange(len(tops)) / 10, now_TK, window_TK, labels=("walk", "run", "sit"), background=None,
                        rule=RULE)
     assert [(event.label, round(event.started_at, 3), round(event.ended_at, 3)) for event in events] == wanted
+
+
+ACTIONS = ("walk", "run", "sit", "jump")
+
+
+def windows(lengths: list[tuple[int, int]], clip_frames: int = 4, clips: int = 4) -> np.ndarray:
+    """Window scores of actions one after another, (label, ticks); -1: something that looks like none of them."""
+    window, looks = Window(clip_frames, clips, len(ACTIONS)), 5 * np.eye(len(ACTIONS) + 1, len(ACTIONS), dtype="f4")
+    return probabilities(np.array([window.push(looks[label])[0] for label, ticks in lengths for _ in range(ticks)]))
+
+
+@pytest.mark.parametrize(("actions", "wanted", "off_s"), [
+    ([(0, 10), (1, 10), (0, 10), (3, 10)], [(0, 0, 10), (1, 10, 20), (0, 20, 30), (3, 30, 40)], 0.5),
+    ([(0, 30), (1, 30)], [(0, 0, 30), (1, 30, 60)], 0.5),
+    ([(0, 30), (1, 2), (0, 30)], [(0, 0, 62)], 0.5),                      # too short to fill most of a window
+    ([(0, 20), (-1, 40), (1, 20)], [(0, 0, 20), (1, 60, 80)], 1.5),        # evidence fades
+    ([(0, 20), (0, 20)], [(0, 0, 40)], 0.5),                               # nothing tells the same twice apart
+])
+def test_without_background_actions_are_apart_where_they_were(actions: list[tuple[int, int]],
+                                                              wanted: list[tuple[int, int, int]], off_s: float
+                                                              ) -> None:
+    window_TK = windows(actions)
+    events = detect_events(np.arange(len(window_TK)) / 5, window_TK, window_TK, labels=ACTIONS, background=None,
+                           rule=NO_BACKGROUND_EVENTS, window_s=13.5 / 5)
+    assert [event.label for event in events] == [ACTIONS[label] for label, _, _ in wanted]
+    found = [(event.started_at, event.ended_at) for event in events]
+    assert np.abs(np.array(found) - [(first / 5, last / 5) for _, first, last in wanted]).max() < off_s
+    assert all(before[1] < after[0] for before, after in pairwise(found))
+
+
+def test_without_background_what_opens_closes() -> None:
+    window_TK = windows([(0, 20), (1, 20), (2, 4), (0, 20)])
+    tracker = EventTracker("0", "action", ACTIONS, None, NO_BACKGROUND_EVENTS, window_s=13.5 / 5)
+    told = [event for k, probs_K in enumerate(window_TK) for event in tracker.update(k / 5, probs_K, probs_K)]
+    told += tracker.flush()
+    assert [(event.label, event.open) for event in told] == [
+        (label, opened) for label in ("walk", "run", "walk") for opened in (True, False)]
 
 
 @given(st.text("".join(PROBS), max_size=80))

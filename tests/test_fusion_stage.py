@@ -16,6 +16,7 @@ import engines
 from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
 from engines.model.clip_fusion import GatedFusion
+from engines.model.contract import NO_BACKGROUND_EVENTS
 from engines.model.file import Model, load, save
 from engines.networks.config import FusionRule
 from engines.networks.network import build
@@ -163,11 +164,46 @@ def test_any_dataset_with_time_between_its_actions_teaches_fusion(
     save(init, contract.model_copy(update=elsewhere), tensors)
     train(recipe, data, lambda _: None, clock)
     assert "lamps has no fold 3" in caplog.text
-    for update, error in (({"heads": {**heads, "noun": ("door", "background")}}, "labels are not those"),
-                          ({"background": None}, "no label for time without any")):
+    for update in ({"heads": {**heads, "noun": ("door", "background")}}, {"background": None}):
         save(init, contract.model_copy(update=update), tensors)
-        with pytest.raises(UsageError, match=error):
+        with pytest.raises(UsageError, match="labels are not those"):
             train(recipe, data, lambda _: None, clock)
+
+
+@pytest.mark.parametrize("untrimmed", [False, True])
+def test_a_model_without_background_has_its_fusion(tmp_path: Path, untrimmed: bool) -> None:
+    def segment(name: str, k: int) -> Segment:
+        start_s, media = (2.0 + 4 * k, Media(Path(name))) if untrimmed else (0.0, Media(Path(f"{name}{k}")))
+        return Segment(f"{name}{k}", media, start_s, start_s + 2.0, {"action": ("left", "right")[k % 2]})
+
+    data = Dataset("lamps", {"action": ("left", "right")},
+                   {"train": [segment("a", k) for k in range(6)], "validation": [segment("b", k) for k in range(6)]})
+    sources = TrainingSources(data, frame_rate=5.0, names_background=False)
+    assert sources.heads == data.heads
+    network = build("gsf-mobilenetv2", heads={"action": 2}, causal=True, input_size_hw=(72, 96))
+    contract = make_contract(Recipe(Path(), "", readout_width=0), network, sources)
+    assert (contract.background, contract.events) == (None, NO_BACKGROUND_EVENTS)
+    init, out = tmp_path / "lamps.safetensors", tmp_path / "fused.safetensors"
+    save(init, contract, {name: value.numpy() for name, value in network.state_dict().items()}, half=False)
+    table = train(FusionRecipe(out, str(init), window_clips=CLIPS, windows=30), data, lambda _: None, clock)
+    assert list(table) == ["central clip", "dense average", "+ fusion", "+ gate", "+ both"]
+    assert load(out).contract.fusion == FusionRule()
+    engine = engines.compile(load(out), "eager")
+    assert np.isfinite(engine.step(np.zeros((1, 72, 96, 3), np.uint8), [0]).features).all()
+
+
+def test_windows_without_background_end_in_an_action_that_fills_half_of_them(model: Model) -> None:
+    shown = [LabelledFrame(np.full((72, 96, 3), 20 * k, np.uint8), k % 2, (n + 1) / 8, gesture=k)
+             for k in range(12) for n in range(8)]
+    bare = Model(model.contract.model_copy(update={"background": None, "clip_frames": 4}), model.tensors, "")
+    windows = cache_windows(bare, [iter(shown)], 12, CLIPS)
+    frames_N = windows.counts_NC.sum(axis=1)
+    assert windows.labels_N.tolist() == [k % 2 for k in range(12)]
+    assert set(frames_N.tolist()) <= {6, 7, 8, 9, 10, 11, 12}
+    assert len(set(frames_N.tolist())) > 2
+    assert (windows.clips_NCD[windows.counts_NC == 0] == 0).all()
+    with pytest.raises(DatasetError, match="wanted 500 windows"):
+        cache_windows(bare, [iter(shown)], 500, CLIPS)
 
 
 def test_the_command_writes_a_model_that_runs_live(

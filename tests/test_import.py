@@ -19,6 +19,7 @@ from test_official import Trap
 import engines
 from engines.datasets.tables import read_labels
 from engines.errors import UsageError
+from engines.model.contract import NO_BACKGROUND_EVENTS, EventRule
 from engines.model.import_official import contract_of, import_official
 from engines.model.official import ARCHITECTURES, architecture_of, official_name
 from engines.model.preprocess import normalise, prepare
@@ -96,7 +97,7 @@ def test_every_architecture_is_recognised_and_prepared_for_as_published(arch: st
 @pytest.mark.parametrize(("arguments", "named"), [
     (["--labels", "four.txt"], "4 labels"), (["--labels", "twice.txt"], "4 of them different"),
     (["--labels", "none.txt"], "none.txt"), (["--arch", "gsf-vgg"], "gsf-vgg"), (["--out", "x.pth"], "x.pth"),
-    (["--name", "a/b"], "name")])
+    (["--name", "a/b"], "name"), (["--background", "2o"], "did you mean '2'?")])
 def test_wrong_use_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str],
                             named: str, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
@@ -105,6 +106,17 @@ def test_wrong_use_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     assert main(["import-official", str(checkpoint), "--out", "x.safetensors", *arguments]) == 2
     assert named in capfd.readouterr().err
     assert not Path("x.safetensors").exists()
+
+
+@pytest.mark.parametrize("background", ["Opening", None])
+def test_a_class_may_mean_nothing(checkpoint: Path, tmp_path: Path, background: str | None) -> None:
+    labels, out = tmp_path / "labels.txt", tmp_path / "x.safetensors"
+    labels.write_text("\n".join(CLASSES))
+    options = [] if background is None else ["--background", background]
+    assert main(["import-official", str(checkpoint), "--labels", str(labels), "--out", str(out), *options]) == 0
+    contract = engines.load(out).contract
+    assert contract.background == background
+    assert contract.events == (NO_BACKGROUND_EVENTS if background is None else EventRule())
 
 
 def test_another_architectures_checkpoint_is_refused(checkpoint: Path, tmp_path: Path,

@@ -15,6 +15,7 @@ from tiny_training import LABELS, SIZE_HW, contract, picture, tiny_network
 from torch import nn
 
 import engines
+from engines.datasets import open_dataset
 from engines.datasets.base import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
 from engines.model import official
@@ -379,12 +380,22 @@ def test_the_command_trains_on_streams_of_any_dataset_from_a_whole_network(
     assert contract_.provenance["recipe"]["iterations"] == 2
 
 
+@pytest.mark.parametrize("recipe", ["official", "gatestream"])
+def test_a_class_of_the_data_may_mean_nothing(recipe: str, project: Path, tmp_path: Path) -> None:
+    out, some = tmp_path / "live.safetensors", open_dataset(project / "data").heads["action"][0]
+    short = ["--iterations", "1", "--trimmed-first", "0"] if recipe == "gatestream" else ["--epochs", "1"]
+    assert main(["train", str(project / "data"), "--init", str(project / "start.safetensors"), "--out", str(out),
+                 "--recipe", recipe, "--batch", "2", "--workers", "0", "--background", some, *short]) == 0
+    assert engines.load(out).contract.background == some
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--size", "96"], "--size 96"),
     (["--recipe", "official", "--idle", "."], "--idle with the recipe official"),
     (["--recipe", "gatestream", "--teacher", "t.safetensors"], "--teacher with the recipe gatestream"),
     (["--recipe", "official", "--without-fold", "9"], "fold 9"),
     (["--arch", "gsf-lenet"], "gsf-lenet"),
+    (["--background", "Idel"], "did you mean"),
     (["--kind", "cinema"], "cinema")])
 def test_wrong_use_of_the_command_is_named(options: list[str], message: str, project: Path, tmp_path: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:

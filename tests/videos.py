@@ -52,10 +52,11 @@ def difference(image: Image, k: int) -> float:
 def write(path: Path, *, codec: str = "libx264", pixels: str = "yuv420p", count: int = COUNT, rate: int = RATE,
           size_hw: tuple[int, int] = SIZE_HW, options: dict[str, str] | None = None, setup: Setup = lambda _: None,
           times: Sequence[int] | None = None, before: Callable[[Any], Callable[[], None]] | None = None,
-          shape: Callable[[Image], Image] = lambda image: image, container: str | None = None) -> Path:
+          shape: Callable[[Image], Image] = lambda image: image, container: str | None = None,
+          container_options: dict[str, str] | None = None) -> Path:
     """A video of `count` frames. setup: changes the stream; times: of each frame, in frames; before: adds a stream
     ahead of it; shape: what is stored of each picture."""
-    with av.open(str(path.absolute()), "w", format=container) as output:
+    with av.open(str(path.absolute()), "w", format=container, options=container_options or {}) as output:
         finish = before(output) if before else lambda: None
         stream: Any = output.add_stream(codec, rate=rate, options={"crf": "12", **(options or {})}
                                         if codec.startswith("libx26") else options or {})

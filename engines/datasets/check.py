@@ -4,27 +4,30 @@
     report.problems          # missing, unreadable, short, inconsistent, ..., one record each
     report.groups()          # {"missing": [Problem, ...], ...}, the most frequent first
 
-Of a video the header is read, and the first and the last frames are decoded; if deep, all."""
+Of a video the header is read, the last frames are decoded, and a few from all over it looked at; if deep, all."""
 
 import hashlib
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.datasets.base import Dataset, Media, Problem, Segment
-from engines.datasets.decode import open_recording, stills
+from engines.datasets.decode import stills
 from engines.decoding.images import read_image
 from engines.decoding.paths import printable, similar_labels
 from engines.decoding.sanity import PictureMonitor
-from engines.errors import DatasetError, FrameError
+from engines.decoding.video import open_video
+from engines.errors import DatasetError, FrameError, SourceError
 
 _RATES_AGREE = 0.02  # relative difference between a video's rate and the one stated
 _TIMES_AGREE_S = 0.25  # between a recording's length and a stated one; timestamps are rounded, audio is longer
 _TAIL_S = 2.0  # before a video's stated end, in which its last frame is expected
+_LOOKS = 4  # places of a video, or images of a folder, that are looked at unless all are
 _LISTED = 10  # items of a group of problems in the JSON
 
 BY_HAND = ("class folders", "a sense project")  # datasets whose splits somebody has made at home
@@ -112,26 +115,37 @@ def inspect_recording(media: Media, deep: bool = False) -> Recording:
         return Recording(fault="missing", detail=str(media.path))
     try:
         return _inspect_video(media, deep) if media.rate is None else _inspect_frames(media, deep)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, SourceError, OSError) as error:
         return Recording(fault="unreadable", detail=str(getattr(error, "got", error)))
 
 
-def _inspect_video(media: Media, deep: bool) -> Recording:
-    with closing(open_recording(media.path)) as video:
+def _inspect_video(media: Media, deep: bool, seek: bool = True) -> Recording:
+    with closing(open_video(media.path)) as video:
         rate, stated_s, size_hw = video.rate, video.seconds, video.size_hw
         monitor = PictureMonitor(printable(media.path), rate, stated_s)
-        last_s, damaged_s = 0.0, None
-        for found in video.frames(0.0 if deep else max(stated_s - _TAIL_S, 0.0)):
+        last_s, damaged_s, apart_s, looked_s = 0.0, None, 0.0 if deep else stated_s / (2 * _LOOKS), -math.inf
+        tail_s = max(stated_s - _TAIL_S, 0.0) if seek and not deep else 0.0
+        arrived = False
+        for start_s in () if not tail_s else (stated_s * part / _LOOKS for part in range(_LOOKS)):
+            first = next(filter(None, video.frames(start_s)), None)
+            if first is not None and first.at_s >= looked_s + apart_s:
+                looked_s = first.at_s
+                with suppress(FrameError):
+                    monitor.add(looked_s, first.picture())
+        for found in video.frames(tail_s):
             try:
                 if found is not None:
-                    last_s = found.at_s
-                    if deep:
+                    last_s, arrived = found.at_s, True
+                    if last_s >= looked_s + apart_s:
+                        looked_s = last_s
                         monitor.add(last_s, found.picture(), found.missing)
                 elif damaged_s is None:
                     damaged_s = last_s
             except FrameError:
                 damaged_s = last_s if damaged_s is None else damaged_s
-        notes = (*video.notes, *(monitor.finish() if deep else ()))
+        notes = (*video.notes, *monitor.finish(whole=deep))
+    if tail_s > 0 and not arrived:  # cut off, or of times that lead elsewhere
+        return _inspect_video(media, deep, seek=False)
     seconds, detail = last_s + (1 / rate if rate > 0 else 0.0), ""
     if stated_s - seconds > max(_TIMES_AGREE_S, 3 / rate if rate > 0 else 0):
         detail = f"{printable(media.path)}: states {stated_s:.2f} s, its last frame that decodes is at {last_s:.2f} s"
@@ -145,7 +159,8 @@ def _inspect_frames(media: Media, deep: bool) -> Recording:
     found = stills(media)
     if not found:
         return Recording(fault="unreadable", detail=f"{printable(media.path)}: no image in it")
-    opened = found if deep else [found[0], found[-1]]
+    opened = found if deep else list(dict.fromkeys(found[part * (len(found) - 1) // _LOOKS]
+                                                   for part in range(_LOOKS + 1)))
     monitor, size_hw, broken = PictureMonitor(printable(media.path)), (0, 0), []
     for at_s, path in opened:
         try:
@@ -154,13 +169,12 @@ def _inspect_frames(media: Media, deep: bool) -> Recording:
             broken.append(error.got)
             continue
         size_hw = image.shape[0], image.shape[1]
-        if deep:
-            monitor.add(at_s, image)
+        monitor.add(at_s, image)
     detail = broken[0] if broken else ""
     if len(broken) == len(opened):
         return Recording(fault="unreadable", detail=detail)
     return Recording(found[-1][0] + 1 / media.rate, media.rate, size_hw, "damaged" if broken else "", detail,
-                     tuple(monitor.finish()))
+                     tuple(monitor.finish(whole=deep)))
 
 
 def _labels(dataset: Dataset) -> Iterator[Problem]:

@@ -13,14 +13,13 @@ from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 
-import av.error
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.datasets.base import Media, Segment
 from engines.decoding.images import Image, read_image
 from engines.decoding.paths import image_number, list_images, printable
-from engines.decoding.video import VideoReader, reason_of
+from engines.decoding.video import open_video
 from engines.errors import DatasetError, FrameError, SourceError
 from engines.model.preprocess import fit
 
@@ -54,8 +53,7 @@ def frame_size(media: Media) -> tuple[int, int]:
         with suppress(FrameError):
             height, width = load().shape[:2]
             return height, width
-    raise DatasetError(f"{printable(media.path)}, of which no frame decodes", "a video, or a folder of images",
-                       "remove it or get it again")
+    raise _without_frames(media)
 
 
 def frames_at(times_s: NDArray[np.float64], when_s: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -80,8 +78,7 @@ def iterate_frames(media: Media, rate: float, size_hw: tuple[int, int], first: i
         openings = _openings(media, rate, size_hw, 0.0)
         opening = next(openings, None)
     if opening is None:
-        raise DatasetError(f"{printable(media.path)}, of which no frame decodes", "a video or a folder of images",
-                           "remove it or get it again")
+        raise _without_frames(media)
     shown, following = None, first
     for cell, image in chain([opening], openings):
         latest = cell
@@ -119,25 +116,16 @@ def _timed(media: Media, start_s: float) -> Iterator[tuple[float, Load]]:
     if media.rate is not None:
         yield from ((at_s, partial(read_image, path)) for at_s, path in stills(media) if at_s >= start_s)
         return
-    with closing(open_recording(media.path)) as video:
-        try:
-            yield from ((frame.at_s, frame.picture) for frame in video.frames(start_s) if frame is not None)
-        except av.error.FFmpegError as error:
-            raise _unreadable(media.path, reason_of(error)) from error
-
-
-def open_recording(path: Path) -> VideoReader:
-    """Raises DatasetError for a file that is missing, no video, or of which no frame decodes."""
     try:
-        return VideoReader(path)
+        with closing(open_video(media.path)) as video:
+            yield from ((frame.at_s, frame.picture) for frame in video.frames(start_s) if frame is not None)
     except SourceError as error:
         raise DatasetError(error.got, error.wanted, error.do) from error
-    except (av.error.FFmpegError, OSError) as error:
-        raise _unreadable(path, "cannot be opened" if path.is_file() else "does not exist") from error
 
 
-def _unreadable(path: Path, why: str) -> DatasetError:
-    return DatasetError(f"{printable(path)}, which {why}", "a video that FFmpeg can open", "remove it or get it again")
+def _without_frames(media: Media) -> DatasetError:
+    return DatasetError(f"{printable(media.path)}, of which no frame decodes", "a video or a folder of images",
+                        "remove it or get it again")
 
 
 def stills(media: Media) -> list[tuple[float, Path]]:

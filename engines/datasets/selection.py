@@ -8,6 +8,7 @@ from pathlib import Path
 from engines.datasets.base import Dataset, Media, Segment
 from engines.datasets.media import list_videos
 from engines.errors import DatasetError, UsageError
+from engines.model.contract import check_background
 from engines.synthetic import BACKGROUND
 
 log = logging.getLogger("gatestream.datasets")
@@ -62,6 +63,14 @@ def without_labels(data: Dataset, labels: Collection[str]) -> Dataset:
     splits = {split: [one for one in segments if not set(labels) & set(one.labels.values())]
               for split, segments in data.splits.items()}
     return replace(data, heads=heads, splits=splits)
+
+
+def with_background(data: Dataset, label: str | None) -> Dataset:
+    """The dataset with this label as the one that means "nothing"; None: as it is. Raises UsageError."""
+    if label is None:
+        return data
+    check_background(label, {label for labels in data.heads.values() for label in labels}, data.name)
+    return replace(data, background=label)
 
 
 def with_idle(data: Dataset, folders: Iterable[Path], without: Collection[str] = (), required: bool = True) -> Dataset:

@@ -2,6 +2,7 @@
 
 A file that cannot be understood is a DatasetError; an item that cannot is a Problem, and is left out."""
 
+import codecs
 import csv
 import io
 import json
@@ -16,7 +17,7 @@ from typing import Any
 from engines.datasets.base import Dataset, Problem, Segment
 from engines.datasets.kinds import ClassOrder
 from engines.datasets.mirror import mirror_labels
-from engines.decoding.paths import is_hidden
+from engines.decoding.paths import is_hidden, read_head
 from engines.errors import DatasetError, UsageError
 
 _TIMESTAMP = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
@@ -42,9 +43,10 @@ class Reader:
 
 
 def read_text(path: Path, lines: int | None = None) -> str:
-    """A UTF-8 file, with or without a byte-order mark; so many lines of it, if not all. Raises DatasetError."""
+    """A file in UTF-8, or in UTF-16 by its byte-order mark; so many lines of it, if not all. Raises DatasetError."""
+    encoding = "utf-16" if read_head(path, 2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding=encoding) as file:
             return "".join(islice(file, lines))
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}, whose byte {error.start} is no UTF-8", "annotations in UTF-8",

@@ -111,9 +111,10 @@ def decode_image(data: bytes, name: str) -> Image:
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a WebP file is an animation, of which `read_image` gives the first picture."""
-    head = read_head(path, 21)
-    return len(head) == 21 and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+    """Whether a WebP or PNG file is an animation, of which `read_image` gives the first picture."""
+    head = read_head(path, 41)
+    webp = len(head) > 20 and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+    return webp or (head[:4] == b"\x89PNG" and head[37:] == b"acTL")
 
 
 def _decode(data: bytes) -> NDArray[Any] | None:

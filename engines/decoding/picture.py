@@ -17,6 +17,7 @@ from engines.decoding.images import Image
 from engines.errors import FrameError
 
 SQUARE = 0.02  # relative; pixels so nearly square are taken as square
+UPRIGHT = (1, 0, 0, 1)
 WIDEST = 4.0  # pixels wider or higher than that are a broken header
 
 
@@ -90,7 +91,7 @@ class PictureConverter:
         aspect = float(pixel_aspect or 1)
         self._aspect = aspect if 1 / WIDEST <= aspect <= WIDEST and abs(aspect - 1) > SQUARE else 1.0
         self._chain, self._lock = _FilterChain(), threading.Lock()
-        self._matrix, self._rotation = (1, 0, 0, 1), math.nan
+        self._matrix, self._rotation = UPRIGHT, math.nan
 
     def convert(self, frame: av.VideoFrame) -> Image:
         """BGR uint8 [H, W, 3]. No line of the picture gets lost: pixels that are not square are made larger.
@@ -112,14 +113,14 @@ class PictureConverter:
                              "a picture", "convert the video, e.g. with ffmpeg -i IN OUT.mp4") from error
         if frame.rotation != self._rotation:  # a frame whose side data are looked at is freed late, which costs much
             self._matrix, self._rotation = _display_matrix(frame), frame.rotation
-        return np.ascontiguousarray(_turn(pixels, self._matrix))
+        return pixels if self._matrix == UPRIGHT else np.ascontiguousarray(_turn(pixels, self._matrix))
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """The signs of a, b, c, d: the pixel at (x, y) is shown at (a x + c y, b x + d y)."""
     data: Any = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # keyed by number
     if data is None or data.buffer_size < 20:
-        return 1, 0, 0, 1
+        return UPRIGHT
     a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
     return (a, 0, 0, d) if abs(a) + abs(d) >= abs(b) + abs(c) else (0, b, c, 0)
 

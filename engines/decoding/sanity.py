@@ -52,8 +52,11 @@ class PictureMonitor:
         self._plain = self._plain and bool(np.ptp(sample, axis=(0, 1)).max() <= NOISE)
         self._looks, self._looked_s = self._looks + 1, at_s
 
-    def finish(self) -> list[str]:
-        """What can be said only at the end of a recording."""
+    def finish(self, whole: bool = True) -> list[str]:
+        """What can be said only at the end of a recording. whole: all of its frames were added, not some of them."""
+        if not whole:
+            return self._once("frozen", self._changes == 1 and self._looks > 2 and self._seconds >= 1,
+                              f"at {self._looks} places it shows the same picture{', one colour' * self._plain}")
         few = self._count == 1 and self._stated_s >= 1
         lines = self._once("one picture", few, f"one picture in a video that states {self._stated_s:.1f} s")
         lines += self._once("hole", self._seconds > 2 and self._hole_s > HOLE_SHARE * self._seconds,

@@ -54,7 +54,7 @@ class StreamTime:
         return self._time_s, missing
 
     def _missing(self, step_s: float) -> int:
-        if len(self._steps_s) < FEWEST_STEPS:
+        if len(self._steps_s) < FEWEST_STEPS or step_s < 1.5 * min(self._steps_s):
             return 0
         usual_s = sorted(self._steps_s)[len(self._steps_s) // 2]
         even = sum(abs(past_s - usual_s) <= 0.25 * usual_s for past_s in self._steps_s)

@@ -13,7 +13,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,21 @@ class TimedFrame:
     picture: Callable[[], Image]
 
 
+class _Picture:
+    """Makes a frame's picture, once; then the frame's memory is the decoder's again."""
+
+    def __init__(self, converter: PictureConverter, frame: av.VideoFrame) -> None:
+        self._convert: Callable[[], Image] | None = partial(converter.convert, frame)
+        self._image: Image | None = None
+
+    def __call__(self) -> Image:
+        if (convert := self._convert) is not None:  # of two threads both may make it
+            self._image = convert()
+            self._convert = None
+        assert self._image is not None
+        return self._image
+
+
 class VideoReader:
     """An open video file, or a stream by its address; owned by one thread.
     options: of FFmpeg; timeout_s: to open, and to wait for data; live: decode with the least delay; name: for messages.
@@ -64,14 +79,18 @@ class VideoReader:
         av.logging.set_level(None)
         self.name = name or printable(where)
         self.notes: list[str] = []
-        self._file = None
+        self._file, self._seekable, local = None, True, isinstance(where, Path)
         if isinstance(where, Path):
             where = str(where.absolute())  # so that no colon in it is taken for a protocol
             if printable(where) != where:  # FFmpeg takes UTF-8 only
                 self._file = open(where, "rb")  # noqa: SIM115
         try:
-            self._container: InputContainer = av.open(
-                self._file or where, "r", options=dict(options or {}), timeout=timeout_s, metadata_errors="ignore")
+            try:
+                self._container: InputContainer = av.open(
+                    self._file or where, "r", options=dict(options or {}), timeout=timeout_s, metadata_errors="ignore")
+            except av.error.FFmpegError as error:
+                if not local or self._file or not self._open_cut(where):
+                    raise error from None
         except BaseException:
             self._close_file()
             raise
@@ -83,6 +102,16 @@ class VideoReader:
         except BaseException:
             self.close()
             raise
+
+    def _open_cut(self, where: str) -> bool:
+        """Opens an MP4 file of fragments whose end is lost, which FFmpeg finds by looking at the end first."""
+        try:
+            self._container = av.open(f"file:{where}", "r", "mp4", options={"seekable": "0"}, metadata_errors="ignore")
+        except av.error.FFmpegError:
+            return False
+        self._seekable = False
+        self.notes.append(f"{self.name} is cut off: what is before the cut is read")
+        return True
 
     def _choose_stream(self, live: bool) -> None:
         """The largest one that moves, of equal ones the first; never a cover."""
@@ -110,6 +139,8 @@ class VideoReader:
         self.rate = next((rate for rate in rates if RATE_RANGE[0] <= rate <= RATE_RANGE[1]), 0.0)
         self.count = self._stream.frames
         length_s = float((self._container.duration or 0) / av.time_base)
+        if self.format.startswith("matroska"):  # counts from 0, and not from its first frame
+            length_s = max(length_s - (self._container.start_time or 0) / av.time_base, 0.0)
         self.seconds = self.count / self.rate if self.count and self.rate else length_s
         if length_s > 2 * self.seconds + 10:
             self.notes.append(f"{self.name}: {self.count} frames, {self.seconds:.0f} s of them, in {length_s:.0f} s: "
@@ -145,7 +176,14 @@ class VideoReader:
 
     def frames(self, start_s: float = 0.0) -> Iterator[TimedFrame | None]:
         """Each frame of a file with its time; None as above. From the keyframe at `start_s` or before, or from the
-        start of a file that has no such places."""
+        start of a file that has no such places. Raises SourceError where the disk or connection breaks off."""
+        try:
+            yield from self._timed(start_s)
+        except av.error.FFmpegError as error:
+            raise SourceError(f"{self.name} breaks off ({reason_of(error)})", "a readable file",
+                              "check the disk or the connection it comes from") from error
+
+    def _timed(self, start_s: float) -> Iterator[TimedFrame | None]:
         if start_s > 0 or not self._ahead:
             self._seek(start_s)
         time: StreamTime | None = None
@@ -157,10 +195,13 @@ class VideoReader:
             time = time or StreamTime(self.rate)
             at_s, missing = time.next(frame.stated_s, first_s)
             yield TimedFrame(at_s, missing, frame.picture)
+            del frame
         if time is not None and time.jump_s:
             self.notes.append(f"{self.name}: its times jump by {time.jump_s:.0f} s, as one frame's step they count")
 
     def _seek(self, start_s: float) -> None:
+        if not self._seekable:
+            return
         self._ahead.clear()
         self._deinterlacer = Deinterlacer()
         try:
@@ -171,9 +212,11 @@ class VideoReader:
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[DecodedFrame | None]:
-        for frame in self._whole_frames():
-            yield None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
-                                                          cache(partial(self._converter.convert, frame)))
+        return map(self._describe, self._whole_frames())
+
+    def _describe(self, frame: av.VideoFrame | None) -> DecodedFrame | None:
+        return None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
+                                                       _Picture(self._converter, frame))
 
     def _whole_frames(self) -> Iterator[av.VideoFrame | None]:
         """Decoded frames of whole lines."""
@@ -185,6 +228,7 @@ class VideoReader:
             if untimed or frame.pts is None:
                 frame.pts = frame.dts
             yield from self._deinterlacer.push(frame)
+            del frame  # whose memory the decoder fills again, while it is in the processor's cache
         yield from self._deinterlacer.push(None)
 
     def _packets(self) -> Iterator[av.VideoFrame | None]:
@@ -196,6 +240,9 @@ class VideoReader:
                 found: list[Any] = [] if packet is None else packet.decode()
             except EOFError:
                 return
+            except IndexError:  # PyAV's, at a packet of a stream that damage or a new programme has added
+                packets = self._container.demux(self._stream)
+                continue
             except av.error.InvalidDataError:
                 failures += 1
                 packets = self._container.demux(self._stream)
@@ -204,12 +251,33 @@ class VideoReader:
             if packet is None:
                 return
             failures = 0 if found else failures
-            yield from found
+            while found:
+                yield found.pop(0)
 
     def unreadable(self, why: str) -> SourceError:
         """The error of a file that cannot be used."""
         return SourceError(f"{self.name}: {why}", "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
                            "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4")
+
+
+def open_video(path: Path) -> VideoReader:
+    """Opens a file. Raises SourceError with what is wrong with it."""
+    name, wanted = printable(path), "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)"
+    if not path.is_file():  # nor may a pipe be opened: it waits for who writes
+        raise SourceError(f"{name}: it " + ("is no file" if path.exists() else "does not exist"), wanted,
+                          "check the path")
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise SourceError(f"{name}: the file is empty", wanted, "get it again")
+        return VideoReader(path)
+    except av.error.FFmpegError as error:
+        raise SourceError(f"{name}: the file is no video, or its header is damaged or cut off: it cannot be opened "
+                          f"({reason_of(error)})", wanted,
+                          "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4") from error
+    except OSError as error:
+        raise SourceError(f"{name}: {error.strerror or error}", "a readable video file",
+                          "check the permissions of the file") from error
 
 
 def reason_of(error: Exception) -> str:

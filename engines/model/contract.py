@@ -1,9 +1,12 @@
 """The contract: everything about a model that is not a weight. It travels inside the model file."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engines.errors import UsageError
 from engines.networks.config import FusionRule, NetworkConfig
 
 FORMAT = "gatestream/1"
@@ -31,6 +34,10 @@ class EventRule(BaseModel):
         return self.model_copy(update={"open_above": probability, "close_below": min(self.close_below, probability)})
 
 
+# For a model with no label for "nothing": a window is of one action's label only where that fills most of it.
+NO_BACKGROUND_EVENTS = EventRule(open_above=0.5, close_below=0.3, min_duration_s=0.5, min_score=0.4)
+
+
 class Contract(BaseModel):
     """What a caller must know to use a model, validated on load."""
 
@@ -40,6 +47,7 @@ class Contract(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
     network: NetworkConfig
     heads: dict[str, tuple[str, ...]]  # labels of each head, in output order
+    multi_label: tuple[str, ...] = ()  # heads whose labels are true each for itself, of which none need be
     frame_rate: Positive  # frames a second, as in training
     cover_hw: tuple[int, int]  # the camera image is scaled to just cover this, then centre-cropped to the input size
     resize_filter: Literal["area", "bilinear", "pillow-bilinear"] = "area"  # see `engines/model/preprocess.py`
@@ -67,6 +75,19 @@ class Contract(BaseModel):
     def input_size_hw(self) -> tuple[int, int]:
         assert self.network.input_size_hw is not None
         return self.network.input_size_hw
+
+    @property
+    def warm_s(self) -> float:
+        """Seconds from the first frame after a reset to the first whose scores count."""
+        return max(0, self.warmup_frames - 1) / self.frame_rate
+
+    @property
+    def window_s(self) -> float:
+        """How long a full window is, in seconds, such that its middle is half of that ago: on average, a causal model's
+        newest clip has half of its frames, and the clip of a bidirectional one ended half a hop ago."""
+        hop = self.network.hop or max(1, self.network.segments // 4)
+        growing = (1 - self.clip_frames) / 2 if self.network.causal else hop - 1
+        return max(0.0, self.clip_frames * self.window_clips - 1 + growing) / self.frame_rate
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +119,16 @@ class Contract(BaseModel):
             raise ValueError("cover_hw: at least input_size_hw")
         if self.background is not None and not any(self.background in labels for labels in self.heads.values()):
             raise ValueError(f"background: {self.background!r} is a label of no head")
-        if unknown := {*self.temperature, *self.window_temperature} - set(self.heads):
-            raise ValueError(f"temperature: no such head {sorted(unknown)}")
+        if unknown := {*self.temperature, *self.window_temperature, *self.multi_label} - set(self.heads):
+            raise ValueError(f"temperature, multi_label: no such head {sorted(unknown)}")
+        if any(self.background in self.heads[head] for head in self.multi_label):
+            raise ValueError("multi_label: heads without a label for background")
         return self
+
+
+def check_background(label: str, known: Collection[str], where: str) -> None:
+    """Raises UsageError for a label of background that is none of those known."""
+    if label not in known:
+        [near] = get_close_matches(label, known, n=1, cutoff=0.0)
+        raise UsageError(f"--background {label!r}, no label of {where}", f"one of its {len(known)} labels",
+                         f"did you mean {near!r}?")

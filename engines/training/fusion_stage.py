@@ -4,7 +4,9 @@ as clip descriptors, and clip fusion is fitted on them by cross-entropy through 
     table = train(FusionRecipe(out, init="gesture.safetensors"), open_dataset("egogestar"))     # {"+ gate": 0.9, ...}
 
 A window is named by the one action that was seen in it to three quarters at least, or by background when it holds
-none; other windows are passed over. Like live ones, they end in a clip that is still growing.
+none; other windows are passed over. Like live ones, they end in a clip that is still growing. A model without a label
+for background is used where action follows action: its windows end in an action that is seen to three quarters, hold as
+many frames of what was before at most, and have fewer clips where that is not enough.
 
 Legend: N windows, C clips, oldest first, D features of a clip, T frames, K labels of a head."""
 
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from engines.datasets.base import Dataset
 from engines.datasets.frame_cache import read_frames
-from engines.datasets.selection import select
+from engines.datasets.selection import select, with_background
 from engines.errors import DatasetError, ModelError, UsageError
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import Contract
@@ -79,20 +81,19 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
           read_frames: ReadFrames = read_frames) -> dict[str, float]:
     """Fits clip fusion, writes the model file; returns `compare`'s table, {} where nothing was left out.
     data: what to learn from, its validation split to compare on; read_frames: decodes a segment. Raises UsageError for
-    a model that is not causal, has clip fusion already or no label for background, and for data with other labels;
-    DatasetError for data in which something is always done."""
+    a model that is not causal or has clip fusion already, and for data with other labels; DatasetError for data in
+    which something is always done, if the model has a label for background."""
     model = load(recipe.init)
     contract = model.contract
     if state := "has it" if contract.fusion is not None else "" if contract.network.causal else "is bidirectional":
         raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model without it",
                          "train a model first, then its fusion")
-    head, labels = next(iter(contract.heads.items()))
-    if contract.background not in labels:
-        raise UsageError(f"clip fusion for {contract.name}, whose {head} has no label for time without any",
-                         "a model with one", "train it on recordings that are longer than their actions")
+    head = next(iter(contract.heads))
     head_weights = model.tensors[f"heads.{head}.weight"].astype(np.float32), \
         model.tensors[f"heads.{head}.bias"].astype(np.float32)
     own = contract.provenance.get("recipe", {})
+    if any(contract.background in labels for labels in data.heads.values()):
+        data = with_background(data, contract.background)
     data = select(data, own.get("without_fold", 0), own.get("without_labels", ()), recipe.idle,
                   own.get("idle_without", ()), required=False)
     report(f"looking for {recipe.windows} windows of {recipe.window_clips} clips")
@@ -122,24 +123,27 @@ def _open_streams(recipe: FusionRecipe, contract: Contract, data: Dataset, read_
     """Streams of single actions, labelled for the model's first head. unseen: of what was left out, shown as it was
     recorded, without rendered hands; none where something is always done there."""
     sources = TrainingSources(data, "validation" if unseen else "train", frame_rate=contract.frame_rate,
-                              read_frames=read_frames, rendered=not unseen)
+                              read_frames=read_frames, rendered=not unseen,
+                              names_background=contract.background is not None)
     if sources.heads != contract.heads:
         raise UsageError(f"{data.name}, whose labels are not those of {contract.name}",
                          "the dataset it was trained on", "choose another one, or another model")
-    if unseen and not sources.idle:
+    if unseen and contract.background is not None and not sources.idle:
         return []
     streams = [TrainingStream(sources, contract.input_size_hw, contract.frame_rate,
                               np.random.default_rng((recipe.seed + unseen, i)), SectionShares(),
                               strength=float(not unseen), strict=recipe.strict) for i in range(STREAMS)]
     truths = sources.truths
-    return [(frame._replace(label=truths[frame.label][0]) for frame in stream.sparse()) for stream in streams]
+    return [(frame._replace(label=truths[frame.label][0]) for frame in
+             (stream.frames() if contract.background is None else stream.sparse())) for stream in streams]
 
 
 def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], count: int, window_clips: int) -> Windows:
     """Windows of `window_clips` clips from streams in turn, `count` in all.
     The streams' labels are indices into the model's first head. Raises DatasetError when the streams end too early."""
     contract = model.contract
-    background = next(iter(contract.heads.values())).index(contract.background)
+    labels = next(iter(contract.heads.values()))
+    background = labels.index(contract.background) if contract.background in labels else None
     examples: list[_Window] = []
     empty = 0
     watched = [_windows(model.network, contract, stream, window_clips, background) for stream in streams]
@@ -156,7 +160,10 @@ def cache_windows(model: Model, streams: Sequence[Iterator[LabelledFrame]], coun
 
 
 def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFrame], window_clips: int,
-             background: int) -> Iterator[_Window]:
+             background: int | None) -> Iterator[_Window]:
+    if background is None:
+        yield from _windows_of_actions(network, contract, stream, window_clips)
+        return
     longest = contract.clip_frames * window_clips
     seen: deque[tuple[LabelledFrame, Floats]] = deque(maxlen=longest)
     last = 0
@@ -168,9 +175,31 @@ def _windows(network: Network, contract: Contract, stream: Iterator[LabelledFram
         if k < longest or k - last < APART or label is None:
             continue
         last = k
-        rows_TD = np.stack([features_D for _, features_D in held])
-        clips = np.split(rows_TD, range(contract.clip_frames, len(held), contract.clip_frames))
-        yield np.stack([clip.mean(axis=0) for clip in clips]), [len(clip) for clip in clips], label
+        yield *_clips([features_D for _, features_D in held], contract.clip_frames, window_clips), label
+
+
+def _windows_of_actions(network: Network, contract: Contract, stream: Iterator[LabelledFrame], window_clips: int
+                        ) -> Iterator[_Window]:
+    """Those of a model without a label for background."""
+    longest = contract.clip_frames * window_clips
+    seen: deque[tuple[int, Floats]] = deque(maxlen=longest)  # number of the action
+    last = turn = 0
+    for k, (frame, features_D) in enumerate(_features(network, contract, stream), 1):
+        seen.append((frame.gesture, features_D))
+        if k - last < APART or frame.gesture < 0 or frame.label == UNKNOWN or frame.progress < KNOWABLE_AT:
+            continue
+        own = sum(gesture == frame.gesture for gesture, _ in seen)
+        shown = list(seen)[-(own + own * (turn % 3) // 2):]  # with nothing, half as much, and as much before it
+        last, turn = k, turn + 1
+        yield *_clips([features_D for _, features_D in shown], contract.clip_frames, window_clips), frame.label
+
+
+def _clips(rows: Sequence[Floats], clip_frames: int, window_clips: int) -> tuple[Floats, list[int]]:
+    """Descriptors of a window's clips [C, D] and the frames of each: 0 of what is missing at its beginning."""
+    clips = np.split(np.stack(rows), range(clip_frames, len(rows), clip_frames))
+    missing = window_clips - len(clips)
+    descriptors_CD = np.stack([clip.mean(axis=0) for clip in clips])
+    return np.pad(descriptors_CD, ((missing, 0), (0, 0))), [0] * missing + [len(clip) for clip in clips]
 
 
 def _name(frames: Sequence[LabelledFrame], background: int) -> int | None:
@@ -202,14 +231,17 @@ def fit(windows: Windows, head: Head, rule: FusionRule, seed: int = 0) -> dict[s
 def logits_of(windows: Windows, head: Head, rule: FusionRule, tensors: Mapping[str, Floats]) -> Floats:
     """Logits [N, K] of windows."""
     fusion = GatedFusion(rule, tensors)
-    descriptors = [fusion.fuse(clips_CD, counts_C)[0] for clips_CD, counts_C, _ in zip(*windows, strict=True)]
+    descriptors = [fusion.fuse(clips_CD[counts_C > 0], counts_C[counts_C > 0])[0]
+                   for clips_CD, counts_C, _ in zip(*windows, strict=True)]
     logits_NK: Floats = np.stack(descriptors) @ head[0].T + head[1]
     return logits_NK
 
 
 def compare(windows: Windows, held_out: Windows, head: Head, seed: int = 0) -> dict[str, float]:
     """Share of held-out windows named right by the central clip alone, the mean, and each form of clip fusion."""
-    logits = {"central clip": held_out.clips_NCD[:, held_out.clips_NCD.shape[1] // 2] @ head[0].T + head[1]}
+    rows_N, clips = np.arange(len(held_out.labels_N)), held_out.clips_NCD.shape[1]
+    central_N = clips - (np.count_nonzero(held_out.counts_NC, axis=1) + 1) // 2
+    logits = {"central clip": held_out.clips_NCD[rows_N, central_N] @ head[0].T + head[1]}
     for name, rule in FORMS.items():
         logits[name] = logits_of(held_out, head, rule, fit(windows, head, rule, seed))
     return {name: float((logits_NK.argmax(1) == held_out.labels_N).mean()) for name, logits_NK in logits.items()}

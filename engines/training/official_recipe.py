@@ -22,7 +22,7 @@ from engines.datasets.decode import frame_size
 from engines.datasets.frame_cache import read_frames
 from engines.datasets.selection import check_classes, without_group
 from engines.errors import DatasetError, UsageError
-from engines.model.contract import Contract
+from engines.model.contract import NO_BACKGROUND_EVENTS, Contract, EventRule
 from engines.model.file import CHECKPOINT_SUFFIXES, load, save
 from engines.model.preprocess import prepare
 from engines.networks.causal import DEFAULT_RULE
@@ -93,6 +93,7 @@ def make_contract(recipe: OfficialRecipe, network: Network, data: Dataset, clip_
                     cover_hw=(cover_hw[0], cover_hw[1]), resize_filter="pillow-bilinear", clip_frames=T,
                     receptive_frames=network.receptive_field if network.causal else T, warmup_frames=T, window_clips=1,
                     max_gap_s=max(1.0, 2 * clip_s / T), background=data.background, **network.backbone.pixels._asdict(),
+                    events=NO_BACKGROUND_EVENTS if data.background is None else EventRule(),
                     provenance={"data": data.name, "recipe": recipe_record(recipe)})
 
 

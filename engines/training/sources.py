@@ -39,10 +39,12 @@ class TrainingSources:
     recordings to put hands into, None for a rendered room.
 
     split: of the dataset; read_frames: decodes a segment; recorded: False to learn nothing from recordings but what
-    places look like; rendered: whether to render hands. Raises DatasetError for a split without labelled actions."""
+    places look like; rendered: whether to render hands; names_background: whether the time between actions is labelled
+    where the dataset does not. Raises DatasetError for a split without labelled actions."""
 
     def __init__(self, data: Dataset, split: str = "train", *, frame_rate: float,
-                 read_frames: ReadFrames = read_frames, recorded: bool = True, rendered: bool = True) -> None:
+                 read_frames: ReadFrames = read_frames, recorded: bool = True, rendered: bool = True,
+                 names_background: bool = True) -> None:
         everything = data.splits.get(split, ())
         segments = [one for one in everything if one.labels]
         if not segments:
@@ -53,7 +55,7 @@ class TrainingSources:
             self.recordings.setdefault(one.media.path, []).append(one)
         self.name, self.strokes = data.name, data.strokes
         self.untrimmed = any(len(ones) > 1 or ones[0].start_s > 0 for ones in self.recordings.values())
-        self.background_label = data.background or (BACKGROUND if self.untrimmed else None)
+        self.background_label = data.background or (BACKGROUND if self.untrimmed and names_background else None)
         self.heads = heads_with(data.heads, self.background_label)
         self.decode_rate = frame_rate * (DECODED_PER_FRAME if self.untrimmed else DECODED_PER_TRIMMED_FRAME)
         self._mirrored, self._reversed, self._read_frames = data.mirrored, data.reversed, read_frames
@@ -75,7 +77,8 @@ class TrainingSources:
         own = [one for one in without if one.kind != IDLE]
         self.idle = videos * max(1, len(own) // max(1, len(videos))) + own  # both about as often
         head = max(self.heads, key=lambda head: len(set(self.heads[head]) & set(LABELS)))  # of most that can be drawn
-        self.drawable = {label: self.truth({head: label}) for label in self.heads[head] if rendered and label in LABELS}
+        self.drawable = {label: self.truth({head: label}) for label in self.heads[head]
+                         if rendered and label in LABELS and label != self.background_label}
         self.renders_idle = rendered and self.background_label is not None
         self.renders = bool(self.drawable) or self.renders_idle
         places = [one for one in segments if one.kind != IDLE][::max(1, -(-len(segments) // MOST_PLACES))]

@@ -22,7 +22,7 @@ from engines.datasets.base import Dataset
 from engines.datasets.frame_cache import read_frames
 from engines.datasets.selection import check_classes, select
 from engines.errors import UsageError
-from engines.model.contract import Contract, EventRule
+from engines.model.contract import NO_BACKGROUND_EVENTS, Contract, EventRule
 from engines.model.file import load, save
 from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
@@ -149,7 +149,8 @@ def make_contract(recipe: Recipe, network: Network, sources: TrainingSources) ->
         window_clips=recipe.window_clips if live else 1, background=sources.background_label,
         temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
-        events=recipe.gesture_events if sources.drawable else EventRule(), **network.backbone.pixels._asdict(),
+        events=NO_BACKGROUND_EVENTS if sources.background_label is None else
+        recipe.gesture_events if sources.drawable else EventRule(), **network.backbone.pixels._asdict(),
         provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance})
 
 

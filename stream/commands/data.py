@@ -33,7 +33,9 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folde
               "Numbers of Something-Something V1's and Jester's classes."))] = "sorted",
           frame_rate: Annotated[float | None, typer.Option(min=0.1, metavar="F", help=(
               "Frames per second of folders of frames whose dataset does not say. Default: 30."))] = None,
-          deep: Annotated[bool, typer.Option("--deep", help="Decode every frame, not the first and last.")] = False,
+          deep: Annotated[bool, typer.Option("--deep", help=(
+              "Decode every frame, not the last ones and a few places: finds damage in the middle, pictures that stand "
+              "still or are of one colour for a while, holes, and rates that are not as stated."))] = False,
           strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything is wrong.")] = False,
           json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
     """List what is missing, short, unreadable or inconsistent in a dataset, before hours are spent on it.

@@ -139,6 +139,8 @@ def import_official(
             "Frames in a clip. Default: as the file name says, else 8."))] = None,
         clip_seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help=(
             "Time that a clip's frames are spread over: it sets the model's frame rate."))] = 4.0,
+        background: Annotated[str | None, typer.Option(metavar="LABEL", help=(
+            'The class that means "nothing", such as "No gesture", if there is one.'))] = None,
         name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model. Default: as FILE to write.")]
         = None) -> None:
     """Make a model file of an official GSM or GSF checkpoint. No code inside the checkpoint is run.
@@ -151,7 +153,7 @@ def import_official(
     from engines.model.import_official import import_official as write
 
     contract = write(file, out, arch=arch, labels=read_labels(labels, sort_labels) if labels else None,
-                     segments=segments, clip_s=clip_seconds, name=name)
+                     segments=segments, clip_s=clip_seconds, name=name, background=background)
     (names,) = contract.heads.values()
     print(f"wrote {out}: {contract.architecture}, {contract.clip_frames} frames in {clip_seconds:g} s, "
           f"{len(names)} classes")

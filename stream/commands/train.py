@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Precisions = Literal["auto", "f32", "bf16", "f16"]
 
 _ALL = "dataset out name kind init stage seed strict "
-_BOTH = _ALL + "recipe arch causal rule without_fold batch size lr precision validate_every patience workers "
+_BOTH = _ALL + ("recipe background arch causal rule without_fold batch size lr precision validate_every patience "
+                "workers ")
 HONOURED = {  # parameters of `train` by recipe: any other is refused, and the help says so
     "gatestream": _BOTH + "readout_width past_shift keep_interleave idle idle_without calibration_from without_label "
                           "no_rendered rendered_only trimmed trimmed_first iterations rate freeze",
@@ -36,7 +37,7 @@ commands = typer.Typer()
 
 @commands.command(cls=in_panels({
     "What to train": "out name recipe stage",
-    "What to learn from": "kind idle idle_without no_rendered rendered_only workers strict",
+    "What to learn from": "kind background idle idle_without no_rendered rendered_only workers strict",
     "What to leave out and validate on": "without_fold without_label calibration_from validate_every patience",
     "Weights to start from": "init teacher rule keep_interleave",
     "The network": "arch causal readout_width past_shift segments size rate",
@@ -70,6 +71,8 @@ def train(context: typer.Context,
           keep_interleave: Annotated[bool, typer.Option("--keep-interleave", help=(
               "Start gates as published, which mixes up the channels of ImageNet's weights."))] = False,
           kind: Kind = "auto",
+          background: Annotated[str | None, typer.Option(metavar="LABEL", help=(
+              'The label that means "nothing", such as "No gesture". Default: as the dataset says.'))] = None,
           idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without actions. May be "
                                                                                  "given several times.")] = None,
           idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
@@ -151,6 +154,7 @@ def train(context: typer.Context,
         raise UsageError(f"--name {name!r}", "1 to 64 letters of A to Z, digits, dots, dashes and underscores",
                          "choose another one")
     from engines.datasets import open_dataset
+    from engines.datasets.selection import with_background
 
     if how == "fusion":
         _train_fusion(open_dataset(dataset, kind), out, init, idle or [], window_clips, windows, name, seed, strict)
@@ -171,7 +175,7 @@ def train(context: typer.Context,
     arch = arch or (None if start is None else start.architecture)
     frozen_layers = _frozen_layers(freeze, arch or Recipe.architecture, Recipe.frozen_layers)
     named = name or file_name(out)
-    data = open_dataset(dataset, kind)
+    data = with_background(open_dataset(dataset, kind), background)
     if how == "official":
         of_clips = OfficialRecipe(
             out, init=init, causal=live, segments=segments, epochs=epochs, batch=batch, precision=precision,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engines.errors import SinkError
 from engines.model.contract import Contract, EventRule
-from stream.events import detect_events
+from stream.events import event_trackers, track_all
 from stream.frame import Event
 from stream.scoring import Probs, Scores
 
@@ -92,8 +92,7 @@ class ScoreRecord:
 def find_events(sequences: Iterable[ScoreSequence], contract: Contract, head: str, rule: EventRule) -> Iterator[Event]:
     """The closed events of a head under a rule: those that the live path would give."""
     for run in sequences:
-        yield from detect_events(run.times_T, run.now_TK, run.window_TK, labels=contract.heads[head], head=head,
-                                 background=contract.background, rule=rule)
+        yield from track_all(event_trackers(contract, "0", rule)[head], run.times_T, run.now_TK, run.window_TK)
 
 
 @contextmanager

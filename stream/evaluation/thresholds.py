@@ -78,7 +78,7 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
         if false == too_many:
             return None
         f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(events(gestures, rule, head)), IOU)
-                                   for head, one in stream.heads.items() if one.truths)
+                                   for head, one in stream.heads.items() if one.truths and head in contract.heads)
         return RuleTrial(rule, f1, 3600 * false / idle_s)
 
     before = trial(contract.events)
@@ -113,15 +113,19 @@ def refuse_bundled(out: Path) -> None:
 
 
 def _active_ticks(record: ScoreRecord) -> dict[str, list[ScoreSequence]]:
-    """The record without the ticks that no rule looks at: quiet ones but those up to the first that ends an event."""
+    """The record without the ticks that no rule looks at: quiet ones but those up to the first that ends an event, of
+    heads with background."""
     contract = record.contract
     floor = min(contract.events.close_below, *VALUES["close_below"])
     found: dict[str, list[ScoreSequence]] = {}
     for head, labels in contract.heads.items():
-        background = labels.index(contract.background) if contract.background in labels else None
+        if contract.background not in labels:
+            found[head] = list(record.sequences(head))
+            continue
+        background = labels.index(contract.background)
         found[head] = []
         for run in record.sequences(head):
-            active_T = floor <= (run.window_TK.max(axis=1) if background is None else 1 - run.now_TK[:, background])
+            active_T = floor <= 1 - run.now_TK[:, background]
             ends_T = np.maximum.accumulate(np.where(active_T, run.times_T + contract.events.close_after_s, -np.inf))
             goes_on_T = active_T | (run.times_T < ends_T)  # an event, after this tick
             kept = np.flatnonzero(active_T | np.r_[False, goes_on_T[:-1]])

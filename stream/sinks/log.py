@@ -119,7 +119,8 @@ class EventLog(Sink):
         return [(number, Event(*[*values, False])) for number, *values in rows]
 
     def _row(self, event: Event, announced: bool) -> tuple[object, ...]:
-        return (self.run, *astuple(event)[:-1], announced)
+        return (self.run, event.camera, event.head, event.label, event.started_at, event.ended_at, event.score,
+                announced)
 
     def close(self) -> None:
         db, self._db = self._db, None

@@ -125,6 +125,8 @@ def find_images(pattern: str) -> list[Path]:
 
 def _suggest(path: Path) -> str:
     """What to do about a name that is not there."""
+    if path.is_symlink():
+        return "it is a link, whose target is not there"
     folder = path.parent
     if not folder.is_dir():
         return f"check the path: there is no folder {str(folder)!r}"

@@ -7,12 +7,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import av.error
-
 from engines.decoding.paths import printable
 from engines.decoding.times import StreamTime
-from engines.decoding.video import VideoReader, reason_of
-from engines.errors import SourceError
+from engines.decoding.video import VideoReader, open_video
 from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
 
@@ -55,25 +52,5 @@ class VideoFile(Source):
                 lost, unread = max(missing, unread), 0
                 index += 1 + lost
                 yield Frame(found.picture, captured_at, index, self.info.camera, lost)
-        except av.error.FFmpegError as error:
-            raise SourceError(f"{self._reader.name} breaks off ({reason_of(error)})", "a readable file",
-                              "check the disk or the connection it comes from") from error
         finally:
             self._reader.close()
-
-
-def open_video(path: Path) -> VideoReader:
-    """Raises SourceError with what is wrong with the file."""
-    name = printable(path)
-    try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise SourceError(f"{name}: the file is empty", "a video file", "get it again")
-        return VideoReader(path)
-    except av.error.FFmpegError as error:
-        raise SourceError(f"{name}: the file is no video, or its header is damaged or cut off ({reason_of(error)})",
-                          "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
-                          "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4") from error
-    except OSError as error:
-        raise SourceError(f"{name}: {error.strerror or error}", "a readable video file",
-                          "check the permissions of the file") from error

@@ -68,12 +68,13 @@ def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> lis
     for place, label in (*labelled, *((place, background) for place in idle)):
         paths = _videos(place)
         if not paths:
-            raise DatasetError(f"{place}, which has no recordings", "video files, or folders of images",
+            raise DatasetError(f"{printable(place)}, which has no recordings", "video files, or folders of images",
                                "record some, or remove the folder")
         for path in paths:
             twin = found.setdefault(_digest(path), SupportVideo(path, label))
             if twin.label != label:
-                raise DatasetError(f"{path} and {twin.path}, which are the same", "each recording under one label",
+                raise DatasetError(f"{printable(path)} and {printable(twin.path)}, which are the same",
+                                   "each recording under one label",
                                    "remove it where it does not belong")
     return list(found.values())
 
