@@ -149,8 +149,9 @@ def test_a_cut_out_is_upright_and_rgb() -> None:
     assert Square(0, 0, 20).cut(edge, 10, repeat_edge=False)[0, 0].tolist() == [0] * 3
 
 
-def test_hands_take_the_slot_of_their_side(tracker: HandTracker, scene: FakeModels) -> None:
-    scene.hands = [RIGHT, LEFT]
+@pytest.mark.parametrize("word", [0.1, 0.9])
+def test_hands_take_the_slot_of_their_side(word: float, tracker: HandTracker, scene: FakeModels) -> None:
+    scene.hands = [(RIGHT[0], word), (LEFT[0], 1 - word)]  # whatever the model says
     hands = tracker.step(IMAGE)
     assert (hands.presence > 0).all()
     np.testing.assert_allclose(hands.landmarks[0] * (320, 240, 320), LEFT[0], atol=1e-3)
@@ -166,6 +167,21 @@ def test_hands_keep_their_slots_while_they_change_sides_and_the_model_its_word(t
         hands = tracker.step(IMAGE)
         assert hands.landmarks[0, 0, 0] == pytest.approx(x / 320, abs=1e-4), f"swapped at {k}"
         assert hands.landmarks[1, 0, 0] == pytest.approx(1 - x / 320, abs=1e-4)
+
+
+@pytest.mark.parametrize(("places", "slots"), [
+    ((80,), (0,)), ((240,), (1,)),  # alone: its half of the image
+    ((140, 60), (0, 1, 0)), ((200, 280), (1, 0, 1)),  # then another comes in beside it
+    ((140, 280), (0, 0, 1)), ((200, 60), (1, 1, 0))])
+def test_slots_are_in_order_when_a_hand_comes_into_view(places: tuple[int, ...], slots: tuple[int, ...],
+                                                        tracker: HandTracker, scene: FakeModels) -> None:
+    for k, place in enumerate(places):
+        scene.hands = [*scene.hands, (hand_at(place, 200), 0.5)]
+        for _ in range(6):
+            hands = tracker.step(IMAGE)
+        wanted = slots[0] if k == 0 else slots[1:]
+        for slot, at in zip(np.atleast_1d(wanted), places[:k + 1], strict=True):
+            assert hands.landmarks[slot, 0, 0] == pytest.approx(at / 320, abs=1e-4)
 
 
 def test_a_lost_hand_comes_back_to_its_slot(tracker: HandTracker, scene: FakeModels) -> None:

@@ -1,7 +1,7 @@
 """What the palm detector's outputs say: palms with seven points each, one for each hand.
 
 The detector (Zhang et al. 2020, arXiv 2006.10214, section 2.1) is a single-shot one with 2,016 anchors on its input of
-192 x 192. Constants are those of MediaPipe's graph PalmDetectionCpu."""
+192 x 192. Constants are those of MediaPipe's graph PalmDetectionCpu, but for LEAST_SCORE."""
 
 import functools
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from engines.hands.crop import Floats
 INPUT_PIXELS = 192
 GRIDS = ((8, 2), (16, 6))  # (pixels between anchors, anchors at each place)
 SCORE_LIMIT = 100.0  # of raw scores
-LEAST_SCORE = 0.5
+LEAST_SCORE = 0.3  # 0.5 as published
 LEAST_OVERLAP = 0.3  # intersection over union from which two boxes are of one palm
 POINTS = (0, 5, 9, 13, 17, 1, 2)  # the seven points, as landmarks of the hand: wrist, four knuckles, thumb
 

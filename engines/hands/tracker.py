@@ -10,15 +10,15 @@ from engines.hands.crop import MIDDLE_KNUCKLE, WRIST, Floats, square_of_landmark
 from engines.hands.models import HandModels, Landmarks, open_models
 from engines.hands.palms import POINTS
 
-LEAST_PRESENCE = 0.5
-SAME_HAND = 0.4  # mean distance of two hands' points over the palm's length, below which they are one hand
-RECENT_FRAMES = 10  # a hand lost so long ago is the one that appears nearest to it
+LEAST_PRESENCE = 0.3  # of 0.5 as published: blurred hands at work are hands
+SAME_HAND = 0.3  # mean distance of two hands' points over the palm's length, below which they are one hand
+RECENT_FRAMES = 15  # a hand lost so long ago is the one that appears nearest to it
 
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """Two hands in one frame. Slot 0 is a left hand and slot 1 a right one where that could be told when they came into
-    view; a hand keeps its slot as long as it is followed.
+    """Two hands in one frame: slot 0 is the one on the left, slot 1 the one on the right, as they were when the latest
+    of them came into view. A hand keeps its slot until one of them is lost, whichever way they go.
 
     presence: [2], 0 to 1, 0 where there is none; right: [2], how sure it is a right hand, in a picture that is not
     mirrored; landmarks: [2, 21, 3], x and y as shares of the image's width and height, z as a share of its width,
@@ -40,9 +40,9 @@ class HandTracker:
 
     Causal; `reset` makes it as new, `copy` goes on from the same state. Trackers share the compiled models."""
 
-    def __init__(self, models: HandModels | None = None, detect_every: int = 5) -> None:
-        """detect_every: frames from one search to the next while fewer than two hands are followed; one that is lost is
-        searched for at once. Raises UsageError where the models are not installed."""
+    def __init__(self, models: HandModels | None = None, detect_every: int = 1) -> None:
+        """detect_every: frames from one search to the next while fewer than two hands are followed, more to save time;
+        one that is lost is searched for at once. Raises UsageError where the models are not installed."""
         self.models, self.detect_every = models or open_models(), detect_every
         self.reset()
 
@@ -72,7 +72,7 @@ class HandTracker:
         lost = len(followed) < np.count_nonzero(before.presence)
         if len(followed) < 2 and (lost or self._waited >= self.detect_every):
             self._waited = 0
-            followed |= assign_slots(self._search(image, list(followed.values())), followed, before, scale)
+            followed = assign_slots(self._search(image, list(followed.values())), followed, before, scale)
         self._hands = _hands_of(followed, before, scale)
         return self._hands
 
@@ -94,21 +94,24 @@ class HandTracker:
 
 def assign_slots(found: list[Landmarks], followed: dict[int, Landmarks], before: Hands,
                  scale: Floats) -> dict[int, Landmarks]:
-    """Slots for hands that come into view, among those that are free: near to where a hand was lost a moment ago, else
-    left and right by the model's word. scale: [3], width, height, width of the image."""
-    free = [slot for slot in (0, 1) if slot not in followed]
+    """Slots for the hands that are followed and those that come into view: two are put in order from left to right; one
+    alone takes the slot of the hand that was lost near it a moment ago, else that of its half of the image.
+    scale: [3], width, height, width of the image."""
+    hands = [*followed.values(), *found]
+    if not found:
+        return followed
+    if len(hands) == 2:
+        return dict(enumerate(sorted(hands, key=lambda hand: float(hand.points[MIDDLE_KNUCKLE, 0]))))
+    hand = hands[0]
+    across = float(hand.points[MIDDLE_KNUCKLE, 0] / scale[0])
 
-    def cost(hand: Landmarks, slot: int) -> float:
-        """0 to 2."""
+    def cost(slot: int) -> float:
         far = 0.5
         if 0 <= before.unseen[slot] < RECENT_FRAMES:
             far = min(1.0, _distance(hand.points, before.landmarks[slot] * scale, hand.points) / 2)
-        return far + abs(hand.right - slot)
+        return far + abs(across - slot)
 
-    if len(found) == 2:
-        straight = cost(found[0], 0) + cost(found[1], 1)
-        return dict(enumerate(found if straight <= cost(found[0], 1) + cost(found[1], 0) else found[::-1]))
-    return {min(free, key=lambda slot: cost(found[0], slot)): found[0]} if found else {}
+    return {min((0, 1), key=cost): hand}
 
 
 def _hands_of(followed: dict[int, Landmarks], before: Hands, scale: Floats) -> Hands:
