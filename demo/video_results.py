@@ -7,6 +7,7 @@ from html import escape
 from itertools import chain
 from pathlib import Path
 
+from stream.evaluation.metrics import lanes
 from stream.frame import Event, Frame, Prediction, Record
 from stream.recognizer import Recognizer
 from stream.runner import run
@@ -56,15 +57,17 @@ def recognize_video(recognizer: Recognizer, video: Path, folder: Path,
 
 def render_track(found: VideoResults, player: str) -> str:
     """The events as HTML: a line of time with a button for each, which makes the player (a CSS selector) jump there."""
-    parts = []
-    for event in found.events:
+    parts, lane_of = [], lanes(found.events)
+    tall = 24 / max([1, *(lane + 1 for lane in lane_of)])  # pixels
+    for event, lane in zip(found.events, lane_of, strict=True):
         left = 100 * event.started_at / max(found.seconds, 1e-9)
         width = 100 * (event.ended_at - event.started_at) / max(found.seconds, 1e-9)
         colour = "rgb({}, {}, {})".format(*label_colour(event.label))
         jump = f"const v = document.querySelector('{player}'); if (v) {{ v.currentTime = {event.started_at:.2f}; }}"
         label = escape(f"{event.label}, {event.started_at:.1f} to {event.ended_at:.1f} s, score {event.score:.2f}")
+        style = f"left:{left:.2f}%;width:max(6px,{width:.2f}%);top:{4 + tall * lane:.0f}px;height:{tall:.0f}px"
         parts.append(f'<button type="button" title="{label}" aria-label="{label}" onclick="{escape(jump)}" '
-                     f'style="left:{left:.2f}%;width:max(6px,{width:.2f}%);background:{colour}">{escape(event.label)}</button>')
+                     f'style="{style};background:{colour}">{escape(event.label)}</button>')
     return f'<div class="event-track">{"".join(parts)}</div>'
 
 

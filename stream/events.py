@@ -14,7 +14,7 @@ What is active depends on what a head knows:
 | --- | --- | --- |
 | with a label for "nothing" | 1 - p(background) of `now` | one at a time; its label may change |
 | without one | the highest p of `window`, in the middle of the window's time | one at a time, of the label that leads |
-| of independent labels | p of `now`, of each label for itself | one of each label at a time |
+| multi-label | p of `now`, of each label for itself | one of each label at a time |
 
 * With background, an event's label is the one of the highest score so far: the event is reported again when that
   changes. Two actions back to back: when the newest ticks favour one other label for split_after_s without a break,
@@ -23,7 +23,7 @@ What is active depends on what a head knows:
   window after that began. So its scores count for the middle of its time. An event ends when its label's evidence fades
   for close_after_s, or when an event of another label, which has led without a break, counts.
 * An event closes as "unknown" if its score has fallen below min_score by then (a movement that began like an action);
-  not so one of an independent label, which can be nothing else.
+  not so one of a multi-label head, which can be nothing else.
 
 Verb and noun heads together have events of their own: the label is the pair, and a pair's activity and score are
 compared with the rule as the geometric mean of its two parts. An event's score is their product."""
@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from engines.model.contract import Contract, EventRule
 from stream.clock import TIME_NOISE_S
 from stream.frame import Event
+from stream.scoring import parts_of, result_heads
 
 UNKNOWN = "unknown"  # label of an event that no label fits well enough
 
@@ -244,19 +245,19 @@ class EventTracker:
 
     head: name of the events; labels: of the head, or of each of several; background: the label that means "nothing", in
     the heads that have it; window_s: from the first to the last frame of a full window; warm_s: what of that has been
-    seen before the first update after a reset; independent: whether labels are true each for itself."""
+    seen before the first update after a reset; multi_label: whether labels are true each for itself."""
 
     def __init__(self, camera: str, head: str, labels: Sequence[str] | Sequence[Sequence[str]], background: str | None,
-                 rule: EventRule, *, window_s: float = 0.0, warm_s: float = 0.0, independent: bool = False) -> None:
+                 rule: EventRule, *, window_s: float = 0.0, warm_s: float = 0.0, multi_label: bool = False) -> None:
         of_heads = [[str(name) for name in each] for each in ([labels] if isinstance(labels[0], str) else labels)]
         self.rule = rule  # may be changed between two updates
         self._ends = np.cumsum([len(each) for each in of_heads]).tolist()
         self._background = [end - len(each) + each.index(background) for end, each in
                             zip(self._ends, of_heads, strict=True) if background in each]
-        self._independent, self._window_s, self._warm_s = independent, window_s, warm_s
+        self._multi_label, self._window_s, self._warm_s = multi_label, window_s, warm_s
         names = _Names(camera, head, of_heads)
         self._one = _OneEvent(names, self._ends)
-        self._labels = _LabelEvents(names, alone=not independent or len(of_heads) > 1)
+        self._labels = _LabelEvents(names, alone=not multi_label or len(of_heads) > 1)
         self.reset()
 
     def reset(self) -> None:
@@ -277,15 +278,15 @@ class EventTracker:
         first = self._first_at is None
         self._first_at = captured_at if self._first_at is None else self._first_at
         self._last_at = self._counted_at = captured_at
-        if self._independent:
+        if self._multi_label:
             return self._labels.update(self.rule, captured_at, self._active(now_probs_K))
         seen_s = captured_at - self._first_at + self._warm_s
         self._counted_at = captured_at - (seen_s if first else min(seen_s, self._window_s) / 2)
         return self._labels.update(self.rule, self._counted_at, self._active(window_probs_K))
 
     def _active(self, probs_K: Probs) -> dict[Label, Probs]:
-        """The labels that are active by themselves: one at most, unless they are independent."""
-        if self._independent and len(self._ends) == 1:
+        """The labels that are active by themselves: one at most, of one multi-label head, any number."""
+        if self._multi_label and len(self._ends) == 1:
             return {(int(k),): probs_K[k:k + 1] for k in np.flatnonzero(probs_K >= self.rule.close_below)}
         parts_P = np.array([part.max() for part in np.split(probs_K, self._ends[:-1])])
         leads = geometric_mean(parts_P) >= self.rule.close_below
@@ -309,10 +310,14 @@ def geometric_mean(values: Probs) -> float:
 
 
 def event_trackers(contract: Contract, camera: str, rule: EventRule | None = None) -> dict[str, EventTracker]:
-    """A tracker for each head of a model, by name. rule: None for the contract's."""
-    return {head: EventTracker(camera, head, labels, contract.background, rule or contract.events,
-                               window_s=contract.window_s, warm_s=contract.warm_s)
-            for head, labels in contract.heads.items()}
+    """A tracker for each head of a model's results, by name. rule: None for the contract's."""
+    found = {}
+    for head in result_heads(contract):
+        parts = parts_of(contract, head)
+        found[head] = EventTracker(camera, head, [contract.heads[part] for part in parts], contract.background,
+                                   rule or contract.events, window_s=contract.window_s, warm_s=contract.warm_s,
+                                   multi_label=any(part in contract.multi_label for part in parts))
+    return found
 
 
 def detect_events(times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs, *, labels: Sequence[str],

@@ -25,7 +25,7 @@ from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
 from stream.events import event_trackers
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
-from stream.scoring import Scorer, Scores, top_labels
+from stream.scoring import Scorer, Scores, parts_of, result_heads, top_labels
 
 Decoder = Callable[[], NDArray[Any]]
 Prepared = Callable[[], Image | FrameError | None]  # waits for the network's input; None where it is not needed
@@ -315,14 +315,16 @@ class Recognizer:
         if stream.steps < self.contract.warmup_frames:
             return []
         events = [event for head, tracker in stream.trackers.items()
-                  for event in tracker.update(at, scores.now[head], scores.window[head])]
+                  for event in tracker.update(at, *(np.concatenate([probs[part] for part in
+                                                                    parts_of(self.contract, head)])
+                                                    for probs in (scores.now, scores.window)))]
         stream.counts.events += sum(not event.open for event in events)
         return events
 
     def _publish(self, item: _BatchItem, scores: Scores) -> Prediction:
         stream = item.stream
-        heads = {head: HeadScores(top_labels(labels, scores.now[head]), top_labels(labels, scores.window[head]))
-                 for head, labels in self.contract.heads.items()}
+        heads = {head: HeadScores(*(top_labels(self.contract, head, probs) for probs in (scores.now, scores.window)))
+                 for head in result_heads(self.contract)}
         return Prediction(camera=stream.camera, frame=item.number, captured_at=item.arrival.captured_at,
                           warm=stream.steps >= self.contract.warmup_frames, heads=heads, clips=scores.gates,
                           latency_ms={part: 1000 * value for part, value in item.latency.items()},

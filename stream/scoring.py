@@ -1,18 +1,21 @@
 """From one engine step to calibrated probabilities of this frame and of the window.
-Legend: D features of a frame, K labels of a head."""
+Legend: N moments, D features of a frame, K labels of a head."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.model.contract import Contract
 from engines.model.file import Model
-from engines.model.scores import probabilities
+from engines.model.scores import calibrated
 from engines.runtime.engine import StepResult
 from stream.frame import Ranked
 from stream.window import ClipWindow, Floats, Window
 
 TOP = 5  # labels of a Prediction, per head
+PARTS, ACTION = ("verb", "noun"), "action"  # heads that name an action together, and what their pairs are called
 Probs = NDArray[Any]
 
 
@@ -38,10 +41,8 @@ class Scorer:
         """Takes a step of this camera alone (B = 1)."""
         contract, (descriptor_D, gates_C) = self._contract, self._fuse(result)
         window_logits = self._model.head_logits(descriptor_D)
-        now = {head: probabilities(result.scores[head][0], contract.temperature.get(head, 1.0))
-               for head in contract.heads}
-        window = {head: probabilities(window_logits[head], contract.window_temperature.get(head, 1.0))
-                  for head in contract.heads}
+        now = {head: calibrated(contract, head, result.scores[head][0]) for head in contract.heads}
+        window = {head: calibrated(contract, head, window_logits[head], window=True) for head in contract.heads}
         return Scores(now, window, tuple(gates_C.tolist()), result.features[0], descriptor_D)
 
     def _fuse(self, result: StepResult) -> tuple[Floats, Floats]:
@@ -59,6 +60,56 @@ class Scorer:
             self._window.reset()
 
 
-def top_labels(labels: tuple[str, ...], probs_K: Probs) -> Ranked:
-    """The TOP labels with their probabilities, best first."""
-    return tuple((labels[index], float(probs_K[index])) for index in np.argsort(-probs_K, kind="stable")[:TOP])
+def parts_of(contract: Contract, head: str) -> tuple[str, ...]:
+    """The model's heads that a head of results is made from: itself, but for an action of verb and noun."""
+    return PARTS if head == ACTION and ACTION not in contract.heads else (head,)
+
+
+def result_heads(contract: Contract) -> tuple[str, ...]:
+    """The heads of predictions and events: the model's, and `action` where it has verb and noun heads."""
+    paired = set(PARTS) <= set(contract.heads) and ACTION not in contract.heads
+    return (*contract.heads, ACTION) if paired else tuple(contract.heads)
+
+
+def top_labels(contract: Contract, head: str, probs: Mapping[str, Probs]) -> Ranked:
+    """The TOP labels of a head of results with their probabilities, best first; of actions beside background."""
+    if head in contract.heads:
+        labels, probs_K = contract.heads[head], probs[head]
+        return tuple((labels[k], float(probs_K[k])) for k in np.argsort(-probs_K, kind="stable")[:TOP])
+    labels_of, one_of = [contract.heads[part] for part in PARTS], [probs[part][None] for part in PARTS]
+    backgrounds = [labels.index(contract.background) if contract.background in labels else None for labels in labels_of]
+    verb_1K, noun_1K = (without_label(probs_1K, k) for probs_1K, k in zip(one_of, backgrounds, strict=True))
+    (pairs_k2,) = top_pairs(verb_1K, noun_1K, TOP)
+    found = [(" ".join(labels[k] for labels, k in zip(labels_of, pair, strict=True)),
+              float(one_of[0][0, pair[0]] * one_of[1][0, pair[1]])) for pair in pairs_k2.tolist()
+             if not any(k == background for k, background in zip(pair, backgrounds, strict=True))]
+    known = [1 - probs_1K[0, k] for probs_1K, k in zip(one_of, backgrounds, strict=True) if k is not None]
+    if known and contract.background is not None:
+        found.append((contract.background, 1 - float(np.prod(known))))
+    return tuple(sorted(found, key=lambda one: -one[1])[:TOP])
+
+
+def without_label(probs_NK: Probs, label: int | None) -> Probs:
+    """The probabilities with that of one label, by its index, set to 0."""
+    kept_NK = probs_NK.copy()
+    if label is not None:
+        kept_NK[:, label] = 0
+    return kept_NK
+
+
+def top_pairs(first_NK: Probs, second_NK: Probs, k: int) -> Probs:
+    """The k best pairs of labels by the product of their probabilities, best first, [N, k, 2], as EPIC-KITCHENS-100's
+    server ranks actions; of equal ones the first."""
+    # A pair among the k best has both its labels among the k best of their heads: no table of all pairs is made.
+    first_NA, second_NB = ranks(first_NK, k), ranks(second_NK, k)
+    products_NAB = (np.take_along_axis(first_NK, first_NA, 1)[:, :, None]
+                    * np.take_along_axis(second_NK, second_NB, 1)[:, None, :])
+    rows, wide = len(products_NAB), second_NB.shape[1]
+    best_Nk = ranks(products_NAB.reshape(rows, first_NA.shape[1] * wide), k)
+    return np.stack([np.take_along_axis(first_NA, best_Nk // wide, 1),
+                     np.take_along_axis(second_NB, best_Nk % wide, 1)], axis=2)
+
+
+def ranks(scores_NK: Probs, k: int) -> Probs:
+    """The k best labels of each row, best first, [N, min(k, K)]; of equal scores the first label."""
+    return np.asarray(np.argsort(-np.asarray(scores_NK), axis=1, kind="stable")[:, :k])

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import exp
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -361,7 +362,8 @@ def test_recordings_in_the_layout_of_epic_are_streams_with_submission(tmp_path: 
     assert set(results) == {segment.id for segment in wanted}
     first = results[wanted[0].id]
     assert list(first["verb"]) == [str(k) for k in range(len(data.heads["verb"]))]
-    assert sum(first["noun"].values()) == pytest.approx(1.0)
+    assert sum(map(exp, first["noun"].values())) == pytest.approx(1.0)
+    assert found["stream"]["heads"]["action"]["gestures"] == len(wanted)
     write_report(tmp_path / "report.html", report, found)
     assert "<h2>Stream: verb</h2>" in (tmp_path / "report.html").read_text()
 

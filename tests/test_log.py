@@ -224,6 +224,22 @@ def test_elan_has_a_tier_for_each_camera_and_its_times_in_the_video() -> None:
                     "b gesture": [("3000", "4000", "up")]}
 
 
+def test_events_of_one_head_that_overlap_are_all_there() -> None:
+    found = [LoggedEvent(f"a-{k}", 1, event(label, start, end)) for k, (label, start, end) in
+             enumerate([("hold", 0, 4), ("cut", 1, 2), ("look", 1, 3), ("wash", 2, 3), ("hold", 4, 5)])]
+    tiers, cues, rows = io.StringIO(), io.StringIO(), io.StringIO()
+    write_elan(found, tiers)
+    document = ElementTree.fromstring(tiers.getvalue())
+    assert {tier.get("TIER_ID"): [one.text for one in tier.iter("ANNOTATION_VALUE")] for tier in
+            document.iter("TIER")} == {"0 gesture": ["hold", "hold"], "0 gesture 2": ["cut", "wash"],
+                                       "0 gesture 3": ["look"]}
+    write_vtt(found, cues)
+    assert cues.getvalue().count(" --> ") == 5
+    assert "00:00:01.000 --> 00:00:03.000\nlook" in cues.getvalue()
+    WRITERS["csv"](found, rows)
+    assert len(rows.getvalue().splitlines()) == 6
+
+
 @pytest.mark.parametrize("form", ["epic", "ssv2"])
 def test_events_become_a_dataset_that_can_be_read(form: str, tmp_path: Path) -> None:
     path, out = tmp_path / "log.db", tmp_path / "set"
@@ -244,12 +260,13 @@ def test_events_become_a_dataset_that_can_be_read(form: str, tmp_path: Path) -> 
 
 def test_verbs_find_their_nouns(tmp_path: Path) -> None:
     said = [("verb", "cut", 1, 3, "a"), ("noun", "bread", 0, 1.5, "a"), ("noun", "knife", 1, 3, "a"),
-            ("noun", "cup", 1, 3, "b"), ("verb", "wash", 5, 6, "a")]
+            ("noun", "cup", 1, 3, "b"), ("verb", "wash", 5, 6, "a"), ("action", "cut knife", 1, 3, "a"),
+            ("verb", "hold", 0, 1.5, "a")]
     found = [LoggedEvent(f"a-{k}", 1, event(label, start, end, camera=camera, head=head))
              for k, (head, label, start, end, camera) in enumerate(said)]
     write_epic(tmp_path, found, [Run(1, 0.0, "m", "s", 0.0, 5)])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "EPIC_100_train.csv").read_text())))
-    assert [(row["verb"], row["noun"]) for row in rows] == [("cut", "knife"), ("wash", "unknown")]
+    assert [(row["verb"], row["noun"]) for row in rows] == [("cut", "knife"), ("wash", "unknown"), ("hold", "bread")]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("12.5", 12.5), ("2026-01-31T14:05:00+00:00", 1769868300.0)])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, log
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import SinkError, UsageError
 from stream.evaluation import epic_submission, metrics
+from stream.scoring import ranks, top_labels, top_pairs
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def test_best_pairs_are_those_of_the_whole_table(verbs: int, nouns: int, k: int,
     rng = np.random.default_rng(seed)
     verb_NK, noun_NK = rng.dirichlet(np.ones(verbs), 5), rng.dirichlet(np.ones(nouns), 5)
     products = (verb_NK[:, :, None] * noun_NK[:, None, :]).reshape(5, -1)
-    wanted = metrics.ranks(products, k)
-    found = metrics.top_pairs(verb_NK, noun_NK, k)
+    wanted = ranks(products, k)
+    found = top_pairs(verb_NK, noun_NK, k)
     assert (found[..., 0] * nouns + found[..., 1]).tolist() == wanted.tolist()
     best = found[:, 0]
     assert metrics.top_k_pairs(verb_NK, noun_NK, best[:, 0], best[:, 1], 1) == 1.0
@@ -192,8 +194,44 @@ def test_submission_holds_every_class_by_number(tmp_path: Path) -> None:
         assert file.namelist() == ["test.json"]
         found = json.loads(file.read("test.json"))
     assert found == {"version": "0.2", "challenge": "action_recognition", "sls_pt": 1, "sls_tl": 3, "sls_td": 4,
-                     "results": {"P01_101_0": {"verb": {"0": 0.75, "1": 0.25, "2": 0.0},
-                                               "noun": {"0": 0.5, "1": 0.5}}}}
+                     "results": {"P01_101_0": {"verb": {"0": log(0.75), "1": log(0.25), "2": log(1e-30)},
+                                               "noun": {"0": log(0.5), "1": log(0.5)}}}}
+
+
+@pytest.mark.parametrize("background", [None, "b"])
+def test_pairs_are_ranked_as_the_server_ranks_what_is_handed_in(background: str | None) -> None:
+    rng = np.random.default_rng(0)
+    own = {"verb": ("take", "put", "b", "wash"), "noun": ("cup", "b", "tap")}
+    classes = {head: tuple(label for label in labels if label != background) for head, labels in own.items()}
+    model = contract(heads=own, background=background)
+    for _ in range(20):
+        probs = {head: rng.dirichlet(np.full(len(labels), 0.3)) for head, labels in own.items()}
+        handed_in = [epic_submission.by_class(probs[head], own[head], classes[head]) for head in ("verb", "noun")]
+        server = np.multiply.outer(*(np.exp(scores) / np.exp(scores).sum() for scores in handed_in))
+        best = np.unravel_index(np.argsort(-server, axis=None)[:4], server.shape)
+        wanted = [f"{classes['verb'][v]} {classes['noun'][n]}" for v, n in zip(*best, strict=True)]
+        ours = top_labels(model, "action", probs)
+        assert [label for label, _ in ours if label != background][:4] == wanted
+        assert sum(score for _, score in top_labels(model, "action", probs)) <= 1 + 1e-9
+        pairs = dict(ours)
+        assert all(pairs[f"{verb} {noun}"] == pytest.approx(probs["verb"][v] * probs["noun"][n])
+                   for v, verb in enumerate(own["verb"]) for n, noun in enumerate(own["noun"]) if
+                   f"{verb} {noun}" in pairs)
+
+
+def test_lanes_hold_no_two_that_overlap() -> None:
+    ones = [Stretch("a", 0, 4), Stretch("b", 1, 2), Stretch("c", 5, 6), Stretch("d", 2, 3), Stretch("e", 1.5, 9)]
+    assert metrics.lanes(ones) == [0, 1, 0, 1, 2]
+    assert metrics.lanes([]) == []
+
+
+def test_every_label_of_a_multi_label_head_is_calibrated_for_itself() -> None:
+    probs_NK = np.array([[0.9, 0.9], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
+    curve = metrics.reliability_of_each(probs_NK, np.array([0, 0, 0, -1]))
+    assert curve.counts.sum() == 8
+    assert curve.accuracy[curve.counts > 0].tolist() == [0.0, 0.6]
+    undone_NK = metrics.undo_temperature(np.array([[0.2, 0.9]]), 2.0, multi_label=True)
+    assert undone_NK == pytest.approx(1 / (1 + np.array([[4.0, 1 / 9]]) ** 2))
 
 
 def test_wrong_submissions_are_refused(tmp_path: Path) -> None:

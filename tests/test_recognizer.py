@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from engines.errors import EngineError, FrameError, UsageError
 from stream.frame import Event, Gap, Item, Prediction
 from stream.recognizer import Arrival, Recognizer
+from stream.sinks.overlay import OverlayState
 
 COLOURS = {"L": (255, 0, 0), "R": (0, 0, 255), ".": (0, 0, 0)}
 TICK_S = 0.1
@@ -206,6 +207,50 @@ def test_each_head_has_its_own_scores_temperature_and_events() -> None:
     assert scores["hand"].now[0][1] < scores["sharp"].now[0][1]
     assert scores["sharp"].window[0][1] < scores["hand"].window[0][1]
     assert {item.head for item in items if isinstance(item, Event)} == {"hand", "sharp"}
+
+
+def test_verb_and_noun_make_actions() -> None:
+    labels = ("left", "right", "none")
+    items = play(recognizer(heads={"verb": labels, "noun": labels}), "..LLLLLLRRRRRRRRRRR....")
+    last = [item for item in items if isinstance(item, Prediction)][7].heads
+    assert list(last) == ["verb", "noun", "action"]
+    assert last["action"].now[0][0] == "left left"
+    assert last["action"].now[0][1] == pytest.approx(last["verb"].now[0][1] * last["noun"].now[0][1])
+    assert "none" in dict(last["action"].now)
+    assert not any("none " in label or " none" in label for label, _ in last["action"].now)
+    of_head = {head: [item for item in items if isinstance(item, Event) and item.head == head]
+               for head in ("verb", "noun", "action")}
+    for verb, action in zip(of_head["verb"], of_head["action"], strict=True):
+        assert action == replace(verb, head="action", label=f"{verb.label} {verb.label}",
+                                 score=pytest.approx(verb.score ** 2))
+
+
+class Both(FakeModel):
+    """Of a multi-label head: a picture with blue is "left", one with red "right"; a purple one is both."""
+
+    weights_KD = np.array([[24, 0, -6], [0, 24, -6]], np.float32)
+
+
+def test_several_events_of_a_multi_label_head_are_open_at_a_time() -> None:
+    model = Both(heads={"gesture": ("left", "right")}, background=None, multi_label=("gesture",))
+    target = Recognizer(model, FakeEngine(model, 1))
+    colours = {"L": (255, 0, 0), "B": (255, 0, 255), "R": (0, 0, 255), ".": (0, 0, 0)}
+    items = [item for k, kind in enumerate("..LLLLBBBBBRRRR......BBBBBB")
+             for item in target.push(np.full((24, 32, 3), colours[kind], np.uint8), k / 10)] + target.flush()
+    told = [item for item in items if isinstance(item, Event)]
+    assert [(event.label, event.number, event.open) for event in told] == [
+        ("left", 1, True), ("right", 2, True), ("left", 1, False), ("right", 2, False), ("left", 3, True),
+        ("right", 4, True), ("left", 3, False), ("right", 4, False)]
+    left, right = told[2:4]
+    assert left.started_at < right.started_at < left.ended_at < right.ended_at
+    both = [item for item in items if isinstance(item, Prediction)][10].heads["gesture"].now
+    assert min(score for _, score in both) > 0.9  # not a distribution: each is true for itself
+    state = OverlayState()
+    state.update(told[:2])
+    assert [event.label for event in state.open.values()] == ["left", "right"]
+    state.update(told[2:3])
+    assert [event.label for event in state.open.values()] == ["right"]
+    assert [Event.from_json(event.as_json()).number for event in told[:2]] == [1, 2]
 
 
 def test_one_camera_too_many_is_refused_by_number() -> None:

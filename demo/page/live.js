@@ -91,10 +91,11 @@ function take(record) {
     drawGates(record);
   } else if (record.type === "gap") {
     gap = record;
+    if (record.action === "engine restarted") open.clear();
   } else if (record.open) {
-    open.set(record.head, record);
+    open.set(`${record.head} ${record.number}`, record);
   } else {
-    open.delete(record.head);
+    open.delete(`${record.head} ${record.number}`);
     closed.push(record);
     closed = closed.slice(-200);
   }
@@ -244,12 +245,19 @@ function drawStrip() {                                     // time runs to the l
   pen.font = "14px system-ui, sans-serif";
   const end = prediction.captured_at, x = at => width * (1 - (end - at) / STRIP_S);
   let free = 0;                                            // names do not cover one another
-  for (const event of [...closed, ...open.values()]) {
-    const from = x(event.started_at), to = event.open ? width : x(event.ended_at);
-    if (to < 0) continue;
+  const shown = [...closed, ...open.values()].map(event => ({ event, from: x(event.started_at), to: event.open ? width : x(event.ended_at) })).filter(one => one.to >= 0);
+  shown.sort((one, other) => one.from - other.from);
+  const ends = [];                                         // of lanes: events that overlap lie below one another
+  for (const one of shown) {
+    one.lane = ends.findIndex(end => end <= one.from);
+    if (one.lane < 0) one.lane = ends.length;
+    ends[one.lane] = one.to;
+  }
+  const tall = 22 / Math.max(1, ends.length);
+  for (const { event, from, to, lane } of shown) {
     pen.fillStyle = colour(event.label);
     pen.globalAlpha = event.label === "unknown" ? 0.35 : event.open ? 0.75 : 1;
-    pen.fillRect(from, 6, Math.max(3, to - from), 22);
+    pen.fillRect(from, 6 + lane * tall, Math.max(3, to - from), Math.max(2, tall - (ends.length > 1)));
     pen.globalAlpha = 1;
     const text = event.open ? event.label : `${event.label} ${event.score.toFixed(2)}`, at = Math.max(2, free, from);
     pen.fillText(text, at, 46);

@@ -47,6 +47,7 @@ class Contract(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
     network: NetworkConfig
     heads: dict[str, tuple[str, ...]]  # labels of each head, in output order
+    multi_label: tuple[str, ...] = ()  # heads whose labels are true each for itself, of which none need be
     frame_rate: Positive  # frames a second, as in training
     cover_hw: tuple[int, int]  # the camera image is scaled to just cover this, then centre-cropped to the input size
     resize_filter: Literal["area", "bilinear", "pillow-bilinear"] = "area"  # see `engines/model/preprocess.py`
@@ -118,8 +119,10 @@ class Contract(BaseModel):
             raise ValueError("cover_hw: at least input_size_hw")
         if self.background is not None and not any(self.background in labels for labels in self.heads.values()):
             raise ValueError(f"background: {self.background!r} is a label of no head")
-        if unknown := {*self.temperature, *self.window_temperature} - set(self.heads):
-            raise ValueError(f"temperature: no such head {sorted(unknown)}")
+        if unknown := {*self.temperature, *self.window_temperature, *self.multi_label} - set(self.heads):
+            raise ValueError(f"temperature, multi_label: no such head {sorted(unknown)}")
+        if any(self.background in self.heads[head] for head in self.multi_label):
+            raise ValueError("multi_label: heads without a label for background")
         return self
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.preprocess import prepare
-from engines.model.scores import probabilities
+from engines.model.scores import calibrated
 from engines.runtime.engine import Engine, Floats, StepResult
 
 TOLERANCE = 0.01  # largest difference of calibrated probabilities between engines of one model
@@ -67,7 +67,7 @@ def compare(contract: Contract, wanted: StepResult, got: StepResult) -> Parity:
 
 def probability_difference(contract: Contract, one: Mapping[str, Floats], other: Mapping[str, Floats]) -> float:
     """The largest difference of calibrated probabilities over all heads, frames and labels; inf where one is NaN."""
-    sides = ((probabilities(side[head], contract.temperature.get(head, 1.0)) for side in (one, other))
+    sides = ((calibrated(contract, head, side[head]) for side in (one, other))
              for head in contract.heads)
     return _finite(np.max([np.abs(left - right).max() for left, right in sides]))
 

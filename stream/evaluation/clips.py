@@ -14,13 +14,13 @@ from engines.datasets import Media, Segment
 from engines.errors import DatasetError, FrameError, GatestreamError
 from engines.model.contract import Contract
 from stream.clock import TIME_NOISE_S
-from stream.evaluation import epic_submission, metrics
+from stream.evaluation import metrics
 from stream.evaluation.data import group_by_media, is_trimmed
 from stream.evaluation.metrics import Array, Truth
 from stream.evaluation.play import read_images
 from stream.evaluation.streams import StreamMeter
 from stream.recognizer import Recognizer
-from stream.scoring import Scores
+from stream.scoring import PARTS, Scores, ranks, without_label
 
 TOPS = (1, 5)
 UNSEEN = "unseen"  # the kind of clips of people who are not in training
@@ -47,12 +47,13 @@ class HeadClips:
         self.scores_NK = np.array([one.window[head] for one in chosen]).reshape(-1, len(own))
         self.truth_N = np.array([self.labels.index(one.segment.labels[head]) for one in chosen], np.int64)
         self._nothing_NK = np.array([one.window[head] for one in nothing]).reshape(-1, len(own))
-        self._background = own.index(background) if background in own else None
+        self.background = own.index(background) if background in own else None
         self._temperature = contract.window_temperature.get(head, 1.0)
+        self._multi_label = head in contract.multi_label
 
     @property
     def answers_N(self) -> Array:
-        return metrics.ranks(self.scores_NK, 1)[:, 0]
+        return ranks(self.scores_NK, 1)[:, 0]
 
     @cached_property
     def confusion(self) -> Array:
@@ -73,11 +74,13 @@ class HeadClips:
         """Reliability before and after temperature, of clips whose label the model has, background among them."""
         known = self.truth_N < self.scores_NK.shape[1]
         probs_NK, truth_N = self.scores_NK[known], self.truth_N[known]
-        if self._background is not None:
+        if self.background is not None or self._multi_label:
             probs_NK = np.concatenate([probs_NK, self._nothing_NK])
-            truth_N = np.r_[truth_N, np.full(len(self._nothing_NK), self._background)]
-        return {"before": metrics.reliability(metrics.undo_temperature(probs_NK, self._temperature), truth_N),
-                "after": metrics.reliability(probs_NK, truth_N)}
+            nothing = -1 if self.background is None else self.background
+            truth_N = np.r_[truth_N, np.full(len(self._nothing_NK), nothing)]
+        before_NK = metrics.undo_temperature(probs_NK, self._temperature, self._multi_label)
+        reliability = metrics.reliability_of_each if self._multi_label else metrics.reliability
+        return {"before": reliability(before_NK, truth_N), "after": reliability(probs_NK, truth_N)}
 
     def rejection(self, nothing_NK: Array | None = None) -> float:
         """AUROC of telling clips of known labels from those of none by their highest probability of any label but
@@ -95,7 +98,7 @@ class HeadClips:
                 "confusion": {"labels": list(self.labels), "counts": self.confusion.tolist()}}
 
     def _likely(self, probs_NK: Array) -> Array:
-        kept = probs_NK if self._background is None else np.delete(probs_NK, self._background, axis=1)
+        kept = probs_NK if self.background is None else np.delete(probs_NK, self.background, axis=1)
         return kept.max(axis=1) if len(kept) else np.zeros(0)
 
 
@@ -124,7 +127,7 @@ class ClipReport:
 
     def actions(self) -> dict[str, Any]:
         """Accuracy of (verb, noun) pairs by the product of their scores; {} without such heads."""
-        if not set(epic_submission.HEADS) <= set(self.heads):
+        if not set(PARTS) <= set(self.heads):
             return {}
         verb, noun = self._pairs()
         return {"clips": len(verb.segments), **{f"top{k}": metrics.top_k_pairs(
@@ -133,11 +136,11 @@ class ClipReport:
     def breakdown(self, rare: Mapping[str, Collection[str]]) -> dict[str, Any]:
         """Top-1 over rare labels and over people who are not in training (clips of kind "unseen"); {} without either.
         As EPIC-KITCHENS-100 defines them: an action is rare when its verb or its noun is."""
-        if not set(epic_submission.HEADS) <= set(self.heads):
+        if not set(PARTS) <= set(self.heads):
             return {}
         verb, noun = self._pairs()
         rare_verb, rare_noun = (np.array([one.labels[head] in rare.get(head, ()) for one in verb.segments], bool)
-                                for head in epic_submission.HEADS)
+                                for head in PARTS)
         unseen = np.array([one.kind == UNSEEN for one in verb.segments], bool)
 
         def top1(verb_rows: Array, noun_rows: Array, rows: Array) -> dict[str, Any]:
@@ -159,10 +162,13 @@ class ClipReport:
                 **({"actions": actions} if (actions := self.actions()) else {})}
 
     def _pairs(self) -> list[HeadClips]:
-        """Verb and noun of the clips that have both, row by row."""
+        """Verb and noun of the clips that have both, row by row, without background: no pair has that."""
         both = [one for one in self.outcomes if all(
-            one.segment.labels.get(head, self.background) != self.background for head in epic_submission.HEADS)]
-        return [HeadClips(both, head, self.contract, self.background) for head in epic_submission.HEADS]
+            one.segment.labels.get(head, self.background) != self.background for head in PARTS)]
+        found = [HeadClips(both, head, self.contract, self.background) for head in PARTS]
+        for part in found:
+            part.scores_NK = without_label(part.scores_NK, part.background)
+        return found
 
 
 def evaluate_clips(recognizer: Recognizer, segments: Sequence[Segment], background: str | None = None, *,

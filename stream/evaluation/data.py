@@ -10,6 +10,7 @@ from typing import NamedTuple
 from engines.datasets import Dataset, Media, Segment
 from engines.errors import DatasetError, UsageError
 from engines.model.contract import Contract
+from stream.scoring import ACTION, PARTS, parts_of, result_heads
 
 log = logging.getLogger("gatestream.evaluation")
 
@@ -44,8 +45,12 @@ def select(dataset: Dataset, contract: Contract, split: str | None = None, group
 
     def translate(segment: Segment) -> Segment:
         labels = {ours: segment.labels[theirs] for theirs, ours in heads.items() if theirs in segment.labels}
-        return replace(segment, labels={head: background if label == dataset.background and background else label
-                                        for head, label in labels.items()})
+        labels = {head: background if label == dataset.background and background else label
+                  for head, label in labels.items()}
+        parts = [label for head in parts_of(contract, ACTION) if (label := labels.get(head, background)) != background]
+        if ACTION in result_heads(contract) and len(parts) == len(PARTS):
+            labels.setdefault(ACTION, " ".join(map(str, parts)))
+        return replace(segment, labels=labels)
 
     translated = [translate(segment) for segment in segments]
     _check_labels(translated, contract, background)

@@ -2,7 +2,9 @@
 
     {"version": "0.2", "challenge": "action_recognition", "sls_pt": 2, "sls_tl": 3, "sls_td": 3,
      "results": {"P01_101_0": {"verb": {"0": score, ...}, "noun": {"0": score, ...}}}}      test.json in a zip
-"""
+
+Scores are logarithms of probabilities: the server makes probabilities of them by softmax, and ranks the pairs of the
+100 best verbs and nouns by their product."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,14 +18,15 @@ from numpy.typing import NDArray
 
 from engines.errors import UsageError
 from engines.model.file import write_atomically
+from stream.scoring import PARTS
 
-HEADS = ("verb", "noun")
+LEAST = 1e-30  # probability of a class that the model does not have
 
 
-def by_class(scores_K: NDArray[Any], labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
-    """Scores in the order of the dataset's classes; 0 for a class the model does not have."""
-    score_of = dict(zip(labels, scores_K, strict=True))
-    return np.array([float(score_of.get(name, 0.0)) for name in classes])
+def by_class(probs_K: NDArray[Any], labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
+    """Logarithms of the labels' probabilities, in the order of the dataset's classes."""
+    prob_of = dict(zip(labels, probs_K, strict=True))
+    return np.log(np.maximum([float(prob_of.get(name, 0.0)) for name in classes], LEAST))
 
 
 def write_submission(path: Path, results: Mapping[str, Mapping[str, NDArray[Any]]], *,
@@ -35,9 +38,9 @@ def write_submission(path: Path, results: Mapping[str, Mapping[str, NDArray[Any]
         raise UsageError(f"supervision levels {supervision}", "three numbers from 0 to 5: pre-training, labels, data",
                          "see the challenge's page for what they mean")
     for name, scores in results.items():
-        if set(scores) != set(HEADS):
+        if set(scores) != set(PARTS):
             raise UsageError(f"heads {sorted(scores)} for {name}", "verb and noun", "use a model with both heads")
-    table = {name: {head: {str(k): float(score) for k, score in enumerate(scores[head])} for head in HEADS}
+    table = {name: {head: {str(k): float(score) for k, score in enumerate(scores[head])} for head in PARTS}
              for name, scores in results.items()}
     levels = dict(zip(("sls_pt", "sls_tl", "sls_td"), supervision, strict=True))
     found = {"version": "0.2", "challenge": "action_recognition", **levels, "results": table}

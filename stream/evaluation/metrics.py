@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from engines.model.scores import probabilities
 from stream.frame import Event
+from stream.scoring import ranks, top_pairs
 
 Array = NDArray[Any]
 NAN = float("nan")
@@ -28,27 +29,10 @@ class Truth(NamedTuple):
 Stretch = Truth | Event
 
 
-def ranks(scores_NK: Array, k: int) -> Array:
-    """The k best labels of each row, best first, [N, min(k, K)]; of equal scores the first label."""
-    return np.asarray(np.argsort(-np.asarray(scores_NK), axis=1, kind="stable")[:, :k])
-
-
 def top_k(scores_NK: Array, truth_N: Array, k: int) -> float:
     """Share of rows whose truth is among the k best labels."""
     right_N = (ranks(scores_NK, k) == np.asarray(truth_N)[:, None]).any(axis=1)
     return float(right_N.mean()) if len(right_N) else NAN
-
-
-def top_pairs(first_NK: Array, second_NK: Array, k: int) -> Array:
-    """The k best pairs of labels by the product of their scores, best first, [N, k, 2]: actions of verb and noun."""
-    # A pair among the k best has both its labels among the k best of their heads: no table of all pairs is made.
-    first_NA, second_NB = ranks(first_NK, k), ranks(second_NK, k)
-    products_NAB = (np.take_along_axis(first_NK, first_NA, 1)[:, :, None]
-                    * np.take_along_axis(second_NK, second_NB, 1)[:, None, :])
-    rows, wide = len(products_NAB), second_NB.shape[1]
-    best_Nk = ranks(products_NAB.reshape(rows, first_NA.shape[1] * wide), k)
-    return np.stack([np.take_along_axis(first_NA, best_Nk // wide, 1),
-                     np.take_along_axis(second_NB, best_Nk % wide, 1)], axis=2)
 
 
 def top_k_pairs(first_NK: Array, second_NK: Array, first_N: Array, second_N: Array, k: int) -> float:
@@ -201,6 +185,26 @@ def reliability(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliabilit
         return Reliability(counts, confidence / counts, accuracy / counts)
 
 
-def undo_temperature(probs_NK: Array, temperature: float) -> Array:
+def reliability_of_each(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliability:
+    """Reliability of every label of each row for itself, of a multi-label head: confidence is its probability, accuracy
+    how often it was true."""
+    true_NK = np.asarray(truth_N)[:, None] == np.arange(probs_NK.shape[1])
+    return reliability(np.stack([probs_NK.ravel(), np.full(probs_NK.size, -1.0)], axis=1), 1 - true_NK.ravel(), bins)
+
+
+def undo_temperature(probs_NK: Array, temperature: float, multi_label: bool = False) -> Array:
     """The probabilities had their logits been divided by 1 instead of by `temperature`."""
-    return probabilities(np.log(np.maximum(probs_NK, np.finfo(np.float64).tiny)) * temperature)
+    tiny = np.finfo(np.float64).tiny
+    logits_NK = np.log(np.maximum(probs_NK, tiny))
+    if multi_label:
+        logits_NK -= np.log(np.maximum(1 - probs_NK, tiny))
+    return probabilities(logits_NK * temperature, 1.0, multi_label)
+
+
+def lanes(stretches: Sequence[Stretch]) -> list[int]:
+    """The first lane from 0 for each stretch, in order of their starts, in which it overlaps none before it."""
+    found, ends = [0] * len(stretches), list[float]()
+    for i in sorted(range(len(stretches)), key=lambda i: stretches[i].started_at):
+        found[i] = next((lane for lane, end in enumerate(ends) if end <= stretches[i].started_at), len(ends))
+        ends[found[i]:found[i] + 1] = [stretches[i].ended_at]
+    return found

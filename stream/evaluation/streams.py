@@ -15,6 +15,7 @@ from stream.evaluation.record import ScoreRecord
 from stream.events import UNKNOWN
 from stream.frame import Event, Item, Picture
 from stream.recognizer import Recognizer
+from stream.scoring import result_heads
 
 CAMERA = "stream"
 IOU = 0.3  # at which events are paired for delays
@@ -105,12 +106,12 @@ class StreamMeter:
 
     def __init__(self, recognizer: Recognizer) -> None:
         self._recognizer, contract = recognizer, recognizer.contract
-        self._closed: dict[str, list[tuple[Event, float]]] = {head: [] for head in contract.heads}
+        self._closed: dict[str, list[tuple[Event, float]]] = {head: [] for head in result_heads(contract)}
         self._reported: dict[tuple[str, float, str], float] = {}  # head, start, label: when first reported
         self._offset = self._first = self._at = self._seconds = 0.0
         self._running = False
         self.streams, self.rounds = 0, 1  # streams that had any images; rounds of the same truths in the only one
-        self.truths: dict[str, list[Truth]] = {head: [] for head in contract.heads}
+        self.truths: dict[str, list[Truth]] = {head: [] for head in result_heads(contract)}
         self.record = ScoreRecord(contract)
         recognizer.score_listeners[CAMERA] = self.record.append
 
@@ -155,11 +156,12 @@ class StreamMeter:
                     self._closed[event.head].append((event, self._at))
 
     def _head(self, head: str) -> HeadStream:
-        labels, truths = self.record.contract.heads[head], self.truths[head]
-        found = metrics.average_precision(self.record.scores(head)[:, 0],
-                                          metrics.frame_targets(self.record.times_T, truths, labels))
-        precision = {label: float(value) for label, value in zip(labels, found, strict=True)
-                     if label != self.record.contract.background and value == value}
+        labels, truths, precision = self.record.contract.heads.get(head, ()), self.truths[head], dict[str, float]()
+        if labels:  # of pairs there are no scores of all
+            found = metrics.average_precision(self.record.scores(head)[:, 0],
+                                              metrics.frame_targets(self.record.times_T, truths, labels))
+            precision = {label: float(value) for label, value in zip(labels, found, strict=True)
+                         if label != self.record.contract.background and value == value}
         known = [(event, at) for event, at in self._closed[head] if event.label != UNKNOWN]
         reported = [self._reported[event.head, event.started_at, event.label] for event, _ in known]
         unknown = [event for event, _ in self._closed[head] if event.label == UNKNOWN]
@@ -169,7 +171,9 @@ class StreamMeter:
     def _named_labels(self, head: str, truths: Sequence[Truth]) -> list[str]:
         """The label that the window favours at the last tick in each truth, background aside."""
         contract, times_T = self.record.contract, self.record.times_T
-        labels = contract.heads[head]
+        labels = contract.heads.get(head, ())
+        if not labels:
+            return [""] * len(truths)
         ticks = np.searchsorted(times_T, [one.ended_at for one in truths], side="right") - 1
         seen = [tick >= 0 and times_T[tick] >= one.started_at for one, tick in zip(truths, ticks, strict=True)]
         window_NK = np.array(self.record.scores(head)[ticks[seen], 1])  # of these ticks only: all may be many

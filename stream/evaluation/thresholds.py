@@ -78,7 +78,7 @@ def search_rules(stream: StreamReport | None, idles: Iterable[StreamReport], lim
         if false == too_many:
             return None
         f1 = metrics.mean_of_known(metrics.event_f1(one.truths, list(events(gestures, rule, head)), IOU)
-                                   for head, one in stream.heads.items() if one.truths)
+                                   for head, one in stream.heads.items() if one.truths and head in contract.heads)
         return RuleTrial(rule, f1, 3600 * false / idle_s)
 
     before = trial(contract.events)

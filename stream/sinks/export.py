@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from engines.decoding.paths import printable
 from engines.errors import UsageError
+from stream.evaluation.metrics import lanes
 from stream.sinks.base import write_text
 from stream.sinks.log import LoggedEvent, find_run, read_events
 
@@ -60,7 +61,8 @@ def write_vtt(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0) 
 
 
 def write_elan(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0) -> None:
-    """An annotation document of ELAN (EAF 3.0) for the video of one run, a tier for each camera and head."""
+    """An annotation document of ELAN (EAF 3.0) for the video of one run, a tier for each camera and head, and
+    more of them for events that overlap, which a tier cannot hold."""
     document = Xml.Element("ANNOTATION_DOCUMENT", {
         "AUTHOR": "gatestream", "DATE": datetime.now(UTC).isoformat(timespec="seconds"), "FORMAT": "3.0",
         "VERSION": "3.0", "xmlns:xsi": "http://www.w3.org/2001/XMLSchema-instance",
@@ -68,8 +70,12 @@ def write_elan(found: Sequence[LoggedEvent], out: TextIO, origin_s: float = 0.0)
     Xml.SubElement(document, "HEADER", {"MEDIA_FILE": "", "TIME_UNITS": "milliseconds"})
     order = Xml.SubElement(document, "TIME_ORDER")
     tiers: dict[str, Xml.Element] = {}
-    for number, (_, _, event) in enumerate(found):
-        name = printable(f"{event.camera} {event.head}")
+    lane_of: dict[str, int] = {}
+    for key in {(event.camera, event.head) for _, _, event in found}:
+        own = [one for one in found if (one.event.camera, one.event.head) == key]
+        lane_of |= {one.id: lane for one, lane in zip(own, lanes([one.event for one in own]), strict=True)}
+    for number, (id, _, event) in enumerate(found):
+        name = printable(f"{event.camera} {event.head}" + (f" {lane_of[id] + 1}" if lane_of[id] else ""))
         if name not in tiers:
             tiers[name] = Xml.SubElement(document, "TIER", {"TIER_ID": name, "LINGUISTIC_TYPE_REF": "action"})
         slots = f"ts{2 * number + 1}", f"ts{2 * number + 2}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engines.datasets.epic_files import Narration, write_annotations
 from stream.evaluation.metrics import overlap
+from stream.scoring import ACTION
 from stream.sinks.base import sink_errors
 from stream.sinks.log import LoggedEvent, Run, clip_name
 
@@ -14,11 +15,13 @@ from stream.sinks.log import LoggedEvent, Run, clip_name
 def write_epic(folder: Path, found: Sequence[LoggedEvent], runs: Sequence[Run]) -> list[str]:
     """EPIC-KITCHENS-100's files; returns the names of the videos, one for each camera and run. Raises SinkError.
     Times count from a run's first frame, where a recording of it begins, else from the run's start. The events of heads
-    `verb` and `noun` that overlap most make a narration; those of another head are verbs, and the head is the noun."""
+    `verb` and `noun` that overlap most make a narration; those of another head are verbs, and the head is the noun,
+    but for the actions that a model makes of its verbs and nouns, which are left out."""
     origins = {run.id: run.origin for run in runs}
+    paired = {each.run for each in found if each.event.head == "verb"}  # whose actions are made of verbs and nouns
     narrations = []
     for each in found:
-        if each.event.head == "noun":
+        if each.event.head == "noun" or (each.event.head == ACTION and each.run in paired):
             continue
         person = re.sub(r"[^\w-]+", "-", each.event.camera).replace("_", "-") or "camera"
         video_id, start_s = f"{person}_{each.run:02d}", each.event.started_at - origins[each.run]

@@ -15,7 +15,7 @@ from zlib import crc32
 import cv2
 import numpy as np
 
-from stream.frame import Event, Frame, Gap, Image, Prediction, Record
+from stream.frame import ENGINE_RESTARTED, Event, Frame, Gap, Image, Prediction, Record
 
 if TYPE_CHECKING:
     from engines.hands import Hands
@@ -36,7 +36,7 @@ class OverlayState:
 
     background: str | None = None  # the label that means "nothing", shown in grey
     prediction: Prediction | None = None
-    open: dict[str, Event] = field(default_factory=dict)  # by head
+    open: dict[tuple[str, int | None], Event] = field(default_factory=dict)  # by head and number
     closed: deque[Event] = field(default_factory=lambda: deque(maxlen=64))  # the latest, newest last
     closed_count: int = 0
     gap: Gap | None = None
@@ -53,10 +53,12 @@ class OverlayState:
                 self.prediction = record
             elif isinstance(record, Gap):
                 self.gap = record
+                if record.action == ENGINE_RESTARTED:  # what was open then never closes
+                    self.open.clear()
             elif isinstance(record, Event) and record.open:
-                self.open[record.head] = record
+                self.open[record.head, record.number] = record
             elif isinstance(record, Event):
-                self.open.pop(record.head, None)
+                self.open.pop((record.head, record.number), None)
                 self.closed.append(record)
                 self.closed_count += 1
 
@@ -179,7 +181,7 @@ class _Pen:
                 self._text(marker, left, self.footer_top + self.margin, line, _AMBER, 0.9)
 
     def banner(self) -> None:
-        """Above the footer, in the middle: the label of the event that is open now, one banner per head."""
+        """Above the footer, in the middle: the labels of the events that are open now, a banner for each."""
         line, big = self.line, 1.5
         bottom = self.footer_top + self.margin // 2
         for event in self.state.open.values():

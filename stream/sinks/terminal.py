@@ -89,7 +89,7 @@ class TerminalView(Sink):
                      subtitle=Text(f" {self.engine} ", "dim"), subtitle_align="right", border_style="grey50")
 
     def _now(self, wide: int, rows: int) -> RenderableType:
-        """The open event of each head and the bars under it."""
+        """The open events of each head and the bars under them."""
         prediction = self.state.prediction
         if prediction is None:
             return Text("waiting for the first frame", "dim")
@@ -97,15 +97,18 @@ class TerminalView(Sink):
         for name, scores in prediction.heads.items():
             head = f"{_printable(name)}  " if len(prediction.heads) > 1 else ""
             room = max(1, rows // len(prediction.heads) - 3)
-            lines += [self._headline(head, self.state.open.get(name)),
+            lines += [self._headline(head, [event for (of, _), event in self.state.open.items() if of == name]),
                       *self._bars(scores.window[:room], dict(scores.now), wide), Text()]
         return Group(*lines[:-1])
 
-    def _headline(self, head: str, event: Event | None) -> Text:
-        if event is not None:
-            lasting = max(0.0, self.state.captured_at - event.started_at)
-            label = (f" {_printable(event.label)} ", f"bold black on {self._rgb(event.label)}")
-            return Text.assemble((head, "dim"), label, f" {lasting:.1f} s", no_wrap=True, overflow="ellipsis")
+    def _headline(self, head: str, events: Sequence[Event]) -> Text:
+        if events:
+            parts: list[tuple[str, str]] = []
+            for event in events:
+                lasting = max(0.0, self.state.captured_at - event.started_at)
+                parts += [(f" {_printable(event.label)} ", f"bold black on {self._rgb(event.label)}"),
+                          (f" {lasting:.1f} s ", "")]
+            return Text.assemble((head, "dim"), *parts, no_wrap=True, overflow="ellipsis")
         warm = self.state.prediction is not None and self.state.prediction.warm
         return Text.assemble((head, "dim"), ("nothing now", "dim") if warm else (" warming up ", "black on yellow"))
 
