@@ -1,6 +1,7 @@
 """The command that measures a model."""
 
 import re
+import sys
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ def _parse_rate(text: str) -> float:
 @commands.command(cls=in_panels({
     "What to measure with": "kind media split fold group idle rendered_idle strict",
     "How": "engine rounds seed",
+    "How well it learns": "teach lessons by hands",
     "Where the results go": "json report submission supervision",
     "Event thresholds": "max_false_events out",
 }))
@@ -55,6 +57,15 @@ def evaluate(model: ModelArgument,
                  "Write EPIC-KITCHENS-100's submission file."))] = None,
              supervision: Annotated[str | None, typer.Option(metavar="PT,TL,TD", help=(
                  "For the submission: levels 0 to 5 of pre-training, training labels and training data."))] = None,
+             teach: Annotated[int | None, typer.Option(min=2, metavar="K", help=(
+                 "Measure lessons instead: teach the model K recordings of each label afresh, test on the others."))]
+             = None,
+             lessons: Annotated[int, typer.Option(min=1, max=100, metavar="N", help=(
+                 "With --teach: so many lessons, each on another split."))] = 3,
+             by: Annotated[str | None, typer.Option(metavar="PATTERN", help=(
+                 "With --teach: recordings in whose path this regular expression finds the same text (a person, a "
+                 "place) are never on both sides of a split."))] = None,
+             hands: Annotated[bool, typer.Option(help="With --teach: as gatestream teach has it.")] = True,
              strict: Annotated[bool, typer.Option("--strict", help="Stop at a clip that cannot be read.")] = False,
              engine: EngineName = "auto",
              seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another stream.")] = 0) -> None:
@@ -66,9 +77,11 @@ def evaluate(model: ModelArgument,
 
       gatestream evaluate my.safetensors data/egogestar --idle data/idle --max-false-events 6/h --out calm.safetensors
 
+      gatestream evaluate base my-actions --teach 5 --by "person[0-9]+"
+
       gatestream evaluate epic.safetensors data/epic --split test --submission test.zip --supervision 1,3,3"""
     from engines.datasets.media import list_videos
-    from engines.model.file import load, write_atomically
+    from engines.model.file import load
     from stream.evaluation.evaluate import evaluate as run_evaluation
     from stream.sinks.base import output_path
 
@@ -78,6 +91,12 @@ def evaluate(model: ModelArgument,
     for path in (report, submission, None if json == "-" else Path(json)):
         if path is not None:
             output_path(path)
+    if teach is not None:
+        from stream.teaching.measure import measure_lessons
+        measured = measure_lessons(model, dataset, teach, lessons, by=by, idle=idle or (), engine=engine, hands=hands,
+                                   seed=seed, note=lambda text: print(f"gatestream: {text}", file=sys.stderr))
+        _write(measured.as_json(), json)
+        return
     if submission is not None and supervision is None:
         raise UsageError("--submission without --supervision", "the levels of supervision of your training",
                          "add --supervision PT,TL,TD, each 0 to 5")
@@ -113,11 +132,17 @@ def evaluate(model: ModelArgument,
     if report is not None:
         from stream.evaluation.report import write_report
         write_report(report, found, figures)
+    _write(figures, json)
+
+
+def _write(figures: dict[str, Any], where: str) -> None:
+    from engines.model.file import write_atomically
+
     text = dumps(figures, indent=2, allow_nan=False)
-    if json == "-":
+    if where == "-":
         print(text)
     else:
-        write_atomically(Path(json), (text + "\n").encode())
+        write_atomically(Path(where), (text + "\n").encode())
 
 
 def _parse_levels(text: str) -> list[int]:

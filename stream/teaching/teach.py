@@ -59,17 +59,11 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     all labels at once.
     Raises UsageError, DatasetError, SourceError, SinkError."""
     loaded = engines.load(model)
-    head = _check_head(loaded, head)
+    head = check_head(loaded, head)
     if not loaded.contract.network.causal:
         raise UsageError(f"{loaded.contract.name}, which is bidirectional", "a causal model to teach",
                          "train or convert one with --causal")
-    if loaded.contract.pooling is not None:
-        if not fresh and any(value.any() for part, value in loaded.tensors.items()
-                             if part.startswith(f"{pooling.PREFIX}{head}.")):
-            raise UsageError(f"{loaded.contract.name}, which knows {', '.join(loaded.contract.heads[head])} but not "
-                             "their recordings", "all recordings in one folder, old and new",
-                             f"put them together and teach base, or add --fresh to forget what {model} knows")
-        loaded = forget(loaded, head, HAND_FEATURES if hands and models_installed() else 0)
+    loaded = prepare_model(loaded, head, fresh=fresh, hands=hands)
     background = few_shot.background_label(loaded.contract, head, fresh)
     videos = find_videos(folder, background, idle)
     clips, skipped = [], []
@@ -78,7 +72,7 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
         for i, video in enumerate(videos):
             note(f"watching {i + 1} of {len(videos)}: {printable(video.path.name)}")
             try:
-                clips += extractor.extract(video, _name(video.path, folder), background)
+                clips += extractor.extract(video, recording_name(video.path, folder), background)
             except GatestreamError as error:
                 if strict:
                     raise
@@ -141,7 +135,21 @@ def file_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:64]
 
 
-def _check_head(model: Model, head: str | None) -> str:
+def prepare_model(model: Model, head: str, *, fresh: bool, hands: bool) -> Model:
+    """The model as recordings are played to it. Pooled heads begin anew, with hands where asked for and installed.
+    Raises UsageError for a pooled head that would have to forget."""
+    if model.contract.pooling is None:
+        return model
+    own = [value for name, value in model.tensors.items() if name.startswith(f"{pooling.PREFIX}{head}.")]
+    if not fresh and any(value.any() for value in own):
+        raise UsageError(f"{model.contract.name}, which knows {', '.join(model.contract.heads[head])} but not their "
+                         "recordings", "all recordings in one folder, old and new",
+                         "put them together and teach base, or add --fresh to forget what it knows")
+    return forget(model, head, HAND_FEATURES if hands and models_installed() else 0)
+
+
+def check_head(model: Model, head: str | None) -> str:
+    """The head that learns: the named one, or the only one. Raises UsageError."""
     heads = list(model.contract.heads)
     if head is None and len(heads) == 1:
         return heads[0]
@@ -151,7 +159,7 @@ def _check_head(model: Model, head: str | None) -> str:
     return head
 
 
-def _name(path: Path, folder: Path) -> str:
+def recording_name(path: Path, folder: Path) -> str:
     """A recording's name in reports: its path under the folder."""
     return printable(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -159,7 +167,7 @@ def _name(path: Path, folder: Path) -> str:
 def _check_counts(videos: Sequence[SupportVideo], used: set[str], folder: Path, background: str) -> list[str]:
     """Warnings about labels with few recordings. Raises DatasetError for one of which none could be used."""
     asked = Counter(one.label for one in videos)
-    usable = Counter(one.label for one in videos if _name(one.path, folder) in used)
+    usable = Counter(one.label for one in videos if recording_name(one.path, folder) in used)
     warnings = []
     for label in asked:
         if label != background and not usable[label]:
