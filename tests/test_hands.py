@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from engines.errors import EngineError, FrameError, UsageError
-from engines.hands import HAND_FEATURES, Hands, HandTracker, hand_features, open_models
+from engines.hands import HAND_FEATURES, HandModels, Hands, HandTracker, hand_features, open_models
 from engines.hands.crop import Floats, Square, square_of_landmarks, square_of_palm, whole_image
 from engines.hands.features import EACH, HOLD_FRAMES, feature_names
 from engines.hands.models import FOLDER_VARIABLE, LANDMARK_FILE, PALM_FILE, Landmarks, find_models
@@ -25,6 +26,7 @@ SHAPE = np.array([[0, 0], [-.35, -.2], [-.6, -.5], [-.75, -.75], [-.9, -.95], [-
                   [-.38, -1.8], [0, -1], [0, -1.45], [0, -1.7], [0, -1.95], [.25, -.95], [.27, -1.35], [.28, -1.6],
                   [.29, -1.8], [.45, -.8], [.5, -1.1], [.53, -1.3], [.55, -1.45]], np.float32)
 SIZE_HW = (240, 320)
+JUDGED = json.loads((Path(__file__).parent / "data/mediapipe_hands.json").read_text())
 
 
 def hand_at(x: float, y: float, palm: float = 40.0, angle: float = 0.0) -> Floats:
@@ -350,3 +352,27 @@ def test_a_hand_in_a_picture_is_found_at_any_angle_and_followed(real_tracker: Ha
     other = int(np.argmax(turned.presence))
     np.testing.assert_allclose(turned.landmarks[other, :, 0], first.landmarks[slot, :, 1], atol=0.04)
     np.testing.assert_allclose(turned.landmarks[other, :, 1], 1 - first.landmarks[slot, :, 0], atol=0.04)
+
+
+@pytest.fixture(scope="module", params=[None, "f32"])
+def precise_tracker(request: pytest.FixtureRequest, real_tracker: HandTracker) -> tuple[HandTracker, float]:
+    """With how far its landmarks may lie from MediaPipe's, over the palm's length."""
+    if request.param is None:
+        return real_tracker, 0.06
+    return HandTracker(HandModels(*find_models(), precision=request.param)), 0.03
+
+
+@pytest.mark.parametrize("name", JUDGED["pictures"])
+def test_landmarks_are_those_of_mediapipe_itself(name: str, precise_tracker: tuple[HandTracker, float], shared: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, furthest = precise_tracker
+    monkeypatch.setattr("engines.hands.palms.LEAST_SCORE", 0.5)  # as published
+    monkeypatch.setattr("engines.hands.tracker.LEAST_PRESENCE", 0.5)
+    image = cv2.imread(str(shared / "data/hands/images" / name))
+    tracker.reset()
+    for frame in ("first", "second"):
+        hands = tracker.step(image)
+        ours = hands.landmarks[hands.presence > 0, :, :2] * image.shape[1::-1]
+        for theirs in JUDGED["pictures"][name][frame] * np.array(image.shape[1::-1]):
+            palm = np.linalg.norm(theirs[9] - theirs[0])
+            assert min(np.linalg.norm(hand - theirs, axis=1).mean() for hand in ours) < furthest * palm
