@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Test files run side by side, so each of them takes one thread. numpy reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import socket
 import sys
 import time
@@ -23,8 +28,6 @@ from engines.model.file import Model
 
 # FFmpeg reads its log level once in a process, at the first video; whichever test opens it, the program's own holds.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-# Test files run side by side, so each of them takes one thread.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests that import ONNX Runtime themselves must not report either.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

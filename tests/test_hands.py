@@ -248,7 +248,7 @@ def test_what_is_no_image_is_refused_and_changes_nothing(tracker: HandTracker, s
 
 def features_of(points: Floats, size_hw: tuple[int, int] = SIZE_HW) -> Floats:
     scale = np.array([size_hw[1], size_hw[0], size_hw[1]])
-    landmarks = np.stack([points, points]) / scale
+    landmarks = np.stack([points, points + points[9] - points[0]]) / scale  # the other one a palm further on
     return hand_features(Hands(np.ones(2, np.float32), np.ones(2, np.float32), landmarks.astype(np.float32),
                                np.zeros(2, np.int64), size_hw[1] / size_hw[0]))
 
@@ -260,7 +260,7 @@ def test_the_shape_of_a_hand_is_the_same_anywhere(moved: Floats, size_hw: tuple[
     still = features_of(hand_at(160, 200))
     assert still.shape == (HAND_FEATURES,)
     assert still.dtype == np.float32
-    shape = np.arange(HAND_FEATURES) % EACH > 2
+    shape = np.array([not name.endswith(("presence", "wrist_x", "wrist_y")) for name in feature_names()])
     np.testing.assert_allclose(features_of(moved, size_hw)[shape], still[shape], atol=1e-3)
     np.testing.assert_allclose(still[shape][:42].reshape(21, 2), SHAPE, atol=1e-3)
     assert features_of(hand_at(160, 200, angle=1.0))[shape] != pytest.approx(still[shape], abs=0.1)
@@ -268,7 +268,8 @@ def test_the_shape_of_a_hand_is_the_same_anywhere(moved: Floats, size_hw: tuple[
 
 def test_features_have_names_in_their_order() -> None:
     named = dict(zip(feature_names(), features_of(hand_at(160, 120)).tolist(), strict=True))
-    assert (named["left.presence"], named["right.wrist_x"], named["right.wrist_y"]) == (1, 0.5, 0.5)
+    assert (named["left.presence"], named["left.wrist_x"], named["left.wrist_y"]) == (1, 0.5, 0.5)
+    assert [named["both.y0"], named["both.y9"]] == pytest.approx([-1, -1], abs=1e-3)
     assert named["left.x9"] == pytest.approx(0, abs=1e-3)
     assert named["left.y9"] == pytest.approx(-1, abs=1e-3)
 
@@ -279,6 +280,11 @@ def test_a_lost_hand_is_held_for_a_while(tracker: HandTracker, scene: FakeModels
     tracker.reset()
     seen = hand_features(tracker.step(IMAGE))
     assert not seen[EACH:].any()
+    scene.hands = [LEFT, RIGHT]
+    other = tracker.copy()
+    other.reset()
+    both = hand_features(other.step(IMAGE))
+    assert both[2 * EACH:] == pytest.approx([160 / 40, 0] * 2, abs=1e-3)
     scene.hands = []
     for k in range(HOLD_FRAMES + 1):
         held = hand_features(tracker.step(IMAGE))
