@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ from stream.clock import Clock
 from stream.events import event_trackers
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.scoring import Scorer, Scores, parts_of, result_heads, top_labels
-
-if TYPE_CHECKING:
-    from engines.hands import HandFeatures, HandModels
 
 Decoder = Callable[[], NDArray[Any]]
 
@@ -58,8 +55,7 @@ class Counts:
 class _CameraState:
     """Everything remembered of one camera but the network's state, which sits in the engine's `slot`."""
 
-    def __init__(self, camera: str, slot: int, model: Model, rule: EventRule | None,
-                 hand_models: "HandModels | None") -> None:
+    def __init__(self, camera: str, slot: int, model: Model, rule: EventRule | None) -> None:
         contract = model.contract
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
@@ -69,11 +65,6 @@ class _CameraState:
         self.steps = 0  # since the last reset
         self.previous: Image | None = None  # the prepared image of the last step, and when it was taken
         self.previous_at = 0.0
-        self.hands: HandFeatures | None = None
-        if hand_models is not None:
-            from engines import hands
-
-            self.hands = hands.HandFeatures(hand_models)
 
     def close_events(self) -> list[Event]:
         closed = [event for tracker in self.trackers.values() for event in tracker.flush()]
@@ -134,11 +125,11 @@ class Recognizer:
         self._in_preparation: Counter[str] = Counter()  # images of each camera given to `prepare_async`, not yet pushed
         self._free_slots = list(range(engine.slots))[::-1]
         self._streams: dict[str, _CameraState] = {}
-        self._hand_models: HandModels | None = None
-        if self.contract.pooling is not None and self.contract.pooling.hands:
+        self._finds_hands = model.contract.pooling is not None and model.contract.pooling.hands > 0
+        if self._finds_hands:
             from engines.hands import open_models
 
-            self._hand_models = open_models()
+            open_models()
 
     @classmethod
     def open(cls, model: str | os.PathLike[str] = "gesture", engine: str = "auto", slots: int = 8,
@@ -212,9 +203,9 @@ class Recognizer:
             one.latency["preprocess"] = ready - began
         self._hold(batch)
         for one in batch:
-            if one.stream.hands is not None and one.input.picture is not None:
+            if one.input.picture is not None:
                 looked = self._timer()
-                one.stream.hands.update(one.input.picture)
+                one.stream.scorer.find_hands(one.input.picture)
                 one.latency["preprocess"] += self._timer() - looked
         for one, scores in zip(batch, self._step(batch, [one.input.image for one in batch]), strict=True):
             one.events += self._track(one.stream, one.arrival.captured_at, scores)
@@ -263,7 +254,7 @@ class Recognizer:
                              f"at most {self.engine.slots} cameras at a time (slots)",
                              "flush cameras that have ended, or open the recognizer with more slots")
         stream = self._streams[camera] = _CameraState(camera, self._free_slots.pop(), self._model,
-                                                      self._rules.get(camera), self._hand_models)
+                                                      self._rules.get(camera))
         self.engine.reset([stream.slot])
         return stream
 
@@ -276,7 +267,7 @@ class Recognizer:
             if callable(image) and not wanted:
                 return None
             checked = as_bgr(image() if callable(image) else image)
-            return Input(prepare(checked, self.contract), checked if self._hand_models else None) if wanted else None
+            return Input(prepare(checked, self.contract), checked if self._finds_hands else None) if wanted else None
         except FrameError as error:
             return error
 
@@ -300,8 +291,6 @@ class Recognizer:
             self.engine.reset([stream.slot])
             stream.scorer.reset()
             stream.steps, stream.previous = 0, None
-            if stream.hands is not None:
-                stream.hands.reset()
         if prepared is not None:
             latency = {"queue": arrival.waited_s, "preprocess": 0.0, "engine": 0.0, "fuse": 0.0}
             held = 0 if arrival.lost else tick.held
@@ -328,11 +317,8 @@ class Recognizer:
         scored = stepped = self._timer()
         scores = []
         for i, (one, image) in enumerate(zip(batch, images, strict=True)):
-            features = result.features[i:i + 1]
-            if one.stream.hands is not None:
-                features = np.concatenate([features, one.stream.hands.features[None]], axis=1)
             scores.append(one.stream.scorer.score(StepResult(
-                features, {head: logits[i:i + 1] for head, logits in result.scores.items()},
+                result.features[i:i + 1], {head: logits[i:i + 1] for head, logits in result.scores.items()},
                 None if result.spans is None else result.spans[i:i + 1])))
             one.stream.steps += 1
             one.stream.previous = image

@@ -2,7 +2,7 @@
 Legend: N moments, D features of a frame, K labels of a head."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,11 @@ from engines.model.file import Model
 from engines.model.pooling import StatisticsWindow
 from engines.model.scores import calibrated
 from engines.runtime.engine import StepResult
-from stream.frame import Ranked
+from stream.frame import Image, Ranked
 from stream.window import ClipWindow, Floats, Window
+
+if TYPE_CHECKING:
+    from engines.hands import HandTracker
 
 TOP = 5  # labels of a Prediction, per head
 PARTS, ACTION = ("verb", "noun"), "action"  # heads that name an action together, and what their pairs are called
@@ -38,10 +41,12 @@ class Scorer:
         self._clip_window = ClipWindow(self._contract.window_clips, model.clip_fusion)
         self._window: Window | None = None  # made at the first step, when D is known
         self._statistics: StatisticsWindow | None = None  # likewise
+        self._tracker: HandTracker | None = None
+        self.hand_features_D: Floats = np.zeros(model.contract.pooling.hands if model.contract.pooling else 0, "f4")
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
-        contract, features_D = self._contract, result.features[0]
+        contract, features_D = self._contract, np.concatenate([result.features[0], self.hand_features_D])
         gates: tuple[float, ...] = ()
         if contract.pooling is not None:
             descriptor_D = features_D[:0]
@@ -54,6 +59,14 @@ class Scorer:
         now = {head: calibrated(contract, head, now_logits[head]) for head in contract.heads}
         window = {head: calibrated(contract, head, window_logits[head], window=True) for head in contract.heads}
         return Scores(now, window, gates, features_D, descriptor_D)
+
+    def find_hands(self, image_bgr: Image) -> None:
+        """Looks for hands in the next frame, of a model that reads them. Raises UsageError without their models,
+        EngineError."""
+        from engines import hands
+
+        self._tracker = self._tracker or hands.HandTracker()
+        self.hand_features_D = hands.hand_features(self._tracker.step(image_bgr))
 
     def _pool(self, features_D: Floats, now_clips: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
         contract, heads = self._contract, self._model.pooled_heads
@@ -77,6 +90,8 @@ class Scorer:
         self._clip_window.reset()
         if self._statistics is not None:
             self._statistics.reset()
+        self._tracker = None
+        self.hand_features_D = np.zeros_like(self.hand_features_D)
         if self._window is not None:
             self._window.reset()
 

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from engines.decoding.images import Image
 from engines.hands.crop import MIDDLE_KNUCKLE, WRIST, Floats
-from engines.hands.models import HandModels
-from engines.hands.tracker import Hands, HandTracker
+from engines.hands.tracker import Hands
 
 HOLD_FRAMES = 15  # that a lost hand's last shape stays
 EACH = 1 + 2 + 21 * 2  # numbers of one hand
@@ -43,21 +41,3 @@ def feature_names() -> tuple[str, ...]:
     one = ("presence", "wrist_x", "wrist_y", *(f"{axis}{point}" for point in range(21) for axis in "xy"))
     both = tuple(f"both.{axis}{point}" for point in (WRIST, MIDDLE_KNUCKLE) for axis in "xy")
     return tuple(f"{side}.{name}" for side in ("left", "right") for name in one) + both
-
-
-class HandFeatures:
-    """One camera's hands as numbers: those of the newest frame are `features`, zeros before the first."""
-
-    def __init__(self, models: HandModels | None = None) -> None:
-        """Raises UsageError where the models are not installed."""
-        self._tracker = HandTracker(models)
-        self.features: Floats = np.zeros(HAND_FEATURES, np.float32)
-
-    def update(self, image_bgr: Image) -> None:
-        """Takes the next frame, uint8 [H, W, 3]. Raises FrameError for what is no image, EngineError."""
-        self.features = hand_features(self._tracker.step(image_bgr))
-
-    def reset(self) -> None:
-        """Forgets everything: the next frame is the first."""
-        self._tracker.reset()
-        self.features = np.zeros(HAND_FEATURES, np.float32)

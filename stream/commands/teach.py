@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream.commands.model import check_model_path
-from stream.commands.options import EngineName, ModelArgument
+from stream.commands.options import EngineName, ModelArgument, in_panels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(cls=in_panels({
+    "What to learn from": "idle fps strict",
+    "What it learns": "head fresh hands seed",
+    "What is written": "out report name",
+}))
 def teach(model: ModelArgument,
           folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=(
               "A folder for each label, with 3 to 10 recordings of it: video files or folders of images. A folder "

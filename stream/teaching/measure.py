@@ -166,13 +166,12 @@ def _measure(model: Model, head: str, plays: dict[str, list[SupportClip]], taugh
 
 def _last_scores(model: Model, head: str, clip: SupportClip) -> NDArray[Any]:
     """The window's scores at a recording's end."""
-    scorer = Scorer(model)
+    scorer, width = Scorer(model), model.tensors[f"heads.{head}.weight"].shape[1]
     scores = None
     for features_D in clip.features_TD:
-        row_1D = np.asarray(features_D, np.float32)[None]
-        network_1D = row_1D[:, :model.tensors[f"heads.{head}.weight"].shape[1]]
-        logits = {name: rows[None] for name, rows in model.head_logits(network_1D[0]).items()}
-        scores = scorer.score(StepResult(row_1D, logits))
+        network_D, scorer.hand_features_D = np.split(np.asarray(features_D, np.float32), [width])
+        logits = {name: rows[None] for name, rows in model.head_logits(network_D).items()}
+        scores = scorer.score(StepResult(network_D[None], logits))
     assert scores is not None
     return np.asarray(scores.window[head])
 

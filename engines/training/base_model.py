@@ -1,6 +1,6 @@
 """Builds `base`, the model that lessons start from: ImageNet's MobileNetV2, with a pooled head that knows nothing yet.
 
-    python -m engines.zoo.build_base WEIGHTS.safetensors engines/zoo/base.safetensors
+    python -m engines.training.base_model WEIGHTS.safetensors engines/zoo/base.safetensors
 """
 
 import sys
