@@ -20,7 +20,7 @@ commands = typer.Typer()
 
 @commands.command(cls=in_panels({
     "What to learn from": "idle fps strict",
-    "What it learns": "head fresh hands seed",
+    "What it learns": "head fresh hands engine seed",
     "What is written": "out report name",
 }))
 def teach(model: ModelArgument,
