@@ -24,7 +24,7 @@ from engines.model.pooling import Floats, StatisticsWindow, statistic_columns
 from engines.synthetic import BACKGROUND
 from engines.training.few_shot import NO_BACKGROUND_SCORES, FewShotResult, HeldOut, report_of, temperatures_of
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead, fit
-from engines.training.support_clips import GRACE_TICKS, SupportClip
+from engines.training.support_clips import SupportClip
 
 FOLDS = 5
 L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # for components whose squares sum to 1 in the mean
@@ -37,6 +37,7 @@ NOW_S = (1.2, 3.0)
 CLIPS = 24  # in a window, at least, where there are as many ticks
 EXAMPLES_OF_CLIP = 3
 MAX_IDLE_EXAMPLES = 400
+LEAST_EDGE_S = 1.0  # of a recording before the action, from which on it shows what nothing looks like
 EDGE_ERRORS = 0.05  # of the recordings called background when left out, above which their edges teach none
 
 
@@ -167,6 +168,7 @@ def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[
     """Late moments of actions, edges, and moments of background, evenly chosen. Every label weighs the same in all,
     and so does every recording of a label."""
     names = {name: i for i, name in enumerate(sorted({clip.recording for clip in clips}))}
+    least_edge = round(LEAST_EDGE_S * contract.frame_rate)
     background, idle = len(labels) - 1, [clip for clip in clips if not clip.ended]
     each_idle = max(1, MAX_IDLE_EXAMPLES // max(len(idle), 1))
     rows: dict[str, list[Floats]] = {span: [] for span in pooling.SPANS}
@@ -175,7 +177,7 @@ def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[
         T = len(clip.features_TD)
         chosen: dict[int, tuple[int, bool]] = {}
         if clip.ended:
-            edges = [*range(clip.started - 1), *range(clip.ended + GRACE_TICKS, T)] if clip.natural else []
+            edges = range(least_edge, clip.started - 1)  # after its end, the window still shows the action
             chosen |= dict.fromkeys(_evenly(edges, EXAMPLES_OF_CLIP), (background, True))
             late = range(clip.late_from, clip.ended)
             chosen |= {tick: (labels.index(clip.label), False) for tick in _evenly(late, EXAMPLES_OF_CLIP)}
