@@ -127,6 +127,9 @@ def file_name(path: Path) -> str:
 
 
 def _check_head(model: Model, head: str | None) -> str:
+    if model.contract.multi_label:
+        raise UsageError(f"lessons for {model.contract.name}, a multi-label model", "one of single labels",
+                         "train it on the recordings, or choose another model")
     heads = list(model.contract.heads)
     if head is None and len(heads) == 1:
         return heads[0]
