@@ -148,6 +148,17 @@ class TestRun:
         assert err == "gatestream: building the engine\n"
         assert records(out)
 
+    @pytest.mark.parametrize("error", [MemoryError("Unable to allocate 112. GiB"), RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")])
+    def test_too_little_memory_is_no_bug(self, error: Exception, monkeypatch: pytest.MonkeyPatch,
+                                         capfd: pytest.CaptureFixture[str]) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(engines, "compile", fail)
+        assert main(["run", SIMULATION]) == 1
+        assert "too little memory" in one_line(capfd)
+
     def test_a_bug_is_one_line_too_and_a_traceback_with_debug(self, monkeypatch: pytest.MonkeyPatch,
                                                               capfd: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(engines, "compile", lambda model, **_: 1 / 0)

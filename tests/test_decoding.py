@@ -24,6 +24,7 @@ from videos import COUNT, INTERLACED, RATE, SIZE_HW, difference, number, still, 
 from engines.datasets import Media, Segment
 from engines.datasets.check import inspect_recording
 from engines.datasets.decode import decode_segment
+from engines.decoding.images import read_image
 from engines.decoding.paths import is_image, is_video, natural_key, normalise_label, printable, similar_labels
 from engines.decoding.picture import PictureConverter
 from engines.decoding.sanity import PictureMonitor
@@ -37,7 +38,8 @@ from stream.sources import open_path, open_source
 from stream.sources.base import Policy, Source
 from stream.sources.network import StreamCapture
 from stream.sources.reader import LiveSource, Timeouts
-from stream.sources.replay import Replay
+from stream.sources.replay import Replay, is_recording
+from stream.teaching.support_videos import find_videos
 
 LOSSY = 6.0  # grey levels, what coding and deinterlacing may change on average
 
@@ -334,6 +336,13 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
             decode_segment(Segment("a", Media(tmp_path / name)), RATE, SIZE_HW)
         with pytest.raises(UsageError):
             open_path(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(FrameError, match="is no file"):
+        read_image(tmp_path / "pipe.png")
+    assert not is_recording(tmp_path / "pipe.mp4")
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "data" / "a" / "pipe.mp4")
+    assert [video.path.name for video in find_videos(tmp_path / "data", "none")] == ["pipe.mp4"]
     with pytest.raises(UsageError, match="a link, whose target is not there"):
         open_source(str(tmp_path / "link.mp4"))
 

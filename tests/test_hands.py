@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from engines.errors import EngineError, FrameError, UsageError
-from engines.hands import HAND_FEATURES, Hands, HandTracker, hand_features, open_models
+from engines.hands import HAND_FEATURES, HandModels, Hands, HandTracker, hand_features, open_models
 from engines.hands.crop import Floats, Square, square_of_landmarks, square_of_palm, whole_image
 from engines.hands.features import EACH, HOLD_FRAMES, feature_names
 from engines.hands.models import FOLDER_VARIABLE, LANDMARK_FILE, PALM_FILE, Landmarks, find_models
@@ -25,6 +26,7 @@ SHAPE = np.array([[0, 0], [-.35, -.2], [-.6, -.5], [-.75, -.75], [-.9, -.95], [-
                   [-.38, -1.8], [0, -1], [0, -1.45], [0, -1.7], [0, -1.95], [.25, -.95], [.27, -1.35], [.28, -1.6],
                   [.29, -1.8], [.45, -.8], [.5, -1.1], [.53, -1.3], [.55, -1.45]], np.float32)
 SIZE_HW = (240, 320)
+JUDGED = json.loads((Path(__file__).parent / "data/mediapipe_hands.json").read_text())
 
 
 def hand_at(x: float, y: float, palm: float = 40.0, angle: float = 0.0) -> Floats:
@@ -246,7 +248,7 @@ def test_what_is_no_image_is_refused_and_changes_nothing(tracker: HandTracker, s
 
 def features_of(points: Floats, size_hw: tuple[int, int] = SIZE_HW) -> Floats:
     scale = np.array([size_hw[1], size_hw[0], size_hw[1]])
-    landmarks = np.stack([points, points]) / scale
+    landmarks = np.stack([points, points + points[9] - points[0]]) / scale  # the other one a palm further on
     return hand_features(Hands(np.ones(2, np.float32), np.ones(2, np.float32), landmarks.astype(np.float32),
                                np.zeros(2, np.int64), size_hw[1] / size_hw[0]))
 
@@ -258,7 +260,7 @@ def test_the_shape_of_a_hand_is_the_same_anywhere(moved: Floats, size_hw: tuple[
     still = features_of(hand_at(160, 200))
     assert still.shape == (HAND_FEATURES,)
     assert still.dtype == np.float32
-    shape = np.arange(HAND_FEATURES) % EACH > 2
+    shape = np.array([not name.endswith(("presence", "wrist_x", "wrist_y")) for name in feature_names()])
     np.testing.assert_allclose(features_of(moved, size_hw)[shape], still[shape], atol=1e-3)
     np.testing.assert_allclose(still[shape][:42].reshape(21, 2), SHAPE, atol=1e-3)
     assert features_of(hand_at(160, 200, angle=1.0))[shape] != pytest.approx(still[shape], abs=0.1)
@@ -266,7 +268,8 @@ def test_the_shape_of_a_hand_is_the_same_anywhere(moved: Floats, size_hw: tuple[
 
 def test_features_have_names_in_their_order() -> None:
     named = dict(zip(feature_names(), features_of(hand_at(160, 120)).tolist(), strict=True))
-    assert (named["left.presence"], named["right.wrist_x"], named["right.wrist_y"]) == (1, 0.5, 0.5)
+    assert (named["left.presence"], named["left.wrist_x"], named["left.wrist_y"]) == (1, 0.5, 0.5)
+    assert [named["both.y0"], named["both.y9"]] == pytest.approx([-1, -1], abs=1e-3)
     assert named["left.x9"] == pytest.approx(0, abs=1e-3)
     assert named["left.y9"] == pytest.approx(-1, abs=1e-3)
 
@@ -277,6 +280,11 @@ def test_a_lost_hand_is_held_for_a_while(tracker: HandTracker, scene: FakeModels
     tracker.reset()
     seen = hand_features(tracker.step(IMAGE))
     assert not seen[EACH:].any()
+    scene.hands = [LEFT, RIGHT]
+    other = tracker.copy()
+    other.reset()
+    both = hand_features(other.step(IMAGE))
+    assert both[2 * EACH:] == pytest.approx([160 / 40, 0] * 2, abs=1e-3)
     scene.hands = []
     for k in range(HOLD_FRAMES + 1):
         held = hand_features(tracker.step(IMAGE))
@@ -350,3 +358,27 @@ def test_a_hand_in_a_picture_is_found_at_any_angle_and_followed(real_tracker: Ha
     other = int(np.argmax(turned.presence))
     np.testing.assert_allclose(turned.landmarks[other, :, 0], first.landmarks[slot, :, 1], atol=0.04)
     np.testing.assert_allclose(turned.landmarks[other, :, 1], 1 - first.landmarks[slot, :, 0], atol=0.04)
+
+
+@pytest.fixture(scope="module", params=[None, "f32"])
+def precise_tracker(request: pytest.FixtureRequest, real_tracker: HandTracker) -> tuple[HandTracker, float]:
+    """With how far its landmarks may lie from MediaPipe's, over the palm's length."""
+    if request.param is None:
+        return real_tracker, 0.06
+    return HandTracker(HandModels(*find_models(), precision=request.param)), 0.03
+
+
+@pytest.mark.parametrize("name", JUDGED["pictures"])
+def test_landmarks_are_those_of_mediapipe_itself(name: str, precise_tracker: tuple[HandTracker, float], shared: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, furthest = precise_tracker
+    monkeypatch.setattr("engines.hands.palms.LEAST_SCORE", 0.5)  # as published
+    monkeypatch.setattr("engines.hands.tracker.LEAST_PRESENCE", 0.5)
+    image = cv2.imread(str(shared / "data/hands/images" / name))
+    tracker.reset()
+    for frame in ("first", "second"):
+        hands = tracker.step(image)
+        ours = hands.landmarks[hands.presence > 0, :, :2] * image.shape[1::-1]
+        for theirs in JUDGED["pictures"][name][frame] * np.array(image.shape[1::-1]):
+            palm = np.linalg.norm(theirs[9] - theirs[0])
+            assert min(np.linalg.norm(hand - theirs, axis=1).mean() for hand in ours) < furthest * palm

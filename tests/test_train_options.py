@@ -50,7 +50,8 @@ VALUES = {  # one that is not as without it
 BESIDE = {  # what an option needs, or has to change
     "strict": "DATASET={broken}", "rule": "--init {clips} --causal", "idle_without": "--idle {data}/idle",
     "validate_every": "--without-fold 1", "gatestream causal": "--no-causal", "precision": "--precision f32",
-    "patience": "--without-fold 1 --validate-every 1 --lr 1e-8",
+    "gatestream patience": "--without-fold 1 --validate-every 1 --iterations 5",
+    "official patience": "--without-fold 1 --validate-every 1 --epochs 5",
 }
 
 
@@ -94,9 +95,9 @@ def outcome(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             if code == 0:
                 model = engines.load(out)
                 contract = model.contract.model_copy(update={"provenance": {}})
-                weights = hashlib.sha256(b"".join(value.tobytes() for value in model.tensors.values())).hexdigest()
+                weights = hashlib.sha256(b"".join(model.tensors[name].tobytes() for name in sorted(model.tensors)))
                 metrics = out.with_suffix(".run") / "metrics.csv"
-                made = contract, weights, metrics.read_text() if metrics.exists() else ""
+                made = contract, weights.hexdigest(), metrics.read_text() if metrics.exists() else ""
             known[options] = code, *made, *workers
         return known[options]
 
@@ -156,13 +157,19 @@ def test_every_option_of_the_command_is_declared() -> None:
     ("gatestream", "--freeze 2", "--freeze 2 of gsf-toy; wanted 0 to 1"),
     ("gatestream", "--arch gsf-resnet18 --freeze 1", "--freeze 1 of gsf-resnet18"),
     ("gatestream", "--no-rendered --rendered-only", "rendered hands only, without rendered hands"),
+    *((recipe, f"{option} {value}", f"{option} {value!r}" if option == "--name" else option)
+      for recipe in ("gatestream", "official") for option, value in [
+          ("--name", "a/b"), ("--size", "15x16"), ("--size", "99999x16"), ("--seed", str(2**32))]),
+    ("fusion", "--name ../x", "--name '../x'"), ("gatestream", "--rate 1001", "--rate"),
     ("gatestream", "--trimmed 3 --trimmed-first 1", "whole actions before whole actions"),
     ("gatestream", "--no-causal --readout-width 4", "on a bidirectional network"),
     ("gatestream", "--no-causal --past-shift 1", "on a bidirectional network"),
 ])
-def test_an_option_that_others_leave_nothing_to_is_refused(
+def test_what_cannot_be_is_refused_before_anything_is_loaded_unless_it_depends_on_the_data(
         recipe: str, options: str, message: str, outcome: Callable[[str], Outcome],
-        capsys: pytest.CaptureFixture[str]) -> None:
+        capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not re.search("patience|validat|without|rendered|trimmed 3|no-causal", options):
+        monkeypatch.setattr(engines.datasets, "open_dataset", lambda *_: pytest.fail("looked at the data"))
     base = BASE[recipe].replace("--size 16x16", "") if "gesture" in options else BASE[recipe]
     assert outcome(f"{base} {options}") == (2,)
     assert message in capsys.readouterr().err.splitlines()[-1]
@@ -174,6 +181,22 @@ def test_progress_says_how_many_steps_there_are_and_an_interrupted_run_how_to_go
     monkeypatch.setattr(loop, "defer_interrupts", lambda: nullcontext(lambda: True))
     for recipe, options, steps in (("official", "--epochs 3", 6), ("gatestream", "--iterations 5", 5)):
         assert outcome(f"{BASE[recipe]} {options} --seed 9")[0] == 130
-        said = capsys.readouterr().out.replace("\n", "")
+        said = capsys.readouterr().out
         assert f"1/{steps}" in said
         assert "the same command goes on from" in said
+
+
+@pytest.mark.parametrize(("recipe", "options", "steps"), [
+    ("gatestream", "--trimmed-first 2", 4), ("official", "", 4),
+    ("official", "--arch gsm-toy --teacher {clips}", 2),
+    ("official", "--without-fold 1", 2)])
+def test_a_run_makes_as_many_steps_as_its_progress_says(
+        recipe: str, options: str, steps: int, outcome: Callable[[str], Outcome],
+        capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(f"{BASE[recipe]} --seed 7 {options}")[0] == 0
+    assert f"{steps}/{steps} 0:00:00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", HONOURED)
+def test_the_same_options_come_to_the_same(recipe: str, outcome: Callable[[str], Outcome]) -> None:
+    assert outcome(f"{BASE[recipe]} ") == outcome(f"{BASE[recipe]}  ")

@@ -28,10 +28,10 @@ _BACKGROUNDS = ("background", "idle")
 
 
 def recognise(folder: Path) -> str:
-    given = [path.name for path in _folders(folder) if path.name.lower() in _GIVEN]
+    given = [printable(path.name) for path in _folders(folder) if path.name.lower() in _GIVEN]
     if given:
         return f"{', '.join(given)}/<class>"
-    found = [path.name for path in islice((path for path in _folders(folder) if any(_recordings(path))), 4)]
+    found = [printable(path.name) for path in islice((path for path in _folders(folder) if any(_recordings(path))), 4)]
     return f"<class>/ ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})" if found else ""
 
 

@@ -78,7 +78,7 @@ def read_json_list(path: Path) -> list[Any]:
 
 def list_files(folder: Path, suffix: str) -> list[Path]:
     """The files with an ending that people have put in a folder."""
-    return sorted(path for path in folder.glob(f"*.{suffix}") if not is_hidden(path))
+    return sorted(path for path in folder.glob(f"*.{suffix}") if path.is_file() and not is_hidden(path))
 
 
 def read_header(path: Path) -> list[str]:

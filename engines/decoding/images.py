@@ -90,6 +90,8 @@ def read_image(path: Path) -> Image:
     """One image file as BGR uint8 [H, W, 3], upright by its EXIF orientation. Raises FrameError."""
     do = "check the file, or save it again as jpg or png"
     try:
+        if path.exists() and not path.is_file():
+            raise FrameError(f"{printable(path)}: it is no file", "an image file", do)
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise FrameError(f"{printable(path)}: over {LARGEST_FILE_BYTES} bytes", "an image file", do)
         data = path.read_bytes()

@@ -33,7 +33,7 @@ def is_image(path: Path) -> bool:
 def read_head(path: Path, count: int) -> bytes:
     """The first bytes of a file; fewer of a shorter one, none of one that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if path.is_file() else open(os.devnull, "rb") as file:  # a pipe would be waited for
             return file.read(count)
     except OSError:
         return b""

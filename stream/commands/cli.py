@@ -2,6 +2,7 @@
 Imports wait until a command needs them, so that help is instant and `run` never loads what training needs."""
 
 import errno
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from engines.errors import GatestreamError, UsageError, is_interrupt
+from engines.errors import GatestreamError, UsageError, first_line, is_interrupt
 from stream.commands import bench, data, evaluate, events, model, run, service, teach, train, ui
 from stream.commands.interrupt import interruptible
 from stream.commands.output import StandardOutput
@@ -127,5 +128,10 @@ def _as_fault(error: Exception) -> GatestreamError:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return GatestreamError(f"no space left for {error.filename or 'standard output'}", "space for it",
                                "free some, or choose another output")
+    # Torch raises RuntimeErrors of several kinds.
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(
+            "can't allocate memory|out of memory", str(error))):
+        return GatestreamError(f"too little memory ({first_line(error)})", "more memory, or less to do at once",
+                               "lower the batch, the size or the number of workers")
     return GatestreamError(f"an unexpected {type(error).__name__}: {error}", "no such thing",
                            "this is a bug in gatestream: run it again with --debug and report what it prints")

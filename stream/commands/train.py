@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -107,7 +108,7 @@ def train(context: typer.Context,
           segments: Annotated[int, typer.Option(min=1, metavar="N", help="Frames of a clip.")] = 8,
           size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help=(
               "The network's input. Default: as FILE to start from, else as the recipe."))] = None,
-          rate: Annotated[float | None, typer.Option(min=0.1, metavar="R", help=(
+          rate: Annotated[float | None, typer.Option(min=0.1, max=1000, metavar="R", help=(
               "Frames a second that the network sees. Default: 5."))] = None,
           precision: Annotated[Precisions, typer.Option(help="Of the arithmetic. auto: bf16 where it is fast.")]
           = "auto",
@@ -123,7 +124,8 @@ def train(context: typer.Context,
               "Default: 1e-4 (gatestream), 0.01 (official)."))] = None,
           freeze: Annotated[int | None, typer.Option(min=0, metavar="N", help=(
               "First layers of MobileNetV2 that stay as they are. Default: 7."))] = None,
-          seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, another model.")] = 0) -> None:
+          seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help=(
+              "Another seed, another model."))] = 0) -> None:
     """Train a model.
 
     Options that not every recipe honours name those that do; with another one they are refused. `fusion` is what
@@ -150,12 +152,14 @@ def train(context: typer.Context,
     if not dataset.is_dir():
         raise UsageError(f"{dataset}: no such folder", "a folder of recordings", "check the path")
     check_model_path(out)
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise UsageError(f"--name {name!r}", "1 to 64 letters of A to Z, digits, dots, dashes and underscores",
+                         "choose another one")
     from engines.datasets import open_dataset
     from engines.datasets.selection import with_background
 
-    data = with_background(open_dataset(dataset, kind), background)
     if how == "fusion":
-        _train_fusion(data, out, init, idle or [], window_clips, windows, name, seed, strict)
+        _train_fusion(open_dataset(dataset, kind), out, init, idle or [], window_clips, windows, name, seed, strict)
         return
     from engines.training import official_recipe
     from engines.training.initialisation import whole_config
@@ -165,11 +169,15 @@ def train(context: typer.Context,
     from stream.teaching.teach import file_name
 
     size_hw = None if size is None else parse_size_hw(size)
+    if size_hw is not None and not all(16 <= side <= 4096 for side in size_hw):
+        raise UsageError(f"--size {size}", "sides of 16 to 4096 pixels", "choose another size")
     start = whole_config(init)
     live = bool(causal) if how == "official" else causal is not False
     _check_start(given, init, start, live)
     arch = arch or (None if start is None else start.architecture)
+    frozen_layers = _frozen_layers(freeze, arch or Recipe.architecture, Recipe.frozen_layers)
     named = name or file_name(out)
+    data = with_background(open_dataset(dataset, kind), background)
     if how == "official":
         of_clips = OfficialRecipe(
             out, init=init, causal=live, segments=segments, epochs=epochs, batch=batch, precision=precision,
@@ -193,10 +201,10 @@ def train(context: typer.Context,
             rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed, trimmed_first=trimmed_first,
             strict=strict, multi_label=multi_label, temperature=now, window_temperature=window,
             architecture=arch or Recipe.architecture,
-            frozen_layers=_frozen_layers(freeze, arch or Recipe.architecture, Recipe.frozen_layers),
-            backbone_lr=lr or Recipe.backbone_lr, rows=batch or Recipe.rows, precision=precision,
-            validate_every=validate_every or 0, patience=patience, workers=workers, rule=rule or Recipe.rule,
-            frame_rate=rate or Recipe.frame_rate, input_size_hw=size_hw or Recipe.input_size_hw))
+            frozen_layers=frozen_layers, backbone_lr=lr or Recipe.backbone_lr, rows=batch or Recipe.rows,
+            precision=precision, validate_every=validate_every or 0, patience=patience, workers=workers,
+            rule=rule or Recipe.rule, frame_rate=rate or Recipe.frame_rate,
+            input_size_hw=size_hw or Recipe.input_size_hw))
         with _show_progress(out, (of_streams.trimmed_first or 0) + iterations) as shown:
             train_gatestream(of_streams, data, **shown)
     if _is_first():
@@ -292,10 +300,13 @@ def _show_progress(out: Path, iterations: int) -> Iterator[dict[str, Any]]:
     """What `train` shows its progress with: a bar on a terminal, a line now and then in a log. When it is interrupted
     it says how to go on."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    figures_column = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+    with Progress(MofNCompleteColumn(), TimeRemainingColumn(), BarColumn(20), figures_column, expand=True,
                   disable=not _is_first()) as bar:
-        task, report = bar.add_task("starting", total=iterations), partial(bar.console.print, markup=False)
+        task = bar.add_task("starting", total=iterations)
+        report = partial(bar.console.print, markup=False, soft_wrap=True)
 
         def progress(iteration: int, figures: dict[str, float]) -> None:
             text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())

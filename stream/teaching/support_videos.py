@@ -93,6 +93,8 @@ def _digest(path: Path) -> str:
     """The checksum of a recording's content."""
     files = list_images(path) if path.is_dir() else [path]
     total = hashlib.sha256()
+    if not all(file.is_file() for file in files):  # a pipe would be waited for
+        return str(path)
     try:
         for file in files:
             with file.open("rb") as opened:
