@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from fakes import FakeModel, contract
 from test_training_sources import HEADS, KITCHEN, TICK_S, clock, dataset, stream_of
 from tiny_training import NETWORK, SIZE_HW, tiny_network
 
+from engines.datasets.base import Media
 from engines.datasets.selection import with_idle
 from engines.errors import UsageError
 from engines.model.contract import Contract
 from engines.model.file import save
 from engines.model.scores import calibrated, probabilities
 from engines.training import loop
-from engines.training.calibrate import ValidationClip, calibrate, overlapping
+from engines.training.calibrate import ValidationClip, calibrate
 from engines.training.distributed import Ranks
 from engines.training.fusion_stage import FusionRecipe
 from engines.training.fusion_stage import train as train_fusion
@@ -32,6 +34,7 @@ from engines.training.sources import TrainingSources
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.temperature import label_scales
+from stream.evaluation.clips import ClipScores, HeadClips
 from stream.teaching.teach import _check_head
 
 SIDES = ("left", "right")
@@ -147,10 +150,17 @@ def test_labels_get_scales_of_their_own() -> None:
     assert shifts_K == pytest.approx([-1 / 3, 4, 0], abs=0.4)
 
 
-def test_what_overlaps_a_clip_is_known() -> None:
-    first, second, third = KITCHEN
-    assert overlapping(first, KITCHEN) == [second.labels]
-    assert overlapping(third, KITCHEN) == []
+def test_what_overlaps_a_segment_is_known() -> None:
+    endless = replace(KITCHEN[2], stop_s=None)
+    assert [[one.overlaps(other) for other in (*KITCHEN, endless)] for one in KITCHEN] == [
+        [True, True, False, False], [True, True, False, False], [False, False, True, True]]
+    assert not KITCHEN[0].overlaps(replace(KITCHEN[0], media=Media(Path("garden.mp4"))))
+
+
+def test_what_may_be_true_besides_does_not_count_against_a_calibration() -> None:
+    model = contract(heads={"verb": ("take", "put")}, background=None, multi_label=("verb",))
+    played = [ClipScores(one, {"verb": np.array([0.99, 0.99])}) for one in KITCHEN[:2]]
+    assert HeadClips(played, "verb", model, None).calibration()["after"].ece == pytest.approx(0.01)
 
 
 def test_a_multi_label_model_is_refused_where_single_labels_are_needed(tmp_path: Path) -> None:

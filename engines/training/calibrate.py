@@ -3,7 +3,6 @@
 `now` and `window` get their own: the window's logits are means over many frames, and so are smoother."""
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -50,15 +49,6 @@ def read_each(segments: Iterable[Segment], read: Callable[[Segment], T], strict:
             log.warning("left out of the validation: %s", error)
         else:
             yield segment, found
-
-
-def overlapping(segment: Segment, others: Iterable[Segment]) -> list[Mapping[str, str]]:
-    """Labels of the other segments that a stretch of the same recording shows."""
-    def stop_s(one: Segment) -> float:
-        return math.inf if one.stop_s is None else one.stop_s
-
-    return [one.labels for one in others if one is not segment and one.media == segment.media
-            and one.start_s < stop_s(segment) and segment.start_s < stop_s(one)]
 
 
 # Index of the label; of a multi-label head, which labels are true (1) or not (0) [K], NaN where that is not known.

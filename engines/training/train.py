@@ -28,7 +28,7 @@ from engines.networks.causal import DEFAULT_RULE
 from engines.networks.config import NetworkConfig
 from engines.networks.network import Network
 from engines.training import exemplars
-from engines.training.calibrate import ValidationClip, calibrate, overlapping, read_each
+from engines.training.calibrate import ValidationClip, calibrate, read_each
 from engines.training.distributed import Ranks, init_distributed
 from engines.training.initialisation import initialise, whole_config
 from engines.training.loop import LoopConfig, Precision, Progress, check_validation, run
@@ -248,7 +248,8 @@ class _Training:
         some = labelled[::max(1, -(-len(labelled) // recipe.validation_clips))]
         found = read_each(some, lambda one: self.read_frames(one, self.sources.decode_rate, contract.input_size_hw),
                           recipe.strict)
-        return [ValidationClip(images, times_s - times_s[0], one.labels, overlapping(one, labelled))
+        return [ValidationClip(images, times_s - times_s[0], one.labels,
+                               [other.labels for other in labelled if other is not one and other.overlaps(one)])
                 for one, (images, times_s) in found]
 
     def examples(self, recipe: Recipe, contract: Contract, network: Network, open_stream: OpenStream
