@@ -33,9 +33,10 @@ from engines.training.sections import LabelledFrame
 from engines.training.sources import TrainingSources
 from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
-from engines.training.temperature import label_scales
+from engines.training.temperature import label_scales, label_temperature
 from stream.evaluation.clips import ClipScores, HeadClips
 from stream.teaching.teach import _check_head
+from stream.trackers import event_trackers
 
 SIDES = ("left", "right")
 CONTRACT = Contract(name="tiny", network=NETWORK.replace(causal=True), heads={"side": SIDES}, frame_rate=5.0,
@@ -150,6 +151,13 @@ def test_labels_get_scales_of_their_own() -> None:
     assert shifts_K == pytest.approx([-1 / 3, 4, 0], abs=0.4)
 
 
+def test_a_few_clips_that_are_told_apart_make_no_label_sure() -> None:
+    scored = [(np.array([sign * 3.0], "f4"), np.array([float(sign > 0)])) for sign in (1, -1) for _ in range(4)]
+    (scale,), (shift,) = label_scales(scored)
+    assert probabilities(np.array([3.0 * scale + shift]), multi_label=True) == pytest.approx([5 / 6], abs=0.02)
+    assert label_temperature(scored) > 1
+
+
 def test_what_overlaps_a_segment_is_known() -> None:
     endless = replace(KITCHEN[2], stop_s=None)
     assert [[one.overlaps(other) for other in (*KITCHEN, endless)] for one in KITCHEN] == [
@@ -161,6 +169,23 @@ def test_what_may_be_true_besides_does_not_count_against_a_calibration() -> None
     model = contract(heads={"verb": ("take", "put")}, background=None, multi_label=("verb",))
     played = [ClipScores(one, {"verb": np.array([0.99, 0.99])}) for one in KITCHEN[:2]]
     assert HeadClips(played, "verb", model, None).calibration()["after"].ece == pytest.approx(0.01)
+
+
+def test_a_verb_finds_the_noun_whose_event_overlaps_it_most() -> None:
+    heads = {"verb": ("cut", "wash"), "noun": ("bread", "cup")}
+    tracker = event_trackers(contract(heads=heads, background=None, multi_label=tuple(heads)), "0")["action"]
+    shown = {"cut": (0, 20), "bread": (0, 21), "wash": (12, 40), "cup": (14, 40)}  # ticks of 0.1 s
+    told = []
+    for k in range(50):
+        probs_K = np.array([0.95 if first <= k < last else 0.05 for name in ("cut", "wash", "bread", "cup")
+                            for first, last in [shown[name]]])
+        told += tracker.update(k / 10, probs_K, probs_K)
+    told += tracker.flush()
+    closed = [(event.label, event.started_at, event.ended_at) for event in told if not event.open]
+    assert closed == [("cut bread", 0.0, 1.9), ("wash cup", 1.2, 3.9)]
+    opened, ended = ([event.number for event in told if event.open == is_open] for is_open in (True, False))
+    assert opened == ended == [1, 2]
+    assert told[-1].score == pytest.approx(0.95 ** 2)
 
 
 def test_a_multi_label_model_is_refused_where_single_labels_are_needed(tmp_path: Path) -> None:

@@ -27,10 +27,16 @@ def temperature(scored: Sequence[tuple[Logits, int]]) -> float:
 
 
 def binary_loss(logits_N: NDArray[np.float64], true_N: NDArray[np.float64]) -> float:
-    """Mean negative log-likelihood of labels that are true (1) or not (0); NaN: not known."""
+    """Mean negative log-likelihood of labels that are true with these probabilities; NaN: not known."""
     known = ~np.isnan(true_N)
-    signed_N = np.where(true_N[known] > 0, -1, 1) * logits_N[known]
-    return float(np.logaddexp(0, signed_N).mean()) if known.any() else 0.0
+    costs_N = np.logaddexp(0, logits_N[known]) - true_N[known] * logits_N[known]
+    return float(costs_N.mean()) if known.any() else 0.0
+
+
+def smooth(true_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Labels that are true (1) or not (0) as Platt asks for them: less sure the fewer there are of each."""
+    right_K, wrong_K = ((true_NK == value).sum(axis=0) for value in (1, 0))
+    return np.where(true_NK == 1, (right_K + 1) / (right_K + 2), np.where(true_NK == 0, 1 / (wrong_K + 2), true_NK))
 
 
 def label_scales(scored: Sequence[tuple[Logits, NDArray[np.float64]]]
@@ -39,11 +45,12 @@ def label_scales(scored: Sequence[tuple[Logits, NDArray[np.float64]]]
     label that was never true, or always."""
     logits_NK, true_NK = (np.stack(column).astype(np.float64) for column in zip(*scored, strict=True))
     scales_K, shifts_K = np.ones(logits_NK.shape[1]), np.zeros(logits_NK.shape[1])
-    for k, (logits_N, true_N) in enumerate(zip(logits_NK.T, true_NK.T, strict=True)):
-        if {0.0, 1.0} <= set(true_N.tolist()):
+    smooth_NK = smooth(true_NK)
+    for k, logits_N in enumerate(logits_NK.T):
+        if {0.0, 1.0} <= set(true_NK[:, k].tolist()):
             def cost(ab: NDArray[np.float64], z: NDArray[np.float64] = logits_N,
-                     y: NDArray[np.float64] = true_N) -> float:
-                return binary_loss(ab[0] * z + ab[1], y) + 1e-3 * float((ab[0] - 1) ** 2 + ab[1] ** 2)
+                     y: NDArray[np.float64] = smooth_NK[:, k]) -> float:
+                return binary_loss(ab[0] * z + ab[1], y)
             scales_K[k], shifts_K[k] = minimize(cost, np.array([1.0, 0.0]), bounds=[(0.05, 20), (-20, 20)]).x
     return scales_K, shifts_K
 
@@ -51,5 +58,5 @@ def label_scales(scored: Sequence[tuple[Logits, NDArray[np.float64]]]
 def label_temperature(scored: Sequence[tuple[Logits, NDArray[np.float64]]]) -> float:
     """As `temperature`, of a multi-label head."""
     logits_NK, true_NK = (np.stack(column).astype(np.float64) for column in zip(*scored, strict=True))
-    losses = [binary_loss((logits_NK / value).ravel(), true_NK.ravel()) for value in GRID]
+    losses = [binary_loss((logits_NK / value).ravel(), smooth(true_NK).ravel()) for value in GRID]
     return round(float(GRID[int(np.argmin(losses))]), 3)
