@@ -26,20 +26,20 @@ What is active depends on what a head knows:
   not so one of a multi-label head, which can be nothing else.
 
 Verb and noun heads together have events of their own: the label is the pair, and a pair's activity and score are
-compared with the rule as the geometric mean of its two parts. An event's score is their product."""
+compared with the rule as the geometric mean of its two parts. An event's score is their product. Of multi-label heads,
+see `stream/trackers.py`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.model.contract import Contract, EventRule
+from engines.model.contract import EventRule
 from stream.clock import TIME_NOISE_S
 from stream.frame import Event
-from stream.scoring import parts_of, result_heads
 
 UNKNOWN = "unknown"  # label of an event that no label fits well enough
 
@@ -239,13 +239,23 @@ class _LabelEvents:
         return None if self._alone else self._count
 
 
+class Tracker(Protocol):
+    """What turns scores into events."""
+
+    def update(self, captured_at: float, now_probs_K: Probs, window_probs_K: Probs) -> list[Event]:
+        """Takes the scores of one tick; returns events that opened, changed their label, or closed."""
+
+    def flush(self) -> list[Event]:
+        """Ends the stream: closes the current events, if they count."""
+
+
 class EventTracker:
     """Turns the scores of one head of one camera, or of several heads together, into events. All times come from the
     arguments.
 
     head: name of the events; labels: of the head, or of each of several; background: the label that means "nothing", in
     the heads that have it; window_s: from the first to the last frame of a full window; warm_s: what of that has been
-    seen before the first update after a reset; multi_label: whether labels are true each for itself."""
+    seen before the first update after a reset; multi_label: whether labels are true each for itself (of one head)."""
 
     def __init__(self, camera: str, head: str, labels: Sequence[str] | Sequence[Sequence[str]], background: str | None,
                  rule: EventRule, *, window_s: float = 0.0, warm_s: float = 0.0, multi_label: bool = False) -> None:
@@ -257,7 +267,7 @@ class EventTracker:
         self._multi_label, self._window_s, self._warm_s = multi_label, window_s, warm_s
         names = _Names(camera, head, of_heads)
         self._one = _OneEvent(names, self._ends)
-        self._labels = _LabelEvents(names, alone=not multi_label or len(of_heads) > 1)
+        self._labels = _LabelEvents(names, alone=not multi_label)
         self.reset()
 
     def reset(self) -> None:
@@ -285,8 +295,8 @@ class EventTracker:
         return self._labels.update(self.rule, self._counted_at, self._active(window_probs_K))
 
     def _active(self, probs_K: Probs) -> dict[Label, Probs]:
-        """The labels that are active by themselves: one at most, of one multi-label head, any number."""
-        if self._multi_label and len(self._ends) == 1:
+        """The labels that are active by themselves: one at most, of a multi-label head, any number."""
+        if self._multi_label:
             return {(int(k),): probs_K[k:k + 1] for k in np.flatnonzero(probs_K >= self.rule.close_below)}
         parts_P = np.array([part.max() for part in np.split(probs_K, self._ends[:-1])])
         leads = geometric_mean(parts_P) >= self.rule.close_below
@@ -309,17 +319,6 @@ def geometric_mean(values: Probs) -> float:
     return float(values.prod() ** (1 / len(values)))
 
 
-def event_trackers(contract: Contract, camera: str, rule: EventRule | None = None) -> dict[str, EventTracker]:
-    """A tracker for each head of a model's results, by name. rule: None for the contract's."""
-    found = {}
-    for head in result_heads(contract):
-        parts = parts_of(contract, head)
-        found[head] = EventTracker(camera, head, [contract.heads[part] for part in parts], contract.background,
-                                   rule or contract.events, window_s=contract.window_s, warm_s=contract.warm_s,
-                                   multi_label=any(part in contract.multi_label for part in parts))
-    return found
-
-
 def detect_events(times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs, *, labels: Sequence[str],
                   background: str | None, rule: EventRule, camera: str = "0", head: str = "action",
                   **options: Any) -> list[Event]:
@@ -329,7 +328,7 @@ def detect_events(times: Iterable[float], now_probs_TK: Probs, window_probs_TK: 
                      window_probs_TK)
 
 
-def track_all(tracker: EventTracker, times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs
+def track_all(tracker: Tracker, times: Iterable[float], now_probs_TK: Probs, window_probs_TK: Probs
               ) -> list[Event]:
     """The closed events of a recorded stream, T ticks long."""
     events = [event for at, now_K, window_K in zip(times, now_probs_TK, window_probs_TK, strict=True)

@@ -23,9 +23,9 @@ from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
-from stream.events import event_trackers
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
 from stream.scoring import Scorer, Scores, parts_of, result_heads, top_labels
+from stream.trackers import event_trackers
 
 Decoder = Callable[[], NDArray[Any]]
 

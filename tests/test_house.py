@@ -17,7 +17,7 @@ LONGEST = 350  # lines of a file
 ORDER = [
     "engines.errors", "engines.decoding", "engines.synthetic", "engines.networks", "engines.model", "engines.runtime",
     "engines.hands", "engines.datasets", "engines.training", "engines.bench", "engines.zoo", "engines",
-    "stream.frame", "stream.clock", "stream.window", "stream.scoring", "stream.events",
+    "stream.frame", "stream.clock", "stream.window", "stream.scoring", "stream.events", "stream.trackers",
     "stream.recognizer", "stream.notices", "stream.wire", "stream.sources", "stream.evaluation", "stream.sinks",
     "stream.runner", "stream.teaching", "stream.archive", "stream.service", "stream.commands", "stream.__main__",
     "stream", "demo"]

@@ -227,7 +227,8 @@ def test_lanes_hold_no_two_that_overlap() -> None:
 
 def test_every_label_of_a_multi_label_head_is_calibrated_for_itself() -> None:
     probs_NK = np.array([[0.9, 0.9], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
-    curve = metrics.reliability_of_each(probs_NK, np.array([0, 0, 0, -1]))
+    assert metrics.reliability_of_each(probs_NK, np.array([0, 0, 0, -1]), probs_NK > 0.5).counts.sum() == 5
+    curve = metrics.reliability_of_each(probs_NK, np.array([0, 0, 0, -1]), np.ones((4, 2), bool))
     assert curve.counts.sum() == 8
     assert curve.accuracy[curve.counts > 0].tolist() == [0.0, 0.6]
     undone_NK = metrics.undo_temperature(np.array([[0.2, 0.9]]), 2.0, multi_label=True)

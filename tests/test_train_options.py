@@ -45,7 +45,7 @@ VALUES = {  # one that is not as without it
     "keep_interleave": None, "idle": "{data}/places", "idle_without": "work", "calibration_from": "{live}",
     "without_label": "star", "no_rendered": None, "rendered_only": None, "trimmed": 3, "trimmed_first": 1,
     "iterations": 3, "rate": 7, "freeze": 0, "teacher": "{clips}", "epochs": 1, "segments": 3, "windows": 31,
-    "window_clips": 3, "fusion init": "{other}", "background": "left",
+    "window_clips": 3, "fusion init": "{other}", "background": "left", "multi_label": None,
 }
 BESIDE = {  # what an option needs, or has to change
     "strict": "DATASET={broken}", "rule": "--init {clips} --causal", "idle_without": "--idle {data}/idle",

@@ -37,6 +37,11 @@ class Segment:
     group: str = ""  # a person or place; groups are not split between training and testing
     kind: str = ""  # of segments to report apart
 
+    def overlaps(self, other: "Segment") -> bool:
+        """Whether both show the same time of a recording."""
+        return (self.media == other.media and (other.stop_s is None or self.start_s < other.stop_s)
+                and (self.stop_s is None or other.start_s < self.stop_s))
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

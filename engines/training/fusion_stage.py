@@ -81,12 +81,13 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
           read_frames: ReadFrames = read_frames) -> dict[str, float]:
     """Fits clip fusion, writes the model file; returns `compare`'s table, {} where nothing was left out.
     data: what to learn from, its validation split to compare on; read_frames: decodes a segment. Raises UsageError for
-    a model that is not causal or has clip fusion already, and for data with other labels; DatasetError for data in
-    which something is always done, if the model has a label for background."""
+    a model that is not causal, is multi-label or has clip fusion already, and for data with other labels; DatasetError
+    for data in which something is always done, if the model has a label for background."""
     model = load(recipe.init)
     contract = model.contract
-    if state := "has it" if contract.fusion is not None else "" if contract.network.causal else "is bidirectional":
-        raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model without it",
+    if state := "has it" if contract.fusion is not None else "is bidirectional" if not contract.network.causal else \
+            "is multi-label" if contract.multi_label else "":
+        raise UsageError(f"clip fusion for {contract.name}, which {state}", "a causal model of single labels without",
                          "train a model first, then its fusion")
     head = next(iter(contract.heads))
     head_weights = model.tensors[f"heads.{head}.weight"].astype(np.float32), \

@@ -33,14 +33,44 @@ def frame_loss(logits_BTK: Tensor, truth: Truth, background: int | None, smoothi
     logp = F.log_softmax(logits_BTK, dim=-1)
     named = F.cross_entropy(logits_BTK.flatten(0, 1), truth.label.flatten(), reduction="none", ignore_index=UNKNOWN,
                             label_smoothing=smoothing).view_as(truth.progress)
-    knowable = ((truth.progress - KNOWABLE_FROM) / (KNOWABLE_AT - KNOWABLE_FROM)).clamp(0, 1)
+    share = knowable(truth.progress)
     if background is None:
-        loss = knowable * named
+        loss = share * named
     else:
         active = torch.log1p(-logp[..., background].exp().clamp(max=1 - 1e-6)).neg()
-        loss = torch.where(truth.label != background, knowable * named + (1 - knowable) * active, named)
+        loss = torch.where(truth.label != background, share * named + (1 - share) * active, named)
     weight = truth.weight * (truth.label != UNKNOWN)
     return LossTerm((loss * weight).sum(), weight.sum())
+
+
+def knowable(progress: Tensor) -> Tensor:
+    """How much a label is asked for when so much of its action has been seen."""
+    return ((progress - KNOWABLE_FROM) / (KNOWABLE_AT - KNOWABLE_FROM)).clamp(0, 1)
+
+
+def label_loss(logits_BTK: Tensor, truth: Truth, true_BTK: Tensor) -> LossTerm:
+    """Loss of the `now` scores of a multi-label head: binary cross-entropy, the sum over labels, each true one asked
+    for as its action proceeds. A frame within an action none of whose labels this head has is not asked for."""
+    costs = F.binary_cross_entropy_with_logits(logits_BTK, true_BTK, reduction="none")
+    asked = torch.where(true_BTK > 0, knowable(truth.progress)[..., None], torch.ones_like(true_BTK))
+    weight = truth.weight * ((truth.label != UNKNOWN) | (truth.gesture < 0))
+    return LossTerm((costs * asked * weight[..., None]).sum(), weight.sum())
+
+
+def label_window_loss(logits_BTK: Tensor, truth: Truth, true_BTK: Tensor) -> LossTerm:
+    """As `window_loss`, of a multi-label head: labels that were true for a part of the gesture are not asked for."""
+    losses = []
+    for row, gestures in enumerate(truth.gesture):
+        for gesture in torch.unique(gestures[(gestures >= 0) & (truth.label[row] != UNKNOWN)]):
+            of_it = gestures == gesture
+            if truth.progress[row, of_it].max() < KNOWABLE_AT:
+                continue
+            share_K = true_BTK[row, of_it].mean(dim=0)
+            costs = F.binary_cross_entropy_with_logits(logits_BTK[row, of_it].mean(dim=0), share_K.round(),
+                                                       reduction="none")
+            losses.append(costs[(share_K == 0) | (share_K == 1)].sum())
+    total = torch.stack(losses).sum() if losses else logits_BTK.sum() * 0
+    return LossTerm(total, torch.tensor(float(len(losses)), device=logits_BTK.device))
 
 
 def window_loss(logits_BTK: Tensor, truth: Truth) -> LossTerm:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from engines.model import pooling
-from engines.model.contract import Contract
+from engines.model.contract import NO_BACKGROUND_EVENTS, Contract
 from engines.model.file import EXAMPLES, Array, Model
 from engines.model.pooling import Floats, StatisticsWindow, statistic_columns
 from engines.synthetic import BACKGROUND
@@ -105,6 +105,7 @@ def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, backgrou
     changed = Contract.model_validate({
         **contract.model_dump(), "heads": {**contract.heads, head: labels},
         "background": background if background in labels else None,
+        "events": (contract.events if background in labels else NO_BACKGROUND_EVENTS).model_dump(),
         "temperature": {**contract.temperature, head: temperatures[0]},
         "window_temperature": {**contract.window_temperature, head: temperatures[1]},
         "provenance": {**contract.provenance, "taught": [{"seed": seed, "views": weights, **report.as_json()}]}})

@@ -198,13 +198,14 @@ class RecordedSections(Sections):
         background, since = self._sources.background, GRACE_FRAMES
         for n, pick in enumerate(frames_at(excerpt.times_s, when_s)):
             time_s, image = float(excerpt.times_s[pick]), excerpt.change(excerpt.images[pick])
-            here = next((k for k, span in enumerate(excerpt.spans)
-                         if span.start_s <= time_s < span.stop_s and span.truth != background), None)
-            if here is not None:
-                span, since = excerpt.spans[here], 0
+            here = [k for k, span in enumerate(excerpt.spans)
+                    if span.start_s <= time_s < span.stop_s and span.truth != background]
+            if here:
+                spans, since = [excerpt.spans[k] for k in (here if self._sources.multi_label else here[:1])], 0
                 progress = (n + 1) / len(when_s) if self._trimmed else \
-                    (time_s - span.start_s) / (span.stop_s - span.start_s)
-                yield LabelledFrame(image, span.truth, progress, gesture=here, source=span.source)
+                    min((time_s - span.start_s) / (span.stop_s - span.start_s) for span in spans)
+                yield LabelledFrame(image, self._sources.together([span.truth for span in spans]), progress,
+                                    gesture=here[0], source=spans[0].source)
             else:
                 yield LabelledFrame(image, background, weight=float(since >= GRACE_FRAMES),
                                     source=excerpt.spans[0].source)

@@ -1,7 +1,7 @@
 """What training streams are made from: segments of a dataset, recorded time without actions, rendered hands."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from engines.synthetic import BACKGROUND, LABELS
 from engines.training.loss import UNKNOWN
 
 Labels = Mapping[str, str]  # head -> label
+_Key = tuple[tuple[int, ...], ...]  # indices of the labels of each head, in order
 Frames = tuple[NDArray[np.uint8], NDArray[np.float64]]  # images [N, H, W, 3], times in the recording [N] in seconds
 ReadFrames = Callable[[Segment, float, tuple[int, int]], Frames]  # segment, frames a second, size_hw
 
@@ -44,7 +45,7 @@ class TrainingSources:
 
     def __init__(self, data: Dataset, split: str = "train", *, frame_rate: float,
                  read_frames: ReadFrames = read_frames, recorded: bool = True, rendered: bool = True,
-                 names_background: bool = True) -> None:
+                 names_background: bool = True, multi_label: bool = False) -> None:
         everything = data.splits.get(split, ())
         segments = [one for one in everything if one.labels]
         if not segments:
@@ -55,11 +56,19 @@ class TrainingSources:
             self.recordings.setdefault(one.media.path, []).append(one)
         self.name, self.strokes = data.name, data.strokes
         self.untrimmed = any(len(ones) > 1 or ones[0].start_s > 0 for ones in self.recordings.values())
-        self.background_label = data.background or (BACKGROUND if self.untrimmed and names_background else None)
+        self.multi_label = multi_label
+        self.background_label = None if multi_label else \
+            data.background or (BACKGROUND if self.untrimmed and names_background else None)
         self.heads = heads_with(data.heads, self.background_label)
+        if multi_label:
+            self._nothing = data.background
+            self.heads = {head: tuple(label for label in labels if label != data.background)
+                          for head, labels in self.heads.items()}
         self.decode_rate = frame_rate * (DECODED_PER_FRAME if self.untrimmed else DECODED_PER_TRIMMED_FRAME)
         self._mirrored, self._reversed, self._read_frames = data.mirrored, data.reversed, read_frames
-        self._truths: dict[tuple[int, ...], int] = {}
+        self._truths: dict[_Key, int] = {}
+        self.label_sets: list[_Key] = []
+        """Indices of all labels of each head, by truth."""
         self._medians: dict[str, NDArray[np.uint8]] = {}
         nothing = {head: label for head, labels in self.heads.items() for label in labels
                    if label == self.background_label}
@@ -69,17 +78,17 @@ class TrainingSources:
         for one in segments:
             truth = self.truth(one.labels)
             (without if truth == self.background else self.actions.setdefault(truth, [])).append(one)
-            for turned in (self.mirror(one.labels), self.reverse(one.labels)):  # all truths are known from the start
-                if turned is not None:
-                    self.truth(turned)
-                    self.truth(self.mirror(turned) or turned)
+            self._turn([one])  # all truths are known from the start
+        for ones in self.recordings.values() if multi_label else ():
+            for together in _overlaps(ones):
+                self._turn(together)
         videos = [one for one in without if one.kind == IDLE]
         own = [one for one in without if one.kind != IDLE]
         self.idle = videos * max(1, len(own) // max(1, len(videos))) + own  # both about as often
         head = max(self.heads, key=lambda head: len(set(self.heads[head]) & set(LABELS)))  # of most that can be drawn
         self.drawable = {label: self.truth({head: label}) for label in self.heads[head]
                          if rendered and label in LABELS and label != self.background_label}
-        self.renders_idle = rendered and self.background_label is not None
+        self.renders_idle = rendered and (multi_label or self.background_label is not None)
         self.renders = bool(self.drawable) or self.renders_idle
         places = [one for one in segments if one.kind != IDLE][::max(1, -(-len(segments) // MOST_PLACES))]
         self.places = [*places, *videos * STILLS, *[None] * ROOMS] if rendered else []
@@ -91,7 +100,8 @@ class TrainingSources:
 
     @property
     def truths(self) -> list[tuple[int, ...]]:
-        return list(self._truths)
+        """The first label of each head, by truth."""
+        return [tuple(labels[0] if labels else UNKNOWN for labels in key) for key in self.label_sets]
 
     def summary(self) -> str:
         """What there is, in a line."""
@@ -104,11 +114,37 @@ class TrainingSources:
         """Index of the truth of some labels. Raises DatasetError for a label that is none of its head's."""
         for head, label in labels.items():
             known = self.heads.get(head, ())
-            if label not in known:
+            if label not in known and not (self.multi_label and label == self._nothing):
                 raise DatasetError(f"label {label!r} of head {head!r}", f"one of {len(known)} labels",
                                    "check the dataset's list of labels")
-        indices = tuple(names.index(labels[head]) if head in labels else UNKNOWN for head, names in self.heads.items())
-        return self._truths.setdefault(indices, len(self._truths))
+        key = tuple((names.index(labels[head]),) if labels.get(head) in names else () for head, names in
+                    self.heads.items())
+        return self._number(key)
+
+    def together(self, truths: Sequence[int]) -> int:
+        """The truth of what is true at a time: the first one's labels, or all, of multi-label sources."""
+        if len(truths) == 1 or not self.multi_label:
+            return truths[0]
+        keys = [self.label_sets[truth] for truth in truths]
+        key = tuple(tuple(sorted({label for labels in of_head for label in labels}))
+                    for of_head in zip(*keys, strict=True))
+        return self._number(key)
+
+    def _number(self, key: _Key) -> int:
+        if key not in self._truths:
+            self._truths[key] = len(self.label_sets)
+            self.label_sets.append(key)
+        return self._truths[key]
+
+    def _turn(self, segments: Sequence[Segment]) -> None:
+        """Adds the truths of segments together, and what they are in a mirror and backwards."""
+        labels: list[Labels | None] = [one.labels for one in segments]
+        backwards = [self.reverse(one) for one in labels if one is not None]
+        for turned in (labels, backwards):
+            for seen in (turned, [None if one is None else self.mirror(one) for one in turned]):
+                truths = [self.truth(one) for one in seen if one is not None]
+                if truths:
+                    self.together(truths)
 
     def mirror(self, labels: Labels) -> Labels | None:
         """The labels in a mirror; None for what must not be mirrored."""
@@ -151,3 +187,16 @@ class TrainingSources:
                 if one.start_s - end_s >= LEAST_GAP_S:
                     yield Segment(f"before {one.id}", one.media, end_s, one.start_s, nothing, one.group)
                 end_s = max(end_s, math.inf if one.stop_s is None else one.stop_s)
+
+
+def _overlaps(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """The segments of a recording that are shown at a time, wherever these change and are several."""
+    stop_of = {one.id: math.inf if one.stop_s is None else one.stop_s for one in segments}
+    shown: list[Segment] = []
+    waiting = sorted(segments, key=lambda one: -one.start_s)
+    for at in sorted({one.start_s for one in segments} | set(stop_of.values())):
+        while waiting and waiting[-1].start_s <= at:
+            shown.append(waiting.pop())
+        shown = [one for one in shown if stop_of[one.id] > at]
+        if len(shown) > 1:
+            yield shown

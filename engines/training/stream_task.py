@@ -8,16 +8,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engines.model.contract import Contract
 from engines.networks.network import Network
 from engines.networks.temporal import State
 from engines.runtime.windowed import split
-from engines.training.calibrate import ValidationClip, score_clips
+from engines.training.calibrate import ValidationClip, Wanted, score_clips
 from engines.training.distributed import Ranks
 from engines.training.loop import Autocast, LossTerm, Task, make_weight_average
-from engines.training.loss import KNOWABLE_AT, UNKNOWN, Truth, frame_loss, tip_loss, window_loss
+from engines.training.loss import (
+    KNOWABLE_AT,
+    UNKNOWN,
+    Truth,
+    frame_loss,
+    label_loss,
+    label_window_loss,
+    tip_loss,
+    window_loss,
+)
 from engines.training.pixels import normalise
 from engines.training.runfolder import Row
 from engines.training.stream_loader import Batch, StreamLoader
@@ -71,12 +82,14 @@ def subsample_depthwise(network: Network) -> None:
 class StreamTask(Task[Batch]):
     """Trains a network on streams with AdamW, state carried from chunk to chunk.
     loader: of this process's rows; truths: labels of the streams' frames as [heads] indices, UNKNOWN where a head has
-    none: a frame's label is the index of one of these; finds_tips: whether frames know the fingertip, which a backbone
-    with a middle stage then learns to find, too; held_out: called for what validation looks at; spread: so many frames
-    evenly over each of these clips, 0: the model's frame rate."""
+    none: a frame's label is the index of one of these; label_sets: of multi-label heads, all labels of each truth, as
+    [heads] tuples of indices, () where `truths` has them all; finds_tips: whether frames know the fingertip, which a
+    backbone with a middle stage then learns to find, too; held_out: called for what validation looks at; spread: so
+    many frames evenly over each of these clips, 0: the model's frame rate."""
 
     def __init__(self, network: Network, contract: Contract, loader: StreamLoader, truths: Sequence[tuple[int, ...]],
-                 config: AdamWConfig, ranks: Ranks, *, finds_tips: bool = False,
+                 config: AdamWConfig, ranks: Ranks, *, label_sets: Sequence[Sequence[Sequence[int]]] = (),
+                 finds_tips: bool = False,
                  held_out: Callable[[], Sequence[ValidationClip]] = tuple, spread: int = 0) -> None:
         self.network, self.contract = network.to(ranks.device), contract
         network.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -95,6 +108,12 @@ class StreamTask(Task[Batch]):
         self.optimiser = torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups if p],
                                            weight_decay=config.weight_decay)
         self._truths = torch.tensor(truths, device=ranks.device)
+        self._true: dict[str, Tensor] = {}  # of multi-label heads, which labels each truth has [truths, K]
+        for i, (head, labels) in enumerate(contract.heads.items()):
+            if head in contract.multi_label:
+                sets = [each[i] for each in label_sets] or [[one[i]] if one[i] != UNKNOWN else [] for one in truths]
+                self._true[head] = torch.tensor([[float(k in own) for k in range(len(labels))] for own in sets],
+                                                device=ranks.device)
         self._iterations, self._warmup = config.iterations, max(1, min(200, config.iterations // 10))
         self._loader, self._ranks, self._held_out, self._spread = loader, ranks, held_out, spread
 
@@ -125,8 +144,7 @@ class StreamTask(Task[Batch]):
         own = self._held_out()[self._ranks.rank::self._ranks.world_size]
         for i, scored in enumerate(score_clips(self.contract, network, own, self._spread).values()):
             for logits_K, truth in scored.window:
-                logp_K = torch.from_numpy(logits_K).double().log_softmax(0)
-                sums[i] += sums.new_tensor([float(int(logp_K.argmax()) == truth), -float(logp_K[truth]), 1.0])
+                sums[i] += sums.new_tensor([*_judge(logits_K, truth), 1.0])
         sums = self._ranks.all_reduce(sums)
         shares, losses = (sums[:, :2] / sums[:, 2:].clamp(min=1)).T.tolist()
         named = {f"validation {head}": share for head, share in zip(heads, shares, strict=True)}
@@ -150,9 +168,14 @@ class StreamTask(Task[Batch]):
             known = truth._replace(label=self._truths[truth.label][..., i])
             late = (known.progress > KNOWABLE_AT) & (known.label != UNKNOWN)
             right = (logits[head].argmax(-1) == known.label) & late
-            background = labels.index(self.contract.background) if self.contract.background in labels else None
-            found = {"now": frame_loss(logits[head], known, background),
-                     "window": window_loss(logits[head], known)._replace(weight=WINDOW_WEIGHT),
+            if head in self._true:
+                true = self._true[head][truth.label]
+                right = (true.gather(-1, logits[head].argmax(-1, keepdim=True))[..., 0] > 0) & late
+                now, window = label_loss(logits[head], known, true), label_window_loss(logits[head], known, true)
+            else:
+                background = labels.index(self.contract.background) if self.contract.background in labels else None
+                now, window = frame_loss(logits[head], known, background), window_loss(logits[head], known)
+            found = {"now": now, "window": window._replace(weight=WINDOW_WEIGHT),
                      "late accuracy": LossTerm(right.sum().float(), late.sum().float(), 0.0)}
             terms |= {name if len(logits) == 1 else f"{head} {name}": term for name, term in found.items()}
         if self._finds_tips is not None:
@@ -161,3 +184,14 @@ class StreamTask(Task[Batch]):
             terms |= {name: term._replace(weight=TIP_WEIGHT * (TIP_REST + fade))
                       for name, term in tip_loss(heat, guess, truth).items()}
         return terms, state
+
+
+def _judge(logits_K: NDArray[np.float32], truth: Wanted) -> tuple[float, float]:
+    """Whether the best label is true, and the negative log-likelihood."""
+    logits = torch.from_numpy(logits_K).double()
+    if isinstance(truth, int):
+        logp_K = logits.log_softmax(0)
+        return float(int(logp_K.argmax()) == truth), -float(logp_K[truth])
+    known, true_K = ~np.isnan(truth), torch.from_numpy(truth)
+    cost = F.binary_cross_entropy_with_logits(logits[known], true_K[known], reduction="sum")
+    return float(true_K[int(logits.argmax())] == 1), float(cost)

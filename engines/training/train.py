@@ -56,6 +56,7 @@ class Recipe(AdamWConfig):
     idle_without: tuple[str, ...] = ()  # names of such videos to leave out
     without_fold: int = 0  # the group of the dataset's segments to leave out, 0 for none
     without_labels: tuple[str, ...] = ()  # labels that the model never sees and does not have
+    multi_label: bool = False  # labels are true each for itself: several at a time, or none
     rendered: bool = True  # show rendered hands: gestures, for labels that they can draw, and none
     rendered_only: bool = False  # learn no label from recordings, background included, only what places look like
     background_loss_weight: float = 0.15  # of frames without an action, where all are rendered
@@ -112,7 +113,8 @@ def train(recipe: Recipe, data: Dataset, report: Callable[[str], None] = print,
         recipe = resolve_defaults(recipe)
         data = select(data, recipe.without_fold, recipe.without_labels, recipe.idle, recipe.idle_without)
         sources = TrainingSources(data, frame_rate=recipe.frame_rate, read_frames=read_frames,
-                                  recorded=not recipe.rendered_only, rendered=recipe.rendered)
+                                  recorded=not recipe.rendered_only, rendered=recipe.rendered,
+                                  multi_label=recipe.multi_label)
         check_classes(sources.heads)
         check_validation(recipe.validate_every, recipe.patience,
                          any(one.labels for one in data.splits.get("validation", ())))
@@ -143,13 +145,14 @@ def make_contract(recipe: Recipe, network: Network, sources: TrainingSources) ->
     T = recipe.trimmed or network.segments
     live = network.causal and not recipe.trimmed
     return Contract(
-        name=recipe.name, network=network.config, heads=sources.heads, frame_rate=recipe.frame_rate,
+        name=recipe.name, network=network.config, heads=sources.heads,
+        multi_label=tuple(sources.heads) if sources.multi_label else (), frame_rate=recipe.frame_rate,
         cover_hw=network.input_size_hw, receptive_frames=network.receptive_field if network.causal else T,
         clip_frames=max(1, round(recipe.clip_s * recipe.frame_rate)) if live else T, warmup_frames=4, max_gap_s=1.0,
         window_clips=recipe.window_clips if live else 1, background=sources.background_label,
         temperature=dict.fromkeys(sources.heads, recipe.temperature),
         window_temperature=dict.fromkeys(sources.heads, recipe.window_temperature),
-        events=NO_BACKGROUND_EVENTS if sources.background_label is None else
+        events=EventRule() if sources.multi_label else NO_BACKGROUND_EVENTS if sources.background_label is None else
         recipe.gesture_events if sources.drawable else EventRule(), **network.backbone.pixels._asdict(),
         provenance={"data": sources.name, "recipe": recipe_record(recipe), **recipe.provenance})
 
@@ -222,8 +225,8 @@ class _Training:
         open_stream = open_streams(recipe, sources, contract.input_size_hw)
         schedule = StreamSchedule(recipe.seed, 1.0 if recipe.trimmed else recipe.fresh_share)
         loader = StreamLoader(open_stream, schedule, ranks.own_rows(recipe.rows), frames, recipe.workers)
-        task = StreamTask(network, contract, loader, sources.truths, recipe, ranks, finds_tips=sources.renders,
-                          held_out=held_out, spread=recipe.trimmed)
+        task = StreamTask(network, contract, loader, sources.truths, recipe, ranks, label_sets=sources.label_sets,
+                          finds_tips=sources.renders, held_out=held_out, spread=recipe.trimmed)
         loop = LoopConfig(recipe.iterations, recipe.seed, precision=recipe.precision, patience=recipe.patience,
                           checkpoint_every=recipe.checkpoint_every, validate_every=recipe.validate_every)
         trained = run(task, loop, folder, ranks, self.report, progress)
@@ -231,8 +234,9 @@ class _Training:
             if held_out():
                 self.report(f"calibrating on {len(held_out())} recordings that were left out")
             examples = self.examples(recipe, contract, trained, open_stream)
+            contract = calibrate(contract, trained, held_out())
             tensors = {name: value.detach().float().numpy() for name, value in trained.state_dict().items()}
-            save(recipe.out, calibrate(contract, trained, held_out()), {**tensors, **examples})
+            save(recipe.out, contract, {**tensors, **examples})
             folder.finish()
         return trained
 
@@ -244,12 +248,14 @@ class _Training:
         some = labelled[::max(1, -(-len(labelled) // recipe.validation_clips))]
         found = read_each(some, lambda one: self.read_frames(one, self.sources.decode_rate, contract.input_size_hw),
                           recipe.strict)
-        return [ValidationClip(images, times_s - times_s[0], one.labels) for one, (images, times_s) in found]
+        return [ValidationClip(images, times_s - times_s[0], one.labels,
+                               [other.labels for other in labelled if other is not one and other.overlaps(one)])
+                for one, (images, times_s) in found]
 
     def examples(self, recipe: Recipe, contract: Contract, network: Network, open_stream: OpenStream
                  ) -> Mapping[str, NDArray[np.float32]]:
         """What a live model remembers of its labels for later lessons (see `exemplars.py`)."""
-        if not network.causal or recipe.trimmed:
+        if not network.causal or recipe.trimmed or recipe.multi_label:
             return {}
         end = recipe.iterations + min(recipe.remembered_chunks, recipe.iterations)
         schedule = StreamSchedule(recipe.seed + 1, recipe.fresh_share)

@@ -26,8 +26,8 @@ _ALL = "dataset out name kind init stage seed strict "
 _BOTH = _ALL + ("recipe background arch causal rule without_fold batch size lr precision validate_every patience "
                 "workers ")
 HONOURED = {  # parameters of `train` by recipe: any other is refused, and the help says so
-    "gatestream": _BOTH + "readout_width past_shift keep_interleave idle idle_without calibration_from without_label "
-                          "no_rendered rendered_only trimmed trimmed_first iterations rate freeze",
+    "gatestream": _BOTH + "multi_label readout_width past_shift keep_interleave idle idle_without calibration_from "
+                          "without_label no_rendered rendered_only trimmed trimmed_first iterations rate freeze",
     "official": _BOTH + "teacher epochs segments",
     "fusion": _ALL + "idle windows window_clips",
 }
@@ -37,7 +37,7 @@ commands = typer.Typer()
 
 @commands.command(cls=in_panels({
     "What to train": "out name recipe stage",
-    "What to learn from": "kind background idle idle_without no_rendered rendered_only workers strict",
+    "What to learn from": "kind background multi_label idle idle_without no_rendered rendered_only workers strict",
     "What to leave out and validate on": "without_fold without_label calibration_from validate_every patience",
     "Weights to start from": "init teacher rule keep_interleave",
     "The network": "arch causal readout_width past_shift segments size rate",
@@ -73,6 +73,8 @@ def train(context: typer.Context,
           kind: Kind = "auto",
           background: Annotated[str | None, typer.Option(metavar="LABEL", help=(
               'The label that means "nothing", such as "No gesture". Default: as the dataset says.'))] = None,
+          multi_label: Annotated[bool, typer.Option("--multi-label", help=(
+              "Labels are true each for itself, several at a time or none: segments may overlap."))] = False,
           idle: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Videos without actions. May be "
                                                                                  "given several times.")] = None,
           idle_without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out this video without "
@@ -197,7 +199,8 @@ def train(context: typer.Context,
             idle_without=tuple(idle_without or ()), without_labels=tuple(without_label or ()), iterations=iterations,
             seed=seed, causal=live, readout_width=readout_width, past_shift=past_shift, transparent=not keep_interleave,
             rendered=not no_rendered, rendered_only=rendered_only, trimmed=trimmed, trimmed_first=trimmed_first,
-            strict=strict, temperature=now, window_temperature=window, architecture=arch or Recipe.architecture,
+            strict=strict, multi_label=multi_label, temperature=now, window_temperature=window,
+            architecture=arch or Recipe.architecture,
             frozen_layers=frozen_layers, backbone_lr=lr or Recipe.backbone_lr, rows=batch or Recipe.rows,
             precision=precision, validate_every=validate_every or 0, patience=patience, workers=workers,
             rule=rule or Recipe.rule, frame_rate=rate or Recipe.frame_rate,

@@ -50,6 +50,11 @@ class HeadClips:
         self.background = own.index(background) if background in own else None
         self._temperature = contract.window_temperature.get(head, 1.0)
         self._multi_label = head in contract.multi_label
+        near = group_by_media([one.segment for one in mine]) if self._multi_label else {}
+        beside = [[other.labels[head] for other in near.get(one.segment.media, ()) if other.overlaps(one.segment)]
+                  for one in chosen]
+        self._asked_NK = np.array([[label == one.segment.labels[head] or label not in others for label in own]
+                                   for one, others in zip(chosen, beside, strict=True)], bool).reshape(-1, len(own))
 
     @property
     def answers_N(self) -> Array:
@@ -79,8 +84,12 @@ class HeadClips:
             nothing = -1 if self.background is None else self.background
             truth_N = np.r_[truth_N, np.full(len(self._nothing_NK), nothing)]
         before_NK = metrics.undo_temperature(probs_NK, self._temperature, self._multi_label)
-        reliability = metrics.reliability_of_each if self._multi_label else metrics.reliability
-        return {"before": reliability(before_NK, truth_N), "after": reliability(probs_NK, truth_N)}
+        if not self._multi_label:
+            return {"before": metrics.reliability(before_NK, truth_N), "after": metrics.reliability(probs_NK, truth_N)}
+        asked_NK = np.ones(probs_NK.shape, bool)
+        asked_NK[:np.count_nonzero(known)] = self._asked_NK[known]
+        return {"before": metrics.reliability_of_each(before_NK, truth_N, asked_NK),
+                "after": metrics.reliability_of_each(probs_NK, truth_N, asked_NK)}
 
     def rejection(self, nothing_NK: Array | None = None) -> float:
         """AUROC of telling clips of known labels from those of none by their highest probability of any label but

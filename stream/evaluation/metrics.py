@@ -185,11 +185,12 @@ def reliability(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliabilit
         return Reliability(counts, confidence / counts, accuracy / counts)
 
 
-def reliability_of_each(probs_NK: Array, truth_N: Array, bins: int = BINS) -> Reliability:
+def reliability_of_each(probs_NK: Array, truth_N: Array, asked_NK: Array, bins: int = BINS) -> Reliability:
     """Reliability of every label of each row for itself, of a multi-label head: confidence is its probability, accuracy
-    how often it was true."""
+    how often it was true. asked_NK: which count; whether others are true is not known."""
     true_NK = np.asarray(truth_N)[:, None] == np.arange(probs_NK.shape[1])
-    return reliability(np.stack([probs_NK.ravel(), np.full(probs_NK.size, -1.0)], axis=1), 1 - true_NK.ravel(), bins)
+    probs_M = probs_NK[asked_NK]
+    return reliability(np.stack([probs_M, np.full(len(probs_M), -1.0)], axis=1), 1 - true_NK[asked_NK], bins)
 
 
 def undo_temperature(probs_NK: Array, temperature: float, multi_label: bool = False) -> Array:

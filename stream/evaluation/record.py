@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from engines.errors import SinkError
 from engines.model.contract import Contract, EventRule
-from stream.events import event_trackers, track_all
+from stream.events import track_all
 from stream.frame import Event
 from stream.scoring import Probs, Scores
+from stream.trackers import event_trackers
 
 
 class ScoreSequence(NamedTuple):

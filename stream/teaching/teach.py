@@ -150,6 +150,9 @@ def prepare_model(model: Model, head: str, *, fresh: bool, hands: bool) -> Model
 
 def check_head(model: Model, head: str | None) -> str:
     """The head that learns: the named one, or the only one. Raises UsageError."""
+    if model.contract.multi_label:
+        raise UsageError(f"lessons for {model.contract.name}, a multi-label model", "one of single labels",
+                         "train it on the recordings, or choose another model")
     heads = list(model.contract.heads)
     if head is None and len(heads) == 1:
         return heads[0]
