@@ -35,7 +35,7 @@ from engines.training.stream_loader import StreamLoader, StreamSchedule
 from engines.training.stream_task import AdamWConfig, StreamTask
 from engines.training.temperature import label_scales, label_temperature
 from stream.evaluation.clips import ClipScores, HeadClips
-from stream.teaching.teach import _check_head
+from stream.teaching.teach import check_head
 from stream.trackers import event_trackers
 
 SIDES = ("left", "right")
@@ -194,4 +194,4 @@ def test_a_multi_label_model_is_refused_where_single_labels_are_needed(tmp_path:
     with pytest.raises(UsageError, match="is multi-label"):
         train_fusion(FusionRecipe(tmp_path / "f.safetensors", str(tmp_path / "m.safetensors")), dataset(KITCHEN))
     with pytest.raises(UsageError, match="multi-label"):
-        _check_head(FakeModel(heads={"gesture": ("a", "b")}, background=None, multi_label=("gesture",)), None)
+        check_head(FakeModel(heads={"gesture": ("a", "b")}, background=None, multi_label=("gesture",)), None)
