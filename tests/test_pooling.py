@@ -19,7 +19,7 @@ from engines.model.contract import PoolingRule
 from engines.model.file import Model, load, save
 from engines.model.pooling import PooledHead, StatisticsWindow, statistic_columns
 from engines.networks.network import build
-from engines.training.pooled_few_shot import forget, teach_pooled
+from engines.training.pooled_few_shot import _assign_folds, forget, teach_pooled
 from engines.training.support_clips import SupportClip
 from stream.commands.cli import main
 from stream.recognizer import Recognizer
@@ -266,6 +266,37 @@ def test_what_was_taught_is_not_forgotten_unasked(base: Path, folder: Path, tmp_
         teach_folder(str(tmp_path / "m.safetensors"), folder, tmp_path / "again.safetensors", engine="eager")
     assert not (tmp_path / "again.safetensors").exists()
     teach_folder(str(tmp_path / "m.safetensors"), folder, tmp_path / "again.safetensors", engine="eager", fresh=True)
+
+
+def test_places_are_left_out_as_a_whole(base: Path, folder: Path, tmp_path: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "m.safetensors"
+    command = ["teach", str(base), str(folder), "--out", str(out), "--engine", "eager",
+               "--report", str(tmp_path / "r.json")]
+    assert main([*command, "--by", "person[0-9]"]) == 0
+    said = capsys.readouterr().out
+    assert "would help: idle footage" in said
+    assert "another place" not in said
+    assert main(command) == 0
+    assert "would help: recordings at another place" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["advice"]
+    for wrong, why in (("person[", "regular expression"), ("person", "leaves out each recording")):
+        model = "gesture" if why.startswith("leaves") else str(base)
+        assert main(["teach", model, str(folder), "--out", str(out), "--by", wrong, "--engine", "eager"]) != 0
+        assert why in capsys.readouterr().err
+
+
+def test_folds_keep_groups_together() -> None:
+    clips = lessons("mean", labels=2, each=6)
+    names = sorted(clip.recording for clip in clips)
+    group_of = {name: name[-1] for name in names}
+    fold_R = _assign_folds(clips, names, group_of, seed=1)
+    assert all(len({int(f) for f, name in zip(fold_R, names, strict=True) if group_of[name] == group}) == 1
+               for group in set(group_of.values()))
+    alone_R = _assign_folds(clips, names, {}, seed=1)
+    for label in "01":
+        of_label = [int(f) for f, name in zip(alone_R, names, strict=True) if name.startswith(label)]
+        assert len(set(of_label)) == 5
 
 
 def test_hands_are_read_only_where_their_models_are(base: Path, monkeypatch: pytest.MonkeyPatch,

@@ -9,7 +9,7 @@ stays as it is. Every recording is judged by experts that have not seen it.
 Legend: N examples, X statistics, D features, K labels, T ticks, R recordings."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -75,15 +75,17 @@ class _Experts:
 
 
 def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, background: str, *, seed: int = 0,
+                 group_of: Mapping[str, str] | None = None,
                  note: Callable[[str], None] = lambda _: None) -> FewShotResult:
     """Teaches the pooled `head` the labels of some clips, and forgets those it had.
-    background: the name that clips of background have; a head without any example of it does not know it."""
+    background: the name that clips of background have; a head without any example of it does not know it; group_of: of
+    each recording, whom or where it shows: those of one group are held out together. None: each for itself."""
     contract = _fit_spans(model.contract, clips)
     assert contract.pooling is not None
     named = tuple(dict.fromkeys(clip.label for clip in clips if clip.label != background))
     samples = _collect(contract, clips, (*named, background))
     names = sorted({clip.recording for clip in clips})
-    fold_R = _assign_folds(clips, names, seed)
+    fold_R = _assign_folds(clips, names, group_of or {}, seed)
     if not any(clip.label == background for clip in clips) and samples.edge_N.any():
         note("asking whether the recordings' edges show nothing")
         found = _learn(contract, samples, (*named, background), fold_R, note)
@@ -214,9 +216,15 @@ def _play(contract: Contract, features_TD: Floats) -> Iterator[tuple[int, dict[s
         yield tick, {span: window.statistics(count) for span, count in spans.items()}
 
 
-def _assign_folds(clips: Sequence[SupportClip], names: Sequence[str], seed: int) -> NDArray[np.intp]:
-    """The fold of each recording, so that every fold has recordings of every label where there are enough."""
+def _assign_folds(clips: Sequence[SupportClip], names: Sequence[str], group_of: Mapping[str, str], seed: int
+                  ) -> NDArray[np.intp]:
+    """The fold of each recording. Groups stay together, if there are several; else every fold has recordings of every
+    label where there are enough."""
     rng, fold_R = np.random.default_rng(seed), np.zeros(len(names), int)
+    groups = [group_of.get(name, name) for name in names]
+    if 1 < len(set(groups)) < len(names):
+        order = {group: i for i, group in enumerate(rng.permutation(sorted(set(groups))).tolist())}
+        return np.array([order[group] % FOLDS for group in groups])
     of = {clip.recording: clip.label for clip in clips}
     for label in sorted(set(of.values())):
         mine = [i for i, name in enumerate(names) if of[name] == label]

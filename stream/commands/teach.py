@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from stream.teaching.teach import TeachResult
 
+MOST_CHECKS = 5  # recordings that are named
+
 commands = typer.Typer()
 
 
 @commands.command(cls=in_panels({
     "What to learn from": "idle fps strict",
-    "What it learns": "head fresh hands engine seed",
+    "What it learns": "head fresh hands by engine seed",
     "What is written": "out report name",
 }))
 def teach(model: ModelArgument,
@@ -39,6 +41,8 @@ def teach(model: ModelArgument,
           fps: Annotated[float | None, typer.Option(min=0.001, metavar="F", help="Rate of images.")] = None,
           hands: Annotated[bool, typer.Option(help="With base: look at hands, where gatestream\\[hands] is installed "
               "and they help. It costs a few milliseconds a frame.")] = True,
+          by: Annotated[str | None, typer.Option(metavar="PATTERN", help="With base: recordings in whose path this "
+              "regular expression finds the same text (a person, a place) are left out together.")] = None,
           name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model. Default: as FILE.")] = None,
           seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, other parts left out.")] = 0,
           engine: EngineName = "auto") -> None:
@@ -64,7 +68,7 @@ def teach(model: ModelArgument,
     console = Console(highlight=False)
     with console.status("loading") as status:
         outcome = teach_folder(model, folder, out, idle=idle or (), head=head, fresh=fresh, strict=strict, fps=fps,
-                               hands=hands, seed=seed, engine=engine, name=name,
+                               hands=hands, by=by, seed=seed, engine=engine, name=name,
                                note=lambda text: status.update(escape(text)))
     if report is not None:
         write_report(outcome, report)
@@ -87,12 +91,18 @@ def _print_result(outcome: TeachResult, console: Console) -> None:
         table.add_row(escape(label), str(report.recordings[label]),
                       f"{counts[label]} of {asked}" if asked else "-", escape(wrong))
     console.print(table)
-    lines = [f"right when left out: {report.accuracy:.0%}"] if report.confusion else []
-    for mistake in report.mistakes:
+    asked = sum(report.confusion.values())
+    lines = [f"right when left out: {report.accuracy:.0%}, give or take "
+             f"{(report.accuracy * (1 - report.accuracy) / asked) ** 0.5:.0%}"] if asked else []
+    for mistake in report.mistakes[:MOST_CHECKS]:
         gain = "" if not mistake.gain or mistake.gain <= 0 else "; the others are learnt better without it"
         lines.append(f"check {mistake.recording}: it is taken for {mistake.answer} ({mistake.probability:.2f}){gain}")
-    lines += [f"too alike: {a} and {b} ({share:.0%} taken for one another)" for a, b, share in report.alike]
+    if len(report.mistakes) > MOST_CHECKS:
+        lines.append(f"and {len(report.mistakes) - MOST_CHECKS} more that are taken for something else")
+    lines += [f"too alike: {a} and {b} ({share:.0%} taken for one another): film them from closer, or make them one "
+              "label" for a, b, share in report.alike]
     lines += [f"left out {path}: {reason}" for path, reason in outcome.skipped]
     lines += [f"note: {warning}" for warning in outcome.warnings]
+    lines += [f"would help: {text}" for text in outcome.advice]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -3,7 +3,6 @@ it was not shown, beside what anybody could write in an afternoon (`gatestream e
 
 Every recording is played once, as live; lessons and tests read what the engine then gave. Legend: T ticks, K labels."""
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from engines.training.support_clips import SupportClip
 from stream.evaluation import metrics
 from stream.scoring import Scorer
 from stream.teaching.support_videos import FeatureExtractor, find_videos
-from stream.teaching.teach import check_head, prepare_model, recording_name
+from stream.teaching.teach import check_head, group_name, prepare_model, recording_name
 
 THIRDS = 3
 BASELINES = {"mean, logistic regression": 1, "thirds, logistic regression": THIRDS}
@@ -73,8 +72,9 @@ class LessonFigures:
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard error, and each value."""
-    return {"mean": float(np.mean(values)), "each": [round(value, 4) for value in values],
+    """Mean, standard error, and each value; those that are not known aside."""
+    values = [value for value in values if value == value]
+    return {"mean": float(np.mean(values)) if values else None, "each": [round(value, 4) for value in values],
             "standard_error": float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None}
 
 
@@ -105,18 +105,13 @@ def measure_lessons(model: str, folder: Path, shots: int, splits: int, *, by: st
     found.extraction_s = time.perf_counter() - began
     label_of = {name: clips[0].label for name, clips in plays.items()}
     found.labels = sorted({*label_of.values()} - {background})
-    group_of = {name: _group(name, by) for name in plays}
+    group_of = {name: group_name(name, by) for name in plays}
     for k in range(splits):
         note(f"lesson {k + 1} of {splits}")
         taught, tested = _split(label_of, group_of, found.labels, shots, seed + k)
         taught += [name for name, label in label_of.items() if label == background]
         found.splits.append(_measure(loaded, head, plays, taught, tested, group_of, background, seed + k))
     return found
-
-
-def _group(name: str, by: str | None) -> str:
-    match = re.search(by, name) if by else None
-    return name if match is None else match[match.lastindex or 0]
 
 
 def _split(label_of: dict[str, str], group_of: dict[str, str], labels: Sequence[str], shots: int, seed: int
@@ -149,7 +144,7 @@ def _measure(model: Model, head: str, plays: dict[str, list[SupportClip]], taugh
     if model.contract.pooling is None:
         result = few_shot.teach(model, clips, head, fresh=True, seed=seed)
     else:
-        result = teach_pooled(model, clips, head, background, seed=seed)
+        result = teach_pooled(model, clips, head, background, seed=seed, group_of=group_of)
     seconds = time.perf_counter() - began
     learnt, labels = Model(result.contract, result.tensors, ""), result.contract.heads[head]
     truth = [plays[name][0].label for name in tested]

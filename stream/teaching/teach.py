@@ -25,6 +25,7 @@ from engines.training.pooled_few_shot import forget, teach_pooled
 from stream.events import detect_events
 from stream.teaching.support_videos import FeatureExtractor, SupportVideo, find_videos
 
+GOOD = 0.8  # of the recordings right when left out
 MIN_RECORDINGS = 3  # of a label; with fewer there is a warning
 OPEN_ABOVE = (0.9995, 0.999, 0.995, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 CLOSE_LOWER = 0.15  # than opening, at least
@@ -39,16 +40,17 @@ class TeachResult(NamedTuple):
     report: TeachReport
     skipped: list[tuple[str, str]]  # recordings left out, and why
     warnings: list[str]  # what to know before relying on it
+    advice: list[str]  # what would help most, most first
 
     def as_json(self) -> dict[str, Any]:
-        return {"type": "teach", "model": self.contract.name,
+        return {"type": "teach", "advice": self.advice, "model": self.contract.name,
                 "heads": {head: list(labels) for head, labels in self.contract.heads.items()},
                 **self.report.as_json(), "skipped": [list(one) for one in self.skipped], "warnings": self.warnings}
 
 
 def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = (), head: str | None = None,
                  fresh: bool = False, strict: bool = False, fps: float | None = None, seed: int = 0,
-                 engine: str = "auto", name: str | None = None, hands: bool = True,
+                 engine: str = "auto", name: str | None = None, hands: bool = True, by: str | None = None,
                  note: Callable[[str], None] = lambda _: None) -> TeachResult:
     """Teaches a model the labels of a folder and writes it to `out`.
     folder: a folder for each label (background, idle, nothing: no action) with its recordings, videos or folders of
@@ -56,13 +58,17 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     the folder's labels only; strict: stop at a recording that cannot be read, instead of leaving it out; fps: the rate
     of images; name: of the new model; hands: a base with pooled heads may look at hands, where
     their models are installed. A label that the model has already is taught further; a base with pooled heads is taught
-    all labels at once.
+    all labels at once; by: a regular expression: recordings in whose name it finds the same text (a person, a place)
+    are left out together.
     Raises UsageError, DatasetError, SourceError, SinkError."""
     loaded = engines.load(model)
     head = check_head(loaded, head)
     if not loaded.contract.network.causal:
         raise UsageError(f"{loaded.contract.name}, which is bidirectional", "a causal model to teach",
                          "train or convert one with --causal")
+    if by is not None and loaded.contract.pooling is None:
+        raise UsageError(f"--by {by} for {loaded.contract.name}, which leaves out each recording by itself",
+                         "a model with pooled heads, such as base", "leave it out, or teach base")
     loaded = prepare_model(loaded, head, fresh=fresh, hands=hands)
     background = few_shot.background_label(loaded.contract, head, fresh)
     videos = find_videos(folder, background, idle)
@@ -81,7 +87,8 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     if loaded.contract.pooling is None:
         taught = few_shot.teach(loaded, clips, head, fresh=fresh, seed=seed, note=note)
     else:
-        taught = teach_pooled(loaded, clips, head, background, seed=seed, note=note)
+        group_of = {clip.recording: group_name(clip.recording, by) for clip in clips}
+        taught = teach_pooled(loaded, clips, head, background, seed=seed, group_of=group_of, note=note)
     if taught.report.pseudo_labels:
         warnings.append(f"the model carries no examples of {', '.join(taught.report.pseudo_labels)}: they are "
                         "protected by what its head says alone; add recordings of them to keep them at their best")
@@ -90,7 +97,22 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     rule = event_rule(contract, head, taught.held_out, taught.background_scores)
     contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
     save(out, contract, taught.tensors, half=loaded.half)
-    return TeachResult(contract, taught.report, skipped, warnings)
+    grouped = by is not None and len({group_name(clip.recording, by) for clip in clips}) > 1
+    return TeachResult(contract, taught.report, skipped, warnings, advise(contract, taught.report, grouped))
+
+
+def advise(contract: Contract, report: TeachReport, grouped: bool) -> list[str]:
+    """What would help the lesson most, in words. grouped: persons or places were left out as a whole."""
+    advice = []
+    if report.confusion and report.accuracy < GOOD:
+        advice.append(f"{report.accuracy:.0%} is not enough to rely on: record each label more often, at more places, "
+                      "and as it will look in use")
+    if contract.background is None:
+        advice.append("idle footage (--idle FOLDER): until it has seen some, whatever moves is taken for an action")
+    if not grouped:
+        advice.append("recordings at another place or of another person: how it does there has not been asked (name "
+                      "the files after it, and add --by)")
+    return advice
 
 
 def write_report(result: TeachResult, path: Path) -> None:
@@ -160,6 +182,16 @@ def check_head(model: Model, head: str | None) -> str:
         raise UsageError(f"head {head!r}" if head else f"{model.contract.name} without a head named",
                          f"one of {', '.join(heads)}", "choose one with --head")
     return head
+
+
+def group_name(name: str, by: str | None) -> str:
+    """What the pattern `by` finds in a recording's name (its first group, if it has one); the name if nothing.
+    Raises UsageError for what is no regular expression."""
+    try:
+        match = re.search(by, name) if by else None
+    except re.error as error:
+        raise UsageError(f"--by {by} ({error})", "a regular expression, such as person[0-9]+", "correct it") from None
+    return name if match is None else match[match.lastindex or 0]
 
 
 def recording_name(path: Path, folder: Path) -> str:
