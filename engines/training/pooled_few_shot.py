@@ -332,10 +332,13 @@ def _unfold(head: LinearHead, centre_Y: Float64Array, basis_YC: Float64Array) ->
 
 def _hold_out(contract: Contract, clips: Sequence[SupportClip], names: Sequence[str], fold_R: NDArray[np.intp],
               found: dict[str, _Experts]) -> list[HeldOut]:
-    """Every recording as it is, scored by experts that have not seen it."""
+    """Every recording as it is, scored by experts that have not seen it; but for labels that no others show."""
     held_out = []
+    folds_of: dict[str, set[int]] = {}
     for clip in clips:
-        if not clip.natural or sum(fold_R == fold_R[names.index(clip.recording)]) == len(fold_R):
+        folds_of.setdefault(clip.label, set()).add(int(fold_R[names.index(clip.recording)]))
+    for clip in clips:
+        if not clip.natural or len(folds_of[clip.label]) < 2:
             continue
         fold = fold_R[names.index(clip.recording)]
         rows: dict[str, list[Float64Array]] = {span: [] for span in found}
