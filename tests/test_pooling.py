@@ -268,6 +268,13 @@ def test_what_was_taught_is_not_forgotten_unasked(base: Path, folder: Path, tmp_
     teach_folder(str(tmp_path / "m.safetensors"), folder, tmp_path / "again.safetensors", engine="eager", fresh=True)
 
 
+@pytest.mark.parametrize("command", [["run", "sim://gestures?seconds=1", "--model"], ["evaluate"]])
+def test_a_base_recognises_nothing_and_says_so(base: Path, folder: Path, command: list[str],
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, str(base), *([str(folder)] if command == ["evaluate"] else [])]) == 1
+    assert "knows no action yet" in capsys.readouterr().err
+
+
 def test_places_are_left_out_as_a_whole(base: Path, folder: Path, tmp_path: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.safetensors"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,20 @@ class Model:
         """By head and span, of a contract with pooling; without torch."""
         return {(head, span): pooling.PooledHead(self.tensors, head, span)
                 for head in self.contract.heads for span in pooling.SPANS}
+
+    @property
+    def taught(self) -> bool:
+        """Whether its heads have learnt anything: pooled heads of a base have not."""
+        return self.contract.pooling is None or any(
+            value.any() for name, value in self.tensors.items() if name.startswith(pooling.PREFIX))
+
+    def require_taught(self) -> Self:
+        """The model itself. Raises UsageError for a base that knows no label yet."""
+        if not self.taught:
+            name = self.contract.name
+            raise UsageError(f"{name}, which knows no action yet", "a model that has been taught",
+                             f"gatestream teach {name} FOLDER --out mine.safetensors, and use that")
+        return self
 
     def head_logits(self, features_D: Array) -> dict[str, Array]:
         """Logits of every head for one descriptor [D], without torch."""

@@ -34,7 +34,8 @@ class Labeller:
     """Labels one recording at a time; one of these in each worker."""
 
     def __init__(self, model: str, engine: str) -> None:
-        self._recognizer = Recognizer.open(model, engine, slots=1)
+        loaded = engines.load(model).require_taught()
+        self._recognizer = Recognizer(loaded, engines.compile(loaded, engine=engine, slots=1))
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a recording: {"file": bytes} -> path, head, label, started_at, ended_at, score, error."""

@@ -65,7 +65,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
 
     stop = threading.Event()
     with ExitStack() as stack:
-        loaded = engines.load(model)
+        loaded = engines.load(model).require_taught()
         opened = stack.enter_context(open_source(source, camera=camera, policy=policy, fps=fps))
         sinks: list[Sink] = []
         if log is not None:  # first: an event is durable before it is shown

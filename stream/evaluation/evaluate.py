@@ -63,7 +63,7 @@ def evaluate(model: str, dataset: Path, *, fold: int | None = 0, idle: Sequence[
     split, groups: only these clips; idle: videos without gestures, which join trimmed clips to a stream and are counted
     for false events; rendered_idle_s: seconds of rendered rooms without gestures; rounds: plays the joined stream so
     often without a reset; strict: stops at what cannot be read. Raises DatasetError when nothing is left."""
-    loaded = engines.load(model)
+    loaded = engines.load(model).require_taught()
     data = open_dataset(dataset, kind, media=media)
     if fold is None and not groups:
         groups = held_out_groups(data, loaded.contract, split)

@@ -60,7 +60,7 @@ class Service:
 
     def __init__(self, config: Config, sinks: Sequence[ResultSink] = ()) -> None:
         self.config = config
-        loaded = engines.load(config.model)  # so that a wrong name is an error here, and at once
+        loaded = engines.load(config.model).require_taught()  # so that a wrong name is an error here, and at once
         self._worker: subprocess.Popen[bytes] | None = None
         # Another model that is being made ready, in a process of its own, and since when.
         self._candidate: tuple[Model, subprocess.Popen[bytes], float] | None = None
@@ -148,7 +148,7 @@ class Service:
 
     def _prepare_model(self, name: str) -> None:
         """Starts a process with another model, if it is another one. Raises UsageError, ModelError."""
-        model = engines.load(name)
+        model = engines.load(name).require_taught()
         if model.digest == self._model.digest:
             return
         path = model.path.resolve() if model.path else None

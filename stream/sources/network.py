@@ -46,7 +46,8 @@ def _connect(url: str, shown: str) -> Capture:
     """Raises SourceError, with the cause as far as it can be known."""
     http = parse_scheme(url) in ("http", "https")
     try:
-        reader = VideoReader(url, options={} if http else {"rtsp_flags": "prefer_tcp"}, timeout_s=(TIMEOUT_S, TIMEOUT_S),
+        options = {} if http else {"rtsp_flags": "prefer_tcp"}
+        reader = VideoReader(url, options=options, timeout_s=(TIMEOUT_S, TIMEOUT_S),
                              live=True, name=shown)
         if not reader.format.endswith("_pipe"):  # as formats of single images are called
             return StreamCapture(reader)

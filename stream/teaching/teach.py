@@ -15,7 +15,6 @@ import engines
 from engines.decoding.paths import printable
 from engines.errors import DatasetError, GatestreamError, UsageError
 from engines.hands import HAND_FEATURES, models_installed
-from engines.model import pooling
 from engines.model.contract import Contract, EventRule
 from engines.model.file import Model, save, write_atomically
 from engines.model.scores import probabilities
@@ -162,8 +161,7 @@ def prepare_model(model: Model, head: str, *, fresh: bool, hands: bool) -> Model
     Raises UsageError for a pooled head that would have to forget."""
     if model.contract.pooling is None:
         return model
-    own = [value for name, value in model.tensors.items() if name.startswith(f"{pooling.PREFIX}{head}.")]
-    if not fresh and any(value.any() for value in own):
+    if not fresh and model.taught:
         raise UsageError(f"{model.contract.name}, which knows {', '.join(model.contract.heads[head])} but not their "
                          "recordings", "all recordings in one folder, old and new",
                          "put them together and teach base, or add --fresh to forget what it knows")
