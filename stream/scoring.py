@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engines.model.contract import Contract
 from engines.model.file import Model
-from engines.model.pooling import StatisticsWindow
+from engines.model.pooling import Foreground, StatisticsWindow
 from engines.model.scores import calibrated
 from engines.runtime.engine import StepResult
 from stream.frame import Image, Ranked
@@ -41,12 +41,18 @@ class Scorer:
         self._clip_window = ClipWindow(self._contract.window_clips, model.clip_fusion)
         self._window: Window | None = None  # made at the first step, when D is known
         self._statistics: StatisticsWindow | None = None  # likewise
+        rule, cells = model.contract.pooling, model.contract.foreground_cells
+        self._foreground = Foreground(cells, model.contract.network.middle_features,
+                                      round(rule.foreground_s * model.contract.frame_rate)) if rule and cells else None
         self._tracker: HandTracker | None = None
-        self.hand_features_D: Floats = np.zeros(model.contract.pooling.hands if model.contract.pooling else 0, "f4")
+        self.hand_features_D: Floats = np.zeros(rule.hands if rule else 0, "f4")
 
     def score(self, result: StepResult) -> Scores:
         """Takes a step of this camera alone (B = 1)."""
-        contract, features_D = self._contract, np.concatenate([result.features[0], self.hand_features_D])
+        contract, features_D = self._contract, result.features[0]
+        if contract.pooling is not None:
+            foreground_P = features_D[:0] if self._foreground is None else self._foreground.push(features_D)
+            features_D = np.concatenate([features_D, foreground_P, self.hand_features_D])
         gates: tuple[float, ...] = ()
         if contract.pooling is not None:
             descriptor_D = features_D[:0]
@@ -90,6 +96,8 @@ class Scorer:
         self._clip_window.reset()
         if self._statistics is not None:
             self._statistics.reset()
+        if self._foreground is not None:
+            self._foreground.reset()
         self._tracker = None
         self.hand_features_D = np.zeros_like(self.hand_features_D)
         if self._window is not None:

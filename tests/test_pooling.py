@@ -17,7 +17,7 @@ from engines.errors import DatasetError, ModelError, UsageError
 from engines.model import pooling
 from engines.model.contract import PoolingRule
 from engines.model.file import Model, load, save
-from engines.model.pooling import PooledHead, StatisticsWindow, statistic_columns
+from engines.model.pooling import Foreground, PooledHead, StatisticsWindow, statistic_columns
 from engines.networks.network import build
 from engines.training.pooled_few_shot import _assign_folds, forget, teach_pooled
 from engines.training.support_clips import SupportClip
@@ -63,6 +63,24 @@ def test_what_left_the_window_and_what_was_before_a_reset_is_forgotten() -> None
     for row_D in rows_TD.astype(np.float32):
         long.push(row_D)
     np.testing.assert_array_equal(long.statistics(6), fresh.statistics(6))
+
+
+def test_the_foreground_is_what_was_not_there_before() -> None:
+    cells, channels = 4, 6
+    still_CP = RNG(0).uniform(0, 6, (channels, cells)).astype(np.float32)
+    foreground = Foreground(cells, channels * cells, ticks=10)
+    for _ in range(40):
+        found_P = foreground.push(np.concatenate([RNG(1).uniform(0, 6, 3).astype(np.float32), still_CP.ravel()]))
+    np.testing.assert_allclose(found_P, 0, atol=1e-5)
+    moved_CP = still_CP.copy()
+    moved_CP[:, 2] += 1.0
+    found_P = foreground.push(np.concatenate([np.zeros(3, np.float32), moved_CP.ravel()]))
+    np.testing.assert_allclose(found_P, [0, 0, 0.9, 0], atol=1e-5)
+    for _ in range(100):  # what stays becomes the background
+        found_P = foreground.push(np.concatenate([np.zeros(3, np.float32), moved_CP.ravel()]))
+    np.testing.assert_allclose(found_P, 0, atol=1e-3)
+    foreground.reset()
+    np.testing.assert_array_equal(foreground.push(np.concatenate([np.zeros(3, np.float32), still_CP.ravel()])), 0)
 
 
 def test_columns_name_every_statistic_once() -> None:
@@ -171,7 +189,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = build("tsn-mobilenetv2", heads={"action": 2}, causal=True, input_size_hw=(48, 64), middle_grid=2)
     network.make_transparent()
     blank = contract(heads={"action": ("background", "action")}, background="background", frame_rate=8.0,
-                     pooling=PoolingRule(), network=network.config, cover_hw=(48, 64), warmup_frames=0)
+                     pooling=PoolingRule(foreground_s=2.0), network=network.config, cover_hw=(48, 64), warmup_frames=0)
     tensors = {name: value.numpy() for name, value in network.state_dict().items()}
     made = forget(Model(blank, tensors, ""), "action", 0)
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
@@ -271,7 +289,7 @@ def test_what_was_taught_is_not_forgotten_unasked(base: Path, folder: Path, tmp_
 @pytest.mark.parametrize("command", [["run", "sim://gestures?seconds=1", "--model"], ["evaluate"]])
 def test_a_base_recognises_nothing_and_says_so(base: Path, folder: Path, command: list[str],
                                                capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, str(base), *([str(folder)] if command == ["evaluate"] else [])]) == 1
+    assert main([*command, str(base), *([str(folder)] if command == ["evaluate"] else [])]) == 2
     assert "knows no action yet" in capsys.readouterr().err
 
 

@@ -44,7 +44,9 @@ class PoolingRule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     now_clips: Annotated[int, Field(ge=1, le=4096)] = 4  # for scores of the moment; those of the window read them all
-    hands: Annotated[int, Field(ge=0, le=4096)] = 0  # features of two hands after the network's (`engines/hands`)
+    foreground_s: Annotated[float, Field(ge=0, le=3600)] = 0.0  # features of `Foreground` after the network's, with a
+    # running mean over so many seconds; 0: none
+    hands: Annotated[int, Field(ge=0, le=4096)] = 0  # features of two hands after those (`engines/hands`)
 
 
 class Contract(BaseModel):
@@ -80,6 +82,11 @@ class Contract(BaseModel):
     @property
     def architecture(self) -> str:
         return self.network.architecture
+
+    @property
+    def foreground_cells(self) -> int:
+        """How many features of `Foreground` pooled heads read."""
+        return self.network.middle_grid ** 2 if self.pooling is not None and self.pooling.foreground_s else 0
 
     @property
     def input_size_hw(self) -> tuple[int, int]:

@@ -223,7 +223,8 @@ def _check(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
                          "get the model file again, or train its fusion again")
     wanted = {} if contract.pooling is None else {
         name: shape for head, labels in contract.heads.items()
-        for name, shape in pooling.tensor_shapes(head, len(labels), width + contract.pooling.hands).items()}
+        for name, shape in pooling.tensor_shapes(
+            head, len(labels), width + contract.foreground_cells + contract.pooling.hands).items()}
     held = {name: value.shape for name, value in weights.items() if name.startswith(pooling.PREFIX)}
     if problems := mismatches(wanted, held):
         raise ModelError(f"{path}, whose pooled heads disagree with its contract ({'; '.join(problems[:3])})",

@@ -1,6 +1,6 @@
 """Statistics of frame features over spans of time, and heads that read them: what a model taught by `base` scores by.
 
-    frame features ──sums of clip_frames──► clips ──the newest──► mean, deviation, change, order ──head──► logits
+    features of a frame, of the foreground, of hands ──sums──► clips ──► mean, deviation, change, order ──head──► logits
 
 All are causal, and a clip costs its sums only: a camera keeps `window_clips` rows, however long they last. A live
 stream and a lesson both compute them here. Legend: C clips, D features of a frame, X statistics, K labels."""
@@ -49,6 +49,29 @@ class PooledHead:
     def logits(self, statistics_X: Floats) -> Floats:
         """[K]."""
         return np.asarray(self._weight_KX @ statistics_X + self._bias_K)
+
+
+class Foreground:
+    """Where in the picture something is that was not there before: of each cell of the middle layer's grid, how far its
+    features are from their running mean. It tells the order of a movement from few recordings."""
+
+    def __init__(self, cells: int, middle: int, ticks: int) -> None:
+        """middle: how many features are the grid's, channel by channel; ticks: how far the running mean reaches."""
+        self._cells, self._middle, self._ticks = cells, middle, ticks
+        self._mean_CP: Floats | None = None
+        self._frames = 0
+
+    def push(self, features_D: Floats) -> Floats:
+        """Takes a frame's features, of which the grid's are the last; returns those of the cells."""
+        seen_CP = features_D[len(features_D) - self._middle:].reshape(-1, self._cells)
+        self._frames = min(self._frames + 1, self._ticks)
+        mean_CP = seen_CP if self._mean_CP is None else self._mean_CP
+        self._mean_CP = mean_CP + (seen_CP - mean_CP) / np.float32(self._frames)
+        return np.asarray(np.abs(seen_CP - self._mean_CP).mean(axis=0))
+
+    def reset(self) -> None:
+        """The next frame is the first."""
+        self._mean_CP, self._frames = None, 0
 
 
 class StatisticsWindow:

@@ -24,7 +24,7 @@ def build_base(weights: Path, out: Path) -> None:
     contract = Contract(
         name="base", network=network.config, heads={HEAD: (BACKGROUND, "action")}, frame_rate=7.5,
         cover_hw=network.input_size_hw, receptive_frames=1, warmup_frames=3, clip_frames=3, window_clips=25,
-        pooling=PoolingRule(now_clips=8), provenance={"weights": weights.name})
+        pooling=PoolingRule(now_clips=8, foreground_s=10.0), provenance={"weights": weights.name})
     base = forget(Model(contract, tensors, ""), HEAD, hands=0)
     save(out, base.contract, base.tensors)
 

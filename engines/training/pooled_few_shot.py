@@ -11,6 +11,7 @@ Legend: N examples, X statistics, D features, K labels, T ticks, R recordings.""
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -130,7 +131,7 @@ def forget(model: Model, head: str, hands: int) -> Model:
         "heads": {**model.contract.heads, head: labels}, "background": BACKGROUND,
         "pooling": model.contract.pooling.model_copy(update={"hands": hands})})
     width = model.tensors[f"heads.{head}.weight"].shape[1]
-    shapes = pooling.tensor_shapes(head, len(labels), width + hands)
+    shapes = pooling.tensor_shapes(head, len(labels), width + contract.foreground_cells + hands)
     shapes |= {f"heads.{head}.weight": (len(labels), width), f"heads.{head}.bias": (len(labels),)}
     blank = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     return replace(model, contract=contract, tensors={**model.tensors, **blank})
@@ -246,9 +247,9 @@ def _learn(contract: Contract, samples: _Samples, labels: Sequence[str], fold_R:
 def _views(contract: Contract, features: int) -> list[_View]:
     """Statistics of the last layer and of the middle one, apart; what still shows, what changes, and in what order."""
     assert contract.pooling is not None
-    middle = features - contract.pooling.hands
-    last = middle - contract.network.middle_features
-    blocks = {"last layer": (0, last), "middle layer": (last, middle), "hands": (middle, features)}
+    ends = np.cumsum([features - contract.network.middle_features - contract.foreground_cells - contract.pooling.hands,
+                      contract.network.middle_features, contract.foreground_cells, contract.pooling.hands]).tolist()
+    blocks = dict(zip(("last layer", "middle layer", "foreground", "hands"), pairwise([0, *ends]), strict=True))
     kinds = {"mean": ("mean",), "change": ("deviation", "change"), "order": ("order",)}
     return [_View(f"{block}, {kind}", np.concatenate([statistic_columns(one, *span, features) for one in statistics]),
                   kind == "order")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import engines
 from engines.decoding.paths import is_hidden, is_video, natural_key, printable
 from engines.errors import GatestreamError, UsageError
 from stream.archive.ray import connect_ray

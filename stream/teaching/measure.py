@@ -162,9 +162,9 @@ def _measure(model: Model, head: str, plays: dict[str, list[SupportClip]], taugh
 def _last_scores(model: Model, head: str, clip: SupportClip) -> NDArray[Any]:
     """The window's scores at a recording's end."""
     scorer, width = Scorer(model), model.tensors[f"heads.{head}.weight"].shape[1]
-    scores = None
+    cells, scores = model.contract.foreground_cells, None
     for features_D in clip.features_TD:
-        network_D, scorer.hand_features_D = np.split(np.asarray(features_D, np.float32), [width])
+        network_D, _, scorer.hand_features_D = np.split(np.asarray(features_D, np.float32), [width, width + cells])
         logits = {name: rows[None] for name, rows in model.head_logits(network_D).items()}
         scores = scorer.score(StepResult(network_D[None], logits))
     assert scores is not None
