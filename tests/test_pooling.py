@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from stream.recognizer import Recognizer
 from stream.scoring import Scores
 from stream.sinks.video import write_video
 from stream.sources import open_path
-from stream.teaching.measure import _split, measure_lessons
+from stream.teaching.measure import _last_scores, _split, measure_lessons
 from stream.teaching.support_videos import STRETCH_TICKS, FeatureExtractor, SupportVideo, _Stretches
 from stream.teaching.teach import teach_folder
 
@@ -142,6 +143,27 @@ def test_a_lesson_finds_what_tells_labels_apart(kind: str, idle: int) -> None:
     assert sum(weights.values()) == pytest.approx(1, abs=0.01)
     assert ("background" in taught.contract.heads["action"]) == bool(idle)
     assert taught.contract.background == ("background" if idle else None)
+
+
+@pytest.mark.parametrize("kind", ["informative", "noise"])
+def test_hands_are_looked_at_only_where_they_help(kind: str) -> None:
+    hands = 4
+    clips = []
+    for k, clip in enumerate(lessons("mean")):
+        hands_TH = RNG(k).standard_normal((T, hands))
+        hands_TH += 3 * np.eye(hands)[int(clip.label[-1])] * (kind != "noise")
+        seen_TD = clip.features_TD if kind == "noise" else RNG(900 + k).standard_normal((T, D))
+        clips.append(replace(clip, features_TD=np.concatenate([seen_TD, hands_TH], axis=1).astype(np.float32)))
+    taught = teach_pooled(model(hands), clips, "action", "background")
+    assert taught.contract.pooling is not None
+    assert taught.contract.pooling.hands == (0 if kind == "noise" else hands)
+    width = pooling.statistics_width(D + taught.contract.pooling.hands)
+    assert taught.tensors["pooled.action.now.weight"].shape == (3, width)
+    assert taught.report.accuracy > 0.9
+    learnt = Model(taught.contract, taught.tensors, "")
+    right = [taught.contract.heads["action"][int(_last_scores(learnt, "action", clip).argmax())] == clip.label
+             for clip in clips]
+    assert np.mean(right) > 0.9
 
 
 def test_edges_that_look_like_the_action_teach_no_background() -> None:

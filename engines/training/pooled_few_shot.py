@@ -162,12 +162,6 @@ def _fit_spans(contract: Contract, clips: Sequence[SupportClip]) -> Contract:
         "pooling": contract.pooling.model_copy(update={"now_clips": min(math.ceil(now / clip_frames), window_clips)})})
 
 
-def _spans(contract: Contract) -> dict[str, int]:
-    """Clips in each span."""
-    assert contract.pooling is not None
-    return {"now": contract.pooling.now_clips, "window": contract.window_clips}
-
-
 def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[str]) -> _Samples:
     """Late moments of actions, edges, and moments of background, evenly chosen. Every label weighs the same in all,
     and so does every recording of a label."""
@@ -211,7 +205,8 @@ def _evenly(ticks: Sequence[int], most: int) -> list[int]:
 def _play(contract: Contract, features_TD: Floats) -> Iterator[tuple[int, dict[str, Floats]]]:
     """Statistics of both spans at each tick of a clip."""
     window = StatisticsWindow(contract.clip_frames, contract.window_clips, features_TD.shape[1])
-    spans = _spans(contract)
+    assert contract.pooling is not None
+    spans = {"now": contract.pooling.now_clips, "window": contract.window_clips}  # clips
     for tick, features_D in enumerate(features_TD):
         window.push(features_D.astype(np.float32))
         yield tick, {span: window.statistics(count) for span, count in spans.items()}

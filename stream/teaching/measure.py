@@ -164,7 +164,8 @@ def _last_scores(model: Model, head: str, clip: SupportClip) -> NDArray[Any]:
     scorer, width = Scorer(model), model.tensors[f"heads.{head}.weight"].shape[1]
     cells, scores = model.contract.foreground_cells, None
     for features_D in clip.features_TD:
-        network_D, _, scorer.hand_features_D = np.split(np.asarray(features_D, np.float32), [width, width + cells])
+        network_D, _, hands_D = np.split(np.asarray(features_D, np.float32), [width, width + cells])
+        scorer.hand_features_D = hands_D[:len(scorer.hand_features_D)]  # none, where the lesson did without
         logits = {name: rows[None] for name, rows in model.head_logits(network_D).items()}
         scores = scorer.score(StepResult(network_D[None], logits))
     assert scores is not None
