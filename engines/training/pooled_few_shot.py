@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.special import log_softmax
 
 from engines.model import pooling
@@ -256,7 +257,7 @@ def _combine(rows_NX: Floats, samples: _Samples, K: int, fold_R: NDArray[np.intp
     folds = [f for f in range(FOLDS) if (fold_N == f).any() and (fold_N != f).any()]
     experts, losses = [], []  # heads of all recordings and of each fold; of what each fold left out
     for view in views:
-        centre_Y, basis_YC = _components(rows_NX[:, view.columns], samples.weight_N)
+        centre_Y, basis_YC = _components(rows_NX[:, view.columns])
         parts_NC = (rows_NX[:, view.columns] - centre_Y) @ basis_YC
         learn_N = samples.whole_N | (not view.whole)
         found = []
@@ -297,27 +298,27 @@ def _weigh(losses: Sequence[float], chance: float) -> Float64Array:
     return np.asarray(share_V / share_V.sum())
 
 
-def _components(rows_NY: Floats, weight_N: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Centre [Y] and a basis [Y, C] in which the rows' strongest directions have squares that sum to 1 in the mean."""
+def _components(rows_NY: Floats) -> tuple[Float64Array, Float64Array]:
+    """Centre [Y] and a basis [Y, C] in which the rows' strongest directions have squares that sum to 1 in the mean.
+    Of all recordings, those that are left out among them: no label is looked at."""
     centre_Y = rows_NY.mean(axis=0, dtype=np.float64)
     spread_Y = rows_NY.std(axis=0, dtype=np.float64)
     spread_Y = np.maximum(spread_Y, 0.05 * spread_Y.mean() + 1e-9)
     scaled_NY = ((rows_NY - centre_Y) / spread_Y).astype(np.float32)
-    values, vectors = np.linalg.eigh((scaled_NY @ scaled_NY.T).astype(np.float64))
-    kept = np.argsort(-values)[:COMPONENTS]
-    kept = kept[values[kept] > 1e-6 * max(values[kept[0]], 1e-12)]
+    N = len(rows_NY)
+    strongest = [max(N - COMPONENTS, 0), N - 1]
+    values, vectors = eigh((scaled_NY @ scaled_NY.T).astype(np.float64), subset_by_index=strongest)
+    kept = values > 1e-6 * max(values[-1], 1e-12)
     basis_YC = scaled_NY.T @ (vectors[:, kept] / np.sqrt(values[kept]))
-    size = math.sqrt(max(values[kept].sum() / len(rows_NY), 1e-12))
+    size = math.sqrt(max(values[kept].sum() / N, 1e-12))
     return centre_Y, basis_YC / spread_Y[:, None] / size
 
 
 def _fit(parts_NC: Float64Array, samples: _Samples, K: int, learn_N: NDArray[np.bool_], l2: float) -> LinearHead:
-    rows, C = samples.select(learn_N), parts_NC.shape[1]
-    N = len(rows.label_N)
-    examples = Examples(parts_NC[learn_N], np.eye(K)[rows.label_N], rows.weight_N, np.ones(N), rows.recording_N,
-                        np.zeros(N, bool))
-    return fit(examples, LinearHead(np.zeros((K, C)), np.zeros(K)), np.zeros(K, bool), l2, standardise=False,
-               steps=STEPS)
+    parts_LC, start = parts_NC[learn_N], LinearHead(np.zeros((K, parts_NC.shape[1])), np.zeros(K))
+    examples = Examples(parts_LC, np.eye(K)[samples.label_N[learn_N]], samples.weight_N[learn_N],
+                        np.ones(len(parts_LC)), samples.recording_N[learn_N], np.zeros(len(parts_LC), bool))
+    return fit(examples, start, np.zeros(K, bool), l2, standardise=False, steps=STEPS)
 
 
 def _unfold(head: LinearHead, centre_Y: Float64Array, basis_YC: Float64Array) -> LinearHead:
