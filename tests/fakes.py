@@ -46,6 +46,9 @@ class FakeModel:
     def head_logits(self, features_D: np.ndarray) -> dict[str, np.ndarray]:
         return dict.fromkeys(self.contract.heads, self.weights_KD @ features_D)
 
+    def require_taught(self) -> Self:
+        return self
+
     def with_hop(self, hop: int | None) -> Self:
         assert hop is None
         return self
