@@ -5,6 +5,7 @@ proceeds it asks for its label. At its end the mean over its frames (what the wi
 
 Legend: B rows, T frames, K labels."""
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,31 +61,33 @@ def label_loss(logits_BTK: Tensor, truth: Truth, true_BTK: Tensor) -> LossTerm:
 def label_window_loss(logits_BTK: Tensor, truth: Truth, true_BTK: Tensor) -> LossTerm:
     """As `window_loss`, of a multi-label head: labels that were true for a part of the gesture are not asked for."""
     losses = []
-    for row, gestures in enumerate(truth.gesture):
-        for gesture in torch.unique(gestures[(gestures >= 0) & (truth.label[row] != UNKNOWN)]):
-            of_it = gestures == gesture
-            if truth.progress[row, of_it].max() < KNOWABLE_AT:
-                continue
-            share_K = true_BTK[row, of_it].mean(dim=0)
-            costs = F.binary_cross_entropy_with_logits(logits_BTK[row, of_it].mean(dim=0), share_K.round(),
-                                                       reduction="none")
-            losses.append(costs[(share_K == 0) | (share_K == 1)].sum())
-    total = torch.stack(losses).sum() if losses else logits_BTK.sum() * 0
-    return LossTerm(total, torch.tensor(float(len(losses)), device=logits_BTK.device))
+    for row, of_it in _knowable_gestures(truth):
+        share_K = true_BTK[row, of_it].mean(dim=0)
+        costs = F.binary_cross_entropy_with_logits(logits_BTK[row, of_it].mean(dim=0), share_K.round(),
+                                                   reduction="none")
+        losses.append(costs[(share_K == 0) | (share_K == 1)].sum())
+    return _sum_of(losses, logits_BTK)
 
 
 def window_loss(logits_BTK: Tensor, truth: Truth) -> LossTerm:
     """Loss of the mean logits over each gesture's frames so far, where at least three quarters have been seen."""
-    losses = []
+    losses = [F.cross_entropy(logits_BTK[row, of_it].mean(dim=0), truth.label[row, of_it][0], label_smoothing=0.05)
+              for row, of_it in _knowable_gestures(truth)]
+    return _sum_of(losses, logits_BTK)
+
+
+def _knowable_gestures(truth: Truth) -> Iterator[tuple[int, Tensor]]:
+    """Row and frames, bool [T], of each gesture that has a label and of which three quarters have been seen."""
     for row, gestures in enumerate(truth.gesture):
         for gesture in torch.unique(gestures[(gestures >= 0) & (truth.label[row] != UNKNOWN)]):
             of_it = gestures == gesture
-            if truth.progress[row, of_it].max() < KNOWABLE_AT:
-                continue
-            mean = logits_BTK[row, of_it].mean(dim=0)
-            losses.append(F.cross_entropy(mean, truth.label[row, of_it][0], label_smoothing=0.05))
-    total = torch.stack(losses).sum() if losses else logits_BTK.sum() * 0
-    return LossTerm(total, torch.tensor(float(len(losses)), device=logits_BTK.device))
+            if truth.progress[row, of_it].max() >= KNOWABLE_AT:
+                yield row, of_it
+
+
+def _sum_of(losses: Sequence[Tensor], like: Tensor) -> LossTerm:
+    total = torch.stack(list(losses)).sum() if losses else like.sum() * 0
+    return LossTerm(total, torch.tensor(float(len(losses)), device=like.device))
 
 
 def tip_loss(heat_BTHW: Tensor, guess_BTV: Tensor, truth: Truth) -> dict[str, LossTerm]:

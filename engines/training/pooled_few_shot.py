@@ -9,7 +9,8 @@ stays as it is. Every recording is judged by experts that have not seen it.
 Legend: N examples, X statistics, D features, K labels, T ticks, R recordings."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -85,8 +86,8 @@ def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, backgrou
     contract = _fit_spans(model.contract, clips)
     assert contract.pooling is not None
     named = tuple(dict.fromkeys(clip.label for clip in clips if clip.label != background))
-    samples = _collect(contract, clips, (*named, background))
     names = sorted({clip.recording for clip in clips})
+    samples = _collect(contract, clips, (*named, background), names)
     fold_R = _assign_folds(clips, names, group_of or {}, seed)
     if not any(clip.label == background for clip in clips) and samples.edge_N.any():
         note("asking whether the recordings' edges show nothing")
@@ -163,10 +164,10 @@ def _fit_spans(contract: Contract, clips: Sequence[SupportClip]) -> Contract:
         "pooling": contract.pooling.model_copy(update={"now_clips": min(math.ceil(now / clip_frames), window_clips)})})
 
 
-def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[str]) -> _Samples:
+def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[str], names: Sequence[str]
+             ) -> _Samples:
     """Late moments of actions, edges, and moments of background, evenly chosen. Every label weighs the same in all,
     and so does every recording of a label."""
-    names = {name: i for i, name in enumerate(sorted({clip.recording for clip in clips}))}
     least_edge = round(LEAST_EDGE_S * contract.frame_rate)
     background, idle = len(labels) - 1, [clip for clip in clips if not clip.ended]
     each_idle = max(1, MAX_IDLE_EXAMPLES // max(len(idle), 1))
@@ -182,16 +183,15 @@ def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[
             chosen |= {tick: (labels.index(clip.label), False) for tick in _evenly(late, EXAMPLES_OF_CLIP)}
         else:
             chosen |= dict.fromkeys(_evenly(range(T), each_idle), (background, False))
-        for tick, statistics in _play(contract, clip.features_TD):
-            if tick in chosen:
-                for span, values_X in statistics.items():
-                    rows[span].append(values_X)
-                label, edge = chosen[tick]
-                facts.append((label, names[clip.recording], edge, label == background or tick == clip.ended - 1))
+        for tick, statistics in _play(contract, clip.features_TD, chosen):
+            for span, values_X in statistics.items():
+                rows[span].append(values_X)
+            label, edge = chosen[tick]
+            facts.append((label, names.index(clip.recording), edge, label == background or tick == clip.ended - 1))
     label_N, recording_N, edge_N, whole_N = (np.array(column) for column in zip(*facts, strict=True))
     pairs = list(zip(label_N.tolist(), recording_N.tolist(), strict=True))
-    share = {pair: pairs.count(pair) for pair in set(pairs)}
-    recordings = np.bincount([label for label, _ in share], minlength=len(labels))
+    share = Counter(pairs)
+    recordings = Counter(label for label, _ in share)
     weight_N = np.array([1 / share[pair] / recordings[pair[0]] for pair in pairs])
     return _Samples({span: np.array(found) for span, found in rows.items()}, label_N, recording_N,
                     edge_N.astype(bool), whole_N.astype(bool), weight_N)
@@ -203,14 +203,16 @@ def _evenly(ticks: Sequence[int], most: int) -> list[int]:
     return [ticks[i] for i in chosen]
 
 
-def _play(contract: Contract, features_TD: Floats) -> Iterator[tuple[int, dict[str, Floats]]]:
-    """Statistics of both spans at each tick of a clip."""
+def _play(contract: Contract, features_TD: Floats, ticks: Collection[int]
+          ) -> Iterator[tuple[int, dict[str, Floats]]]:
+    """Statistics of both spans at these ticks of a clip."""
     window = StatisticsWindow(contract.clip_frames, contract.window_clips, features_TD.shape[1])
     assert contract.pooling is not None
     spans = {"now": contract.pooling.now_clips, "window": contract.window_clips}  # clips
     for tick, features_D in enumerate(features_TD):
         window.push(features_D.astype(np.float32))
-        yield tick, {span: window.statistics(count) for span, count in spans.items()}
+        if tick in ticks:
+            yield tick, {span: window.statistics(count) for span, count in spans.items()}
 
 
 def _assign_folds(clips: Sequence[SupportClip], names: Sequence[str], group_of: Mapping[str, str], seed: int
@@ -339,7 +341,7 @@ def _hold_out(contract: Contract, clips: Sequence[SupportClip], names: Sequence[
             continue
         fold = fold_R[names.index(clip.recording)]
         rows: dict[str, list[Float64Array]] = {span: [] for span in found}
-        for _, statistics in _play(contract, clip.features_TD):
+        for _, statistics in _play(contract, clip.features_TD, range(len(clip.features_TD))):
             for span, values_X in statistics.items():
                 rows[span].append(found[span].without[fold].logits(values_X[None])[0])
         held_out.append(HeldOut(replace(clip, features_TD=clip.features_TD[:0]), np.array(rows["now"]),
