@@ -229,21 +229,14 @@ def test_a_run_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> None
 
 def test_a_run_gives_memory_back_afterwards(tmp_path: Path) -> None:
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
+    if not hasattr(libc, "gnu_get_libc_version"):
         pytest.skip("needs the GNU C library")
-
-    class MallInfo(ctypes.Structure):  # of malloc.h
-        _fields_ = [(name, ctypes.c_size_t) for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
-
-    libc.mallinfo2.restype, libc.malloc.restype = MallInfo, ctypes.c_void_p
-    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
     train(tmp_path / "model.safetensors", ALONE, iterations=2)
-    before = libc.mallinfo2().hblks
-    large = libc.malloc(100 << 20)  # comes from the system at once, and goes back to it
-    during = libc.mallinfo2().hblks
+    large = libc.malloc(100 << 20)
+    size_and_flags = ctypes.c_size_t.from_address(large - ctypes.sizeof(ctypes.c_size_t)).value  # of malloc.c's chunk
     libc.free(large)
-    assert (during, libc.mallinfo2().hblks) == (before + 1, before)
+    assert size_and_flags & 2, "comes from the heap, not from the system at once, to which it would go back"
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
