@@ -38,19 +38,16 @@ class Mailbox:
         Raises the reader's failure after the frames before it; TimeoutError after `timeout_s` without one."""
         until_s = steady() + timeout_s
         with self._changed:
-            while not self._queue:
+            while not self._closed or self._failure is not None:
+                if self._queue:
+                    self._changed.notify_all()
+                    return self._queue.popleft()
                 if self._failure is not None:
                     raise self._failure
-                if self._closed:
-                    return None
                 if steady() >= until_s:
                     raise TimeoutError
                 self._changed.wait(SLICE_S)
-            if self._closed and self._failure is None:
-                return None
-            queued = self._queue.popleft()
-            self._changed.notify_all()
-            return queued
+            return None
 
     def close(self, failure: BaseException | None = None) -> None:
         """Ends every wait soon. `failure`: what the next `take` on an empty mailbox raises."""

@@ -46,8 +46,7 @@ def _connect(url: str, shown: str) -> Capture:
     http = parse_scheme(url) in ("http", "https")
     try:
         options = {} if http else {"rtsp_flags": "prefer_tcp"}
-        reader = VideoReader(url, options=options, timeout_s=(TIMEOUT_S, TIMEOUT_S),
-                             live=True, name=shown)
+        reader = VideoReader(url, options=options, timeout_s=(TIMEOUT_S, TIMEOUT_S), live=True, name=shown)
         if not reader.format.endswith("_pipe"):  # as formats of single images are called
             return StreamCapture(reader)
         reader.close()

@@ -128,10 +128,9 @@ class LiveSource(Source):
             self._read_until_closed()
         except BaseException as error:
             failure = error
-        finally:
-            if self._capture is not None:
-                self._capture.release()
-            self._mailbox.close(None if self._closed else failure)
+        if self._capture is not None:
+            self._capture.release()
+        self._mailbox.close(None if self._closed else failure)
 
     def _read_until_closed(self) -> None:
         index, failed_grabs, lost = -1, 0, 0
