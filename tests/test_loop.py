@@ -231,7 +231,8 @@ def test_a_run_gives_memory_back_afterwards(tmp_path: Path) -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         pytest.skip("needs the GNU C library")
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
     train(tmp_path / "model.safetensors", ALONE, iterations=2)
     large = libc.malloc(100 << 20)
     size_and_flags = ctypes.c_size_t.from_address(large - ctypes.sizeof(ctypes.c_size_t)).value  # of malloc.c's chunk

@@ -45,7 +45,8 @@ def running(**receive: Any) -> Iterator[Receiver]:
     """A receiver at free ports by default; see its `.ports`. No frame grows stale on a slow machine by itself."""
     cameras = receive.pop("camera", ())
     secure = receive.pop("secure", lambda socket: None)
-    config = Config.model_validate({"receive": {"bind": ["tcp://127.0.0.1:*"], "staleness_ms": 1000 * PATIENCE_S, **receive}, "camera": cameras})
+    receive = {"bind": ["tcp://127.0.0.1:*"], "staleness_ms": 1000 * PATIENCE_S, **receive}
+    config = Config.model_validate({"receive": receive, "camera": cameras})
     records: list[Any] = []
     with zmq.Context() as context:
         receiver = Receiver(config, records.extend, context, secure)
