@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from engines.runtime.engine import Engine, StepResult
 from stream.frame import Frame, Gap, Image, Record
 from stream.sinks.base import Sink
 from stream.sources.base import Source, SourceInfo
+from stream.sources.reader import Capture
 from stream.window import Fusion
 
 LABELS = ("left", "right", "none")
@@ -162,7 +162,7 @@ class FakeTorchTensorRT:
         return self.programs[Path(path).read_text()]
 
 
-class FakeCapture:
+class FakeCapture(Capture):
     """Plays `script`: an image with its stream time, None for a failed grab, an exception to raise.
 
     After the script every grab fails.
@@ -172,24 +172,20 @@ class FakeCapture:
                  fps: float | None = None, paced: bool = False) -> None:
         self.paced = paced
         self._script: Iterator[tuple[Image | None, float] | BaseException | None] = iter(script)
-        self._now: tuple[Image | None, float] = (None, math.nan)
-        self.size_hw: tuple[int, int] | None = None
+        self._image: Image | None = None
         self.fps = fps
         self.released = False
 
-    def grab(self) -> bool:
+    def grab(self) -> float | None:
         step = next(self._script, None)
         if isinstance(step, BaseException):
             raise step
         if step is not None:
-            self._now = step
-        return step is not None
+            self._image = step[0]
+        return None if step is None else step[1]
 
     def retrieve(self) -> Image | None:
-        return self._now[0]
-
-    def position_s(self) -> float:
-        return self._now[1]
+        return self._image
 
     def release(self) -> None:
         self.released = True

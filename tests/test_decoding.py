@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import shutil
@@ -24,6 +25,7 @@ from videos import COUNT, INTERLACED, RATE, SIZE_HW, difference, number, still, 
 from engines.datasets import Media, Segment
 from engines.datasets.check import inspect_recording
 from engines.datasets.decode import decode_segment
+from engines.decoding import video
 from engines.decoding.images import read_image
 from engines.decoding.paths import is_image, is_video, natural_key, normalise_label, printable, similar_labels
 from engines.decoding.picture import PictureConverter
@@ -287,6 +289,23 @@ def test_any_file_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     if name != "1":  # as a source that a user types it is a webcam
         assert len(frames_of(open_source(name))) == COUNT
+
+
+def test_a_disk_that_fails_is_named_whoever_reads_for_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(io.FileIO):
+        failed = False
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.failed:
+                raise OSError(5, "Input/output error")
+            return super().read(size)  # type: ignore[return-value]
+
+    path = write(tmp_path / os.fsdecode(b"byte\xff.avi"), codec="rawvideo")  # of which much is left to read
+    monkeypatch.setattr(video, "open", lambda path, mode: Failing(path, mode), raising=False)
+    source = open_path(path)
+    monkeypatch.setattr(Failing, "failed", True)
+    with pytest.raises(SourceError, match=r"byte\\xff\.avi breaks off \(Input/output error\)"):
+        list(source.frames())
 
 
 @pytest.mark.parametrize("name", ["1", "[2024]", "with:colon", os.fsdecode(b"byte\xff")])

@@ -25,11 +25,10 @@ from engines.errors import SourceError
 from stream.frame import Frame, Gap, Image
 from stream.sources import open_source
 from stream.sources.base import Policy
-from stream.sources.capture import Capture
 from stream.sources.live_clock import BELIEVED_S, LiveClock
-from stream.sources.mailbox import Mailbox, QueuedFrame
+from stream.sources.mailbox import Mailbox
 from stream.sources.network import open_network
-from stream.sources.reader import LiveSource, Timeouts, Timing, connect_within
+from stream.sources.reader import Capture, LiveSource, Timeouts, Timing, connect_within
 from stream.sources.webcam import Webcam
 
 PICTURE: Image = np.full((8, 8, 3), 99, np.uint8)
@@ -74,7 +73,7 @@ def test_with_newest_the_latest_frame_takes_over_what_it_replaces() -> None:
     mailbox.put(frame(0), (gap,))
     mailbox.put(frame(1))
     mailbox.put(frame(4, lost=2))
-    assert mailbox.take(0, lambda: 0.0) == QueuedFrame(frame(4, lost=4), (gap,))
+    assert mailbox.take(0, lambda: 0.0) == (frame(4, lost=4), (gap,))
 
 
 def test_with_every_the_writer_waits_for_room() -> None:
@@ -84,7 +83,7 @@ def test_with_every_the_writer_waits_for_room() -> None:
     posts = [mailbox.take(LIMIT_S, lambda: 0.0) for _ in range(50)]
     writer.join(LIMIT_S)
     assert not writer.is_alive()
-    assert [post.frame for post in posts if post] == [frame(index) for index in range(50)]
+    assert [post[0] for post in posts if post] == [frame(index) for index in range(50)]
 
 
 def test_a_writer_waiting_for_room_ends_when_the_mailbox_is_closed() -> None:
@@ -102,7 +101,7 @@ def test_what_the_reader_died_of_comes_after_the_frames_it_left() -> None:
     mailbox = Mailbox(4, newest=False)
     mailbox.put(frame(0))
     mailbox.close(RuntimeError("driver"))
-    assert mailbox.take(0, lambda: 0.0) == QueuedFrame(frame(0))
+    assert mailbox.take(0, lambda: 0.0) == (frame(0), ())
     with pytest.raises(RuntimeError, match="driver"):
         mailbox.take(0, lambda: 0.0)
 
@@ -165,9 +164,9 @@ def test_a_camera_that_hangs_is_an_error_too() -> None:
     hold, looks = threading.Event(), itertools.count()
 
     class Hanging(FakeCapture):
-        def grab(self) -> bool:
+        def grab(self) -> float | None:
             hold.wait(LIMIT_S)
-            return False
+            return None
 
     def steady() -> float:
         look = next(looks)

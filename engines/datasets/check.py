@@ -9,12 +9,11 @@ Of a video the header is read, the last frames are decoded, and a few from all o
 import hashlib
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from engines.datasets.base import Dataset, Media, Problem, Segment
 from engines.datasets.decode import stills
@@ -65,10 +64,9 @@ class Report:
 
     def groups(self) -> dict[str, list[Problem]]:
         """Problems by kind, the most frequent kind first."""
-        found: dict[str, list[Problem]] = defaultdict(list)
-        for problem in self.problems:
-            found[problem.kind].append(problem)
-        return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+        counted = Counter(problem.kind for problem in self.problems)
+        return {kind: [problem for problem in self.problems if problem.kind == kind]
+                for kind in sorted(counted, key=lambda kind: (-counted[kind], kind))}
 
     def as_json(self) -> dict[str, object]:
         """Everything but the segments, for a program."""
@@ -256,9 +254,8 @@ def _contents(media: list[Media]) -> dict[Media, str]:
     """Digests of the video files that share their size with another one; others cannot be the same."""
     sizes = {one: one.path.stat().st_size for one in media if one.path.is_file()}
     shared = Counter(sizes.values())
-    return {one: _digest(one.path) for one, size in sizes.items() if shared[size] > 1}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    found = {}
+    for one in (one for one, size in sizes.items() if shared[size] > 1):
+        with one.path.open("rb") as file:
+            found[one] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

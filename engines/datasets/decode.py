@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import lru_cache, partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +41,7 @@ def decode_segment(segment: Segment, rate: float, size_hw: tuple[int, int]) -> I
 def cell_range(segment: Segment, rate: float) -> tuple[int, int | None]:
     """First cell of a segment, and the one after its last (None: to the end of the recording)."""
     first = math.ceil(segment.start_s * rate - _ROUNDING)
-    if segment.stop_s is None:
-        return first, None
-    return first, max(math.ceil(segment.stop_s * rate - _ROUNDING), first + 1)
+    return first, None if segment.stop_s is None else max(math.ceil(segment.stop_s * rate - _ROUNDING), first + 1)
 
 
 @lru_cache(maxsize=65536)
@@ -79,19 +77,17 @@ def iterate_frames(media: Media, rate: float, size_hw: tuple[int, int], first: i
         opening = next(openings, None)
     if opening is None:
         raise _without_frames(media)
-    shown, following = None, first
+    cell, shown = opening
+    following = first
     for cell, image in chain([opening], openings):
-        latest = cell
-        if shown is not None and end is not None and cell >= end:
-            break
-        for _ in range(following, cell if end is None else min(cell, end)):
-            yield image if shown is None else shown
-        shown, following = image, max(following, cell)
-    if latest < first:
+        stop = cell if end is None else min(cell, end)
+        yield from repeat(shown, stop - following)
+        following, shown = max(following, stop), image
+        if following == end:
+            return
+    if cell < first:
         raise ends_early_error(media, first / rate)
-    for _ in range(following, latest + 1 if end is None else min(latest + 1, end)):
-        assert shown is not None
-        yield shown
+    yield shown
 
 
 def _openings(media: Media, rate: float, size_hw: tuple[int, int], start_s: float

@@ -15,7 +15,6 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -101,7 +100,7 @@ class FrameCache:
                 aside = Path(file.name)
                 npy.write_array_header_1_0(file, _header(0, size_hw))
                 count = 0
-                for image in _attempt(decode.iterate_frames(media, rate, size_hw)):
+                for image in decode.iterate_frames(media, rate, size_hw):
                     file.write(np.ascontiguousarray(image).data)
                     count += 1
                     if file.tell() > self.limit_bytes:
@@ -149,14 +148,6 @@ class FrameCache:
 
 
 _open_cache = lru_cache(maxsize=4)(FrameCache)
-
-
-def _attempt(decoded: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    """Keeps faults of reading a recording apart from faults of writing the cache."""
-    try:
-        yield from decoded
-    except OSError as error:
-        raise DatasetError(f"a recording that cannot be read ({error})", "a readable file", "check it") from error
 
 
 def _header(count: int, size_hw: tuple[int, int]) -> dict[str, object]:

@@ -20,7 +20,7 @@ from engines.errors import DatasetError
 RATE = 12.0  # frames per second of all three
 Row = tuple[str, str | None]  # id, label
 _SPLITS = ("train", "validation", "test")
-_PARTS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",), "labels": ("labels",)}
+_PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test", "labels": "labels"}
 _FOLDERS = ("videos", "frames", "rawframes", "20bn-something-something-v2", "20bn-something-something-v1",
             "20bn-jester-v1", "Train", "Validation", "Test", "")
 _ID = ("video_id", "id", "video", "name", "folder")  # columns of re-packs
@@ -28,13 +28,14 @@ _LABEL = ("label", "label_name", "class", "class_name", "template", "gesture")
 
 
 def recognise_v2(folder: Path) -> str:
-    labels, train = _file(folder, "labels", "json"), _any_split(folder, "json")
-    return f"{labels.name}, {train.name}" if labels and train else ""
+    labels, splits = _files(folder, "json")
+    return f"{labels.name}, {next(iter(splits.values())).name}" if labels and splits else ""
 
 
 def recognise_v1(folder: Path) -> str:
-    found = _any_split(folder, "csv")
-    own = found and (_stem(found.name) or _file(folder, "labels", "csv") or (_packed(found) and _fits(folder, found)))
+    labels, splits = _files(folder, "csv")
+    found = next(iter(splits.values()), None)
+    own = found and (_stem(found.name) or labels or (_packed(found) and _fits(folder, found)))
     return found.name if found and own else ""
 
 
@@ -48,21 +49,19 @@ def _fits(folder: Path, packed: Path) -> bool:
 
 
 def read_v2(folder: Path, options: tables.ReadOptions) -> Dataset:
-    path = _file(folder, "labels", "json")
-    assert path is not None  # else it was not recognised
-    builder = tables.DatasetBuilder({"action": tables.order_by_number(tables.read_json(path), path)})
+    labels, splits = _files(folder, "json")
+    assert labels is not None  # else it was not recognised
+    builder = tables.DatasetBuilder({"action": tables.order_by_number(tables.read_json(labels), labels)})
     index = RecordingIndex([options.media / name for name in _FOLDERS], RATE)
-    for split in _SPLITS:
-        if file := _file(folder, split, "json"):
-            for name, label in _items(builder, file, labelled=split != "test"):
-                _take(builder, index, split, name, label, ".webm")
+    for split, path in splits.items():
+        for name, label in _items(builder, path, labelled=split != "test"):
+            _take(builder, index, split, name, label, ".webm")
     return builder.build("Something-Something V2")
 
 
 def read_v1(folder: Path, options: tables.ReadOptions) -> Dataset:
-    found = {split: file for split in _SPLITS if (file := _file(folder, split, "csv"))}
-    rows = {split: list(_rows(file, split)) for split, file in found.items()}
-    listed = _file(folder, "labels", "csv")
+    listed, splits = _files(folder, "csv")
+    rows = {split: list(_rows(path, split)) for split, path in splits.items()}
     if listed is not None:
         labels = tables.read_lines(listed)
     elif options.order == "lines":
@@ -75,7 +74,7 @@ def read_v1(folder: Path, options: tables.ReadOptions) -> Dataset:
     for split, items in rows.items():
         for name, label in items:
             _take(builder, index, split, name, None if split == "test" else label, "")
-    jester = any("jester" in path.name.lower() for path in (*found.values(), folder)) or "Swiping Left" in labels
+    jester = any("jester" in path.name.lower() for path in (*splits.values(), folder)) or "Swiping Left" in labels
     return builder.build("Jester" if jester else "Something-Something V1",
                          background="No gesture" if "No gesture" in labels else None)
 
@@ -127,24 +126,20 @@ def _packed(path: Path) -> bool:
     return any(column in _ID for column in tables.read_header(path))
 
 
-def _any_split(folder: Path, suffix: str) -> Path | None:
-    return next((file for split in _SPLITS if (file := _file(folder, split, suffix))), None)
-
-
 def _stem(name: str) -> str:
     match = re.match(r"(?:20bn-)?((?:something-something|jester)-v\d)-", name, re.IGNORECASE)
     return match[1].lower() if match else ""
 
 
-def _file(folder: Path, part: str, suffix: str) -> Path | None:
-    """The file of a part, with its dataset's name in front or without, in any case."""
-    version = "v2" if suffix == "json" else "v1"
+def _files(folder: Path, suffix: str) -> tuple[Path | None, dict[str, Path]]:
+    """The file of the labels and those of the splits, with their dataset's name in front or without, in any case."""
+    version, found = "v2" if suffix == "json" else "v1", dict[str, Path]()
     for path in tables.list_files(folder, suffix):
         stem = _stem(path.name)
-        rest = path.name.lower().removeprefix("20bn-").removeprefix(f"{stem}-")
-        if rest in [f"{name}.{suffix}" for name in _PARTS[part]] and (not stem or stem.endswith(version)):
-            return path
-    return None
+        part = _PARTS.get(path.stem.lower().removeprefix("20bn-").removeprefix(f"{stem}-"))
+        if part and (not stem or stem.endswith(version)):
+            found.setdefault(part, path)
+    return found.get("labels"), {split: found[split] for split in _SPLITS if split in found}
 
 
 _V1 = tables.Reader(recognise_v1, read_v1, "something-something-v1-*.csv, jester-v1-*.csv, or Train.csv and "

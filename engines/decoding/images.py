@@ -105,7 +105,12 @@ def decode_image(data: bytes, name: str) -> Image:
     size_hw = parse_size_hw(data)
     if size_hw is not None:
         check_size(size_hw)
-    pixels = _decode(data) if data else None
+    silence_opencv()
+    try:
+        with silence_stderr():
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:  # of an empty file, too
+        pixels = None
     if pixels is None:
         raise FrameError(f"{name}: cannot be decoded", "an image file (jpg, png, bmp, tiff, webp)",
                          "check the file, or save it again as jpg or png")
@@ -117,12 +122,3 @@ def is_animated(path: Path) -> bool:
     head = read_head(path, 41)
     webp = len(head) > 20 and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
     return webp or (head[:4] == b"\x89PNG" and head[37:] == b"acTL")
-
-
-def _decode(data: bytes) -> NDArray[Any] | None:
-    silence_opencv()
-    try:
-        with silence_stderr():
-            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        return None

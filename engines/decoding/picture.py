@@ -48,11 +48,9 @@ class _FilterChain:
     def pull(self) -> av.VideoFrame | None:
         """A frame that has come through, None where there is none. Raises FFmpegError."""
         try:
-            made = None if self._graph is None else self._graph.pull()
+            return None if self._graph is None else self._graph.vpull()
         except (av.error.BlockingIOError, EOFError):
             return None
-        assert made is None or isinstance(made, av.VideoFrame)
-        return made
 
     @staticmethod
     def _form_of(frame: av.VideoFrame) -> object:
@@ -96,24 +94,21 @@ class PictureConverter:
     def convert(self, frame: av.VideoFrame) -> Image:
         """BGR uint8 [H, W, 3]. No line of the picture gets lost: pixels that are not square are made larger.
         Raises FrameError where FFmpeg cannot convert it."""
-        with self._lock:
-            return self._convert(frame)
-
-    def _convert(self, frame: av.VideoFrame) -> Image:
         width = round(frame.width * max(self._aspect, 1.0))
         height = round(frame.height / min(self._aspect, 1.0))
-        try:
-            self._chain.push(frame, (("scale", f"{width}:{height}:flags=bicubic"), ("format", "bgr24")))
-            made = self._chain.pull()
-            if made is None:
-                raise ValueError("no picture came")
-            pixels = np.asarray(made.to_ndarray(), np.uint8)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise FrameError(f"a frame of {frame.format.name} that FFmpeg does not convert ({error})",
-                             "a picture", "convert the video, e.g. with ffmpeg -i IN OUT.mp4") from error
-        if frame.rotation != self._rotation:  # a frame whose side data are looked at is freed late, which costs much
-            self._matrix, self._rotation = _display_matrix(frame), frame.rotation
-        return pixels if self._matrix == UPRIGHT else np.ascontiguousarray(_turn(pixels, self._matrix))
+        with self._lock:
+            try:
+                self._chain.push(frame, (("scale", f"{width}:{height}:flags=bicubic"), ("format", "bgr24")))
+                if (made := self._chain.pull()) is None:
+                    raise ValueError("no picture came")
+                pixels = np.asarray(made.to_ndarray(), np.uint8)
+            except (av.error.FFmpegError, ValueError) as error:
+                raise FrameError(f"a frame of {frame.format.name} that FFmpeg does not convert ({error})",
+                                 "a picture", "convert the video, e.g. with ffmpeg -i IN OUT.mp4") from error
+            if frame.rotation != self._rotation:  # a frame whose side data are looked at is freed late: it costs much
+                self._matrix, self._rotation = _display_matrix(frame), frame.rotation
+            matrix = self._matrix
+        return pixels if matrix == UPRIGHT else np.ascontiguousarray(_turn(pixels, matrix))
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

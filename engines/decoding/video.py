@@ -12,6 +12,7 @@ import math
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,31 +78,26 @@ class VideoReader:
     def __init__(self, where: Path | str, *, options: Mapping[str, str] | None = None,
                  timeout_s: tuple[float, float] | None = None, live: bool = False, name: str | None = None) -> None:
         av.logging.set_level(None)
-        self.name = name or printable(where)
+        self.name, self._seekable = name or printable(where), True
         self.notes: list[str] = []
-        self._file, self._seekable, local = None, True, isinstance(where, Path)
-        if isinstance(where, Path):
-            where = str(where.absolute())  # so that no colon in it is taken for a protocol
-            if printable(where) != where:  # FFmpeg takes UTF-8 only
-                self._file = open(where, "rb")  # noqa: SIM115
-        try:
+        with ExitStack() as opened:
+            source: Any = where
+            if isinstance(where, Path):
+                source = str(where.absolute())  # so that no colon in it is taken for a protocol
+                if printable(source) != source:  # FFmpeg takes UTF-8 only
+                    source = opened.enter_context(open(source, "rb"))
             try:
-                self._container: InputContainer = av.open(
-                    self._file or where, "r", options=dict(options or {}), timeout=timeout_s, metadata_errors="ignore")
-            except av.error.FFmpegError as error:
-                if not local or self._file or not self._open_cut(where):
-                    raise error from None
-        except BaseException:
-            self._close_file()
-            raise
-        try:
+                self._container: InputContainer = av.open(source, "r", options=dict(options or {}), timeout=timeout_s,
+                                                          metadata_errors="ignore")
+            except av.error.FFmpegError:
+                if not isinstance(where, Path) or not isinstance(source, str) or not self._open_cut(source):
+                    raise
+            opened.callback(self._container.close)
             self._choose_stream(live)
-            self._decoded = self._decode()
+            self._decoded = map(self._describe, self._whole_frames())
             self._ahead: deque[DecodedFrame | None] = deque()
             self._origin_s, self.size_hw = self._look_ahead()
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
     def _open_cut(self, where: str) -> bool:
         """Opens an MP4 file of fragments whose end is lost, which FFmpeg finds by looking at the end first."""
@@ -160,12 +156,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Releases the file or connection."""
-        self._container.close()
-        self._close_file()
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._opened.close()
 
     def decoded(self) -> Iterator[DecodedFrame | None]:
         """Frames in the order in which they are shown; None for what does not decode or is corrupt. Raises FFmpegError
@@ -177,26 +168,22 @@ class VideoReader:
     def frames(self, start_s: float = 0.0) -> Iterator[TimedFrame | None]:
         """Each frame of a file with its time; None as above. From the keyframe at `start_s` or before, or from the
         start of a file that has no such places. Raises SourceError where the disk or connection breaks off."""
+        time = StreamTime(self.rate)
         try:
-            yield from self._timed(start_s)
-        except av.error.FFmpegError as error:
+            if start_s > 0 or not self._ahead:
+                self._seek(start_s)
+            for frame in self.decoded():
+                if frame is None:
+                    yield None
+                    continue
+                first_s = max(frame.stated_s - self._origin_s, 0.0) if start_s > 0 else 0.0
+                at_s, missing = time.next(frame.stated_s, first_s)
+                yield TimedFrame(at_s, missing, frame.picture)
+                del frame
+        except (av.error.FFmpegError, OSError) as error:  # OSError: of a file that Python reads for it
             raise SourceError(f"{self.name} breaks off ({reason_of(error)})", "a readable file",
                               "check the disk or the connection it comes from") from error
-
-    def _timed(self, start_s: float) -> Iterator[TimedFrame | None]:
-        if start_s > 0 or not self._ahead:
-            self._seek(start_s)
-        time: StreamTime | None = None
-        for frame in self.decoded():
-            if frame is None:
-                yield None
-                continue
-            first_s = max(frame.stated_s - self._origin_s, 0.0) if time is None and start_s > 0 else 0.0
-            time = time or StreamTime(self.rate)
-            at_s, missing = time.next(frame.stated_s, first_s)
-            yield TimedFrame(at_s, missing, frame.picture)
-            del frame
-        if time is not None and time.jump_s:
+        if time.jump_s:
             self.notes.append(f"{self.name}: its times jump by {time.jump_s:.0f} s, as one frame's step they count")
 
     def _seek(self, start_s: float) -> None:
@@ -209,10 +196,7 @@ class VideoReader:
             self._container.seek(int((self._origin_s + start_s) / unit_s), stream=self._stream)
         except (av.error.FFmpegError, ValueError, OverflowError, ZeroDivisionError):
             self._container.seek(0)
-        self._decoded = self._decode()
-
-    def _decode(self) -> Iterator[DecodedFrame | None]:
-        return map(self._describe, self._whole_frames())
+        self._decoded = map(self._describe, self._whole_frames())
 
     def _describe(self, frame: av.VideoFrame | None) -> DecodedFrame | None:
         return None if frame is None else DecodedFrame(math.nan if frame.time is None else frame.time,
@@ -236,8 +220,9 @@ class VideoReader:
         packets, failures = self._container.demux(self._stream), 0
         while failures < MAX_FAILURES:
             try:
-                packet = next(packets, None)
-                found: list[Any] = [] if packet is None else packet.decode()
+                if (packet := next(packets, None)) is None:
+                    return
+                found: list[Any] = packet.decode()
             except EOFError:
                 return
             except IndexError:  # PyAV's, at a packet of a stream that damage or a new programme has added
@@ -248,8 +233,6 @@ class VideoReader:
                 packets = self._container.demux(self._stream)
                 yield None
                 continue
-            if packet is None:
-                return
             failures = 0 if found else failures
             while found:
                 yield found.pop(0)

@@ -3,18 +3,12 @@
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stream.frame import Frame, Gap
 from stream.sources.base import SLICE_S
 
-
-@dataclass(frozen=True, slots=True)
-class QueuedFrame:
-    """A frame, and the gaps before it."""
-
-    frame: Frame
-    gaps: tuple[Gap, ...] = ()
+QueuedFrame = tuple[Frame, tuple[Gap, ...]]  # with the gaps before it
 
 
 class Mailbox:
@@ -29,15 +23,14 @@ class Mailbox:
         self._failure: BaseException | None = None
 
     def put(self, frame: Frame, gaps: tuple[Gap, ...] = ()) -> None:
-        """Adds a frame; after `close` it is dropped."""
-        queued = QueuedFrame(frame, gaps)
+        """Adds a frame and the gaps before it; after `close` it is dropped."""
         with self._changed:
             while not self._newest and len(self._queue) >= self._room and not self._closed:
                 self._changed.wait(SLICE_S)
             if len(self._queue) >= self._room:
-                older = self._queue.pop()
-                queued = QueuedFrame(replace(frame, lost=frame.lost + older.frame.lost + 1), older.gaps + gaps)
-            self._queue.append(queued)
+                older, gaps_before = self._queue.pop()
+                frame, gaps = replace(frame, lost=frame.lost + older.lost + 1), gaps_before + gaps
+            self._queue.append((frame, gaps))
             self._changed.notify_all()
 
     def take(self, timeout_s: float, steady: Callable[[], float]) -> QueuedFrame | None:
@@ -45,19 +38,16 @@ class Mailbox:
         Raises the reader's failure after the frames before it; TimeoutError after `timeout_s` without one."""
         until_s = steady() + timeout_s
         with self._changed:
-            while not self._queue:
+            while not self._closed or self._failure is not None:
+                if self._queue:
+                    self._changed.notify_all()
+                    return self._queue.popleft()
                 if self._failure is not None:
                     raise self._failure
-                if self._closed:
-                    return None
                 if steady() >= until_s:
                     raise TimeoutError
                 self._changed.wait(SLICE_S)
-            if self._closed and self._failure is None:
-                return None
-            queued = self._queue.popleft()
-            self._changed.notify_all()
-            return queued
+            return None
 
     def close(self, failure: BaseException | None = None) -> None:
         """Ends every wait soon. `failure`: what the next `take` on an empty mailbox raises."""

@@ -15,8 +15,7 @@ from engines.errors import FrameError, SourceError
 from stream.frame import Image, Picture
 from stream.sources.address import mask_secrets, normalise, parse_scheme
 from stream.sources.base import Policy, Source
-from stream.sources.capture import Capture
-from stream.sources.reader import LiveSource, Timeouts, Timing, connect_within
+from stream.sources.reader import Capture, LiveSource, Timeouts, Timing, connect_within
 from stream.sources.video import VideoFile
 
 TIMEOUT_S = 5.0  # to open, and between data
@@ -47,8 +46,7 @@ def _connect(url: str, shown: str) -> Capture:
     http = parse_scheme(url) in ("http", "https")
     try:
         options = {} if http else {"rtsp_flags": "prefer_tcp"}
-        reader = VideoReader(url, options=options, timeout_s=(TIMEOUT_S, TIMEOUT_S),
-                             live=True, name=shown)
+        reader = VideoReader(url, options=options, timeout_s=(TIMEOUT_S, TIMEOUT_S), live=True, name=shown)
         if not reader.format.endswith("_pipe"):  # as formats of single images are called
             return StreamCapture(reader)
         reader.close()
@@ -93,7 +91,7 @@ _HTTP_CODES = ((av.error.HTTPUnauthorizedError, 401), (av.error.HTTPForbiddenErr
                (av.error.HTTPNotFoundError, 404), (av.error.HTTPError, 500))
 
 
-class StreamCapture:
+class StreamCapture(Capture):
     """A stream as a `Capture`."""
 
     def __init__(self, reader: VideoReader) -> None:
@@ -103,24 +101,21 @@ class StreamCapture:
         self._frames = reader.decoded()
         self._frame: DecodedFrame | None = None
 
-    def grab(self) -> bool:
+    def grab(self) -> float | None:
         try:
             self._frame = next(self._frames)
         except (StopIteration, av.error.FFmpegError):
-            return False
-        return True
+            return None
+        return self._frame.stated_s if self._frame is not None and self.reader.format in TIMED else math.nan
 
     def retrieve(self) -> Picture | None:
         return None if self._frame is None else self._frame.picture
-
-    def position_s(self) -> float:
-        return self._frame.stated_s if self._frame is not None and self.reader.format in TIMED else math.nan
 
     def release(self) -> None:
         self.reader.close()
 
 
-class SnapshotCapture:
+class SnapshotCapture(Capture):
     """An address that gives one image, as a `Capture`: it is requested again for each frame.
     Raises OSError where there is no answer, FrameError where it is no image."""
 
@@ -132,7 +127,7 @@ class SnapshotCapture:
             passwords.add_password(None, self._url, unquote(parts.username), unquote(parts.password or ""))
         self._opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords),
                                                    urllib.request.HTTPDigestAuthHandler(passwords))
-        self.fps, self.paced, self._asked_s = None, False, -math.inf
+        self._asked_s = -math.inf
         self._image: Image | None = self._request()
         self.size_hw = self._image.shape[0], self._image.shape[1]
 
@@ -144,7 +139,7 @@ class SnapshotCapture:
         except FrameError as error:
             raise FrameError(f"it answers with {kind}, which is no video or image", error.wanted, error.do) from error
 
-    def grab(self) -> bool:
+    def grab(self) -> float | None:
         time.sleep(max(self._asked_s + SNAPSHOT_EVERY_S - time.monotonic(), 0))
         self._asked_s = time.monotonic()
         try:
@@ -152,14 +147,11 @@ class SnapshotCapture:
         except FrameError:
             self._image = None
         except OSError:
-            return False
-        return True
+            return None
+        return math.nan
 
     def retrieve(self) -> Image | None:
         return self._image
-
-    def position_s(self) -> float:
-        return math.nan
 
     def release(self) -> None:
         self._image = None

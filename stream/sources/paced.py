@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 from stream.frame import Frame, Gap
 from stream.sources.base import Source
@@ -22,17 +23,14 @@ class PacedSource(Source):
         self._source.close()
 
     def frames(self) -> Iterator[Frame | Gap]:
-        start_s: float | None = None
-        waiting: Frame | None = None
-        for item in self._source.frames():
+        start_s, waiting = 0.0, None
+        for item in chain(self._source.frames(), [None]):
             self.lost = self._source.lost + self._skipped
             if isinstance(item, Gap):
                 yield item
                 continue
-            if start_s is None:
-                start_s = self._now() - item.captured_at
             if waiting is not None:
-                if self._now() >= start_s + item.captured_at:
+                if item is not None and self._now() >= start_s + item.captured_at:
                     self._skipped += 1
                     self.lost += 1
                     waiting = replace(item, lost=item.lost + waiting.lost + 1)
@@ -40,8 +38,6 @@ class PacedSource(Source):
                 if not self._wait_until(start_s + waiting.captured_at, self._now, self._sleep):
                     return
                 yield waiting
+            elif item is not None:
+                start_s = self._now() - item.captured_at
             waiting = item
-        self.lost = self._source.lost + self._skipped
-        if waiting is not None and start_s is not None \
-                and self._wait_until(start_s + waiting.captured_at, self._now, self._sleep):
-            yield waiting

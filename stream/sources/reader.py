@@ -8,23 +8,48 @@ Back-off: `first_pause_s`, doubled after every failure up to `longest_pause_s`, 
 many cameras behind one switch do not reconnect at once. When the consumer has waited `give_up_s` for a frame, `frames`
 raises SourceError, whatever the thread is stuck in."""
 
+import math
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from engines.errors import SourceError
-from stream.frame import Frame, Gap
+from engines.decoding.images import as_bgr
+from engines.errors import FrameError, SourceError
+from stream.frame import Frame, Gap, Picture
 from stream.sources.base import Policy, Source, SourceInfo
-from stream.sources.capture import Capture, retrieve_bgr
 from stream.sources.live_clock import LiveClock
 from stream.sources.mailbox import Mailbox
 
-Connect = Callable[[], Capture | None]
 FAILED_GRABS = 5  # in a row; then the camera counts as lost
 QUEUE_FRAMES = 64  # with policy "every"
 JOIN_S = 0.5  # for the reader to leave a grab; a process should not end inside a driver
+
+
+class Capture(ABC):
+    """A camera, or a connection to one, that gives images one by one."""
+
+    size_hw: tuple[int, int] | None = None
+    fps: float | None = None  # nominal rate
+    paced = False  # whether frames come in bursts, each with its own time, and are to be given at these times
+
+    @abstractmethod
+    def grab(self) -> float | None:
+        """Takes the next image: its time on the stream's own clock in seconds, NaN where it has none.
+        None when there is no image now (end, damage, timeout)."""
+
+    @abstractmethod
+    def retrieve(self) -> Picture | None:
+        """The image taken by `grab`; None, or FrameError, when it cannot be decoded."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Gives the camera or connection back."""
+
+
+Connect = Callable[[], Capture | None]
 
 
 @dataclass(frozen=True)
@@ -82,10 +107,11 @@ class LiveSource(Source):
         reader = threading.Thread(target=self._read, name=f"reader of {self.info.camera}", daemon=True)
         reader.start()
         try:
-            while (post := self._mailbox.take(self._timeouts.give_up_s, self._timing.steady)) is not None:
-                self.lost += post.frame.lost
-                yield from post.gaps
-                yield post.frame
+            while (queued := self._mailbox.take(self._timeouts.give_up_s, self._timing.steady)) is not None:
+                frame, gaps = queued
+                self.lost += frame.lost
+                yield from gaps
+                yield frame
         except TimeoutError as error:
             raise SourceError(f"{self._what}: no frame for {self._timeouts.give_up_s:g} s" +
                               (f" ({self._failure})" if self._failure else ""),
@@ -102,44 +128,37 @@ class LiveSource(Source):
             self._read_until_closed()
         except BaseException as error:
             failure = error
-        finally:
-            if self._capture is not None:
-                self._capture.release()
-            self._mailbox.close(None if self._closed else failure)
+        if self._capture is not None:
+            self._capture.release()
+        self._mailbox.close(None if self._closed else failure)
 
     def _read_until_closed(self) -> None:
         index, failed_grabs, lost = -1, 0, 0
-        latest_at: float | None = None
-        again = False
+        latest_at, again = math.inf, False
+        capture = self._capture
         while not self._closed:
-            if self._capture is None or failed_grabs >= FAILED_GRABS:
-                if not self._reconnect():
-                    return
-                failed_grabs, again = 0, True
-            capture = self._capture
-            assert capture is not None
-            if not capture.grab():
+            if capture is None or failed_grabs >= FAILED_GRABS:
+                capture, failed_grabs, again = self._reconnect(), 0, True
+                continue
+            if (stated_s := capture.grab()) is None:
                 failed_grabs += 1
                 continue
-            failed_grabs, taken_s = 0, self._clock.place(capture.position_s(), capture.paced)
-            picture = retrieve_bgr(capture)
+            failed_grabs, taken_s = 0, self._clock.place(stated_s, capture.paced)
+            picture = _retrieve_bgr(capture)
             if picture is None:
                 lost += 1
                 continue
             if capture.paced and not self._wait_until(taken_s, self._timing.steady, self._timing.sleep):
                 return
             captured_at = self._clock.unix_s + taken_s
-            gaps: tuple[Gap, ...] = ()
-            if again:
-                hole_s = max(captured_at - latest_at, 0.0) if latest_at is not None else 0.0
-                gaps = (Gap(self.info.camera, captured_at, hole_s, "reconnected"),)
+            gap = Gap(self.info.camera, captured_at, max(captured_at - latest_at, 0.0), "reconnected")
             index += 1 + lost
-            self._mailbox.put(Frame(picture, captured_at, index, self.info.camera, lost), gaps)
+            self._mailbox.put(Frame(picture, captured_at, index, self.info.camera, lost), (gap,) if again else ())
             latest_at, lost, again = captured_at, 0, False
             self._pause_s = self._timeouts.first_pause_s
 
-    def _reconnect(self) -> bool:
-        """Tries until the camera is back; False when the source was closed meanwhile."""
+    def _reconnect(self) -> Capture | None:
+        """Tries until the camera is back; None when the source was closed meanwhile."""
         if self._capture is not None:
             self._capture.release()
             self._capture = None
@@ -154,8 +173,17 @@ class LiveSource(Source):
             if self._capture is not None:
                 self._failure = ""
                 self._clock.restart(self._capture.fps)
-                return True
-        return False
+                break
+        return self._capture
+
+
+def _retrieve_bgr(capture: Capture) -> Picture | None:
+    """The image just grabbed, as BGR or what makes it; None for one that cannot be decoded or used."""
+    try:
+        picture = capture.retrieve()
+        return picture if picture is None or callable(picture) else as_bgr(picture)
+    except FrameError:
+        return None
 
 
 def connect_within(seconds: float, connect: Connect, what: str) -> Capture:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from engines.errors import UsageError
 from engines.synthetic import Simulation, Span
@@ -76,11 +76,9 @@ class SimulatedSource(Source):
             if self._live and not self._wait_until(start_s + k / self._rate, self._now, self._sleep):
                 return
             yield Frame(image_bgr, self.started_at + k / self._rate, k, self.info.camera, lost)
-            due = k + 1
-            k, lost = self._newest(due, start_s), 0
-            if k > due:
-                lost = k - due
-                self.lost += lost
+            due, k = k + 1, self._newest(k + 1, start_s)
+            lost = k - due
+            self.lost += lost
 
     def _newest(self, due: int, start_s: float) -> int:
         """Number of the frame to give after those before `due`: a late reader gets the newest one."""
@@ -90,16 +88,12 @@ class SimulatedSource(Source):
 
 
 def _settings(spec: str) -> dict[str, float]:
-    try:
-        parts = urlsplit(spec)
-        host = parts.netloc
-    except ValueError:
-        parts, host = urlsplit("sim://"), spec
-    if host != "gestures" or parts.path not in ("", "/") or parts.fragment:
+    place, _, query = spec.partition("://")[2].partition("?")
+    if place not in ("gestures", "gestures/") or "#" in query:
         raise UsageError(f"{spec}: no such simulation", "sim://gestures", "write sim://gestures?seed=1")
     values = {name: setting.default for name, setting in SETTINGS.items()}
     given: set[str] = set()
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+    for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in SETTINGS:
             near = difflib.get_close_matches(name, SETTINGS, n=1)
             raise UsageError(f"{name!r} in {spec}", f"parameters {', '.join(SETTINGS)}",

@@ -8,6 +8,7 @@ import zmq
 
 from engines.errors import FrameError, SourceError, UsageError
 from stream.frame import Frame, Gap
+from stream.sources.address import has_host, normalise
 from stream.sources.base import Policy, Source, SourceInfo
 from stream.wire import Limits, Message, decode, parse
 
@@ -23,16 +24,12 @@ class Subscriber(Source):
 
     def __init__(self, spec: str, camera: str | None = None, policy: Policy = "auto",
                  wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
-        parts = urlsplit(spec)
+        parts = urlsplit(normalise(spec) if has_host(spec) else "")
         wanted = dict(parse_qsl(parts.query))
-        try:
-            port = parts.port
-        except ValueError:
-            port = None
-        if not parts.hostname or not port or set(wanted) - {"camera"}:
+        if not parts.port or set(wanted) - {"camera"}:
             raise UsageError(spec, "zmq://host:port or zmq://host:port?camera=NAME", "check the address")
         self._only = wanted.get("camera")
-        self.info = SourceInfo(camera or self._only or f"{parts.hostname}:{port}", True, None, None, None)
+        self.info = SourceInfo(camera or self._only or f"{parts.hostname}:{parts.port}", True, None, None, None)
         self._newest, self._wall, self._steady = policy != "every", wall, steady
         self._what = spec
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
