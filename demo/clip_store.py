@@ -22,7 +22,7 @@ from stream.sinks.video import write_video
 from stream.sources import open_path
 
 NAME = re.compile(r"\w[\w -]{0,38}\w|\w")
-HEIGHT = 240  # pixels
+HEIGHT = 288  # pixels
 SHORTEST_S, LONGEST_S = 0.5, 600.0
 TimedImages = Iterable[tuple[float, Image]]  # seconds, image; in order of time
 

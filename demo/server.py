@@ -29,6 +29,7 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+import engines
 from demo.basic_auth import BasicAuth, read_users
 from demo.clip_store import ClipStore
 from demo.live_sessions import LiveSession, LiveSessions
@@ -43,6 +44,7 @@ from stream.service.config import LOOPBACK, HealthConfig
 log = logging.getLogger("gatestream.ui")
 
 PAGE = Path(__file__).parent / "page"
+LEAST_HW = (288, 384)  # of pictures from a browser: they may become recordings, from which any model is to learn
 OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 SLOTS = 32  # pages at a time, at most
 PINGS_S = 2.0  # a page that is gone without a word frees its slot after two of these
@@ -54,10 +56,12 @@ def serve(model: str, engine: str, host: str, port: int, open_browser: bool, aut
 
     auth: a file of users, who alone may see it; lessons: the folder of recordings and taught models, by default one of
     the person's own; service: address of the health page of a service to show, by default where a service without a
-    configuration has it. Raises UsageError for a port that is taken, or a file that is none of users."""
+    configuration has it. Raises UsageError for a port that is taken, a file that is none of users, a model that
+    knows nothing yet."""
     def open_recognizer(file: str) -> Recognizer:
         return Recognizer.open(file, engine, slots=SLOTS)
 
+    engines.load(model).require_taught()
     users, local = None if auth is None else read_users(auth), host in LOOPBACK
     if users is None and not local:
         log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
@@ -133,9 +137,9 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, 
 def hello(sessions: LiveSessions) -> dict[str, Any]:
     """What a page has to know of the model."""
     contract = sessions.recognizer.contract
-    height, width = contract.cover_hw
+    height, width = (max(2 * side, least) for side, least in zip(contract.cover_hw, LEAST_HW, strict=True))
     return {"model": contract.name, "labels": sorted({label for labels in contract.heads.values() for label in labels}),
-            "background": contract.background, "width": 2 * width, "height": 2 * height,
+            "background": contract.background, "width": width, "height": height,
             "threshold": contract.events.open_above, "clip_s": contract.clip_frames / contract.frame_rate}
 
 

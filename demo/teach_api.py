@@ -5,7 +5,8 @@
     GET  /teach/model                              the newest model's file
     POST /teach/clips?label=wave                   a video file as the body
     POST /teach/cut, /teach/remove                 {"label": "wave", "number": 3, "from": 0.5, "to": 2.0}
-    POST /teach/learn, /teach/undo
+    POST /teach/learn                              {"start": "base", "hands": true}, either may be left out
+    POST /teach/undo
 
 An error is {"error": "a sentence"}, status 400.
 """
@@ -21,7 +22,7 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.requests import HTTPConnection
 
-from demo.trainer import Trainer
+from demo.trainer import BASE, Trainer
 from engines.errors import GatestreamError
 
 LARGEST_BYTES = 4 * 1024**3  # of a video that is uploaded
@@ -93,8 +94,8 @@ def teach_router(trainer: Trainer) -> APIRouter:
         return answer(lambda: store.remove(label, number))
 
     @router.post("/learn", dependencies=same_origin)
-    def learn() -> JSONResponse:
-        return answer(trainer.train)
+    def learn(start: Annotated[str, Body()] = BASE, hands: Annotated[bool, Body()] = True) -> JSONResponse:
+        return answer(lambda: trainer.train(start, hands))
 
     @router.post("/undo", dependencies=same_origin)
     def undo() -> JSONResponse:

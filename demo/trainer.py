@@ -1,27 +1,31 @@
-"""Teaches the page's model what a clip store holds, in the background, and keeps every version of it.
+"""Teaches a model what a clip store holds, in the background, and keeps every version of it.
 
-    FOLDER/models/3f2a9c01d2e4/2.safetensors, 2.json     taught from the model with that digest, the newest last
+    FOLDER/models/3f2a9c01d2e4/2.safetensors, 2.json     of a page whose model has that digest, the newest last
 """
 
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import engines
 from demo.clip_store import ClipStore
 from engines.errors import GatestreamError, UsageError
+from engines.hands import models_installed
 from stream.sinks.base import sink_errors
 from stream.teaching.teach import teach_folder, write_report
 
 log = logging.getLogger("gatestream.ui")
+BASE = "base"  # that learns any action
 Opened = TypeVar("Opened")
 
 
 class Trainer:
-    """Trains in a thread of its own, always from the model it was given. Methods may be called from any thread.
+    """Trains in a thread of its own, from BASE, or from the model it was given where that can learn more. Methods may
+    be called from any thread.
 
     activate: is called, in that thread, with the file of the model to use from now on; raises GatestreamError where it
     cannot be used, and then that version does not count.
@@ -30,7 +34,8 @@ class Trainer:
     def __init__(self, store: ClipStore, model: str, engine: str, activate: Callable[[str], None]) -> None:
         self.store, self._activate, self._engine, self._start = store, activate, engine, model
         loaded = engines.load(model)
-        self._name = loaded.contract.name
+        self._starts = [BASE] if loaded.contract.pooling is not None else [BASE, loaded.contract.name]
+        self._hands = models_installed()
         self._folder = store.folder / "models" / loaded.digest[:12]
         self._thread = threading.Thread()
         self._status = self._error = ""
@@ -51,20 +56,25 @@ class Trainer:
             except GatestreamError as error:
                 log.warning("%s; in use is what was there before it", error)
                 self._unusable.add(Path(self.model))
+                self._error = f"What was learnt last is not in use: {error}"
         return open_model(self._start)
 
     def state(self) -> dict[str, Any]:
-        """What a page shows. report: as `gatestream teach --report` writes it, None before anything was learnt."""
+        """What a page shows. starts: models to learn from, the usual one first; hands: whether lessons from BASE can
+        look at them; report: as `gatestream teach --report` writes it, None before anything was learnt."""
         versions = self._versions()
         report = versions[-1].with_suffix(".json") if versions else None
         return {"clips": [asdict(clip) for clip in self.store.clips()], "busy": self._thread.is_alive(),
                 "status": self._status, "error": self._error, "versions": len(versions),
-                "folder": str(self.store.folder),
+                "starts": self._starts, "hands": self._hands, "folder": str(self.store.folder),
                 "report": report.read_text(encoding="utf-8") if report is not None and report.is_file() else None}
 
-    def train(self) -> None:
-        """Starts to train a new version. Raises UsageError while it is busy."""
-        self._start_thread(self._train)
+    def train(self, start: str = BASE, hands: bool = True) -> None:
+        """Starts to train a new version from one of the `starts`. hands: a lesson from BASE may look at them. Raises
+        UsageError for another start, and while it is busy."""
+        if start not in self._starts:
+            raise UsageError(f"a lesson from {start!r}", f"one from {' or '.join(self._starts)}", "reload the page")
+        self._start_thread(partial(self._train, start, hands))
 
     def undo(self) -> None:
         """Deletes the newest version, returns to the one before. Raises UsageError without one, and while busy."""
@@ -93,7 +103,7 @@ class Trainer:
             self._error = "learning has failed: the server's log says why"
         self._status = ""
 
-    def _train(self) -> None:
+    def _train(self, start: str, hands: bool) -> None:
         with sink_errors("making", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         taken = [int(path.stem) for path in {*self._versions(), *self._unusable}]
@@ -101,8 +111,8 @@ class Trainer:
         new = out.with_suffix(".new")  # a model counts once it is in use
         clips = self.store.clips_folder
         clips.mkdir(parents=True, exist_ok=True)
-        result = teach_folder(self._start, clips, new, engine=self._engine, name=f"{self._name}-taught",
-                              note=self._set_status)
+        result = teach_folder(start if start == BASE else self._start, clips, new, engine=self._engine,
+                              name=f"{start}-taught", hands=hands, note=self._set_status)
         self._set_status("trying it")
         with sink_errors("writing", out):
             write_report(result, out.with_suffix(".json"))

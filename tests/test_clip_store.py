@@ -55,7 +55,7 @@ def test_pictures_are_kept_small(tmp_path: Path) -> None:
     write_video(video, pictures(1.0, (480, 640)))
     store.add_file("wave", video)
     with open_source(str(store.find("wave", 1))) as source:
-        assert next(item for item in source.frames() if isinstance(item, Frame)).image_bgr.shape == (240, 320, 3)
+        assert next(item for item in source.frames() if isinstance(item, Frame)).image_bgr.shape == (288, 384, 3)
 
 
 @pytest.mark.parametrize(("label", "seconds", "says"), [

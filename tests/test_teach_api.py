@@ -64,6 +64,9 @@ def test_a_page_uploads_cuts_and_deletes(client: Client, tmp_path: Path) -> None
     assert said["error"].startswith("this file: ")
     assert "error" in client.post("/teach/undo").json()
     assert client.post("/teach/cut", json={"label": "wave"}).status_code == 422
+    said = client.post("/teach/learn", json={"start": "../x", "hands": False}).json()
+    assert "one from base or gesture" in said["error"]
+    assert client.post("/teach/learn", json={"hands": "perhaps"}).status_code == 422
 
 
 @pytest.mark.parametrize("path", ["clips?label=a", "cut", "remove", "learn", "undo"])

@@ -66,6 +66,7 @@ class TestTrainer:
             (folder / f"{name}.safetensors").write_bytes(what)
         assert trainer.open_newest(open_model) == trainer.model == str(folder / "1.safetensors")
         assert trainer.state()["versions"] == 1
+        assert "spoilt; wanted a model" in trainer.state()["error"]  # the page says so, too
         trainer.train()
         wait(trainer)
         assert trainer.model == str(folder / "4.safetensors")
@@ -73,6 +74,33 @@ class TestTrainer:
         for path in folder.iterdir():
             path.write_bytes(b"spoilt")
         assert Trainer(ClipStore(tmp_path), "gesture", "auto", lambda model: None).open_newest(open_model) == "gesture"
+
+    @pytest.mark.parametrize(("own", "starts"), [("gesture", ["base", "gesture"]), ("base", ["base"])])
+    def test_a_lesson_starts_from_base_unless_another_start_is_chosen(
+            self, own: str, starts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        taught: list[tuple[str, str, bool]] = []
+
+        def learn(model: str, folder: Path, out: Path, *, name: str, hands: bool, **_: Any) -> SimpleNamespace:
+            taught.append((model, name, hands))
+            out.write_bytes(b"new")
+            return SimpleNamespace(as_json=dict)
+
+        monkeypatch.setattr(module, "teach_folder", learn)
+        trainer = Trainer(ClipStore(tmp_path), own, "auto", lambda model: None)
+        assert trainer.state()["starts"] == starts
+        trainer.train()
+        wait(trainer)
+        trainer.train(starts[-1], hands=False)
+        wait(trainer)
+        assert taught == [("base", "base-taught", True), (starts[-1], f"{starts[-1]}-taught", False)]
+        with pytest.raises(UsageError, match="one from base"):
+            trainer.train("elsewhere")
+
+    @pytest.mark.parametrize("installed", [True, False])
+    def test_the_page_knows_whether_hands_can_be_looked_at(self, installed: bool, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "models_installed", lambda: installed)
+        assert Trainer(ClipStore(tmp_path), "gesture", "auto", lambda model: None).state()["hands"] == installed
 
     def test_one_wish_at_a_time_and_faults_are_told(self, tmp_path: Path) -> None:
         go = threading.Event()

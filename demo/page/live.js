@@ -63,9 +63,6 @@ export function save(label, from, to) {
 function receive(message) {
   if (message.hello) {
     hello = message.hello;
-    small.width = hello.width;
-    small.height = hello.height;
-    pen.imageSmoothingQuality = "high";                     // setting a size forgets it
     $("threshold").value = hello.threshold;
     showThreshold();
     $("labels").replaceChildren(...["nothing", ...hello.labels.filter(label => label !== hello.background)].map(label => new Option(label)));
@@ -179,9 +176,14 @@ function grab(_, facts) {
   grabbed.push(now());
   if (!hello || underWay >= OUTSTANDING || socket.readyState !== WebSocket.OPEN) return;
   const at = (performance.timeOrigin + (facts.captureTime ?? facts.expectedDisplayTime ?? performance.now())) / 1000;
-  const scale = Math.max(small.width / video.videoWidth, small.height / video.videoHeight);
-  const width = video.videoWidth * scale, height = video.videoHeight * scale;
-  pen.drawImage(video, (small.width - width) / 2, (small.height - height) / 2, width, height);
+  const scale = Math.min(1, Math.max(hello.width / video.videoWidth, hello.height / video.videoHeight));
+  const width = Math.round(video.videoWidth * scale), height = Math.round(video.videoHeight * scale);
+  if (small.width !== width || small.height !== height) {
+    small.width = width;
+    small.height = height;
+    pen.imageSmoothingQuality = "high";                     // setting a size forgets it
+  }
+  pen.drawImage(video, 0, 0, width, height);
   underWay++;
   const encoded = new Promise(done => small.toBlob(done, "image/jpeg", 0.85));
   sent = sent.then(async () => {                           // in order, however long each takes to encode
@@ -279,22 +281,10 @@ function drawStrip() {                                     // time runs to the l
   });
 }
 
-function cover(canvas, [tall, wide]) {                     // lays it over this part of what the server sees, around its middle
-  const video = $("video");
-  if (source === null && video.videoWidth) {               // what is sent is cut from the middle
-    const scale = Math.max(small.width / video.videoWidth, small.height / video.videoHeight);
-    tall *= small.height / (scale * video.videoHeight);
-    wide *= small.width / (scale * video.videoWidth);
-  }
-  canvas.style.height = `${100 * tall}%`;
-  canvas.style.width = `${100 * wide}%`;
-}
-
 function drawHands() {
   const canvas = $("hands"), pen = canvas.getContext("2d");
   canvas.hidden = !prediction.hands;
   if (canvas.hidden) return;
-  cover(canvas, [1, 1]);
   const width = canvas.width = canvas.clientWidth * devicePixelRatio, height = canvas.height = canvas.clientHeight * devicePixelRatio;
   pen.lineWidth = Math.max(2, width / 240);
   for (const [side, points] of Object.entries(prediction.hands)) {
@@ -317,7 +307,8 @@ function drawHands() {
 function drawGates(record) {                               // over the part of the picture that the network sees
   if (frozen) return;
   const canvas = $("open"), [height, width] = record.size_hw;
-  cover(canvas, record.part_hw);
+  canvas.style.height = `${100 * record.part_hw[0]}%`;
+  canvas.style.width = `${100 * record.part_hw[1]}%`;
   canvas.hidden = $("gates").getAttribute("aria-pressed") !== "true";
   canvas.width = width;
   canvas.height = height;

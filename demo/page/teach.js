@@ -4,7 +4,8 @@ import { $, sentence } from "/page/common.js";
 import { save, running, showOverPicture, seenAt, notify } from "/page/live.js";
 
 const ROUND_MS = 500;
-const LATE_S = 2, FIRST_S = 20;                            // pictures of a recording are waited for, at most
+const LATE_S = 2, FIRST_S = 20;                            // the next picture, the first one are waited for, at most
+const CHECKS = 5;                                          // recordings that are named
 const make = (kind, ...inside) => {
   const made = document.createElement(kind);
   made.append(...inside);
@@ -14,7 +15,7 @@ const pause = seconds => new Promise(done => setTimeout(done, 1000 * seconds));
 let state = null;
 
 async function until(condition, patience) {                 // seconds, at most
-  for (let waited = 0; !condition() && waited < patience; waited += 0.1) await pause(0.1);
+  for (let waited = 0; !condition() && waited < patience; waited += 0.05) await pause(0.05);
 }
 
 async function ask(path, body) {                            // what the server answers; its state, as a rule
@@ -51,8 +52,10 @@ async function record() {
   showOverPicture(`${label}: now`);
   const from = seenAt(), to = from + seconds;
   if (from !== null) {
-    await pause(seconds);
-    await until(() => seenAt() >= to, LATE_S);
+    for (let at = null; seenAt() < to && seenAt() !== at;) {  // by the times of the pictures, however slowly they come
+      at = seenAt();
+      await until(() => seenAt() !== at, LATE_S);
+    }
   }
   showOverPicture("");
   $("record").disabled = false;
@@ -115,6 +118,13 @@ function show(message) {
       return make("section", make("h2", `${label} (${own.length})`), cards);
     }));
   }
+  if (state === null) {
+    $("from").replaceChildren(...message.starts.map((name, i) => new Option(
+      i ? `strokes in the air, besides what ${name} knows` : "any actions, those recorded here only", name)));
+    $("look-at-hands").checked = message.hands;
+    $("look-at-hands").disabled = !message.hands;
+    $("no-hands").hidden = message.hands;
+  }
   if (state?.report !== message.report) report(message.report === null ? null : JSON.parse(message.report));
   state = message;
   $("learn").disabled = message.busy || !message.clips.some(clip => clip.label !== "nothing");
@@ -137,10 +147,14 @@ function report(found) {
     return;
   }
   const head = make("tr", ...["action", "recordings", "right when left out", "else taken for"].map(text => make("th", text)));
+  const percent = share => `${Math.round(100 * share)} %`;
   const notes = [
-    ...found.mistakes.map(one => `Look at ${one.recording.replace(/\.mp4$/, "")}: it looks like ${one.answer} (${one.probability.toFixed(2)})${one.gain > 0 ? "; the others are learnt better without it" : ""}.`),
-    ...found.alike.map(([a, b, share]) => `Too alike: ${a} and ${b}; ${Math.round(100 * share)} % are taken for one another.`),
-    ...found.skipped.map(([path, why]) => `Left out ${path}: ${why}.`), ...found.warnings.map(text => `Note: ${text}.`)];
+    ...(found.left_out_standard_error == null ? [] : [`Right when left out: ${percent(found.left_out_accuracy)}, give or take ${percent(found.left_out_standard_error)}.`]),
+    ...(found.hands ? ["It looks at hands."] : []),
+    ...found.mistakes.slice(0, CHECKS).map(one => `Look at ${one.recording.replace(/\.mp4$/, "")}: it looks like ${one.answer} (${one.probability.toFixed(2)})${one.gain > 0 ? "; the others are learnt better without it" : ""}.`),
+    ...found.alike.map(([a, b, share]) => `Too alike: ${a} and ${b}; ${percent(share)} are taken for one another.`),
+    ...found.skipped.map(([path, why]) => `Left out ${path}: ${why}.`), ...found.warnings.map(text => `Note: ${text}.`),
+    ...(found.advice ?? []).map(text => `Would help: ${text}.`)];
   const table = make("table", make("thead", head), make("tbody", ...rows));
   $("report").replaceChildren(make("h2", "What was learnt"), table, ...notes.map(text => make("p", text)));
 }
@@ -151,7 +165,8 @@ if (location.pathname === "/teach") {
   $("history").hidden = true;
   $("record").onclick = record;
   $("files").onchange = upload;
-  $("learn").onclick = () => { notify(""); ask("learn", {}); };
+  $("learn").onclick = () => { notify(""); ask("learn", { start: $("from").value, hands: $("look-at-hands").checked }); };
+  $("from").onchange = () => { $("hands-label").hidden = $("from").selectedIndex > 0; };
   $("undo").onclick = () => ask("undo", {});
   addEventListener("saved", () => ask("state"));
   const round = async () => {

@@ -71,8 +71,17 @@ class TeachReport:
         total = sum(self.confusion.values())
         return sum(n for (label, answer), n in self.confusion.items() if label == answer) / total if total else np.nan
 
+    @property
+    def standard_error(self) -> float:
+        """Of `accuracy`, from its number of recordings: all of a few is no certainty."""
+        total = sum(self.confusion.values())
+        likely = (self.accuracy * total + 1) / (total + 2)
+        return float((likely * (1 - likely) / total) ** 0.5) if total else np.nan
+
     def as_json(self) -> dict[str, Any]:
-        return {"recordings": self.recordings, "left_out_accuracy": round(self.accuracy, 4) if self.confusion else None,
+        return {"recordings": self.recordings,
+                "left_out_accuracy": round(self.accuracy, 4) if self.confusion else None,
+                "left_out_standard_error": round(self.standard_error, 4) if self.confusion else None,
                 "confusion": [[label, answer, n] for (label, answer), n in sorted(self.confusion.items())],
                 "mistakes": [{**asdict(one), "probability": round(one.probability, 3),
                               "gain": None if one.gain is None else round(one.gain, 4)} for one in self.mistakes],

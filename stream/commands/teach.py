@@ -91,10 +91,9 @@ def _print_result(outcome: TeachResult, console: Console) -> None:
         table.add_row(escape(label), str(report.recordings[label]),
                       f"{counts[label]} of {asked}" if asked else "-", escape(wrong))
     console.print(table)
-    asked = sum(report.confusion.values())
-    likely = (report.accuracy * asked + 1) / (asked + 2) if asked else 0.0  # all of a few is no certainty
-    lines = [f"right when left out: {report.accuracy:.0%}, give or take "
-             f"{(likely * (1 - likely) / asked) ** 0.5:.0%}"] if asked else []
+    lines = [f"right when left out: {report.accuracy:.0%}, give or take {report.standard_error:.0%}"] \
+        if report.confusion else []
+    lines += ["it looks at hands: gatestream bench has what that costs"] if outcome.contract.looks_for_hands else []
     for mistake in report.mistakes[:MOST_CHECKS]:
         gain = "" if not mistake.gain or mistake.gain <= 0 else "; the others are learnt better without it"
         lines.append(f"check {mistake.recording}: it is taken for {mistake.answer} ({mistake.probability:.2f}){gain}")

@@ -43,6 +43,7 @@ class TeachResult(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         return {"type": "teach", "advice": self.advice, "model": self.contract.name,
+                "hands": self.contract.looks_for_hands,
                 "heads": {head: list(labels) for head, labels in self.contract.heads.items()},
                 **self.report.as_json(), "skipped": [list(one) for one in self.skipped], "warnings": self.warnings}
 
@@ -107,10 +108,10 @@ def advise(contract: Contract, report: TeachReport, grouped: bool) -> list[str]:
         advice.append(f"{report.accuracy:.0%} is not enough to rely on: record each label more often, at more places, "
                       "and as it will look in use")
     if contract.background is None:
-        advice.append("idle footage (--idle FOLDER): until it has seen some, whatever moves is taken for an action")
+        advice.append("idle footage, as recordings of nothing: until it has seen some, whatever moves is taken for an "
+                      "action")
     if not grouped:
-        advice.append("recordings at another place or of another person: how it does there has not been asked (name "
-                      "the files after it, and add --by)")
+        advice.append("recordings at another place or of another person: how it does there has not been asked")
     return advice
 
 
