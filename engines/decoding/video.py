@@ -59,15 +59,12 @@ class _Picture:
     """Makes a frame's picture, once; then the frame's memory is the decoder's again."""
 
     def __init__(self, converter: PictureConverter, frame: av.VideoFrame) -> None:
-        self._convert: Callable[[], Image] | None = partial(converter.convert, frame)
-        self._image: Image | None = None
+        self._picture: Image | Callable[[], Image] = partial(converter.convert, frame)
 
     def __call__(self) -> Image:
-        if (convert := self._convert) is not None:  # of two threads both may make it
-            self._image = convert()
-            self._convert = None
-        assert self._image is not None
-        return self._image
+        if callable(picture := self._picture):  # of two threads both may make it
+            self._picture = picture = picture()
+        return picture
 
 
 class VideoReader:
