@@ -146,11 +146,12 @@ class LiveSession:
     def stop(self) -> Records:
         """Ends what is shown, and the stream so far; returns the events that were open."""
         self._following.clear()
-        if self._source is not None:
-            self._source.close()
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
         if self._thread is not None:
             self._thread.join()
-        self._source = self._thread = None
+        self._thread = None
         return self._sessions.flush(self.camera)
 
     def set_visible(self, visible: bool) -> None:
@@ -230,7 +231,8 @@ class LiveSession:
                         self._visible.wait(0.5 / self._sessions.recognizer.contract.frame_rate)
                 else:
                     self._send_records([item.as_json()], b"", item.at)
-            self._send({"error": "This camera has ended."}, b"", 0.0)
+            if self._source is source:
+                self._send({"error": "This camera has ended."}, b"", 0.0)
         except GatestreamError as error:
             self._send({"error": str(error)}, b"", 0.0)
         except RuntimeError:  # the page's server has ended

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]  # BGR, [H, W, 3]
 Picture = Image | Callable[[], Image]  # or what makes the image, once, and raises FrameError where that cannot be
 ENGINE_RESTARTED = "engine restarted"
+Points = tuple[tuple[float, float], ...]  # x, y
 Ranked = tuple[tuple[str, float], ...]  # (label, calibrated probability), best first
 
 
@@ -73,6 +74,8 @@ class Prediction:
     latency_ms: dict[str, float]  # parts and their total
     dropped: int  # frames lost since the stream began
     held: int  # ticks filled with the previous image since the stream began
+    hands: Mapping[str, Points] | None = None  # in view, left or right, of a model that looks for them: 21 landmarks as
+    # shares of the picture's width and height
 
     def as_json(self) -> dict[str, Any]:
         return {"type": "prediction", "camera": self.camera, "frame": self.frame,
@@ -80,7 +83,8 @@ class Prediction:
                 "heads": {name: scores.as_json() for name, scores in self.heads.items()},
                 "clips": [round(gate, 3) for gate in self.clips],
                 "latency_ms": {part: round(ms, 3) for part, ms in self.latency_ms.items()},
-                "dropped": self.dropped, "held": self.held}
+                "dropped": self.dropped, "held": self.held, **({} if self.hands is None else {"hands": {
+                    side: [[round(x, 4), round(y, 4)] for x, y in points] for side, points in self.hands.items()}})}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, StepResult
 from stream.clock import Clock
 from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
-from stream.scoring import Scorer, Scores, parts_of, result_heads, top_labels
+from stream.scoring import Scorer, Scores, open_hand_models, parts_of, result_heads, top_labels
 from stream.trackers import event_trackers
 
 Decoder = Callable[[], NDArray[Any]]
@@ -125,11 +125,7 @@ class Recognizer:
         self._in_preparation: Counter[str] = Counter()  # images of each camera given to `prepare_async`, not yet pushed
         self._free_slots = list(range(engine.slots))[::-1]
         self._streams: dict[str, _CameraState] = {}
-        self._finds_hands = model.contract.pooling is not None and model.contract.pooling.hands > 0
-        if self._finds_hands:
-            from engines.hands import open_models
-
-            open_models()
+        open_hand_models(model.contract)
 
     @classmethod
     def open(cls, model: str | os.PathLike[str] = "gesture", engine: str = "auto", slots: int = 8,
@@ -206,7 +202,7 @@ class Recognizer:
             if one.input.picture is not None:
                 looked = self._timer()
                 one.stream.scorer.find_hands(one.input.picture)
-                one.latency["preprocess"] += self._timer() - looked
+                one.latency["hands"] = self._timer() - looked
         for one, scores in zip(batch, self._step(batch, [one.input.image for one in batch]), strict=True):
             one.events += self._track(one.stream, one.arrival.captured_at, scores)
             one.latency["total"] = one.arrival.waited_s + self._timer() - began
@@ -267,7 +263,8 @@ class Recognizer:
             if callable(image) and not wanted:
                 return None
             checked = as_bgr(image() if callable(image) else image)
-            return Input(prepare(checked, self.contract), checked if self._finds_hands else None) if wanted else None
+            return Input(prepare(checked, self.contract), checked if self.contract.looks_for_hands else None) \
+                if wanted else None
         except FrameError as error:
             return error
 
@@ -347,4 +344,4 @@ class Recognizer:
         return Prediction(camera=stream.camera, frame=item.number, captured_at=item.arrival.captured_at,
                           warm=stream.steps >= self.contract.warmup_frames, heads=heads, clips=scores.gates,
                           latency_ms={part: 1000 * value for part, value in item.latency.items()},
-                          dropped=stream.counts.dropped, held=stream.counts.held)
+                          dropped=stream.counts.dropped, held=stream.counts.held, hands=stream.scorer.hands)

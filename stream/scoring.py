@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.errors import ModelError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.pooling import Foreground, StatisticsWindow
 from engines.model.scores import calibrated
 from engines.runtime.engine import StepResult
-from stream.frame import Image, Ranked
+from stream.frame import Image, Points, Ranked
 from stream.window import ClipWindow, Floats, Window
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Scorer:
         self._foreground = Foreground(cells, model.contract.network.middle_features,
                                       round(rule.foreground_s * model.contract.frame_rate)) if rule and cells else None
         self._tracker: HandTracker | None = None
+        self.hands: Mapping[str, Points] | None = None  # in view in the newest frame, of a model that looks for them
         self.hand_features_D: Floats = np.zeros(rule.hands if rule else 0, "f4")
 
     def score(self, result: StepResult) -> Scores:
@@ -72,7 +74,8 @@ class Scorer:
         from engines import hands
 
         self._tracker = self._tracker or hands.HandTracker()
-        self.hand_features_D = hands.hand_features(self._tracker.step(image_bgr))
+        found = self._tracker.step(image_bgr)
+        self.hands, self.hand_features_D = found.in_view(), hands.hand_features(found)
 
     def _pool(self, features_D: Floats, now_clips: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
         contract, heads = self._contract, self._model.pooled_heads
@@ -98,10 +101,27 @@ class Scorer:
             self._statistics.reset()
         if self._foreground is not None:
             self._foreground.reset()
-        self._tracker = None
+        self._tracker = self.hands = None
         self.hand_features_D = np.zeros_like(self.hand_features_D)
         if self._window is not None:
             self._window.reset()
+
+
+def open_hand_models(contract: Contract) -> None:
+    """Makes ready what looks for hands, of a model that reads them. Raises UsageError where their models are not
+    installed, ModelError for a model that reads other features of hands than these."""
+    if not contract.looks_for_hands:
+        return
+    from engines.hands import HAND_FEATURES, open_models
+
+    assert contract.pooling is not None
+    if contract.pooling.hands != HAND_FEATURES:
+        raise ModelError(f"{contract.name}, which reads {contract.pooling.hands} features of hands",
+                         f"{HAND_FEATURES} of them", "teach it again")
+    try:
+        open_models()
+    except UsageError as error:
+        raise UsageError(f"{contract.name}, which looks at hands: {error.got}", error.wanted, error.do) from error
 
 
 def parts_of(contract: Contract, head: str) -> tuple[str, ...]:

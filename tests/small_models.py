@@ -10,8 +10,9 @@ from safetensors.numpy import save as serialise
 from torch import nn
 
 import engines
-from engines.model.contract import Contract
+from engines.model.contract import Contract, PoolingRule
 from engines.model.file import Model, save
+from engines.training.pooled_few_shot import forget
 
 SIZE_HW = (40, 56)
 LABELS = ("none", "left", "right", "up")
@@ -55,3 +56,18 @@ def make_model(folder: Path, architecture: str = "gsf-mobilenetv2", seed: int = 
     path = folder / f"{architecture}-{seed}.safetensors"
     save(path, contract, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, half=False)
     return engines.load(path)
+
+
+def make_base(path: Path, hands: int = 0) -> Path:
+    """A small base: random weights, whose features differ from picture to picture all the same. hands: the features of
+    hands that it looks at."""
+    torch.manual_seed(0)
+    network = engines.build("tsn-mobilenetv2", heads={"action": 2}, causal=True, input_size_hw=(48, 64), middle_grid=2)
+    network.make_transparent()
+    blank = Contract(name="base", heads={"action": ("background", "action")}, background="background", frame_rate=8.0,
+                     pooling=PoolingRule(foreground_s=2.0), network=network.config, cover_hw=(48, 64), warmup_frames=0,
+                     receptive_frames=8, clip_frames=3, window_clips=4, max_gap_s=1.0)
+    made = forget(Model(blank, {name: value.numpy() for name, value in network.state_dict().items()}, ""), "action",
+                  hands)
+    save(path, made.contract, made.tensors)
+    return path

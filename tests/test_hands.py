@@ -295,15 +295,15 @@ def test_a_lost_hand_is_held_for_a_while(tracker: HandTracker, scene: FakeModels
 
 def test_hands_are_drawn_where_they_are(tracker: HandTracker, scene: FakeModels) -> None:
     image = IMAGE.copy()
-    draw_hands(image, tracker.step(image))
+    draw_hands(image, tracker.step(image).in_view())
     assert not image.any(), "no hand"
     scene.hands = [LEFT]
     tracker.reset()
-    draw_hands(image, tracker.step(image))
+    draw_hands(image, tracker.step(image).in_view())
     rows, columns = np.nonzero(image.any(2))
     assert (rows.min(), columns.min()) >= tuple(np.floor(LEFT[0][:, [1, 0]].min(0) - 6))
     assert all(image[int(y), int(x)].any() for x, y in LEFT[0][:, :2])
-    draw_hands(np.zeros((1, 1, 3), np.uint8), tracker.step(IMAGE))
+    draw_hands(np.zeros((1, 1, 3), np.uint8), tracker.step(IMAGE).in_view())
 
 
 def test_without_the_extra_a_tracker_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import contract
+from small_models import make_base
 
 import engines
 from engines.errors import DatasetError, ModelError, UsageError
@@ -206,17 +207,7 @@ def test_windows_are_as_long_as_the_actions() -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small base: random weights, whose features differ from picture to picture all the same."""
-    torch.manual_seed(0)
-    network = build("tsn-mobilenetv2", heads={"action": 2}, causal=True, input_size_hw=(48, 64), middle_grid=2)
-    network.make_transparent()
-    blank = contract(heads={"action": ("background", "action")}, background="background", frame_rate=8.0,
-                     pooling=PoolingRule(foreground_s=2.0), network=network.config, cover_hw=(48, 64), warmup_frames=0)
-    tensors = {name: value.numpy() for name, value in network.state_dict().items()}
-    made = forget(Model(blank, tensors, ""), "action", 0)
-    path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    save(path, made.contract, made.tensors)
-    return path
+    return make_base(tmp_path_factory.mktemp("base") / "base.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ const STRIP_S = 20;
 const SLOW = 0.3;           // of the camera's pictures are answered
 const AROUND_S = 0.5;       // an event, that is kept with it
 const RETRY_MS = [500, 1000, 2000, 4000];
+const BONES = [[0, 1, 2, 3, 4], [0, 5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [0, 17, 18, 19, 20], [5, 9, 13, 17]];
+const HANDS = { left: "#3ca0ff", right: "#ff8c28" };        // as in the annotated video
 const now = () => (performance.timeOrigin + performance.now()) / 1000;
 
 let socket, hello, source = null, stream = null, frozen = false, tries = 0;
@@ -69,6 +71,7 @@ function receive(message) {
     $("labels").replaceChildren(...["nothing", ...hello.labels.filter(label => label !== hello.background)].map(label => new Option(label)));
     open.clear();
     prediction = null;
+    $("hands").hidden = true;
     if ($("gates").getAttribute("aria-pressed") === "true") send({ gates: true });
     send({ hidden: document.hidden });
     if (source !== null) send(source);                      // the server was started anew: go on
@@ -124,6 +127,7 @@ function stop() {
   stream?.getTracks().forEach(track => track.stop());
   stream = null;
   prediction = gap = lastAt = null;
+  $("hands").hidden = true;
   open.clear();
   closed = [];
   underWay = 0;
@@ -198,7 +202,8 @@ async function show(message) {                             // a picture of a cam
   }
   canvas.getContext("2d").drawImage(picture, 0, 0);
   answered.push(now());
-  delays.push([now(), 1000 * (now() - new DataView(message).getFloat64(0, true))]);
+  const delay = now() - new DataView(message).getFloat64(0, true);
+  if (delay < 1e6) delays.push([now(), 1000 * delay]);     // a file's times begin at 0
 }
 
 // ---- what is shown ----
@@ -228,6 +233,7 @@ function draw() {
     number.textContent = `${Math.round(100 * window)} %`;
   });
   banner();
+  drawHands();
   drawStrip();
   listEvents();
 }
@@ -273,19 +279,48 @@ function drawStrip() {                                     // time runs to the l
   });
 }
 
-function drawGates(record) {                               // over the part of the picture that the network sees
-  if (frozen) return;
-  const canvas = $("open"), [height, width] = record.size_hw, shares = [...record.part_hw], video = $("video");
+function cover(canvas, [tall, wide]) {                     // lays it over this part of what the server sees, around its middle
+  const video = $("video");
   if (source === null && video.videoWidth) {               // what is sent is cut from the middle
     const scale = Math.max(small.width / video.videoWidth, small.height / video.videoHeight);
-    shares[0] *= small.height / (scale * video.videoHeight);
-    shares[1] *= small.width / (scale * video.videoWidth);
+    tall *= small.height / (scale * video.videoHeight);
+    wide *= small.width / (scale * video.videoWidth);
   }
+  canvas.style.height = `${100 * tall}%`;
+  canvas.style.width = `${100 * wide}%`;
+}
+
+function drawHands() {
+  const canvas = $("hands"), pen = canvas.getContext("2d");
+  canvas.hidden = !prediction.hands;
+  if (canvas.hidden) return;
+  cover(canvas, [1, 1]);
+  const width = canvas.width = canvas.clientWidth * devicePixelRatio, height = canvas.height = canvas.clientHeight * devicePixelRatio;
+  pen.lineWidth = Math.max(2, width / 240);
+  for (const [side, points] of Object.entries(prediction.hands)) {
+    pen.strokeStyle = HANDS[side];
+    pen.fillStyle = "#fff";
+    for (const bone of BONES) {
+      pen.beginPath();
+      for (const i of bone) pen.lineTo(points[i][0] * width, points[i][1] * height);
+      pen.stroke();
+    }
+    for (const [x, y] of points) {
+      pen.beginPath();
+      pen.arc(x * width, y * height, 1.5 * pen.lineWidth, 0, 2 * Math.PI);
+      pen.fill();
+      pen.stroke();
+    }
+  }
+}
+
+function drawGates(record) {                               // over the part of the picture that the network sees
+  if (frozen) return;
+  const canvas = $("open"), [height, width] = record.size_hw;
+  cover(canvas, record.part_hw);
   canvas.hidden = $("gates").getAttribute("aria-pressed") !== "true";
   canvas.width = width;
   canvas.height = height;
-  canvas.style.height = `${100 * shares[0]}%`;
-  canvas.style.width = `${100 * shares[1]}%`;
   const values = atob(record.open), pen = canvas.getContext("2d"), pixels = pen.createImageData(width, height);
   const numbers = Array.from(values, value => value.charCodeAt(0)), least = Math.min(...numbers), most = Math.max(...numbers);
   numbers.forEach((open, i) => {                           // differences are what is of interest

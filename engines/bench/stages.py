@@ -18,6 +18,7 @@ import numpy as np
 
 from engines.bench.overhead import Figures, camera_images, measure_overhead, percentiles, resolve_engine, typical
 from engines.errors import EngineError
+from engines.hands import HandTracker, hand_features
 from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import prepare
@@ -42,7 +43,7 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     engine: as in `engines.compile`, files of `export` too; steps: timed frames for each figure; fuse: what follows the
     engine's step, timed as a stage of its own; plain: the same without clip fusion, to be timed beside it.
     A sampled model has no file: its engine is built anew, in f32, and there is no start-up time.
-    Raises what `engines.compile` raises."""
+    Raises what `engines.compile` raises; UsageError for a model that looks for hands, where that is not installed."""
     opened = (compile_engine(model, engine, slots=1, precision=precision) if model.path is not None
               else find(resolve_engine(engine)).open_unproven(Spec(model, precision="f32")))
     report: Report = {
@@ -80,6 +81,8 @@ def format_lines(report: Report) -> list[str]:
     out += [f"step / bare at {size}: {figures['ratio']:.2f}" for size, figures in report["against_bare"].items()]
     if report["no_bare"]:
         out.append(f"no comparison with the bare backbone: {report['no_bare']}")
+    if "hands" in stages:
+        out.append("hands: a rendered one is in view; gatestream bench hands clip.mp4 measures with your own")
     if "fuse" in stages:
         out.append(f"fuse / engine step: {100 * stages['fuse'] / stages['engine']:.1f} %")
     if PLAIN in stages:
@@ -108,11 +111,17 @@ def _stages(contract: Contract, engine: Engine, steps: int, fuse: Stage | None,
             plain: Stage | None) -> dict[str, Figures]:
     images = camera_images(contract.frame_rate)
     endings = {name: stage for name, stage in (("fuse", fuse), (PLAIN, plain)) if stage}
-    taken: dict[str, list[float]] = {name: [] for name in ("preprocess", "engine", *endings, "total")}
+    tracker = HandTracker() if contract.looks_for_hands else None
+    beginnings = ("preprocess", "engine") if tracker is None else ("preprocess", "hands", "engine")
+    taken: dict[str, list[float]] = {name: [] for name in (*beginnings, *endings, "total")}
     for k in range(WARM_UP + steps * max(1, len(endings))):
+        image = images[k % len(images)]
         marks = [time.perf_counter()]
-        pixels = prepare(images[k % len(images)], contract)
+        pixels = prepare(image, contract)
         marks.append(time.perf_counter())
+        if tracker is not None:
+            hand_features(tracker.step(image))
+            marks.append(time.perf_counter())
         result = engine.step(pixels[None], [0])
         marks.append(time.perf_counter())
         # Only what comes first after the engine finds the caches as a live frame does: they take turns.
@@ -121,8 +130,9 @@ def _stages(contract: Contract, engine: Engine, steps: int, fuse: Stage | None,
             endings[name](result)
             marks.append(time.perf_counter())
         if k >= WARM_UP:
-            spans = np.diff(marks[:4]).tolist()
-            for name, seconds in zip(("preprocess", "engine", *names[:1]), spans, strict=True):
+            timed = (*beginnings, *names[:1])
+            spans = np.diff(marks[:len(timed) + 1]).tolist()
+            for name, seconds in zip(timed, spans, strict=True):
                 taken[name].append(seconds)
             if names[:1] != [PLAIN]:
                 taken["total"].append(sum(spans))

@@ -13,6 +13,7 @@ from engines.hands.palms import POINTS
 LEAST_PRESENCE = 0.3  # of 0.5 as published: blurred hands at work are hands
 SAME_HAND = 0.3  # mean distance of two hands' points over the palm's length, below which they are one hand
 RECENT_FRAMES = 15  # a hand lost so long ago is the one that appears nearest to it
+SIDES = "left", "right"  # names of the slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class Hands:
     landmarks: Floats = field(default_factory=lambda: np.zeros((2, 21, 3), np.float32))
     unseen: NDArray[np.int64] = field(default_factory=lambda: np.full(2, -1))
     aspect: float = 1.0
+
+    def in_view(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Of the hands that are seen in this frame: the slot's name, and x and y of the 21 landmarks."""
+        return {SIDES[slot]: tuple((float(x), float(y)) for x, y, _ in self.landmarks[slot])
+                for slot in np.flatnonzero(self.presence)}
 
 
 class HandTracker:

@@ -89,6 +89,11 @@ class Contract(BaseModel):
         return self.network.middle_grid ** 2 if self.pooling is not None and self.pooling.foreground_s else 0
 
     @property
+    def looks_for_hands(self) -> bool:
+        """Whether heads read features of hands, which are looked for in the whole picture."""
+        return self.pooling is not None and self.pooling.hands > 0
+
+    @property
     def input_size_hw(self) -> tuple[int, int]:
         assert self.network.input_size_hw is not None
         return self.network.input_size_hw

@@ -36,8 +36,9 @@ def fit(image_bgr: NDArray[np.uint8], cover_hw: tuple[int, int], size_hw: tuple[
 
 
 def shrinkable(image_hw: tuple[int, int], contract: Contract) -> int:
-    """By how much, a power of two, a decoder may shrink a picture on its own: `prepare` would average such blocks."""
-    if contract.resize_filter != "area":
+    """By how much, a power of two, a decoder may shrink a picture on its own: `prepare` would average such blocks. A
+    model that looks for hands looks at the picture as it is."""
+    if contract.resize_filter != "area" or contract.looks_for_hands:
         return 1
     return 1 << _halvings(_crop_size(image_hw, contract.cover_hw, contract.input_size_hw), contract.input_size_hw)
 

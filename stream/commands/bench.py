@@ -140,7 +140,7 @@ def hands(source: Annotated[str, typer.Argument(metavar="SOURCE", help="As in ga
         with open_source(source) as opened:
             for frame in islice((item for item in opened.frames() if isinstance(item, Frame)), max_frames):
                 image = frame.image_bgr.copy()
-                draw_hands(image, bench.step(frame.image_bgr))
+                draw_hands(image, bench.step(frame.image_bgr).in_view())
                 yield frame.captured_at, image
 
     if save_video:

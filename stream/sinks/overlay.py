@@ -6,25 +6,21 @@ The terminal's view uses the state alone."""
 
 import colorsys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import cv2
 import numpy as np
 
-from stream.frame import ENGINE_RESTARTED, Event, Frame, Gap, Image, Prediction, Record
-
-if TYPE_CHECKING:
-    from engines.hands import Hands
+from stream.frame import ENGINE_RESTARTED, Event, Frame, Gap, Image, Points, Prediction, Record
 
 TOP = 3  # bars per head
 SMALLEST_HW = (60, 80)  # no text can be read on less
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE, _GREY, _DARK, _AMBER = (245, 245, 245), (200, 200, 200), (28, 24, 22), (60, 180, 255)
-_HANDS = (255, 160, 60), (40, 140, 255)
+_HANDS = {"left": (255, 160, 60), "right": (40, 140, 255)}
 _BONES = (0, 1, 2, 3, 4), (0, 5, 6, 7, 8), (9, 10, 11, 12), (13, 14, 15, 16), (0, 17, 18, 19, 20), (5, 9, 13, 17)
 
 Colour = tuple[int, int, int]
@@ -87,6 +83,8 @@ def draw(image_bgr: Image, state: OverlayState) -> Image:
     height, width = image.shape[:2]
     if height < SMALLEST_HW[0] or width < SMALLEST_HW[1]:
         return image
+    if state.prediction is not None and state.prediction.hands:
+        draw_hands(image, state.prediction.hands)
     pen = _Pen(image, state)
     pen.scores()
     pen.events()
@@ -95,14 +93,14 @@ def draw(image_bgr: Image, state: OverlayState) -> Image:
     return image
 
 
-def draw_hands(image_bgr: Image, hands: "Hands") -> None:
-    """Draws the hands that are seen onto the image, uint8 [H, W, 3]: the left slot's in blue, the right one's in
-    orange, palm and fingers as lines, landmarks as dots."""
+def draw_hands(image_bgr: Image, hands: Mapping[str, Points]) -> None:
+    """Draws the hands of a Prediction onto the image, uint8 [H, W, 3]: the left one in blue, the right one in orange,
+    palm and fingers as lines, landmarks as dots."""
     height, width = image_bgr.shape[:2]
     thick = max(1, round(min(height, width) / 240))
-    for slot in np.flatnonzero(hands.presence):
-        points = np.rint(hands.landmarks[slot, :, :2] * (width, height)).clip(-9999, 9999).astype(np.int32)
-        colour = _HANDS[slot]
+    for side, landmarks in hands.items():
+        points = np.rint(np.array(landmarks) * (width, height)).clip(-9999, 9999).astype(np.int32)
+        colour = _HANDS[side]
         cv2.polylines(image_bgr, [points[list(line)] for line in _BONES], False, colour, thick, cv2.LINE_AA)
         for x, y in points.tolist():
             cv2.circle(image_bgr, (x, y), 2 * thick, _WHITE, -1, cv2.LINE_AA)

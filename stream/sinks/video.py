@@ -74,7 +74,7 @@ class AnnotatedVideo(Sink):
         self._check_space()
         while self._shown is not None and self._written < place:
             self._put(self._shown)
-        self._shown = draw(_fit(frame.image_bgr, self._size_hw), self._state)
+        self._shown = _fit(draw(frame.image_bgr, self._state), self._size_hw)
         self._put(self._shown)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from engines.decoding.sanity import PictureMonitor
 from engines.errors import FrameError, GatestreamError
 from engines.model.contract import EventRule
 from engines.model.preprocess import shrinkable
-from stream.frame import Event, Image
+from stream.frame import Event, Image, Item, Prediction
 from stream.recognizer import Arrival, Prepared, Recognizer
 from stream.runner import recognize_file
 from stream.service.config import CameraConfig, PromotionConfig
@@ -62,7 +63,7 @@ class Worker:
             if isinstance(outcome, GatestreamError):
                 errors.append([frame.camera, frame.index, type(outcome).__name__, str(outcome)])
             else:
-                records += [item.as_json() for item in outcome]
+                records += [self._in_whole_picture(item).as_json() for item in outcome]
         return {"records": records, "errors": errors, "odd": [self._odd.popleft() for _ in range(len(self._odd))]}
 
     def warm(self, frames: Sequence[PendingFrame]) -> dict[str, Any]:
@@ -85,6 +86,15 @@ class Worker:
         now = time.monotonic()
         return [Arrival(partial(self._decode, frame), frame.captured_at, frame.camera, frame.index, frame.lost,
                         max(0.0, now - frame.arrived_at), frame.passed_at) for frame in frames]
+
+    def _in_whole_picture(self, item: Item) -> Item:
+        """A prediction's hands as shares of what the camera sent, of which a part may have been used."""
+        crop = self._cameras.get(item.camera, UNCONFIGURED).crop
+        if crop is None or not isinstance(item, Prediction) or not item.hands:
+            return item
+        left, top, wide, high = crop
+        return replace(item, hands={side: tuple((left + wide * x, top + high * y) for x, y in points)
+                                    for side, points in item.hands.items()})
 
     def _decode(self, frame: PendingFrame) -> Image:
         camera = self._cameras.get(frame.camera, UNCONFIGURED)
