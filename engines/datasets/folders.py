@@ -104,12 +104,9 @@ def _folders(folder: Path) -> list[Path]:
 
 def _stated(folder: Path) -> list[str]:
     """Classes that a sense project lists."""
-    path = folder / PROJECT
-    if not path.is_file():
-        return []
-    settings = tables.read_json(path)
-    classes = settings.get("classes", []) if isinstance(settings, dict) else []
-    return [str(name) for name in classes]
+    settings = tables.read_json(folder / PROJECT) if (folder / PROJECT).is_file() else {}
+    classes = settings.get("classes") if isinstance(settings, dict) else None
+    return [str(name) for name in classes] if isinstance(classes, list | dict) else []
 
 
 _READER = tables.Reader(recognise, read, "folders of videos or of frames named after classes, alone or under train/ "
