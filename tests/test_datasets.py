@@ -270,6 +270,8 @@ class TestSomething:
         ({"id": "8", "template": "Eating [something]"}, "label outside the list"),
         ({"id": "7", "template": "Showing [something]"}, "duplicate id"),
         ({"id": "8", "label": "showing a pen"}, "record without id or template"),
+        *(({"id": name, "template": "Showing [something]"}, "no such name of a video")
+          for name in ("..", "a\0", "\ud800", "7\n", "8" * 300)),
         ({"id": "../8", "template": "Showing [something]"}, "no such name of a video"), ("8", "record without id or "
                                                                                          "template")])
     def test_faults_of_records(self, record: object, kind: str, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def parse_timestamp(timestamp: str) -> float:
 
 def is_name(name: object) -> bool:
     """Whether an id from a file may become part of a path: one plain name that leads nowhere else."""
-    return isinstance(name, str) and re.fullmatch(r"[^/\\\0]+", name) is not None and name not in (".", "..")
+    return isinstance(name, str) and re.fullmatch(r"(?!\.{1,2}$)[^/\\]{1,200}", name) is not None and name.isprintable()
 
 
 def order_by_number(numbers: Mapping[str, Any], where: Path) -> tuple[str, ...]:
