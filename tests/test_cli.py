@@ -180,6 +180,8 @@ def one_line(capfd: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize(("arguments", "told"), [
     (["run", "--nope"], "--nope"),
+    (["run", "a" * 300], "no such name"),
+    (["data", "check", "a" * 300], "no such name"),
     (["run", "--policy", "sometimes"], "'newest'"),
     (["run", "--max-frames", "0"], "--max-frames"),
     (["run", "--max-seconds", "soon"], "--max-seconds"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -307,6 +308,8 @@ class TestRendered:
             render(tmp_path, clips=2)
         with pytest.raises(SinkError, match=r"notes\.txt"):
             render(tmp_path / "notes.txt" / "out", clips=2)
+        with pytest.raises(UsageError, match=r"byte\\xff, a name that OpenCV cannot write"):
+            render(tmp_path / os.fsdecode(b"byte\xff"), clips=2)
 
     def test_command(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import pickle
 import random
@@ -164,6 +165,9 @@ class TestEpic:
         (epic_row("b", noun=-1), "label outside the list"),
         (epic_row("b", nouns="[2, 1]"), "nouns disagree"),
         (epic_row("b", nouns="__import__('os').getpid()"), "broken row"),
+        (epic_row("b", nouns="{[]: 1}"), "broken row"),
+        (epic_row("b", nouns="[" * 50_000), "broken row"),
+        (epic_row("b", start="9" * 400 + ":00:01.00", frames=(60, 150)), "broken row"),
         (epic_row("b", verb="x"), "broken row"),
         (epic_row("b", frames=(60, 75)), "frames disagree with timestamps"),
         (epic_row("b", stop="2.5", frames=(60, 150)), "broken row"),
@@ -266,13 +270,16 @@ class TestSomething:
         ({"id": "8", "template": "Eating [something]"}, "label outside the list"),
         ({"id": "7", "template": "Showing [something]"}, "duplicate id"),
         ({"id": "8", "label": "showing a pen"}, "record without id or template"),
+        *(({"id": name, "template": "Showing [something]"}, "no such name of a video")
+          for name in ("..", "a\0", "\ud800", "7\n", "8" * 300)),
         ({"id": "../8", "template": "Showing [something]"}, "no such name of a video"), ("8", "record without id or "
                                                                                          "template")])
     def test_faults_of_records(self, record: object, kind: str, tmp_path: Path) -> None:
         dataset = open_dataset(self.v2(tmp_path, [{"id": "7", "template": "Showing [something]"}, record]))
         assert kinds(dataset) == {kind: 1}
 
-    @pytest.mark.parametrize("labels", [{"a": "0", "b": "2"}, {"a": "0", "b": "0"}, {"a": "x"}, ["a", "b"]])
+    @pytest.mark.parametrize("labels", [{"a": "0", "b": "2"}, {"a": "0", "b": "0"}, {"a": "x"}, {"a": math.inf},
+                                        ["a", "b"]])
     def test_labels_without_numbers_in_a_row(self, labels: object, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=r"labels\.json"):
             open_dataset(self.v2(tmp_path, [{"id": "7", "template": "a"}], labels))
@@ -337,6 +344,7 @@ class TestDiving48:
     @pytest.mark.parametrize(("record", "kind"), [
         ({"label": 2}, "label outside the list"), ({"end_frame": 0}, "zero length"),
         ({"start_frame": 9, "end_frame": 3}, "stop before start"), ({"label": None}, "broken record"),
+        ({"label": math.inf}, "broken record"), ({"end_frame": 10 ** 400}, "broken record"),
         ({"vid_name": "../x"}, "no such name of a video"), ({"vid_name": "v_1"}, "duplicate id")])
     def test_faults(self, record: dict[str, object], kind: str, tmp_path: Path) -> None:
         good = {"vid_name": "v_1", "label": 0, "start_frame": 0, "end_frame": 60}
@@ -405,6 +413,8 @@ class TestFolders:
         assert (dataset.name, dataset.background) == ("a sense project", "background")
         assert dataset.heads["action"] == ("background", "nod", "wave")
         assert {split: len(segments) for split, segments in dataset.splits.items()} == {"train": 2, "validation": 1}
+        (tmp_path / "project_config.json").write_text(json.dumps({"classes": 5}))
+        assert open_dataset(tmp_path).heads["action"] == ("background", "wave")
 
     def test_folders_of_frames(self, tmp_path: Path) -> None:
         picture(tmp_path / "push/v1/rgb/000000.png")
@@ -536,9 +546,10 @@ READERS = {"toy": tables.Reader(recognise, read, "toy.txt")}
             open_dataset(folder)
         assert told in str(caught.value)
 
-    def test_json_that_ends_early(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("text", ['[{"id": "7", "templ', "[" * 100_000], ids=["cut off", "deep"])
+    def test_json_that_ends_early(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "labels.json").write_text('{"a": "0", "b": "1"}')
-        (tmp_path / "train.json").write_text('[{"id": "7", "templ')
+        (tmp_path / "train.json").write_text(text)
         with pytest.raises(DatasetError, match=r"train\.json, which is no JSON"):
             open_dataset(tmp_path)
 

@@ -52,6 +52,15 @@ def test_importing_stream_loads_neither_torch_nor_numpy_nor_opencv() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("command", [[], ["run"], ["train"], ["data", "check"]])
+def test_help_loads_neither_torch_nor_numpy_nor_opencv(command: list[str]) -> None:
+    code = (f"import sys; from stream.commands.cli import main; main([*{command}, '--help'])\n"
+            "print(sorted({'torch', 'numpy', 'cv2', 'av'} & set(sys.modules)), file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
 def seconds_in_a_gesture() -> float:
     """A length of the simulated stream that ends while a gesture is made."""
     source = SimulatedSource(CAMERA)

@@ -94,6 +94,10 @@ def test_what_is_no_recording_and_what_is_there_already(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version = 9")
     with pytest.raises(SourceError, match="version 9"):
         open_source(str(path))
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("PRAGMA user_version = 1; DROP TABLE about")
+    with pytest.raises(SourceError, match="no such table"):
+        open_source(str(path))
 
 
 def test_replay_gives_the_same_results(tmp_path: Path) -> None:

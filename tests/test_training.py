@@ -214,6 +214,15 @@ def test_strokes_stored_twice_in_a_row_are_drawn_once(tmp_path: Path) -> None:
     assert [len(one) for one in egogestar.read_strokes(tmp_path / "strokes.npz")["left"]] == [10, 10]
 
 
+def test_strokes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "strokes.npz"
+    np.savez(path, points_xy=np.zeros((9, 2)), offsets=np.array([0]), label=np.array(["left"]), split=["train"])
+    for content in (b"no numbers", path.read_bytes()[:100], path.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"strokes\.npz"):
+            egogestar.read_strokes(path)
+
+
 def test_networks_are_compared_on_trimmed_gestures(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "trimmed.safetensors"
     how = recipe(dataset, out, trimmed=4, readout_width=0, causal=False, without_fold=2, validate_every=4,

@@ -6,12 +6,16 @@
 
 Readers read annotations only and open no video: what the videos hold is `check`'s business."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the command line's help needs no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Segment:
     group: str = ""  # a person or place; groups are not split between training and testing
     kind: str = ""  # of segments to report apart
 
-    def overlaps(self, other: "Segment") -> bool:
+    def overlaps(self, other: Segment) -> bool:
         """Whether both show the same time of a recording."""
         return (self.media == other.media and (other.stop_s is None or self.start_s < other.stop_s)
                 and (self.stop_s is None or other.start_s < self.stop_s))

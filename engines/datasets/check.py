@@ -79,7 +79,7 @@ class Report:
 
 
 def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
-          progress: Progress | None = None) -> Report:
+          progress: Progress = lambda _, __: None) -> Report:
     """Examines every recording of a dataset. shorter_than_s: segments below it are "short".
     Raises nothing for what is wrong with single recordings: that is what the report is about."""
     media = list(dict.fromkeys(segment.media for segments in dataset.splits.values() for segment in segments))
@@ -88,8 +88,7 @@ def check(dataset: Dataset, shorter_than_s: float = 0.0, deep: bool = False,
         found = pool.map(lambda one: inspect_recording(one, deep), media)
         for done, (one, recording) in enumerate(zip(media, found, strict=True), 1):
             seen[one] = recording
-            if progress is not None:
-                progress(done, len(media))
+            progress(done, len(media))
     problems = [*dataset.problems, *_labels(dataset), *_recordings(seen), *_lengths(dataset, seen, shorter_than_s),
                 *_twins(dataset, seen)]
     unusable = frozenset(segment.id for segments in dataset.splits.values() for segment in segments

@@ -36,8 +36,8 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
             where = f"{path.name} {number}"
             try:
                 name, label = record["vid_name"], int(record["label"])
-                first, end = int(record["start_frame"]), int(record["end_frame"])
-            except (KeyError, TypeError, ValueError) as error:
+                first, end = float(record["start_frame"]), float(record["end_frame"])
+            except tables.BROKEN as error:
                 builder.add_problem("broken record", where, f"{type(error).__name__} {error}")
                 continue
             if not tables.is_name(name):

@@ -5,6 +5,7 @@ A dataset folder holds `manifest.csv` (file, label, source, fold, ...) beside th
 is one split, whose groups are the folds that share no background."""
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,16 +45,21 @@ def read(folder: Path) -> Dataset:
 
 
 def read_strokes(path: Path) -> dict[str, list[NDArray[np.float32]]]:
-    """Label -> finger strokes [N, 2] in pixels (y down) of the training split; {} without the file."""
-    if not path.is_file():
-        return {}
-    with np.load(path, allow_pickle=False) as data:
-        points, offsets, labels, split = (data[key] for key in ("points_xy", "offsets", "label", "split"))
+    """Label -> finger strokes [N, 2] in pixels (y down) of the training split; {} without the file.
+    Raises DatasetError for a file that is not what it should be."""
     strokes: dict[str, list[NDArray[np.float32]]] = {}
-    for i, label in enumerate(labels):
-        stroke = _once(points[offsets[i]:offsets[i + 1]])
-        if split[i] == "train" and len(stroke) > 4:
-            strokes.setdefault(str(label), []).append(stroke)
+    if not path.is_file():
+        return strokes
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            points, offsets, labels, split = (data[key] for key in ("points_xy", "offsets", "label", "split"))
+        for i, label in enumerate(labels):
+            stroke = _once(points[offsets[i]:offsets[i + 1]])
+            if split[i] == "train" and len(stroke) > 4:
+                strokes.setdefault(str(label), []).append(stroke)
+    except (OSError, EOFError, BadZipFile, *tables.BROKEN) as error:
+        raise DatasetError(f"{path} ({error})", "points_xy, offsets, label and split of strokes", "get it again, or "
+                           "remove it") from error
     return strokes
 
 

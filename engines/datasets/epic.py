@@ -80,7 +80,7 @@ def _take(builder: tables.DatasetBuilder, split: str, row: Mapping[str, str], fi
         start_s, stop_s = tables.parse_timestamp(row["start_timestamp"]), tables.parse_timestamp(row["stop_timestamp"])
         first, last = int(row["start_frame"]), int(row["stop_frame"])
         labels = {} if split == "test" else _labels(builder, row)
-    except (ValueError, SyntaxError) as error:
+    except tables.BROKEN as error:
         builder.add_problem("broken row", name, str(error))
         return
     if any(abs(frame_number(time_s, video_id) - frame) > _FRAMES_AGREE for time_s, frame in

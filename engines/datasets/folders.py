@@ -17,7 +17,7 @@ from pathlib import Path
 from engines.datasets import tables
 from engines.datasets.base import Dataset, Media, Segment
 from engines.datasets.media import ASSUMED_RATE
-from engines.decoding.paths import is_hidden, is_image, is_video, natural_key, normalise_label, printable
+from engines.decoding.paths import is_image, is_video, list_visible, normalise_label, printable
 
 PROJECT = "project_config.json"
 VALIDATION_SHARE = 0.2
@@ -39,8 +39,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
     """The folders of the classes are in `options.media`; `folder` may hold a project's settings only."""
     media, rate = options.media, options.rate
     given = {path: _GIVEN[path.name.lower()] for path in _folders(media) if path.name.lower() in _GIVEN}
-    classes = [(split, path) for root, split in given.items() for path in _folders(root)] if given else \
-        [("", path) for path in _folders(media)]
+    classes = [(split, path) for root, split in (given or {media: ""}).items() for path in _folders(root)]
     held = {path: list(_recordings(path, rate)) for _, path in classes}
     found = [(split, normalise_label(path.name), recording) for split, path in classes for recording in held[path]]
     labels = sorted({label for _, label, _ in found} | set(_stated(folder)))
@@ -52,7 +51,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
             builder.add_problem("class without a recording", shown, "" if deeper is None else
                                 f"videos lie a folder deeper: {printable(deeper.relative_to(media))}")
         used = {recording.path.parent if recording.path.name == "rgb" else recording.path for recording in held[path]}
-        for ignored in (inside for inside in _visible(path) if held[path] and inside not in used):
+        for ignored in (inside for inside in list_visible(path) if held[path] and inside not in used):
             builder.add_problem("ignored", printable(ignored.relative_to(media)),
                                 "a folder without images" if ignored.is_dir() else "no video by its name")
     for stray in filter(is_video, media.iterdir()):
@@ -71,17 +70,15 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
 
 def choose_validation(recordings: list[tuple[str, str]], share: float = VALIDATION_SHARE) -> set[str]:
     """Groups for validation, of (label, group) pairs: about `share` of each class, at least one and never all."""
+    groups_of = [{group for own, group in recordings if own == label} for label in sorted(dict(recordings))]
     chosen: set[str] = set()
-    for label in sorted({label for label, _ in recordings}):
-        groups = sorted({group for own, group in recordings if own == label},
-                        key=lambda group: hashlib.sha256(group.encode()).hexdigest())
+    for groups in groups_of:
         wanted = min(max(1, round(share * len(groups))), len(groups) - 1)
-        taken = len(chosen & set(groups))
-        chosen |= set([group for group in groups if group not in chosen][:max(0, wanted - taken)])
-    for label in sorted({label for label, _ in recordings}):  # another class may have taken this one's last
-        groups = sorted({group for own, group in recordings if own == label})
-        if all(group in chosen for group in groups):
-            chosen.discard(groups[0])
+        left = sorted(groups - chosen, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
+        chosen |= set(left[:max(0, wanted - len(groups & chosen))])
+    for groups in groups_of:  # another class may have taken this one's last
+        if groups <= chosen:
+            chosen.discard(min(groups))
     return chosen
 
 
@@ -92,7 +89,7 @@ def _group(recording: Media) -> str:
 
 def _recordings(folder: Path, rate: float | None = None) -> Iterator[Media]:
     """Videos and folders of frames directly inside."""
-    for path in _visible(folder):
+    for path in list_visible(folder):
         if path.is_dir():
             frames = path / "rgb" if (path / "rgb").is_dir() else path
             if any(map(is_image, frames.iterdir())):
@@ -102,21 +99,14 @@ def _recordings(folder: Path, rate: float | None = None) -> Iterator[Media]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir()]
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if not is_hidden(path)), key=lambda path: natural_key(path.name))
+    return [path for path in list_visible(folder) if path.is_dir()]
 
 
 def _stated(folder: Path) -> list[str]:
     """Classes that a sense project lists."""
-    path = folder / PROJECT
-    if not path.is_file():
-        return []
-    settings = tables.read_json(path)
-    classes = settings.get("classes", []) if isinstance(settings, dict) else []
-    return [str(name) for name in classes]
+    settings = tables.read_json(folder / PROJECT) if (folder / PROJECT).is_file() else {}
+    classes = settings.get("classes") if isinstance(settings, dict) else None
+    return [str(name) for name in classes] if isinstance(classes, list | dict) else []
 
 
 _READER = tables.Reader(recognise, read, "folders of videos or of frames named after classes, alone or under train/ "

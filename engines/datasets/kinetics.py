@@ -33,7 +33,7 @@ def read(folder: Path, options: tables.ReadOptions) -> Dataset:
         try:
             start_s, stop_s = float(row["time_start"]), float(row["time_end"])
             clip = f"{name}_{round(start_s):06d}_{round(stop_s):06d}"
-        except (ValueError, OverflowError) as error:
+        except tables.BROKEN as error:
             builder.add_problem("broken row", name, str(error))
             continue
         if stop_s <= start_s:

@@ -55,9 +55,6 @@ class RecordingIndex:
                 elif is_video(path):
                     self._videos.setdefault(path.stem, path)
 
-    def has(self, name: str) -> bool:
-        return name in self._videos or name in self._frames
-
     def find(self, *names: str, suffix: str = ".mp4") -> Media:
         """The recording with one of these names; where there is none, the video file that should be there."""
         videos = (Media(self._videos[name]) for name in names if name in self._videos)

@@ -21,6 +21,5 @@ def mirror_labels(labels: Sequence[str]) -> dict[str, str]:
 
 
 def _swap(match: re.Match[str]) -> str:
-    word = match[0]
-    other = _OPPOSITES[word.lower()]
+    word, other = match[0], _OPPOSITES[match[0].lower()]
     return other.upper() if word.isupper() and len(word) > 1 else other.capitalize() if word[0].isupper() else other

@@ -20,6 +20,7 @@ import numpy as np
 from engines.datasets.base import Media
 from engines.datasets.check import inspect_recording
 from engines.datasets.epic_files import Narration, Video, unwritable, write_annotations
+from engines.decoding.paths import printable
 from engines.errors import UsageError
 from engines.synthetic import Simulation
 from engines.synthetic.backgrounds import PLACES, random_background
@@ -47,8 +48,10 @@ def render(out: str | os.PathLike[str], hours: float | None = None, clips: int |
            progress: Callable[[float], None] = lambda _: None) -> RenderedDataset:
     """Writes about `hours` of video, or as many videos as hold `clips` segments; two videos at least.
     video_s: length of a video, at most; rate: its frames per second. The same arguments give the same files. Raises
-    UsageError for a folder that holds something already, SinkError where it cannot be written."""
+    UsageError for a folder that is not empty or not named in text, SinkError where it cannot be written."""
     folder = Path(out)
+    if (name := printable(folder)) != str(folder):
+        raise UsageError(f"{name}, a name that OpenCV cannot write", "a folder named in plain text", "choose another")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}, which holds something already", "a new or empty folder", "choose another one")
     wanted = hours * 3600 if hours is not None else float(clips or 0)

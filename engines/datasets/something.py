@@ -20,7 +20,7 @@ from engines.errors import DatasetError
 RATE = 12.0  # frames per second of all three
 Row = tuple[str, str | None]  # id, label
 _SPLITS = ("train", "validation", "test")
-_PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test", "labels": "labels"}
+_FILE = re.compile(r"(?i)(?:20bn-)?(?:(?:something-something|jester)-v(\d)-)?(train|validation|val|test|labels)")
 _FOLDERS = ("videos", "frames", "rawframes", "20bn-something-something-v2", "20bn-something-something-v1",
             "20bn-jester-v1", "Train", "Validation", "Test", "")
 _ID = ("video_id", "id", "video", "name", "folder")  # columns of re-packs
@@ -35,7 +35,7 @@ def recognise_v2(folder: Path) -> str:
 def recognise_v1(folder: Path) -> str:
     labels, splits = _files(folder, "csv")
     found = next(iter(splits.values()), None)
-    own = found and (_stem(found.name) or labels or (_packed(found) and _fits(folder, found)))
+    own = found and ("-v1-" in found.name.lower() or labels or (_packed(found) and _fits(folder, found)))
     return found.name if found and own else ""
 
 
@@ -43,7 +43,8 @@ def _fits(folder: Path, packed: Path) -> bool:
     """Whether a file of so common a name is about recordings that are here, or no others are."""
     index = RecordingIndex([folder / name for name in _FOLDERS], RATE)
     try:
-        return folders.recognise(folder) == "" or any(index.has(name) for name, _ in islice(_rows(packed, "test"), 20))
+        return folders.recognise(folder) == "" or any(
+            index.find(name).path.exists() for name, _ in islice(_rows(packed, "test"), 20))
     except DatasetError:
         return False
 
@@ -126,19 +127,13 @@ def _packed(path: Path) -> bool:
     return any(column in _ID for column in tables.read_header(path))
 
 
-def _stem(name: str) -> str:
-    match = re.match(r"(?:20bn-)?((?:something-something|jester)-v\d)-", name, re.IGNORECASE)
-    return match[1].lower() if match else ""
-
-
 def _files(folder: Path, suffix: str) -> tuple[Path | None, dict[str, Path]]:
     """The file of the labels and those of the splits, with their dataset's name in front or without, in any case."""
-    version, found = "v2" if suffix == "json" else "v1", dict[str, Path]()
+    version, found = "2" if suffix == "json" else "1", dict[str, Path]()
     for path in tables.list_files(folder, suffix):
-        stem = _stem(path.name)
-        part = _PARTS.get(path.stem.lower().removeprefix("20bn-").removeprefix(f"{stem}-"))
-        if part and (not stem or stem.endswith(version)):
-            found.setdefault(part, path)
+        match = _FILE.fullmatch(path.stem)
+        if match and match[1] in (None, version):
+            found.setdefault("validation" if match[2].lower() == "val" else match[2].lower(), path)
     return found.get("labels"), {split: found[split] for split in _SPLITS if split in found}
 
 

@@ -20,6 +20,8 @@ from engines.datasets.mirror import mirror_labels
 from engines.decoding.paths import is_hidden, read_head
 from engines.errors import DatasetError, UsageError
 
+# What comes of a stranger's values where they are parsed.
+BROKEN = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, SyntaxError, RecursionError, MemoryError)
 _TIMESTAMP = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 
 
@@ -64,7 +66,7 @@ def read_json(path: Path) -> Any:
     """Raises DatasetError with the place where the file stops being JSON."""
     try:
         return json.loads(read_text(path))
-    except ValueError as error:
+    except BROKEN as error:
         raise DatasetError(f"{path}, which is no JSON ({error})", "a whole JSON file", "get the file again") from error
 
 
@@ -124,14 +126,14 @@ def parse_timestamp(timestamp: str) -> float:
 
 def is_name(name: object) -> bool:
     """Whether an id from a file may become part of a path: one plain name that leads nowhere else."""
-    return isinstance(name, str) and re.fullmatch(r"[^/\\\0]+", name) is not None and name not in (".", "..")
+    return isinstance(name, str) and re.fullmatch(r"(?!\.{1,2}$)[^/\\]{1,200}", name) is not None and name.isprintable()
 
 
 def order_by_number(numbers: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     """{name: number} -> names in the order of their numbers. Raises DatasetError unless they count from 0."""
     try:
         by_number = {int(number): name for name, number in numbers.items()}
-    except (TypeError, ValueError, AttributeError) as error:
+    except BROKEN as error:
         raise DatasetError(f"{where} ({error})", "a number for each class name", "get the file again") from error
     if not by_number or sorted(by_number) != list(range(len(numbers))):
         raise DatasetError(f"{where}, whose {len(numbers)} classes are not numbered 0 to {len(numbers) - 1}",

@@ -45,9 +45,14 @@ def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
             for part in re.split(r"(\d+)", str(path)) if part]
 
 
+def list_visible(folder: Path) -> list[Path]:
+    """What people have put into a folder, in natural order. Raises OSError."""
+    return sorted((path for path in folder.iterdir() if not is_hidden(path)), key=lambda path: natural_key(path.name))
+
+
 def list_images(folder: Path) -> list[Path]:
     """The images of a folder in natural order. Raises OSError."""
-    return sorted(filter(is_image, folder.iterdir()), key=lambda path: natural_key(path.name))
+    return list(filter(is_image, list_visible(folder)))
 
 
 def image_number(path: Path) -> int | None:

@@ -68,12 +68,11 @@ class Deinterlacer:
 
     def push(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
         """None ends the stream. Raises FFmpegError."""
-        if self._chain is None and frame is not None:
-            if not frame.interlaced_frame:
-                yield frame
-                return
+        if self._chain is None and frame is not None and frame.interlaced_frame:
             self._chain = _FilterChain()
         if self._chain is None:
+            if frame is not None:
+                yield frame
             return
         if frame is not None and not self._chain.fits(frame):
             self._chain.push(None, self.FILTERS)

@@ -3,15 +3,15 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-import cv2
+from contextlib import ExitStack, contextmanager, suppress
 
 _stderr = threading.Lock()
 
 
 def silence_opencv() -> None:
     """Keeps OpenCV and FFmpeg from writing to stderr, unless the user asked them to by environment."""
+    import cv2  # late: the command line's help needs `discard_writes` only
+
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -20,19 +20,13 @@ def silence_opencv() -> None:
 @contextmanager
 def silence_stderr() -> Iterator[None]:
     """Discards file descriptor 2 meanwhile: libpng and libjpeg write there themselves and have no switch."""
-    with _stderr:
-        try:
+    with _stderr, ExitStack() as after:
+        with suppress(OSError):  # closed already: there is nobody to disturb
             saved = os.dup(2)
-        except OSError:  # closed already: there is nobody to disturb
-            saved = None
-        try:
-            if saved is not None:
-                discard_writes(2)
-            yield
-        finally:
-            if saved is not None:
-                os.dup2(saved, 2)
-                os.close(saved)
+            after.callback(os.close, saved)
+            after.callback(os.dup2, saved, 2)
+            discard_writes(2)
+        yield
 
 
 def discard_writes(fd: int) -> None:

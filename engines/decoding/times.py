@@ -36,10 +36,10 @@ class StreamTime:
             return first_s, 0
         stamp_s, raw_step_s = raw_s - self._origin_s, raw_s - self._raw_s
         missing = 0
-        if _believable(stamp_s - self._time_s):
+        if SHORTEST_STEP_S <= stamp_s - self._time_s <= LONGEST_STEP_S:
             step_s = stamp_s - self._time_s
             missing = self._missing(step_s)
-        elif _believable(raw_step_s):
+        elif SHORTEST_STEP_S <= raw_step_s <= LONGEST_STEP_S:
             step_s = raw_step_s
             self._origin_s = raw_s - (self._time_s + step_s)
         else:
@@ -59,7 +59,3 @@ class StreamTime:
         usual_s = sorted(self._steps_s)[len(self._steps_s) // 2]
         even = sum(abs(past_s - usual_s) <= 0.25 * usual_s for past_s in self._steps_s)
         return max(round(step_s / usual_s) - 1, 0) if even >= EVEN_SHARE * len(self._steps_s) else 0
-
-
-def _believable(step_s: float) -> bool:
-    return SHORTEST_STEP_S <= step_s <= LONGEST_STEP_S

@@ -29,6 +29,8 @@ from engines.decoding.picture import Deinterlacer, PictureConverter
 from engines.decoding.times import RATE_RANGE, StreamTime
 from engines.errors import SourceError, first_line
 
+WANTED = "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)"
+CONVERT = "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4"
 MAX_FAILURES = 50  # packets in a row that do not decode; then the file has ended
 UNTIMED = frozenset(("h264", "hevc", "vvc", "mpegvideo", "m4v", "mjpeg", "obu"))  # formats without times: guessed ones
 TEXT_CODECS = frozenset(("ansi", "bintext", "idf", "xbin"))  # FFmpeg draws pictures of characters
@@ -57,15 +59,12 @@ class _Picture:
     """Makes a frame's picture, once; then the frame's memory is the decoder's again."""
 
     def __init__(self, converter: PictureConverter, frame: av.VideoFrame) -> None:
-        self._convert: Callable[[], Image] | None = partial(converter.convert, frame)
-        self._image: Image | None = None
+        self._picture: Image | Callable[[], Image] = partial(converter.convert, frame)
 
     def __call__(self) -> Image:
-        if (convert := self._convert) is not None:  # of two threads both may make it
-            self._image = convert()
-            self._convert = None
-        assert self._image is not None
-        return self._image
+        if callable(picture := self._picture):  # of two threads both may make it
+            self._picture = picture = picture()
+        return picture
 
 
 class VideoReader:
@@ -239,25 +238,22 @@ class VideoReader:
 
     def unreadable(self, why: str) -> SourceError:
         """The error of a file that cannot be used."""
-        return SourceError(f"{self.name}: {why}", "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)",
-                           "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4")
+        return SourceError(f"{self.name}: {why}", WANTED, CONVERT)
 
 
 def open_video(path: Path) -> VideoReader:
     """Opens a file. Raises SourceError with what is wrong with it."""
-    name, wanted = printable(path), "a video that FFmpeg can read (mp4, mkv, webm, avi, mov)"
+    name = printable(path)
     if not path.is_file():  # nor may a pipe be opened: it waits for who writes
-        raise SourceError(f"{name}: it " + ("is no file" if path.exists() else "does not exist"), wanted,
-                          "check the path")
+        raise SourceError(f"{name}: it {'is no file' if path.exists() else 'does not exist'}", WANTED, "check the path")
     try:
         with path.open("rb") as file:
             if not file.read(1):
-                raise SourceError(f"{name}: the file is empty", wanted, "get it again")
+                raise SourceError(f"{name}: the file is empty", WANTED, "get it again")
         return VideoReader(path)
     except av.error.FFmpegError as error:
         raise SourceError(f"{name}: the file is no video, or its header is damaged or cut off: it cannot be opened "
-                          f"({reason_of(error)})", wanted,
-                          "check that the file is complete, or convert it, e.g. with ffmpeg -i IN OUT.mp4") from error
+                          f"({reason_of(error)})", WANTED, CONVERT) from error
     except OSError as error:
         raise SourceError(f"{name}: {error.strerror or error}", "a readable video file",
                           "check the permissions of the file") from error

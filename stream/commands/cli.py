@@ -128,6 +128,8 @@ def _as_fault(error: Exception) -> GatestreamError:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return GatestreamError(f"no space left for {error.filename or 'standard output'}", "space for it",
                                "free some, or choose another output")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"{str(error.filename)[:40]!r}..., no such name", "a name that a file can have", "check it")
     # Torch raises RuntimeErrors of several kinds.
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(
             "can't allocate memory|out of memory", str(error))):

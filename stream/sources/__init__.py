@@ -10,6 +10,7 @@ from engines.decoding.paths import is_image, list_images, printable
 from engines.errors import SourceError, UsageError
 from stream.sources.address import has_host, mask_secrets, parse_scheme
 from stream.sources.base import Policy, Source, SourceInfo
+from stream.sources.paced import PacedSource
 
 __all__ = ["Policy", "Source", "SourceInfo", "check_source", "open_path", "open_source"]
 
@@ -79,10 +80,7 @@ def check_source(spec: str) -> None:
 
 
 def _pace(source: Source, policy: Policy) -> Source:
-    if policy != "newest" or source.info.live:
-        return source
-    from stream.sources.paced import PacedSource
-    return PacedSource(source)
+    return PacedSource(source) if policy == "newest" and not source.info.live else source
 
 
 def open_path(path: Path, *, camera: str | None = None, policy: Policy = "auto", fps: float | None = None) -> Source:

@@ -20,9 +20,8 @@ class ImageFiles(Source):
         self._paths = sorted(paths, key=natural_key)
         self._fps = fps or DEFAULT_FPS
         self.info = SourceInfo(camera, False, None, self._fps, len(self._paths))
-        self.notes = []
         if len(paths) == 1 and is_animated(self._paths[0]):
-            self.notes.append(f"{printable(paths[0])} is an animation, of which the first picture alone is read")
+            self.notes = [f"{printable(paths[0])} is an animation, of which the first picture alone is read"]
 
     def frames(self) -> Iterator[Frame | Gap]:
         lost, refusal = 0, None

@@ -7,11 +7,11 @@ be replayed."""
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from engines.decoding.images import decode_image
-from engines.decoding.paths import read_head
+from engines.decoding.paths import printable, read_head
 from engines.errors import FrameError, SourceError
 from stream.frame import Frame, Gap
 from stream.sources.base import Source, SourceInfo
@@ -40,44 +40,40 @@ class Replay(Source):
 
     def __init__(self, path: Path, camera: str | None = None) -> None:
         self._path = path
-        with closing(self._open()) as db:
+        with self._errors(), closing(self._open()) as db:
             name, fps = db.execute("SELECT camera, fps FROM about").fetchone() or ("", None)
             [count] = db.execute("SELECT count(*) FROM frames").fetchone()
         self.info = SourceInfo(camera or name, False, None, fps, count)
 
     def _open(self) -> sqlite3.Connection:
-        try:
-            db = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
-            [version] = db.execute("PRAGMA user_version").fetchone()
-        except sqlite3.Error as error:
-            raise self._unreadable(str(error)) from error
+        db = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
+        [version] = db.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             db.close()
-            raise self._unreadable(f"version {version}")
+            raise sqlite3.DatabaseError(f"version {version}")
         return db
 
-    def _unreadable(self, why: str) -> SourceError:
-        return SourceError(f"{self._path} ({why})", f"a recording of version {VERSION}, as gatestream record writes it",
-                           "check the file")
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Makes a SourceError of SQLite's errors."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise SourceError(f"{printable(self._path)} ({error})", f"a recording of version {VERSION}, "
+                              "as gatestream record writes it", "check the file") from error
 
     def frames(self) -> Iterator[Frame | Gap]:
-        try:
-            with closing(self._open()) as db:
-                yield from self._read(db)
-        except sqlite3.Error as error:
-            raise self._unreadable(str(error)) from error
-
-    def _read(self, db: sqlite3.Connection) -> Iterator[Frame | Gap]:
         unread = 0
-        for id, at, number, lost, png in db.execute("SELECT id, at, number, lost, image FROM frames ORDER BY id"):
-            if self._closed:
-                return
-            for gap in db.execute("SELECT at, seconds, action FROM gaps WHERE before = ? ORDER BY rowid", (id,)):
-                yield Gap(self.info.camera, *gap)
-            try:
-                image = decode_image(png, f"{self._path}, frame {id}")
-            except FrameError:
-                unread, self.lost = unread + 1 + lost, self.lost + 1
-                continue
-            yield Frame(image, at, number, self.info.camera, lost + unread)
-            unread = 0
+        with self._errors(), closing(self._open()) as db:
+            for id, at, number, lost, png in db.execute("SELECT id, at, number, lost, image FROM frames ORDER BY id"):
+                if self._closed:
+                    return
+                for gap in db.execute("SELECT at, seconds, action FROM gaps WHERE before = ? ORDER BY rowid", (id,)):
+                    yield Gap(self.info.camera, *gap)
+                try:
+                    image = decode_image(png, f"{self._path}, frame {id}")
+                except FrameError:
+                    unread, self.lost = unread + 1 + lost, self.lost + 1
+                    continue
+                yield Frame(image, at, number, self.info.camera, lost + unread)
+                unread = 0

@@ -5,6 +5,7 @@ from functools import partial
 
 import cv2
 
+from engines.decoding.images import as_bgr
 from engines.decoding.silence import silence_opencv
 from engines.decoding.times import RATE_RANGE
 from stream.frame import Image
@@ -53,7 +54,7 @@ class _OpenCvCapture(Capture):
             good, image = self._capture.retrieve()
         except cv2.error:
             return None
-        return image.astype("uint8", copy=False) if good and image is not None and image.size else None
+        return as_bgr(image) if good else None
 
     def release(self) -> None:
         self._capture.release()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.decoding.paths import is_hidden, is_image, is_video, list_images, natural_key, normalise_label, printable
+from engines.decoding.paths import is_image, is_video, list_images, list_visible, normalise_label, printable
 from engines.errors import DatasetError, FrameError, SourceError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
@@ -61,7 +61,7 @@ def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> lis
     for place in (folder, *idle):
         if not place.is_dir():
             raise UsageError(f"{place}: no such folder", "a folder of recordings", "check the path")
-    places = [(entry, normalise_label(entry.name)) for entry in _visible(folder) if entry.is_dir()]
+    places = [(entry, normalise_label(entry.name)) for entry in list_visible(folder) if entry.is_dir()]
     labelled = [(place, background if label.casefold() in BACKGROUNDS else label) for place, label in places]
     if all(label == background for _, label in labelled):
         raise DatasetError(f"{folder}, which has no folder of a label in it", "a folder for each label, named after "
@@ -82,13 +82,9 @@ def find_videos(folder: Path, background: str, idle: Sequence[Path] = ()) -> lis
 
 
 def _videos(place: Path) -> list[Path]:
-    entries = _visible(place)
+    entries = list_visible(place)
     found = [entry for entry in entries if is_video(entry) or (entry.is_dir() and any(map(is_image, entry.iterdir())))]
     return [place, *found] if any(map(is_image, entries)) else found
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted((entry for entry in folder.iterdir() if not is_hidden(entry)), key=natural_key)
 
 
 def _digest(path: Path) -> str:
