@@ -120,6 +120,8 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, 
             queue.put({"hello": hello(sessions)})
 
         greet()
+        if trainer.passed_over:
+            queue.put({"error": trainer.passed_over})
         sessions.on_change.add(greet)
         sending = asyncio.create_task(queue.send(socket))
         try:

@@ -39,6 +39,7 @@ class Trainer:
         self._folder = store.folder / "models" / loaded.digest[:12]
         self._thread = threading.Thread()
         self._status = self._error = ""
+        self.passed_over = ""  # why what was learnt last is not in use
         self._unusable: set[Path] = set()
 
     @property
@@ -56,7 +57,7 @@ class Trainer:
             except GatestreamError as error:
                 log.warning("%s; in use is what was there before it", error)
                 self._unusable.add(Path(self.model))
-                self._error = f"What was learnt last is not in use: {error}"
+                self.passed_over = self._error = f"What was learnt last is not in use: {error}"
         return open_model(self._start)
 
     def state(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class Trainer:
         if self._thread.is_alive():
             raise UsageError("a second wish while the model learns", "one at a time", "wait until it is done")
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._status, self._error = "starting", ""
+        self._status, self._error, self.passed_over = "starting", "", ""
         self._thread.start()
 
     def _run(self, work: Callable[[], None]) -> None:

@@ -91,7 +91,7 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     camera, live = source.info.camera, source.info.live
     stated_s = (source.info.frames or 0) / (source.info.fps or math.inf)
     monitor, noted = PictureMonitor(camera, source.info.fps, stated_s), 0
-    began, frames, lost = timer(), 0, 0
+    began, frames, lost, looks_in_vain = timer(), 0, 0, recognizer.contract.looks_for_hands
     try:
         with ExitStack() as stack:
             if max_seconds is not None and live:  # ends the wait for a frame, too
@@ -121,8 +121,11 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
                 for one in records:
                     if isinstance(one, Prediction):
                         latencies.add(one.latency_ms["total"])
+                        looks_in_vain = looks_in_vain and not one.hands
         for line in (*source.notes[noted:], *(() if live else monitor.finish())):
             log.warning("%s", line)
+        if looks_in_vain and recognizer.counts(camera).predictions:
+            log.warning("%s: no hand was ever in view, though %s looks for hands", camera, recognizer.contract.name)
     finally:
         source.close()
         counts = recognizer.counts(camera)

@@ -9,21 +9,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fakes import FakeEngine, FakeModel
+from fakes import FakeEngine, FakeModel, FakeSource
 from records import PREDICTION, frame, grey
 from small_models import make_base
-from test_hands import IMAGE, LEFT, RIGHT, SIZE_HW, FakeModels, hand_at
+from test_hands import IMAGE, JUDGED, LEFT, RIGHT, SIZE_HW, FakeModels, hand_at
 from test_video_sink import read_back
 
 import engines
 from engines.bench.stages import bench, format_lines
 from engines.errors import ModelError
-from engines.hands import HAND_FEATURES
+from engines.hands import HAND_FEATURES, models_installed
 from engines.hands.crop import Floats
 from engines.model.preprocess import shrinkable
 from stream.commands.cli import main
-from stream.frame import Points, Prediction
+from stream.frame import Frame, Points, Prediction
 from stream.recognizer import Recognizer
+from stream.runner import run
 from stream.service.config import CameraConfig
 from stream.service.frames import PendingFrame
 from stream.service.worker.worker import Worker
@@ -91,6 +92,26 @@ def test_hands_that_are_never_in_view_cost_nothing_but_time(recognizer: Recogniz
     made = [only(recognizer, k / 8) for k in range(12)]
     assert all(np.isfinite(score) for one in made for _, score in one.heads["action"].window)
     assert {json.dumps(one.as_json()["hands"]) for one in made} == {"{}"}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_run_in_which_no_hand_was_in_view_says_so(seen: bool, recognizer: Recognizer, scene: FakeModels,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    scene.hands = [LEFT] if seen else []
+    run(FakeSource([Frame(IMAGE, k / 8, k, "cam") for k in range(9)]), recognizer)
+    assert ("no hand was ever in view" in caplog.text) != seen
+
+
+def test_hands_of_real_pictures_are_where_mediapipe_has_them(file: Path, shared: Path) -> None:
+    if not models_installed():
+        pytest.skip("needs the hand models")
+    with Recognizer.open(file, "eager", slots=1) as recognizer:
+        for k, (name, theirs) in enumerate(list(JUDGED["pictures"].items())[:4]):
+            made = only(recognizer, 10.0 * k, cv2.imread(str(shared / "data/hands/images" / name)))
+            for points in np.array(theirs["first"]):
+                palm = np.linalg.norm(points[9] - points[0])
+                assert min(np.linalg.norm(np.array(one) - points, axis=1).mean()
+                           for one in (made.hands or {}).values()) < 0.1 * palm
 
 
 def test_a_lesson_in_which_no_hand_is_in_view_does_without(scene: FakeModels, file: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class TestTrainer:
         assert "spoilt; wanted a model" in trainer.state()["error"]  # the page says so, too
         trainer.train()
         wait(trainer)
+        assert trainer.state()["error"] == trainer.passed_over == ""
         assert trainer.model == str(folder / "4.safetensors")
         assert (folder / "3.safetensors").read_bytes() == b"spoilt"
         for path in folder.iterdir():

@@ -557,6 +557,14 @@ def test_a_tab_that_nobody_sees_is_recognised_and_gets_no_pictures(sessions: Liv
     wait(lambda: sessions.recognizer.cameras == ())
 
 
+def test_a_lesson_that_does_not_open_is_told_to_whoever_looks(trainer: Trainer, address: str,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "passed_over", "What was learnt last is not in use: no hands")
+    with connect(f"ws{address[4:]}/live/feed", origin=address) as feed:
+        assert "hello" in json.loads(feed.recv(PATIENCE_S))
+        assert json.loads(feed.recv(PATIENCE_S)) == {"error": trainer.passed_over}
+
+
 @pytest.mark.parametrize("said", ["{", "[]", '{"threshold": "x"}', '{"source": 5}', b"short", b"12345678no jpeg"])
 def test_nonsense_is_answered_with_a_sentence(said: str | bytes, sessions: LiveSessions, address: str) -> None:
     with connect(f"ws{address[4:]}/live/feed", origin=address) as feed:

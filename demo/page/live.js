@@ -379,6 +379,7 @@ setInterval(() => {
     p95 === undefined ? "" : `camera to result ${sorted[Math.floor(sorted.length / 2)].toFixed(0)} ms, p95 ${p95.toFixed(0)} ms`,
     parts && `in the server, ms: ${parts}`, prediction ? `${prediction.dropped} dropped, ${prediction.held} held` : "",
     gateRange && !$("open").hidden ? `gates ${gateRange.map(open => open.toFixed(2)).join(" (clear) to ")} (red) open` : "",
+    prediction?.hands && !Object.keys(prediction.hands).length ? "no hand in view" : "",
     gap ? `last gap: ${gap.seconds.toFixed(1)} s (${gap.action})` : ""].filter(Boolean).join(" · ");
   document.body.dataset.facts = JSON.stringify({ rate: rate(answered), p95, shown: $("banner").textContent });
 }, 500);

@@ -168,6 +168,7 @@ class _Pen:
         parts = [state.shown_time(state.captured_at)]
         if newest is not None:
             parts.append(f"{newest.latency_ms.get('total', 0.0):.1f} ms")
+            parts += ["no hand in view"] if newest.hands == {} else []
             parts += [f"{n} {lost}" for n, lost in ((newest.dropped, "dropped"), (newest.held, "held")) if n]
         text = self._fit("   ".join(parts), self.width - 2 * self.margin)
         self._panel(0, self.footer_top + self.margin, self.width, self.height - self.footer_top - self.margin)
