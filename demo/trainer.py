@@ -57,7 +57,7 @@ class Trainer:
             except GatestreamError as error:
                 log.warning("%s; in use is what was there before it", error)
                 self._unusable.add(Path(self.model))
-                self.passed_over = self._error = f"What was learnt last is not in use: {error}"
+                self.passed_over = f"What was learnt last is not in use: {error}"
         return open_model(self._start)
 
     def state(self) -> dict[str, Any]:
