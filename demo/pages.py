@@ -138,6 +138,7 @@ def _facts(contract: Contract) -> list[list[str]]:
             *([f"labels of {head}", ", ".join(labels)] for head, labels in contract.heads.items()),
             ["input", f"{width} x {height} pixels, {contract.frame_rate:g} frames/s"],
             ["window", f"{contract.window_clips} clips of {contract.clip_frames} frames"],
+            *([["looks at", "the hands in the whole picture, too"]] if contract.looks_for_hands else []),
             ["an event opens above", f"{rule.open_above:g}"], ["and closes below", f"{rule.close_below:g}"],
             ["it lasts", f"{rule.min_duration_s:g} s or more"], ["its score is", f"{rule.min_score:g} or more"],
             ["nothing is called", contract.background or "(no label)"]]
