@@ -254,17 +254,19 @@ class EventTracker:
     arguments.
 
     head: name of the events; labels: of the head, or of each of several; background: the label that means "nothing", in
-    the heads that have it; window_s: from the first to the last frame of a full window; warm_s: what of that has been
-    seen before the first update after a reset; multi_label: whether labels are true each for itself (of one head)."""
+    the heads that have it; now_s, window_s: from the first to the last frame of a moment's scores, in the middle of
+    which they count, and of a full window; warm_s: what of that has been seen before the first update after a reset;
+    multi_label: whether labels are true each for itself (of one head)."""
 
     def __init__(self, camera: str, head: str, labels: Sequence[str] | Sequence[Sequence[str]], background: str | None,
-                 rule: EventRule, *, window_s: float = 0.0, warm_s: float = 0.0, multi_label: bool = False) -> None:
+                 rule: EventRule, *, now_s: float = 0.0, window_s: float = 0.0, warm_s: float = 0.0,
+                 multi_label: bool = False) -> None:
         of_heads = [[str(name) for name in each] for each in ([labels] if isinstance(labels[0], str) else labels)]
         self.rule = rule  # may be changed between two updates
         self._ends = np.cumsum([len(each) for each in of_heads]).tolist()
         self._background = [end - len(each) + each.index(background) for end, each in
                             zip(self._ends, of_heads, strict=True) if background in each]
-        self._multi_label, self._window_s, self._warm_s = multi_label, window_s, warm_s
+        self._multi_label, self._now_s, self._window_s, self._warm_s = multi_label, now_s, window_s, warm_s
         names = _Names(camera, head, of_heads)
         self._one = _OneEvent(names, self._ends)
         self._labels = _LabelEvents(names, alone=not multi_label)
@@ -280,17 +282,17 @@ class EventTracker:
     def update(self, captured_at: float, now_probs_K: Probs, window_probs_K: Probs) -> list[Event]:
         """Takes the scores of one tick, those of several heads side by side; returns events that opened, changed their
         label, or closed."""
+        first = self._first_at is None
+        self._first_at = captured_at if self._first_at is None else self._first_at
+        seen_s = captured_at - self._first_at + self._warm_s
         if self._background:
             probs_K = now_probs_K.copy()
             probs_K[self._background] = 0
             activity = geometric_mean(1 - now_probs_K[self._background])
-            return self._one.update(self.rule, captured_at, activity, probs_K)
-        first = self._first_at is None
-        self._first_at = captured_at if self._first_at is None else self._first_at
+            return self._one.update(self.rule, captured_at - min(seen_s, self._now_s) / 2, activity, probs_K)
         self._last_at = self._counted_at = captured_at
         if self._multi_label:
             return self._labels.update(self.rule, captured_at, self._active(now_probs_K))
-        seen_s = captured_at - self._first_at + self._warm_s
         self._counted_at = captured_at - (seen_s if first else min(seen_s, self._window_s) / 2)
         return self._labels.update(self.rule, self._counted_at, self._active(window_probs_K))
 

@@ -90,6 +90,6 @@ def event_trackers(contract: Contract, camera: str, rule: EventRule | None = Non
             found[head] = PairTracker(contract, camera, head, rule or contract.events)
         else:
             found[head] = EventTracker(camera, head, [contract.heads[part] for part in parts], contract.background,
-                                       rule or contract.events, window_s=contract.window_s, warm_s=contract.warm_s,
-                                       multi_label=head in contract.multi_label)
+                                       rule or contract.events, now_s=contract.now_s, window_s=contract.window_s,
+                                       warm_s=contract.warm_s, multi_label=head in contract.multi_label)
     return found

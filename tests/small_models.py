@@ -62,8 +62,8 @@ def make_base(path: Path, hands: int = 0) -> Path:
     """A small base: random weights, whose features differ from picture to picture all the same. hands: the features of
     hands that it looks at."""
     torch.manual_seed(0)
-    network = engines.build("tsn-mobilenetv2", heads={"action": 2}, causal=True, input_size_hw=(48, 64), middle_grid=2)
-    network.make_transparent()
+    network = engines.build("gsf-mobilenetv2", heads={"action": 2}, causal=True, input_size_hw=(48, 64), middle_grid=2,
+                            motion=True)
     blank = Contract(name="base", heads={"action": ("background", "action")}, background="background", frame_rate=8.0,
                      pooling=PoolingRule(foreground_s=2.0), network=network.config, cover_hw=(48, 64), warmup_frames=0,
                      receptive_frames=8, clip_frames=3, window_clips=4, max_gap_s=1.0)

@@ -39,6 +39,12 @@ def make(causal: bool = False, **options: Any) -> Network:
     return network.double().eval()
 
 
+def test_a_motion_branch_sees_no_future_and_splits_anywhere() -> None:
+    live, x = make(True, architecture="gsf-mobilenetv2", gate_ratio=50, motion=True, middle_grid=2,
+                   sites=["motion_0", "motion_1", "features_13", "features_15"]), clip()
+    check_no_future_and_any_split(live, x)
+
+
 def clip(time: int = 6) -> torch.Tensor:
     return torch.randn(1, time, 3, *SIZE_HW, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -46,7 +52,10 @@ def clip(time: int = 6) -> torch.Tensor:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("options", NETWORKS, ids=lambda options: options["architecture"])
 def test_the_causal_form_sees_no_future_and_splits_anywhere(options: dict[str, Any], rule: str) -> None:
-    live, x = engines.causal(make(**options), rule), clip()
+    check_no_future_and_any_split(engines.causal(make(**options), rule), clip())
+
+
+def check_no_future_and_any_split(live: Network, x: torch.Tensor) -> None:
     whole, _ = live(x, live.fresh_state(1))
     changed = x.clone()
     changed[:, 4:] += 1

@@ -182,6 +182,18 @@ def test_only_differences_of_time_matter(start: float) -> None:
     np.testing.assert_allclose([event.started_at + start for event in here], [event.started_at for event in there])
 
 
+def test_scores_of_a_span_count_in_its_middle() -> None:
+    times, probs_TK = track(".........LLLLLLLLLL.........")
+    [at_once], [spread] = (detect_events(times, probs_TK, probs_TK, labels=LABELS, background="none", rule=RULE,
+                                         now_s=now_s) for now_s in (0.0, 0.8))
+    assert at_once.started_at == pytest.approx(0.9)
+    assert spread.started_at == pytest.approx(at_once.started_at - 0.4)
+    assert spread.ended_at == pytest.approx(at_once.ended_at - 0.4)
+    [early] = detect_events(times[9:], probs_TK[9:], probs_TK[9:], labels=LABELS, background="none", rule=RULE,
+                            now_s=0.8)
+    assert early.started_at == pytest.approx(0.9)  # not before the stream itself
+
+
 def test_reset_forgets_the_open_event() -> None:
     tracker = EventTracker("0", "gesture", LABELS, "none", RULE)
     for at, probs_K in zip(*track("..LLLLLL"), strict=True):

@@ -243,10 +243,31 @@ def test_features_hold_the_grid_of_the_middle_layer() -> None:
                                torch.nn.functional.adaptive_avg_pool2d(maps[0], 3)[0])
 
 
-@pytest.mark.parametrize(("architecture", "options"), [("tsn-resnet18", {"causal": True}), ("tsn-mobilenetv2", {})])
-def test_a_grid_is_refused_where_there_is_none(architecture: str, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="middle_grid=3"):
-        build(architecture, heads={"a": 2}, middle_grid=3, **options)
+def test_a_motion_branch_adds_features_and_changes_no_others() -> None:
+    both = build("gsf-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=(48, 64), middle_grid=3, motion=True)
+    both.eval()
+    plain = build("tsn-mobilenetv2", heads={"a": 2}, causal=True, input_size_hw=(48, 64), middle_grid=3).eval()
+    weights = both.backbone.state_dict()
+    plain.backbone.load_state_dict({name: weights[name] for name in plain.backbone.state_dict()})
+    images = torch.rand(2, 5, 3, 48, 64)
+    features, state = both(images, both.fresh_state(2))
+    wanted, _ = plain(images, ())
+    motion = slice(1280, 1280 + both.config.motion_features)
+    assert features.shape[-1] == both.width == plain.width + both.config.motion_features
+    torch.testing.assert_close(torch.cat([features[..., :1280], features[..., motion.stop:]], -1), wanted)
+    assert [tuple(leaf.shape[1:]) for leaf in state] == [spec.shape for spec in both.state_spec()]
+    still = images[:, :1].expand_as(images)
+    alone, _ = both(still[:, :1], both.fresh_state(2))
+    assert not torch.allclose(both(still, both.fresh_state(2))[0][:, 4:, motion], alone[..., motion])  # it remembers
+
+
+@pytest.mark.parametrize(("architecture", "options"), [
+    ("tsn-resnet18", {"causal": True, "middle_grid": 3}), ("tsn-mobilenetv2", {"middle_grid": 3}),
+    ("gsf-resnet18", {"causal": True, "motion": True}), ("gsf-mobilenetv2", {"motion": True})])
+def test_features_of_a_middle_layer_are_refused_where_there_is_none(architecture: str, options: dict[str, Any]
+                                                                    ) -> None:
+    with pytest.raises(UsageError, match=r"middle_grid=.*motion="):
+        build(architecture, heads={"a": 2}, **options)
 
 
 @pytest.mark.parametrize("spoil", [

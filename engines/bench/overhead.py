@@ -172,7 +172,8 @@ def bare_backbone(model: Model) -> Model:
     config = NetworkConfig(module="tsn", backbone=contract.network.backbone, causal=True,
                            input_size_hw=contract.input_size_hw)
     network = build(config, heads={head: len(labels) for head, labels in contract.heads.items()})
-    network.backbone.load_state_dict(model.network.backbone.state_dict())
+    weights = model.network.backbone.state_dict()
+    network.backbone.load_state_dict({name: weights[name] for name in network.backbone.state_dict()})
     bare = Model(contract.model_copy(update={"network": config}), {}, digest="")
     bare.network = network.eval()
     return bare

@@ -104,6 +104,12 @@ class Contract(BaseModel):
         return max(0, self.warmup_frames - 1) / self.frame_rate
 
     @property
+    def now_s(self) -> float:
+        """Seconds from the first to the last frame that scores of the moment are of."""
+        frames = 1 if self.pooling is None else self.pooling.now_clips * self.clip_frames
+        return (frames - 1) / self.frame_rate
+
+    @property
     def window_s(self) -> float:
         """How long a full window is, in seconds, such that its middle is half of that ago: on average, a causal model's
         newest clip has half of its frames, and the clip of a bidirectional one ended half a hop ago."""

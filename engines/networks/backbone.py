@@ -86,15 +86,29 @@ class Backbone(nn.Module, ABC):
         self.middle_grid = side
         self.width += side ** 2 * self.middle[1]
 
+    @property
+    def cuttable(self) -> int:
+        """After how many of `steps`, at most, the others can be run on their own: features that are read from the
+        middle layer's map stand beside the last one's."""
+        return self.middle_steps - 1 if self.reads_middle else len(self.steps())
+
+    @property
+    def reads_middle(self) -> bool:
+        """Whether `features_beside` has any."""
+        return bool(self.middle_grid)
+
     def forward(self, x: Tensor, hook: Hook = lambda _, x: x, part: slice = slice(None)) -> Tensor:
-        """part: run these steps only, on what the step before them gave; of a backbone with a grid, all from the first.
-        """
-        middle: list[Tensor] = []
-        for number, step in enumerate(self.steps()[part], 1):
+        """part: run these steps only, on what the step before them gave; cut at `cuttable` or before."""
+        beside: list[Tensor] = []
+        for number, step in enumerate(self.steps()[part], 1 + (part.start or 0)):
             x = step(x, hook)
-            if self.middle_grid and number == self.middle_steps:
-                middle.append(F.adaptive_avg_pool2d(x, self.middle_grid).flatten(1))
-        return torch.cat([x, *middle], 1) if middle else x
+            if number == self.middle_steps and part.stop is None and self.reads_middle:
+                beside = self.features_beside(x, hook)
+        return torch.cat([x, *beside], 1) if beside else x
+
+    def features_beside(self, middle: Tensor, hook: Hook) -> list[Tensor]:
+        """Features that are read from the middle layer's map, which stand after the last layer's."""
+        return [F.adaptive_avg_pool2d(middle, self.middle_grid).flatten(1)] if self.middle_grid else []
 
 
 def mean_over_space(x_NCHW: Tensor, _: Hook) -> Tensor:

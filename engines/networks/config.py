@@ -10,6 +10,7 @@ PREFIX = "fusion."  # begins the names of clip fusion's tensors in a model file
 EPSILON = 1e-6  # the least sum of weights, in frames, that a window descriptor is divided by
 INNER_MOST = 64  # wider would cost more than 3 % of a small network's step
 MIDDLE_CHANNELS = {"mobilenetv2": 96}  # of the backbones whose middle layer can be pooled
+MOTION_WIDTH = 128  # features of a motion branch
 Group = tuple[float, tuple[int, int, int]]  # share of the channels, (dt, dh, dw) with each of -1, 0, 1
 
 
@@ -35,6 +36,7 @@ class NetworkConfig(BaseModel):
     readout_width: Annotated[int, Field(ge=0, le=65536)] = 0  # of the recurrent read-out, causal only; 0: none
     # Cells along each side of a grid on the middle layer's map, whose means are features, too; causal only; 0: none.
     middle_grid: Annotated[int, Field(ge=0, le=16)] = 0
+    motion: bool = False  # whether a motion branch on the middle layer's map gives features, too; causal only
     segments: Annotated[int, Field(ge=1, le=65536)] = 8  # frames of a bidirectional clip
     hop: int | None = None  # on a stream, frames from one clip's scores to the next; None: a quarter of `segments`
 
@@ -63,6 +65,11 @@ class NetworkConfig(BaseModel):
         return 0 if self.readout_width else self.middle_grid ** 2 * MIDDLE_CHANNELS.get(self.backbone, 0)
 
     @property
+    def motion_features(self) -> int:
+        """How many features, before those of the middle layer, are a motion branch's."""
+        return MOTION_WIDTH if self.motion and not self.readout_width else 0
+
+    @property
     def architecture(self) -> str:
         return f"{self.module}-{self.backbone}"
 
@@ -70,8 +77,9 @@ class NetworkConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.readout_width and not self.causal:
             raise ValueError(f"readout_width={self.readout_width} on a bidirectional network: causal=True with it")
-        if self.middle_grid and not self.causal:
-            raise ValueError(f"middle_grid={self.middle_grid} on a bidirectional network: causal=True with it")
+        if (self.middle_grid or self.motion) and not self.causal:
+            raise ValueError(f"middle_grid={self.middle_grid}, motion={self.motion} on a bidirectional network: "
+                             "causal=True with them")
         if self.past_shift is not None and not self.causal:
             raise ValueError(f"past_shift={self.past_shift} on a bidirectional network: causal=True with it")
         if self.hop is not None and (self.causal or not 1 <= self.hop <= self.segments):

@@ -9,10 +9,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from engines.networks.backbone import Backbone, Hook, Step, mean_over_space
-from engines.networks.config import MIDDLE_CHANNELS
+from engines.networks.config import MIDDLE_CHANNELS, MOTION_WIDTH
 
 EPS = 1e-5  # of the published batch norms
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
+MOTION_CHANNELS, MOTION_BLOCKS, MOTION_EXPANSION = 128, 3, 2
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 # timm: blocks.STAGE.INDEX.{conv_pw bn1, conv_dw bn2, conv_pwl bn3}; in the first block {conv_dw bn1, conv_pw bn2}.
 _TIMM_STARTS = (1, 2, 4, 7, 11, 14, 17)
@@ -47,6 +48,31 @@ class InvertedResidual(nn.Module):
         return x + hook(name, self.conv(hook(f"{name}_input", x)))
 
 
+class MotionBranch(nn.Module):
+    """What moves, and how: residual blocks of their own on the middle layer's map, at half its size, where a hand moves
+    by about a cell from frame to frame. Temporal modules sit at their projections."""
+
+    width = MOTION_WIDTH
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.reduce = _conv_relu6(inputs, MOTION_CHANNELS, 3, 2)
+        self.blocks = nn.ModuleList(InvertedResidual(MOTION_CHANNELS, MOTION_CHANNELS, 1, MOTION_EXPANSION)
+                                    for _ in range(MOTION_BLOCKS))
+        self.head = _conv_relu6(MOTION_CHANNELS, self.width, 1)
+
+    def sites(self) -> dict[str, nn.Conv2d]:
+        """As `Backbone.sites`."""
+        return {f"motion_{i}": projection for i, block in enumerate(self.blocks)
+                if isinstance(block, InvertedResidual) and isinstance(projection := block.conv[-1], nn.Conv2d)}
+
+    def forward(self, x: Tensor, hook: Hook) -> Tensor:
+        x = self.reduce(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, f"motion_{i}", hook)
+        return mean_over_space(self.head(x), hook)
+
+
 class MobileNetV2(Backbone):
     width = 1280
     hub_model = "timm/mobilenetv2_100.ra_in1k"
@@ -55,6 +81,7 @@ class MobileNetV2(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
+        self.motion: MotionBranch | None = None  # see `add_motion`
         channels = 32
         self.features = nn.Sequential(_conv_relu6(3, channels, 3, 2))
         for expansion, outputs, blocks, first_stride in STAGES:
@@ -63,17 +90,26 @@ class MobileNetV2(Backbone):
                 channels = outputs
         self.features.append(_conv_relu6(channels, self.width, 1))
 
+    def add_motion(self) -> None:
+        """Makes the means of a motion branch features, too, after the last layer's."""
+        self.motion = MotionBranch(self.middle[1])
+        self.width += MOTION_WIDTH
+
     def sites(self) -> dict[str, nn.Conv2d]:
-        return {f"features_{i}": projection for i, layer in enumerate(self.features)
-                if isinstance(layer, InvertedResidual) and layer.residual
-                and isinstance(projection := layer.conv[-1], nn.Conv2d)}
+        own = {f"features_{i}": projection for i, layer in enumerate(self.features)
+               if isinstance(layer, InvertedResidual) and layer.residual
+               and isinstance(projection := layer.conv[-1], nn.Conv2d)}
+        if self.motion is None:
+            return own
+        lower = [site for site in own if int(site.removeprefix("features_")) < self.middle_steps]
+        return {site: own.pop(site) for site in lower} | self.motion.sites() | own
 
     def input_sites(self) -> dict[str, int]:
         return {f"{name}_input": projection.out_channels for name, projection in self.sites().items()}
 
     def default_sites(self, module: str, causal: bool) -> tuple[str, ...]:
-        """Gates on late, small maps: earlier sites cost as much and see little more."""
-        return tuple(f"features_{i}" for i in (9, 10, 12, 13, 15, 16))
+        """Gates on the motion branch, else on late, small maps: earlier sites cost as much and see little more."""
+        return tuple(self.motion.sites() if self.motion else (f"features_{i}" for i in (9, 10, 12, 13, 15, 16)))
 
     def default_gate_ratio(self, causal: bool) -> int:
         return 25
@@ -102,6 +138,14 @@ class MobileNetV2(Backbone):
 
     def steps(self) -> list[Step]:
         return [*(partial(self._layer, i) for i in range(len(self.features))), mean_over_space]
+
+    @property
+    def reads_middle(self) -> bool:
+        return self.motion is not None or super().reads_middle
+
+    def features_beside(self, middle: Tensor, hook: Hook) -> list[Tensor]:
+        motion = [] if self.motion is None else [self.motion(middle, hook)]
+        return motion + super().features_beside(middle, hook)
 
     def _layer(self, i: int, x: Tensor, hook: Hook) -> Tensor:
         layer = self.features[i]

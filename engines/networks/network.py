@@ -4,14 +4,14 @@ tensors, camera axis first; zeros mean fresh; () when the network is bidirection
 Legend: B cameras or clips, T frames, C H W a normalised image, D features, K labels, M width of the read-out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engines.errors import UsageError
-from engines.networks.backbone import Backbone
+from engines.networks.backbone import Backbone, Hook
 from engines.networks.bninception import BNInception
 from engines.networks.config import NetworkConfig
 from engines.networks.gsf import GateShiftFuse
@@ -180,6 +180,16 @@ class Network(nn.Module):
                              "scale the frames, or build with input_size_hw=")
         B, T = frames_BTCHW.shape[:2]
         past = iter(state)
+        mix, kept = self.mixing(B, T, past)
+        features_BTD = self.dropout(self.backbone(frames_BTCHW.flatten(0, 1), mix, part).reshape(B, T, -1))
+        if self.memory is not None:
+            features_BTD, own = self.memory(features_BTD, tuple(past))
+            kept.extend(own)
+        return features_BTD, tuple(kept)
+
+    def mixing(self, B: int, T: int, past: Iterator[Tensor]) -> tuple[Hook, list[Tensor]]:
+        """The backbone's hook that applies the temporal modules, which take their state from `past` one by one; and
+        the list to which it adds what they keep."""
         kept: list[Tensor] = []
 
         def mix(site: str, x: Tensor) -> Tensor:
@@ -191,11 +201,7 @@ class Network(nn.Module):
             kept.extend(own)
             return mixed.flatten(0, 1)
 
-        features_BTD = self.dropout(self.backbone(frames_BTCHW.flatten(0, 1), mix, part).reshape(B, T, -1))
-        if self.memory is not None:
-            features_BTD, own = self.memory(features_BTD, tuple(past))
-            kept.extend(own)
-        return features_BTD, tuple(kept)
+        return mix, kept
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Logits of every head for features [..., D]: {head: [..., K]}."""
@@ -219,10 +225,12 @@ def build(architecture: str | NetworkConfig, *, heads: Mapping[str, int], dropou
                          f"one of {', '.join(f'{m}-{b}' for b in BACKBONES for m in MODULES)}",
                          "choose one of these names")
     backbone, kind = BACKBONES[config.backbone](), MODULES[config.module]
-    if config.middle_grid:
-        if not backbone.middle_steps:
-            raise UsageError(f"middle_grid={config.middle_grid} for {config.backbone}",
-                             "a backbone with a middle layer: mobilenetv2", "choose that, or leave the grid out")
+    if config.middle_grid or config.motion:
+        if not isinstance(backbone, MobileNetV2) or not backbone.middle_steps:
+            raise UsageError(f"middle_grid={config.middle_grid}, motion={config.motion} for {config.backbone}",
+                             "a backbone with a middle layer: mobilenetv2", "choose that, or leave them out")
+        if config.motion:
+            backbone.add_motion()
         backbone.pool_middle(config.middle_grid)
     channels = {} if kind is None else backbone.input_sites() if kind.on_input else {
         site: convolution.out_channels for site, convolution in backbone.sites().items()}

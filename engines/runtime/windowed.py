@@ -96,7 +96,7 @@ def split(network: Network) -> tuple[int, Tensor]:
         met.add(place)
         return x
 
-    x, steps = _blank(network), network.backbone.steps()
+    x, steps = _blank(network), network.backbone.steps()[:network.backbone.cuttable]
     with torch.no_grad():
         for count, step in enumerate(steps):
             after = step(x, note)

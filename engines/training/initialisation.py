@@ -78,7 +78,8 @@ def load_pretrained(network: Network, weights: str | Path, transparent: bool = T
         state = backbone.imagenet_state(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} ({error})", f"a safetensors file of {name} weights", "get it again") from error
-    wanted = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    wanted = {key: value for key, value in backbone.state_dict().items()
+              if not key.startswith("motion.") and not key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
     if missing:
         raise ModelError(f"{path} without {', '.join(missing[:3])} of the right shape",

@@ -33,7 +33,7 @@ FOLDS = 5
 L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # for components whose squares sum to 1 in the mean
 STEPS = 25  # of L-BFGS for each
 COMPONENTS = 128  # of a view, at most
-SOFTNESS = 0.7  # nats of held-out loss, by which an expert's weight falls to 1/e
+SOFTNESS = 0.7  # nats of held-out loss by which an expert's weight falls to 1/e
 LEAST_KNOWN = 0.85  # an expert whose held-out loss is above this share of chance's is left out
 WINDOW_S = (1.5, 10.0)  # the shortest and the longest window
 NOW_S = (1.2, 3.0)
@@ -98,7 +98,7 @@ def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, backgrou
             samples = samples.select(~samples.edge_N)
     labels = (*named, background) if (samples.label_N == len(named)).any() else named
     found = _learn(contract, samples, labels, fold_R, note)
-    if contract.pooling.hands and not any("hands" in view for experts in found.values() for view in experts.weights):
+    if contract.pooling.hands and not any("hands" in view for one in found.values() for view in one.weights):
         clips = [replace(clip, features_TD=clip.features_TD[:, :-contract.pooling.hands]) for clip in clips]
         contract, found = _without_hands(contract, found)
     held_out = _hold_out(contract, clips, names, fold_R, found)
@@ -152,13 +152,14 @@ def _without_hands(contract: Contract, found: dict[str, _Experts]) -> tuple[Cont
 
 
 def _fit_spans(contract: Contract, clips: Sequence[SupportClip]) -> Contract:
-    """The contract with spans as long as the actions: the window as the median one, the present moment shorter."""
-    assert contract.pooling is not None
-    ticks = [clip.ended - clip.started for clip in clips if clip.natural and clip.ended]
-    rate, action_s = contract.frame_rate, float(np.median(ticks)) / contract.frame_rate
-    window, now = (math.ceil(min(max(action_s, least_s), most_s) * rate) for least_s, most_s in (WINDOW_S, NOW_S))
+    """The contract with spans as long as the actions: the window as the median one, the present moment as its half."""
+    rate, ticks = contract.frame_rate, [clip.ended - clip.started for clip in clips if clip.natural and clip.ended]
+    action_s = float(np.median(ticks)) / rate
+    window, now = (math.ceil(min(max(span_s, least_s), most_s) * rate) for span_s, (least_s, most_s) in
+                   ((action_s, WINDOW_S), (action_s / 2, NOW_S)))
     clip_frames = max(1, window // CLIPS)
     window_clips = math.ceil(window / clip_frames)
+    assert contract.pooling is not None
     return contract.model_copy(update={
         "clip_frames": clip_frames, "window_clips": window_clips,
         "pooling": contract.pooling.model_copy(update={"now_clips": min(math.ceil(now / clip_frames), window_clips)})})
@@ -245,9 +246,10 @@ def _learn(contract: Contract, samples: _Samples, labels: Sequence[str], fold_R:
 def _views(contract: Contract, features: int) -> list[_View]:
     """Statistics of the last layer and of the middle one, apart; what still shows, what changes, and in what order."""
     assert contract.pooling is not None
-    ends = np.cumsum([features - contract.network.middle_features - contract.foreground_cells - contract.pooling.hands,
-                      contract.network.middle_features, contract.foreground_cells, contract.pooling.hands]).tolist()
-    blocks = dict(zip(("last layer", "middle layer", "foreground", "hands"), pairwise([0, *ends]), strict=True))
+    widths = {"motion": contract.network.motion_features, "middle layer": contract.network.middle_features,
+              "foreground": contract.foreground_cells, "hands": contract.pooling.hands}
+    ends = np.cumsum([features - sum(widths.values()), *widths.values()]).tolist()
+    blocks = dict(zip(("last layer", *widths), pairwise([0, *ends]), strict=True))
     kinds = {"mean": ("mean",), "change": ("deviation", "change"), "order": ("order",)}
     return [_View(f"{block}, {kind}", np.concatenate([statistic_columns(one, *span, features) for one in statistics]),
                   kind == "order")
@@ -333,13 +335,11 @@ def _hold_out(contract: Contract, clips: Sequence[SupportClip], names: Sequence[
               found: dict[str, _Experts]) -> list[HeldOut]:
     """Every recording as it is, scored by experts that have not seen it; but for labels that no others show."""
     held_out = []
-    folds_of: dict[str, set[int]] = {}
+    fold_of = {clip.recording: int(fold_R[names.index(clip.recording)]) for clip in clips}
     for clip in clips:
-        folds_of.setdefault(clip.label, set()).add(int(fold_R[names.index(clip.recording)]))
-    for clip in clips:
-        if not clip.natural or len(folds_of[clip.label]) < 2:
+        if not clip.natural or len({fold_of[one.recording] for one in clips if one.label == clip.label}) < 2:
             continue
-        fold = fold_R[names.index(clip.recording)]
+        fold = fold_of[clip.recording]
         rows: dict[str, list[Float64Array]] = {span: [] for span in found}
         for _, statistics in _play(contract, clip.features_TD, range(len(clip.features_TD))):
             for span, values_X in statistics.items():

@@ -181,7 +181,7 @@ def _baseline(model: Model, plays: dict[str, list[SupportClip]], taught: Sequenc
     from sklearn.preprocessing import StandardScaler
 
     last = model.tensors[f"heads.{next(iter(model.contract.heads))}.weight"].shape[1]
-    last -= model.contract.network.middle_features
+    last -= model.contract.network.motion_features + model.contract.network.middle_features
 
     def rows(names: Sequence[str]) -> NDArray[np.float32]:
         return np.array([np.concatenate([part_TD.mean(axis=0) for part_TD in np.array_split(

@@ -130,6 +130,8 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
     own, labels = contract.events, contract.heads[head]
     shortest_s = min(one.clip.ended - one.clip.started for one in held_out if one.clip.ended) / contract.frame_rate
     lasting = own.model_copy(update={"min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
+    if contract.pooling is not None:  # single recordings say little of how scores rise and fall in a stream
+        return lasting
     rules = [lasting, *(lasting.model_copy(update={"open_above": above, "min_score": score, "close_below": round(
                             min(own.close_below, above - CLOSE_LOWER), 3)})
                         for above, score in product(OPEN_ABOVE, MIN_SCORE))]
