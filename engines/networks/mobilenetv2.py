@@ -13,8 +13,8 @@ from engines.networks.config import MIDDLE_CHANNELS, MOTION_WIDTH
 
 EPS = 1e-5  # of the published batch norms
 # expansion, channels, blocks, stride of the first block (table 2 of the paper)
-MOTION_CHANNELS, MOTION_BLOCKS, MOTION_EXPANSION = 128, 3, 2
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+MOTION_CHANNELS, MOTION_BLOCKS, MOTION_EXPANSION = 128, 3, 2
 # timm: blocks.STAGE.INDEX.{conv_pw bn1, conv_dw bn2, conv_pwl bn3}; in the first block {conv_dw bn1, conv_pw bn2}.
 _TIMM_STARTS = (1, 2, 4, 7, 11, 14, 17)
 _TIMM_LAYERS = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1",
