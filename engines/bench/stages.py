@@ -82,7 +82,8 @@ def format_lines(report: Report) -> list[str]:
     if report["no_bare"]:
         out.append(f"no comparison with the bare backbone: {report['no_bare']}")
     if "hands" in stages:
-        out.append("hands: a rendered one is in view; gatestream bench hands clip.mp4 measures with your own")
+        out.append(f"hands: {report['stages_ms']['hands']['mean']:.3f} ms on average with a rendered one in view; "
+                   "gatestream bench hands clip.mp4 measures with your own")
     if "fuse" in stages:
         out.append(f"fuse / engine step: {100 * stages['fuse'] / stages['engine']:.1f} %")
     if PLAIN in stages:

@@ -119,26 +119,32 @@ def cameras(count: Annotated[int, typer.Argument(min=1, max=10_000, metavar="N",
 
 @commands.command()
 def hands(source: Annotated[str, typer.Argument(metavar="SOURCE", help="As in gatestream run.")],
+          model: ModelName = "base",
           max_frames: Annotated[int, typer.Option(min=1, metavar="N", help="Frames at most.")] = 1000,
           save_video: Annotated[Path | None, typer.Option(metavar="FILE", help=(
               "Write the frames with their hands drawn to this .mp4."))] = None, json: AsJson = False) -> None:
-    """Follow the hands in a stream with the models of the extra \\[hands], and say what that costs.
+    """Follow the hands in a stream with the models of the extra \\[hands], at the frame rate of a model, and say what
+    that costs.
 
     [bold]Example[/bold]
 
       gatestream bench hands clip.mp4 --save-video hands.mp4"""
+    import engines
     from engines.bench.hands import HandBench, format_lines
+    from stream.clock import Clock
     from stream.frame import Frame, Image
     from stream.sinks.base import output_path
     from stream.sinks.overlay import draw_hands
     from stream.sinks.video import write_video
     from stream.sources import open_source
 
-    bench = HandBench()
+    contract = engines.load(model).contract
+    bench, clock = HandBench(), Clock(contract.frame_rate, contract.max_gap_s)
 
     def drawn() -> Iterator[tuple[float, Image]]:
         with open_source(source) as opened:
-            for frame in islice((item for item in opened.frames() if isinstance(item, Frame)), max_frames):
+            for frame in islice((item for item in opened.frames() if isinstance(item, Frame)
+                                 and clock.tick(item.captured_at).use), max_frames):
                 image = frame.image_bgr.copy()
                 draw_hands(image, bench.step(frame.image_bgr).in_view())
                 yield frame.captured_at, image
