@@ -39,6 +39,7 @@ BACKEND = Backend("toy", "Toy", precisions=lambda: ("f32",), build=build, open=o
 '''
 PROGRAM = '''
 import sys
+import torch  # or the engine would be built in another process, which does not know of the file
 import engines.runtime
 from engines.runtime import registry
 

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import logging
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from engines.model.file import Model
 from engines.runtime import cache
 from engines.runtime.cache import Facts as Facts
 from engines.runtime.engine import Engine
+from engines.runtime.own_process import call
 from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, Parity, compare, probe_clip, run_clip
 
 log = logging.getLogger("gatestream.engines")
@@ -90,8 +92,15 @@ class Backend:
                 "code": source_hash(Path(inspect.getfile(self.open))), **self.key(spec)}
 
     def build_proven(self, spec: Spec, folder: Path) -> Facts:
-        """Builds into a folder in the fastest precision that agrees with eager, measuring what was written.
+        """Builds into a folder in the fastest precision that agrees with eager, measuring what was written: in a
+        process of its own where this one has done without torch so far, and can go on so.
         Returns what `build` and `tune` return, with {"precision": ..., "parity": {precision: fields of Parity}}."""
+        apart = "torch" not in sys.modules and sys.executable
+        facts = call(_build_by_name, self.name, spec, folder) if apart else self.build_and_prove(spec, folder)
+        return facts | (self.tune(spec, facts["precision"], folder) if self.tune is not None else {})
+
+    def build_and_prove(self, spec: Spec, folder: Path) -> Facts:
+        """`build_proven` without `tune`, here."""
         facts: Facts = {}
 
         def build_and_open(precision: str) -> Engine:
@@ -100,8 +109,6 @@ class Backend:
 
         engine, parity = self._prove(spec, build_and_open)
         engine.close()
-        if self.tune is not None:
-            facts |= self.tune(spec, engine.precision, folder)
         proofs = {precision: asdict(found) for precision, found in parity.items()}
         return facts | {"precision": engine.precision, "parity": proofs}
 
@@ -145,6 +152,12 @@ class Backend:
         raise EngineError(f"{self.title} scores that are off by {measured} from eager",
                           f"{TOLERANCE} at most, and logits and features by {SPREAD_TOLERANCE} of their spread",
                           "use --engine eager, and report this with the output of `gatestream doctor`")
+
+
+def _build_by_name(name: str, spec: Spec, folder: Path) -> Facts:
+    from engines.runtime.registry import find
+
+    return find(name).build_and_prove(spec, folder)
 
 
 @contextmanager
