@@ -70,7 +70,7 @@ def scene() -> FakeModels:
 
 @pytest.fixture
 def tracker(scene: FakeModels) -> HandTracker:
-    return HandTracker(scene, detect_every=(5, 5))  # type: ignore[arg-type]
+    return HandTracker(scene, detect_every=5)  # type: ignore[arg-type]
 
 
 IMAGE = np.zeros((*SIZE_HW, 3), np.uint8)
@@ -216,7 +216,7 @@ def test_the_detector_runs_only_while_a_hand_is_missing(tracker: HandTracker, sc
     assert searches(10) == 2
 
 
-@pytest.mark.parametrize(("hands", "searches"), [([], 6), ([LEFT], 4), ([LEFT, RIGHT], 1)])
+@pytest.mark.parametrize(("hands", "searches"), [([], 6), ([LEFT], 6), ([LEFT, RIGHT], 1)])
 def test_searches_are_few_and_counted_in_frames(hands: list[tuple[Floats, float]], searches: int,
                                                 scene: FakeModels) -> None:
     live, scene.hands = HandTracker(scene), hands  # type: ignore[arg-type]

@@ -187,6 +187,19 @@ def test_the_bench_says_what_hands_cost(scene: FakeModels, file: Path, tmp_path:
     assert "hands" not in "\n".join(format_lines(plain))
 
 
+@pytest.mark.parametrize(("hands", "row"), [([], "frame with 0 hands"), ([LEFT], "frame with 1 hands"),
+                                            ([LEFT, RIGHT], "frame with 2 hands")])
+def test_the_bench_of_hands_has_the_frames_that_a_model_looks_at(hands: list[tuple[Floats, float]], row: str,
+                                                                 scene: FakeModels, monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    scene.hands, scene.detector_s, scene.landmarks_s = hands, [], []  # type: ignore[attr-defined]
+    monkeypatch.setattr("engines.bench.hands._TimedModels", lambda: scene)
+    assert main(["bench", "hands", "sim://gestures?seconds=4", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["frames"] == report["times"][row] == 4 * engines.load("base").contract.frame_rate
+    assert report["ms"]["frame"]["mean"] == report["ms"][row]["mean"] > 0
+
+
 @pytest.mark.parametrize("command", [["run", "sim://gestures?seconds=1", "--model"], ["bench"], ["ui", "--model"]])
 def test_a_model_that_looks_for_hands_says_in_one_line_what_is_missing(command: list[str], scene: FakeModels,
                                                                        tmp_path: Path, file: Path,

@@ -12,7 +12,7 @@ from engines.hands.palms import POINTS
 
 LEAST_PRESENCE = 0.3  # of 0.5 as published: blurred hands at work are hands
 SAME_HAND = 0.3  # mean distance of two hands' points over the palm's length, below which they are one hand
-DETECT_EVERY = 2, 3  # frames from one search to the next while no hand is followed, and while one is
+DETECT_EVERY = 2  # frames from one search to the next while fewer than two hands are followed
 RECENT_FRAMES = 15  # a hand lost so long ago is the one that appears nearest to it
 SIDES = "left", "right"  # names of the slots
 
@@ -45,19 +45,17 @@ class HandTracker:
         tracker = HandTracker()
         hands = tracker.step(image_bgr)
 
-    While fewer than two hands are followed, others are searched for in one frame of a few: that costs most. One that is
-    lost is searched for at once. Causal; `reset` makes it as new, `copy` goes on from the same state. Trackers share
-    the compiled models."""
+    Causal; `reset` makes it as new, `copy` goes on from the same state. Trackers share the compiled models."""
 
-    def __init__(self, models: HandModels | None = None, detect_every: tuple[int, int] = DETECT_EVERY) -> None:
-        """detect_every: frames from one search to the next, as of DETECT_EVERY. Raises UsageError where the models are
-        not installed."""
+    def __init__(self, models: HandModels | None = None, detect_every: int = DETECT_EVERY) -> None:
+        """detect_every: frames from one search to the next while fewer than two hands are followed: that costs most.
+        Raises UsageError where the models are not installed."""
         self.models, self.detect_every = models or open_models(), detect_every
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything: the next frame is the first."""
-        self._hands, self._waited = Hands(), max(self.detect_every)
+        self._hands, self._waited = Hands(), self.detect_every
 
     def copy(self) -> "HandTracker":
         """A tracker that goes on from here by itself."""
@@ -78,8 +76,7 @@ class HandTracker:
         if len(followed) == 2 and _distance(followed[0].points, followed[1].points) < SAME_HAND:
             del followed[min(followed, key=lambda slot: followed[slot].presence)]
         self._waited += 1
-        lost = len(followed) < np.count_nonzero(before.presence)
-        if len(followed) < 2 and (lost or self._waited >= self.detect_every[len(followed)]):
+        if len(followed) < 2 and self._waited >= self.detect_every:
             self._waited = 0
             followed = assign_slots(self._search(image, list(followed.values())), followed, before, scale)
         self._hands = _hands_of(followed, before, scale)
