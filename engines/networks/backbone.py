@@ -102,7 +102,7 @@ class Backbone(nn.Module, ABC):
         beside: list[Tensor] = []
         for number, step in enumerate(self.steps()[part], 1 + (part.start or 0)):
             x = step(x, hook)
-            if number == self.middle_steps and part.stop is None and self.reads_middle:
+            if number == self.middle_steps and part.stop is None:
                 beside = self.features_beside(x, hook)
         return torch.cat([x, *beside], 1) if beside else x
 

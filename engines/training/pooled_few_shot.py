@@ -336,8 +336,9 @@ def _hold_out(contract: Contract, clips: Sequence[SupportClip], names: Sequence[
     """Every recording as it is, scored by experts that have not seen it; but for labels that no others show."""
     held_out = []
     fold_of = {clip.recording: int(fold_R[names.index(clip.recording)]) for clip in clips}
+    folds_of_labels = Counter(label for label, _ in {(clip.label, fold_of[clip.recording]) for clip in clips})
     for clip in clips:
-        if not clip.natural or len({fold_of[one.recording] for one in clips if one.label == clip.label}) < 2:
+        if not clip.natural or folds_of_labels[clip.label] < 2:
             continue
         fold = fold_of[clip.recording]
         rows: dict[str, list[Float64Array]] = {span: [] for span in found}
