@@ -17,8 +17,10 @@ What is active depends on what a head knows:
 | multi-label | p of `now`, of each label for itself | one of each label at a time |
 
 * With background, an event's label is the one of the highest score so far: the event is reported again when that
-  changes. Two actions back to back: when the newest ticks favour one other label for split_after_s without a break,
-  and those before them favoured their own label as long, the event is split there.
+  changes. Scores are those of `now`. Where `now` is a span of time, it may show too little of the action: scores are
+  the mean of `now` and `window`, and an event opens when both are active; and as its last ticks show what comes after,
+  the n-th weighs n. Two actions back to back: when the newest ticks favour one other label for
+  split_after_s without a break, and those before them favoured their own label as long, the event is split there.
 * Without, single frames are too uncertain to begin or end anything, and a window names what most of it shows: half a
   window after that began. So its scores count for the middle of its time. An event ends when its label's evidence fades
   for close_after_s, or when an event of another label, which has led without a break, counts.
@@ -42,27 +44,27 @@ from stream.clock import TIME_NOISE_S
 from stream.frame import Event
 
 UNKNOWN = "unknown"  # label of an event that no label fits well enough
+GROWTH = 1.5  # the label of a stroke shows late; more than this would let a flicker at its end decide
+SPAN_GROWTH = 1.0
 
 Probs = NDArray[Any]  # calibrated probabilities of one head's labels, [K]; of several heads side by side
 Label = tuple[int, ...]  # index of the label in each head
 
 
 class _Evidence:
-    """Mean of the probabilities since `started_at`, the n-th frame weighing n^1.5.
+    """Mean of the probabilities since `started_at`, the n-th frame weighing n^growth.
     ends: of each head in the probabilities, where the next begins."""
 
-    GROWTH = 1.5  # the label of a stroke shows late; more than this would let a flicker at its end decide
-
-    def __init__(self, started_at: float, ends: Sequence[int]) -> None:
+    def __init__(self, started_at: float, ends: Sequence[int], growth: float = GROWTH) -> None:
         self.started_at = self.ended_at = started_at
-        self._ends = ends
+        self._ends, self._growth = ends, growth
         self._frames = 0
         self._total = 0.0
         self._weighted_K: Probs = np.zeros(())
 
     def add(self, at: float, probs_K: Probs) -> None:
         self._frames += 1
-        weight = self._frames**self.GROWTH
+        weight = self._frames**self._growth
         self._total += weight
         self._weighted_K = self._weighted_K + weight * probs_K
         self.ended_at = at
@@ -101,10 +103,10 @@ class _Names:
 
 
 class _OneEvent:
-    """One event at a time, of a head with a label for background. ends: as for `_Evidence`."""
+    """One event at a time, of a head with a label for background. ends, growth: as for `_Evidence`."""
 
-    def __init__(self, names: _Names, ends: Sequence[int]) -> None:
-        self._names, self._ends = names, ends
+    def __init__(self, names: _Names, ends: Sequence[int], growth: float) -> None:
+        self._names, self._ends, self._growth = names, ends, growth
         self.reset()
 
     def reset(self) -> None:
@@ -114,18 +116,21 @@ class _OneEvent:
         self._opened = False
         self._reported: Label | None = None
 
-    def update(self, rule: EventRule, at: float, activity: float, probs_K: Probs) -> list[Event]:
-        """probs_K: without that of background."""
+    def update(self, rule: EventRule, at: float, activity: float, opening: float, probs_K: Probs) -> list[Event]:
+        """opening: the activity that opens it, if it is enough; probs_K: without that of background."""
         if activity < rule.close_below:
             over = self._whole and at - self._whole.ended_at >= rule.close_after_s - TIME_NOISE_S
             return self.flush(rule) if over or not self._opened else []
-        self._opened = self._opened or activity >= rule.open_above
+        self._opened = self._opened or opening >= rule.open_above
         if self._whole is None:
-            self._whole = _Evidence(at, self._ends)
+            self._whole = self._evidence(at)
         else:
             self._follow_lead(self._whole, at, probs_K)
         self._whole.add(at, probs_K)
         return self._split(rule) + self._report(rule)
+
+    def _evidence(self, at: float) -> _Evidence:
+        return _Evidence(at, self._ends, self._growth)
 
     def flush(self, rule: EventRule) -> list[Event]:
         whole, reported, opened = self._whole, self._reported, self._opened
@@ -144,7 +149,7 @@ class _OneEvent:
             if leader == (self._before or whole).label:
                 self._before = self._rival = None
                 return
-            self._before, self._rival = copy(whole), (leader, _Evidence(at, self._ends))
+            self._before, self._rival = copy(whole), (leader, self._evidence(at))
         self._rival[1].add(at, probs_K)
 
     def _split(self, rule: EventRule) -> list[Event]:
@@ -268,7 +273,7 @@ class EventTracker:
                             zip(self._ends, of_heads, strict=True) if background in each]
         self._multi_label, self._now_s, self._window_s, self._warm_s = multi_label, now_s, window_s, warm_s
         names = _Names(camera, head, of_heads)
-        self._one = _OneEvent(names, self._ends)
+        self._one = _OneEvent(names, self._ends, SPAN_GROWTH if now_s else GROWTH)
         self._labels = _LabelEvents(names, alone=not multi_label)
         self.reset()
 
@@ -286,10 +291,13 @@ class EventTracker:
         self._first_at = captured_at if self._first_at is None else self._first_at
         seen_s = captured_at - self._first_at + self._warm_s
         if self._background:
+            activity = opening = geometric_mean(1 - now_probs_K[self._background])
             probs_K = now_probs_K.copy()
+            if self._now_s:
+                opening = min(activity, geometric_mean(1 - window_probs_K[self._background]))
+                probs_K = (now_probs_K + window_probs_K) / 2
             probs_K[self._background] = 0
-            activity = geometric_mean(1 - now_probs_K[self._background])
-            return self._one.update(self.rule, captured_at - min(seen_s, self._now_s) / 2, activity, probs_K)
+            return self._one.update(self.rule, captured_at - min(seen_s, self._now_s) / 2, activity, opening, probs_K)
         self._last_at = self._counted_at = captured_at
         if self._multi_label:
             return self._labels.update(self.rule, captured_at, self._active(now_probs_K))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engines.errors import ModelError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
-from engines.model.pooling import Foreground, StatisticsWindow
+from engines.model.pooling import StatisticsWindow, foreground_of
 from engines.model.scores import calibrated
 from engines.runtime.engine import StepResult
 from stream.frame import Image, Points, Ranked
@@ -42,9 +42,7 @@ class Scorer:
         self._clip_window = ClipWindow(self._contract.window_clips, model.clip_fusion)
         self._window: Window | None = None  # made at the first step, when D is known
         self._statistics: StatisticsWindow | None = None  # likewise
-        rule, cells = model.contract.pooling, model.contract.foreground_cells
-        self._foreground = Foreground(cells, model.contract.network.middle_features,
-                                      round(rule.foreground_s * model.contract.frame_rate)) if rule and cells else None
+        rule, self._foreground = model.contract.pooling, foreground_of(model.contract)
         self._tracker: HandTracker | None = None
         self.hands: Mapping[str, Points] | None = None  # in view in the newest frame, of a model that looks for them
         self.hand_features_D: Floats = np.zeros(rule.hands if rule else 0, "f4")

@@ -5,10 +5,16 @@
 All are causal, and a clip costs its sums only: a camera keeps `window_clips` rows, however long they last. A live
 stream and a lesson both compute them here. Legend: C clips, D features of a frame, X statistics, K labels."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from engines.model.contract import Contract
 
 PREFIX = "pooled."  # begins the names of the heads' tensors in a model file
 STATISTICS = ("mean", "deviation", "change", "order")
@@ -72,6 +78,14 @@ class Foreground:
     def reset(self) -> None:
         """The next frame is the first."""
         self._mean_CP, self._frames = None, 0
+
+
+def foreground_of(contract: Contract) -> Foreground | None:
+    """What follows the foreground of one camera; None where pooled heads do not read it."""
+    rule, cells = contract.pooling, contract.foreground_cells
+    if rule is None or not cells:
+        return None
+    return Foreground(cells, contract.network.middle_features, round(rule.foreground_s * contract.frame_rate))
 
 
 class StatisticsWindow:

@@ -10,7 +10,7 @@ Legend: N examples, X statistics, D features, K labels, T ticks, R recordings.""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,9 +23,10 @@ from scipy.special import log_softmax
 from engines.model import pooling
 from engines.model.contract import NO_BACKGROUND_EVENTS, Contract
 from engines.model.file import EXAMPLES, Array, Model
-from engines.model.pooling import Floats, StatisticsWindow, statistic_columns
+from engines.model.pooling import Floats, statistic_columns
 from engines.synthetic import BACKGROUND
 from engines.training.few_shot import NO_BACKGROUND_SCORES, FewShotResult, HeldOut, report_of, temperatures_of
+from engines.training.pooled_examples import Moments, choose_moments, play_statistics, surround_with_idle
 from engines.training.softmax_regression import Examples, Float64Array, LinearHead, fit
 from engines.training.support_clips import SupportClip
 
@@ -38,9 +39,6 @@ LEAST_KNOWN = 0.85  # an expert whose held-out loss is above this share of chanc
 WINDOW_S = (1.5, 10.0)  # the shortest and the longest window
 NOW_S = (1.2, 3.0)
 CLIPS = 24  # in a window, at least, where there are as many ticks
-EXAMPLES_OF_CLIP = 3
-MAX_IDLE_EXAMPLES = 400
-LEAST_EDGE_S = 1.0  # of a recording before the action, from which on it shows what nothing looks like
 EDGE_ERRORS = 0.05  # of the recordings called background when left out, above which their edges teach none
 
 
@@ -50,22 +48,6 @@ class _View(NamedTuple):
     name: str
     columns: NDArray[np.intp]
     whole: bool
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Statistics of moments: of both spans, [N, X]; and what each is of."""
-
-    statistics: dict[str, Floats]
-    label_N: NDArray[np.intp]
-    recording_N: NDArray[np.intp]  # place in the list of recordings
-    edge_N: NDArray[np.bool_]  # whether it is an edge of a recording, taken for background
-    whole_N: NDArray[np.bool_]  # whether what it is of is over by then
-    weight_N: Float64Array
-
-    def select(self, which_N: NDArray[np.bool_]) -> "_Samples":
-        return _Samples({span: rows[which_N] for span, rows in self.statistics.items()}, self.label_N[which_N],
-                        self.recording_N[which_N], self.edge_N[which_N], self.whole_N[which_N], self.weight_N[which_N])
 
 
 @dataclass(frozen=True)
@@ -81,23 +63,27 @@ def teach_pooled(model: Model, clips: Sequence[SupportClip], head: str, backgrou
                  group_of: Mapping[str, str] | None = None,
                  note: Callable[[str], None] = lambda _: None) -> FewShotResult:
     """Teaches the pooled `head` the labels of some clips, and forgets those it had.
-    background: the name that clips of background have; a head without any example of it does not know it; group_of: of
-    each recording, whom or where it shows: those of one group are held out together. None: each for itself."""
+    background: the name that clips of background have; a head without any example of it does not know it, and rendered
+    ones alone are none; group_of: of each recording, whom or where it shows: those of one group are held out together.
+    None: each for itself."""
     contract = _fit_spans(model.contract, clips)
     assert contract.pooling is not None
     named = tuple(dict.fromkeys(clip.label for clip in clips if clip.label != background))
+    has_idle = any(clip.label == background and not clip.rendered for clip in clips)
+    clips = [clip for clip in clips if has_idle or not clip.rendered]
     names = sorted({clip.recording for clip in clips})
-    samples = _collect(contract, clips, (*named, background), names)
+    shown = [*clips, *surround_with_idle(contract, clips, seed)]
+    moments = choose_moments(contract, shown, (*named, background), names)
     fold_R = _assign_folds(clips, names, group_of or {}, seed)
-    if not any(clip.label == background for clip in clips) and samples.edge_N.any():
+    if not has_idle and moments.edge_N.any():
         note("asking whether the recordings' edges show nothing")
-        found = _learn(contract, samples, (*named, background), fold_R, note)
+        found = _learn(contract, shown, moments, (*named, background), fold_R, note)
         held_out = _hold_out(contract, clips, names, fold_R, found)
         called = sum(int(one.window_TK[-1].argmax()) == len(named) for one in held_out)
         if called > EDGE_ERRORS * len(held_out):
-            samples = samples.select(~samples.edge_N)
-    labels = (*named, background) if (samples.label_N == len(named)).any() else named
-    found = _learn(contract, samples, labels, fold_R, note)
+            moments = moments.select(~moments.edge_N)
+    labels = (*named, background) if (moments.label_N == len(named)).any() else named
+    found = _learn(contract, shown, moments, labels, fold_R, note)
     if contract.pooling.hands and not any("hands" in view for one in found.values() for view in one.weights):
         clips = [replace(clip, features_TD=clip.features_TD[:, :-contract.pooling.hands]) for clip in clips]
         contract, found = _without_hands(contract, found)
@@ -165,57 +151,6 @@ def _fit_spans(contract: Contract, clips: Sequence[SupportClip]) -> Contract:
         "pooling": contract.pooling.model_copy(update={"now_clips": min(math.ceil(now / clip_frames), window_clips)})})
 
 
-def _collect(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[str], names: Sequence[str]
-             ) -> _Samples:
-    """Late moments of actions, edges, and moments of background, evenly chosen. Every label weighs the same in all,
-    and so does every recording of a label."""
-    least_edge = round(LEAST_EDGE_S * contract.frame_rate)
-    background, idle = len(labels) - 1, [clip for clip in clips if not clip.ended]
-    each_idle = max(1, MAX_IDLE_EXAMPLES // max(len(idle), 1))
-    rows: dict[str, list[Floats]] = {span: [] for span in pooling.SPANS}
-    facts: list[tuple[int, int, bool, bool]] = []
-    for clip in clips:
-        T = len(clip.features_TD)
-        chosen: dict[int, tuple[int, bool]] = {}
-        if clip.ended:
-            edges = range(least_edge, clip.started - 1)  # after its end, the window still shows the action
-            chosen |= dict.fromkeys(_evenly(edges, EXAMPLES_OF_CLIP), (background, True))
-            late = range(clip.late_from, clip.ended)
-            chosen |= {tick: (labels.index(clip.label), False) for tick in _evenly(late, EXAMPLES_OF_CLIP)}
-        else:
-            chosen |= dict.fromkeys(_evenly(range(T), each_idle), (background, False))
-        for tick, statistics in _play(contract, clip.features_TD, chosen):
-            for span, values_X in statistics.items():
-                rows[span].append(values_X)
-            label, edge = chosen[tick]
-            facts.append((label, names.index(clip.recording), edge, label == background or tick == clip.ended - 1))
-    label_N, recording_N, edge_N, whole_N = (np.array(column) for column in zip(*facts, strict=True))
-    pairs = list(zip(label_N.tolist(), recording_N.tolist(), strict=True))
-    share = Counter(pairs)
-    recordings = Counter(label for label, _ in share)
-    weight_N = np.array([1 / share[pair] / recordings[pair[0]] for pair in pairs])
-    return _Samples({span: np.array(found) for span, found in rows.items()}, label_N, recording_N,
-                    edge_N.astype(bool), whole_N.astype(bool), weight_N)
-
-
-def _evenly(ticks: Sequence[int], most: int) -> list[int]:
-    """Up to `most` of the ticks, the last one among them."""
-    chosen = np.linspace(len(ticks) - 1, 0, min(len(ticks), most)).round().astype(int)
-    return [ticks[i] for i in chosen]
-
-
-def _play(contract: Contract, features_TD: Floats, ticks: Collection[int]
-          ) -> Iterator[tuple[int, dict[str, Floats]]]:
-    """Statistics of both spans at these ticks of a clip."""
-    window = StatisticsWindow(contract.clip_frames, contract.window_clips, features_TD.shape[1])
-    assert contract.pooling is not None
-    spans = {"now": contract.pooling.now_clips, "window": contract.window_clips}  # clips
-    for tick, features_D in enumerate(features_TD):
-        window.push(features_D.astype(np.float32))
-        if tick in ticks:
-            yield tick, {span: window.statistics(count) for span, count in spans.items()}
-
-
 def _assign_folds(clips: Sequence[SupportClip], names: Sequence[str], group_of: Mapping[str, str], seed: int
                   ) -> NDArray[np.intp]:
     """The fold of each recording. Groups stay together, if there are several; else every fold has recordings of every
@@ -232,14 +167,15 @@ def _assign_folds(clips: Sequence[SupportClip], names: Sequence[str], group_of: 
     return fold_R
 
 
-def _learn(contract: Contract, samples: _Samples, labels: Sequence[str], fold_R: NDArray[np.intp],
-           note: Callable[[str], None]) -> dict[str, _Experts]:
+def _learn(contract: Contract, clips: Sequence[SupportClip], moments: Moments, labels: Sequence[str],
+           fold_R: NDArray[np.intp], note: Callable[[str], None]) -> dict[str, _Experts]:
     """The experts of each span."""
     found = {}
-    for span, rows_NX in samples.statistics.items():
+    for span in pooling.SPANS:
+        note(f"learning from {len(moments.label_N)} moments ({span})")
+        rows_NX = moments.statistics(contract, clips, span)
         features = rows_NX.shape[1] // pooling.statistics_width(1)
-        note(f"learning from {len(rows_NX)} moments ({span})")
-        found[span] = _combine(rows_NX, samples, len(labels), fold_R, _views(contract, features))
+        found[span] = _combine(rows_NX, moments, len(labels), fold_R, _views(contract, features))
     return found
 
 
@@ -256,23 +192,22 @@ def _views(contract: Contract, features: int) -> list[_View]:
             for block, span in blocks.items() if span[0] < span[1] for kind, statistics in kinds.items()]
 
 
-def _combine(rows_NX: Floats, samples: _Samples, K: int, fold_R: NDArray[np.intp], views: Sequence[_View]) -> _Experts:
-    fold_N = fold_R[samples.recording_N]
+def _combine(rows_NX: Floats, moments: Moments, K: int, fold_R: NDArray[np.intp], views: Sequence[_View]) -> _Experts:
+    fold_N = fold_R[moments.recording_N]
     folds = [f for f in range(FOLDS) if (fold_N == f).any() and (fold_N != f).any()]
     experts, losses = [], []  # heads of all recordings and of each fold; of what each fold left out
     for view in views:
-        centre_Y, basis_YC = _components(rows_NX[:, view.columns])
-        parts_NC = (rows_NX[:, view.columns] - centre_Y) @ basis_YC
-        learn_N = samples.whole_N | (not view.whole)
+        parts_NC, centre_Y, basis_YC = _components(rows_NX[:, view.columns])
+        learn_N = moments.whole_N | (not view.whole)
         found = []
         for l2 in L2:
-            heads = [_fit(parts_NC, samples, K, learn_N & (fold_N != f), l2) for f in folds]
+            heads = [_fit(parts_NC, moments, K, learn_N & (fold_N != f), l2) for f in folds]
             logits_NK = np.zeros((len(fold_N), K))
             for f, head in zip(folds, heads, strict=True):
                 logits_NK[fold_N == f] = head.logits(parts_NC[fold_N == f])
-            found.append((_loss(logits_NK, samples), l2, heads))
+            found.append((_loss(logits_NK, moments), l2, heads))
         loss, l2, heads = min(found, key=lambda one: one[0])
-        whole = _fit(parts_NC, samples, K, learn_N, l2)
+        whole = _fit(parts_NC, moments, K, learn_N, l2)
         experts.append([_unfold(head, centre_Y, basis_YC) for head in (whole, *heads)])
         losses.append(loss)
     weight_V = _weigh(losses, math.log(K))
@@ -286,11 +221,11 @@ def _combine(rows_NX: Floats, samples: _Samples, K: int, fold_R: NDArray[np.intp
                     {view.name: weight for view, weight in zip(views, weight_V.tolist(), strict=True) if weight})
 
 
-def _loss(logits_NK: Float64Array, samples: _Samples) -> float:
+def _loss(logits_NK: Float64Array, moments: Moments) -> float:
     """Mean cross-entropy of whole actions that were left out."""
-    weight_N = samples.weight_N * (samples.whole_N & ~samples.edge_N)
+    weight_N = moments.weight_N * (moments.whole_N & ~moments.edge_N)
     logp_NK = log_softmax(logits_NK, axis=1)
-    return float(-(weight_N @ logp_NK[np.arange(len(weight_N)), samples.label_N]) / weight_N.sum())
+    return float(-(weight_N @ logp_NK[np.arange(len(weight_N)), moments.label_N]) / weight_N.sum())
 
 
 def _weigh(losses: Sequence[float], chance: float) -> Float64Array:
@@ -302,26 +237,28 @@ def _weigh(losses: Sequence[float], chance: float) -> Float64Array:
     return np.asarray(share_V / share_V.sum())
 
 
-def _components(rows_NY: Floats) -> tuple[Float64Array, Float64Array]:
-    """Centre [Y] and a basis [Y, C] in which the rows' strongest directions have squares that sum to 1 in the mean.
-    Of all recordings, those that are left out among them: no label is looked at."""
+def _components(rows_NY: Floats) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """The rows' strongest directions, whose squares sum to 1 in the mean [N, C]; the centre [Y] and the basis [Y, C]
+    that they are in. Of all recordings, those that are left out among them: no label is looked at."""
     centre_Y = rows_NY.mean(axis=0, dtype=np.float64)
     spread_Y = rows_NY.std(axis=0, dtype=np.float64)
     spread_Y = np.maximum(spread_Y, 0.05 * spread_Y.mean() + 1e-9)
-    scaled_NY = ((rows_NY - centre_Y) / spread_Y).astype(np.float32)
+    scaled_NY = rows_NY - centre_Y.astype(np.float32)
+    scaled_NY /= spread_Y.astype(np.float32)
     N = len(rows_NY)
     strongest = [max(N - COMPONENTS, 0), N - 1]
     values, vectors = eigh((scaled_NY @ scaled_NY.T).astype(np.float64), subset_by_index=strongest)
     kept = values > 1e-6 * max(values[-1], 1e-12)
-    basis_YC = scaled_NY.T @ (vectors[:, kept] / np.sqrt(values[kept]))
+    root_C = np.sqrt(values[kept])
     size = math.sqrt(max(values[kept].sum() / N, 1e-12))
-    return centre_Y, basis_YC / spread_Y[:, None] / size
+    basis_YC = scaled_NY.T @ (vectors[:, kept] / root_C).astype(np.float32)
+    return vectors[:, kept] * (root_C / size), centre_Y, basis_YC / spread_Y[:, None] / size
 
 
-def _fit(parts_NC: Float64Array, samples: _Samples, K: int, learn_N: NDArray[np.bool_], l2: float) -> LinearHead:
+def _fit(parts_NC: Float64Array, moments: Moments, K: int, learn_N: NDArray[np.bool_], l2: float) -> LinearHead:
     parts_LC, start = parts_NC[learn_N], LinearHead(np.zeros((K, parts_NC.shape[1])), np.zeros(K))
-    examples = Examples(parts_LC, np.eye(K)[samples.label_N[learn_N]], samples.weight_N[learn_N],
-                        np.ones(len(parts_LC)), samples.recording_N[learn_N], np.zeros(len(parts_LC), bool))
+    examples = Examples(parts_LC, np.eye(K)[moments.label_N[learn_N]], moments.weight_N[learn_N],
+                        np.ones(len(parts_LC)), moments.recording_N[learn_N], np.zeros(len(parts_LC), bool))
     return fit(examples, start, np.zeros(K, bool), l2, standardise=False, steps=STEPS)
 
 
@@ -342,7 +279,7 @@ def _hold_out(contract: Contract, clips: Sequence[SupportClip], names: Sequence[
             continue
         fold = fold_of[clip.recording]
         rows: dict[str, list[Float64Array]] = {span: [] for span in found}
-        for _, statistics in _play(contract, clip.features_TD, range(len(clip.features_TD))):
+        for _, statistics in play_statistics(contract, clip.features_TD, range(len(clip.features_TD))):
             for span, values_X in statistics.items():
                 rows[span].append(found[span].without[fold].logits(values_X[None])[0])
         held_out.append(HeldOut(replace(clip, features_TD=clip.features_TD[:0]), np.array(rows["now"]),

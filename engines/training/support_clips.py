@@ -35,6 +35,7 @@ class SupportClip:
     started: int  # first tick of the action
     ended: int  # one past its last; 0 for a clip of background
     natural: bool = True  # the recording as it is: no change of speed, nothing before or after it
+    rendered: bool = False  # background that no camera filmed
 
     @property
     def late_from(self) -> int:

@@ -102,6 +102,8 @@ def measure_lessons(model: str, folder: Path, shots: int, splits: int, *, by: st
                 plays[name] = extractor.extract(video, name, background)
             except GatestreamError as error:
                 found.skipped.append((name, str(error)))
+        rendered = extractor.play_rendered(background) if loaded.contract.pooling is not None and any(
+            video.label == background for video in videos) else []
     found.extraction_s = time.perf_counter() - began
     label_of = {name: clips[0].label for name, clips in plays.items()}
     found.labels = sorted({*label_of.values()} - {background})
@@ -110,7 +112,7 @@ def measure_lessons(model: str, folder: Path, shots: int, splits: int, *, by: st
         note(f"lesson {k + 1} of {splits}")
         taught, tested = _split(label_of, group_of, found.labels, shots, seed + k)
         taught += [name for name, label in label_of.items() if label == background]
-        found.splits.append(_measure(loaded, head, plays, taught, tested, group_of, background, seed + k))
+        found.splits.append(_measure(loaded, head, plays, taught, tested, group_of, background, seed + k, rendered))
     return found
 
 
@@ -138,8 +140,9 @@ def _split(label_of: dict[str, str], group_of: dict[str, str], labels: Sequence[
 
 
 def _measure(model: Model, head: str, plays: dict[str, list[SupportClip]], taught: Sequence[str],
-             tested: Sequence[str], group_of: dict[str, str], background: str, seed: int) -> _Split:
-    clips = [clip for name in taught for clip in plays[name]]
+             tested: Sequence[str], group_of: dict[str, str], background: str, seed: int,
+             rendered: Sequence[SupportClip]) -> _Split:
+    clips = [*(clip for name in taught for clip in plays[name]), *rendered]
     began = time.perf_counter()
     if model.contract.pooling is None:
         result = few_shot.teach(model, clips, head, fresh=True, seed=seed)

@@ -23,6 +23,7 @@ from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine
 from engines.training.support_clips import SupportClip, action_span
+from stream.evaluation.play import idle_room
 from stream.frame import Frame, Image, Picture
 from stream.recognizer import Recognizer
 from stream.scoring import Scores
@@ -32,6 +33,7 @@ BACKGROUNDS = frozenset({"background", "idle", "nothing", "none", "unclassified"
 CAMERA = "teaching"
 STRETCH_TICKS = 600  # of background, of a model whose features are many
 MAX_STRETCHES = 8  # of a recording that are kept
+RENDERED_ROOMS, RENDERED_S, RENDERED_SEED = 60, 8.0, 500_000  # the seed: neither training's nor evaluation's
 MIN_TICKS = 3  # of the model's clock, in a recording
 _Tick = tuple[float, Scores]  # of the model's clock: its time, and what came of it
 
@@ -159,6 +161,16 @@ class FeatureExtractor:
             first = round(playback.before_s * rate + started / playback.speed)
             last = min(max(round(playback.before_s * rate + ended / playback.speed), first + 1), len(ticks))
             clips.append(SupportClip(name, video.label, *_features(ticks), min(first, last - 1), last, natural=False))
+        return clips
+
+    def play_rendered(self, background: str) -> list[SupportClip]:
+        """Support clips of rooms in which rendered hands move and make no gesture."""
+        rate, clips = self._model.contract.frame_rate, []
+        for number in range(RENDERED_ROOMS):
+            room, ticks = idle_room(RENDERED_S, rate, RENDERED_SEED + number), list[_Tick]()
+            self._push(((k / rate, room.frame(k)) for k in range(round(RENDERED_S * rate))), ticks.append)
+            clips.append(SupportClip(f"rendered room {number}", background, *_features(ticks), 0, 0, natural=False,
+                                     rendered=True))
         return clips
 
     def _decode(self, path: Path) -> Iterator[tuple[float, Callable[[], Image]]]:

@@ -83,6 +83,9 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
                 if strict:
                     raise
                 skipped.append((printable(video.path), str(error)))
+        if loaded.contract.pooling is not None and any(video.label == background for video in videos):
+            note("watching rendered rooms where nothing is done")
+            clips += extractor.play_rendered(background)
     warnings = _check_counts(videos, {clip.recording for clip in clips}, folder, background)
     if loaded.contract.pooling is None:
         taught = few_shot.teach(loaded, clips, head, fresh=fresh, seed=seed, note=note)
@@ -128,10 +131,12 @@ def event_rule(contract: Contract, head: str, held_out: Sequence[HeldOut],
     if not any(one.clip.ended for one in held_out):
         return contract.events
     own, labels = contract.events, contract.heads[head]
-    shortest_s = min(one.clip.ended - one.clip.started for one in held_out if one.clip.ended) / contract.frame_rate
-    lasting = own.model_copy(update={"min_duration_s": round(min(own.min_duration_s, DURATION_SHARE * shortest_s), 3)})
+    lengths_s = [(one.clip.ended - one.clip.started) / contract.frame_rate for one in held_out if one.clip.ended]
+    least_s = round(min(own.min_duration_s, DURATION_SHARE * min(lengths_s)), 3)
+    lasting = own.model_copy(update={"min_duration_s": least_s})
     if contract.pooling is not None:  # single recordings say little of how scores rise and fall in a stream
-        return lasting
+        # What is shorter than an action and named otherwise is rather the beginning of it than another one.
+        return lasting.model_copy(update={"split_after_s": round(float(np.median(lengths_s)), 3)})
     rules = [lasting, *(lasting.model_copy(update={"open_above": above, "min_score": score, "close_below": round(
                             min(own.close_below, above - CLOSE_LOWER), 3)})
                         for above, score in product(OPEN_ABOVE, MIN_SCORE))]
