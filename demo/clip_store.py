@@ -2,6 +2,7 @@
 
     FOLDER/whole/wave/3.mp4               as it was shown, at most HEIGHT pixels high
     FOLDER/clips/wave/3.mp4               the part of it that teaches
+    FOLDER/clips/wave/4 kitchen.mp4       where it was recorded, or who is seen, if that was said
     FOLDER/clips/nothing/1.mp4            no action at all
 """
 
@@ -22,6 +23,8 @@ from stream.sinks.video import write_video
 from stream.sources import open_path
 
 NAME = re.compile(r"\w[\w -]{0,38}\w|\w")
+STEM = re.compile(r"(\d+)(?: (.+))?")  # number, place
+PLACE = r"/\d+ (.+)\.mp4$"  # finds the place in a recording's path under `clips`
 HEIGHT = 288  # pixels
 SHORTEST_S, LONGEST_S = 0.5, 600.0
 TimedImages = Iterable[tuple[float, Image]]  # seconds, image; in order of time
@@ -35,6 +38,7 @@ class StoredClip:
     number: int
     seconds: float  # of the part that teaches
     whole_s: float  # of all of it
+    place: str = ""  # or person; "" where it was not said
 
 
 class ClipStore:
@@ -46,25 +50,26 @@ class ClipStore:
 
     def clips(self) -> list[StoredClip]:
         """All recordings, by label and number."""
-        paths = [path for path in self.clips_folder.glob("*/*.mp4") if path.stem.isdigit()]
-        return [self._clip(label, number)
-                for label, number in sorted((path.parent.name, int(path.stem)) for path in paths)]
+        found = [self._clip(path) for path in self.clips_folder.glob("*/*.mp4") if STEM.fullmatch(path.stem)]
+        return sorted(found, key=lambda clip: (clip.label, clip.number))
 
     def find(self, label: str, number: int, whole: bool = False) -> Path:
         """The file of a recording. Raises UsageError where there is none."""
-        path = self._path(_check_name(label), number, whole)
-        if not path.is_file():
-            raise UsageError(f"recording {number} of {label!r}", "one that is there", "reload the page")
-        return path
+        folder = self._folder(_check_name(label), whole)
+        for path in folder.glob(f"{number}*.mp4"):
+            if (match := STEM.fullmatch(path.stem)) and int(match[1]) == number:
+                return path
+        raise UsageError(f"recording {number} of {label!r}", "one that is there", "reload the page")
 
-    def add(self, label: str, images: TimedImages) -> StoredClip:
-        """Stores images as the next recording of a label. Raises UsageError for a bad name or length, SinkError, and
-        what `images` raises."""
-        label = _check_name(label)
+    def add(self, label: str, images: TimedImages, place: str = "") -> StoredClip:
+        """Stores images as the next recording of a label. place: where it was, or who is seen: recordings of one are
+        left out together. Raises UsageError for a bad name or length, SinkError, and what `images` raises."""
+        label, place = _check_name(label), _check_name(place) if place.strip() else ""
         with self._lock:
-            taken = [int(path.stem) for path in (self.folder / "whole" / label).glob("*.mp4") if path.stem.isdigit()]
-            number = max(taken, default=0) + 1
-            whole, clip = self._path(label, number, whole=True), self._path(label, number)
+            stems = [STEM.fullmatch(path.stem) for path in self._folder(label, whole=True).glob("*.mp4")]
+            number = max((int(match[1]) for match in stems if match), default=0) + 1
+            name = f"{number} {place}.mp4" if place else f"{number}.mp4"
+            whole, clip = self._folder(label, whole=True) / name, self._folder(label) / name
             with sink_errors("making", whole.parent):
                 whole.parent.mkdir(parents=True, exist_ok=True)
                 whole.touch()  # its number is taken
@@ -76,33 +81,36 @@ class ClipStore:
         except BaseException:
             whole.unlink(missing_ok=True)
             raise
-        return self._clip(label, number)
+        return self._clip(clip)
 
-    def add_file(self, label: str, video: Path) -> StoredClip:
+    def add_file(self, label: str, video: Path, place: str = "") -> StoredClip:
         """Stores a copy of a video. Raises as `add` does, and SourceError."""
-        return self.add(label, _read(video))
+        return self.add(label, _read(video), place)
 
     def trim(self, label: str, number: int, from_s: float, to_s: float) -> StoredClip:
         """Teaches with this part of a recording only; the whole stays. Raises UsageError, SinkError."""
         whole, clip = self.find(label, number, whole=True), self.find(label, number)
         part = ((at, image) for at, image in _read(whole) if from_s <= at <= to_s)
         write_video(clip, _check_length(part, label), HEIGHT)
-        return self._clip(label, number)
+        return self._clip(clip)
 
     def remove(self, label: str, number: int) -> None:
         """Deletes a recording. Raises UsageError, SinkError."""
-        for path in (self.find(label, number), self._path(_check_name(label), number, whole=True)):
+        clip = self.find(label, number)
+        for path in (clip, self._folder(_check_name(label), whole=True) / clip.name):
             with sink_errors("deleting", path):
                 path.unlink(missing_ok=True)
                 if not any(path.parent.iterdir()):
                     path.parent.rmdir()  # teaching refuses a label without recordings
 
-    def _path(self, label: str, number: int, whole: bool = False) -> Path:
-        return self.folder / ("whole" if whole else "clips") / label / f"{number}.mp4"
+    def _folder(self, label: str, whole: bool = False) -> Path:
+        return self.folder / ("whole" if whole else "clips") / label
 
-    def _clip(self, label: str, number: int) -> StoredClip:
-        return StoredClip(label, number, _length_s(self._path(label, number)),
-                          _length_s(self._path(label, number, whole=True)))
+    def _clip(self, path: Path) -> StoredClip:
+        match, label = STEM.fullmatch(path.stem), path.parent.name
+        assert match is not None
+        whole = self._folder(label, whole=True) / path.name
+        return StoredClip(label, int(match[1]), _length_s(path), _length_s(whole), match[2] or "")
 
 
 def _check_name(label: str) -> str:

@@ -29,7 +29,7 @@ from demo.clip_store import ClipStore, StoredClip
 from demo.service_api import ServiceClient
 from engines.errors import FrameError, GatestreamError, UsageError
 from engines.model.preprocess import visible_part
-from stream.frame import Frame, Image
+from stream.frame import Frame, Image, Item
 from stream.recognizer import Recognizer
 from stream.sources import Source, open_source
 from stream.wire import Limits, Message, decode
@@ -76,12 +76,14 @@ class LiveSessions:
 
     def push(self, image_bgr: Image | Callable[[], Image], captured_at: float, camera: str, lost: int = 0) -> Records:
         """What an image causes. Raises GatestreamError."""
-        items = self._thread.submit(self.recognizer.push, image_bgr, captured_at, camera, lost=lost).result()
-        return [item.as_json() for item in items]
+        def work() -> list[Item]:  # by the recogniser that there is when it is its turn
+            return self.recognizer.push(image_bgr, captured_at, camera, lost=lost)
+
+        return [item.as_json() for item in self._thread.submit(work).result()]
 
     def flush(self, camera: str) -> Records:
         """Ends a camera's stream and frees its slot; returns the events that were open."""
-        return [event.as_json() for event in self._thread.submit(self.recognizer.flush, camera).result()]
+        return [event.as_json() for event in self._thread.submit(lambda: self.recognizer.flush(camera)).result()]
 
     def set_threshold(self, camera: str, open_above: float | None) -> None:
         """The score above which events of a camera open; None for the model's own."""
@@ -162,13 +164,14 @@ class LiveSession:
         else:
             self._visible.clear()
 
-    def save_clip(self, store: ClipStore, label: str, from_at: float, to_at: float) -> StoredClip:
-        """Stores what was shown between two capture times as a recording. Raises UsageError, SinkError."""
+    def save_clip(self, store: ClipStore, label: str, from_at: float, to_at: float, place: str = "") -> StoredClip:
+        """Stores what was shown between two capture times as a recording, see `ClipStore.add`. Raises UsageError,
+        SinkError."""
         shown = [(at, jpeg) for at, jpeg in tuple(self._recent) if from_at <= at <= to_at]
         if not shown:
             raise UsageError("a moment that is no longer remembered", f"one of the last {RECENT_S:.0f} s",
                              "record it again")
-        return store.add(label, self._images(shown))
+        return store.add(label, self._images(shown), place)
 
     def show_gates(self, shown: bool) -> None:
         """Whether records of gates come with predictions. Raises UsageError, EngineError where none can be shown."""

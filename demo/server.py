@@ -5,7 +5,7 @@
                          {"service": "cell-3"}                   a camera of the service
                          {"threshold": 0.9}                      above which events open, null for the model's own
                          {"gates": true}, {"hidden": true}       records of gates come, too; nobody sees the page
-                         {"save": {"label": "wave", "from": time, "to": time}}     stores what was shown
+                         {"save": {"label": "wave", "from": time, "to": time, "place": "kitchen"}}   stores this
     server ──► browser   text: {"hello": {...}}, {"at": time, "records": [...]}, {"error": "a sentence"},
                          {"saved": {"label": "wave", "number": 3, ...}}
                          binary: time + JPEG, a picture of a camera that the server opened
@@ -197,7 +197,7 @@ async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: 
         if "save" in request:
             part = request["save"]
             clip = await asyncio.to_thread(session.save_clip, store, str(part["label"]), float(part["from"]),
-                                           float(part["to"]))
+                                           float(part["to"]), str(part.get("place", "")))
             queue.put({"saved": asdict(clip)})
         if "source" in request or "service" in request:
             queue.put({"at": 0.0, "records": await asyncio.to_thread(session.stop)})
@@ -205,9 +205,8 @@ async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: 
                 await asyncio.to_thread(session.start_service_camera, service, str(request["service"]))
             elif request["source"] is not None:
                 await asyncio.to_thread(session.start_camera, str(request["source"]))
-    except GatestreamError as error:
+    except (GatestreamError, ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
         if picture is not None:  # the page waits for an answer to each picture
             queue.put({"at": 0.0, "records": []})
-        queue.put({"error": str(error)})
-    except (ValueError, TypeError, AttributeError, KeyError, struct.error):
-        queue.put({"error": "The page and its server do not understand one another: reload the page."})
+        queue.put({"error": str(error) if isinstance(error, GatestreamError) else
+                   "The page and its server do not understand one another: reload the page."})

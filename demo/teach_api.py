@@ -3,7 +3,7 @@
     GET  /teach/state                              what there is, see `Trainer.state`
     GET  /teach/clips/{label}/{number}.mp4         a recording, whole
     GET  /teach/model                              the newest model's file
-    POST /teach/clips?label=wave                   a video file as the body
+    POST /teach/clips?label=wave&place=kitchen     a video file as the body
     POST /teach/cut, /teach/remove                 {"label": "wave", "number": 3, "from": 0.5, "to": 2.0}
     POST /teach/learn                              {"start": "base", "hands": true}, either may be left out
     POST /teach/undo
@@ -73,7 +73,7 @@ def teach_router(trainer: Trainer) -> APIRouter:
         return FileResponse(path, filename=f"taught-{path.name}")
 
     @router.post("/clips", dependencies=same_origin)
-    async def add(label: str, request: Request) -> JSONResponse:
+    async def add(label: str, request: Request, place: str = "") -> JSONResponse:
         with tempfile.NamedTemporaryFile(prefix="gatestream-", suffix=".video") as video:
             size = 0
             async for part in request.stream():
@@ -82,7 +82,7 @@ def teach_router(trainer: Trainer) -> APIRouter:
                     return JSONResponse({"error": f"this video is larger than {LARGEST_BYTES >> 30} GiB"}, 400)
                 await asyncio.to_thread(video.write, part)
             video.flush()
-            return await asyncio.to_thread(answer, lambda: store.add_file(label, Path(video.name)), video.name)
+            return await asyncio.to_thread(answer, lambda: store.add_file(label, Path(video.name), place), video.name)
 
     @router.post("/cut", dependencies=same_origin)
     def cut(label: Label, number: Number, from_s: Annotated[float, Body(alias="from")],

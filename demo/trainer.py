@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import engines
-from demo.clip_store import ClipStore
+from demo.clip_store import PLACE, ClipStore
 from engines.errors import GatestreamError, UsageError
 from engines.hands import models_installed
 from stream.sinks.base import sink_errors
@@ -113,7 +113,8 @@ class Trainer:
         clips = self.store.clips_folder
         clips.mkdir(parents=True, exist_ok=True)
         result = teach_folder(start if start == BASE else self._start, clips, new, engine=self._engine,
-                              name=f"{start}-taught", hands=hands, note=self._set_status)
+                              name=f"{start}-taught", hands=hands, by=PLACE if start == BASE else None,
+                              note=self._set_status)
         self._set_status("trying it")
         with sink_errors("writing", out):
             write_report(result, out.with_suffix(".json"))

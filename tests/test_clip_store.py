@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.clip_store import ClipStore
+from demo.clip_store import PLACE, ClipStore
 from engines.errors import SourceError, UsageError
 from stream.frame import Frame, Image
 from stream.sinks.video import write_video
 from stream.sources import open_source
+from stream.teaching.teach import group_name, recording_name
 
 
 def pictures(seconds: float, size_hw: tuple[int, int] = (48, 64)) -> Iterator[tuple[float, Image]]:
@@ -47,6 +48,25 @@ def test_recordings_are_kept_cut_and_deleted(tmp_path: Path) -> None:
     assert [(clip.label, clip.number) for clip in store.clips()] == [("Kaffee kochen", 1), ("wave", 2), ("wave", 3)]
     store.remove("Kaffee kochen", 1)
     assert [path.name for path in (tmp_path / "new" / "lessons" / "clips").iterdir()] == ["wave"]
+
+
+def test_where_it_was_is_kept_and_told_by_the_files_names(tmp_path: Path) -> None:
+    store = ClipStore(tmp_path)
+    for place in ("", "kitchen", " the  garden "):
+        store.add("wave", pictures(1.0), place)
+    for _ in range(8):
+        store.add("wave", pictures(0.6), "kitchen")
+    assert [(clip.number, clip.place) for clip in store.clips()][:3] == [(1, ""), (2, "kitchen"), (3, "the garden")]
+    assert [clip.number for clip in store.clips()] == list(range(1, 12))
+    names = [recording_name(store.find("wave", number), store.clips_folder) for number in (1, 2, 3)]
+    assert [group_name(name, PLACE) for name in names] == ["wave/1.mp4", "kitchen", "the garden"]
+    assert store.trim("wave", 3, 0.0, 0.5).place == "the garden"
+    store.remove("wave", 3)
+    with pytest.raises(UsageError):
+        store.find("wave", 3)
+    assert not list(tmp_path.glob("*/wave/3*"))
+    with pytest.raises(UsageError, match=r"the name .*up"):
+        store.add("wave", pictures(1.0), "../up")
 
 
 def test_pictures_are_kept_small(tmp_path: Path) -> None:

@@ -303,8 +303,9 @@ def test_places_are_left_out_as_a_whole(base: Path, folder: Path, tmp_path: Path
     said = capsys.readouterr().out
     assert "would help: idle footage" in said
     assert "another place" not in said
-    assert main(command) == 0
-    assert "would help: recordings at another place" in capsys.readouterr().out
+    for nobody in (command, [*command, "--by", "nobody[0-9]"]):
+        assert main(nobody) == 0
+        assert "would help: recordings at another place" in capsys.readouterr().out
     assert json.loads((tmp_path / "r.json").read_text())["advice"]
     for wrong, why in (("person[", "regular expression"), ("person", "leaves out each recording")):
         model = "gesture" if why.startswith("leaves") else str(base)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import os
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -138,6 +140,16 @@ def serving(service: ServiceClient, port: int) -> Iterator[str]:
             yield address
 
 
+def chromium_program(folder: Path) -> Path:
+    """Chromium without the priority over all other programs that it takes where it may, as root."""
+    assert CHROMIUM is not None
+    program, limit = folder / "chromium", shutil.which("setpriv")
+    before = "setpriv --inh-caps -sys_nice --bounding-set -sys_nice " if limit and os.geteuid() == 0 else ""
+    program.write_text(f'#!/bin/sh\nexec {before}"{CHROMIUM}" "$@"\n')
+    program.chmod(0o700)
+    return program
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium, whose camera shows fourteen seconds of a hand that draws gestures, again and again."""
@@ -148,7 +160,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             jpeg = cv2.imencode(".jpg", room.frame(k))[1].tobytes()
             file.write(jpeg + jpeg)  # Chromium plays 30 frames a second
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=[
+        opened = driver.chromium.launch(executable_path=chromium_program(tmp_path_factory.mktemp("chromium")), args=[
             "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--use-fake-ui-for-media-stream",
             "--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={film}"])
         yield opened
@@ -345,7 +357,10 @@ CAMERA = """
         const before = seenAt();
         at += ms;
         due(0, { captureTime: at });
-        while (seenAt() === before) await new Promise(done => setTimeout(done, 1));
+        for (const until = Date.now() + 60000; seenAt() === before;) {
+            if (Date.now() > until) throw new Error(`no answer: ${document.getElementById("message").textContent}`);
+            await new Promise(done => setTimeout(done, 1));
+        }
     };
 }
 """
@@ -389,14 +404,15 @@ def test_actions_are_recorded_learnt_and_recognised(start: str, browser: Any, tm
             first, *others = films[label, k]
             give(first)
             page.fill("#name", label)
+            page.fill("#place", f"room {k % 2}")
             page.click("#record")
             playwright.expect(page.locator("#banner")).to_have_text(f"{label}: now")
             for picture in (*others, others[-1], others[-1]):
                 give(picture)
             says(page, f"Kept: recording {k + 1} of {label}")
             playwright.expect(page.locator(".clip")).to_have_count(n + 1, timeout=1000 * PATIENCE_S)
-        assert {(clip.label, clip.number) for clip in trainer.store.clips()} == {
-            (label, k + 1) for label in ("star", "circlecc") for k in range(TAKES)}
+        assert {(clip.label, clip.number, clip.place) for clip in trainer.store.clips()} == {
+            (label, k + 1, f"room {k % 2}") for label in ("star", "circlecc") for k in range(TAKES)}
         assert {cv2.VideoCapture(str(trainer.store.find(clip.label, clip.number))).get(cv2.CAP_PROP_FRAME_COUNT)
                 for clip in trainer.store.clips()} == {1 + int(2.25 * RATE)}  # every picture
         page.select_option("#from", start)
@@ -404,6 +420,8 @@ def test_actions_are_recorded_learnt_and_recognised(start: str, browser: Any, tm
         playwright.expect(page.locator("#report")).to_contain_text("right when left out", timeout=2000 * PATIENCE_S)
         playwright.expect(page.locator("#report")).to_contain_text("give or take")
         playwright.expect(page.locator("#report")).to_contain_text("Would help: ")
+        asked = page.locator("#report").get_by_text("at another place")  # where it was is known from both rooms
+        playwright.expect(asked).to_have_count(int(start == "gesture"))
         wait(lambda: "star" in labels_now())
         assert ("left" in labels_now()) == (start == "gesture")
         for label in ("star", "circlecc"):
@@ -432,6 +450,24 @@ def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, sessi
     tab.evaluate(LOST)
     tab.click("#record")
     says(tab, "Press Start, then record")
+
+
+def test_pictures_that_wait_while_the_model_is_replaced_go_to_the_new_one(tmp_path: Path) -> None:
+    jpeg, go_on = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes(), threading.Event()
+    with LiveSessions(Recognizer.open(six(tmp_path / "six.safetensors"), "eager", slots=1)) as sessions:
+        session, before = sessions.join(), sessions.recognizer
+        sessions._thread.submit(go_on.wait, PATIENCE_S)
+        with ThreadPoolExecutor(2) as others:
+            after = Recognizer.open("gesture", "eager", slots=1)
+            replaced = others.submit(sessions.replace_recognizer, after, "gesture")
+            wait(sessions._thread._work_queue.qsize)
+            shown = others.submit(session.recognize, jpeg, 100.0)
+            wait(lambda: sessions._thread._work_queue.qsize() == 2)
+            go_on.set()
+            replaced.result(PATIENCE_S)
+            assert isinstance(shown.result(PATIENCE_S), list)
+        assert (before.cameras, after.cameras) == ((), (session.camera,))
+        session.close()
 
 
 def test_what_was_shown_is_kept_though_pictures_changed_places(sessions: LiveSessions, tmp_path: Path) -> None:

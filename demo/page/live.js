@@ -56,8 +56,8 @@ function send(message) {                             // returns whether the serv
   return there;
 }
 
-export function save(label, from, to) {
-  if (!send({ save: { label, from, to } })) notify(`The server does not answer: ${label} was not kept. Record it again.`);
+export function save(label, from, to, place = "") {
+  if (!send({ save: { label, from, to, place } })) notify(`The server does not answer: ${label} was not kept. Record it again.`);
 }
 
 function receive(message) {

@@ -60,7 +60,7 @@ async function record() {
   showOverPicture("");
   $("record").disabled = false;
   if (from === null) notify("No picture came from the camera. Choose another one, press Start, then record again.");
-  else save(label, from, to);
+  else save(label, from, to, $("place").value.trim());
 }
 
 async function upload() {
@@ -73,7 +73,7 @@ async function upload() {
   notify("");
   for (const [i, file] of files.entries()) {
     $("learning").textContent = `uploading ${i + 1} of ${files.length}: ${file.name}`;
-    if (!await ask(`clips?label=${encodeURIComponent(label)}`, file)) break;
+    if (!await ask(`clips?${new URLSearchParams({ label, place: $("place").value.trim() })}`, file)) break;
   }
 }
 
@@ -99,7 +99,7 @@ function card(clip) {
   const remove = Object.assign(make("button", "Delete"), { type: "button" });
   remove.onclick = () => confirm(`Delete recording ${clip.number} of ${clip.label}?`) && ask("remove", which);
   const length = clip.seconds < clip.whole_s - 0.1 ? `${clip.seconds.toFixed(1)} of ${clip.whole_s.toFixed(1)} s` : `${clip.whole_s.toFixed(1)} s`;
-  const made = make("div", video, `${clip.number}: ${length} `, ...ends, play, " ", cut, " ", remove);
+  const made = make("div", video, `${clip.number}: ${length}${clip.place && `, ${clip.place}`} `, ...ends, play, " ", cut, " ", remove);
   made.className = "clip";
   return made;
 }
@@ -117,6 +117,7 @@ function show(message) {
       cards.className = "clips";
       return make("section", make("h2", `${label} (${own.length})`), cards);
     }));
+    $("places").replaceChildren(...new Set(message.clips.map(clip => clip.place).filter(Boolean)).values().map(place => new Option(place)));
   }
   if (state === null) {
     $("from").replaceChildren(...message.starts.map((name, i) => new Option(

@@ -100,7 +100,8 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     rule = event_rule(contract, head, taught.held_out, taught.background_scores)
     contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
     save(out, contract, taught.tensors, half=loaded.half)
-    grouped = by is not None and len({group_name(clip.recording, by) for clip in clips}) > 1
+    groups = {name: group_name(name, by) for name in {clip.recording for clip in clips}}
+    grouped = 1 < len({*groups.values()}) < len(groups)
     return TeachResult(contract, taught.report, skipped, warnings, advise(contract, taught.report, grouped))
 
 
