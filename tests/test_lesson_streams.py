@@ -16,7 +16,14 @@ from engines.model.contract import Contract, EventRule, PoolingRule
 from engines.model.pooling import StatisticsWindow, foreground_of
 from engines.networks.config import NetworkConfig
 from engines.training.few_shot import HeldOut
-from engines.training.pooled_examples import AFTER_ACTION, AFTER_S, BEFORE_S, choose_moments, surround_with_idle
+from engines.training.pooled_examples import (
+    AFTER_ACTION,
+    AFTER_S,
+    BEFORE_S,
+    STREAMED,
+    choose_moments,
+    surround_with_idle,
+)
 from engines.training.pooled_few_shot import teach_pooled
 from engines.training.support_clips import SupportClip
 from stream.events import detect_events
@@ -46,7 +53,9 @@ def test_actions_are_shown_between_idle_footage_with_the_foreground_that_a_strea
         return SupportClip(name, "background" if not ended else "wave", rows_TD, NONE_TD, 2 * bool(ended), ended)
 
     wave, idle = clip("wave/0", 12, 10), clip("idle/0", 100, 0)
-    [shown] = surround_with_idle(rule, [wave, replace(wave, natural=False), idle, *rendered()], seed=1)
+    shown, *others = surround_with_idle(rule, [wave, replace(wave, natural=False), idle, *rendered()], seed=1)
+    assert len(others) == STREAMED - 1
+    assert all(len(one.features_TD) != len(shown.features_TD) for one in others)
     after = round(8 * AFTER_S)
     before = len(shown.features_TD) - 12 - after
     assert BEFORE_S[0] * 8 <= before <= BEFORE_S[1] * 8

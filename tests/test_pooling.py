@@ -107,7 +107,11 @@ def test_a_lesson_finds_what_tells_labels_apart(kind: str, idle: int) -> None:
     assert np.mean(right) > 0.9
     assert taught.report.accuracy > 0.8
     weights = taught.contract.provenance["taught"][0]["views"]["window"]
-    assert max(weights, key=weights.get).endswith(kind)
+    [weight] = [weight for view, weight in weights.items() if view.endswith(kind)]
+    if idle:  # which is told from actions by others, too
+        assert weight > 1 / len(weights)
+    else:
+        assert weight == max(weights.values())
     assert sum(weights.values()) == pytest.approx(1, abs=0.01)
     assert ("background" in taught.contract.heads["action"]) == bool(idle)
     assert taught.contract.background == ("background" if idle else None)

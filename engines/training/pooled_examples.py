@@ -1,7 +1,7 @@
 """Which moments of a lesson's recordings are examples of which label, and what a stream shows at them.
 
     a recording, from its start                     ─► late moments of its action: the label
-    a recording between two pieces of idle footage  ─► the same, as a stream shows them, and just after the action
+    a recording between pieces of idle footage      ─► the same, as a stream shows them, and just after the action
     idle footage, rendered rooms without gestures   ─► background
 
 Legend: N examples, X statistics, D features, T ticks."""
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.model.contract import Contract
-from engines.model.pooling import Floats, StatisticsWindow, foreground_of
+from engines.model.pooling import Floats, StatisticsWindow, foreground_of, statistics_width
 from engines.training.softmax_regression import Float64Array
 from engines.training.support_clips import SupportClip
 
 EXAMPLES_OF_CLIP = 3
-IDLE_EXAMPLES, RENDERED_EXAMPLES = 400, 240  # at most
+IDLE_EXAMPLES, RENDERED_EXAMPLES = 240, 240  # at most
+STREAMED = 3  # times that a recording is shown between idle footage
 LEAST_EDGE_S = 1.0  # of a recording before the action, from which on it shows what nothing looks like
 BEFORE_S, AFTER_S = (2.0, 8.0), 4.0  # of idle footage around a recording
 AFTER_ACTION = (0.25, 0.5)  # of `now`: what it shows besides when it is an example of the action all the same
@@ -43,11 +44,14 @@ class Moments:
 
     def statistics(self, contract: Contract, clips: Sequence[SupportClip], span: str) -> Floats:
         """Of one span, [N, X]: for each span when it is wanted, since those of all take much memory."""
-        found: list[Floats] = []
+        width = statistics_width(clips[0].features_TD.shape[1])
+        rows_NX, n = np.empty((len(self.clip_N), width), np.float32), 0
         for index in dict.fromkeys(self.clip_N.tolist()):
             ticks = self.tick_N[self.clip_N == index].tolist()
-            found += [one[span] for _, one in play_statistics(contract, clips[index].features_TD, ticks)]
-        return np.array(found)
+            for _, statistics in play_statistics(contract, clips[index].features_TD, ticks):
+                rows_NX[n] = statistics[span]
+                n += 1
+        return rows_NX
 
 
 def choose_moments(contract: Contract, clips: Sequence[SupportClip], labels: Sequence[str], names: Sequence[str]
@@ -105,8 +109,8 @@ def play_statistics(contract: Contract, features_TD: Floats, ticks: Collection[i
 
 
 def surround_with_idle(contract: Contract, clips: Sequence[SupportClip], seed: int) -> list[SupportClip]:
-    """Each recording of an action once more, between some seconds of filmed idle footage: as a stream shows it, whose
-    windows reach beyond the action. None where the clips have no such footage."""
+    """Each recording of an action STREAMED times more, between some seconds of filmed idle footage: as a stream shows
+    it, whose windows reach beyond the action. None where the clips have no such footage."""
     idle = [clip.features_TD for clip in clips if not (clip.ended or clip.rendered)]
     rng, found = np.random.default_rng(seed), []
 
@@ -116,7 +120,7 @@ def surround_with_idle(contract: Contract, clips: Sequence[SupportClip], seed: i
         first = int(rng.integers(len(other_TD) - count + 1))
         return other_TD[first:first + count]
 
-    for clip in [clip for clip in clips if idle and clip.ended and clip.natural]:
+    for clip in [clip for clip in clips if idle and clip.ended and clip.natural for _ in range(STREAMED)]:
         before_TD, after_TD = piece(float(rng.uniform(*BEFORE_S))), piece(AFTER_S)
         features_TD = _with_foreground(contract, np.concatenate([before_TD, clip.features_TD, after_TD]))
         found.append(replace(clip, features_TD=features_TD, started=clip.started + len(before_TD),

@@ -222,7 +222,7 @@ def _combine(rows_NX: Floats, moments: Moments, K: int, fold_R: NDArray[np.intp]
 
 
 def _loss(logits_NK: Float64Array, moments: Moments) -> float:
-    """Mean cross-entropy of whole actions that were left out."""
+    """Mean cross-entropy of whole actions and of background that were left out."""
     weight_N = moments.weight_N * (moments.whole_N & ~moments.edge_N)
     logp_NK = log_softmax(logits_NK, axis=1)
     return float(-(weight_N @ logp_NK[np.arange(len(weight_N)), moments.label_N]) / weight_N.sum())
