@@ -34,6 +34,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+SCHEDULED = os.sched_getscheduler(0) if sys.platform == "linux" else None
+
+
+@pytest.fixture(autouse=True)
+def same_scheduling() -> Iterator[None]:
+    """What a test leaves real-time starves all that run beside and after it."""
+    yield
+    assert SCHEDULED is None or os.sched_getscheduler(0) == SCHEDULED
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with reference vectors and real clips, which lies beside the project on some machines only."""

@@ -225,14 +225,14 @@ class TestPage:
     def test_tiles_events_and_the_live_view_are_shown(self, served: SimpleNamespace, service: Any, live_feed: LiveFeed,
                                                       tmp_path: Path, unused_port: int) -> None:
         sync = pytest.importorskip("playwright.sync_api", reason="needs Playwright, which drives the browser")
-        from test_ui import PATIENCE_S, accessible, chromium_program, serving
+        from test_ui import PATIENCE_S, accessible, serving
 
         path = tmp_path / "events.db"
         with EventLog(path, "gesture", "service") as log:
             log.write(None, [Event(ODD, "gesture", "<b>left</b>", 1.0, 2.0, 0.9, False)])
         served.state = state(log=str(path))
         with serving(service, unused_port) as address, sync.sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=chromium_program(tmp_path), args=["--no-sandbox"])
+            browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page()
             page.goto(f"{address}/cameras")
             sync.expect(page.locator(".tile")).to_have_count(3, timeout=1000 * PATIENCE_S)

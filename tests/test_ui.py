@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
 import shutil
 import socket
 import threading
@@ -140,16 +139,6 @@ def serving(service: ServiceClient, port: int) -> Iterator[str]:
             yield address
 
 
-def chromium_program(folder: Path) -> Path:
-    """Chromium without the priority over all other programs that it takes where it may, as root."""
-    assert CHROMIUM is not None
-    program, limit = folder / "chromium", shutil.which("setpriv")
-    before = "setpriv --inh-caps -sys_nice --bounding-set -sys_nice " if limit and os.geteuid() == 0 else ""
-    program.write_text(f'#!/bin/sh\nexec {before}"{CHROMIUM}" "$@"\n')
-    program.chmod(0o700)
-    return program
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium, whose camera shows fourteen seconds of a hand that draws gestures, again and again."""
@@ -160,7 +149,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             jpeg = cv2.imencode(".jpg", room.frame(k))[1].tobytes()
             file.write(jpeg + jpeg)  # Chromium plays 30 frames a second
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium_program(tmp_path_factory.mktemp("chromium")), args=[
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=[
             "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--use-fake-ui-for-media-stream",
             "--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={film}"])
         yield opened

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,19 @@ def difference(image: Image, k: int) -> float:
     return float(np.abs(image.astype(int) - wanted).mean())
 
 
+@contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Puts back how this thread is scheduled: SVT-AV1 makes the one that encodes, and all that it starts from then on,
+    real-time where it may, as root, and whatever of them computes leaves a twentieth of the processor to the others."""
+    before = (os.sched_getscheduler(0), os.sched_getparam(0)) if sys.platform == "linux" else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.sched_setscheduler(0, *before)
+
+
+@ordinary_priority()
 def write(path: Path, *, codec: str = "libx264", pixels: str = "yuv420p", count: int = COUNT, rate: int = RATE,
           size_hw: tuple[int, int] = SIZE_HW, options: dict[str, str] | None = None, setup: Setup = lambda _: None,
           times: Sequence[int] | None = None, before: Callable[[Any], Callable[[], None]] | None = None,
