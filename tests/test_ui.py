@@ -47,6 +47,7 @@ CHROMIUM = shutil.which("chromium")
 PATIENCE_S = 60.0
 RATE = 15.0
 NARROW = 10_000  # bytes a second of a slow network: three small pictures
+NOT_A_TIME = np.float64("nan").tobytes()
 NO_SERVICE = ServiceClient("127.0.0.1:9")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser Chromium, which is not installed")
 
@@ -590,12 +591,16 @@ def test_a_lesson_that_does_not_open_is_told_to_whoever_looks(trainer: Trainer, 
         assert json.loads(feed.recv(PATIENCE_S)) == {"error": trainer.passed_over}
 
 
-@pytest.mark.parametrize("said", ["{", "[]", '{"threshold": "x"}', '{"source": 5}', b"short", b"12345678no jpeg"])
+@pytest.mark.parametrize("said", ["{", "[]", '{"threshold": "x"}', '{"source": 5}', b"short", b"12345678no jpeg",
+                                  NOT_A_TIME + b"no jpeg"])
 def test_nonsense_is_answered_with_a_sentence(said: str | bytes, sessions: LiveSessions, address: str) -> None:
     with connect(f"ws{address[4:]}/live/feed", origin=address) as feed:
         assert json.loads(feed.recv())["hello"]["model"] == "gesture"
         feed.send(said)
+        answers = []
         while "error" not in (heard := json.loads(feed.recv(PATIENCE_S))):
-            pass
+            answers.append(heard)
         assert "Traceback" not in heard["error"]
+        if isinstance(said, bytes):  # a page waits for an answer to each picture
+            assert answers == [{"at": 0.0, "records": []}]
     wait(lambda: sessions.recognizer.cameras == ())
