@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.model.contract import Contract
-from engines.model.pooling import Floats, StatisticsWindow, foreground_of, statistics_width
+from engines.model.pooling import SPANS, Floats, StatisticsWindow, foreground_of, statistics_width
 from engines.training.softmax_regression import Float64Array
 from engines.training.support_clips import SupportClip
 
@@ -48,7 +48,7 @@ class Moments:
         rows_NX, n = np.empty((len(self.clip_N), width), np.float32), 0
         for index in dict.fromkeys(self.clip_N.tolist()):
             ticks = self.tick_N[self.clip_N == index].tolist()
-            for _, statistics in play_statistics(contract, clips[index].features_TD, ticks):
+            for _, statistics in play_statistics(contract, clips[index].features_TD, ticks, (span,)):
                 rows_NX[n] = statistics[span]
                 n += 1
         return rows_NX
@@ -96,16 +96,16 @@ def _evenly(ticks: Sequence[int], most: int) -> list[int]:
     return [ticks[i] for i in chosen]
 
 
-def play_statistics(contract: Contract, features_TD: Floats, ticks: Collection[int]
+def play_statistics(contract: Contract, features_TD: Floats, ticks: Collection[int], spans: Sequence[str] = SPANS
                     ) -> Iterator[tuple[int, dict[str, Floats]]]:
-    """Statistics of both spans at these ticks of a clip."""
+    """Statistics of these spans at these ticks of a clip."""
     window = StatisticsWindow(contract.clip_frames, contract.window_clips, features_TD.shape[1])
     assert contract.pooling is not None
-    spans = {"now": contract.pooling.now_clips, "window": contract.window_clips}  # clips
+    clips = {"now": contract.pooling.now_clips, "window": contract.window_clips}
     for tick, features_D in enumerate(features_TD):
         window.push(features_D.astype(np.float32))
         if tick in ticks:
-            yield tick, {span: window.statistics(count) for span, count in spans.items()}
+            yield tick, {span: window.statistics(clips[span]) for span in spans}
 
 
 def surround_with_idle(contract: Contract, clips: Sequence[SupportClip], seed: int) -> list[SupportClip]:

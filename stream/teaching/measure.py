@@ -102,8 +102,7 @@ def measure_lessons(model: str, folder: Path, shots: int, splits: int, *, by: st
                 plays[name] = extractor.extract(video, name, background)
             except GatestreamError as error:
                 found.skipped.append((name, str(error)))
-        rendered = extractor.play_rendered(background) if loaded.contract.pooling is not None and any(
-            video.label == background for video in videos) else []
+        rendered = extractor.play_rendered(background) if extractor.learns_from_rooms(videos, background) else []
     found.extraction_s = time.perf_counter() - began
     label_of = {name: clips[0].label for name, clips in plays.items()}
     found.labels = sorted({*label_of.values()} - {background})

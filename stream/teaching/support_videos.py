@@ -163,6 +163,10 @@ class FeatureExtractor:
             clips.append(SupportClip(name, video.label, *_features(ticks), min(first, last - 1), last, natural=False))
         return clips
 
+    def learns_from_rooms(self, videos: Iterable[SupportVideo], background: str) -> bool:
+        """Whether `play_rendered` adds to a lesson of these: one of a pooled head with idle footage of its own."""
+        return self._pooled and any(video.label == background for video in videos)
+
     def play_rendered(self, background: str) -> list[SupportClip]:
         """Support clips of rooms in which rendered hands move and make no gesture."""
         rate, clips = self._model.contract.frame_rate, []

@@ -83,7 +83,7 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
                 if strict:
                     raise
                 skipped.append((printable(video.path), str(error)))
-        if loaded.contract.pooling is not None and any(video.label == background for video in videos):
+        if extractor.learns_from_rooms(videos, background):
             note("watching rendered rooms where nothing is done")
             clips += extractor.play_rendered(background)
     warnings = _check_counts(videos, {clip.recording for clip in clips}, folder, background)
