@@ -41,7 +41,7 @@ from engines.training.stream_task import AdamWConfig, StreamTask
 
 # What a model file records beside the recipe: places on this machine, how it was run, the event rule.
 UNRECORDED_FIELDS = {"provenance", "out", "init", "idle", "workers", "checkpoint_every", "strict", "gesture_events"}
-GESTURE_EVENTS = EventRule(open_above=0.999, close_below=0.65, close_after_s=0.25, min_duration_s=0.42, min_score=0.7,
+GESTURE_EVENTS = EventRule(open_above=0.998, close_below=0.5, close_after_s=0.25, min_duration_s=0.42, min_score=0.5,
                            split_after_s=60.0)  # never split: a square begins as a swipe to the right
 
 
