@@ -40,13 +40,17 @@ class HandBench:
         self._models = _TimedModels()
         self._tracker = HandTracker(self._models)
         self._frame_s: tuple[list[float], ...] = [], [], []  # of frames with 0, 1, 2 hands
+        self._followed_s: list[float] = []  # of those with 2 that were there before: none is searched for
 
     def step(self, image_bgr: Image) -> Hands:
         """The hands in the next frame."""
-        began = time.thread_time()
+        began, searches = time.thread_time(), len(self._models.detector_s)
         hands = self._tracker.step(image_bgr)
         hand_features(hands)
-        self._frame_s[int((hands.presence > 0).sum())].append(time.thread_time() - began)
+        took_s, count = time.thread_time() - began, int((hands.presence > 0).sum())
+        self._frame_s[count].append(took_s)
+        if count == 2 and len(self._models.detector_s) == searches:
+            self._followed_s.append(took_s)
         return hands
 
     def report(self) -> dict[str, Any]:
@@ -54,6 +58,7 @@ class HandBench:
         not come up."""
         rows = {"palm detector": self._models.detector_s, "landmarks of a hand": self._models.landmarks_s,
                 **{f"frame with {count} hands": seconds for count, seconds in enumerate(self._frame_s)},
+                "two hands followed": self._followed_s,
                 "frame": [seconds for row in self._frame_s for seconds in row]}
         times: dict[str, Figures | None] = {name: percentiles(seconds) if seconds else None
                                             for name, seconds in rows.items()}
