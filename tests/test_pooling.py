@@ -94,7 +94,7 @@ def test_columns_name_every_statistic_once() -> None:
 def answer(taught: Any, rows_TD: np.ndarray[Any, Any]) -> str:
     contract = taught.contract
     window = play(rows_TD, contract.clip_frames, contract.window_clips)
-    logits_K = PooledHead(taught.tensors, "action", "window").logits(window.statistics(contract.window_clips))
+    logits_K = PooledHead(contract, taught.tensors, "action", "window").logits(window.statistics(contract.window_clips))
     return str(contract.heads["action"][int(logits_K.argmax())])
 
 

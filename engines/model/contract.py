@@ -47,6 +47,7 @@ class PoolingRule(BaseModel):
     foreground_s: Annotated[float, Field(ge=0, le=3600)] = 0.0  # features of `Foreground` after the network's, with a
     # running mean over so many seconds; 0: none
     hands: Annotated[int, Field(ge=0, le=4096)] = 0  # features of two hands after those (`engines/hands`)
+    hidden: Annotated[int, Field(ge=0, le=4096)] = 0  # units of a hidden layer on statistics of the motion branch
 
 
 class Contract(BaseModel):
@@ -147,6 +148,8 @@ class Contract(BaseModel):
             raise ValueError("cover_hw: at least input_size_hw")
         if self.pooling is not None and (self.fusion is not None or self.pooling.now_clips > self.window_clips):
             raise ValueError("pooling: at most window_clips for now_clips, and no fusion")
+        if self.pooling is not None and self.pooling.hidden and not self.network.motion_features:
+            raise ValueError("pooling: a hidden layer only of a network with a motion branch")
         if self.background is not None and not any(self.background in labels for labels in self.heads.values()):
             raise ValueError(f"background: {self.background!r} is a label of no head")
         if unknown := {*self.temperature, *self.window_temperature, *self.multi_label} - set(self.heads):

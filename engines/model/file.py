@@ -68,7 +68,7 @@ class Model:
     @cached_property
     def pooled_heads(self) -> dict[tuple[str, str], pooling.PooledHead]:
         """By head and span, of a contract with pooling; without torch."""
-        return {(head, span): pooling.PooledHead(self.tensors, head, span)
+        return {(head, span): pooling.PooledHead(self.contract, self.tensors, head, span)
                 for head in self.contract.heads for span in pooling.SPANS}
 
     @property
@@ -224,7 +224,7 @@ def _check(path: Path, contract: Contract, weights: dict[str, Array]) -> None:
     wanted = {} if contract.pooling is None else {
         name: shape for head, labels in contract.heads.items()
         for name, shape in pooling.tensor_shapes(
-            head, len(labels), width + contract.foreground_cells + contract.pooling.hands).items()}
+            contract, head, len(labels), width + contract.foreground_cells + contract.pooling.hands).items()}
     held = {name: value.shape for name, value in weights.items() if name.startswith(pooling.PREFIX)}
     if problems := mismatches(wanted, held):
         raise ModelError(f"{path}, whose pooled heads disagree with its contract ({'; '.join(problems[:3])})",

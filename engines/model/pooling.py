@@ -8,6 +8,7 @@ stream and a lesson both compute them here. Legend: C clips, D features of a fra
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,25 +37,58 @@ def statistic_columns(statistic: str, first: int, stop: int, features: int) -> N
     return np.concatenate([np.arange(first, stop) + (block + i) * features for i in range(repeats)])
 
 
-def tensor_shapes(head: str, labels: int, features: int) -> dict[str, tuple[int, ...]]:
+def feature_blocks(contract: Contract, features: int) -> dict[str, tuple[int, int]]:
+    """Where the features of each origin lie among all of a frame: from, to before."""
+    assert contract.pooling is not None
+    widths = {"motion": contract.network.motion_features, "middle layer": contract.network.middle_features,
+              "foreground": contract.foreground_cells, "hands": contract.pooling.hands}
+    ends = accumulate((features - sum(widths.values()), *widths.values()), initial=0)
+    return {name: span for name, span in zip(("last layer", *widths), pairwise(ends), strict=True) if span[0] < span[1]}
+
+
+def motion_columns(contract: Contract, features: int) -> NDArray[np.intp]:
+    """Where the statistics of the motion branch lie among all X; none of a network without it."""
+    span = feature_blocks(contract, features).get("motion", (0, 0))
+    return np.concatenate([statistic_columns(statistic, *span, features) for statistic in STATISTICS])
+
+
+def tensor_shapes(contract: Contract, head: str, labels: int, features: int) -> dict[str, tuple[int, ...]]:
     """Name and shape of the tensors of a pooled head."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    assert contract.pooling is not None
+    units, shapes = contract.pooling.hidden, dict[str, tuple[int, ...]]()
     for span in SPANS:
         shapes |= {f"{PREFIX}{head}.{span}.weight": (labels, statistics_width(features)),
                    f"{PREFIX}{head}.{span}.bias": (labels,)}
+        if units:
+            inputs = len(motion_columns(contract, features))
+            shapes |= {f"{PREFIX}{head}.{span}.hidden.weight": (units, inputs),
+                       f"{PREFIX}{head}.{span}.hidden.bias": (units,),
+                       f"{PREFIX}{head}.{span}.hidden.out": (labels, units)}
     return shapes
 
 
 class PooledHead:
-    """A linear head on statistics, for one span."""
+    """A head on statistics, for one span: linear, and where the contract says so with a hidden layer besides, which
+    reads those of the motion branch."""
 
-    def __init__(self, tensors: Mapping[str, Floats], head: str, span: str) -> None:
-        self._weight_KX = np.ascontiguousarray(tensors[f"{PREFIX}{head}.{span}.weight"], np.float32)
-        self._bias_K = np.asarray(tensors[f"{PREFIX}{head}.{span}.bias"], np.float32)
+    def __init__(self, contract: Contract, tensors: Mapping[str, Floats], head: str, span: str) -> None:
+        assert contract.pooling is not None
+        def read(name: str) -> Floats:
+            return np.ascontiguousarray(tensors[f"{PREFIX}{head}.{span}.{name}"], np.float32)
+
+        self._weight_KX, self._bias_K, self._hidden = read("weight"), read("bias"), contract.pooling.hidden > 0
+        if self._hidden:
+            self._columns = motion_columns(contract, self._weight_KX.shape[1] // statistics_width(1))
+            self._hidden_HC, self._hidden_bias_H = read("hidden.weight"), read("hidden.bias")
+            self._out_KH = read("hidden.out")
 
     def logits(self, statistics_X: Floats) -> Floats:
         """[K]."""
-        return np.asarray(self._weight_KX @ statistics_X + self._bias_K)
+        logits_K = self._weight_KX @ statistics_X + self._bias_K
+        if self._hidden:
+            hidden_H = np.maximum(self._hidden_HC @ statistics_X[self._columns] + self._hidden_bias_H, 0)
+            logits_K += self._out_KH @ hidden_H
+        return np.asarray(logits_K)
 
 
 class Foreground:

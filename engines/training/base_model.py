@@ -40,7 +40,7 @@ from engines.training.stream_loader import SectionShares, TrainingStream, collat
 HEAD = "action"
 SIZE_HW, RATE = (144, 192), 7.5
 # While a span enters or leaves an action, scores favour no label as much as they do in its midst.
-EVENTS = EventRule(open_above=0.8, close_below=0.6, min_score=0.3)
+EVENTS = EventRule(open_above=0.96, close_below=0.5, min_score=0.3)
 CLIP_NORM = 5.0
 LOWER = slice(MobileNetV2.middle_steps)
 WATCHED_BLOCK = 1  # of the branch, whose map finds rendered fingertips

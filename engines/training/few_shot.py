@@ -26,7 +26,7 @@ from engines.synthetic import BACKGROUND
 from engines.training import exemplars
 from engines.training.softmax_regression import L2_CANDIDATES, Examples, Float64Array, LinearHead, cross_validate, fit
 from engines.training.support_clips import SupportClip, make_examples
-from engines.training.temperature import temperature
+from engines.training.temperature import doubt_of, temperature
 
 MAX_BACKGROUND_FACTOR = 5.0  # times as much as a label counts background, where there are so many more examples of it
 ALIKE_SHARE = 0.3  # of two labels' recordings that are taken for one another, from which the labels are too alike
@@ -212,7 +212,8 @@ def temperatures_of(held_out: Sequence[HeldOut], labels: Sequence[str]) -> tuple
     now = [(row_K.astype(np.float32), labels.index(one.clip.label)) for one in held_out
            for row_K in one.now_TK[one.clip.late_from:one.clip.ended]]
     window = [(one.window_TK[-1].astype(np.float32), labels.index(one.clip.label)) for one in held_out]
-    return temperature(now), temperature(window)
+    doubt = doubt_of(len(held_out))
+    return temperature(now, doubt), temperature(window, doubt)
 
 
 def report_of(clips: Sequence[SupportClip], labels: Sequence[str], background: str, held_out: Sequence[HeldOut],

@@ -53,6 +53,10 @@ class LinearHead:
         """[N, K]."""
         return np.asarray(features_ND @ self.weight_KD.T + self.bias_K, np.float64)
 
+    def scale(self, factor: float) -> LinearHead:
+        """The head whose logits are this many times as large."""
+        return LinearHead(factor * self.weight_KD, factor * self.bias_K)
+
 
 def fit(examples: Examples, start: LinearHead, frozen_K: NDArray[np.bool_], l2_to_start: float,
         standardise: bool = True, steps: int = MAX_STEPS) -> LinearHead:

@@ -16,14 +16,22 @@ GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 161))
 Logits = NDArray[np.float32]
 
 
-def temperature(scored: Sequence[tuple[Logits, int]]) -> float:
-    """The temperature with the least mean negative log-likelihood; 1 when there is nothing to fit."""
+def temperature(scored: Sequence[tuple[Logits, int]], doubt: float = 0.0) -> float:
+    """The temperature with the least mean negative log-likelihood; 1 when there is nothing to fit.
+    doubt: share of each truth that is spread evenly over all labels, see `doubt_of`."""
     if not scored:
         return 1.0
     logits_NK = np.stack([logits for logits, _ in scored]).astype(np.float64)
     rows_N, truth_N = np.arange(len(scored)), [label for _, label in scored]
-    losses = [-log_softmax(logits_NK / value, axis=1)[rows_N, truth_N].mean() for value in GRID]
+    logp_of = [log_softmax(logits_NK / value, axis=1) for value in GRID]
+    losses = [-(1 - doubt) * logp_NK[rows_N, truth_N].mean() - doubt * logp_NK.mean() for logp_NK in logp_of]
     return round(float(GRID[int(np.argmin(losses))]), 3)
+
+
+def doubt_of(recordings: int) -> float:
+    """How likely the next recording is wrong after so many, all of them right, by Jeffreys' prior. Without such doubt a
+    few easy recordings ask for boundless certainty."""
+    return 0.5 / (recordings + 1)
 
 
 def binary_loss(logits_N: NDArray[np.float64], true_N: NDArray[np.float64]) -> float:
