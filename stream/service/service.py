@@ -42,8 +42,10 @@ log = logging.getLogger("gatestream.service")
 PERIOD_S = 0.1  # between two looks at the processes
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the worker's process is started again
 LASTING_S = 30.0  # a process that lived this long starts the row anew
-HANGS_AFTER_S = 10.0  # with work at hand and none done
-BUILDS_FOR_S = 300.0  # a process that is not ready after this hangs, too
+HANGS_AFTER_S = 10.0  # with one batch of frames
+SILENT_FOR_S = 30.0  # without a sign of life and without work: some libraries hold up all threads while they build
+STARTS_WITHIN_S = 120.0  # until the first one
+ASLEEP_S = 5.0  # longer between two looks: we were held up ourselves, and so was what the worker has sent
 STOPS_WITHIN_S = 1.2
 DECISION_S = 2.0  # from the beginning of an action to its event, at most
 SPARE_S = 0.5
@@ -66,6 +68,7 @@ class Service:
         self._candidate: tuple[Model, subprocess.Popen[bytes], float] | None = None
         self._live_pid = 0  # of the process that serves the cameras
         self._started_at, self._deaths, self.restarts = 0.0, 0, 0
+        self._looked_at = self._awake_since = time.monotonic()
         self._fault: BaseException | None = None
         self._auth: SocketAuth | None = None
         self._clips: Mapping[str, int] = {}
@@ -175,10 +178,10 @@ class Service:
                 before.kill()  # one that is still being built would take over in its turn
             if before is not None:
                 threading.Thread(target=wait_or_kill, args=(before, STOPS_WITHIN_S), daemon=True).start()
-        elif (code := process.poll()) is not None or time.monotonic() - started_at > BUILDS_FOR_S:
+        elif (code := process.poll()) is not None or self._is_silent(process, started_at):
             self._end_candidate()
             log.error("the model is not changed: the new one's process %s",
-                      "did not get ready" if code is None else f"ended with {code}")
+                      "hangs" if code is None else f"ended with {code}")
 
     def _end_candidate(self) -> None:
         if self._candidate is not None:
@@ -189,18 +192,24 @@ class Service:
         """Looks once at the processes and the receiver. Raises as `run` does."""
         if self._fault is not None:
             raise self._fault
+        now = time.monotonic()
+        if now - self._looked_at > ASLEEP_S:
+            self._awake_since = now
+        self._looked_at = now
         if self.receiver.worker.was_ready:  # a recording would be lost while an engine is built for the first time
             self._supervisor.supervise(dict(self.receiver.sessions))
         self._check_candidate()
-        worker, now = self._worker, time.monotonic()
+        worker = self._worker
         self._live_pid = self.receiver.worker.pid
         if worker is None:
             if now >= self._started_at:
-                self._started_at, self._worker = now, self._start_process(self._model, None)
+                known = self.receiver.worker.events if self.receiver.worker.was_ready else None
+                self._started_at, self._worker = now, self._start_process(self._model, None, known)
             return
         code = worker.poll()
-        patience_s = HANGS_AFTER_S if self._ready and len(self.receiver.scheduler) else BUILDS_FOR_S
-        if code is None and now - max(self._started_at, self.receiver.worker.last_at) > patience_s:
+        waiting_s = min(self.receiver.worker.batch.waiting_s(now), now - self._awake_since)
+        stuck = self._ready and waiting_s > HANGS_AFTER_S
+        if code is None and (stuck or self._is_silent(worker, self._started_at)):
             log.error("the engine's process hangs: ending it")
             code = wait_or_kill(worker, 0.0)
         if code is None:
@@ -214,18 +223,27 @@ class Service:
         self._started_at = now + BACK_OFF_S[min(self._deaths, len(BACK_OFF_S) - 1)]
         self.receiver.call_soon(self.receiver.on_worker_lost)
 
+    def _is_silent(self, process: subprocess.Popen[bytes], started_at: float) -> bool:
+        """Whether a worker gives no sign of life any more. One that builds an engine for hours does."""
+        now, alive_at = time.monotonic(), self.receiver.worker.alive_at.get(process.pid, 0.0)
+        if alive_at < started_at:
+            return now - max(started_at, self._awake_since) > STARTS_WITHIN_S
+        return now - max(alive_at, self._awake_since) > SILENT_FOR_S
+
     @property
     def _ready(self) -> bool:
-        """Whether the worker that was started last has sent anything."""
+        """Whether the worker that was started last has sent anything but signs of life."""
         return self.receiver.worker.last_at > self._started_at
 
-    def _start_process(self, model: Model, expected: Records | None) -> subprocess.Popen[bytes]:
-        """Starts a worker. expected: events that the model before it found in the recording for promotions."""
+    def _start_process(self, model: Model, expected: Records | None, known: Records | None = None
+                       ) -> subprocess.Popen[bytes]:
+        """Starts a worker. expected: events that the model before it found in the recording for promotions; known:
+        those that this one found when it ran before."""
         promotion = self.config.gate
         return start_process("stream.service.worker.worker", {
             "address": self._address, "model": str(model.path), "engine": self.config.engine,
             "slots": self.config.receive.cameras, "promotion": promotion and promotion.model_dump(mode="json"),
-            "expected": expected})
+            "expected": expected, "known": known})
 
     def _receive(self) -> None:
         try:

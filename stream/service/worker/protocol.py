@@ -1,5 +1,6 @@
 """Messages between the receiver and an engine's process, over a ZeroMQ socket file that only this user can open.
 
+    worker ──alive──► receiver         {"pid": ...}: every second, whatever it does
     worker ──ready──► receiver         {"engine": ..., "pid": ..., "clock": [rate, longest gap]}: takes work
     receiver ──frames─► worker         [{camera, index, ...}, ...], then the payload of each
     worker ──done───► receiver         {"records": [...], "errors": [...], "odd": [[camera, line]]}: takes work again
@@ -25,7 +26,9 @@ CREDITS = 3  # batches that may be under way: one in the engine, one being decod
 BATCH = 8  # frames in a batch, at most
 LEAST = 2  # where many wait: a core each, at least
 UNDER_WAY_S = 0.12  # that all batches under way may take
-READY, FRAMES, DONE, CAMERAS, WARM, LEAVE, STOP = b"ready", b"frames", b"done", b"cameras", b"warm", b"leave", b"stop"
+ALIVE_S = 1.0  # from one sign of life to the next
+ALIVE, READY, FRAMES, DONE = b"alive", b"ready", b"frames", b"done"
+CAMERAS, WARM, LEAVE, STOP = b"cameras", b"warm", b"leave", b"stop"
 OF_FRAME = ("camera", "index", "lost", "captured_at", "arrived_at", "passed_at")  # what a header says of a frame,
 OF_MESSAGE = ("protocol", "encoding", "shape", "dtype", "pixel_format")  # and of its message
 
@@ -64,17 +67,21 @@ class BatchSizer:
         """A batch of so many frames was sent."""
         self._sent.append((now, frames))
 
-    def on_done(self, now: float) -> None:
-        """The oldest batch under way is done."""
-        if self._sent:
+    def on_done(self, now: float, batch: bool = True) -> None:
+        """The oldest batch under way is done, or if not `batch`, something else that was before it."""
+        if batch and self._sent:
             sent_at, frames = self._sent.popleft()
             each_s = (now - max(sent_at, self._done_at)) / frames
             self._each_s += (each_s - self._each_s) / 8
-            self._done_at = now
+        self._done_at = now
 
     def reset(self) -> None:
         """Nothing is under way any more."""
         self._sent.clear()
+
+    def waiting_s(self, now: float) -> float:
+        """How long the oldest batch under way has had the engine; 0 if there is none."""
+        return now - max(self._sent[0][0], self._done_at) if self._sent else 0.0
 
     @property
     def size(self) -> int:
@@ -94,7 +101,8 @@ class WorkerSocket:
         self.engine, self.pid = "", 0  # what the live worker runs, and its process
         self.events: list[dict[str, Any]] = []  # that it found in the recording for promotions
         self.was_ready = False  # whether any worker ever got ready
-        self.last_at = 0.0  # steady seconds of the last message
+        self.last_at = 0.0  # steady seconds of the last message that was no sign of life
+        self.alive_at: dict[int, float] = {}  # of each process, steady seconds of the last one of any kind
         self.identity: bytes | None = None  # of the live worker, where there is one
         self._credits: Counter[bytes] = Counter()
 
@@ -111,8 +119,11 @@ class WorkerSocket:
                 identity, kind, body = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            content = json.loads(body)
-            self.last_at = time.monotonic()
+            content, now = json.loads(body), time.monotonic()
+            if kind == ALIVE:
+                self.alive_at[content["pid"]] = now
+                continue
+            self.last_at = now
             if kind == READY and accept:
                 self.send(encode(STOP, {}))
                 self.identity, self.engine, self.was_ready = identity, content["engine"], True
@@ -120,8 +131,8 @@ class WorkerSocket:
                 self.batch.reset()
             credits = content.get("credits", 1)
             self._credits[identity] += credits
-            if kind == DONE and credits and identity == self.identity:
-                self.batch.on_done(self.last_at)
+            if kind == DONE and identity == self.identity:
+                self.batch.on_done(now, bool(credits))
             if content.get("last") and identity == self.identity:
                 self.identity = None
             yield kind, content

@@ -7,10 +7,12 @@ It may crash or be killed at any time: another one takes its place, without the 
 import json
 import os
 import sys
+import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -132,20 +134,49 @@ def _prepare(worker: Worker, kind: bytes, parts: Sequence[bytes]) -> Callable[[]
     return worker.stop
 
 
+@contextmanager
+def _signs_of_life(context: zmq.Context[zmq.Socket[bytes]], address: str) -> Iterator[None]:
+    """Tells the receiver every ALIVE_S that this process lives, from a thread of its own: while an engine is built or a
+    recording replayed, too, and when there is nothing to do."""
+    stop, sign = threading.Event(), protocol.encode(protocol.ALIVE, {"pid": os.getpid()})
+
+    def tell() -> None:
+        with context.socket(zmq.DEALER) as socket:
+            socket.linger, socket.sndhwm = 0, 1
+            socket.connect(address)
+            while True:
+                with suppress(zmq.Again):
+                    socket.send_multipart(sign, zmq.NOBLOCK)
+                if stop.wait(protocol.ALIVE_S):
+                    return
+
+    thread = threading.Thread(target=tell, name="signs of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 @validate_call
 def serve(address: str, model: str, engine: str, slots: int, promotion: PromotionConfig | None,
-          expected: list[Event] | None) -> None:
+          expected: list[Event] | None, known: list[Event] | None) -> None:
     """Works for the receiver at `address` until it sends `stop` or its process has ended.
     expected: the events that the running model found in promotion's recording; None if this model is the first. Raises
-    ModelError, before `ready`, if this one finds others."""
-    service, loaded = os.getppid(), engines.load(model)
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+    ModelError, before `ready`, if this one finds others. known: those that this model found, if it ran before: the
+    recording is not played again."""
+    service = os.getppid()
+    with (zmq.Context() as context, _signs_of_life(context, address), context.socket(zmq.DEALER) as socket):
+        loaded = engines.load(model)
         socket.linger = 2000
         socket.connect(address)
         compiled = engines.compile(loaded, engine=engine, slots=slots)
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
-            found = [] if promotion is None else recognize_file(recognizer, promotion.recording, "gate")
+            found = known or []
+            if promotion is not None and known is None:
+                found = recognize_file(recognizer, promotion.recording, "gate")
             if promotion is not None and expected is not None:
                 check_promotion(expected, found, promotion.f1, promotion.recording)
             worker = Worker(recognizer)

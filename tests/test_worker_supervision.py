@@ -1,0 +1,108 @@
+"""The engine's process is ended when it hangs, and for nothing else: not for silence, nor for a long build."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream.service import service as service_module
+from stream.service.config import Config
+from stream.service.service import Service
+from stream.service.worker.processes import start_process
+from stream.service.worker.protocol import BatchSizer
+
+PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
+SILENT_FOR_S = 2.5
+
+
+@pytest.mark.parametrize(("done", "at", "waiting_s"), [
+    ([], 3.0, 2.0),                     # since the oldest was sent
+    ([(2.5, True)], 3.0, 0.5),          # since the one before it was done
+    ([(2.5, False)], 3.0, 0.5),         # or what else was before it
+    ([(2.5, True), (2.75, True)], 9.0, 0.0)])
+def test_a_batch_waits_from_when_it_has_the_engine(done: list[tuple[float, bool]], at: float, waiting_s: float) -> None:
+    sizer = BatchSizer()
+    assert sizer.waiting_s(100.0) == 0
+    for sent_at in (1.0, 2.0):
+        sizer.on_sent(sent_at, 4)
+    for now, batch in done:
+        sizer.on_done(now, batch)
+    assert sizer.waiting_s(at) == waiting_s
+    sizer.reset()
+    assert sizer.waiting_s(at) == 0
+
+
+def supervise(service: Service, until: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not until():
+        assert time.monotonic() < end, "it never came"
+        service.supervise()
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service]:
+    """Without any camera; silence counts sooner than it does for users."""
+    monkeypatch.setattr(service_module, "SILENT_FOR_S", SILENT_FOR_S)
+    config = Config.model_validate({"receive": {"bind": ["tcp://127.0.0.1:*"]}, "health": {"bind": "127.0.0.1:0"},
+                                    "results": {"log": str(tmp_path / "events.db")}})
+    with Service(config) as made:
+        supervise(made, lambda: made.state()["healthy"])
+        yield made
+
+
+def test_a_service_without_cameras_keeps_its_engine(service: Service) -> None:
+    worker = service.receiver.worker
+    pid, since = worker.pid, time.monotonic()
+    supervise(service, lambda: worker.alive_at[pid] > since + 2 * SILENT_FOR_S)
+    assert worker.last_at < since  # nothing but signs of life came
+    assert (service.restarts, worker.pid, service.state()["healthy"]) == (0, pid, True)
+
+
+def test_one_that_gives_no_sign_of_life_is_replaced(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    pid = service.receiver.worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    supervise(service, lambda: service.restarts == 1)
+    assert "hangs" in caplog.text
+    supervise(service, lambda: service.state()["healthy"])
+    assert service.receiver.worker.pid != pid
+
+
+def test_a_service_that_was_held_up_itself_blames_nobody(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, ahead_s = service.receiver.worker, 1000.0
+    steady = time.monotonic
+    monkeypatch.setattr(service_module.time, "monotonic", lambda: steady() + ahead_s)
+    service.supervise()
+    assert service.restarts == 0
+    worker.batch.on_sent(steady(), 1)  # as if it were under way since before
+    restarts = []
+    for _ in range(4):
+        service.supervise()
+        restarts.append(service.restarts)
+        ahead_s += service_module.HANGS_AFTER_S / 3
+        worker.alive_at[worker.pid] = time.monotonic()
+    assert restarts == [0, 0, 0, 1]  # by then it has had its time
+
+
+def test_recovery_does_not_play_the_recording_for_promotions_again(service: Service, monkeypatch: pytest.MonkeyPatch
+                                                                   ) -> None:
+    requests: list[dict[str, Any]] = []
+
+    def start(module: str, request: dict[str, Any]) -> Any:
+        requests.append(request)
+        return start_process(module, request)
+
+    monkeypatch.setattr(service_module, "start_process", start)
+    service.receiver.worker.events = [{"type": "event", "camera": "gate", "head": "gesture", "label": "left",
+                                       "started_at": 0.0, "ended_at": 1.0, "score": 0.9, "open": False}]
+    os.kill(service.receiver.worker.pid, signal.SIGKILL)
+    supervise(service, lambda: service.restarts == 1)
+    supervise(service, lambda: service.state()["healthy"])
+    assert [one["known"] for one in requests] == [service.receiver.worker.events]
+    assert len(service.receiver.worker.events) == 1
