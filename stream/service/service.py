@@ -77,6 +77,8 @@ class Service:
             self._address = f"ipc://{self._folder}/worker"
             self._model = self._copy_of(loaded)
             context = stack.enter_context(zmq.Context())
+            if_it_fails = stack.enter_context(ExitStack())  # else whoever has a socket closes it
+            if_it_fails.callback(context.destroy, 0)
             recent = RecentFrames(self._recent_s(loaded))
             if config.receive.curve or config.receive.addresses:
                 self._auth = SocketAuth(context, config.receive.keys or default_folder(), config.receive.curve,
@@ -100,6 +102,7 @@ class Service:
             self._supervisor.configure(config.camera)
             self.health_address = stack.enter_context(serve_health(config.health.bind, metrics, live_feed))
             self._thread = threading.Thread(target=self._receive, name="receiver", daemon=True)
+            if_it_fails.pop_all()
             self._stack = stack.pop_all()
 
     def _recent_s(self, model: Model) -> float:
@@ -255,7 +258,8 @@ class Service:
     def state(self) -> dict[str, Any]:
         """The service's state, as /health shows it."""
         now, log_path, clips = time.monotonic(), self.config.results.log, self.config.clips
-        return {"healthy": self._worker is not None and self._ready and self._fault is None,
+        return {"healthy": (self._worker is not None and self._ready and self._fault is None
+                            and self.outbox.alive),
                 "model": self._model.contract.name,
                 "background": self._model.contract.background, "engine": self.receiver.worker.engine,
                 "log": log_path and str(log_path.resolve()), "clips_folder": clips and str(clips.folder.resolve()),

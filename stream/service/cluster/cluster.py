@@ -187,7 +187,7 @@ class Cluster:
         states = {name: worker.state for name, worker in dict(self._workers).items() if worker.state is not None}
         cameras = {camera: {**facts, "worker": name} for name, state in states.items()
                    for camera, facts in state["cameras"].items() if camera in self._placement.cameras(name)}
-        return {"healthy": bool(states) and all(state["healthy"] for state in states.values()),
+        return {"healthy": bool(states) and all(state["healthy"] for state in states.values()) and self.outbox.alive,
                 "model": self._model, "engine": ", ".join(sorted({state["engine"] for state in states.values()})),
                 "cameras": cameras,
                 "refused": dict(sum((Counter(state["refused"]) for state in states.values()), Counter[str]())),

@@ -62,8 +62,9 @@ class Publisher(ResultSink):
                                 "stop what uses it, or choose another one") from error
 
     def write(self, records: Sequence[JsonRecord]) -> None:
-        for record in records:
-            self._socket.send_multipart([f"{record['camera']}/{record['type']}".encode(), _json(record).encode()])
+        messages = [(f"{record['camera']}/{record['type']}".encode(), _json(record).encode()) for record in records]
+        for message in messages:
+            self._socket.send_multipart(message)
 
     def close(self, within_s: float) -> None:
         self._socket.close(linger=round(1000 * within_s))
@@ -154,6 +155,11 @@ class Outbox:
                 self._delivered.append(number)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether records are on their way out."""
+        return self._thread.is_alive()
+
     def put(self, records: Sequence[JsonRecord]) -> None:
         """Adds records, as JSON objects."""
         with self._changed:
@@ -170,7 +176,8 @@ class Outbox:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(within_s)
+        if self.alive:  # not so where a service could not start
+            self._thread.join(within_s)
         if self._log is not None:
             with suppress(SinkError):
                 self._log.mark_delivered(self._delivered)
@@ -213,10 +220,15 @@ class Outbox:
         self.counts.update(record["type"] for record in records)
         for sink in self._sinks:
             try:
-                sink.write(records)
-            except (GatestreamError, zmq.ZMQError) as error:
+                try:
+                    sink.write(records)
+                except ValueError:  # sinks make JSON of all records before they pass on any
+                    sink.write([record for record in records if _is_json(record)])
+                    raise
+            except Exception as error:  # whatever it is costs that sink these records, and no other one
                 self.counts["failures"] += 1
-                log.error("%s failed: %s", type(sink).__name__, error)
+                expected = isinstance(error, GatestreamError | zmq.ZMQError)
+                log.error("%s failed: %s", type(sink).__name__, error, exc_info=not expected)
 
     def _with_id(self, event: JsonRecord, number: int) -> JsonRecord:
         assert self._log is not None
@@ -227,6 +239,14 @@ class Outbox:
 
 def _is_closed_event(record: JsonRecord) -> bool:
     return record["type"] == "event" and not record["open"]
+
+
+def _is_json(record: JsonRecord) -> bool:
+    """Whether it can be told: a score that is no number cannot."""
+    try:
+        return bool(_json(record))
+    except ValueError:
+        return False
 
 
 def _json(record: JsonRecord) -> str:
