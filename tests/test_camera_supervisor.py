@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ class FakeProcess:
         return self.code
 
     def wait(self, timeout: float | None = None) -> int:
-        assert self.code is not None
+        assert timeout is not None, "waited for without a limit"
+        if self.code is None:
+            raise subprocess.TimeoutExpired("camera", timeout)
         return self.code
 
     def kill(self) -> None:

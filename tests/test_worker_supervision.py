@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from stream.service import service as service_module
 from stream.service.config import Config
 from stream.service.service import Service
-from stream.service.worker.processes import start_process
+from stream.service.worker.processes import start_process, wait_or_kill
 from stream.service.worker.protocol import BatchSizer
 
 PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
@@ -106,3 +107,47 @@ def test_recovery_does_not_play_the_recording_for_promotions_again(service: Serv
     supervise(service, lambda: service.state()["healthy"])
     assert [one["known"] for one in requests] == [service.receiver.worker.events]
     assert len(service.receiver.worker.events) == 1
+
+
+def test_a_model_whose_copy_was_cleaned_away_comes_back(service: Service) -> None:
+    copy = service._model.path
+    assert copy is not None
+    wanted = copy.read_bytes()
+    copy.unlink()
+    os.kill(service.receiver.worker.pid, signal.SIGKILL)
+    supervise(service, lambda: service.restarts == 1)
+    supervise(service, lambda: service.state()["healthy"])
+    assert copy.read_bytes() == wanted
+
+
+@pytest.mark.parametrize("module", ["zmq", "numpy", "json"])
+def test_files_of_the_current_folder_are_no_libraries(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (tmp_path / f"{module}.py").write_text("raise SystemExit('taken over')")
+    process = start_process("stream.service.ingress.camera_process", {
+        "source": str(tmp_path / "none.mp4"), "to": f"ipc://{tmp_path}/nobody", "name": "a"})
+    assert process.wait(PATIENCE_S) == 2  # its source is not there
+    assert "taken over" not in capfd.readouterr().err
+
+
+def test_a_process_that_cannot_be_ended_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Held(subprocess.Popen[bytes]):
+        """As one whose driver does not let it go."""
+
+        def __init__(self) -> None:
+            self.pid, self.returncode = 4321, None
+
+        def kill(self) -> None:
+            pass
+
+        def wait(self, timeout: float | None = None) -> int:
+            assert timeout is not None, "waited for without a limit"
+            raise subprocess.TimeoutExpired("held", timeout)
+
+        def __del__(self, *_: object) -> None:
+            pass
+
+    assert wait_or_kill(Held(), 0.0) == -signal.SIGKILL
+    assert "4321" in caplog.text

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import zmq
 
@@ -72,7 +72,9 @@ class Service:
         self._fault: BaseException | None = None
         self._auth: SocketAuth | None = None
         self._clips: Mapping[str, int] = {}
+        self._files: dict[Path, BinaryIO] = {}  # copies of models, which stay readable when they are removed
         with ExitStack() as stack:
+            self._stack_of_files = stack.enter_context(ExitStack())
             self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gatestream-"))  # mode 700
             self._address = f"ipc://{self._folder}/worker"
             self._model = self._copy_of(loaded)
@@ -150,7 +152,16 @@ class Service:
         assert model.path is not None
         copy = Path(self._folder) / f"{model.digest}.safetensors"
         shutil.copyfile(model.path, copy)
+        self._files[copy] = self._stack_of_files.enter_context(copy.open("rb"))
         return engines.load(copy)
+
+    def _restore(self, copy: Path) -> None:
+        """Writes a model's file anew if it is gone: systems clean their temporary folder of what is some days old."""
+        if not copy.exists():
+            copy.parent.mkdir(mode=0o700, exist_ok=True)
+            self._files[copy].seek(0)
+            with copy.open("wb") as file:
+                shutil.copyfileobj(self._files[copy], file)
 
     def _prepare_model(self, name: str) -> None:
         """Starts a process with another model, if it is another one. Raises UsageError, ModelError."""
@@ -243,6 +254,8 @@ class Service:
         """Starts a worker. expected: events that the model before it found in the recording for promotions; known:
         those that this one found when it ran before."""
         promotion = self.config.gate
+        assert model.path is not None
+        self._restore(model.path)
         return start_process("stream.service.worker.worker", {
             "address": self._address, "model": str(model.path), "engine": self.config.engine,
             "slots": self.config.receive.cameras, "promotion": promotion and promotion.model_dump(mode="json"),

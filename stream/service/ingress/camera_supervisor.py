@@ -73,8 +73,7 @@ class CameraSupervisor:
             reason = self._stall_reason(camera, sessions.get(name), now)
             if code is None and reason is not None:
                 log.warning("camera %s: %s: opening it again", name, reason)
-                camera.process.kill()
-                code = camera.process.wait()
+                code = wait_or_kill(camera.process, 0.0)
             if code is not None:
                 self._on_exit(name, camera, code, now)
 

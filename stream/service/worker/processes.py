@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import signal
+import site
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,18 @@ from stream.notices import ignore_terminal_signals, inheritable_stderr, log_to_s
 log = logging.getLogger("gatestream.service")
 
 
+KILLED_WITHIN_S = 1.0  # a process that waits for a device may not even end then
+ROOT = Path(__file__).resolve().parents[3]  # where this package is imported from
+
+
 def start_process(module: str, request: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    """Starts `python -m module` with a JSON request on its stdin: command lines can be read by other users."""
-    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stderr=inheritable_stderr())
+    """Starts `python -m module` with a JSON request on its stdin: command lines can be read by other users. Nothing is
+    imported from the current folder, where a file may be called as a library is."""
+    environment = dict(os.environ)
+    if str(ROOT) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
+    process = subprocess.Popen([sys.executable, "-P", "-m", module], stdin=subprocess.PIPE, env=environment,
+                               stderr=inheritable_stderr())
     assert process.stdin is not None
     with process.stdin as stdin:
         stdin.write(json.dumps(request).encode())
@@ -39,12 +51,17 @@ def run_process(work: Callable[[dict[str, Any]], None], name: Callable[[dict[str
 
 
 def wait_or_kill(process: subprocess.Popen[bytes], within_s: float) -> int:
-    """Waits for a process to end, and kills it after `within_s`; returns its exit code."""
+    """Waits for a process to end, and kills it after `within_s`; returns its exit code. One that the system cannot end,
+    as its driver holds it, is left alone."""
     try:
         return process.wait(max(0.0, within_s))
     except subprocess.TimeoutExpired:
         process.kill()
-        return process.wait()
+    try:
+        return process.wait(KILLED_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        log.error("process %d was killed and does not end: a driver holds it; it is left alone", process.pid)
+        return -signal.SIGKILL
 
 
 def resident_bytes(pid: int) -> int:
