@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from stream.service import service as service_module
-from stream.service.config import Config
+from stream.service.config import Config, PromotionConfig
 from stream.service.service import Service
 from stream.service.worker.processes import start_process, wait_or_kill
 from stream.service.worker.protocol import BatchSizer
@@ -37,6 +40,14 @@ def test_a_batch_waits_from_when_it_has_the_engine(done: list[tuple[float, bool]
     assert sizer.waiting_s(at) == waiting_s
     sizer.reset()
     assert sizer.waiting_s(at) == 0
+
+
+def wait(condition: Callable[[], Any], of: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        assert of.poll() is None, "the service has ended"
+        time.sleep(0.02)
 
 
 def supervise(service: Service, until: Callable[[], Any]) -> None:
@@ -100,13 +111,31 @@ def test_recovery_does_not_play_the_recording_for_promotions_again(service: Serv
         return start_process(module, request)
 
     monkeypatch.setattr(service_module, "start_process", start)
+    service.config = service.config.model_copy(update={"gate": PromotionConfig.model_construct(recording=Path("gone"))})
     service.receiver.worker.events = [{"type": "event", "camera": "gate", "head": "gesture", "label": "left",
                                        "started_at": 0.0, "ended_at": 1.0, "score": 0.9, "open": False}]
     os.kill(service.receiver.worker.pid, signal.SIGKILL)
     supervise(service, lambda: service.restarts == 1)
     supervise(service, lambda: service.state()["healthy"])
-    assert [one["known"] for one in requests] == [service.receiver.worker.events]
+    assert [(one["known"], one["promotion"]) for one in requests] == [(service.receiver.worker.events, None)]
     assert len(service.receiver.worker.events) == 1
+
+
+def test_a_recording_for_promotions_that_is_gone_costs_the_next_promotion_only(tmp_path: Path) -> None:
+    recording = tmp_path / "gate.png"
+    cv2.imwrite(str(recording), np.zeros((48, 64, 3), np.uint8))
+    (tmp_path / "s.toml").write_text('[receive]\nbind = ["tcp://127.0.0.1:*"]\n[health]\nbind = "127.0.0.1:0"\n')
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen([sys.executable, "-m", "stream", "serve", str(tmp_path / "s.toml"), "--gate",
+                                    str(recording)], stderr=said)
+    try:
+        wait(lambda: "the engine is ready" in (tmp_path / "said").read_text(), process)
+        recording.unlink()
+        process.send_signal(signal.SIGHUP)
+        wait(lambda: "the configuration was read again" in (tmp_path / "said").read_text(), process)
+    finally:
+        process.terminate()
+    assert process.wait(PATIENCE_S) == 0
 
 
 def test_a_model_whose_copy_was_cleaned_away_comes_back(service: Service) -> None:

@@ -36,9 +36,11 @@ def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]",
       gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk"""
     from stream.service.config import Config, PromotionConfig, read_config
 
+    promotion = None if gate is None else PromotionConfig(recording=gate)
+
     def read_settings() -> Config:
         read = Config() if config is None else read_config(config)
-        return read if gate is None else read.model_copy(update={"gate": PromotionConfig(recording=gate)})
+        return read if promotion is None else read.model_copy(update={"gate": promotion})
 
     settings = read_settings()
     if check:

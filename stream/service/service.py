@@ -173,6 +173,9 @@ class Service:
         if name not in bundled() and not (path and any(path.is_relative_to(folder) for folder in folders)):
             raise UsageError(f"model {name}", "a bundled one, or one in the folders that `models` named at the start",
                              "move it there, or start the service again")
+        if self.config.gate is not None and not self.config.gate.recording.exists():
+            raise UsageError(f"model {name}, for which the recording {self.config.gate.recording} is not there",
+                             "the recording in which it has to find what the running model finds", "put it back")
         self._end_candidate()
         copy = self._copy_of(model)
         self._candidate = copy, self._start_process(copy, self.receiver.worker.events), time.monotonic()
@@ -253,7 +256,7 @@ class Service:
                        ) -> subprocess.Popen[bytes]:
         """Starts a worker. expected: events that the model before it found in the recording for promotions; known:
         those that this one found when it ran before."""
-        promotion = self.config.gate
+        promotion = self.config.gate if known is None else None  # its recording need not be there any more
         assert model.path is not None
         self._restore(model.path)
         return start_process("stream.service.worker.worker", {
