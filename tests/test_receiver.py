@@ -25,7 +25,7 @@ from stream.service.ingress.receiver import Receiver
 from stream.service.ingress.sender import Sender
 from stream.service.worker import protocol
 from stream.service.worker.worker import Worker
-from stream.wire import Limits, Message, decode
+from stream.wire import Limits, Message, decode, encode_header
 
 IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -258,6 +258,31 @@ class TestAll:
             [gap] = receiver.records  # type: ignore[attr-defined]
             assert (gap["type"], gap["action"]) == ("gap", "reconnected")
             assert receiver.sessions["own"].reconnects == 1
+
+    def test_only_its_own_sender_ends_a_camera(self) -> None:
+        with running() as receiver, Sender(port(receiver), "own") as sender, \
+                receiver.context.socket(zmq.REQ) as stranger:
+            stranger.linger, stranger.rcvtimeo = 0, round(1000 * PATIENCE_S)
+            stranger.connect(port(receiver))
+            sender.send(IMAGE, time.time())
+            for name, answer in (("own", b"by another one"), ("nobody", b"")):
+                stranger.send_multipart([encode_header(name, end=True), b""])
+                assert answer in b"".join(stranger.recv_multipart())
+            assert receiver.sessions["own"].present
+            assert receiver.refused["not its sender"] == 1
+            sender.__exit__()
+            wait(lambda: not receiver.sessions["own"].present)
+
+    def test_a_publisher_that_calls_itself_otherwise_ends_its_own_camera(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.PUB) as publisher:
+            publisher.linger = 0
+            address = f"tcp://127.0.0.1:{publisher.bind_to_random_port('tcp://127.0.0.1')}"
+            with running(camera=[{"name": "cell", "source": address.replace("tcp", "zmq")}]) as receiver:
+                frame = [encode_header("itself", captured_at=1000.0), JPEG]
+                with sending(lambda _: publisher.send_multipart(frame)):
+                    wait(lambda: receiver.sessions["cell"].present)
+                publisher.send_multipart([encode_header("itself", end=True), b""])
+                wait(lambda: not receiver.sessions["cell"].present)
 
     def test_an_oversized_message_costs_its_sender_the_connection_and_nobody_else(self) -> None:
         with running(max_message_mb=0.1) as receiver, receiver.context.socket(zmq.DEALER) as huge:

@@ -20,6 +20,7 @@ class CameraSession:
     configured: bool
     protocol: str = ""
     peer: str = ""  # IP address of its sender
+    connection: tuple[int, bytes] = (0, b"")  # that its latest frame came over: endpoint, identity there
     last_at: float = 0.0
     present: bool = False  # it sends
     frames: float = 0.0  # left of its quota

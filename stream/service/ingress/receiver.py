@@ -155,12 +155,17 @@ class Receiver:
             message = parse(parts, self.limits)
             if message.end:
                 # NetGear's senders do not say which camera they are.
-                name = message.name or endpoint.senders.pop(connection_of(envelope), None)
+                remembered = endpoint.senders.pop(connection_of(envelope), None)
+                name = self._own_name(message, endpoint) or message.name or remembered
                 if name in self.sessions:
+                    if self.sessions[name].connection != (id(endpoint), connection_of(envelope)):
+                        raise Refused("not its sender", f"the end of camera {name!r} by another one",
+                                      "it from the connection that its frames come from")
                     self._remove(name, "it ended its stream")
             elif not message.is_text:
                 camera = self._admit(message, endpoint, peer, now)
                 endpoint.remember_sender(envelope, camera)
+                self.sessions[camera].connection = id(endpoint), connection_of(envelope)
                 at = time.time() if message.captured_at is None else message.captured_at
                 frame = self.scheduler.put(camera, message, at, now)
                 self.recent.add(frame)
@@ -194,10 +199,13 @@ class Receiver:
             _, answer = self._delayed.pop(camera)
             answer()
 
+    def _own_name(self, message: Message, endpoint: Endpoint) -> str | None:
+        """Of the camera that an endpoint is for, or that our own process names."""
+        return message.name if endpoint.internal else None if endpoint.camera is None else endpoint.camera.name
+
     def _admit(self, message: Message, endpoint: Endpoint, peer: str, now: float) -> str:
         """The camera that a message is of; reports one that joins or is back. Raises Refused."""
-        own_name = message.name if endpoint.internal else None if endpoint.camera is None else endpoint.camera.name
-        session = self.admission.admit(message, own_name, peer, now)
+        session = self.admission.admit(message, self._own_name(message, endpoint), peer, now)
         if not session.present:
             session.present = True
             log.info("camera %s has joined (%s, %s)", session.name, message.protocol, peer or "local")
