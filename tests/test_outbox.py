@@ -77,10 +77,9 @@ def test_a_score_that_is_no_number_costs_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("taken", ["receive", "results", "health"])
 def test_a_service_whose_port_is_taken_says_so_and_leaves_nothing(taken: str, tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     threads = threading.active_count()
-    with socket.socket() as other:
+    with tempfile.TemporaryDirectory() as temporary, socket.socket() as other:  # a socket file's path has to be short
+        monkeypatch.setattr(tempfile, "tempdir", temporary)
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
@@ -90,6 +89,6 @@ def test_a_service_whose_port_is_taken_says_so_and_leaves_nothing(taken: str, tm
                          "results": {"publish": [f"tcp://{address}"]}}[taken]
         with pytest.raises(GatestreamError) as refusal:
             Service(Config.model_validate(bound))
-    assert address in refusal.value.got
-    assert list((tmp_path / "temporary").iterdir()) == []
+        assert address in refusal.value.got
+        assert list(Path(temporary).iterdir()) == []
     assert threading.active_count() == threads
