@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from typing import Any
 
+import numpy as np
 import pytest
+from fakes import FakeSource
 
+from stream.frame import Frame, Image
 from stream.service.config import CameraConfig, Config
 from stream.service.ingress.admission import CameraSession
+from stream.service.ingress.camera_process import send_frames
 from stream.service.ingress.camera_supervisor import BACK_OFF_S, LASTING_S, SILENT_AFTER_S, CameraSupervisor
 
 
@@ -113,3 +118,24 @@ def test_one_that_is_silent_or_frozen_is_opened_anew(source: str, quiet_s: float
     bench.after(0, a=seen(bench.now - quiet_s, bench.now - same_s))
     assert (bench.processes[0].code == -9) is again
     assert bench.after(2, a=seen(bench.now, bench.now)) == 1 + again
+
+
+class Sent:
+    """What a sender was given to send."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def send(self, image_bgr: Image, captured_at: float) -> None:
+        self.at.append(captured_at)
+
+
+@pytest.mark.parametrize("began", [0.0, 3.5, 1.7e9])
+@pytest.mark.parametrize("live", [False, True])
+def test_what_is_no_live_camera_begins_now(began: float, live: bool) -> None:
+    frames = [Frame(np.zeros((8, 8, 3), np.uint8), began + k / 10, k, "a") for k in range(3)]
+    source, sent, before = FakeSource(frames, live), Sent(), time.time()
+    send_frames(source, sent)  # type: ignore[arg-type]
+    first = sent.at[0]
+    assert (first == began) if live else (before <= first <= time.time())
+    np.testing.assert_allclose(np.array(sent.at) - first, [0, 0.1, 0.2], atol=1e-4)

@@ -26,11 +26,14 @@ log = logging.getLogger("gatestream.service")
 
 def send_frames(source: Source, sender: Sender, most: int | None = None,
                 goes_on: Callable[[], bool] = lambda: True) -> None:
-    """Sends a source's frames until it ends, `most` are sent, or `goes_on` is false. Recordings get today's time."""
-    offset_s = 0.0 if source.info.live else time.time()
+    """Sends a source's frames until it ends, `most` are sent, or `goes_on` is false. What is no live camera is sent as
+    if it began now, whether its times are those of a file or of the day when it was recorded."""
+    offset_s = 0.0 if source.info.live else None
     for sent, frame in enumerate(item for item in source.frames() if isinstance(item, Frame)):
         if sent == most or not goes_on():
             return
+        if offset_s is None:
+            offset_s = time.time() - frame.captured_at
         try:
             sender.send(frame.image_bgr, frame.captured_at + offset_s)
         except FrameError as error:
