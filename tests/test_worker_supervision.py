@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from test_service import PATIENCE_S, wait
 
 from stream.service import service as service_module
 from stream.service.config import Config, PromotionConfig
@@ -21,7 +22,6 @@ from stream.service.service import Service
 from stream.service.worker.processes import start_process, wait_or_kill
 from stream.service.worker.protocol import BatchSizer
 
-PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
 SILENT_FOR_S = 2.5
 
 
@@ -40,14 +40,6 @@ def test_a_batch_waits_from_when_it_has_the_engine(done: list[tuple[float, bool]
     assert sizer.waiting_s(at) == waiting_s
     sizer.reset()
     assert sizer.waiting_s(at) == 0
-
-
-def wait(condition: Callable[[], Any], of: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        assert of.poll() is None, "the service has ended"
-        time.sleep(0.02)
 
 
 def supervise(service: Service, until: Callable[[], Any]) -> None:

@@ -60,7 +60,7 @@ def tensor_shapes(contract: Contract, head: str, labels: int, features: int) -> 
         shapes |= {f"{PREFIX}{head}.{span}.weight": (labels, statistics_width(features)),
                    f"{PREFIX}{head}.{span}.bias": (labels,)}
         if units:
-            inputs = len(motion_columns(contract, features))
+            inputs = statistics_width(contract.network.motion_features)
             shapes |= {f"{PREFIX}{head}.{span}.hidden.weight": (units, inputs),
                        f"{PREFIX}{head}.{span}.hidden.bias": (units,),
                        f"{PREFIX}{head}.{span}.hidden.out": (labels, units)}

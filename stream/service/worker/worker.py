@@ -164,8 +164,8 @@ def serve(address: str, model: str, engine: str, slots: int, promotion: Promotio
           expected: list[Event] | None, known: list[Event] | None) -> None:
     """Works for the receiver at `address` until it sends `stop` or its process has ended.
     expected: the events that the running model found in promotion's recording; None if this model is the first. Raises
-    ModelError, before `ready`, if this one finds others. known: those that this model found, if it ran before: the
-    recording is not played again."""
+    ModelError, before `ready`, if this one finds others. known: those that this model found when it ran before,
+    without `promotion`."""
     service = os.getppid()
     with (zmq.Context() as context, _signs_of_life(context, address), context.socket(zmq.DEALER) as socket):
         loaded = engines.load(model)
@@ -175,7 +175,7 @@ def serve(address: str, model: str, engine: str, slots: int, promotion: Promotio
         with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
               Recognizer(loaded, compiled, threads=threads) as recognizer):
             found = known or []
-            if promotion is not None and known is None:
+            if promotion is not None:
                 found = recognize_file(recognizer, promotion.recording, "gate")
             if promotion is not None and expected is not None:
                 check_promotion(expected, found, promotion.f1, promotion.recording)
