@@ -158,6 +158,8 @@ def main(out: str, *options: str) -> None:
     with init_distributed() as ranks:
         path = Path(out) if ranks.is_main or not own_disk else Path(out).parent / f"disk{ranks.rank}" / Path(out).name
         network = train(path, ranks, progress=progress, **arguments)
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in threads), f"the group's threads outlive it: {threads}"
     if own_disk and not ranks.is_main:
         path.parent.mkdir()
         save(path, contract(), {name: value.numpy() for name, value in network.state_dict().items()}, half=False)

@@ -2,6 +2,7 @@
 
 Legend: N images, C channels, H W the map's size."""
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -127,6 +128,8 @@ def init_distributed() -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    importlib.import_module("torch._dynamo")  # an optimiser imports it, and would keep a group begun before for ever:
+    # the group's threads then outlive its end, and now and then abort the process on its way out (torch 2.13)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
