@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 import zipfile
@@ -24,6 +25,7 @@ import platformdirs
 
 from engines.errors import EngineError
 from engines.model.file import whole_file
+from engines.runtime.temporary import temporary_dir
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -35,6 +37,7 @@ MANIFEST = "manifest.json"
 LIMIT_BYTES = 5 * 10**9
 UNUSED_S = 90 * 24 * 3600.0
 BUILDING = ".building-"
+SUBSTITUTES = ("/var/tmp", tempfile.gettempdir())  # the first is kept when the machine starts again
 Facts = dict[str, Any]
 
 
@@ -54,9 +57,38 @@ class DamagedEntryError(Exception):
 
 
 def cache_dir() -> Path:
-    """The folder of built engines: GATESTREAM_CACHE, else the user's cache folder. It need not exist."""
+    """Where engines are built: GATESTREAM_CACHE, else the user's cache folder, which need not exist; where that cannot
+    be written, such as in a home that is read-only, a folder of this user's alone among temporary files."""
+    return cache_dirs()[-1]
+
+
+def cache_dirs() -> tuple[Path, ...]:
+    """Where engines are looked for: what was chosen, and what takes its place where that cannot be written."""
     chosen = os.environ.get("GATESTREAM_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("gatestream", appauthor=False)) / "engines"
+    wanted = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("gatestream", appauthor=False)) / "engines"
+    there = next(path for path in (wanted.absolute(), *wanted.absolute().parents) if path.exists())
+    return (wanted,) if _is_writable(there) else (wanted, *filter(None, [_substitute_dir()]))
+
+
+def _is_writable(folder: Path) -> bool:
+    """By trying: permissions do not say it of root, nor of a file system that is read-only or far away."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _substitute_dir() -> Path | None:
+    """Only what this user made and nobody else may write: others can make folders there, too."""
+    for place in SUBSTITUTES if hasattr(os, "getuid") else ():
+        folder = Path(place) / f"gatestream-engines-{os.getuid()}"
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            status = folder.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+                return folder
+    return None
 
 
 def make_private_dir(folder: Path) -> Path:
@@ -70,9 +102,13 @@ def make_private_dir(folder: Path) -> Path:
 def get_or_build(key: Mapping[str, str], build: Callable[[Path], Facts]) -> Entry:
     """The entry of a key, built if there is none that can be trusted: `build` writes files into a folder, and returns
     facts about them. What it raises comes out."""
-    folder = cache_dir() / _checksum(dict(key))[:32]
-    with contextlib.suppress(FileNotFoundError, DamagedEntryError):
-        return _use(folder, key)
+    places, name = cache_dirs(), _checksum(dict(key))[:32]
+    for place in places:
+        with contextlib.suppress(FileNotFoundError, DamagedEntryError):
+            return _use(place / name, key)
+    folder = places[-1] / name
+    if len(places) > 1:
+        log.warning("engine cache %s cannot be written: engines are kept in %s", *places)
     try:
         make_private_dir(folder.parent)
         lock = _lock_of(folder)
@@ -85,7 +121,7 @@ def get_or_build(key: Mapping[str, str], build: Callable[[Path], Facts]) -> Entr
             return _use_or_build(folder, key, build)
     except OSError as error:
         log.warning("engine cache %s cannot be written (%s): the engine will be built again next time",
-                    cache_dir(), error.strerror or error)
+                    folder.parent, error.strerror or error)
     outside = make_temporary_dir()
     return Entry(outside, dict(key), build(outside), time.time(), _size(outside))
 
@@ -156,9 +192,9 @@ def _log_other_versions(key: Mapping[str, str]) -> None:
 
 def make_temporary_dir() -> Path:
     """A folder that goes when the process does: an engine may read its files for as long as it runs."""
-    folder = Path(tempfile.mkdtemp(prefix="gatestream-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_dir())
 
 
 def write_manifest(folder: Path, key: Mapping[str, str], facts: Facts) -> None:
@@ -194,7 +230,7 @@ def read(folder: Path, key: Mapping[str, str] | None = None, verify: bool = True
 def entries() -> list[Entry]:
     """Every entry, newest first. Manifests alone are read: an entry's files are verified when it is used."""
     found = []
-    for manifest in cache_dir().glob(f"[!.]*/{MANIFEST}"):
+    for manifest in (path for place in cache_dirs() for path in place.glob(f"[!.]*/{MANIFEST}")):
         with contextlib.suppress(DamagedEntryError, FileNotFoundError):
             found.append(read(manifest.parent, verify=False))
     return sorted(found, key=lambda entry: -entry.built_at)

@@ -1,9 +1,11 @@
 """The engine seam: what `stream` sees of a network. Eager and compiled engines stand behind it.
 Legend: B cameras in this step, H W the contract's input size, D features, K labels of a head."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,12 @@ class Engine(ABC):
     precision: str
     contract: Contract
     slots: int
+    _pid: int
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        made = super().__new__(cls)
+        made._pid = os.getpid()
+        return made
 
     @abstractmethod
     def _step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult: ...
@@ -51,7 +59,7 @@ class Engine(ABC):
 
     def step(self, frames_u8_BHWC: NDArray[np.uint8], slots: Sequence[int]) -> StepResult:
         """Advances the cameras in `slots` by one frame each.
-        Raises EngineError for a wrong image shape or type, a slot out of range, or a slot named twice."""
+        Raises EngineError for a wrong image shape or type, a slot out of range or named twice, in a forked process."""
         height, width = self.contract.input_size_hw
         wanted = (len(slots), height, width, 3)
         shape, dtype = getattr(frames_u8_BHWC, "shape", None), getattr(frames_u8_BHWC, "dtype", None)
@@ -67,7 +75,15 @@ class Engine(ABC):
         self._check(slots)
         self._reset(slots)
 
+    def check_process(self) -> None:
+        """Raises EngineError in a forked process, where an engine has no threads and would wait for ever."""
+        if os.getpid() != self._pid:
+            raise EngineError(f"process {os.getpid()} using an engine of process {self._pid}, from which it was forked",
+                              "an engine of its own in each process",
+                              'open the recognizer in the process that uses it, or start that with "spawn"')
+
     def _check(self, slots: Sequence[int]) -> None:
+        self.check_process()
         if len(set(slots)) != len(slots):
             raise EngineError(f"slots {list(slots)}", "each slot once in a step", "send one frame per camera and step")
         for slot in slots:

@@ -188,7 +188,7 @@ def _refuse_shared(folder: Path) -> None:
     """A built program is unpickled: whoever can write it can run code as this user."""
     if not hasattr(os, "getuid"):
         return
-    for path in [folder, *([folder.parent] if folder.parent == cache.cache_dir() else [])]:
+    for path in [folder, *([folder.parent] if folder.parent in cache.cache_dirs() else [])]:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise EngineError(f"engine cache {path}, which other users can write", "a folder that is this user's alone",
