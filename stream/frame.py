@@ -86,6 +86,17 @@ class Prediction:
                 "dropped": self.dropped, "held": self.held, **({} if self.hands is None else {"hands": {
                     side: [[round(x, 4), round(y, 4)] for x, y in points] for side, points in self.hands.items()}})}
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """What `as_json` has written."""
+        heads = {name: HeadScores(*(tuple((label, score) for label, score in scores[part])
+                                    for part in ("now", "window")))
+                 for name, scores in record["heads"].items()}
+        hands = {side: tuple((x, y) for x, y in points) for side, points in record.get("hands", {}).items()}
+        return cls(record["camera"], record["frame"], record["captured_at"], record["warm"], heads,
+                   tuple(record["clips"]), record["latency_ms"], record["dropped"], record["held"],
+                   hands if "hands" in record else None)
+
 
 @dataclass(frozen=True, slots=True)
 class Event(_PlainRecord):
@@ -98,7 +109,9 @@ class Event(_PlainRecord):
     ended_at: float  # of an open event, the latest time it was active
     score: float
     open: bool  # it has not ended yet
-    number: int | None = field(default=None, compare=False)  # of its head's events, where several may be open at a time
+    number: int | None = field(default=None, compare=False)  # of its head's, where several may be open at a time
+    id: str | None = field(default=None, compare=False)  # of no other event; a service gives it when it opens
+    clip: str | None = field(default=None, compare=False)  # file name of its video, if one is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,16 @@ class Gap(_PlainRecord):
     at: float
     seconds: float
     action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Camera(_PlainRecord):
+    """What a service has to say of one of its cameras. action: "joined", "returned", "left", "refused"."""
+
+    camera: str
+    at: float
+    action: str
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,5 +153,51 @@ class Summary:
                 "latency_ms": {part: round(ms, 3) for part, ms in self.latency_ms.items()}}
 
 
+@dataclass(frozen=True, slots=True)
+class OtherRecord:
+    """A record of a type that this version does not know, which is passed on as it came."""
+
+    camera: str
+    values: Mapping[str, Any]  # the JSON object
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(self.values)
+
+
 Item = Prediction | Event | Gap
-Record = Prediction | Event | Gap | Summary
+Record = Prediction | Event | Gap | Camera | Summary | OtherRecord
+
+
+def record_type(record: Record) -> str:
+    """The `type` of its JSON object."""
+    return str(record.values["type"]) if isinstance(record, OtherRecord) else type(record).__name__.lower()
+
+
+def is_lasting(record: Record) -> bool:
+    """Whether it belongs into a log, and to be delivered without fail: a closed event or a gap."""
+    return isinstance(record, Gap) or (isinstance(record, Event) and not record.open)
+
+
+def record_from_json(record: Mapping[str, Any]) -> Record:
+    """What a record's `as_json` has written. Raises KeyError, TypeError or ValueError for what is none."""
+    match record["type"]:
+        case "prediction":
+            return Prediction.from_json(record)
+        case "event":
+            return Event.from_json(record)
+        case "gap":
+            return Gap.from_json(record)
+        case "camera":
+            return Camera.from_json(record)
+    return OtherRecord(str(record.get("camera", "")), record)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Totals of one camera since its stream began. `events`: those that have closed."""
+
+    frames: int = 0
+    predictions: int = 0
+    events: int = 0
+    dropped: int = 0
+    held: int = 0

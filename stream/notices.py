@@ -2,16 +2,18 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from engines.decoding.silence import discard_writes
 
 FORMAT = "GATESTREAM_LOG"  # environment variable, so that the processes of a service agree
+MOST_NOTICES = 100  # a minute, of one kind
 
 
 class _JsonFormatter(logging.Formatter):
@@ -23,6 +25,22 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+class NoticeLimiter:
+    """Passes each notice once a minute, and no more than MOST_NOTICES different ones, whoever causes them."""
+
+    def __init__(self) -> None:
+        self._since, self._passed = -math.inf, set[Hashable]()
+
+    def passes(self, key: Hashable, now: float) -> bool:
+        """Whether a notice with this key may be logged. now: steady seconds."""
+        if now - self._since > 60:
+            self._since, self._passed = now, set()
+        if key in self._passed or len(self._passed) >= MOST_NOTICES:
+            return False
+        self._passed.add(key)
+        return True
 
 
 @contextmanager

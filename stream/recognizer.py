@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,8 @@ from engines.model.contract import EventRule
 from engines.model.file import Model
 from engines.model.preprocess import prepare
 from engines.runtime.engine import Engine, StepResult
-from stream.clock import Clock
-from stream.frame import Event, Gap, HeadScores, Image, Item, Prediction
+from stream.clock import Clock, Tick, TimeMonitor, as_seconds
+from stream.frame import Counts, Event, Gap, HeadScores, Image, Item, Prediction
 from stream.scoring import Scorer, Scores, open_hand_models, parts_of, result_heads, top_labels
 from stream.trackers import event_trackers
 
@@ -41,17 +42,6 @@ Prepared = Callable[[], Input | FrameError | None]  # waits for it; None where i
 ScoreListener = Callable[[float, int, Scores], None]  # time, steps since the camera's last reset, scores
 
 
-@dataclass(slots=True)
-class Counts:
-    """Totals of one camera since its stream began. `events`: those that have closed."""
-
-    frames: int = 0
-    predictions: int = 0
-    events: int = 0
-    dropped: int = 0
-    held: int = 0
-
-
 class _CameraState:
     """Everything remembered of one camera but the network's state, which sits in the engine's `slot`."""
 
@@ -59,9 +49,11 @@ class _CameraState:
         contract = model.contract
         self.camera, self.slot = camera, slot
         self.clock = Clock(contract.frame_rate, contract.max_gap_s)
+        self.times = TimeMonitor(camera, contract.frame_rate, contract.max_gap_s)
         self.scorer = Scorer(model)
         self.trackers = event_trackers(contract, camera, rule)
         self.counts = Counts()
+        self.owed: Tick | None = None  # of images that could not be decoded, which the next one makes up for
         self.steps = 0  # since the last reset
         self.previous: Image | None = None  # the prepared image of the last step, and when it was taken
         self.previous_at = 0.0
@@ -82,7 +74,7 @@ class Arrival:
     index: int | None = None  # number of the frame; counted by default
     lost: int = 0  # frames dropped since the last one: the ticks they were for are skipped, not held
     waited_s: float = 0.0  # how long the image waited before this call
-    passed_at: float | None = None  # capture time of the last frame that a clock like the camera's own passed over
+    tick: Tick | None = None  # of a clock that somebody else keeps for this camera; by default the recogniser's own
 
 
 @dataclass(slots=True)
@@ -150,15 +142,17 @@ class Recognizer:
         self._streams.clear()
         self.engine.close()
 
-    def push(self, image_bgr: NDArray[Any] | Decoder, captured_at: float, camera: str = "0", index: int | None = None,
-             lost: int = 0, waited_s: float = 0.0) -> list[Item]:
+    def push(self, image_bgr: NDArray[Any] | Decoder, captured_at: SupportsFloat | datetime, camera: str = "0",
+             index: int | None = None, lost: int = 0, waited_s: float = 0.0) -> list[Item]:
         """Takes the next image of a camera; returns what it caused, in order.
         image_bgr: uint8 [H, W, 3] of any size (`stream.images`: what else is converted), or a function that decodes
-        it, called only if the camera's clock wants the image; the other arguments are those of `Arrival`.
+        it, called only if the camera's clock wants the image; captured_at: seconds on any clock that runs evenly, or a
+        datetime; the other arguments are those of `Arrival`.
         Most cameras are faster than the model: an image between two ticks of its clock gives []. A camera joins
         with its first image. Raises FrameError for an image that cannot be used: it costs that frame only,
-        and is counted as dropped. Raises UsageError when no slot is free, EngineError when the engine fails."""
-        [outcome] = self.push_many([Arrival(image_bgr, captured_at, camera, index, lost, waited_s)])
+        and is counted as dropped. Raises UsageError when no slot is free or `captured_at` is no time, EngineError when
+        the engine fails."""
+        [outcome] = self.push_many([Arrival(image_bgr, as_seconds(captured_at), camera, index, lost, waited_s)])
         if isinstance(outcome, GatestreamError):
             raise outcome
         return outcome
@@ -179,6 +173,7 @@ class Recognizer:
         """Takes the next image of several cameras, which the engine then advances side by side.
         prepared: what `prepare_async` returned for them, if it was called. Returns for each what `push` would return or
         raise: an error of one does not touch the others. Raises UsageError for two images of a camera, EngineError."""
+        self.engine.check_process()  # before images are decoded and resized, which have threads, too
         prepared = self.prepare_async(arrivals) if prepared is None else prepared
         images_of = Counter(arrival.camera for arrival in arrivals)
         self._in_preparation -= images_of
@@ -258,7 +253,7 @@ class Recognizer:
         """The network's input; None when the camera's clock does not want it. Touches nothing: threads may share it."""
         stream = self._streams.get(arrival.camera)
         try:
-            wanted = stream is None or stream.clock.wants(arrival.captured_at, arrival.passed_at)
+            wanted = stream is None or arrival.tick is not None or stream.clock.wants(arrival.captured_at)
             image = arrival.image_bgr
             if callable(image) and not wanted:
                 return None
@@ -277,10 +272,12 @@ class Recognizer:
         counts.dropped += arrival.lost
         if isinstance(prepared, FrameError):
             counts.dropped += 1
+            if arrival.tick is not None:
+                stream.owed = arrival.tick._replace(held=arrival.tick.held + 1).after(stream.owed)
             raise prepared
-        if arrival.passed_at is not None:
-            stream.clock.pass_over(arrival.passed_at)
-        tick = stream.clock.tick(arrival.captured_at)
+        stream.times.add(arrival.captured_at)
+        tick = (arrival.tick or stream.clock.tick(arrival.captured_at)).after(stream.owed)
+        stream.owed = None
         items: list[Item] = []
         if tick.action is not None:
             items += stream.close_events()

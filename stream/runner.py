@@ -13,18 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from engines.decoding.sanity import PictureMonitor
 from engines.errors import FrameError, SinkError
+from stream.clock import unix_time
 from stream.frame import Event, Frame, Gap, Prediction, Record, Summary
 from stream.recognizer import Recognizer
 from stream.sinks.base import Sink, output_path, sink_errors
 from stream.sources import open_path
 from stream.sources.base import Source
 from stream.sources.replay import SCHEMA
+from stream.stage import Stage
 
 log = logging.getLogger("gatestream.run")
 
@@ -54,14 +57,17 @@ class Percentiles:
         return int(math.log(min(max(value, self.LOWEST), self.HIGHEST) / self.LOWEST) / math.log(self.WIDTH))
 
 
-def recognize_file(recognizer: Recognizer, recording: Path, camera: str) -> list[Event]:
+def recognize_file(recognizer: Recognizer, recording: Path, camera: str,
+                   on_frame: Callable[[Frame], object] = lambda _: None) -> list[Event]:
     """The closed events of a recording, pushed as the camera of this name; images that cannot be used are left out.
+    on_frame: gets every frame.
     Raises UsageError or SourceError where the recording cannot be read; then `reset` the camera."""
     closed: list[Event] = []
     with open_path(recording, camera=camera, policy="every") as source:
         for frame in source.frames():
             if not isinstance(frame, Frame):
                 continue
+            on_frame(frame)
             try:
                 items = recognizer.push(frame.picture, frame.captured_at, camera, frame.index, frame.lost)
             except FrameError:
@@ -70,17 +76,19 @@ def recognize_file(recognizer: Recognizer, recording: Path, camera: str) -> list
     return closed + recognizer.flush(camera)
 
 
-def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, max_seconds: float | None = None,
-        max_frames: int | None = None, stop: threading.Event | None = None,
-        timer: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time) -> Summary:
+def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, stages: Sequence[Stage] = (),
+        max_seconds: float | None = None, max_frames: int | None = None, stop: threading.Event | None = None,
+        timer: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = unix_time) -> Summary:
     """Recognises `source` to its end and returns the totals, which the sinks get as well.
-    max_seconds: of the stream's own time, and for live sources of real time too; max_frames: camera frames;
-    stop: when set, the run ends after the current frame (close the source to end a wait for the next one).
-    An image that cannot be used is counted as dropped. Closes the source, not the sinks. A sink that fails ends the
-    run. Raises SourceError, EngineError or SinkError after all else is written."""
+    stages: through which all records go before the sinks; max_seconds: of the stream's own time, and for live sources
+    of real time too; max_frames: camera frames; stop: when set, the run ends after the current frame (close the source
+    to end a wait for the next one). An image that cannot be used is counted as dropped. Closes the source, not the
+    sinks. A sink that fails ends the run. Raises SourceError, EngineError or SinkError after all else is written."""
     working, failures, latencies = list(sinks), list[SinkError](), Percentiles()
 
     def write(frame: Frame | None, records: Sequence[Record]) -> None:
+        for stage in stages:
+            records = stage.process(frame, records)
         for sink in list(working):
             try:
                 sink.write(frame, records)
@@ -140,16 +148,24 @@ def run(source: Source, recognizer: Recognizer, sinks: Sequence[Sink] = (), *, m
     return summary
 
 
+class RecordingCounts(NamedTuple):
+    """Frames in a recording, and those of its source that are not: lost before it, or unreadable."""
+
+    frames: int
+    lost: int
+
+
 def record(source: Source, path: str | Path, *, max_seconds: float | None = None, max_frames: int | None = None,
-           stop: threading.Event | None = None) -> int:
-    """Records a source so that it replays exactly, within limits as `run` has them; returns how many frames.
-    Raises SinkError for a file that is there already or cannot be written, SourceError; what was recorded stays."""
+           stop: threading.Event | None = None) -> RecordingCounts:
+    """Records a source so that it replays exactly, within limits as `run` has them. A live source gives all of its
+    frames only when it was opened with the policy "every". Raises SinkError for a file that is there already or cannot
+    be written, SourceError; what was recorded stays."""
     target = output_path(path)
     if target.exists():
         raise SinkError(f"{target}, which is there already", "a new file", "delete it, or choose another one")
     with sink_errors("opening", target):
         db = sqlite3.connect(target, isolation_level=None)
-    recorded = unread = 0
+    recorded = unread = lost = unreadable = 0
     with closing(db), sink_errors("writing", target):
         db.executescript(SCHEMA)
         db.execute("INSERT INTO about VALUES (?, ?)", (source.info.camera, source.info.fps))
@@ -157,15 +173,16 @@ def record(source: Source, path: str | Path, *, max_seconds: float | None = None
             if isinstance(item, Gap):
                 db.execute("INSERT INTO gaps VALUES (?, ?, ?, ?)", (recorded + 1, item.at, item.seconds, item.action))
                 continue
+            lost += item.lost
             try:
                 _, png = cv2.imencode(".png", item.image_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])
             except FrameError:
-                unread += item.lost + 1
+                unread, unreadable = unread + item.lost + 1, unreadable + 1
                 continue
             db.execute("INSERT INTO frames (at, number, lost, image) VALUES (?, ?, ?, ?)",
                        (item.captured_at, item.index, item.lost + unread, png.tobytes()))
             recorded, unread = recorded + 1, 0
-    return recorded
+    return RecordingCounts(recorded, max(lost, source.lost) + unreadable)
 
 
 def _take(source: Source, max_seconds: float | None, max_frames: int | None,

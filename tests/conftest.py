@@ -88,6 +88,7 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _own_cache(engine_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATESTREAM_CACHE", engine_cache)
+    monkeypatch.setattr("engines.runtime.cache.SUBSTITUTES", ())  # none outside a test's own folders
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ class FakeModel:
     """Scores features [blue, red, bias]: a blue picture is "left", a red one "right", a black one "none"."""
 
     weights_KD = np.array([[12, -12, -4], [-12, 12, -4], [0, 0, 2]], np.float32)
+    digest = "fa" * 32
 
     def __init__(self, clip_fusion: Fusion | None = None, **changes: Any) -> None:
         self.contract, self.clip_fusion = contract(**changes), clip_fusion

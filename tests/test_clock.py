@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from copy import copy
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import FrameError, UsageError
-from stream.clock import Clock, Tick
+from stream.clock import CaptureTimes, Clock, EvenTime, Tick
 
 RATE = 7.5
 
@@ -147,24 +148,46 @@ def test_whatever_the_times_the_clock_is_consistent(times_s: list[float]) -> Non
         assert tick.action is None or (tick.use and tick.held == 0 and (tick.gap_s or 0) > 0)
 
 
-@given(frames=st.lists(st.tuples(st.floats(-1e6, 1e6) | st.floats(-3, 3), st.booleans()), min_size=1, max_size=100))
-def test_whatever_another_clock_passed_over_the_clock_is_consistent(frames: list[tuple[float, bool]]) -> None:
-    clock = Clock(RATE, 1.0)
-    for time_s, passed in frames:
-        if passed:
-            clock.pass_over(time_s)
-        else:
-            passing = copy(clock)
-            passing.pass_over(frames[0][0])
-            assert clock.wants(time_s, frames[0][0]) == passing.tick(time_s).use
-            assert 0 <= clock.tick(time_s).held <= RATE * 1.0 + 1
+def test_live_times_go_on_evenly_while_the_machines_clock_is_set() -> None:
+    wall, steady = [1000.0], [0.0]
+    clock = EvenTime(lambda: wall[0], lambda: steady[0])
+
+    def after(seconds: float, step_s: float = 0.0) -> float:
+        steady[0] += seconds
+        wall[0] += seconds + step_s
+        return clock()
+
+    assert after(10.0) == pytest.approx(1010.0)
+    assert after(1.0, step_s=-30.0) == pytest.approx(1011.0, abs=0.002)  # set back: no step
+    assert after(1000.0) == pytest.approx(2010.0, abs=0.01)  # a thousandth of the time nearer
+    assert after(30_000.0) == pytest.approx(wall[0])
+    assert after(1.0, step_s=86_400.0) == pytest.approx(wall[0])  # a machine that begins in another year
+    times = [after(0.1, step_s=step_s) for step_s in (0.0, 5.0, -5.0, 0.0, 59.0, 0.0)]
+    assert all(0.099 < later - earlier < 0.102 for earlier, later in pairwise(times))
 
 
-def test_a_frame_passed_over_elsewhere_bridges_a_hole_only_if_it_would_be_passed_over_here() -> None:
-    for passed_s, wanted in ((0.1, Tick(use=True, held=7)), (0.2, Tick(use=True, gap_s=pytest.approx(1.05),
-                                                                       action="reset"))):
-        clock = Clock(RATE, 1.0)
-        clock.tick(0.0)
-        assert clock.wants(1.05, passed_s)
-        clock.pass_over(passed_s)
-        assert clock.tick(1.05) == wanted
+FPS, WALL = 15.0, 1.8e9
+
+
+@pytest.mark.parametrize(("stated", "jumps", "tolerance_s"), [
+    (lambda k: WALL + k / FPS, 0, 0.0), (lambda k: WALL - 0.2 + k / FPS, 0, 0.0),  # as stated
+    (lambda k: WALL + 300 + k / FPS, 1, 0.0), (lambda k: WALL - 7 * 3600 + k / FPS, 1, 0.0),  # minutes or hours off
+    (lambda k: WALL + 60 * 365 * 86400 + k / FPS, 1, 0.0), (lambda k: 12.5 + k / FPS, 1, 0.0),  # 2081, 1970
+    (lambda k: None, 0, 0.0),
+    (lambda k: WALL + k / FPS + 3600 * (k > 30), 1, 0.0), (lambda k: WALL + k / FPS - 3600 * (k > 30), 1, 0.0),  # NTP
+    (lambda k: 5e7 + 1000 * k / FPS, 6, 60.0), (lambda k: WALL, 6, 2.1), (lambda k: 0.0, 6, 2.1),  # ms, or a constant
+    (lambda k: WALL - 90 * (k % 2), 6, 60.0),  # two clocks
+])
+def test_capture_times_are_held_against_arrival(stated: Callable[[int], float | None], jumps: int,
+                                                tolerance_s: float) -> None:
+    clock = CaptureTimes()
+    times = [clock.of_frame(stated(k), WALL + k / FPS, 50.0 + k / FPS) for k in range(200)]
+    offset_s = -0.2 if stated(0) == WALL - 0.2 else 0.0
+    assert clock.jumps == jumps
+    assert bool(clock.notice) == bool(jumps)
+    for k, at in enumerate(times):
+        assert at == pytest.approx(WALL + offset_s + k / FPS, abs=tolerance_s + 1e-4)
+    if jumps > 5:  # arrival times from then on
+        assert times[100:] == [WALL + k / FPS for k in range(100, 200)]
+    last = stated(199)
+    assert clock.skew_s == pytest.approx(0.0 if last is None else last - WALL - 199 / FPS, abs=1e-3)

@@ -419,7 +419,7 @@ class TestOnDemand:
         summary = run(open_path(path), recognizer)
         assert (summary.frames, summary.predictions, summary.dropped) == (
             COUNT, 6, len(wanted) + ({5, 6} <= broken))
-        assert record(open_path(path), tmp_path / "a.frames") == COUNT - len(broken)
+        assert record(open_path(path), tmp_path / "a.frames") == (COUNT - len(broken), len(broken))
         replayed = [item for item in Replay(tmp_path / "a.frames").frames() if isinstance(item, Frame)]
         assert [frame.index for frame in replayed] == [k for k in range(COUNT) if k not in broken]
         assert sum(frame.lost for frame in replayed) == len(broken)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import EngineError, FrameError, UsageError
+from stream.clock import Clock, Tick
 from stream.frame import Event, Gap, Item, Prediction
 from stream.recognizer import Arrival, Recognizer
 from stream.sinks.overlay import OverlayState
@@ -185,17 +188,34 @@ def test_ticks_that_a_camera_left_out_are_held_and_those_of_lost_images_are_skip
     assert (prediction.held, target.counts().held, steps[-1]) == (held, held, 2 + held + 1)
 
 
-def test_an_image_that_was_passed_over_elsewhere_is_as_if_passed_over_here() -> None:
-    times = [0.0, 0.06, 0.12, 0.17, 1.14, 1.2]  # from 0.12 to 1.14 would be too long a hole
+def test_a_clock_that_is_kept_elsewhere_gives_what_the_own_one_gives() -> None:
+    times = [0.0, 0.06, 0.12, 0.17, 1.14, 1.2, 4.0, 4.13, 3.0]
     here, elsewhere = recognizer(), recognizer()
+    clock = Clock(here.contract.frame_rate, here.contract.max_gap_s)
     wanted = [item for at in times for item in here.push(picture("L"), at)]
     items = []
-    for index, passed_at in ((0, None), (2, 0.06), (4, 0.17), (5, None)):
-        [outcome] = elsewhere.push_many([Arrival(picture("L"), times[index], index=index, passed_at=passed_at)])
-        assert isinstance(outcome, list)
-        items += outcome
+    for index, at in enumerate(times):
+        tick = clock.tick(at)
+        if tick.use:
+            [outcome] = elsewhere.push_many([Arrival(picture("L"), at, index=index, tick=tick)])
+            assert isinstance(outcome, list)
+            items += outcome
     assert still(items) == still(wanted)
     assert elsewhere.counts().held == here.counts().held > 0
+
+
+def test_what_is_due_for_an_image_that_cannot_be_decoded_is_made_up_for_by_the_next_one() -> None:
+    """Ticks are held, and a new stream begins, though the image that began it is broken."""
+    target = recognizer()
+    for tick, image in ((Tick(True), picture("L")), (Tick(True), b"broken"), (Tick(True, held=1), b"broken"),
+                        (Tick(True), picture("L"))):
+        [outcome] = target.push_many([Arrival(image, 0.5, tick=tick)])  # type: ignore[arg-type]
+    assert isinstance(outcome, list)
+    assert (target.counts().held, target.counts().dropped) == (3, 2)
+    target.push_many([Arrival(b"broken", 9.0, tick=Tick(True, gap_s=8.5, action="reset"))])  # type: ignore[arg-type]
+    [outcome] = target.push_many([Arrival(picture("L"), 9.1, tick=Tick(True))])
+    assert isinstance(outcome, list)
+    assert [(item.action, item.seconds) for item in outcome if isinstance(item, Gap)] == [("reset", 8.5)]
 
 
 def test_each_head_has_its_own_scores_temperature_and_events() -> None:
@@ -357,3 +377,54 @@ def test_one_cameras_bad_image_is_no_others() -> None:
     assert (target.counts("a").dropped, target.counts("b").dropped) == (1, 0)
     with pytest.raises(UsageError, match="two images of camera 'a' at once"):
         target.push_many([Arrival(picture("L"), 1.0, "a")] * 2)
+
+
+@pytest.mark.parametrize("as_time", [
+    lambda at: datetime.fromtimestamp(at, UTC), lambda at: datetime.fromtimestamp(at), np.float64, np.asarray, Decimal],
+    ids=["aware", "naive", "float64", "array", "decimal"])
+def test_any_kind_of_time_is_as_its_seconds(as_time: Any, in_utc: None) -> None:
+    start, said = 1_790_000_000.0, list[list[Item]]()
+    for convert in (float, as_time):
+        target = recognizer()
+        said.append(still([item for k, kind in enumerate("....LLLLLL........")
+                           for item in target.push(picture(kind), convert(start + 0.125 * k))]))
+    assert said[0] == said[1]
+    assert events(said[0])
+
+
+@pytest.mark.parametrize("captured_at", ["12.5", None, b"1", True, 10 ** 400, timedelta(seconds=1), [1.0, 2.0],
+                                         np.datetime64("2026-11-30")])
+def test_what_is_no_time_is_told(captured_at: Any) -> None:
+    with pytest.raises(UsageError, match=r"captured at .*; wanted a time in seconds.*; pass"):
+        recognizer().push(picture("L"), captured_at)
+
+
+@pytest.mark.parametrize(("times", "notice"), [
+    ([1.79e12 + 33.3 * k for k in range(40)], "each frame is a gap, 33.3 s after the last: if capture"),
+    ([1000.0 * TICK_S * k for k in range(40)], "in milliseconds, pass seconds"),
+    ([1e6 * TICK_S * k for k in range(40)], "in microseconds"),
+    ([1e9 * TICK_S * k for k in range(40)], "in nanoseconds"),
+    ([5.25] * 40, "stand still at 5.25"),
+    ([np.float32(1.79e9 + TICK_S * k) for k in range(40)], "good to 128 s only, as of float32"),
+    ([np.float32(9.9e5 + TICK_S * k) for k in range(40)], "good to 0.0625 s only"),
+    ([1.79e9 + TICK_S * k for k in range(40)], None), ([np.float32(TICK_S * k) for k in range(40)], None),
+    ([1.79e9 + TICK_S * (k // 8) for k in range(40)], None),  # an old camera driver's clock
+    ([10.0 * (k // 5) + TICK_S * (k % 5) for k in range(40)], None)])  # long gaps
+def test_times_that_are_no_seconds_are_noted_once(times: list[Any], notice: str | None,
+                                                  caplog: pytest.LogCaptureFixture) -> None:
+    target = recognizer()
+    for at in times:
+        target.push(picture("L"), at, "cell-3")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (notice is not None)
+    assert notice is None or (notice in lines[0] and lines[0].startswith("cell-3: "))
+
+
+def test_a_forked_process_is_told_before_it_touches_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode() -> np.ndarray:
+        raise AssertionError("OpenCV's threads are missing, too")
+
+    target = recognizer()
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(EngineError, match="forked"):
+        target.push(decode, 0.0)

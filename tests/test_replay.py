@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.errors import SinkError, SourceError
+from engines.errors import FrameError, SinkError, SourceError
 from stream.commands.cli import main
 from stream.frame import Frame, Gap
 from stream.runner import record
@@ -51,7 +52,7 @@ def assert_same(one: Frame | Gap, other: Frame | Gap) -> None:
 
 def test_a_replay_is_what_was_recorded(tmp_path: Path) -> None:
     path, items = tmp_path / "a.frames", [*ITEMS[:3], GAP, *ITEMS[3:]]
-    assert record(Script(items), path) == 6
+    assert record(Script(items), path) == (6, 3)
     with open_source(str(path)) as source:
         found = list(source.frames())
         assert (source.info.camera, source.info.fps, source.info.frames) == ("cell", 12.5, 6)
@@ -110,3 +111,25 @@ def test_replay_gives_the_same_results(tmp_path: Path) -> None:
         said.append([line for line in lines if '"type":"event"' in line])
     assert said[0] == said[1]
     assert len(said[0]) >= 2
+
+
+@pytest.mark.parametrize("policy", ["auto", "newest"])
+def test_every_frame_of_a_camera_is_recorded_and_lost_ones_are_told(policy: str, tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    path, camera = tmp_path / "a.frames", "sim://gestures?seconds=0.03&rate=1000&width=1280&height=720"  # too fast
+    assert main(["record", camera, "--out", str(path), "--policy", policy]) == 0
+    said = re.fullmatch(r"(\d+) frames, (\d+) lost", capsys.readouterr().out.strip().removeprefix(f"{path}: "))
+    assert said is not None
+    frames, lost = map(int, said.groups())
+    assert frames + lost == 30
+    assert (lost > 0) == (policy == "newest")
+    with open_source(str(path)) as source:
+        assert source.info.frames == frames
+
+
+def test_frames_that_nobody_could_read_are_told(tmp_path: Path) -> None:
+    def unreadable() -> np.ndarray:
+        raise FrameError("a cut JPEG", "a whole one", "send it again")
+
+    items = [*ITEMS[:2], Frame(unreadable, 2e9, 5, "cell", 1), *ITEMS[2:]]
+    assert record(Script(items), tmp_path / "a.frames") == (6, 5)

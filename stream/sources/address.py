@@ -3,6 +3,7 @@
 import re
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+MOST_PORT = 65_535
 SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d+)?(?=[/?#]|$)")
 _CHANNELS = frozenset(("cam", "camera", "ch", "chan", "channel", "id", "input", "profile", "source", "stream",
@@ -41,3 +42,9 @@ def has_host(url: str) -> bool:
         return bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def has_valid_port(address: str) -> bool:
+    """Whether the number at an address's end, if any, is a port: ZeroMQ takes others too, and listens elsewhere."""
+    found = re.search(r":(\d+)$", address)
+    return found is None or int(found[1]) <= MOST_PORT

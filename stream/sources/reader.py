@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from engines.decoding.images import as_bgr
 from engines.errors import FrameError, SourceError
+from stream.clock import unix_time
 from stream.frame import Frame, Gap, Picture
 from stream.sources.base import Policy, Source, SourceInfo
 from stream.sources.live_clock import LiveClock
@@ -66,7 +67,7 @@ class Timeouts:
 class Timing:
     """Sources of time and chance, which tests replace."""
 
-    wall: Callable[[], float] = time.time
+    wall: Callable[[], float] = unix_time
     steady: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random

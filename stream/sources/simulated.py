@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 from engines.errors import UsageError
 from engines.synthetic import Simulation, Span
+from stream.clock import unix_time
 from stream.frame import Frame, Gap
 from stream.sources.base import Policy, Source, SourceInfo
 
@@ -47,7 +48,7 @@ class SimulatedSource(Source):
     Raises UsageError naming the parameter that cannot be."""
 
     def __init__(self, spec: str = "sim://gestures", camera: str | None = None, policy: Policy = "auto",
-                 now: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time,
+                 now: Callable[[], float] = time.monotonic, clock: Callable[[], float] = unix_time,
                  sleep: Callable[[float], None] = time.sleep) -> None:
         settings = _settings(spec)
         self._rate, self._skip = settings["rate"], policy != "every"

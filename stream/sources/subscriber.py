@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 import zmq
 
 from engines.errors import FrameError, SourceError, UsageError
+from stream.clock import unix_time
 from stream.frame import Frame, Gap
 from stream.sources.address import has_host, normalise
 from stream.sources.base import Policy, Source, SourceInfo
@@ -23,7 +24,7 @@ class Subscriber(Source):
     Raises UsageError for another form of address."""
 
     def __init__(self, spec: str, camera: str | None = None, policy: Policy = "auto",
-                 wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
+                 wall: Callable[[], float] = unix_time, steady: Callable[[], float] = time.monotonic) -> None:
         parts = urlsplit(normalise(spec) if has_host(spec) else "")
         wanted = dict(parse_qsl(parts.query))
         if not parts.port or set(wanted) - {"camera"}:
