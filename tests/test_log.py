@@ -21,12 +21,12 @@ from records import GAP, PREDICTION, SUMMARY, disk_of, event, grey
 from engines import datasets
 from engines.errors import SinkError, UsageError
 from stream.commands.cli import main
-from stream.commands.events import _parse_time
 from stream.frame import Event, Frame
 from stream.sinks.base import OutputClosed
-from stream.sinks.export import WRITERS, export, write_elan, write_vtt
-from stream.sinks.export_dataset import write_epic
+from stream.sinks.export import WRITERS, View, export, write_elan, write_vtt
+from stream.sinks.export_dataset import find_narrations, write_epic
 from stream.sinks.log import EventLog, LoggedEvent, Run, count_events, read_events, read_runs
+from stream.sinks.times import parse_time
 
 # ---- event log -------------------------------------------------------------------------------------------------
 
@@ -176,9 +176,15 @@ def test_asking_for_what_is_not_there_is_wrong_use(tmp_path: Path) -> None:
 
 # ---- exports ---------------------------------------------------------------------------------------------------
 
+RUN = Run(1, 0.0, "gesture", "clip.mp4", 0.0, 1)
+
+
+@pytest.mark.usefixtures("in_utc")
 @pytest.mark.parametrize(("form", "wanted"), [
-    ("csv", 'camera,head,label,started_at,ended_at,score,id\n0,gesture,"a, b",1.2,2.1,0.93,{id}-1\n'),
-    ("jsonl", json.dumps({**event("a, b").as_json(), "id": "{id}-1"}, separators=(",", ":")) + "\n"),
+    ("csv", 'camera,head,label,started_at,ended_at,score,id,run,source,model,digest,zone\n'
+            '0,gesture,"a, b",1.2,2.1,0.93,{id}-1-1,1,clip.mp4,gesture,,+00:00\n'),
+    ("jsonl", json.dumps({**event("a, b").as_json(), "id": "{id}-1-1", "run": 1, "source": "clip.mp4",
+                          "model": "gesture", "digest": "", "zone": "+00:00"}, separators=(",", ":")) + "\n"),
     ("vtt", "WEBVTT\n\n00:00:01.200 --> 00:00:02.100\na, b\n")])
 def test_export_formats(tmp_path: Path, form: str, wanted: str) -> None:
     path = tmp_path / "log.db"
@@ -191,7 +197,8 @@ def test_export_formats(tmp_path: Path, form: str, wanted: str) -> None:
 
 def test_the_table_shows_every_event_as_it_is() -> None:
     out = io.StringIO()
-    WRITERS["table"]([LoggedEvent("a-1", 1, event("[red]left")), LoggedEvent("a-2", 1, event("up", 3661, 3662.5))], out)
+    WRITERS["table"]([LoggedEvent("a-1", RUN, event("[red]left")),
+                      LoggedEvent("a-2", RUN, event("up", 3661, 3662.5))], out, View())
     assert "[red]left" in out.getvalue()
     assert "3661.00" in out.getvalue()
 
@@ -199,22 +206,24 @@ def test_the_table_shows_every_event_as_it_is() -> None:
 @pytest.mark.usefixtures("in_utc")
 def test_the_table_shows_live_events_by_the_wall_clock() -> None:
     out, at = io.StringIO(), 1_795_962_306.71
-    WRITERS["table"]([LoggedEvent("a-1", 1, event("left", at, at + 1.3))], out)
+    WRITERS["table"]([LoggedEvent("a-1", RUN, event("left", at, at + 1.3))], out, View())
     assert out.getvalue().splitlines()[1].split() == [
-        "0", "gesture", "left", "2026-11-29", "14:25:06", "14:25:08", "1.30", "0.93"]
+        "0", "gesture", "left", "2026-11-29", "14:25:06+00:00", "14:25:08", "1.30", "s", "0.93"]
 
 
 def test_subtitles_count_from_the_first_frame_and_are_escaped() -> None:
     out = io.StringIO()
-    write_vtt([LoggedEvent("a-1", 1, event("a <b> & c", 1_700_003_661.5, 1_700_003_662))], out, origin_s=1_700_000_000)
+    live = RUN._replace(origin=1_700_000_000)
+    write_vtt([LoggedEvent("a-1", live, event("a <b> & c", 1_700_003_661.5, 1_700_003_662))], out)
     assert out.getvalue() == "WEBVTT\n\n01:01:01.500 --> 01:01:02.000\na &lt;b&gt; &amp; c\n"
 
 
 def test_elan_has_a_tier_for_each_camera_and_its_times_in_the_video() -> None:
     out = io.StringIO()
-    write_elan([LoggedEvent("a-1", 1, event("left & up", 101.5, 102)),
-                LoggedEvent("a-2", 1, event("up", 103, 104, camera="b")),
-                LoggedEvent("a-3", 1, event("up", 105, 106))], out, origin_s=100)
+    run = RUN._replace(origin=100.0)
+    write_elan([LoggedEvent("a-1", run, event("left & up", 101.5, 102)),
+                LoggedEvent("a-2", run, event("up", 103, 104, camera="b")),
+                LoggedEvent("a-3", run, event("up", 105, 106))], out)
     document = ElementTree.fromstring(out.getvalue())
     slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in document.iter("TIME_SLOT")}
     said = {tier.get("TIER_ID"): [(slots[one.get("TIME_SLOT_REF1")], slots[one.get("TIME_SLOT_REF2")],
@@ -225,7 +234,7 @@ def test_elan_has_a_tier_for_each_camera_and_its_times_in_the_video() -> None:
 
 
 def test_events_of_one_head_that_overlap_are_all_there() -> None:
-    found = [LoggedEvent(f"a-{k}", 1, event(label, start, end)) for k, (label, start, end) in
+    found = [LoggedEvent(f"a-{k}", RUN, event(label, start, end)) for k, (label, start, end) in
              enumerate([("hold", 0, 4), ("cut", 1, 2), ("look", 1, 3), ("wash", 2, 3), ("hold", 4, 5)])]
     tiers, cues, rows = io.StringIO(), io.StringIO(), io.StringIO()
     write_elan(found, tiers)
@@ -236,7 +245,7 @@ def test_events_of_one_head_that_overlap_are_all_there() -> None:
     write_vtt(found, cues)
     assert cues.getvalue().count(" --> ") == 5
     assert "00:00:01.000 --> 00:00:03.000\nlook" in cues.getvalue()
-    WRITERS["csv"](found, rows)
+    WRITERS["csv"](found, rows, View())
     assert len(rows.getvalue().splitlines()) == 6
 
 
@@ -255,23 +264,24 @@ def test_events_become_a_dataset_that_can_be_read(form: str, tmp_path: Path) -> 
         assert [one.media.path.stem for one in segments] == ["cell-3_01", "0_01"]
     else:
         assert [one.labels["action"] for one in segments] == ["left", "up"]
-        assert [one.media.path.stem for one in segments] == [f"{log.identity}-1_cell-3_left", f"{log.identity}-2_0_up"]
+        assert [one.media.path.stem for one in segments] == [f"{log.identity}-1-1_cell-3_left",
+                                                             f"{log.identity}-1-2_0_up"]
 
 
 def test_verbs_find_their_nouns(tmp_path: Path) -> None:
     said = [("verb", "cut", 1, 3, "a"), ("noun", "bread", 0, 1.5, "a"), ("noun", "knife", 1, 3, "a"),
             ("noun", "cup", 1, 3, "b"), ("verb", "wash", 5, 6, "a"), ("action", "cut knife", 1, 3, "a"),
             ("verb", "hold", 0, 1.5, "a")]
-    found = [LoggedEvent(f"a-{k}", 1, event(label, start, end, camera=camera, head=head))
+    found = [LoggedEvent(f"a-{k}", RUN, event(label, start, end, camera=camera, head=head))
              for k, (head, label, start, end, camera) in enumerate(said)]
-    write_epic(tmp_path, found, [Run(1, 0.0, "m", "s", 0.0, 5)])
+    write_epic(tmp_path, find_narrations(found)[0])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "EPIC_100_train.csv").read_text())))
     assert [(row["verb"], row["noun"]) for row in rows] == [("cut", "knife"), ("wash", "unknown"), ("hold", "bread")]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("12.5", 12.5), ("2026-01-31T14:05:00+00:00", 1769868300.0)])
 def test_a_moment_is_seconds_or_a_time(text: str, seconds: float) -> None:
-    assert _parse_time(text) == seconds
+    assert parse_time(text, now=0.0) == seconds
 
 
 def test_an_export_whose_reader_left_ends_quietly(tmp_path: Path) -> None:

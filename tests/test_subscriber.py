@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice, pairwise
+from pathlib import Path
 
 import imagezmq
 import numpy as np
 import pytest
 import zmq
 
-from stream.frame import Frame
-from stream.service.egress.outbox import Publisher as Results
+from engines.errors import SinkError
+from stream.frame import Event, Frame
 from stream.service.ingress.sender import Sender
+from stream.sinks import publisher
+from stream.sinks.publisher import ConfirmedQueue
+from stream.sinks.publisher import Publisher as Results
 from stream.sources import open_source
 from stream.sources.subscriber import Subscriber
 from stream.wire import encode_header
@@ -69,12 +78,11 @@ def test_our_own_publisher_with_its_times() -> None:
 
 def test_our_publishers_hold_no_context_up() -> None:
     """A connection keeps the patience its socket had when it was made: ZeroMQ's own is for ever."""
-    with Sender("tcp://127.0.0.1:*", "desk", publish=True) as sender, zmq.Context() as context:
+    with Sender("tcp://127.0.0.1:*", "desk", publish=True) as sender, zmq.Context():
         assert 0 <= sender._socket.linger < 1000
-        results = context.socket(zmq.PUB)
-        told = Results(results, ["tcp://127.0.0.1:*"])
-        assert results.linger == 0
-        told.close(0.0)
+        told = Results(["tcp://127.0.0.1:*"])
+        assert told._socket.linger == 0
+        told.close()
 
 
 def test_imagezmqs_publisher_is_stamped_when_it_comes(
@@ -141,3 +149,74 @@ def test_addresses_that_cannot_be(address: str) -> None:
 
     with pytest.raises(UsageError, match="zmq://host:port"):
         Subscriber(address)
+
+
+def test_events_wait_for_a_subscriber_of_before_and_names_cannot_make_topics_of_others() -> None:
+    event = Event("cell-3", "gesture", "left", 1.0, 2.0, 0.9, False)
+    with zmq.Context() as context:
+        told = Results(["tcp://127.0.0.1:*"])
+        address = told._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        writer = threading.Thread(target=lambda: told.write(None, [event, replace(event, camera="cell-3/event")]))
+        writer.start()  # before anybody has subscribed
+        with context.socket(zmq.SUB) as sub:
+            sub.subscribe(b"cell-3")
+            sub.connect(address)
+            topics = [sub.recv_multipart()[0] if sub.poll(20_000) else b"" for _ in range(2)]
+        writer.join()
+        told.close()
+    assert topics == [b"cell-3/event", b"cell-3%2Fevent/event"]
+
+
+def test_a_consumer_that_confirms_gets_all_in_order_and_again_what_it_did_not_confirm(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "ANSWERS_WITHIN_S", 0.2)
+    events = [Event("cell-3", "gesture", label, 1.0, 2.0, 0.9, False) for label in ("left", "right")]
+    with zmq.Context() as context:
+        queue = ConfirmedQueue(["tcp://127.0.0.1:*"])
+        with pytest.raises(SinkError, match="does not answer"):
+            queue.write(None, events[:1])  # nobody is there
+        with context.socket(zmq.DEALER) as consumer:
+            consumer.connect(queue._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+            with pytest.raises(SinkError, match="does not answer"):
+                queue.write(None, events[:1])
+            late, _ = consumer.recv_multipart()
+            consumer.send(late)
+            got: list[str] = []
+
+            def confirm() -> None:
+                for _ in events:
+                    number, body = consumer.recv_multipart()
+                    got.append(json.loads(body)["label"])
+                    consumer.send(number)
+
+            monkeypatch.setattr(publisher, "ANSWERS_WITHIN_S", 20.0)
+            thread = threading.Thread(target=confirm)
+            thread.start()
+            queue.write(None, [events[0], replace(events[0], open=True), events[1]])
+            thread.join()
+        queue.close()
+    assert got == ["left", "right"]
+
+
+PROGRAM = """
+import sys
+from stream.frame import Event
+from stream.service.egress.outbox import Outbox
+from stream.sinks.log import EventLog
+from stream.sinks.publisher import ConfirmedQueue
+import zmq
+
+with zmq.Context():
+    outbox = Outbox(EventLog(sys.argv[1], "lamps", "service"), {"confirmed": ConfirmedQueue(["tcp://127.0.0.1:*"])})
+    outbox.start()
+    outbox.put([Event("a", "gesture", "left", 1.0, 2.0, 0.9, False)])
+    while outbox.sinks[0]._busy_since is None:
+        pass
+    outbox.close(0.1)
+"""
+
+
+def test_a_consumer_that_is_not_there_holds_up_no_end(tmp_path: Path) -> None:
+    """Its thread still waits when the process ends."""
+    assert subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "log.db")], timeout=20, check=False,
+                          env={**os.environ, "PYTHONPATH": os.getcwd()}).returncode == 0

@@ -1,5 +1,7 @@
 """The sink seam: where results go. One tiny interface; foreign exceptions become SinkError here."""
 
+import hashlib
+import re
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,9 +22,21 @@ class OutputClosed(SinkError):  # noqa: N818 - not a fault
     exit_code = 0
 
 
+class RefusedError(SinkError):
+    """A record that whoever gets it will never take, however often it is sent."""
+
+
 class Sink(ABC):
     """Writes results somewhere; used as a context manager, so that files are always finished.
     Its constructor refuses a path that cannot be written. It belongs to one thread at a time."""
+
+    durable = False
+    """Whether `write` returns, for a closed event or a gap, only when whoever gets it has it. A service then sends
+    these one by one, in order, from its log: again after a SinkError, never again after a RefusedError."""
+    takes_lasting_only = False
+    """Whether it passes over everything but closed events and gaps."""
+    fault: str | None = None
+    """Why nothing gets through now, where the sink knows."""
 
     @abstractmethod
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
@@ -65,6 +79,13 @@ def output_path(target: str | Path) -> Path:
             raise SinkError(f"output {path} has no folder {path.parent}", "a folder that exists",
                             f"create {path.parent} or choose another output")
     return path
+
+
+def plain_name(name: str, illegal: str = r"[^\w-]+", most: int | None = None) -> str:
+    """A name as part of a topic or a file's name, up to `most` characters long; where that is not the name itself, four
+    hexadecimal digits at the end tell it from others."""
+    plain = re.sub(illegal, "-", name)[:most].strip("-")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:4]}".lstrip("-")
 
 
 def write_text(out: IO[str], text: str, name: str) -> None:

@@ -85,7 +85,7 @@ class AnnotatedVideo(Sink):
             with suppress(OSError):
                 self.part.unlink()
             return
-        with _ffmpeg_errors("finishing", self.part), self._video:
+        with ffmpeg_errors("finishing", self.part), self._video:
             self._video.mux(self._stream.encode())
         with sink_errors("renaming", self.part):
             os.replace(self.part, self.path)
@@ -95,7 +95,7 @@ class AnnotatedVideo(Sink):
         scale = min(1.0, MAX_SIDE / max(height, width))
         self._size_hw = (_even(height * scale), _even(width * scale))
         form, (codec, pixels, options) = KINDS[self.path.suffix.lower()]
-        with _ffmpeg_errors("opening", self.part):
+        with ffmpeg_errors("opening", self.part):
             self._video = av.open(self.part, "w", format=form)
             self._stream = self._video.add_stream(codec, Fraction(self.frame_rate).limit_denominator(1001),
                                                   options=options)
@@ -106,7 +106,7 @@ class AnnotatedVideo(Sink):
         assert self._video is not None
         picture = av.VideoFrame.from_ndarray(image, format="bgr24")
         picture.pts = self._written
-        with _ffmpeg_errors("writing", self.part):
+        with ffmpeg_errors("writing", self.part):
             self._video.mux(self._stream.encode(picture))
         self._written += 1
 
@@ -121,17 +121,17 @@ class AnnotatedVideo(Sink):
 
 def write_video(path: Path, images: Iterable[tuple[float, Image]], max_height: int | None = None) -> bool:
     """Writes H.264 in MP4, each picture at its own time (seconds, in order), in the size of the first.
-    max_height: pixels, to which larger pictures are scaled. Returns whether there was any picture. Nothing is left of a
-    video that fails. Raises SinkError, and what `images` raises."""
+    max_height: pixels, to which larger pictures are scaled. Until it is whole it is called NAME.part. Returns whether
+    there was any picture. Nothing is left of a video that fails. Raises SinkError, and what `images` raises."""
     pictures = iter(images)
     first = next(pictures, None)
     if first is None:
         return False
     scale = min(1.0, max_height / first[1].shape[0]) if max_height else 1.0
     height, width = (max(2, round(side * scale) // 2 * 2) for side in first[1].shape[:2])
-    part, last = path.with_suffix(".part"), -1
+    part, last = path.with_name(f"{path.name}.part"), -1
     try:
-        with _ffmpeg_errors("writing", path):
+        with ffmpeg_errors("writing", path):
             with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as video:
                 stream: Any = video.add_stream("libx264", rate=TICKS, options={"preset": "veryfast", "crf": "23"})
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -149,7 +149,7 @@ def write_video(path: Path, images: Iterable[tuple[float, Image]], max_height: i
 
 
 @contextmanager
-def _ffmpeg_errors(what: str, path: Path) -> Iterator[None]:
+def ffmpeg_errors(what: str, path: Path) -> Iterator[None]:
     """FFmpeg's exceptions as SinkError."""
     with sink_errors(what, path):
         try:
