@@ -9,9 +9,10 @@ payload's length before anything is allocated, and `decode` decodes."""
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -28,15 +29,31 @@ VERSION = 1
 HEADER_BYTES = 64 * 1024
 DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 NAME_CHARACTERS = 64
-# Pixel formats in 16-bit words, and by how many bits they are shifted to become bytes.
-WIDE = {"mono10": 2, "mono12": 4, "mono16": 8}
-BAYER = {"bayer_rg8": cv2.COLOR_BayerRGGB2BGR, "bayer_gr8": cv2.COLOR_BayerGRBG2BGR,
-         "bayer_gb8": cv2.COLOR_BayerGBRG2BGR, "bayer_bg8": cv2.COLOR_BayerBGGR2BGR}  # GenICam's names, in lower case
 REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
            8: cv2.IMREAD_REDUCED_COLOR_8}
 SEND = "send as imagezmq, NetGear or gatestream camera do"
 ShrinkFactor = Callable[[tuple[int, int]], int]  # of a JPEG's [H, W]: by how much it may be smaller than it was sent
-CHANNELS = {"bgr8": 3, "rgb8": 3, "bgra8": 4, "rgba8": 4, **dict.fromkeys(("mono8", *WIDE, *BAYER), 1)}
+
+
+class PixelFormat(NamedTuple):
+    """How raw pixels are laid out."""
+
+    channels: int = 1
+    bits: int = 8  # of each value; more than 8 are in two bytes, where they are not packed
+    packing: Literal["", "p", "packed"] = ""  # GenICam's: a stream of bits; GigE Vision's: two values in three bytes
+    bayer: int | None = None  # OpenCV's conversion
+    rgb: bool = False
+
+
+# By GenICam's names (PFNC, and those of GigE Vision and Basler before it), in lower case and without underscores.
+_BAYER = {"mono": None, "bayerrg": cv2.COLOR_BayerRGGB2BGR, "bayergr": cv2.COLOR_BayerGRBG2BGR,
+          "bayergb": cv2.COLOR_BayerGBRG2BGR, "bayerbg": cv2.COLOR_BayerBGGR2BGR}
+PIXEL_FORMATS = {f"{order}{bits}{packed}": PixelFormat(len(order), bits, rgb=order.startswith("rgb"))
+                 for order in ("bgr", "rgb", "bgra", "rgba") for bits in (8, 10, 12, 16) for packed in ("", "packed")}
+PIXEL_FORMATS |= {f"{name}{bits}": PixelFormat(1, bits, "", code)
+                  for name, code in _BAYER.items() for bits in (8, 10, 12, 14, 16)}
+PIXEL_FORMATS |= {f"{name}{bits}{packing}": PixelFormat(1, bits, packing, code) for name, code in _BAYER.items()
+                  for bits in (10, 12) for packing in get_args(Literal["p", "packed"])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +74,19 @@ class Message:
     encoding: Encoding = "jpeg"
     shape: tuple[int, ...] = ()
     dtype: str = "uint8"
-    pixel_format: str | None = None  # None: BGR, grey or BGRA by the array's shape
+    pixel_format: str | None = None  # of PIXEL_FORMATS; None: BGR, grey or BGRA by the array's shape
+    stride: int = 0  # bytes from one row to the next; 0: no more than a row has
     captured_at: float | None = None  # Unix time
     sequence: int | None = None
     end: bool = False  # the camera's stream is over
     port: str | None = None  # of a NetGear sender among several, which the reply has to name
+    bad_name: str | None = None  # text where the name would be, which is none
+    jpeg: bytes = b""  # of the raw picture, where its sender made one, too
+
+    @property
+    def small(self) -> "Message":
+        """The same picture as a JPEG, if there is one: to be kept and shown."""
+        return replace(self, payload=self.jpeg, encoding="jpeg", jpeg=b"") if self.jpeg else self
 
     @property
     def is_text(self) -> bool:
@@ -70,28 +95,31 @@ class Message:
 
 
 def encode_header(camera: str, image_shape: Sequence[int] | None = None, *, encoding: Encoding = "jpeg",
-                  dtype: str = "uint8", pixel_format: str | None = None, captured_at: float | None = None,
-                  sequence: int | None = None, end: bool = False) -> bytes:
+                  dtype: str = "uint8", pixel_format: str | None = None, stride: int | None = None,
+                  captured_at: float | None = None, sequence: int | None = None, end: bool = False) -> bytes:
     """The header of our own form; the second part of the message is the payload: C-order bytes, a JPEG or a PNG.
-    image_shape, dtype, pixel_format: of raw pixels only."""
+    image_shape, dtype, pixel_format, stride (bytes from row to row): of raw pixels only."""
     header: dict[str, Any] = {"gatestream": VERSION, "camera": camera, "encoding": encoding}
     if encoding == "raw":
-        header |= {"shape": list(image_shape or ()), "dtype": dtype, "pixel_format": pixel_format}
+        header |= {"shape": list(image_shape or ()), "dtype": dtype, "pixel_format": pixel_format,
+                   "stride": stride}
     header |= {"captured_at": captured_at, "sequence": sequence, "end": end or None}
     return json.dumps({key: value for key, value in header.items() if value is not None}).encode()
 
 
 def parse(parts: Sequence[bytes], limits: Limits) -> Message:
     """Parses the parts of a message. Raises FrameError."""
-    if len(parts) not in (1, 2):
+    own = len(parts) == 3 and parts[0].startswith(b'{"gatestream"')  # with a JPEG of the raw picture
+    if not own and len(parts) not in (1, 2):
         raise FrameError(f"a message of {len(parts)} parts", "a JSON header and a payload", SEND)
     header = _header(parts[0])
-    payload = parts[1] if len(parts) == 2 else b""
-    if len(payload) > limits.payload_bytes:
+    payload = parts[1] if len(parts) > 1 else b""
+    if sum(map(len, parts[1:])) > limits.payload_bytes:
         raise FrameError(f"a payload of {len(payload)} bytes", f"{limits.payload_bytes} at most",
                          "compress the pictures, or allow larger messages")
     if "gatestream" in header:
-        return _ours(header, payload, limits)
+        message = _ours(header, payload, limits)
+        return replace(message, jpeg=parts[2]) if own and message.encoding == "raw" else message
     if "terminate_flag" in header:
         return _netgear(header, payload, limits)
     if "msg" in header and len(parts) == 2:
@@ -101,17 +129,20 @@ def parse(parts: Sequence[bytes], limits: Limits) -> Message:
                      "one of imagezmq, NetGear or gatestream", "send as one of these does")
 
 
-def encode_reply(message: Message | None, prediction: Mapping[str, Any] | None = None,
-                 error: str | None = None) -> bytes:
-    """The reply to a waiting sender: its camera's latest prediction, if there is one, or the error.
+def encode_reply(message: Message | None, prediction: bytes | None = None, error: str | None = None) -> bytes:
+    """The reply to a waiting sender: its camera's latest prediction (JSON), if there is one, or the error.
     One form serves all of NetGear's modes; imagezmq passes any bytes on."""
     if message is not None and message.protocol == "netgear":
-        data = {"error": error} if error else None if prediction is None else dict(prediction)
-        return json.dumps({"port": message.port or "0", "return_type": "NoneType" if data is None else "dict",
-                           "data": data}).encode()
-    if error:
-        return f"ERROR: {error}".encode()
-    return b"OK" if prediction is None else json.dumps(prediction).encode()
+        data = json.dumps({"error": error}).encode() if error else prediction or b"null"
+        port, kind = (message.port or "0").encode(), b"NoneType" if data == b"null" else b"dict"
+        return b'{"port": "%s", "return_type": "%s", "data": %s}' % (port, kind, data)
+    return f"ERROR: {error}".encode() if error else prediction or b"OK"
+
+
+def encode_wish(next_at: float | None, limits: Limits, between: bool) -> bytes:
+    """The reply to a process of the service's own: when its camera's next frame is wanted (its times; None: any), how
+    large it may be, and whether JPEGs of those between are wanted, too, for videos."""
+    return json.dumps({"next_at": next_at, "most_bytes": limits.payload_bytes, "between": between}).encode()
 
 
 def decode(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BGR",
@@ -120,14 +151,17 @@ def decode(message: Message, limits: Limits, colour: Literal["BGR", "RGB"] = "BG
     colour: of raw arrays without a pixel format; shrinkable: 1, 2, 4 or 8, a smaller picture is decoded faster."""
     if message.encoding != "raw":
         return _decompress(message.payload, limits, shrinkable)
-    array = np.frombuffer(message.payload, message.dtype).reshape(message.shape)
-    form = message.pixel_format
-    if form in BAYER:
-        return np.asarray(cv2.cvtColor(_plane(array, np.uint8), BAYER[form]), np.uint8)
-    if form in WIDE:
-        return as_bgr((np.minimum(_plane(array, np.uint16) >> WIDE[form], 255)).astype(np.uint8))
+    form = PIXEL_FORMATS[message.pixel_format] if message.pixel_format else None
+    array = _pixels(message, form)
+    if form is None:
+        reverse = colour == "RGB" and array.ndim == 3 and array.shape[2] > 1
+    else:
+        reverse = form.rgb
+        if form.bits > 8 and not form.packing:
+            array = np.minimum(array >> (form.bits - 8), 255).astype(np.uint8)
+        if form.bayer is not None:
+            array = np.asarray(cv2.cvtColor(np.ascontiguousarray(array.reshape(array.shape[:2])), form.bayer))
     image = as_bgr(array)
-    reverse = form.startswith("rgb") if form else colour == "RGB" and array.ndim == 3 and array.shape[2] > 1
     return np.ascontiguousarray(image[..., ::-1]) if reverse else image
 
 
@@ -164,22 +198,31 @@ def _ours(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
         return Message("gatestream", payload=payload, encoding=encoding, **facts)
     if encoding != "raw":
         raise FrameError(f"encoding {_short(encoding)}", "jpeg, png or raw", "choose one of them")
-    form = header.get("pixel_format")
-    if form is not None and form not in list(CHANNELS):  # a list: what a header holds may have no hash
-        raise FrameError(f"pixel format {_short(form)}", f"one of {', '.join(CHANNELS)}", "convert the pictures")
-    array = _array(header, payload, limits)
-    wanted = "uint16" if form in WIDE else "uint8"
+    name, stride = header.get("pixel_format"), header.get("stride", 0)
+    if name is None:
+        return Message("gatestream", payload=payload, **_array(header, payload, limits, stride=stride), **facts)
+    name = name.lower().replace("_", "") if isinstance(name, str) else ""
+    if name not in PIXEL_FORMATS:
+        raise FrameError(f"pixel format {_short(header['pixel_format'])}",
+                         "one of GenICam's: Mono, BayerRG, GR, GB, BG, RGB, BGR, RGBa or BGRa, of 8 to 16 bits",
+                         "set the camera to one of these, or convert the pictures")
+    form = PIXEL_FORMATS[name]
+    wanted = "uint16" if form.bits > 8 and not form.packing else "uint8"
+    header = {"dtype": wanted} | header | ({"dtype": wanted} if form.packing else {})
+    if form.channels > 1 and isinstance(header.get("shape"), list) and len(header["shape"]) == 2:
+        header["shape"] = [*header["shape"], form.channels]
+    array = _array(header, payload, limits, form, stride)
     channels = array["shape"][2] if len(array["shape"]) == 3 else 1
-    if form is not None and (array["dtype"], channels) != (wanted, CHANNELS[form]):
-        raise FrameError(f"{array['dtype']} {list(array['shape'])} as {form}", f"{wanted} of {CHANNELS[form]} channels",
-                         "name the pixel format that the array has")
-    return Message("gatestream", payload=payload, pixel_format=form, **array, **facts)
+    if (array["dtype"], channels) != (wanted, form.channels):
+        raise FrameError(f"{array['dtype']} {list(array['shape'])} as {header['pixel_format']}",
+                         f"{wanted} of {form.channels} channels", "name the pixel format that the array has")
+    return Message("gatestream", payload=payload, pixel_format=name, **array, **facts)
 
 
 def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
     port = header.get("port")
     facts = _facts(header.get("message"))
-    facts["port"] = str(port) if isinstance(port, str | int) and len(str(port)) <= 8 else None
+    facts["port"] = str(port) if re.fullmatch(r"\d{1,5}", str(port)) else None
     if header["terminate_flag"] is True:
         return Message("netgear", payload=b"", end=True, **facts)
     compression = header.get("compression")
@@ -195,14 +238,17 @@ def _netgear(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
 
 def _facts(text: object) -> dict[str, Any]:
     """Name, capture time and sequence number, as a sender may put them into its message."""
+    facts: dict[str, Any] = {}
     if isinstance(text, dict):
-        return {"name": parse_camera_name(text.get("camera")), "captured_at": _time(text.get("captured_at")),
-                "sequence": _number(text.get("sequence"))}
-    return {"name": parse_camera_name(text)}
+        facts = {"captured_at": _time(text.get("captured_at")), "sequence": _number(text.get("sequence"))}
+        text = text.get("camera")
+    name = parse_camera_name(text)
+    return facts | {"name": name, "bad_name": _short(text) if name is None and isinstance(text, str) and text else None}
 
 
-def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> dict[str, Any]:
-    """Encoding, shape and type of the raw array that the payload is."""
+def _array(header: dict[str, Any], payload: bytes, limits: Limits, form: PixelFormat | None = None,
+           stride: object = 0) -> dict[str, Any]:
+    """Encoding, shape, type and stride of the raw array that the payload is."""
     dtype, shape = header.get("dtype"), header.get("shape")
     if dtype not in DTYPES:
         raise FrameError(f"pixels of type {_short(dtype)}", f"one of {', '.join(DTYPES)}", "convert the pictures")
@@ -212,11 +258,43 @@ def _array(header: dict[str, Any], payload: bytes, limits: Limits) -> dict[str, 
         raise FrameError(f"an array of shape {_short(shape)}", "[H, W], or [H, W, C] of 1, 3 or 4 channels",
                          "send one picture at a time, channels last")
     _check_pixels(shape[0], shape[1], limits)
-    wanted = math.prod(shape) * np.dtype(dtype).itemsize
-    if len(payload) != wanted:
+    row = _row_bytes(shape[1:], dtype, form)
+    wanted = full = _row_bytes([shape[0] * shape[1], *shape[2:]], dtype, form)
+    if stride:
+        if not isinstance(stride, int) or not row <= stride <= limits.payload_bytes:
+            raise FrameError(f"a stride of {_short(stride)}", f"{row} bytes or more, as a row of {shape} has",
+                             "send the bytes from one row to the next, or leave it out")
+        wanted, full = stride * (shape[0] - 1) + row, stride * shape[0]
+    if len(payload) not in (wanted, full):
         raise FrameError(f"{len(payload)} bytes of pixels", f"{wanted}, as {dtype} {shape} has",
                          "send C-order bytes of exactly the array that the header describes")
-    return {"encoding": "raw", "shape": tuple(shape), "dtype": dtype}
+    return {"encoding": "raw", "shape": tuple(shape), "dtype": dtype, "stride": stride or 0}
+
+
+def _row_bytes(shape: Sequence[int], dtype: str, form: PixelFormat | None) -> int:
+    """Bytes of values side by side."""
+    if form is None or not form.packing:
+        return math.prod(shape) * np.dtype(dtype).itemsize
+    return -(-math.prod(shape) * (form.bits if form.packing == "p" else 12) // 8)
+
+
+def _pixels(message: Message, form: PixelFormat | None) -> NDArray[Any]:
+    """The array of a raw picture, without what is between its rows; packed values as the eight highest bits of each."""
+    raw, shape = np.frombuffer(message.payload, np.uint8), message.shape
+    if message.stride:
+        rows = np.zeros((shape[0], message.stride), np.uint8)
+        rows.reshape(-1)[:len(raw)] = raw
+        rows = rows[:, :_row_bytes(shape[1:], message.dtype, form)]
+    else:
+        rows = raw[None]
+    if form is None or not form.packing:
+        return np.ascontiguousarray(rows).reshape(-1).view(message.dtype).reshape(shape)
+    value = np.arange(math.prod(shape) // len(rows))
+    if form.packing == "packed":  # bits 4 to 11 of two values, with their lower ones in a byte between them
+        return rows[:, value // 2 * 3 + value % 2 * 2].reshape(shape)
+    bit = value * form.bits + form.bits - 8  # at which the highest eight begin
+    pairs = np.pad(rows, ((0, 0), (0, 1))).astype(np.uint16)
+    return ((pairs[:, bit // 8] | pairs[:, bit // 8 + 1] << 8) >> (bit % 8)).astype(np.uint8).reshape(shape)
 
 
 def _check_pixels(height: int, width: int, limits: Limits) -> None:
@@ -242,10 +320,6 @@ def _decompress(payload: bytes, limits: Limits, shrinkable: ShrinkFactor) -> Ima
     if image is None:
         raise FrameError("a picture that cannot be decoded", "a whole picture", "check the sender")
     return np.asarray(image, np.uint8)
-
-
-def _plane(array: NDArray[Any], dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
-    return np.ascontiguousarray(array.reshape(array.shape[:2]), dtype)
 
 
 def _time(value: object) -> float | None:

@@ -64,6 +64,63 @@ def test_every_form_gives_the_picture(parts: list[bytes], expected: np.ndarray[A
     np.testing.assert_array_equal(decode(parse(parts, LIMITS), LIMITS), expected)
 
 
+def packed(values: np.ndarray[Any, Any], bits: int, packing: str) -> bytes:
+    """Values of so many bits, one after the other: from the lowest bit on (p), or two in three bytes (Packed)."""
+    flat = values.reshape(-1).astype(int)
+    if packing == "p":
+        stream = sum(int(value) << (bits * k) for k, value in enumerate(flat))
+        return stream.to_bytes(-(-bits * len(flat) // 8), "little")
+    low = bits - 8
+    return b"".join(bytes([one >> low, one % (1 << low) | (other % (1 << low)) << 4, other >> low])
+                    for one, other in flat.reshape(-1, 2))
+
+
+@pytest.mark.parametrize("pad", [0, 5])
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("packing", ["p", "Packed"])
+def test_packed_pixels(packing: str, bits: int, pad: int) -> None:
+    values = np.random.default_rng(1).integers(0, 1 << bits, (12, 16))
+    rows = [packed(row, bits, packing) for row in values]
+    header = {"gatestream": 1, "camera": "bench", "encoding": "raw", "shape": [12, 16],
+              "pixel_format": f"Mono{bits}{packing}", **({"stride": len(rows[0]) + pad} if pad else {})}
+    body = (bytes(pad)).join(rows)
+    expected = np.repeat((values >> (bits - 8)).astype(np.uint8)[..., None], 3, axis=2)
+    for payload in (body, body + bytes(pad)):
+        np.testing.assert_array_equal(decode(parse([json.dumps(header).encode(), payload], LIMITS), LIMITS), expected)
+    with pytest.raises(FrameError, match="bytes of pixels"):
+        parse([json.dumps(header).encode(), body[:-1]], LIMITS)
+
+
+@pytest.mark.parametrize("name", ["BayerRG12p", "BayerRG12Packed", "BayerRG10p", "BayerRG12", "BayerRG16", "BayerRG8"])
+def test_bayer_patterns_of_every_depth_and_packing(name: str) -> None:
+    bits = int("".join(filter(str.isdigit, name)))
+    tile = np.array([[200, 90], [90, 40]]) << (bits - 8)  # red, green; green, blue
+    values = np.tile(tile, (6, 8))
+    packing = name.partition(str(bits))[2]
+    payload = (packed(values, bits, packing) if packing else
+               values.astype(np.uint16 if bits > 8 else np.uint8).tobytes())
+    header = encode_header("bench", values.shape, encoding="raw", pixel_format=name,
+                           dtype="uint16" if bits > 8 else "uint8")
+    image = decode(parse([header, payload], LIMITS), LIMITS)
+    assert image[4:8, 4:12].reshape(-1, 3).tolist() == [[40, 90, 200]] * 32
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("RGB8Packed", IMAGE[..., ::-1]), ("BGR8Packed", IMAGE), ("RGB8", IMAGE[..., ::-1]), ("bgr8", IMAGE)])
+@pytest.mark.parametrize("pad", [0, 7])
+def test_colours_by_genicams_names_and_rows_with_a_stride(name: str, pad: int,
+                                                          expected: np.ndarray[Any, Any]) -> None:
+    rows = np.pad(IMAGE.reshape(12, -1), ((0, 0), (0, pad)))
+    header = encode_header("bench", IMAGE.shape, encoding="raw", pixel_format=name, stride=rows.shape[1])
+    short = {"gatestream": 1, "camera": "bench", "encoding": "raw", "shape": [12, 16], "pixel_format": name,
+             "stride": rows.shape[1]}  # the format says the rest
+    for said in (header, json.dumps(short).encode()):
+        np.testing.assert_array_equal(decode(parse([said, rows.tobytes()], LIMITS), LIMITS), expected)
+    wide = {**short, "pixel_format": name.replace("8", "16"), "stride": None}
+    payload = (IMAGE.astype(np.uint16) * 257).tobytes()
+    np.testing.assert_array_equal(decode(parse([json.dumps(wide).encode(), payload], LIMITS), LIMITS), expected)
+
+
 @pytest.mark.parametrize("parts", [[b'{"msg": "bench"}', JPEG], [netgear(message="bench"), JPEG],
                                    [encode_header("bench"), JPEG]])
 def test_jpegs_of_every_protocol(parts: list[bytes]) -> None:
@@ -120,13 +177,17 @@ def test_ends_and_words() -> None:
     (raw(IMAGE, msg="x", shape=[-12, -16, 3]), "shape"), (raw(IMAGE, msg="x", shape=[12.0, 16, 3]), "shape"),
     (raw(IMAGE, msg="x", shape=[True, 16, 3]), "shape"), (raw(IMAGE, msg="x", shape=[1 << 40, 1 << 40]), "pixels"),
     (raw(IMAGE, msg="x", shape=[12, 16, 2]), "shape"), (raw(IMAGE, msg="x", shape="(12,)"), "shape"),
+    ([imagezmq(IMAGE)[0], b""], "0 bytes of pixels"),
     (raw(IMAGE, msg="x", shape=[12, 17, 3]), "576 bytes of pixels; wanted 612"),
     ([netgear(compression="zlib"), JPEG], "compression 'zlib'"),
     ([netgear(compression={"colorspace": "CMYK"}), JPEG], "CMYK"),
     ([b'{"gatestream": 2, "camera": "x"}', JPEG], "version 2"), ([b'{"gatestream": 1}', JPEG], "called None"),
     ([b'{"gatestream": 1, "camera": "x", "encoding": "gif"}', JPEG], "encoding 'gif'"),
     (ours(IMAGE, "yuv422"), "pixel format 'yuv422'"), (ours(IMAGE, "mono8"), "uint8 \\[12, 16, 3\\] as mono8"),
-    (ours(IMAGE[..., 0], "mono12"), "wanted uint16"),
+    (ours(IMAGE[..., 0], "mono12"), "wanted uint16"), (ours(IMAGE, "Mono12p"), "288 bytes|576 bytes|channels"),
+    *[([encode_header("bench", IMAGE.shape, encoding="raw", stride=stride), IMAGE.tobytes()], says)  # type: ignore
+      for stride, says in [(47, "a stride of 47"), (-48, "a stride of -48"), ("48", "a stride of '48'"),
+                           (1 << 60, "a stride of"), (49, "576 bytes of pixels")]],
 ])
 def test_what_is_refused(parts: list[bytes], says: str) -> None:
     with pytest.raises(FrameError, match=says):
@@ -176,11 +237,12 @@ def test_answers_suit_whoever_asked() -> None:
     net = Message("netgear", None, b"", port="5566")
     said = {"type": "prediction", "camera": "bench"}
     assert encode_reply(plain) == b"OK"
-    assert json.loads(encode_reply(plain, said)) == said
+    assert json.loads(encode_reply(plain, json.dumps(said).encode())) == said
     assert json.loads(encode_reply(net)) == {"port": "5566", "return_type": "NoneType", "data": None}
-    assert json.loads(encode_reply(net, said)) == {"port": "5566", "return_type": "dict", "data": said}
+    assert json.loads(encode_reply(net, json.dumps(said).encode())) == {"port": "5566", "return_type": "dict",
+                                                                        "data": said}
     assert encode_reply(None, error="a header that is no JSON").startswith(b"ERROR: a header")
-    assert json.loads(encode_reply(net, said, "too fast"))["data"] == {"error": "too fast"}
+    assert json.loads(encode_reply(net, json.dumps(said).encode(), "too fast"))["data"] == {"error": "too fast"}
 
 
 @pytest.mark.parametrize(("size_hw", "by", "taken"), [
