@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
+import sys
+import threading
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,14 +18,16 @@ from stream.frame import Frame, Image
 from stream.service.config import CameraConfig, Config
 from stream.service.ingress.admission import CameraSession
 from stream.service.ingress.camera_process import send_frames
-from stream.service.ingress.camera_supervisor import BACK_OFF_S, LASTING_S, SILENT_AFTER_S, CameraSupervisor
+from stream.service.ingress.camera_supervisor import SILENT_AFTER_S, CameraSupervisor
+from stream.service.worker import processes
+from stream.service.worker.processes import BACK_OFF_S, LASTING_S
 
 
 class FakeProcess:
     """Lives until it is ended, or has an exit code."""
 
     def __init__(self, request: dict[str, str]) -> None:
-        self.request, self.code, self.terminated = request, None, False
+        self.request, self.pid, self.code, self.terminated = request, 4321, None, False
         self.code: int | None
 
     def poll(self) -> int | None:
@@ -44,13 +50,13 @@ class Bench:
     """A supervisor with a clock of their own; every process they started."""
 
     def __init__(self, *cameras: dict[str, Any]) -> None:
-        self.now, self.processes = 1000.0, []
+        self.now, self.processes, self.kind = 1000.0, [], FakeProcess
         self.processes: list[FakeProcess]
-        self.supervisor = CameraSupervisor("ipc://here", lambda: self.now, lambda: 1.0, self._start)  # type: ignore[arg-type]
+        self.supervisor = CameraSupervisor("ipc://here", lambda: self.now, self._start)  # type: ignore[arg-type]
         self.configure(*cameras)
 
     def _start(self, request: dict[str, str]) -> FakeProcess:
-        self.processes.append(FakeProcess(request))
+        self.processes.append(self.kind(request))
         return self.processes[-1]
 
     def configure(self, *cameras: dict[str, Any]) -> None:
@@ -66,6 +72,11 @@ class Bench:
 def seen(last_at: float, changed_at: float) -> CameraSession:
     """A camera whose last frame came, and whose picture last changed, at these times."""
     return CameraSession("a", CameraConfig(name="a"), True, last_at=last_at, changed_at=changed_at)
+
+
+@pytest.fixture(autouse=True)
+def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.random, "random", lambda: 1.0)
 
 
 RTSP = {"name": "a", "source": "rtsp://cell/1"}
@@ -86,7 +97,7 @@ def test_each_source_has_a_process_but_publishers_and_those_who_dial() -> None:
 def test_one_that_fails_is_tried_again_with_growing_pauses() -> None:
     bench = Bench(RTSP)
     assert bench.after(0) == 1
-    for k, pause_s in enumerate((*BACK_OFF_S, BACK_OFF_S[-1])):
+    for k, pause_s in enumerate((*BACK_OFF_S["camera"], BACK_OFF_S["camera"][-1])):
         bench.processes[-1].code = 1
         bench.after(0)
         assert bench.after(0.9 * pause_s) == k + 1
@@ -94,7 +105,7 @@ def test_one_that_fails_is_tried_again_with_growing_pauses() -> None:
     bench.after(LASTING_S + 1, a=seen(bench.now + LASTING_S, bench.now + LASTING_S))
     bench.processes[-1].code = 1
     started = bench.after(0)
-    assert bench.after(1.1 * BACK_OFF_S[0]) == started + 1  # it lasted: the row begins anew
+    assert bench.after(1.1 * BACK_OFF_S["camera"][0]) == started + 1  # it lasted: the row begins anew
 
 
 def test_a_recording_is_played_once() -> None:
@@ -120,13 +131,39 @@ def test_one_that_is_silent_or_frozen_is_opened_anew(source: str, quiet_s: float
     assert bench.after(2, a=seen(bench.now, bench.now)) == 1 + again
 
 
+class Held(FakeProcess):
+    """As one whose driver does not let it go; `waited`: threads that waited for any."""
+
+    waited: ClassVar[list[threading.Thread]] = []
+
+    def kill(self) -> None:
+        pass
+
+    terminate = kill
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.waited.append(threading.current_thread())
+        return super().wait(timeout)
+
+
+def test_cameras_that_cannot_be_ended_do_not_hold_up_the_supervisor() -> None:
+    Held.waited.clear()
+    bench = Bench()
+    bench.kind = Held
+    bench.configure(*({"name": f"{k}", "source": "rtsp://cell/1"} for k in range(256)))
+    assert bench.after(0) == 256
+    bench.after(SILENT_AFTER_S + 1)
+    assert threading.current_thread() not in Held.waited
+    assert bench.after(2) == 512
+
+
 class Sent:
     """What a sender was given to send."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
 
-    def send(self, image_bgr: Image, captured_at: float) -> None:
+    def send(self, image_bgr: Image, captured_at: float, pixels: bool = True) -> None:
         self.at.append(captured_at)
 
 
@@ -139,3 +176,23 @@ def test_what_is_no_live_camera_begins_now(began: float, live: bool) -> None:
     first = sent.at[0]
     assert (first == began) if live else (before <= first <= time.time())
     np.testing.assert_allclose(np.array(sent.at) - first, [0, 0.1, 0.2], atol=1e-4)
+
+
+STARTER = """
+import time
+from stream.service.worker.processes import start_process
+start_process("stream.service.ingress.camera_process", {"source": "zmq://127.0.0.1:9", "to": "tcp://127.0.0.1:9",
+                                                        "name": "stalled"})
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stalled_camera_ends_with_a_service_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1],
+                          bufsize=0) as service:
+        assert service.stdout is not None
+        assert service.stdout.readline() == b"started\n"
+        service.kill()
+        assert select.select([service.stdout], [], [], 20)[0], "it lives on"  # both have it open
+        assert service.stdout.read() == b""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from stream.frame import ENGINE_RESTARTED, Event, Gap
 from stream.service.config import ClipsConfig
+from stream.service.egress import clips
 from stream.service.egress.clips import ClipRecorder
 from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.log import clip_name
@@ -28,11 +32,11 @@ def jpeg(shade: int) -> bytes:
 class Bench:
     """A recorder and a camera that sends ten pictures a second, each of another shade."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, most_bytes: int = 10**9, **settings: Any) -> None:
         self.now, self.recent = 0.0, RecentFrames(5.0)
         self.folder = folder / "clips"
         self.recorder = ClipRecorder(ClipsConfig(folder=self.folder, **settings), self._call, self.recent, Limits(),
-                                 lambda: self.now, lambda: self.now + 1e9)
+                                 most_bytes, lambda: self.now, lambda: self.now + 1e9)
 
     def _call(self, what: Callable[[], None]) -> None:
         what()
@@ -47,13 +51,14 @@ class Bench:
             self.recorder.flush()
 
     def event(self, started_at: float, ended_at: float, open: bool = False, number: int = 1) -> str:
-        said = {"type": "event", "camera": "cell/3", "head": "gesture", "label": "left", "started_at": started_at,
-                "ended_at": ended_at, "score": 1.0, "open": open, "id": f"abc-{number}"}
-        self.recorder.write([said])
-        return clip_name(said["id"], said["camera"], said["label"])
+        said = Event("cell/3", "gesture", "left", started_at, ended_at, 1.0, open, id=f"19ac0ffee00-1-{number}")
+        self.recorder.write(None, [said])
+        return clip_name(f"19ac0ffee00-1-{number}", said.camera, said.label)
 
     def finished(self) -> dict[str, int]:
-        self.recorder.close(10.0)
+        clips.STOPS_WITHIN_S, before = 20.0, clips.STOPS_WITHIN_S
+        self.recorder.close()
+        clips.STOPS_WITHIN_S = before
         assert not self.recorder._thread.is_alive()
         return dict(self.recorder.counts)
 
@@ -75,7 +80,7 @@ def test_what_came_before_and_after_is_in_it_at_its_time(tmp_path: Path) -> None
     assert not bench.folder.joinpath(name).exists()
     bench.send(13.0)
     assert bench.finished() == {"written": 1}
-    assert name == "abc-1_cell-3_left.mp4"
+    assert name == "19ac0ffee00-1-1_cell-3_left.mp4"
     seen = pictures(bench.folder / name)
     np.testing.assert_allclose([at for at, _ in seen], np.arange(len(seen)) / RATE, atol=0.002)
     assert len(seen) == round((12.3 - 2.0) * RATE) + 1
@@ -117,12 +122,14 @@ def test_the_longest_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("keep_days", "keep_mb", "left"), [
-    (30, 1000, ["abc-3_x.mp4", "abc-1_cell-3_left.mp4", "abc-2_x.mp4"]),
-    (1, 1000, ["abc-3_x.mp4", "abc-1_cell-3_left.mp4"]), (30, 0.02, ["abc-1_cell-3_left.mp4"]),
+    (30, 1000, ["19ac0ffee00-3_x.mp4", "19ac0ffee00-1-1_cell-3_left.mp4", "19ac0ffee00-2_x.mp4"]),
+    (1, 1000, ["19ac0ffee00-3_x.mp4", "19ac0ffee00-1-1_cell-3_left.mp4"]),
+    (30, 0.02, ["19ac0ffee00-1-1_cell-3_left.mp4"]),
 ])
 def test_old_ones_go_and_nothing_else(keep_days: float, keep_mb: float, left: list[str], tmp_path: Path) -> None:
     bench = Bench(tmp_path, before_s=0.0, after_s=0.0, keep_days=keep_days, keep_mb=keep_mb)
-    for name, days in (("abc-2_x.mp4", 2), ("abc-3_x.mp4", 0.5), ("holiday.mp4", 500)):
+    for name, days in (("19ac0ffee00-2_x.mp4", 2), ("19ac0ffee00-3_x.mp4", 0.5), ("holiday.mp4", 500),
+                       ("2024-05-01_holiday.mp4", 500)):
         (bench.folder / name).write_bytes(bytes(19_000))
         os.utime(bench.folder / name, (1e9 - 86_400 * days,) * 2)
     bench.send(1.0)
@@ -130,8 +137,46 @@ def test_old_ones_go_and_nothing_else(keep_days: float, keep_mb: float, left: li
     bench.send(5.0)
     bench.finished()
     assert (bench.folder / "holiday.mp4").exists()
-    ours = {path.name for path in bench.folder.glob("abc*.mp4")}
+    assert (bench.folder / "2024-05-01_holiday.mp4").exists()
+    ours = {path.name for path in bench.folder.glob("19ac0ffee00*.mp4")}
     assert ours == set(left)
+
+
+def test_pictures_above_the_budget_are_thinned_evenly_and_counted(tmp_path: Path,
+                                                                  caplog: pytest.LogCaptureFixture) -> None:
+    """Two events that stay open, of pictures as large as raw ones: memory stays bounded, the whole time is shown."""
+    def large(k: int) -> bytes:
+        return jpeg(20 + k % 200) + bytes(100_000)
+
+    bench = Bench(tmp_path, most_bytes=4_000_000, before_s=1.0, after_s=0.0, most_s=60.0)
+    bench.event(0.0, 0.0, open=True)
+    bench.send(20.0, payload=large)
+    kept = [clip.bytes for clip in bench.recorder._open.values()]
+    assert sum(kept) == bench.recorder._bytes <= 4_000_000
+    name = bench.event(0.0, 19.9)
+    bench.send(22.0)
+    counts = bench.finished()
+    assert counts["written"] == 1
+    assert counts["frames left out"] >= 150
+    times = [at for at, _ in pictures(bench.folder / name)]
+    assert len(times) >= 15
+    assert times[0] == 0
+    assert times[-1] > 19
+    assert caplog.text.count("videos get fewer of them") == 1
+
+
+def test_an_event_that_closes_as_the_engine_dies_has_its_video_and_parts_of_a_killed_process_go(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "19ac0ffee00-1-9_a_left.mp4.part").write_bytes(b"half")
+    (tmp_path / "clips" / "holiday.mp4.part").write_bytes(b"not ours")
+    bench = Bench(tmp_path, before_s=1.0, after_s=0.0)
+    bench.event(0.5, 0.5, open=True)
+    bench.send(2.0)
+    name = bench.event(0.5, 1.0)
+    bench.recorder.write(None, [Gap("cell/3", 2.0, 0.1, ENGINE_RESTARTED)])
+    bench.send(6.0)
+    assert bench.finished() == {"written": 1}
+    assert sorted(path.name for path in bench.folder.iterdir()) == [name, "holiday.mp4.part"]
 
 
 def test_what_is_kept_is_bounded_in_seconds_and_bytes() -> None:
@@ -143,3 +188,28 @@ def test_what_is_kept_is_bounded_in_seconds_and_bytes() -> None:
     assert recent.of("a") == []
     recent.add(PendingFrame("c", Message("gatestream", "c", bytes(990)), 0, 0, 10.0, 10.0))
     assert [frame.index for frame in recent.of("b")] == [99]
+
+
+KILLED = """
+import os, sys
+import numpy as np
+from pathlib import Path
+from stream.sinks.video import write_video
+
+def images():
+    for k in range(30):
+        yield k / 10, np.full((48, 64, 3), 8 * k, np.uint8)
+    os._exit(0)
+
+write_video(Path(sys.argv[1]), images())
+"""
+
+
+def test_what_a_writer_that_was_killed_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    folder, name = tmp_path / "clips", clip_name("19ac0ffee00-1-9", "cell/3", "left")
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", KILLED, str(folder / name)], check=True, timeout=60,
+                   env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+    assert [path.name for path in folder.iterdir()] == [f"{name}.part"]
+    Bench(tmp_path).finished()
+    assert list(folder.iterdir()) == []

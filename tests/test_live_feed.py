@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
@@ -15,17 +16,20 @@ import httpx
 import numpy as np
 import pytest
 
-from stream.frame import Event
-from stream.service.config import HealthConfig
-from stream.service.egress.health import Metrics, serve_health
+from stream.frame import Event, OtherRecord
+from stream.service.api.server import serve_api
+from stream.service.api.tokens import create_token
+from stream.service.config import ApiConfig, Config, HealthConfig
+from stream.service.egress.health import COUNTERS, GAUGES, Metrics
 from stream.service.egress.live_feed import WAITING, LiveFeed
 from stream.service.frames import PendingFrame, RecentFrames
-from stream.sinks.log import EventLog, clip_name
+from stream.sinks.log import EventLog, clip_name, read_events
 from stream.wire import Limits, Message
 
 JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), 200, np.uint8))[1].tobytes()
 RAW = np.full((4, 6, 3), 90, np.uint8)
 ODD = 'gate 7/a "x"'
+ANYWHERE = Config(health=HealthConfig(bind="127.0.0.1:0"))
 
 
 def frame(camera: str, message: Message, at: float = 0.0) -> PendingFrame:
@@ -34,6 +38,10 @@ def frame(camera: str, message: Message, at: float = 0.0) -> PendingFrame:
 
 def prediction(camera: str, at: float = 1.0) -> dict[str, Any]:
     return {"type": "prediction", "camera": camera, "captured_at": at}
+
+
+def write(live_feed: LiveFeed, *records: dict[str, Any]) -> None:
+    live_feed.write(None, [OtherRecord(record["camera"], record) for record in records])
 
 
 @pytest.fixture
@@ -63,18 +71,24 @@ def test_the_newest_picture_is_a_jpeg(live_feed: LiveFeed, recent: RecentFrames)
     assert live_feed.picture("cell") is None
 
 
-def test_who_follows_gets_its_camera_and_is_never_waited_for(live_feed: LiveFeed) -> None:
-    followed = live_feed.follow("cell")
-    threading.Timer(0.05, lambda: [live_feed.write([prediction("other"), prediction("cell", k)])
-                                   for k in range(WAITING + 50)] and live_feed.write([prediction("other")])).start()
-    said = [next(followed) for _ in range(WAITING)]
-    assert [one["captured_at"] for batch in said for one in batch][:3] == [0, 1, 2]
-    assert {one["camera"] for batch in said for one in batch} == {"cell"}
-    while next(followed):  # what waits still
-        pass
-    live_feed.close()
-    assert list(followed) == []
-    live_feed.write([prediction("cell")])
+def test_a_reader_gets_what_it_asked_for_and_is_never_waited_for(live_feed: LiveFeed) -> None:
+    async def read() -> None:
+        with live_feed.reader(["cell"], ["prediction"]) as reader, live_feed.reader() as other:
+            for k in range(WAITING + 50):
+                write(live_feed, prediction("other"), prediction("cell", k), {**prediction("cell"), "type": "gap"})
+            *said, missed = map(json.loads, await reader.get() or [])
+            assert [one["captured_at"] for one in said] == list(range(WAITING))
+            assert {(one["camera"], one["type"]) for one in said} == {("cell", "prediction")}
+            assert missed == {"type": "missed", "records": 50}
+            assert len(await other.get() or []) == WAITING + 1
+            write(live_feed, prediction("cell", 7.0))
+            assert [json.loads(line)["captured_at"] for line in await reader.get() or []] == [7.0]
+            live_feed.close()
+            assert await reader.get() is None
+
+    asyncio.run(read())
+    assert live_feed.counts["missed"] == 50 + 3 * (WAITING + 50) - WAITING
+    write(live_feed, prediction("cell"))
 
 
 @pytest.mark.parametrize(("settings", "shows"), [
@@ -86,12 +100,12 @@ def test_pictures_are_shown_to_this_machine_by_default(settings: dict[str, Any],
 
 
 def state(**changes: Any) -> dict[str, Any]:
-    camera = {"present": True, "frozen": False, "staleness_seconds": 0.1, "predictions": 5, "reconnects": 0,
+    camera = {**dict.fromkeys([*COUNTERS, *GAUGES], 0), "present": True, "staleness_seconds": 0.1, "predictions": 5,
               "received": 10, "taken": 9, "bytes": 100, "dropped": {"overtaken": 1}, "gaps": {},
               "labels": {"gesture": ["left", 0.97]}}
     return {"healthy": True, "model": "gesture", "background": "background", "engine": "gesture, openvino f32",
             "log": None, "clips_folder": None, "refused": {}, "results": {}, "clips": {}, "waiting": 0,
-            "engine_restarts": 0, "memory_bytes": 1,
+            "engine_restarts": 0, "memory_bytes": 1, "faults": {}, "sinks": {},
             "cameras": {"cell": camera, ODD: camera, "away": {**camera, "present": False}}, **changes}
 
 
@@ -100,7 +114,7 @@ def served(live_feed: LiveFeed, tmp_path: Path) -> Iterator[SimpleNamespace]:
     """A health page with cameras to look at; `state` is what it says."""
     said = SimpleNamespace(state=state())
     metrics = Metrics(lambda: said.state)
-    with serve_health("127.0.0.1:0", metrics, live_feed) as address:
+    with serve_api(ANYWHERE, metrics, live_feed) as address:
         said.address, said.metrics = address, metrics
         yield said
         live_feed.close()
@@ -116,7 +130,7 @@ def test_cameras_are_served(served: SimpleNamespace, live_feed: LiveFeed) -> Non
     with httpx.stream("GET", f"http://{served.address}/cameras/cell/live") as answer:
         lines = answer.iter_lines()
         assert json.loads(next(lines)) == []  # nothing yet
-        live_feed.write([prediction("cell")])
+        write(live_feed, prediction("cell"))
         assert json.loads(next(lines)) == [prediction("cell")]
 
 
@@ -124,7 +138,7 @@ def test_cameras_are_served(served: SimpleNamespace, live_feed: LiveFeed) -> Non
 def test_another_sites_page_and_a_service_that_does_not_show(path: str, served: SimpleNamespace) -> None:
     answer = httpx.get(f"http://{served.address}/cameras/{path}", headers={"host": "evil.example:80"})
     assert answer.status_code == 403
-    with serve_health("127.0.0.1:0", served.metrics) as address:
+    with serve_api(ANYWHERE, served.metrics) as address:
         assert httpx.get(f"http://{address}/cameras/{path}").status_code == 403
 
 
@@ -159,7 +173,7 @@ class TestPage:
     def test_records_and_pictures_come(self, service: Any, live_feed: LiveFeed) -> None:
         followed = service.follow("cell")
         assert next(followed) == []
-        live_feed.write([prediction("cell")])
+        write(live_feed, prediction("cell"))
         assert next(followed) == [prediction("cell")]
         followed.close()
         assert service.picture(ODD) == JPEG
@@ -182,6 +196,28 @@ class TestPage:
             next(nobody.follow("cell"))
         assert self.asked(nobody, "/service/events").status_code == 503
 
+    def test_a_service_that_asks_for_a_token(self, live_feed: LiveFeed, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
+        from demo.service_api import ServiceClient
+        from engines.errors import SourceError
+
+        token = create_token(tmp_path / "tokens", "page", ["read", "pictures"])
+        config = Config(health=ANYWHERE.health, api=ApiConfig(tokens=tmp_path / "tokens"))
+        with serve_api(config, Metrics(state), live_feed) as address:
+            assert address is not None
+            stranger = ServiceClient(address)
+            with pytest.raises(SourceError, match="GATESTREAM_TOKEN"):
+                stranger.health()
+            assert self.asked(stranger, "/service/events").status_code == 503
+            monkeypatch.setenv("GATESTREAM_TOKEN", token)
+            known = ServiceClient(address)
+            assert known.health()["healthy"]
+            assert known.picture("cell") == JPEG
+            assert next(known.follow("cell")) == []
+            for client in (stranger, known):
+                client.close()
+
     @pytest.mark.parametrize("address", ["", "somewhere", "http://a:1", "a b:1", "a:x", "a:1/b", "user@a:1"])
     def test_what_is_no_address(self, address: str) -> None:
         pytest.importorskip("fastapi", reason="needs the page's server (gatestream[ui])")
@@ -201,7 +237,7 @@ class TestPage:
         with EventLog(path, "gesture", "service") as log:
             log.write(None, [Event(camera, "gesture", label, float(k), k + 1.0, 0.9, False) for k, (camera, label) in
                              enumerate([("cell", "left"), (ODD, "left"), ("cell", "tick")])])
-            first = clip_name(f"{log.identity}-1", "cell", "left")
+        first = clip_name(read_events(path)[0].id, "cell", "left")
         (folder / first).write_bytes(b"video")
         (tmp_path / "secret.mp4").write_bytes(b"secret")
         served.state = state(log=str(path), clips_folder=str(folder))
@@ -245,12 +281,12 @@ class TestPage:
             scores = {"gesture": {"now": [["left", 0.5]], "window": [["left", 0.98]]}}
             ended = threading.Event()
 
-            def write() -> None:
+            def write_on() -> None:
                 while not ended.wait(0.1):
-                    live_feed.write([{**prediction(ODD), "heads": scores, "warm": True, "clips": [1.0], "dropped": 0,
-                                   "held": 0, "latency_ms": {"total": 1.0}}])
+                    write(live_feed, {**prediction(ODD), "heads": scores, "warm": True, "clips": [1.0], "dropped": 0,
+                                   "held": 0, "latency_ms": {"total": 1.0}})
 
-            writer = threading.Thread(target=write)
+            writer = threading.Thread(target=write_on)
             writer.start()
             try:
                 sync.expect(page.locator("#bars .bar").first).to_contain_text("98 %", timeout=1000 * PATIENCE_S)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import UsageError
-from stream.clock import Clock
-from stream.service.ingress.scheduler import OVERTAKEN, STALE, FrameScheduler
+from stream.clock import Clock, Tick
+from stream.service.ingress.scheduler import MEMORY, OVERTAKEN, STALE, FrameScheduler
 from stream.service.worker import protocol
 from stream.wire import Message
 
@@ -56,6 +56,18 @@ def test_each_camera_has_its_own_patience() -> None:
     assert target.counters["b"].dropped == {STALE: 1}
 
 
+def test_pending_messages_above_the_budget_go_the_oldest_first() -> None:
+    target = FrameScheduler(most_bytes=30)
+    for camera in "abcd":
+        target.open(camera)
+    for at, (camera, size) in enumerate([("a", 10), ("b", 10), ("a", 5), ("c", 10), ("d", 20), ("d", 40)]):
+        target.put(camera, Message("imagezmq", camera, bytes(size)), float(at), float(at))
+    assert [frame.camera for frame in target.take(8, 9.0, lambda _: 99.0)] == ["d"]  # one may be larger than all
+    assert {camera: dict(counters.dropped) for camera, counters in target.counters.items()} == {
+        "a": {OVERTAKEN: 1, MEMORY: 1}, "b": {MEMORY: 1}, "c": {MEMORY: 1}, "d": {OVERTAKEN: 1}}
+    assert target._bytes == 0
+
+
 RATE, MAX_GAP_S = 7.5, 1.0
 
 
@@ -74,13 +86,13 @@ def test_what_the_clock_passes_over_does_not_wait_and_is_no_loss() -> None:
     for k in range(8, 12):  # two ticks while nobody takes: the newest message is good for the second
         target.put("a", MESSAGE, k / 15, 0.0)
     [frame] = target.take(8, 0.0, lambda _: 1.0)
-    assert (frame.captured_at, frame.index, frame.lost, frame.passed_at) == (11 / 15, 11, 3, 7 / 15)
+    assert (frame.captured_at, frame.index, frame.lost, frame.tick) == (11 / 15, 11, 3, Tick(use=True, held=1))
 
 
 @given(steps_s=st.lists(st.sampled_from([-3.0, -0.2, -0.1, -0.01, 0.0, 0.01, 0.03, 0.07, 0.1, 0.14, 0.3, 0.93, 1.05])
                         | st.floats(-1.5, 1.5), max_size=60))
-def test_the_recogniser_s_clock_sees_the_same_ticks_behind_the_scheduler(steps_s: list[float]) -> None:
-    target, alone, behind = scheduler("a"), Clock(RATE, MAX_GAP_S), Clock(RATE, MAX_GAP_S)
+def test_frames_have_the_ticks_of_a_clock_that_sees_all_of_them(steps_s: list[float]) -> None:
+    target, alone = scheduler("a"), Clock(RATE, MAX_GAP_S)
     target.set_clock(RATE, MAX_GAP_S)
     at, wanted, found = 100.0, [], []
     for step_s in steps_s:
@@ -88,24 +100,21 @@ def test_the_recogniser_s_clock_sees_the_same_ticks_behind_the_scheduler(steps_s
         tick = alone.tick(at)
         wanted += [tick] if tick.use else []
         target.put("a", MESSAGE, at, 0.0)
-        for frame in target.take(8, 0.0, lambda _: 1.0):
-            assert behind.wants(frame.captured_at, frame.passed_at)
-            if frame.passed_at is not None:
-                behind.pass_over(frame.passed_at)
-            found.append(behind.tick(frame.captured_at))
+        found += [frame.tick for frame in target.take(8, 0.0, lambda _: 1.0)]
     assert found == wanted
 
 
-def test_a_tick_whose_message_was_no_use_is_the_next_one_s() -> None:
+def test_a_message_that_lies_before_the_one_that_was_taken_is_passed_over_when_it_is_its_turn() -> None:
     target = scheduler("a")
     target.set_clock(RATE, MAX_GAP_S)
-    assert taken_after(target, "a", 0.0) == [0.0]
-    assert taken_after(target, "a", 2 / 15) == [2 / 15]
-    target.undo_tick("a", 0)  # too late: the next tick has begun
-    assert taken_after(target, "a", 3 / 15) == []
-    target.undo_tick("a", 1)
-    assert taken_after(target, "a", 3 / 15 + 0.01) == [3 / 15 + 0.01]
-    target.undo_tick("nobody", 0)
+    assert taken_after(target, "a", 1.0) == [1.0]
+    target.put("a", MESSAGE, 1.0 + 1 / RATE, 0.0)
+    target.put("a", MESSAGE, 0.99, 0.0)  # in its place
+    assert target.take(8, 0.0, lambda _: 1.0) == []
+    assert (target.counters["a"].taken, target.counters["a"].passed) == (1, 1)
+    target.put("a", MESSAGE, 1.0 + 1 / RATE, 0.0)
+    [frame] = target.take(8, 0.0, lambda _: 1.0)
+    assert (frame.captured_at, frame.lost) == (1.0 + 1 / RATE, 1)
 
 
 def test_clocks_start_anew_with_a_camera_s_stream_and_with_a_model() -> None:
@@ -121,9 +130,22 @@ def test_clocks_start_anew_with_a_camera_s_stream_and_with_a_model() -> None:
     target.put("a", MESSAGE, 9.0, 0.0)
     shown = target.take(8, 0.0, lambda _: 1.0)
     target.set_clock(RATE, MAX_GAP_S)
-    target.advance(shown)  # to another engine, as what came before
+    assert [frame.captured_at for frame in target.tick(shown)] == [9.0]  # to another engine, as what came before
     assert taken_after(target, "a", 9.05) == []
     assert taken_after(target, "a", 9.0 + 1 / RATE) == [9.0 + 1 / RATE]
+
+
+def test_a_camera_with_a_model_of_its_own_has_its_clock() -> None:
+    target = scheduler("a", "b")
+    target.set_clock(RATE, MAX_GAP_S, {"b": (30.0, 0.1)})
+    shown = {camera: [at for k in range(8) for at in taken_after(target, camera, k / 30)] for camera in "ab"}
+    assert shown == {"a": [k / 30 for k in range(0, 8, 4)], "b": [k / 30 for k in range(8)]}
+    target.put("b", MESSAGE, 0.5, 0.0)
+    [frame] = target.take(8, 0.0, lambda _: 1.0)
+    assert frame.tick is not None
+    assert frame.tick.action == "reset"  # longer than its model allows
+    target.set_clock(RATE, MAX_GAP_S)
+    assert [at for k in range(8) for at in taken_after(target, "b", k / 30)] == [k / 30 for k in range(0, 8, 4)]
 
 
 def test_of_those_whose_turn_it_is_the_newest_is_first_and_nobody_waits_for_two_turns() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import time
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from test_receiver import running, wait
+from test_guides import blocks
+from test_receiver import JPEG, running, wait
 
 from engines.errors import UsageError
 from stream.commands.cli import main
+from stream.frame import Camera, Record
+from stream.service.ingress import security
 from stream.service.ingress.security import SocketAuth, allow_key, allowed_keys, create_keys, read_keys
 from stream.service.ingress.sender import Sender
 
@@ -27,13 +31,11 @@ def guarded(folder: Path, curve: bool, addresses: tuple[str, ...] = (), **receiv
     """A receiver behind an authenticator."""
     auths: list[SocketAuth] = []
 
-    def guard(socket: zmq.Socket[bytes]) -> None:
-        if not auths:
-            auths.append(SocketAuth(socket.context, folder, curve, addresses))
-        auths[0].secure(socket)
+    def make_auth(context: zmq.Context[zmq.Socket[bytes]]) -> SocketAuth:
+        auths.append(SocketAuth(context, folder, curve, addresses))
+        return auths[0]
 
-    with running(secure=guard, **receive) as receiver:
-        receiver.auths = auths  # type: ignore[attr-defined]
+    with running(make_auth=make_auth, **receive) as receiver:
         try:
             yield receiver
         finally:
@@ -46,7 +48,7 @@ def answered(address: str, camera: str, **keys: Any) -> bool:
         return sender.unanswered == 0
 
 
-def test_only_allowed_keys_are_answered(tmp_path: Path) -> None:
+def test_only_allowed_keys_are_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     create_keys(tmp_path, "server")
     create_keys(tmp_path, "cell")
     (tmp_path / "strangers").mkdir()
@@ -58,6 +60,80 @@ def test_only_allowed_keys_are_answered(tmp_path: Path) -> None:
         assert not answered(receiver.ports[0], "evil", key=evil, server_key=server)
         assert not answered(receiver.ports[0], "plain")
         assert list(receiver.sessions) == ["cell"]
+        wait(lambda: "no key" in caplog.text)
+        assert receiver.refused["no access"] >= 2
+    stranger = read_keys(evil)[0].decode()
+    assert [stranger in line for line in caplog.messages if "with the key" in line] == [True]
+    lines = [line for line in caplog.messages if "no access" in line]
+    assert 2 <= len(lines) == len(set(lines))  # one for each reason
+
+
+def test_a_key_sends_as_its_own_camera_only_and_no_longer_than_it_is_allowed(tmp_path: Path) -> None:
+    for name in ("server", "cell-3", "cell-4"):
+        create_keys(tmp_path, name)
+    with (guarded(tmp_path, curve=True) as receiver,
+          zmq.Context() as context, context.socket(zmq.REQ) as socket):
+        socket.curve_serverkey, _ = read_keys(tmp_path / "server.key")
+        socket.curve_publickey, socket.curve_secretkey = read_keys(tmp_path / "cell-3.key_secret")
+        socket.linger, socket.rcvtimeo = 0, 10_000
+        socket.connect(receiver.ports[0])
+
+        def answer(camera: str) -> bytes:
+            socket.send_multipart([json.dumps({"msg": camera}).encode(), JPEG])
+            return socket.recv()
+
+        assert answer("cell-3") == b"OK"
+        assert b"camera 'cell-4' with the key of 'cell-3'" in answer("cell-4")
+        assert list(receiver.sessions) == ["cell-3"]
+        (tmp_path / "allowed" / "cell-3.key").unlink()
+        receiver.auth.reload()
+        assert b"a key that is no longer allowed" in answer("cell-3")  # over the connection that stands
+        assert receiver.refused == {"not its key": 1, "key not allowed": 1}
+
+
+GUIDE = [block.text for block in blocks(Path(security.__file__).parents[1] / "README.md") if block.info == ("python",)]
+
+
+@pytest.mark.parametrize("kind", ["imagezmq", "vidgear"])
+def test_senders_of_others_are_let_in_as_the_guide_has_it(kind: str, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = [block for block in GUIDE if f"import {kind}" in block or f"from {kind}" in block]
+    for name in ("server", "cell-3"):
+        create_keys(tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+    with guarded(tmp_path, curve=True) as receiver:
+        scope: dict[str, Any] = {}
+        exec(compile(code.replace("5555", receiver.ports[0].rpartition(":")[2]), "guide", "exec"), scope)
+        sender = scope["sender"]
+        try:
+            if kind == "imagezmq":
+                assert sender.send_image("cell-3", IMAGE) == sender.send_jpg("cell-3", JPEG) == b"OK"
+            else:
+                sender.send(IMAGE, message="cell-3")
+            wait(lambda: list(receiver.sessions) == ["cell-3"])
+            assert receiver.refused == {}
+        finally:
+            sender.close()
+
+
+@pytest.mark.parametrize("curve", [True, False])
+def test_a_key_too_many_or_too_few_is_refused_with_a_line(curve: bool, tmp_path: Path,
+                                                          caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("server", "cell-3"):
+        create_keys(tmp_path, name)
+    keys = {} if curve else {"key": tmp_path / "cell-3.key_secret", "server_key": tmp_path / "server.key"}
+    got: list[Record] = []
+    with guarded(tmp_path, curve=curve) as receiver:
+        receiver.deliver = got.extend
+        assert not answered(receiver.ports[0], "cell-3", **keys)
+        wait(lambda: receiver.refused["no access"])
+    lines = [line for line in caplog.messages if "no access" in line]
+    assert len(lines) == len(set(lines)) == len(got)  # a record for every sink; it tries again and again
+    for line, record in zip(lines, got, strict=True):
+        assert ("has no key" if curve else "has a key") in line
+        assert isinstance(record, Camera)
+        assert (record.camera, record.action) == (receiver.ports[0], "refused")
+        assert line.partition("(")[2][:-1] in record.why
 
 
 @pytest.mark.parametrize("mode", [1, 2])  # "StoneHouse", "IronHouse"
@@ -69,8 +145,8 @@ def test_netgears_secure_modes_are_let_in_with_its_own_key(mode: int, tmp_path: 
     _, _, public = generate_auth_certificates(str(tmp_path / "vidgear"), overwrite=False, logging=False)
     (Path(public) / "server.key").write_text((tmp_path / "server.key").read_text())
     with guarded(tmp_path, curve=True) as receiver:
-        allow_key(tmp_path, Path(public) / "client.key")
-        receiver.auths[0].reload()
+        allow_key(tmp_path, Path(public) / "client.key", "cell")
+        receiver.auth.reload()
         sender = NetGear(address="127.0.0.1", port=receiver.ports[0].rpartition(":")[2], protocol="tcp", pattern=1,
                          receive_mode=False, logging=False, secure_mode=mode, request_timeout=4, max_retries=1,
                          custom_cert_location=str(tmp_path / "vidgear"), jpeg_compression=False)
@@ -85,6 +161,7 @@ def test_netgears_secure_modes_are_let_in_with_its_own_key(mode: int, tmp_path: 
 def test_only_listed_addresses_are_answered(addresses: tuple[str, ...], comes: bool, tmp_path: Path) -> None:
     with guarded(tmp_path, curve=False, addresses=addresses) as receiver:
         assert answered(receiver.ports[0], "cell") == comes
+        wait(lambda: bool(receiver.refused["no access"]) != comes)
 
 
 def test_a_sender_that_was_turned_away_does_not_wait_for_ever(tmp_path: Path) -> None:

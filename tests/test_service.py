@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from engines.synthetic import Simulation
 from stream.frame import Image
 from stream.service.ingress.sender import Sender
 from stream.sinks.log import read_events, read_runs
+from stream.sinks.segments import find_segments
 from stream.wire import encode_header
 
 PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
@@ -157,7 +160,7 @@ def test_cameras_are_recognised_logged_and_published(service: Service, gestures:
     closed = [one for one in said if one["type"] == "event" and not one["open"]]
     assert len(closed) >= 2
     assert len({one["id"] for one in closed}) == len(closed)
-    assert {one["type"] for one in said} == {"prediction", "event"}
+    assert {one["type"] for one in said} == {"camera", "prediction", "event"}
     health = service.state()
     assert health is not None
     assert health["cameras"]["desk"]["received"] == len(gestures) + 1
@@ -240,22 +243,26 @@ def test_nothing_published_is_lost_when_the_service_is_killed(service: Service, 
 
 
 def test_a_clock_that_jumps_an_hour_and_pictures_that_stand_still(service: Service, gestures: list[Image]) -> None:
-    time_s = time.time()
+    time_s = time.time() - 45.0  # all is sent faster than it was taken
     with service.subscriber() as sub, service.sender("desk") as sender:
         service.ready()
+        parts = []
         for jump_s in (0.0, 3600.0, -3600.0):
             play(sender, gestures, time_s + jump_s)
+            parts.append(published(sub))
         play(sender, [gestures[-1]] * 60, time_s)
         play(sender, gestures, time_s + 60 / RATE)
         assert sender.unanswered == 0
-        said = published(sub)
-    gaps = [(one["action"], round(one["seconds"], -1)) for one in said if one["type"] == "gap"]
-    length_s = len(gestures) / RATE
-    assert gaps == [("reset", round(3600 - length_s, -1)), ("new stream", round(7200 + length_s, -1)),
-                    ("reset", round(3600 - length_s, -1))]
-    places = [i for i, one in enumerate(said) if one["type"] == "gap"]
-    for part in (said[:places[0]], said[places[0]:places[1]], said[places[1]:places[2]], said[places[2]:]):
+        parts.append(published(sub))
+    health = service.state()
+    assert health is not None
+    assert [one for part in parts for one in part if one["type"] == "gap"] == []  # its streams go on
+    for part in parts:
         assert sum(one["type"] == "event" and not one["open"] for one in part) >= 2
+        assert all(abs(one["captured_at"] - time.time()) < 120 for one in part if one["type"] == "prediction")
+    [odd] = [line for line in health["cameras"]["desk"]["odd"] if "clock" in line]
+    assert "its clock is +35" in odd
+    assert abs(health["cameras"]["desk"]["clock_skew_seconds"]) < 120
 
 
 def test_cameras_that_are_opened_and_videos_of_their_events(tmp_path: Path) -> None:
@@ -268,6 +275,8 @@ name = "none"
 source = "97"
 [clips]
 folder = "{tmp_path / 'clips'}"
+continuous = true
+segment_s = 3
 """
     service = Service(tmp_path, after=after, staleness_ms=60_000)
     try:
@@ -284,6 +293,10 @@ folder = "{tmp_path / 'clips'}"
     [video] = [path for path in (tmp_path / "clips").glob("*.mp4") if path.stem.endswith(f"-1_room_{first.label}")]
     opened = cv2.VideoCapture(str(video))
     assert opened.get(cv2.CAP_PROP_FRAME_COUNT) >= 10
+    segments = find_segments(tmp_path / "clips", first.started_at, math.inf)
+    assert {each.camera for each in segments} == {"room"}
+    assert all(after.started_at - before.ended_at < 1 for before, after in pairwise(segments))
+    assert segments[-1].ended_at - first.started_at > 3
 
 
 def test_a_configuration_is_read_again_and_a_model_has_to_pass_the_gate(tmp_path: Path, gestures: list[Image]) -> None:
@@ -370,6 +383,13 @@ def test_a_wrong_configuration_is_reported_by_line(tmp_path: Path, capfd: pytest
     ('[gate]\nrecording = "nothing.mp4"\n', 2, "a recording that is there"),
     ('[[camera]]\nname = "a"\ncrop = [0.5, 0, 0.6, 1]\n', 3, "a part of the picture"),
     ('[receive]\nbind = ["5555"]\n', 2, "receive.bind.1"), ("[results]\nlogs = 1\n", 2, "no such key"),
+    ('[receive]\nbind = ["tcp://0.0.0.0:70000"]\n', 2, "a port of 65535 at most"),
+    ('[receive]\nsub = ["tcp://*:65536"]\n', 2, "a port of 65535 at most"),
+    ('[results]\npublish = ["tcp://*:99999"]\n', 2, "a port of 65535 at most"),
+    ('[results]\nwebhook = "http://host:70000/x"\n', 2, "an address with a host"),
+    ('[health]\nbind = "127.0.0.1:70000"\n', 2, "a port of 65535 at most"),
+    ('[[camera]]\nname = "a"\nsource = "zmq://cell:70000"\n', 3, "zmq://host:port"),
+    ('[[camera]]\nname = "a"\nsource = "rtsp://cell:70000/x"\n', 3, "an address with a host"),
     ("[receive]\ncameras = 0\n", 2, "greater than or equal to 1"), ("[health]\nbind = 9000\n", 2, "health.bind"),
 ])
 def test_mistakes_in_a_configuration(text: str, line: int, says: str) -> None:
@@ -380,3 +400,21 @@ def test_mistakes_in_a_configuration(text: str, line: int, says: str) -> None:
         parse_config(text, "x.toml")
     assert f"x.toml:{line}: " in str(caught.value)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "exposed"), [
+    ("", []), ('[receive]\nbind = ["tcp://127.0.0.1:5555", "tcp://[::1]:5555", "ipc:///tmp/x"]\n', []),
+    ('[receive]\nbind = ["tcp://0.0.0.0:5555"]\nsub = ["tcp://*:5556"]\n', ["tcp://0.0.0.0:5555", "tcp://*:5556"]),
+    ('[receive]\nbind = ["tcp://0.0.0.0:5555"]\ncurve = true\n', []),
+    ('[receive]\nbind = ["tcp://0.0.0.0:5555"]\naddresses = ["10.0.0.3"]\n', []),
+    ('[results]\npublish = ["tcp://*:5556", "tcp://localhost:5557"]\n', ["tcp://*:5556"]),
+])
+def test_what_anybody_may_do_is_told(text: str, exposed: list[str], tmp_path: Path,
+                                     capfd: pytest.CaptureFixture[str]) -> None:
+    from stream.commands.cli import main
+
+    config = tmp_path / "cameras.toml"
+    config.write_text(text)
+    assert main(["serve", str(config), "--check"]) == 0
+    told = capfd.readouterr().err.splitlines()
+    assert [line.split()[4] for line in told if "anybody who reaches" in line] == exposed

@@ -1,22 +1,19 @@
 """The service's configuration: a TOML file, validated before anything starts.
 
-An empty file is a valid configuration. `python -m stream.service.config stream/service/README.md` renews the table of
-keys there."""
+An empty file is a valid configuration. `config_table.py` makes the README's table of its keys."""
 
-import json
 import re
-import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from engines.errors import UsageError
 from stream.sources import check_source
-from stream.sources.address import parse_scheme
+from stream.sources.address import MOST_PORT, has_host, has_valid_port, parse_scheme
 from stream.wire import NAME_CHARACTERS, parse_camera_name
 
 
@@ -35,8 +32,19 @@ def _key(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default, description=meaning, **limits)
 
 
+def split_address(bind: str) -> tuple[str, int]:
+    """Host and port of `host:port`; of [::1]:9155 the host without brackets."""
+    host, _, port = bind.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is reached from this machine only."""
+    return host in LOOPBACK or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
 def _check_source(spec: str) -> str:
-    if parse_scheme(spec) == "zmq" and not re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", spec):
+    if parse_scheme(spec) == "zmq" and not (re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", spec) and has_valid_port(spec)):
         raise ValueError("zmq://host:port of a publisher")
     try:
         check_source(spec)
@@ -45,7 +53,8 @@ def _check_source(spec: str) -> str:
     return spec
 
 
-Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")]
+_Port = _require(has_valid_port, f"a port of {MOST_PORT} at most")
+Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$"), _Port]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Staleness = Annotated[float, Field(gt=0, le=60_000)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -57,9 +66,8 @@ CameraName = Annotated[str, _require(lambda name: parse_camera_name(name) == nam
 Crop = Annotated[tuple[Share, Share, Share, Share], _require(
     lambda xywh: xywh[2] > 0 and xywh[3] > 0 and xywh[0] + xywh[2] <= 1 and xywh[1] + xywh[3] <= 1,
     "x, y, width, height of a part of the picture, as shares: [0.25, 0.0, 0.5, 1.0]")]
+File = Annotated[Path, _require(Path.is_file, "a file that is there")]
 KeyPath = tuple[str | int, ...]
-LIMIT_SIGNS = {"exclusiveMinimum": "&gt;", "minimum": "&ge;", "maximum": "&le;"}  # of a JSON schema, for Markdown
-TABLE_BEGINS, TABLE_ENDS = "<!-- keys, by python -m stream.service.config -->\n", "<!-- end of keys -->"
 
 
 class _Table(BaseModel):
@@ -81,7 +89,8 @@ class ReceiveConfig(_Table):
     staleness_ms: Staleness = _key(200.0, "A frame that waited longer than this for the engine is dropped.")
     pace_ms: float = _key(0.0, "Longest wait of an answer for the engine, to slow its sender down.", ge=0, le=1000)
     tell: bool = _key(True, "Answer imagezmq senders with their camera's latest prediction, if any, instead of `OK`.")
-    max_message_mb: float = _key(32.0, "Largest message (MiB); whoever sends a larger one is cut off.", gt=0, le=1024)
+    max_message_mb: float = _key(
+        32.0, "Largest message (MiB); whoever sends four times as much is cut off.", gt=0, le=1024)
     max_frames_per_s: Positive = _key(120.0, "Quota of messages per second.")
     max_mb_per_s: Positive = _key(200.0, "Quota of payload per second (MB).")
 
@@ -94,10 +103,11 @@ class CameraConfig(_Table):
         "Opened by the service, as by `gatestream run`: webcam number, rtsp://, zmq://host:port of a publisher, file. "
         "Without it, the camera connects to the service."))
     address: str | None = _key(None, "IP address of a sender without a name, or the only one that may use this name.")
+    model: str | None = _key(None, "A bundled model's name or a model file, instead of the service's `model`.")
     colour: Literal["BGR", "RGB"] = _key("BGR", "Channel order of raw pixels whose header does not say it.")
     crop: Crop | None = _key(None, "The part of the picture to use: x, y, width, height as shares of it.")
-    open_above: Share | None = _key(None, "Probability above which an event opens, instead of the model's.")
-    min_score: Share | None = _key(None, "Smallest score of an event that is reported, instead of the model's.")
+    open_above: Share | None = _key(None, "Probability above which an event opens, instead of its model's.")
+    min_score: Share | None = _key(None, "Smallest score of an event that is reported, instead of its model's.")
     staleness_ms: Staleness | None = _key(None, "Instead of `receive.staleness_ms`.")
     lost_after_s: Seconds = _key(20.0, "After this long without a frame the camera has left: its events are closed.")
 
@@ -108,31 +118,54 @@ class MqttConfig(_Table):
     host: str = _key("localhost", "Host of the broker.")
     port: int = _key(1883, "Port of the broker.", ge=1, le=65_535)
     tls: bool = _key(False, "Encrypt the connection, with the system's certificates.")
+    ca: Path | None = _key(None, "File of certificates to trust instead of the system's.")
+    certificate: Path | None = _key(None, "File of the service's own certificate, if the broker asks for one.")
+    key: Path | None = _key(None, "File of that certificate's key.")
+    client_id: str = _key("", "Name of the connection; default: any.")
     username: str | None = _key(None, "Name to log in with.")
     password_file: Path | None = _key(None, "File that holds the password.")
     topic: str = _key("gatestream", "First level of all topics.", pattern=r"^[^+#\s/][^+#\s]*$")
     discovery: str = _key("homeassistant", "Home Assistant's discovery prefix; empty: no discovery.")
+    pictures: bool = _key(False, "Publish each camera's newest picture, too, every 5 s at most.")
+
+
+class WebhookConfig(_Table):
+    """An HTTP address to which every closed event is posted; `webhook = "https://..."` for one without options."""
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$"), _require(has_host, "an address with a host")] = Field(
+        description="The address.")
+    headers: dict[str, str] = _key({}, "Headers to send with each event.")
+    token_file: Path | None = _key(None, "File that holds a bearer token to send.")
+    secret_file: Path | None = _key(None, "File that holds the key to sign events with (HMAC-SHA256).")
+    timeout_s: float = _key(5.0, "Longest wait for an answer.", gt=0, le=60)
 
 
 class ResultsConfig(_Table):
     """Where results go."""
 
-    log: Path | None = _key(None, "The event log (SQLite); without it events have no `id` and are not delivered again.")
+    log: Path | None = _key(None, "The event log (SQLite); without it, what is not delivered is gone with the service.")
+    keep_days: Positive | None = _key(None, "Older events and gaps leave the log, but not before sinks have them.")
+    keep_mb: Positive | None = _key(None, "The oldest are deleted while the log is larger (MB), likewise.")
     publish: tuple[Address, ...] = _key((), "Addresses of a ZeroMQ publisher, with the topic `CAMERA/TYPE`.")
+    confirmed: tuple[Address, ...] = _key((), (
+        "Addresses for one consumer (ZeroMQ DEALER) that answers each closed event and gap with its number."))
     mqtt: MqttConfig | None = None
     jsonl: Path | None = _key(None, "A file of JSON lines, appended to.")
-    webhook: str | None = _key(None, "HTTP address to which every closed event is posted.", pattern=r"^https?://\S+$")
+    webhook: Annotated[WebhookConfig, BeforeValidator(
+        lambda value: {"url": value} if isinstance(value, str) else value)] | None = None
 
 
 class ClipsConfig(_Table):
-    """A video of every event, made from the pictures as cameras sent them."""
+    """A video of every event, made from the pictures as cameras sent them; on request of all the time between, too."""
 
     folder: Path = Field(description="Folder of the videos.")
+    continuous: bool = _key(False, "Record all that cameras send, in segments.")
+    segment_s: float = _key(60.0, "Length of a segment.", ge=1, le=3600)
     before_s: Pause = _key(2.0, "Seconds shown before the event.")
     after_s: Pause = _key(2.0, "Seconds shown after it.")
     most_s: float = _key(60.0, "Longest video, counted from the event's start.", gt=0, le=600)
-    keep_days: Positive = _key(30.0, "Older videos are deleted.")
-    keep_mb: Positive = _key(10_000.0, "The oldest videos beyond this size of all (MB) are deleted.")
+    keep_days: Positive = _key(30.0, "Older videos and segments are deleted.")
+    keep_mb: Positive = _key(10_000.0, "The oldest videos and segments beyond this size of all (MB) are deleted.")
 
 
 class PromotionConfig(_Table):
@@ -144,16 +177,30 @@ class PromotionConfig(_Table):
 
 
 class HealthConfig(_Table):
-    """The pages /health and /metrics."""
+    """The HTTP and WebSocket API: /docs lists its pages, /health and /metrics are two of them."""
 
-    bind: str | None = _key("127.0.0.1:9155", "host:port of the pages.", pattern=r"^[^\s/]+:\d{1,5}$")
-    pictures: bool | None = _key(None, "Serve cameras' pictures and records, too; default: at a loopback `bind` only.")
+    bind: Annotated[str, Field(pattern=r"^[^\s/]+:\d{1,5}$"), _Port] | None = _key(
+        "127.0.0.1:9155", "host:port of the pages; [::1]:9155 for IPv6.")
+    pictures: bool | None = _key(None, (
+        "Serve cameras' pictures, videos and live records, too; default: at a loopback `bind`, or with `api.tokens`."))
 
     @property
     def serves_pictures(self) -> bool:
-        """Whether cameras' pictures and records are served."""
-        host = (self.bind or "").rpartition(":")[0].strip("[]")
-        return host in LOOPBACK if self.pictures is None else self.pictures
+        """Whether cameras' pictures and live records are served to whoever needs no token."""
+        loopback = self.bind is not None and is_loopback(split_address(self.bind)[0])
+        return loopback if self.pictures is None else self.pictures
+
+
+class ApiConfig(_Table):
+    """Who may use the pages at `health.bind`, and how."""
+
+    tokens: File | None = _key(None, "File of tokens (`gatestream tokens new`): every request has to bring one.")
+    open: bool = _key(False, "Serve an address that other machines reach without tokens: everybody may read.")
+    hosts: tuple[str, ...] = _key((), (
+        "Names it is called by beside localhost, this machine's and IP addresses; `*`: any, as it is with tokens."))
+    certificate: File | None = _key(None, "TLS: a PEM file with the certificates; it is read at the start.")
+    certificate_key: File | None = _key(None, "PEM file of its key, if that is another one.")
+    requests_per_s: Positive = _key(500.0, "Quota of each client (IP address); further requests are answered with 429.")
 
 
 class ClusterConfig(_Table):
@@ -171,12 +218,14 @@ class Config(_Table):
     model: str = _key("gesture", "A bundled model's name or a model file.")
     engine: str = _key("auto", "As of `gatestream run --engine`.")
     models: tuple[Path, ...] = _key((), "Folders from which a running service may take another model.")
+    memory_mb: int = _key(1024, "Most memory (MB) for pictures that wait or are kept; it is told when it bites.", ge=64)
     gate: PromotionConfig | None = None
     receive: ReceiveConfig = ReceiveConfig()
     camera: tuple[CameraConfig, ...] = ()
     results: ResultsConfig = ResultsConfig()
     clips: ClipsConfig | None = None
     health: HealthConfig = HealthConfig()
+    api: ApiConfig = ApiConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
@@ -188,7 +237,29 @@ class Config(_Table):
             raise ValueError(f"{len(names)} cameras, where receive.cameras is {self.receive.cameras}")
         if self.clips is not None and self.results.log is None:
             raise ValueError("clips without results.log, from which they have their names")
+        bind, api = self.health.bind, self.api
+        if bind and not (api.tokens or api.open or is_loopback(split_address(bind)[0])):
+            raise ValueError(f"health.bind = {bind!r}, which other machines reach, without tokens; set api.tokens to a "
+                             "file of `gatestream tokens new`, or api.open = true to let everybody read")
+        if api.certificate_key and not api.certificate:
+            raise ValueError("api.certificate_key without api.certificate")
         return self
+
+    @property
+    def exposures(self) -> list[str]:
+        """What anybody in the network may do, a line each: addresses beyond loopback without keys."""
+        receive, results = self.receive, self.results
+        senders = [] if receive.curve or receive.addresses else [*receive.bind, *receive.pair, *receive.sub]
+        may = (("send as any camera: set receive.curve or receive.addresses", senders),
+               ("read the results, which are not encrypted: publish on the loopback address",
+                [*results.publish, *results.confirmed]))
+        return [f"anybody who reaches {address} may {what}" for what, addresses in may for address in addresses
+                if address.startswith("tcp://") and not is_loopback(address[6:].rpartition(":")[0].strip("[]"))]
+
+    @property
+    def serves_pictures(self) -> bool:
+        """Whether cameras' pictures and live records are served."""
+        return self.health.serves_pictures or bool(self.api.tokens and self.health.pictures is not False)
 
 
 def read_config(path: Path) -> Config:
@@ -240,42 +311,3 @@ def _describe(fault: Any, lines: dict[KeyPath, int]) -> str:
     got = f", got {str(fault['input'])[:60]!r}" if key else ""
     reason = {"extra_forbidden": "no such key", "missing": "missing"}.get(fault["type"])
     return f"{line}: {dotted}: {reason or fault['msg'].removeprefix('Value error, ') + got}"
-
-
-def key_table() -> str:
-    """A Markdown table of all keys: key, type, default, meaning."""
-    schema = Config.model_json_schema()
-    rows = [("key", "type", "default", "meaning"), ("---",) * 4, *_rows(schema, schema["$defs"], "")]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def renew_table(text: str) -> str:
-    """The text of a README with the present table of keys between its marks."""
-    return re.sub(f"(?<={TABLE_BEGINS}).*(?={TABLE_ENDS})", lambda _: key_table(), text, flags=re.DOTALL)
-
-
-def _rows(table: dict[str, Any], tables: dict[str, Any], prefix: str) -> Iterator[tuple[str, ...]]:
-    for key, field in table["properties"].items():
-        [value] = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
-        if reference := value.get("$ref") or value.get("items", {}).get("$ref"):
-            inner = tables[reference.rpartition("/")[2]]
-            name = f"[{prefix}{key}]" if "$ref" in value else f"[[{prefix}{key}]]"
-            yield f"**{name}**", "", "", inner["description"]
-            yield from _rows(inner, tables, f"{prefix}{key}.")
-        else:
-            default = f"`{json.dumps(field['default'])}`" if field.get("default") is not None else ""
-            required = key in table.get("required", ())
-            yield f"`{prefix}{key}`", _type(value), "required" if required else default, field["description"]
-
-
-def _type(value: dict[str, Any]) -> str:
-    if value["type"] == "array":
-        count = f"{value['maxItems']} of" if "maxItems" in value else "list of"
-        return f"{count} {_type(value.get('items') or value['prefixItems'][0])}"
-    kind = " or ".join(value.get("enum", ())) or value.get("format", value["type"])
-    return " ".join([kind, *(f"{sign} {value[key]:g}" for key, sign in LIMIT_SIGNS.items() if key in value)])
-
-
-if __name__ == "__main__":
-    for readme in map(Path, sys.argv[1:]):
-        readme.write_text(renew_table(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,10 +1,11 @@
 """Frames as cameras sent them, not yet decoded: one, and those of the last seconds."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engines.errors import FrameError
+from stream.clock import Tick
 from stream.frame import Image
 from stream.wire import Limits, Message, decode
 
@@ -21,7 +22,7 @@ class PendingFrame:
     lost: int  # frames before it, since the last one that the engine took, that were dropped
     captured_at: float  # Unix time
     arrived_at: float  # steady clock
-    passed_at: float | None = None  # capture time of the last frame that the clock passed over since then
+    tick: Tick | None = None  # of its camera's clock, once it is taken
 
     def image(self, limits: Limits) -> Image | None:
         """The picture, BGR uint8 [H, W, 3]; None if it cannot be decoded."""
@@ -57,5 +58,13 @@ class RecentFrames:
     def forget(self, camera: str) -> None:
         """Removes the frames of a camera whose stream has ended."""
         self.newest.pop(camera, None)
-        self._all = deque(frame for frame in self._all if frame.camera != camera)
+        self._keep(lambda frame: frame.camera != camera)
+
+    def remove(self, frames: Sequence[PendingFrame]) -> None:
+        """Removes these frames."""
+        removed = {(frame.camera, frame.index) for frame in frames}
+        self._keep(lambda frame: (frame.camera, frame.index) not in removed)
+
+    def _keep(self, which: Callable[[PendingFrame], bool]) -> None:
+        self._all = deque(filter(which, self._all))
         self._bytes = sum(len(frame.message.payload) for frame in self._all)

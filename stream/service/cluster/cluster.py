@@ -15,17 +15,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
-import zmq
-
-import engines
 from engines.errors import EngineError, UsageError, first_line
+from engines.runtime.temporary import temporary_dir
 from stream.archive.ray import connect_ray
 from stream.frame import ENGINE_RESTARTED, Gap
+from stream.service.api.server import serve_api
 from stream.service.cluster.node import Node
 from stream.service.cluster.placement import Placement
-from stream.service.config import Config
-from stream.service.egress.health import Metrics, serve_health
+from stream.service.config import ApiConfig, Config, HealthConfig
+from stream.service.egress.health import Metrics, ServiceState
+from stream.service.egress.live_feed import LiveFeed
 from stream.service.egress.open_sinks import open_sinks
+from stream.service.frames import RecentFrames
+from stream.service.worker.models import Models
+from stream.wire import Limits
 
 log = logging.getLogger("gatestream.service")
 
@@ -44,7 +47,7 @@ class _Worker:
     call: Any  # that is under way, a Ray reference
     serving: Any = None  # the call that its service runs in, once there is room and a machine for it
     received: int = 0  # results from it
-    state: dict[str, Any] | None = None
+    state: ServiceState | None = None
 
 
 class Cluster:
@@ -58,16 +61,19 @@ class Cluster:
     def __init__(self, config: Config) -> None:
         _check_supported(config)
         self.config = config
-        self._model = engines.load(config.model).contract.name
+        model = Models.load(config).default
+        self._contract = model.contract
         self._placement = Placement()
         self._workers: dict[str, _Worker] = {}
         self._started, self._lost, self._served = 0, 0, False
         with ExitStack() as stack:
             self._ray = stack.enter_context(connect_ray(config.cluster.address))
-            context = stack.enter_context(zmq.Context())
             metrics = Metrics(self.state)
-            self.outbox = open_sinks(config, self._model, context, stack, [metrics])
-            self.health_address = stack.enter_context(serve_health(config.health.bind, metrics))
+            live_feed = LiveFeed(RecentFrames(0.0), Limits())  # without pictures: frames stay with their workers
+            folder = stack.enter_context(temporary_dir())
+            self.outbox = open_sinks(config, model, folder, stack, [metrics, live_feed])
+            self.health_address = stack.enter_context(
+                serve_api(config, metrics, live_feed if config.serves_pictures else None))
             self._start_workers()
             self._stack = stack.pop_all()
 
@@ -168,7 +174,7 @@ class Cluster:
                               "see its messages above, and `gatestream doctor` on its machine") from error
         cameras, changed = self._placement.lose(name) if worker.serving else ([], set())
         at = time.time()
-        self.outbox.put([Gap(camera, at, 0.0, ENGINE_RESTARTED).as_json() for camera in cameras])
+        self.outbox.put([Gap(camera, at, 0.0, ENGINE_RESTARTED) for camera in cameras])
         self._configure(changed)
         self._start_worker()
 
@@ -180,16 +186,23 @@ class Cluster:
         """The configuration of one worker, as JSON."""
         own = set(self._placement.cameras(name))
         cameras = tuple(camera for camera in self.config.camera if camera.name in own)
-        return self.config.model_copy(update={"camera": cameras}).model_dump_json()
+        return self.config.model_copy(update={"camera": cameras, "health": HealthConfig(bind=None), "api": ApiConfig()}
+                                      ).model_dump_json()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> ServiceState:
         """The cluster's state, as /health shows it: that of all workers' services, and who has which camera."""
+        log_path = self.config.results.log
         states = {name: worker.state for name, worker in dict(self._workers).items() if worker.state is not None}
         cameras = {camera: {**facts, "worker": name} for name, state in states.items()
                    for camera, facts in state["cameras"].items() if camera in self._placement.cameras(name)}
-        return {"healthy": bool(states) and all(state["healthy"] for state in states.values()) and self.outbox.alive,
-                "model": self._model, "engine": ", ".join(sorted({state["engine"] for state in states.values()})),
-                "cameras": cameras,
+        faults = self.outbox.faults
+        of_workers = {f"{name}: {part}": fault for name, state in states.items()
+                      for part, fault in state["faults"].items()}
+        return {"healthy": bool(states) and all(state["healthy"] for state in states.values()) and not faults,
+                "faults": faults | of_workers, "sinks": self.outbox.state(),
+                "model": self._contract.name, "background": self._contract.background,
+                "engine": ", ".join(sorted({state["engine"] for state in states.values()})),
+                "log": str(log_path.resolve()) if log_path else None, "clips_folder": None, "cameras": cameras,
                 "refused": dict(sum((Counter(state["refused"]) for state in states.values()), Counter[str]())),
                 "results": dict(self.outbox.counts), "clips": {},
                 "waiting": sum(state["waiting"] for state in states.values()),

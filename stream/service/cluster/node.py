@@ -6,22 +6,24 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
+from stream.frame import Frame, Prediction, Record
 from stream.notices import log_to_stderr
 from stream.service.config import Config, HealthConfig, ResultsConfig
-from stream.service.egress.outbox import PREDICTIONS, JsonRecord, ResultSink
+from stream.service.egress.health import ServiceState
+from stream.service.egress.outbox import WAITING
 from stream.service.service import Service
+from stream.sinks.base import Sink
 
 WAITS_S = 0.5  # for results, where there are none
 
 
-class Node(ResultSink):
-    """A Ray actor that runs a service, and keeps its results until the head has them; predictions beyond PREDICTIONS
+class Node(Sink):
+    """A Ray actor that runs a service, and keeps its results until the head has them; predictions beyond WAITING
     are dropped. Its methods may be called from several threads."""
 
     def __init__(self) -> None:
-        self._records: deque[JsonRecord] = deque()
+        self._records: deque[Record] = deque()
         self._first = 0  # number of the first that is kept
         self._changed, self._stop = threading.Condition(), threading.Event()
         self._configs: queue.SimpleQueue[Config] = queue.SimpleQueue()
@@ -31,7 +33,7 @@ class Node(ResultSink):
         """The machine's name, and this process's number on it."""
         return socket.gethostname(), os.getpid()
 
-    def serve(self, config: str, cores: Sequence[int] = ()) -> list[JsonRecord]:
+    def serve(self, config: str, cores: Sequence[int] = ()) -> list[Record]:
         """Serves a configuration (JSON) until `stop`; returns what was not collected. cores: to run on; empty: all."""
         if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
@@ -43,13 +45,16 @@ class Node(ResultSink):
         """Takes another configuration (JSON)."""
         self._configs.put(_worker_config(config))
 
-    def write(self, records: Sequence[JsonRecord]) -> None:
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         with self._changed:
             self._records.extend(record for record in records
-                                 if record["type"] != "prediction" or len(self._records) < PREDICTIONS)
+                                 if not isinstance(record, Prediction) or len(self._records) < WAITING)
             self._changed.notify_all()
 
-    def collect(self, received: int) -> tuple[list[JsonRecord], dict[str, Any] | None]:
+    def close(self) -> None:
+        """Nothing to finish."""
+
+    def collect(self, received: int) -> tuple[list[Record], ServiceState | None]:
         """Results from number `received` on, once there are some or the time is over, and the state of the service."""
         with self._changed:
             self._drop(received)

@@ -1,60 +1,87 @@
-"""The service's state over HTTP, on the loopback address by default.
+"""The service's state: what /health shows, and the same as Prometheus metrics."""
 
-    /metrics              for Prometheus
-    /health               a JSON object; status 503 while the service is not healthy
-    /cameras/NAME.jpg     a camera's newest picture
-    /cameras/NAME/live    its records as they come, an array of them a line"""
-
-import json
-import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from http.server import ThreadingHTTPServer
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import MetricsHandler
 from prometheus_client.registry import Collector
 
-from engines.errors import SourceError
-from stream.service.config import LOOPBACK
-from stream.service.egress.live_feed import LiveFeed
-from stream.service.egress.outbox import JsonRecord, ResultSink
+from stream.frame import Frame, Prediction, Record
+from stream.sinks.base import Sink
 
-STOPS_WITHIN_S = 0.1
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-CAMERA = re.compile(r"/cameras/([^/]+?)(\.jpg|/live)")
 
 COUNTERS = {"received": "Messages received", "taken": "Messages that the engine took",
             "passed": "Messages between two ticks of the model's clock", "bytes": "Bytes of payload",
-            "predictions": "Predictions made", "reconnects": "Times the camera came back"}
+            "predictions": "Predictions made", "reconnects": "Times the camera came back",
+            "restarts": "Times its process, where it has one, was started again"}
 GAUGES = {"present": "Whether the camera sends", "staleness_seconds": "Seconds since its last message",
+          "left_at": "Unix time of its last message, if it has left",
+          "latency_seconds": "From arrival to prediction, of its latest prediction",
+          "clock_skew_seconds": "Its clock against the service's, at its latest message",
           "frozen": "Whether it sends the same picture again and again"}
 BY_CAUSE = (("dropped", "cause", "Messages dropped here, by cause"),
             ("gaps", "action", "Gaps in the camera's stream, by what was done about them"))
 TOTALS = (("refused", "cause", "Messages refused, by cause"), ("results", "type", "Results delivered"),
-          ("clips", "outcome", "Videos of events"))
-SERVICE = {"waiting": "Messages that wait for the engine", "engine_restarts": "Engine processes lost",
-           "memory_bytes": "Resident memory of the service and its engine's process"}
+          ("clips", "outcome", "Videos of events"), ("api", "outcome", "Requests to the API, and what was lost there"))
+SINKS = (("fault", GaugeMetricFamily, "Whether nothing gets through to it now"),
+         ("waiting", GaugeMetricFamily, "Records that wait for it"),
+         ("delivered", CounterMetricFamily, "Closed events and gaps delivered"),
+         ("refused", CounterMetricFamily, "Events that it will not take"),
+         ("failures", CounterMetricFamily, "Times it failed"),
+         ("dropped", CounterMetricFamily, "Records that were too many for it"))
+SERVICE = (("healthy", GaugeMetricFamily, "Whether the engine serves and results get on"),
+           ("waiting", GaugeMetricFamily, "Messages that wait for the engine"),
+           ("engine_restarts", CounterMetricFamily, "Engine processes lost"),
+           ("memory_bytes", GaugeMetricFamily, "Resident memory of the service and its engine's process"))
 
 
-class Metrics(Collector, ResultSink):
-    """The service's state as Prometheus metrics, read when asked, and histograms of the latency of results."""
+class ServiceState(TypedDict):
+    """The object that /health shows, of a service and of a cluster alike."""
 
-    def __init__(self, state: Callable[[], dict[str, Any]]) -> None:
-        self.state, self.registry = state, CollectorRegistry()
+    healthy: bool
+    faults: dict[str, str]  # what is wrong, by part; some of it leaves a service healthy
+    sinks: dict[str, Any]
+    model: str
+    background: str | None
+    engine: str
+    log: str | None  # path of the event log
+    clips_folder: str | None
+    cameras: dict[str, dict[str, Any]]
+    refused: dict[str, int]
+    results: dict[str, int]
+    clips: dict[str, int]
+    waiting: int
+    engine_restarts: int
+    memory_bytes: int
+    workers: NotRequired[dict[str, list[str]]]  # of a cluster: the cameras of each
+
+
+class Metrics(Collector, Sink):
+    """The service's state as Prometheus metrics, read when asked, and histograms of the latency of results.
+    api: counts of what asks for them."""
+
+    def __init__(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        self._state, self.registry = state, CollectorRegistry()
+        self.api: Counter[str] = Counter()
         self._latency = Histogram("gatestream_latency_seconds", "From a message's arrival to its prediction, by part",
                                   ["part"], buckets=LATENCY_S, registry=self.registry)
         self.registry.register(self)
 
-    def write(self, records: Sequence[JsonRecord]) -> None:
+    def state(self) -> dict[str, Any]:
+        """What /health shows."""
+        return {**self._state(), "api": dict(self.api)}
+
+    def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         for record in records:
-            if record["type"] == "prediction":
-                for part, ms in record["latency_ms"].items():
+            if isinstance(record, Prediction):
+                for part, ms in record.latency_ms.items():
                     self._latency.labels(part).observe(ms / 1000)
+
+    def close(self) -> None:
+        """Nothing to finish."""
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus asks for."""
@@ -63,7 +90,8 @@ class Metrics(Collector, ResultSink):
             for key, text in table.items():
                 metric = kind(f"gatestream_camera_{key}", text, labels=["camera"])
                 for camera, counts in state["cameras"].items():
-                    metric.add_metric([camera], float(counts[key]))
+                    if counts[key] is not None:
+                        metric.add_metric([camera], float(counts[key]))
                 yield metric
         for key, label, text in BY_CAUSE:
             metric = CounterMetricFamily(f"gatestream_camera_{key}", text, labels=["camera", label])
@@ -77,72 +105,14 @@ class Metrics(Collector, ResultSink):
                 metric.add_metric([cause], count)
             yield metric
         yield InfoMetricFamily("gatestream_engine", "What runs", {"model": state["model"], "engine": state["engine"]})
-        for key, text in SERVICE.items():
-            yield GaugeMetricFamily(f"gatestream_{key}", text, state[key])
-
-
-@contextmanager
-def serve_health(bind: str | None, metrics: Metrics, live_feed: LiveFeed | None = None) -> Iterator[str | None]:
-    """Serves the pages at an address, if there is one, in threads of its own; gives the address with its port.
-    live_feed: of cameras, where they may be looked at. Raises SourceError for an address that is taken."""
-    if bind is None:
-        yield None
-        return
-    host, _, port = bind.rpartition(":")
-    host = host.strip("[]")
-    handler = type("Handler", (_Handler,), {"registry": metrics.registry, "metrics": metrics, "live_feed": live_feed,
-                                            "loopback": host in LOOPBACK})
-    try:
-        server = ThreadingHTTPServer((host, int(port)), handler)
-    except (OSError, OverflowError) as error:
-        raise SourceError(f"health at {bind} ({error})", "an address of this machine that is free",
-                          "stop what uses it, or choose another one") from error
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(STOPS_WITHIN_S,), name="health", daemon=True).start()
-    try:
-        yield "{}:{}".format(*server.server_address[:2])
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-class _Handler(MetricsHandler):
-    metrics: Metrics
-    live_feed: LiveFeed | None
-    loopback: bool  # only this machine can ask
-
-    def do_GET(self) -> None:
-        if self.path == "/metrics":
-            super().do_GET()
-        elif self.path == "/health":
-            state = self.metrics.state()
-            self._send(200 if state["healthy"] else 503, "application/json", json.dumps(state).encode())
-        else:
-            self._send_camera()
-
-    def _send_camera(self) -> None:
-        found = CAMERA.fullmatch(self.path)
-        name = (urlsplit(f"//{self.headers.get('Host', '')}").hostname or "").lower()
-        if found is None:
-            self._send(404, "text/plain", b"/health, /metrics, /cameras/NAME.jpg or /cameras/NAME/live\n")
-        elif self.live_feed is None or (self.loopback and name not in LOOPBACK):  # a page that has a name resolve to us
-            self._send(403, "text/plain", b"cameras are not shown here: see health.pictures of the configuration\n")
-        elif found[2] == "/live":
-            self.send_response(200)
-            self.send_header("Content-Type", "application/jsonl")
-            self.end_headers()
-            with suppress(OSError):  # the client has gone
-                for records in self.live_feed.follow(unquote(found[1])):
-                    self.wfile.write(json.dumps(records).encode() + b"\n")
-        elif (picture := self.live_feed.picture(unquote(found[1]))) is not None:
-            self._send(200, "image/jpeg", picture)
-        else:
-            self._send(404, "text/plain", b"no picture of this camera\n")
-
-    def _send(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Content-Type-Options", "nosniff")  # a picture is what some sender says is one
-        self.end_headers()
-        self.wfile.write(body)
+        for key, kind, text in SINKS:
+            metric = kind(f"gatestream_sink_{key}", text, labels=["sink"])
+            for sink, counts in state["sinks"].items():
+                metric.add_metric([sink], float(bool(counts[key]) if key == "fault" else counts[key]))
+            yield metric
+        faults = GaugeMetricFamily("gatestream_fault", "What is wrong: 1 while it is", labels=["part"])
+        for part in state["faults"]:
+            faults.add_metric([part], 1)
+        yield faults
+        for key, kind, text in SERVICE:
+            yield kind(f"gatestream_{key}", text, state[key])

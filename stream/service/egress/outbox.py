@@ -1,158 +1,70 @@
-"""Results on their way out: an event is on disk before any sink gets it, and every sink gets it at least once.
+"""Results on their way out: a closed event or a gap is on disk before any sink gets it.
 
-    records ──► log (closed events, gaps: committed) ──► every sink
+    records ──► stages ──► log (closed events, gaps: committed) ──► every sink, in a thread of its own
 
-While the log cannot be written, events and gaps wait, and cameras go on. Predictions do not wait and are not logged."""
+While the log cannot be written, closed events and gaps wait, and all else goes on. Other records are not logged."""
 
-import json
 import logging
-import queue
+import math
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import suppress
-from itertools import count
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
-import httpx
-import zmq
-
 from engines.errors import GatestreamError, SinkError
-from stream.frame import Event, Gap
-from stream.sinks.base import output_path, sink_errors
+from stream.clock import unix_time
+from stream.frame import Event, Gap, Record, is_lasting, record_type
+from stream.sinks.base import Sink
+from stream.sinks.deliveries import DeliveryLog, forget_sinks
 from stream.sinks.log import EventLog, clip_name
+from stream.sinks.retention import compact
+from stream.sinks.sink_thread import BACK_OFF_S, SinkThread
+from stream.stage import Stage
 
 log = logging.getLogger("gatestream.service")
 
-PREDICTIONS = 20_000  # records that may wait; beyond that waiting predictions are dropped
+COMPACT_EVERY_S = 3600.0
+WAITING = 20_000  # records of each kind that may wait; beyond that the oldest are dropped
 LEAST_S = 0.1  # that each sink has to end
-RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # the last again and again
-WEBHOOK_EVENTS = 10_000  # that may wait; beyond that the oldest are dropped
-WEBHOOK_TIMEOUT_S = 5.0
-JsonRecord = dict[str, Any]
-
-
-class ResultSink(ABC):
-    """Takes the service's results. Never raises for what a network does: it counts, and goes on. `write` comes from one
-    thread at a time; `close` once, after the last `write`."""
-
-    @abstractmethod
-    def write(self, records: Sequence[JsonRecord]) -> None:
-        """Passes on JSON objects as `--json` has them; closed events have an `id` if there is a log."""
-
-    def close(self, within_s: float) -> None:  # noqa: B027 - some have nothing to end
-        """Sends what can be sent in that time, and ends."""
-
-
-class Publisher(ResultSink):
-    """A ZeroMQ publisher of two parts, the topic `<camera>/<type>` and the JSON object: subscribe to "cell-3/" for all
-    of one camera, to "cell-3/event" for its events. Raises SinkError for an address that is taken."""
-
-    def __init__(self, socket: zmq.Socket[bytes], addresses: Sequence[str]) -> None:
-        self._socket = socket
-        socket.linger = 0  # before it binds, or a subscriber that leaves as we close is waited for without end
-        for address in addresses:
-            try:
-                socket.bind(address)
-            except zmq.ZMQError as error:
-                raise SinkError(f"publishing at {address} ({error.strerror})", "an address that is free",
-                                "stop what uses it, or choose another one") from error
-
-    def write(self, records: Sequence[JsonRecord]) -> None:
-        messages = [(f"{record['camera']}/{record['type']}".encode(), _json(record).encode()) for record in records]
-        for message in messages:
-            self._socket.send_multipart(message)
-
-    def close(self, within_s: float) -> None:
-        self._socket.close(linger=round(1000 * within_s))
-
-
-class JsonLinesFile(ResultSink):
-    """A file of JSON lines, which is appended to. Raises SinkError if it cannot be opened."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._failed = output_path(path), False
-        with sink_errors("opening", self._path):
-            self._file = self._path.open("a", encoding="utf-8")
-
-    def write(self, records: Sequence[JsonRecord]) -> None:
-        try:
-            self._file.write("".join(f"{_json(record)}\n" for record in records))
-            self._file.flush()
-            self._failed = False
-        except OSError as error:
-            if not self._failed:
-                log.error("%s cannot be written (%s): results go on without it", self._path, error.strerror)
-            self._failed = True
-
-    def close(self, within_s: float) -> None:
-        with suppress(OSError):
-            self._file.close()
-
-
-class Webhook(ResultSink):
-    """An HTTP address to which every closed event is posted as JSON, repeatedly until it is accepted. It may get an
-    event twice; the event's `id` tells."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._client = url, httpx.Client(timeout=WEBHOOK_TIMEOUT_S)
-        self._waiting: queue.SimpleQueue[JsonRecord | None] = queue.SimpleQueue()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
-        self._thread.start()
-
-    def write(self, records: Sequence[JsonRecord]) -> None:
-        for event in filter(_is_closed_event, records):
-            if self._waiting.qsize() >= WEBHOOK_EVENTS:
-                with suppress(queue.Empty):
-                    self._waiting.get_nowait()
-            self._waiting.put(event)
-
-    def _run(self) -> None:
-        while (event := self._waiting.get()) is not None:
-            for tries in count():
-                try:
-                    self._client.post(self._url, json=event).raise_for_status()
-                    break
-                except httpx.HTTPError as error:
-                    if not tries:
-                        log.warning("the webhook does not accept events (%s): trying again", type(error).__name__)
-                    if self._closed.wait(RETRY_S[min(tries, len(RETRY_S) - 1)]):
-                        return
-
-    def close(self, within_s: float) -> None:
-        self._closed.set()
-        self._waiting.put(None)
-        self._thread.join(within_s)
-        self._client.close()
 
 
 class Outbox:
-    """Logs records, and writes them to the sinks in a thread of its own. `put` may be called from any thread.
+    """Logs records, and hands them to the sinks. `put` may be called from any thread.
 
-        outbox = Outbox(event_log, sinks)
+        outbox = Outbox(event_log, {"webhook": Webhook(url)}, memory_sinks=[metrics])
         outbox.start()                  # first what an earlier run logged and perhaps did not deliver
         outbox.put(records)
         outbox.close()"""
 
-    def __init__(self, event_log: EventLog | None, sinks: Sequence[ResultSink], names_clips: bool = False) -> None:
-        """names_clips: closed events come with the file name of their video."""
-        self._log, self._sinks, self._names_clips = event_log, sinks, names_clips
-        self._records: deque[JsonRecord] = deque()
-        self._delivered: list[int] = []  # events that the log does not know to be delivered
+    def __init__(self, event_log: EventLog | None, sinks: Mapping[str, Sink], memory_sinks: Sequence[Sink] = (),
+                 stages: Sequence[Stage] = (), names_clips: bool = False,
+                 keep: tuple[float | None, float | None] = (None, None)) -> None:
+        """memory_sinks: get all records in the outbox's own thread, since they only touch memory; names_clips: events
+        come with the file name of their video; keep: days and megabytes of the log, see `compact`. Raises SinkError."""
+        self._log, self._memory_sinks, self._stages, self._names_clips = event_log, memory_sinks, stages, names_clips
+        self.sinks = [SinkThread(name, sink, DeliveryLog(event_log.path, name)
+                                 if sink.durable and event_log is not None else None) for name, sink in sinks.items()]
+        self._durable = {thread.name for thread in self.sinks if thread.deliveries is not None}
+        if event_log is not None:
+            for name, waiting in forget_sinks(event_log.path, self._durable).items():
+                log.warning("%d events and gaps are not delivered to %s, which is no sink any more", waiting, name)
+        self._records: deque[Record] = deque()
+        self._unlogged: deque[Record] = deque()
+        self._ids: dict[tuple[str, str, int | None], str] = {}  # of open events
         self._changed, self._closed = threading.Condition(), False
+        self._again_at, self._tries = 0.0, 0  # when the log is tried again that cannot be written, and how often it was
+        self._keep, self._compact_at = keep, time.monotonic()
+        self.fault: str | None = None  # why the log cannot be written now
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="results", daemon=True)
 
     def start(self) -> None:
-        """Delivers events that are pending in the log, and starts the thread."""
-        if self._log is not None:
-            for number, event in self._log.pending():
-                self._write([self._with_id(event.as_json(), number)])
-                self._delivered.append(number)
+        """Starts all threads."""
+        for sink in self.sinks:
+            sink.start()
         self._thread.start()
 
     @property
@@ -160,94 +72,131 @@ class Outbox:
         """Whether records are on their way out."""
         return self._thread.is_alive()
 
-    def put(self, records: Sequence[JsonRecord]) -> None:
-        """Adds records, as JSON objects."""
+    @property
+    def faults(self) -> dict[str, str]:
+        """Why results do not get on, or not to some sink."""
+        found = {"results": None if self.alive else "their thread does not run", "log": self.fault}
+        found |= {sink.name: sink.fault for sink in self.sinks}
+        found |= {type(sink).__name__: sink.fault for sink in self._memory_sinks}
+        return {name: fault for name, fault in found.items() if fault is not None}
+
+    def state(self) -> dict[str, Any]:
+        """What /health shows of the sinks."""
+        return {sink.name: sink.state() for sink in self.sinks}
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Adds records. Never waits."""
         with self._changed:
-            if len(self._records) >= PREDICTIONS:
-                others = [record for record in self._records if record["type"] != "prediction"]
-                self.counts["predictions dropped"] += len(self._records) - len(others)
-                self._records = deque(others)
             self._records.extend(records)
+            if len(self._records) > WAITING:  # an outbox that hangs, in a stage or with the log
+                lasting = [record for record in self._records if is_lasting(record)]
+                self.counts["dropped"] += len(self._records) - len(lasting[-WAITING:])
+                self._records = deque(lasting[-WAITING:])
             self._changed.notify()
 
     def close(self, within_s: float = 0.8) -> None:
-        """Delivers what was put, and closes the sinks; the log is the caller's to close."""
+        """Hands on what was put, and ends the sinks' threads; the log is the caller's to close."""
         until = time.monotonic() + within_s
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self.alive:  # not so where a service could not start
             self._thread.join(within_s)
-        if self._log is not None:
-            with suppress(SinkError):
-                self._log.mark_delivered(self._delivered)
-        for sink in self._sinks:
+        for sink in self.sinks:
             sink.close(max(LEAST_S, until - time.monotonic()))
+        for each in self._memory_sinks:
+            each.close()
 
     def _run(self) -> None:
-        tries = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._records or self._closed)
-                if not self._records:
-                    return
+                due = self._again_at if self._unlogged else self._compact_at
+                self._changed.wait_for(lambda: self._records or self._closed, max(0.0, due - time.monotonic()))
                 records, self._records = list(self._records), deque()
             try:
-                self._write(self._log_records(records))
-                tries = 0
-            except SinkError as error:
-                if not tries:
-                    log.error("%s: events wait until the log can be written", error)
-                self._write([record for record in records if record["type"] == "prediction"])
-                with self._changed:  # in order, before what has come since
-                    self._records.extendleft(record for record in reversed(records) if record["type"] != "prediction")
-                    if self._closed:
-                        return
-                    self._changed.wait_for(lambda: self._closed, RETRY_S[min(tries, len(RETRY_S) - 1)])
-                tries += 1
-
-    def _log_records(self, records: list[JsonRecord]) -> list[JsonRecord]:
-        """The records, once closed events and gaps are in the log. Raises SinkError."""
-        closed = [Event.from_json(record) for record in records if _is_closed_event(record)]
-        gaps = [Gap.from_json(record) for record in records if record["type"] == "gap"]
-        if self._log is None or not (closed or gaps):
-            return records
-        self._delivered = self._log.append(closed, gaps, self._delivered)  # to be marked by the next commit
-        numbers = iter(self._delivered)
-        return [self._with_id(record, next(numbers)) if _is_closed_event(record) else record for record in records]
-
-    def _write(self, records: Sequence[JsonRecord]) -> None:
-        self.counts.update(record["type"] for record in records)
-        for sink in self._sinks:
-            try:
-                try:
-                    sink.write(records)
-                except ValueError:  # sinks make JSON of all records before they pass on any
-                    sink.write([record for record in records if _is_json(record)])
-                    raise
-            except Exception as error:  # whatever it is costs that sink these records, and no other one
+                self._hand_on(self._process(records))
+            except Exception:  # whatever it is costs these records
                 self.counts["failures"] += 1
-                expected = isinstance(error, GatestreamError | zmq.ZMQError)
-                log.error("%s failed: %s", type(sink).__name__, error, exc_info=not expected)
+                log.exception("results are lost")
+            if self._closed and not self._records:
+                return
+            if time.monotonic() >= self._compact_at:
+                self._compact()
 
-    def _with_id(self, event: JsonRecord, number: int) -> JsonRecord:
-        assert self._log is not None
-        named = {**event, "id": f"{self._log.identity}-{number}"}
-        clip = clip_name(named["id"], event["camera"], event["label"])
-        return {**named, "clip": clip} if self._names_clips else named
+    def _compact(self) -> None:
+        """Deletes from the log what is too old or too much."""
+        self._compact_at = time.monotonic() + COMPACT_EVERY_S
+        if self._log is not None and self._keep != (None, None):
+            try:
+                done = compact(self._log.path, *self._keep, now=unix_time())
+                self.counts["events deleted"] += done.events
+                self.counts["gaps deleted"] += done.gaps
+            except GatestreamError as error:
+                log.error("%s", error)
+
+    def _process(self, records: Sequence[Record]) -> list[Record]:
+        for stage in self._stages:
+            try:
+                records = stage.process(None, records)
+            except Exception:  # whatever it is: the records go on as they were
+                self.counts["stage failures"] += 1
+                log.exception("%s failed", type(stage).__name__)
+        self.counts.update(map(record_type, records))
+        return [self._name(record) for record in records if _is_finite(record)]
+
+    def _hand_on(self, records: list[Record]) -> None:
+        """Logs what is to be logged, and gives the sinks all that may go out now."""
+        lasting = [*self._unlogged, *filter(is_lasting, records)]
+        numbers: list[int] = []
+        if self._log is not None and lasting:
+            try:
+                if self._unlogged and time.monotonic() < self._again_at and not self._closed:
+                    raise SinkError(self.fault or "", "", "")
+                if self._log.is_moved:
+                    with ExitStack() as stack:
+                        for deliveries in filter(None, (thread.deliveries for thread in self.sinks)):
+                            stack.enter_context(deliveries.suspended())
+                        self._log.reopen()
+                numbers = self._log.append(lasting, bool(self._durable))
+                records = [*self._unlogged, *records]  # in order
+                self._unlogged.clear()
+                self.fault, self._tries = None, 0
+            except SinkError as error:
+                if self.fault is None:
+                    log.error("%s: events wait until the log can be written", error)
+                if time.monotonic() >= self._again_at:
+                    self.fault = str(error)
+                    self._again_at = time.monotonic() + BACK_OFF_S[min(self._tries, len(BACK_OFF_S) - 1)]
+                    self._tries += 1
+                self.counts["events dropped"] += max(0, len(lasting) - WAITING)
+                self._unlogged = deque(lasting, WAITING)
+                records = [record for record in records if not is_lasting(record)]
+        in_log = iter(numbers)
+        items: list[Record | int] = [next(in_log) if is_lasting(record) and numbers else record for record in records]
+        for thread in self.sinks:
+            thread.put(items if thread.name in self._durable else records)
+        for sink in self._memory_sinks:
+            try:
+                sink.write(None, records)
+            except Exception as error:
+                self.counts["failures"] += 1
+                log.exception("%s failed: %s", type(sink).__name__, error)
+
+    def _name(self, record: Record) -> Record:
+        """An event with its id, which it keeps until it closes, and the name of its video."""
+        if self._log is None or not isinstance(record, Event):
+            return record
+        key = record.camera, record.head, record.number
+        id = self._ids.pop(key, None) or self._log.new_id()
+        if record.open:
+            self._ids[key] = id
+        return replace(record, id=id, clip=clip_name(id, record.camera, record.label) if self._names_clips else None)
 
 
-def _is_closed_event(record: JsonRecord) -> bool:
-    return record["type"] == "event" and not record["open"]
-
-
-def _is_json(record: JsonRecord) -> bool:
-    """Whether it can be told: a score that is no number cannot."""
-    try:
-        return bool(_json(record))
-    except ValueError:
-        return False
-
-
-def _json(record: JsonRecord) -> str:
-    return json.dumps(record, separators=(",", ":"), allow_nan=False)
+def _is_finite(record: Record) -> bool:
+    """Whether an event or a gap can be logged: one with a score that is no number cannot."""
+    values = [record.started_at, record.ended_at, record.score] if isinstance(record, Event) else (
+        [record.at, record.seconds] if isinstance(record, Gap) else [])
+    if not all(map(math.isfinite, values)):
+        log.error("%s is left out: it has a number that is none", record)
+    return all(map(math.isfinite, values))

@@ -1,14 +1,39 @@
-"""Which camera a message is of, and whether it is admitted: names, addresses, numbers and quotas."""
+"""Which camera a message is of, and whether it is admitted: names, keys, addresses, numbers and quotas."""
 
+import logging
+import math
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import count
 
 from engines.errors import FrameError
+from stream.clock import CaptureTimes, unix_time
+from stream.frame import Camera, Gap
 from stream.service.config import CameraConfig, Config
 from stream.service.ingress.scheduler import FrameScheduler
-from stream.wire import Message
+from stream.wire import NAME_CHARACTERS, Message
+
+log = logging.getLogger("gatestream.service")
 
 FROZEN_AFTER_S = 20.0  # of the very same payload
+TAKEN_OVER_AFTER_S = 5.0  # of silence, by another connection from the same address
+NOTICES, NOTICE_S = 100, 10.0
+NEW_NAMES = 16  # of cameras, over one connection
+REFUSED_S = (10.0, 30.0, 120.0, 600.0)  # how long a camera is refused whose frames ended engines, the last repeatedly
+FORGIVEN_AFTER_S = 1800.0
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """One sender's connection to a socket."""
+
+    peer: str = ""  # IP address of the sender, "" where there is none
+    key: str = ""  # its public CURVE key
+    open: bool = True
+    camera: str | None = None  # that its latest frame was of
+    unnamed: str | None = None  # what it is called without a name
+    new_names: int = 0
 
 
 @dataclass(slots=True)
@@ -20,7 +45,7 @@ class CameraSession:
     configured: bool
     protocol: str = ""
     peer: str = ""  # IP address of its sender
-    connection: tuple[int, bytes] = (0, b"")  # that its latest frame came over: endpoint, identity there
+    connection: Connection | None = None  # that its latest frame came over
     last_at: float = 0.0
     present: bool = False  # it sends
     frames: float = 0.0  # left of its quota
@@ -31,7 +56,38 @@ class CameraSession:
     reconnects: int = 0
     predictions: int = 0
     gaps: Counter[str] = field(default_factory=Counter)  # in its stream, by action
+    notices: tuple[float, float] = (0.0, 0.0)  # gaps, joining and leaving that were reported of late, and when last
     odd: list[str] = field(default_factory=list)  # what no camera should show, a line each
+    fault: str = ""  # why its latest picture could not be decoded
+    crashes: int = 0  # of engines that had its frames
+    crashed_at: float = -math.inf
+    refused_until: float = 0.0
+    clock: CaptureTimes = field(default_factory=CaptureTimes)
+
+    def may_report(self, record: Gap | Camera, now: float) -> bool:
+        """Whether a gap, or that it joins or leaves, is reported: NOTICES at once, then one every NOTICE_S, or a camera
+        that comes and goes without end would fill the log. All are counted."""
+        if isinstance(record, Gap):
+            self.gaps[record.action] += 1
+        count, at = self.notices
+        count = max(0.0, count - (now - at) / NOTICE_S)
+        self.notices = count + (count < NOTICES), now
+        return count < NOTICES
+
+    def join(self) -> None:
+        """It sends, for the first time or again."""
+        self.present, self.fault, self.clock = True, "", CaptureTimes()
+
+    def capture_time(self, message: Message, now: float, own: bool = False) -> float:
+        """When the picture of its message was taken (Unix time); logs what is wrong with its clock. own: a process of
+        ours sends it, whose times are taken as they are."""
+        if own and message.captured_at is not None:
+            return message.captured_at
+        before = self.clock.notice
+        at = self.clock.of_frame(message.captured_at, unix_time(), now)
+        if self.clock.notice != before:
+            log.warning("camera %s: %s", self.name, self.clock.notice)
+        return at
 
     def frozen(self, now: float) -> bool:
         """Whether it sends the same picture again and again."""
@@ -49,10 +105,13 @@ class Refused(FrameError):  # noqa: N818 - not a fault of ours
 class Admission:
     """Admits messages, and holds the sessions of all cameras. Owned by the receiver thread; others may read `sessions`.
 
-        session = admission.admit(message, None, "10.0.0.3", now)     # raises Refused"""
+        session = admission.admit(message, None, connection, now)     # raises Refused
 
-    def __init__(self, config: Config, scheduler: FrameScheduler) -> None:
-        self._config, self._scheduler = config, scheduler
+    camera_of_key: the camera to which a CURVE key belongs, where keys are needed."""
+
+    def __init__(self, config: Config, scheduler: FrameScheduler,
+                 camera_of_key: Callable[[str], str | None] | None = None) -> None:
+        self._config, self._scheduler, self._camera_of_key = config, scheduler, camera_of_key
         self.sessions: dict[str, CameraSession] = {}
 
     def configure(self, config: Config) -> None:
@@ -68,30 +127,83 @@ class Admission:
             self.sessions[name] = self._new_session(name)
         return self.sessions[name]
 
-    def admit(self, message: Message, own_name: str | None, peer: str, now: float) -> CameraSession:
+    def admit(self, message: Message, own_name: str | None, connection: Connection, now: float) -> CameraSession:
         """The session of the camera that a message is of, which is then open in the scheduler. Raises Refused.
-        own_name: the camera's, where the service connected to it or opened it; peer: the sender's IP address, or ""."""
-        at_peer = next((camera.name for camera in self._config.camera if peer and camera.address == peer), None)
-        name = own_name or message.name or at_peer or f"{message.protocol}@{peer or 'local'}"
-        session = self.sessions.get(name)
+        own_name: the camera's, where the service connected to it or opened it."""
+        name = own_name or self._name(message, connection, now)
+        session, peer = self.sessions.get(name), connection.peer
         if session is None or not session.configured:
             if not self._config.receive.unknown:
                 raise Refused("unknown camera", f"a camera called {name!r}", "one of the configuration")
+            if session is None and connection.new_names >= NEW_NAMES:
+                raise Refused("too many names", "another camera over the same connection", f"{NEW_NAMES} at most")
             most = self._config.receive.cameras
             if session is None and len(self.sessions) >= most and not self._remove_absent():
                 raise Refused("too many cameras", f"one camera more than {most}", "fewer, or another limit")
+            connection.new_names += session is None
         session = self.session(name)
         if own_name is None and session.config.source is not None:
             raise Refused("not its source", f"camera {name!r} by itself", "the source it is configured with")
         if session.config.address is not None and peer and session.config.address != peer:
             raise Refused("wrong address", f"camera {name!r} at {peer}", f"it at {session.config.address}")
+        if own_name is None and self._has_other_sender(session, connection, now):
+            raise Refused("name taken", f"a second sender of camera {name!r}", "one, until it is silent or gone")
+        if now < session.refused_until:
+            raise Refused("ended engines", f"camera {name!r}, whose pictures ended the engine's process twice",
+                          f"other pictures, in {session.refused_until - now:.0f} s")
         self._scheduler.open(name)
         self._charge(session, len(message.payload), now)
-        session.protocol, session.peer = message.protocol, peer
-        payload = hash(message.payload)
+        session.protocol, session.peer, session.connection = message.protocol, peer, connection
+        connection.camera = name
+        payload = hash(message.small.payload)
         if payload != session.payload or not session.present:
             session.payload, session.changed_at = payload, now
         return session
+
+    def count_crash(self, cameras: Collection[str], now: float) -> list[str]:
+        """An engine's process has ended that had these cameras' frames. One that was alone and had been there before is
+        refused for a while; returns such."""
+        for session in [self.sessions[camera] for camera in cameras if camera in self.sessions]:
+            if now - session.crashed_at > FORGIVEN_AFTER_S:
+                session.crashes = 0
+            session.crashes, session.crashed_at = max(1, session.crashes + (len(cameras) == 1)), now
+            if len(cameras) == 1 and session.crashes > 1:
+                session.refused_until = now + REFUSED_S[min(session.crashes - 2, len(REFUSED_S) - 1)]
+                return [session.name]
+        return []
+
+    def _name(self, message: Message, connection: Connection, now: float) -> str:
+        """What a sender that connected to us is called. Raises Refused."""
+        if message.bad_name is not None:
+            raise Refused("not a name", f"a camera called {message.bad_name}",
+                          f"a printable name of up to {NAME_CHARACTERS} characters")
+        if self._camera_of_key is not None:
+            owner = self._camera_of_key(connection.key)
+            if owner is None:
+                raise Refused("key not allowed", "a key that is no longer allowed", "another one")
+            if message.name not in (None, owner):
+                raise Refused("not its key", f"camera {message.name!r} with the key of {owner!r}", "its own key")
+            return owner
+        if message.name is not None:
+            return message.name
+        for camera in self._config.camera:
+            if connection.peer and camera.address == connection.peer:
+                return camera.name
+        if connection.unnamed is None:
+            sender = f"{message.protocol}@{connection.peer or 'local'}{f':{message.port}' if message.port else ''}"
+            names = (sender if number == 1 else f"{sender}-{number}" for number in count(1))
+            connection.unnamed = next(name for name in names if (session := self.sessions.get(name)) is None
+                                      or not self._has_other_sender(session, connection, now))
+        return connection.unnamed
+
+    @staticmethod
+    def _has_other_sender(session: CameraSession, connection: Connection, now: float) -> bool:
+        """Whether another connection still sends a camera."""
+        sender = session.connection
+        if not session.present or sender is None or sender is connection or not sender.open:
+            return False
+        return now - session.last_at < (
+            TAKEN_OVER_AFTER_S if sender.peer == connection.peer else session.config.lost_after_s)
 
     def _new_session(self, name: str) -> CameraSession:
         config = next((camera for camera in self._config.camera if camera.name == name), None)

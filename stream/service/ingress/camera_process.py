@@ -7,14 +7,13 @@ A process each, so that a driver or decoder that hangs or crashes costs its own 
 stdin, because addresses may hold passwords and other users can read a command line."""
 
 import logging
-import os
+import math
 import signal
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from engines.errors import FrameError
+from stream.clock import unix_time
 from stream.frame import Frame
 from stream.service.ingress.sender import Sender
 from stream.service.worker.processes import run_process
@@ -24,30 +23,37 @@ from stream.sources.base import Source
 log = logging.getLogger("gatestream.service")
 
 
-def send_frames(source: Source, sender: Sender, most: int | None = None,
-                goes_on: Callable[[], bool] = lambda: True) -> None:
-    """Sends a source's frames until it ends, `most` are sent, or `goes_on` is false. What is no live camera is sent as
-    if it began now, whether its times are those of a file or of the day when it was recorded."""
+def send_frames(source: Source, sender: Sender, most: int | None = None) -> None:
+    """Sends a source's frames until it ends or `most` are sent; only those that the receiver wants, if it says so. What
+    is no live camera is sent as if it began now, whether its times are those of a file or of the day of recording."""
     offset_s = 0.0 if source.info.live else None
-    for sent, frame in enumerate(item for item in source.frames() if isinstance(item, Frame)):
-        if sent == most or not goes_on():
+    sent, latest_at, next_at, between = 0, math.inf, -math.inf, False
+    for frame in source.frames():
+        if sent == most:
             return
+        if not isinstance(frame, Frame):
+            continue
         if offset_s is None:
-            offset_s = time.time() - frame.captured_at
+            offset_s = unix_time() - frame.captured_at
+        at = frame.captured_at + offset_s
+        wanted = not latest_at < at < next_at
+        if not (wanted or between):
+            continue
         try:
-            sender.send(frame.image_bgr, frame.captured_at + offset_s)
+            answer = sender.send(frame.image_bgr, at, pixels=wanted) or {}
+            sent, latest_at, next_at = sent + 1, at, answer.get("next_at") or -math.inf
+            between = answer.get("between", False)
         except FrameError as error:
             log.warning("%s", error)
 
 
 def _work(request: dict[str, str]) -> None:
-    """Sends until the source ends, SIGTERM comes, or the service has ended."""
+    """Sends until the source ends or SIGTERM comes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    service = os.getppid()
     with (suppress(KeyboardInterrupt),
           open_source(request["source"], camera=request["name"], policy="newest") as source,
-          Sender(request["to"], request["name"]) as sender):
-        send_frames(source, sender, goes_on=lambda: os.getppid() == service)
+          Sender(request["to"], request["name"], lossless=True) as sender):
+        send_frames(source, sender)
 
 
 if __name__ == "__main__":

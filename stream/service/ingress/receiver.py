@@ -6,11 +6,13 @@
 One thread, which never decodes, never waits for a disk and never waits for an engine, so that no sender stalls because
 of us. An answer goes out before the picture is looked at, to bad messages too."""
 
+import json
 import logging
 import queue
+import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
@@ -19,20 +21,23 @@ from typing import Any
 import zmq
 
 from engines.errors import FrameError, SourceError
-from stream.frame import ENGINE_RESTARTED, Gap
+from stream.clock import unix_time
+from stream.frame import ENGINE_RESTARTED, Camera, Event, Gap, Prediction, Record, record_from_json
+from stream.notices import NoticeLimiter
 from stream.service.config import Config
 from stream.service.frames import PendingFrame, RecentFrames
-from stream.service.ingress.admission import Admission, Refused
-from stream.service.ingress.endpoints import Endpoint, SocketSet, bind, connection_of
+from stream.service.ingress.admission import Admission, Connection, Refused
+from stream.service.ingress.endpoints import Endpoint, SocketSet, bind
 from stream.service.ingress.scheduler import FrameScheduler
+from stream.service.ingress.security import SocketAuth
 from stream.service.worker import protocol
-from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, parse
+from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, encode_wish, parse
 
 log = logging.getLogger("gatestream.service")
 
 POLL_S = 0.05  # the longest wait, after which timeouts are checked
+ALONE = 200  # frames that go to the engine one by one after it ended with some, so that the next time tells which
 STOPS_WITHIN_S = 0.8  # in which a worker that stops may close its events
-Records = list[dict[str, Any]]
 
 
 @dataclass
@@ -42,25 +47,29 @@ class Receiver:
     Other threads may read `sessions`, `latest`, `refused`, `recent.newest`, `scheduler.counters`, `worker`."""
 
     config: Config
-    deliver: Callable[[Records], None]  # takes the worker's records, and our own gaps
+    deliver: Callable[[Sequence[Record]], None]  # takes the worker's records, and our own gaps
     context: zmq.Context[zmq.Socket[bytes]]
-    secure: Callable[[zmq.Socket[bytes]], None] = lambda socket: None  # see `SocketSet`
+    auth: SocketAuth | None = None  # who may connect
     recent: RecentFrames = field(default_factory=lambda: RecentFrames(2.0))  # a new worker is warmed up with them
-    on_frame: Callable[[PendingFrame], None] = lambda frame: None  # is given every frame that is admitted
+    on_frame: Callable[[PendingFrame], object] = lambda frame: None  # is given every frame that is admitted
     on_poll: Callable[[], None] = lambda: None  # is called every POLL_S or sooner
     scheduler: FrameScheduler = field(default_factory=FrameScheduler)
     refused: Counter[str] = field(default_factory=Counter)  # messages, by cause
-    latest: dict[str, dict[str, Any]] = field(default_factory=dict)  # each camera's latest prediction
+    latest: dict[str, Prediction] = field(default_factory=dict)  # each camera's latest prediction
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.config, self.scheduler)
+        self.admission = Admission(self.config, self.scheduler,
+                                   self.auth.camera_of_key if self.auth and self.auth.curve else None)
         self.sessions = self.admission.sessions
-        # Answers that wait until the engine takes their camera's frame, or until a time (steady seconds).
-        self._delayed: dict[str, tuple[float, Callable[[], None]]] = {}
+        self._delayed: dict[str, tuple[float, Callable[[], None]]] = {}  # answers that wait for the engine, how long
+        self._answers: dict[str, bytes] = {}  # each camera's latest prediction, as JSON
+        self._open_events: dict[tuple[str, str, int | None], Event] = {}  # by camera, head, number
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping_at: float | None = None
-        self.limits = Limits(int(self.config.receive.max_message_mb * 1024 * 1024))
-        self.sockets = SocketSet(self.context, self.secure, self.limits.payload_bytes)
+        self._alone = 0  # frames that still go one by one
+        self.limits, self._notices = Limits(int(self.config.receive.max_message_mb * 1024 * 1024)), NoticeLimiter()
+        self.sockets = SocketSet(self.context, self.auth.secure if self.auth else lambda socket: None,
+                                 self.limits.payload_bytes, self._refuse)
         self.worker = protocol.WorkerSocket(self.context)
         self.sockets.poller.register(self.worker.socket, zmq.POLLIN)
 
@@ -135,10 +144,11 @@ class Receiver:
         ready = dict(self.sockets.poller.poll(round(1000 * wait_s)))
         if self.worker.socket in ready:
             self._receive_from_worker()
+        self.sockets.check_connections()
         for endpoint in self.sockets:
             if endpoint.socket in ready:
-                for envelope, parts, peer in self.sockets.receive(endpoint):
-                    self._handle(endpoint, envelope, parts, peer)
+                for envelope, parts, connection in self.sockets.receive(endpoint):
+                    self._handle(endpoint, envelope, parts, connection)
         while not self._calls.empty():
             self._calls.get()()
         now = time.monotonic()
@@ -148,49 +158,63 @@ class Receiver:
 
     # ---- cameras ----
 
-    def _handle(self, endpoint: Endpoint, envelope: list[bytes], parts: list[bytes], peer: str) -> None:
+    def _handle(self, endpoint: Endpoint, envelope: list[bytes], parts: list[bytes], connection: Connection) -> None:
         message: Message | None = None
         now, camera, error = time.monotonic(), None, None
         try:
             message = parse(parts, self.limits)
-            if message.end:
-                # NetGear's senders do not say which camera they are.
-                remembered = endpoint.senders.pop(connection_of(envelope), None)
-                name = self._own_name(message, endpoint) or message.name or remembered
+            if message.end:  # NetGear's senders do not say which camera they are
+                name = self._own_name(message, endpoint) or message.name or connection.camera
                 if name in self.sessions:
-                    if self.sessions[name].connection != (id(endpoint), connection_of(envelope)):
+                    if self.sessions[name].connection is not connection:
                         raise Refused("not its sender", f"the end of camera {name!r} by another one",
                                       "it from the connection that its frames come from")
                     self._remove(name, "it ended its stream")
             elif not message.is_text:
-                camera = self._admit(message, endpoint, peer, now)
-                endpoint.remember_sender(envelope, camera)
-                self.sessions[camera].connection = id(endpoint), connection_of(envelope)
-                at = time.time() if message.captured_at is None else message.captured_at
+                camera, endpoint.tries = self._admit(message, endpoint, connection, now), 0
+                at = self.sessions[camera].capture_time(message, now, endpoint.internal)
                 frame = self.scheduler.put(camera, message, at, now)
-                self.recent.add(frame)
-                self.on_frame(frame)
+                self.recent.add(small := replace(frame, message=message.small))
+                self.on_frame(small)
+                if endpoint.internal:
+                    self._send(endpoint, [*envelope, encode_wish(
+                        self.scheduler.next_at(frame), self.limits, self.config.clips is not None)])
+                    return
                 pace_s = self.config.receive.pace_ms / 1000
                 if pace_s and endpoint.kind == zmq.ROUTER and self.scheduler.pending(camera) is frame:
                     self._answer_delayed(camera)
                     self._delayed[camera] = now + pace_s, partial(self._answer, endpoint, envelope, message, camera)
                     return
         except FrameError as fault:
-            self.refused[fault.cause if isinstance(fault, Refused) else "malformed"] += 1
             error = str(fault)
+            self._refuse(fault.cause if isinstance(fault, Refused) else "malformed", connection.peer or "local",
+                         f"{fault.got}; wanted {fault.wanted}", None if message is None else message.name)
             if message is None and parts and b'"terminate_flag"' in parts[0][:HEADER_BYTES]:
                 message = Message("netgear", None, b"")  # which needs a JSON answer
         self._answer(endpoint, envelope, message, camera, error)
 
+    def _refuse(self, cause: str, sender: str, reason: str = "", camera: str | None = None) -> None:
+        """Counts what is refused, and tells it once a minute for each sender and reason."""
+        self.refused[cause] += 1
+        if self._notices.passes((cause, sender, re.sub(r"\d+", "", reason)), time.monotonic()):
+            log.warning("refused, %s: %s%s", sender, cause, reason and f" ({reason})")
+            self._deliver([Camera(camera or sender, unix_time(), "refused", f"{cause}, from {sender}: {reason}")])
+
     def _answer(self, endpoint: Endpoint, envelope: list[bytes], message: Message | None, camera: str | None,
                 error: str | None = None) -> None:
-        """Answers with the camera's latest prediction, if there is one and its sender may expect it, or the error."""
+        """Answers with the error, or why its camera's latest picture could not be decoded, or the camera's latest
+        prediction, if there is one and its sender may expect it."""
         if endpoint.kind == zmq.SUB:
             return
         expected = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
-        prediction = self.latest.get(camera) if expected and camera is not None else None
+        prediction = self._answers.get(camera) if expected and camera is not None else None
+        if error is None and camera in self.sessions:
+            error = self.sessions[camera].fault or None
+        self._send(endpoint, [*envelope, encode_reply(message, prediction, error)])
+
+    def _send(self, endpoint: Endpoint, parts: list[bytes]) -> None:
         try:
-            endpoint.socket.send_multipart([*envelope, encode_reply(message, prediction, error)], zmq.NOBLOCK)
+            endpoint.socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.ZMQError:  # the sender has gone
             self.refused["gone before its answer"] += 1
 
@@ -203,15 +227,19 @@ class Receiver:
         """Of the camera that an endpoint is for, or that our own process names."""
         return message.name if endpoint.internal else None if endpoint.camera is None else endpoint.camera.name
 
-    def _admit(self, message: Message, endpoint: Endpoint, peer: str, now: float) -> str:
+    def _admit(self, message: Message, endpoint: Endpoint, connection: Connection, now: float) -> str:
         """The camera that a message is of; reports one that joins or is back. Raises Refused."""
-        session = self.admission.admit(message, self._own_name(message, endpoint), peer, now)
+        session = self.admission.admit(message, self._own_name(message, endpoint), connection, now)
         if not session.present:
-            session.present = True
-            log.info("camera %s has joined (%s, %s)", session.name, message.protocol, peer or "local")
+            session.join()
+            if session.crashes > 1:  # it may do so again
+                self._alone = ALONE
+            log.info("camera %s has joined (%s, %s)", session.name, message.protocol, connection.peer or "local")
+            at, action = unix_time(), "joined" if session.left_at is None else "returned"
+            self._deliver([Camera(session.name, at, action, connection.peer)])
             if session.left_at is not None:
                 session.reconnects += 1
-                self._deliver([Gap(session.name, time.time(), now - session.left_at, "reconnected").as_json()])
+                self._deliver([Gap(session.name, at, now - session.left_at, "reconnected")])
         return session.name
 
     def _check_timeouts(self, now: float) -> None:
@@ -231,8 +259,10 @@ class Receiver:
             session.present, session.left_at = False, session.last_at
             self.scheduler.discard(camera)  # it would come to the worker after its end
             log.info("camera %s has left: %s", camera, reason)
+            self._deliver([Camera(camera, unix_time(), "left", reason)])
             self.worker.send(protocol.encode(protocol.LEAVE, {"camera": camera}))
             self.latest.pop(camera, None)
+            self._answers.pop(camera, None)
             self.recent.forget(camera)
 
     # ---- the worker ----
@@ -249,26 +279,35 @@ class Receiver:
                 log.info("the engine is ready: %s", content["engine"])
 
     def _on_done(self, content: dict[str, Any]) -> None:
-        for record in content["records"]:
-            if record["type"] == "prediction":
-                self.latest[record["camera"]] = record
-                if record["camera"] in self.sessions:
-                    self.sessions[record["camera"]].predictions += 1
+        records = [record_from_json(record) for record in content["records"]]
+        for record, answer in zip(records, content["records"], strict=True):
+            if isinstance(record, Prediction):
+                self.latest[record.camera], self._answers[record.camera] = record, json.dumps(answer).encode()
+                if (session := self.sessions.get(record.camera)) is not None:
+                    session.predictions, session.fault = session.predictions + 1, ""
         for camera, line in content.get("odd", ()):
             log.warning("camera %s: %s", camera, line)
             if camera in self.sessions:
                 self.sessions[camera].odd.append(line)
-        for camera, index, cause, error in content.get("errors", ()):
+        for camera, _, cause, error in content.get("errors", ()):
             if camera in self.scheduler.counters:
                 self.scheduler.counters[camera].dropped[cause] += 1
-                self.scheduler.undo_tick(camera, index)
-            log.debug("camera %s: %s", camera, error)
-        self._deliver(content["records"])
+            if camera in self.sessions:
+                self.sessions[camera].fault = error
+            if self._notices.passes((camera, cause), time.monotonic()):
+                log.warning("camera %s: %s", camera, error)
+        self._deliver(records)
 
-    def _deliver(self, records: Records) -> None:
+    def _deliver(self, records: Sequence[Record]) -> None:
+        records = [one for one in records if not isinstance(one, Gap | Camera) or one.camera not in self.sessions
+                   or self.sessions[one.camera].may_report(one, time.monotonic())]
         for record in records:
-            if record["type"] == "gap" and record["camera"] in self.sessions:
-                self.sessions[record["camera"]].gaps[record["action"]] += 1
+            if isinstance(record, Event):
+                key = record.camera, record.head, record.number
+                if record.open:
+                    self._open_events[key] = record
+                else:
+                    self._open_events.pop(key, None)
         self.deliver(records)
 
     def _send_cameras(self) -> None:
@@ -276,27 +315,34 @@ class Receiver:
 
     def _warm_up(self) -> None:
         """Sends a new worker the cameras' recent frames, one of each camera at a time."""
-        rows = []
-        for camera, session in self.sessions.items():
-            pending = self.scheduler.pending(camera)
-            if session.present:
-                rows.append([one for one in self.recent.of(camera) if pending is None or one.index < pending.index])
+        pending = {camera: self.scheduler.pending(camera) for camera, one in self.sessions.items() if one.present}
+        rows = [[one for one in self.recent.of(camera) if newest is None or one.index < newest.index]
+                for camera, newest in pending.items()]
         for column in zip_longest(*rows):
-            frames = [replace(frame, lost=0) for frame in column if frame is not None]
-            for first in range(0, len(frames), protocol.BATCH):
-                self.worker.send(protocol.pack(frames[first:first + protocol.BATCH], protocol.WARM))
-            self.scheduler.advance(frames)
+            frames = self.scheduler.tick([replace(frame, lost=0) for frame in column if frame is not None])
+            size = 1 if self._alone else protocol.BATCH
+            for batch in (frames[first:first + size] for first in range(0, len(frames), size)):
+                self.worker.send(protocol.pack(batch, protocol.WARM), batch)
 
-    def on_worker_lost(self) -> None:
-        """The worker's process has ended: its cameras' state is gone. Reports a gap for each."""
-        self.worker.on_lost()
-        now, at = time.monotonic(), time.time()
-        self._deliver([Gap(name, at, now - session.last_at, ENGINE_RESTARTED).as_json()
+    def on_worker_lost(self, killed: bool = False) -> None:
+        """The worker's process has ended: its cameras' state is gone. Closes the events that were open, as far as they
+        were known, and reports a gap for each camera. The frames that it was at work on may be the cause, unless
+        it was killed from outside: no other worker gets them."""
+        suspects = self.worker.on_lost()[:0 if killed else None]
+        now, at = time.monotonic(), unix_time()
+        self._deliver([replace(event, open=False) for event in list(self._open_events.values())])
+        self._deliver([Gap(name, at, now - session.last_at, ENGINE_RESTARTED)
                        for name, session in self.sessions.items() if session.present])
+        self.recent.remove(suspects)
+        self._alone = ALONE if suspects else self._alone
+        for camera in self.admission.count_crash({frame.camera for frame in suspects}, now):
+            self._remove(camera, "the engine's process ended at its pictures again, which are refused for "
+                                 f"{self.sessions[camera].refused_until - now:.0f} s")
 
     def _dispatch(self, now: float) -> None:
-        while self.worker.takes_work and len(self.scheduler):
-            frames = self.scheduler.take(self.worker.batch.size, now, lambda camera: (
+        while self.worker.takes_work and len(self.scheduler) and not (self._alone and self.worker.under_way):
+            most, self._alone = 1 if self._alone else self.worker.batch.size, max(0, self._alone - 1)
+            frames = self.scheduler.take(most, now, lambda camera: (
                 self.sessions[camera].config.staleness_ms or self.config.receive.staleness_ms) / 1000)
             for frame in frames:
                 self._answer_delayed(frame.camera)

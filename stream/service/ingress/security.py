@@ -1,13 +1,15 @@
 """Who may connect: CURVE keys with a list of the allowed ones, and a list of IP addresses.
 
     keys/server.key, server.key_secret     the service's own pair
-    keys/allowed/<name>.key                public keys of cameras that may connect
+    keys/allowed/<name>.key                the public key of a camera, which may connect under that name
     <name>.key_secret                      a camera's pair; it needs server.key as well
 
 The files are those of pyzmq (`zmq.auth`), which checks them."""
 
+import logging
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,10 @@ from platformdirs import user_config_path
 from zmq.auth.thread import ThreadAuthenticator
 
 from engines.errors import UsageError
+from stream.notices import NoticeLimiter
 from stream.sinks.base import sink_errors
+
+log = logging.getLogger("gatestream.service")
 
 SERVER, ALLOWED, DOMAIN = "server", "allowed", "gatestream"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -46,14 +51,17 @@ def create_keys(folder: Path, name: str) -> list[Path]:
     return [public, secret] if name == SERVER else [secret, folder / f"{SERVER}.key"]
 
 
-def allow_key(folder: Path, file: Path) -> Path:
-    """Lets the owner of the key in `file` connect: copies its public half, never the secret one, and returns the copy.
-    Raises UsageError for a file without a key or a name that is taken, SinkError where files cannot be written."""
+def allow_key(folder: Path, file: Path, name: str | None = None) -> Path:
+    """Lets the owner of the key in `file` connect as camera `name`, by default the file's: copies its public half,
+    never the secret one, and returns the copy. Raises UsageError for a file without a key or a name that is taken,
+    SinkError where files cannot be written."""
     public, _ = read_keys(file)
-    check_name(file.stem, "key")
-    target = folder / ALLOWED / f"{file.stem}.key"
+    name = name or file.stem
+    check_name(name, "key")
+    target = folder / ALLOWED / f"{name}.key"
     if target.exists():
-        raise UsageError(f"a key called {file.stem!r}, which is allowed already", "another name", "rename the file")
+        raise UsageError(f"a key called {name!r}, which is allowed already", "another name",
+                         f"delete {target} first, or give another name")
     with sink_errors("writing", target):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(f'metadata\ncurve\n    public-key = "{public.decode()}"\n')
@@ -61,8 +69,14 @@ def allow_key(folder: Path, file: Path) -> Path:
 
 
 def allowed_keys(folder: Path) -> dict[str, bytes]:
-    """Names and public keys of the cameras that may connect."""
-    return {file.stem: read_keys(file)[0] for file in sorted((folder / ALLOWED).glob("*.key"))}
+    """Names and public keys of the cameras that may connect; a file without a key is logged."""
+    keys = {}
+    for file in sorted((folder / ALLOWED).glob("*.key")):
+        try:
+            keys[file.stem] = read_keys(file)[0]
+        except UsageError as error:
+            log.error("%s", error)
+    return keys
 
 
 def read_keys(file: Path) -> tuple[bytes, bytes | None]:
@@ -80,7 +94,8 @@ class SocketAuth:
         auth = SocketAuth(context, folder, curve=True, addresses=())
         auth.secure(socket)         # before it is bound
 
-    pyzmq's authenticator has a thread of its own; methods may be called from any. Raises UsageError without keys."""
+    pyzmq's authenticator has a thread of its own, which calls `callback`; methods may be called from any. Raises
+    UsageError without keys."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path, curve: bool,
                  addresses: Sequence[str]) -> None:
@@ -89,7 +104,10 @@ class SocketAuth:
             raise UsageError(f"{folder / SERVER}.key_secret without a secret key", "the service's pair",
                              "make it with `gatestream keys new server`")
         self._folder, self._authenticator = folder, ThreadAuthenticator(context)
+        self.curve, self._cameras = curve, dict[str, str]()  # by public key
+        self._notices = NoticeLimiter()
         self._authenticator.start()
+        self._authenticator.configure_curve_callback(DOMAIN, self)
         if addresses:
             self._authenticator.allow(*addresses)
         self.reload()
@@ -98,7 +116,18 @@ class SocketAuth:
         """Reads the allowed keys again."""
         if self._pair is not None:
             (self._folder / ALLOWED).mkdir(parents=True, exist_ok=True)
-            self._authenticator.configure_curve(domain=DOMAIN, location=str(self._folder / ALLOWED))
+            self._cameras = {key.decode(): name for name, key in allowed_keys(self._folder).items()}
+
+    def camera_of_key(self, key: str) -> str | None:
+        """The camera that a sender with this public key is; None for a key that is not allowed (any more)."""
+        return self._cameras.get(key)
+
+    def callback(self, _: str, key: bytes) -> bool:
+        """Whether the owner of a public key may connect: pyzmq asks under this name."""
+        allowed = key.decode() in self._cameras
+        if not allowed and self._notices.passes(key, time.monotonic()):
+            log.warning("refused: a sender with the key %s, which is not allowed", key.decode())
+        return allowed
 
     def secure(self, socket: zmq.Socket[bytes]) -> None:
         """Secures a socket that is not bound yet."""

@@ -1,6 +1,9 @@
 """A ZeroMQ camera: sends pictures to `gatestream serve`, imagezmq hubs or NetGear clients."""
 
 import json
+import logging
+import re
+import time
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -12,14 +15,19 @@ import zmq
 from engines.errors import SinkError, UsageError
 from stream.frame import Image
 from stream.service.ingress.security import read_keys
-from stream.wire import encode_header
+from stream.wire import Limits, encode_header
+
+log = logging.getLogger("gatestream.service")
 
 Form = Literal["gatestream", "imagezmq", "netgear"]
 PATIENCE_S = 4.0  # for an answer, after which the socket is made anew
+# Refused from the first on: so many pictures, for longer than a receiver waits for another sender of the name.
+ALL_REFUSED, ALL_REFUSED_S = 20, 8.0
 
 
 class Sender:
-    """Sends JPEGs; waits for the answer to each (REQ) or publishes to whoever listens (PUB, which binds).
+    """Sends JPEGs, with `lossless` the pixels, too. Waits for the answer to each (REQ) or publishes to whoever listens
+    (PUB, which binds).
 
         with Sender("tcp://127.0.0.1:5555", "cell-3") as sender:
             answer = sender.send(image_bgr, captured_at=time.time())
@@ -30,14 +38,17 @@ class Sender:
 
     def __init__(self, address: str, camera: str, form: Form = "gatestream", publish: bool = False,
                  quality: int = 90, patience_s: float = PATIENCE_S, key: Path | None = None,
-                 server_key: Path | None = None) -> None:
+                 server_key: Path | None = None, lossless: bool = False) -> None:
         if (key is None) != (server_key is None):
             raise UsageError("one key file", "two: the camera's pair and the service's public key", "give both")
         self._keys = (read_keys(key), read_keys(server_key)) if key is not None and server_key is not None else None
         self._address, self._camera, self._form, self._publish = address, camera, form, publish
-        self._quality, self._patience_s = quality, patience_s
+        self._quality, self._patience_s, self._lossless = quality, patience_s, lossless
+        self._most_bytes = Limits().payload_bytes  # that the receiver takes, until it says so
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._sequence, self.unanswered = count(), 0
+        self._sequence, self.unanswered, self.refused, self._accepted = count(), 0, 0, False
+        self._reasons: set[str] = set()  # of refusals, which were logged
+        self._began_at = time.monotonic()
         try:
             self._socket = self._open_socket()
         except SinkError:
@@ -47,18 +58,30 @@ class Sender:
     def __enter__(self) -> Self:
         return self
 
-    def send(self, image_bgr: Image, captured_at: float) -> dict[str, Any] | None:
-        """Sends a picture (uint8 [H, W, 3]; Unix time); returns the camera's latest prediction if that is the answer.
-        An answer that does not come in time is counted in `unanswered`, and the next picture is sent all the same."""
+    def send(self, image_bgr: Image, captured_at: float, pixels: bool = True) -> dict[str, Any] | None:
+        """Sends a picture (uint8 [H, W, 3]; Unix time), where that is asked for its pixels, too; returns the camera's
+        latest prediction if that is the answer. An answer that does not come in time is counted in `unanswered`, a
+        refusal in `refused` and logged once for each reason, and the next picture is sent all the same. Raises
+        SinkError when all of the first ones are refused."""
         encoded, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         assert encoded
-        return self._request([self._header(captured_at), jpeg.tobytes()])
+        size, refused = image_bgr.nbytes + len(jpeg), self.refused
+        if self._lossless and pixels and size <= self._most_bytes:
+            header = encode_header(self._camera, image_bgr.shape, encoding="raw", pixel_format="bgr8",
+                                   captured_at=captured_at, sequence=next(self._sequence))
+            answer = self._request([header, image_bgr.tobytes(), jpeg.tobytes()])
+            if self.refused > refused:  # it may be too large
+                self._most_bytes = size - 1
+        else:
+            answer = self._request([self._header(captured_at), jpeg.tobytes()])
+        self._most_bytes = (answer or {}).get("most_bytes", self._most_bytes)
+        return answer
 
     def __exit__(self, *_: object) -> None:
         """Tells the receiver that the stream is over, and closes."""
         if self._form != "imagezmq" and not self._context.closed:
             self._patience_s = min(self._patience_s, 0.5)
-            with suppress(zmq.ZMQError):  # interrupted while it waits for an answer, it may not send
+            with suppress(zmq.ZMQError, SinkError):  # interrupted while it waits for an answer, it may not send
                 self._request([json.dumps({"terminate_flag": True}).encode()] if self._form == "netgear" else
                               [encode_header(self._camera, end=True), b""])
         self._context.destroy()
@@ -89,12 +112,29 @@ class Sender:
             self._socket.close(linger=0)
             self._socket = self._open_socket()
             return None
+        if answer.startswith(b"ERROR: "):
+            self._on_refused(answer[7:].decode(errors="replace"))
+            return None
         try:
             found = json.loads(answer)
         except ValueError:
-            return None
+            found = None
         found = found.get("data") if isinstance(found, dict) and "return_type" in found else found
+        if isinstance(found, dict) and "error" in found:
+            self._on_refused(str(found["error"]))
+            return None
+        self._accepted = True
         return found if isinstance(found, dict) else None
+
+    def _on_refused(self, reason: str) -> None:
+        self.refused += 1
+        kind = re.sub(r"\d+", "", reason)
+        if kind not in self._reasons and len(self._reasons) < ALL_REFUSED:
+            self._reasons.add(kind)
+            log.warning("%s refuses a picture of %s: %s", self._address, self._camera, reason)
+        if not self._accepted and self.refused >= ALL_REFUSED and time.monotonic() - self._began_at > ALL_REFUSED_S:
+            raise SinkError(f"{self._address}, which refused all {self.refused} pictures", "a receiver that takes them",
+                            f"correct what it says: {reason}")
 
     def _open_socket(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUB if self._publish else zmq.REQ)

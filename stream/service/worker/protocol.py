@@ -1,7 +1,8 @@
 """Messages between the receiver and an engine's process, over a ZeroMQ socket file that only this user can open.
 
     worker ──alive──► receiver         {"pid": ...}: every second, whatever it does
-    worker ──ready──► receiver         {"engine": ..., "pid": ..., "clock": [rate, longest gap]}: takes work
+    worker ──ready──► receiver         {"engine": ..., "pid": ..., "clock": [rate, longest gap, {camera: the same of
+                                       one with another model}]}: takes work
     receiver ──frames─► worker         [{camera, index, ...}, ...], then the payload of each
     worker ──done───► receiver         {"records": [...], "errors": [...], "odd": [[camera, line]]}: takes work again
     receiver ──cameras► worker         [{name, colour, crop, ...}, ...]: the configuration's cameras
@@ -15,10 +16,12 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import zmq
 
+from stream.clock import Tick
 from stream.service.frames import PendingFrame
 from stream.wire import Message
 
@@ -29,8 +32,8 @@ UNDER_WAY_S = 0.12  # that all batches under way may take
 ALIVE_S = 1.0  # from one sign of life to the next
 ALIVE, READY, FRAMES, DONE = b"alive", b"ready", b"frames", b"done"
 CAMERAS, WARM, LEAVE, STOP = b"cameras", b"warm", b"leave", b"stop"
-OF_FRAME = ("camera", "index", "lost", "captured_at", "arrived_at", "passed_at")  # what a header says of a frame,
-OF_MESSAGE = ("protocol", "encoding", "shape", "dtype", "pixel_format")  # and of its message
+OF_FRAME = ("camera", "index", "lost", "captured_at", "arrived_at", "tick")  # what a header says of a frame,
+OF_MESSAGE = ("protocol", "encoding", "shape", "dtype", "pixel_format", "stride")  # and of its message
 
 
 def encode(kind: bytes, content: Any) -> list[bytes]:
@@ -49,7 +52,7 @@ def unpack(parts: Sequence[bytes]) -> list[PendingFrame]:
     """The frames of such a message, whose first part is left out."""
     frames = []
     for header, payload in zip(json.loads(parts[0]), parts[1:], strict=True):
-        header["shape"] = tuple(header["shape"])
+        header["shape"], header["tick"] = tuple(header["shape"]), header["tick"] and Tick(*header["tick"])
         message = Message(name=header["camera"], payload=payload, **{key: header[key] for key in OF_MESSAGE})
         frames.append(PendingFrame(message=message, **{key: header[key] for key in OF_FRAME}))
     return frames
@@ -105,6 +108,7 @@ class WorkerSocket:
         self.alive_at: dict[int, float] = {}  # of each process, steady seconds of the last one of any kind
         self.identity: bytes | None = None  # of the live worker, where there is one
         self._credits: Counter[bytes] = Counter()
+        self.under_way: deque[tuple[bytes, Sequence[PendingFrame]]] = deque()  # what the live worker has not answered
 
     @property
     def takes_work(self) -> bool:
@@ -129,17 +133,22 @@ class WorkerSocket:
                 self.identity, self.engine, self.was_ready = identity, content["engine"], True
                 self.pid, self.events = content.get("pid", 0), content.get("events", [])
                 self.batch.reset()
+                self.under_way.clear()
             credits = content.get("credits", 1)
             self._credits[identity] += credits
             if kind == DONE and identity == self.identity:
                 self.batch.on_done(now, bool(credits))
+                if self.under_way:
+                    self.under_way.popleft()
             if content.get("last") and identity == self.identity:
                 self.identity = None
             yield kind, content
 
-    def send(self, parts: Sequence[bytes]) -> None:
-        """Sends a message to the live worker, if there is one."""
+    def send(self, parts: Sequence[bytes], frames: Sequence[PendingFrame] = ()) -> None:
+        """Sends a message, in which these frames are, to the live worker, if there is one."""
         if self.identity is not None:
+            if parts[0] != CAMERAS:
+                self.under_way.append((parts[0], frames))
             self.socket.send_multipart([self.identity, *parts], zmq.NOBLOCK)
 
     def send_batch(self, frames: Sequence[PendingFrame]) -> None:
@@ -147,10 +156,17 @@ class WorkerSocket:
         assert self.identity is not None
         self._credits[self.identity] -= 1
         self.batch.on_sent(time.monotonic(), len(frames))
-        self.send(pack(frames))
+        self.send(pack(frames), frames)
 
-    def on_lost(self) -> None:
-        """The live worker's process has ended."""
+    def on_lost(self) -> list[PendingFrame]:
+        """The live worker's process has ended: the frames that it was at work on."""
+        suspects: list[PendingFrame] = []
+        for kind, frames in islice(self.under_way, CREDITS):
+            suspects += frames
+            if kind != FRAMES:  # it does not look ahead beyond others
+                break
         self.identity = None
+        self.under_way.clear()
         self._credits.clear()
         self.batch.reset()
+        return suspects

@@ -9,10 +9,10 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -42,8 +42,10 @@ IDLE_MS = 1000  # after which it checks whether the service still lives
 class Worker:
     """Turns cameras' frames into the content of `done` messages. Belongs to one thread."""
 
-    def __init__(self, recognizer: Recognizer) -> None:
-        self._recognizer = recognizer
+    def __init__(self, recognizer: Recognizer, own: Mapping[str, Recognizer] | None = None) -> None:
+        """own: of cameras that have a model of their own, by camera."""
+        self._default, self._own = recognizer, own or {}
+        self._recognizers = list(dict.fromkeys((recognizer, *self._own.values())))
         self._cameras: dict[str, CameraConfig] = {}
         self._monitors: defaultdict[str, PictureMonitor] = defaultdict(lambda: PictureMonitor("pictures"))
         self._odd: deque[tuple[str, str]] = deque()  # camera, what is odd about its pictures
@@ -51,17 +53,18 @@ class Worker:
     def configure(self, cameras: Sequence[CameraConfig]) -> None:
         """Takes the settings of cameras."""
         self._cameras = {camera.name: camera for camera in cameras}
-        default = self._recognizer.contract.events
-        self._recognizer.set_rules({camera.name: _event_rule(default, camera) for camera in cameras})
+        for recognizer in self._recognizers:
+            recognizer.set_rules({camera.name: _event_rule(recognizer.contract.events, camera) for camera in cameras})
 
     def prepare_async(self, frames: Sequence[PendingFrame]) -> list[Prepared]:
         """Begins to decode the frames of a later `process`."""
-        return self._recognizer.prepare_async(self._arrivals(frames))
+        return [self._of(frame.camera).prepare_async([self._arrival(frame)])[0] for frame in frames]
 
     def process(self, frames: Sequence[PendingFrame], prepared: Sequence[Prepared] | None = None) -> dict[str, Any]:
-        """Recognises frames: their records, and an error for each that could not be decoded."""
+        """Recognises frames, each model its cameras' at once: their records, in order, and an error for each that could
+        not be decoded."""
         records, errors = [], []
-        for frame, outcome in zip(frames, self._recognizer.push_many(self._arrivals(frames), prepared), strict=True):
+        for frame, outcome in zip(frames, self._push(frames, prepared), strict=True):
             if isinstance(outcome, GatestreamError):
                 errors.append([frame.camera, frame.index, type(outcome).__name__, str(outcome)])
             else:
@@ -70,24 +73,37 @@ class Worker:
 
     def warm(self, frames: Sequence[PendingFrame]) -> dict[str, Any]:
         """Brings the network's state up to date with frames whose results are known; gives no records."""
-        self._recognizer.push_many(self._arrivals(frames))
+        self._push(frames)
         for frame in frames:
-            self._recognizer.close_events(frame.camera)
+            self._of(frame.camera).close_events(frame.camera)
         return {"records": []}
 
     def leave(self, camera: str) -> dict[str, Any]:
         """Ends a camera's stream: the events that were still open."""
-        return {"records": [event.as_json() for event in self._recognizer.flush(camera)]}
+        return {"records": [event.as_json() for event in self._of(camera).flush(camera)]}
 
     def stop(self) -> dict[str, Any]:
         """Ends all streams."""
-        return {"records": [record for camera in self._recognizer.cameras for record in self.leave(camera)["records"]],
-                "last": True}
+        return {"records": [record for recognizer in self._recognizers for camera in recognizer.cameras
+                            for record in self.leave(camera)["records"]], "last": True}
 
-    def _arrivals(self, frames: Sequence[PendingFrame]) -> list[Arrival]:
-        now = time.monotonic()
-        return [Arrival(partial(self._decode, frame), frame.captured_at, frame.camera, frame.index, frame.lost,
-                        max(0.0, now - frame.arrived_at), frame.passed_at) for frame in frames]
+    def _of(self, camera: str) -> Recognizer:
+        return self._own.get(camera, self._default)
+
+    def _push(self, frames: Sequence[PendingFrame], prepared: Sequence[Prepared] | None = None
+              ) -> list[list[Item] | GatestreamError]:
+        prepared = self.prepare_async(frames) if prepared is None else prepared
+        outcomes: dict[int, list[Item] | GatestreamError] = {}
+        for recognizer in self._recognizers:
+            numbers = [number for number, frame in enumerate(frames) if self._of(frame.camera) is recognizer]
+            arrivals = [self._arrival(frames[number]) for number in numbers]
+            outcomes |= zip(numbers, recognizer.push_many(arrivals, [prepared[number] for number in numbers]),
+                            strict=True)
+        return [outcomes[number] for number in range(len(frames))]
+
+    def _arrival(self, frame: PendingFrame) -> Arrival:
+        return Arrival(partial(self._decode, frame), frame.captured_at, frame.camera, frame.index, frame.lost,
+                       max(0.0, time.monotonic() - frame.arrived_at), frame.tick)
 
     def _in_whole_picture(self, item: Item) -> Item:
         """A prediction's hands as shares of what the camera sent, of which a part may have been used."""
@@ -101,7 +117,7 @@ class Worker:
     def _decode(self, frame: PendingFrame) -> Image:
         camera = self._cameras.get(frame.camera, UNCONFIGURED)
         x, y, w, h = camera.crop or (0.0, 0.0, 1.0, 1.0)
-        contract = self._recognizer.contract
+        contract = self._of(frame.camera).contract
         image = decode(frame.message, Limits(), camera.colour,
                        lambda size: shrinkable((max(1, round(h * size[0])), max(1, round(w * size[1]))), contract))
         height, width = image.shape[:2]
@@ -117,6 +133,10 @@ class Worker:
 def _event_rule(default: EventRule, camera: CameraConfig) -> EventRule:
     rule = default if camera.open_above is None else default.opening_above(camera.open_above)
     return rule if camera.min_score is None else rule.model_copy(update={"min_score": camera.min_score})
+
+
+def _clock(recognizer: Recognizer) -> tuple[float, float]:
+    return recognizer.contract.frame_rate, recognizer.contract.max_gap_s
 
 
 def _prepare(worker: Worker, kind: bytes, parts: Sequence[bytes]) -> Callable[[], dict[str, Any] | None]:
@@ -160,29 +180,34 @@ def _signs_of_life(context: zmq.Context[zmq.Socket[bytes]], address: str) -> Ite
 
 
 @validate_call
-def serve(address: str, model: str, engine: str, slots: int, promotion: PromotionConfig | None,
+def serve(address: str, model: str, own: dict[str, str], engine: str, slots: int, promotion: PromotionConfig | None,
           expected: list[Event] | None, known: list[Event] | None) -> None:
     """Works for the receiver at `address` until it sends `stop` or its process has ended.
+    own: model files of cameras that have another model, each of which is built once; slots: of the default model.
     expected: the events that the running model found in promotion's recording; None if this model is the first. Raises
     ModelError, before `ready`, if this one finds others. known: those that this model found when it ran before,
     without `promotion`."""
     service = os.getppid()
     with (zmq.Context() as context, _signs_of_life(context, address), context.socket(zmq.DEALER) as socket):
-        loaded = engines.load(model)
         socket.linger = 2000
         socket.connect(address)
-        compiled = engines.compile(loaded, engine=engine, slots=slots)
-        with (ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
-              Recognizer(loaded, compiled, threads=threads) as recognizer):
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads, ExitStack() as stack:
+            built: dict[str, Recognizer] = {}
+            for file, cameras in {model: slots, **Counter(own.values())}.items():
+                loaded = engines.load(file)
+                compiled = engines.compile(loaded, engine=engine, slots=cameras)
+                built[file] = stack.enter_context(Recognizer(loaded, compiled, threads=threads))
+            recognizer = built[model]
             found = known or []
             if promotion is not None:
                 found = recognize_file(recognizer, promotion.recording, "gate")
             if promotion is not None and expected is not None:
                 check_promotion(expected, found, promotion.f1, promotion.recording)
-            worker = Worker(recognizer)
+            worker = Worker(recognizer, {camera: built[file] for camera, file in own.items()})
             socket.send_multipart(protocol.encode(protocol.READY, {
-                "engine": f"{loaded.contract.name}, {compiled.name} {compiled.precision}",
-                "clock": [loaded.contract.frame_rate, loaded.contract.max_gap_s],
+                "engine": "; ".join(f"{one.contract.name}, {one.engine.name} {one.engine.precision}"
+                                    for one in built.values()),
+                "clock": [*_clock(recognizer), {camera: _clock(built[file]) for camera, file in own.items()}],
                 "credits": protocol.CREDITS, "pid": os.getpid(), "events": [event.as_json() for event in found]}))
             queue: deque[tuple[bytes, Callable[[], dict[str, Any] | None]]] = deque()  # kinds of messages, their work
             while True:
