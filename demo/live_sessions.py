@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 
 import engines
+from demo.allowed_sources import AllowedSources
 from demo.clip_store import ClipStore, StoredClip
 from demo.service_api import ServiceClient
 from engines.errors import FrameError, GatestreamError, UsageError
@@ -54,9 +55,9 @@ class LiveSessions:
             session = sessions.join()
     """
 
-    def __init__(self, recognizer: Recognizer, model: str = "gesture") -> None:
-        """model: what the recogniser was opened with."""
-        self.recognizer, self.model = recognizer, model
+    def __init__(self, recognizer: Recognizer, model: str = "gesture", sources: AllowedSources | None = None) -> None:
+        """model: what the recogniser was opened with; sources: what pages may open, by default webcams and sim://."""
+        self.recognizer, self.model, self.sources = recognizer, model, sources or AllowedSources()
         self.on_change: set[Callable[[], None]] = set()
         """Called, by another thread, when there is another recogniser."""
         self._thread = ThreadPoolExecutor(1, "recogniser")
@@ -132,8 +133,9 @@ class LiveSession:
         return records + self._gate_records(records, image_bgr)
 
     def start_camera(self, spec: str) -> None:
-        """Recognises a camera from now on; call `stop` before. Raises UsageError, SourceError when it does not open."""
-        self._source = open_source(spec, camera=self.camera, policy="newest")
+        """Recognises a camera from now on; call `stop` before. Raises UsageError for one that the page may not
+        open, SourceError when it does not open."""
+        self._source = open_source(self._sessions.sources.resolve(spec), camera=self.camera, policy="newest")
         self._start(partial(self._play, self._source))
 
     def start_service_camera(self, service: ServiceClient, camera: str) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from engines.bench.stages import bench, format_lines
 from engines.errors import GatestreamError
 from engines.model.contract import Contract
 from engines.model.file import Model
+from engines.runtime.temporary import temporary_dir
 from stream.recognizer import Recognizer
 from stream.scoring import Scorer
 
@@ -78,10 +78,10 @@ def _video(engine: str, trainer: Trainer) -> None:
         if path is None:
             yield {results: gr.update(visible=False), message: ""}
             return
-        with tempfile.TemporaryDirectory(prefix="gatestream-") as folder:  # Gradio copies what is yielded
+        with temporary_dir() as folder:  # Gradio copies what is yielded
             try:
                 with Recognizer.open(trainer.model, engine, slots=1) as recognizer:
-                    found = recognize_video(recognizer, Path(path), Path(folder), progress)
+                    found = recognize_video(recognizer, Path(path), folder, progress)
             except GatestreamError as error:
                 why = str(error).replace(path, Path(path).name)
                 yield {results: gr.update(visible=False), message: f"**This video cannot be recognised:** {why}."}

@@ -14,9 +14,11 @@
 import asyncio
 import json
 import logging
+import re
 import struct
 import threading
 import webbrowser
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +32,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import engines
+from demo.allowed_sources import AllowedSources
 from demo.basic_auth import BasicAuth, read_users
 from demo.clip_store import ClipStore
 from demo.live_sessions import LiveSession, LiveSessions
@@ -46,33 +49,44 @@ log = logging.getLogger("gatestream.ui")
 PAGE = Path(__file__).parent / "page"
 LEAST_HW = (288, 384)  # of pictures from a browser: they may become recordings, from which any model is to learn
 OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+HOST_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::\d{1,5})?", re.IGNORECASE)
 SLOTS = 32  # pages at a time, at most
 PINGS_S = 2.0  # a page that is gone without a word frees its slot after two of these
 
 
 def serve(model: str, engine: str, host: str, port: int, open_browser: bool, auth: Path | None, lessons: Path | None,
-          service: str | None) -> None:
+          service: str | None, sources: Sequence[str] = (), any_source: bool = False,
+          allow_hosts: Sequence[str] = ()) -> None:
     """`gatestream ui`: serves the page until interrupted.
 
     auth: a file of users, who alone may see it; lessons: the folder of recordings and taught models, by default one of
     the person's own; service: address of the health page of a service to show, by default where a service without a
-    configuration has it. Raises UsageError for a port that is taken, a file that is none of users, a model that
-    knows nothing yet."""
+    configuration has it; sources: what pages may open besides webcams and sim://; any_source: they may open all, as
+    they may where only this machine reaches the page; allow_hosts: names that a proxy serves the page under. Raises
+    UsageError for a port that is taken, a file that is none of users, a model that knows nothing yet, a source or a
+    name that cannot be."""
     def open_recognizer(file: str) -> Recognizer:
         return Recognizer.open(file, engine, slots=SLOTS)
 
     engines.load(model).require_taught()
-    users, local = None if auth is None else read_users(auth), host in LOOPBACK
+    for name in allow_hosts:
+        if not HOST_NAME.fullmatch(name):
+            raise UsageError(f"--allow-host {name}", "a host name, with a port if the browser shows one",
+                             "leave out https:// and the path")
+    hosts = tuple(name.lower() for name in allow_hosts)
+    users, local = None if auth is None else read_users(auth), host in LOOPBACK and not hosts
+    allowed = AllowedSources(sources, any_source or local)
     if users is None and not local:
-        log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth", host)
+        log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth",
+                    ", ".join(hosts) or host)
     store = ClipStore(lessons or platformdirs.user_data_path("gatestream", appauthor=False) / "lessons")
     trainer = Trainer(store, model, engine, lambda new: sessions.replace_recognizer(open_recognizer(new), new))
     recognizer = trainer.open_newest(open_recognizer)
     if trainer.model != model:
         log.info("in use is what %s was taught: %s", model, trainer.model)
-    with LiveSessions(recognizer, trainer.model) as sessions:
+    with LiveSessions(recognizer, trainer.model, allowed) as sessions:
         client = ServiceClient(service or str(HealthConfig().bind))
-        app = mount_pages(build_app(sessions, trainer, client, () if local else ("*",)), engine, trainer)
+        app = mount_pages(build_app(sessions, trainer, client, hosts or (() if local else ("*",))), engine, trainer)
         config = uvicorn.Config(app if users is None else BasicAuth(app, users), host=host, port=port,
                                 log_level="warning", ws_ping_interval=PINGS_S, ws_ping_timeout=PINGS_S,
                                 timeout_graceful_shutdown=1)
@@ -89,13 +103,13 @@ def serve(model: str, engine: str, host: str, port: int, open_browser: bool, aut
         server.run([socket])
 
 
-def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, hosts: tuple[str, ...] = ()) -> FastAPI:
-    """The application. hosts: names it may be reached by, besides this machine's own."""
+def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, hosts: Sequence[str] = ()) -> FastAPI:
+    """The application. hosts: names it may be reached by, besides this machine's own; a proxy's may have a port."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page of another site that the same browser shows could else reach us under a name of its own.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*OWN_NAMES, *hosts])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*OWN_NAMES, *(host.partition(":")[0] for host in hosts)])
     app.mount("/page", StaticFiles(directory=PAGE))
-    app.include_router(teach_router(trainer))
+    app.include_router(teach_router(trainer, hosts))
     app.include_router(service_router(service))
 
     @app.get("/cameras")
@@ -109,7 +123,7 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, 
 
     @app.websocket("/live/feed")
     async def feed(socket: WebSocket) -> None:
-        if not is_same_origin(socket):  # any site's page may open a WebSocket to us
+        if not is_same_origin(socket, hosts):  # any site's page may open a WebSocket to us
             await socket.close(1008)
             return
         await socket.accept()
@@ -142,6 +156,7 @@ def hello(sessions: LiveSessions) -> dict[str, Any]:
     height, width = (max(2 * side, least) for side, least in zip(contract.cover_hw, LEAST_HW, strict=True))
     return {"model": contract.name, "labels": sorted({label for labels in contract.heads.values() for label in labels}),
             "background": contract.background, "width": width, "height": height,
+            "sources": sessions.sources.shown, "any_source": sessions.sources.any_source,
             "threshold": contract.events.open_above, "clip_s": contract.clip_frames / contract.frame_rate}
 
 

@@ -9,6 +9,7 @@
 
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -26,21 +27,29 @@ from stream.sinks.log import clip_name, count_events, read_events
 
 ADDRESS = re.compile(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", re.ASCII)
 PATIENCE_S = 3.0
+TOKEN = "GATESTREAM_TOKEN"  # environment variable
 
 
 class ServiceClient:
-    """A client of the service whose /health is served at host:port. For any thread. Raises UsageError for another."""
+    """A client of the service whose /health is served at host:port. For any thread. A service that asks for a token is
+    given that of the environment variable GATESTREAM_TOKEN. Raises UsageError for another address."""
 
     def __init__(self, address: str) -> None:
         if not ADDRESS.fullmatch(address):
             raise UsageError(f"the service {address!r}", "host:port of its health page", "correct --service")
         self.address = address
-        self._client = httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S, trust_env=False)
+        token = os.environ.get(TOKEN)
+        self._client = httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S, trust_env=False,
+                                    headers={"Authorization": f"Bearer {token}"} if token else None)
 
     def health(self) -> dict[str, Any]:
-        """The object that /health serves. Raises SourceError where none answers."""
+        """The object that /health serves. Raises SourceError where none answers, or one that wants another token."""
         try:
-            return dict(self._client.get("/health").json())
+            answer = self._client.get("/health")
+            if answer.status_code in (401, 403):
+                raise SourceError(f"no token for the service at {self.address}",
+                                  "one with the rights read and pictures", f"set {TOKEN} to one")
+            return dict(answer.json())
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
             raise SourceError(f"no service at {self.address}", "a running gatestream serve",
                               "start it, or name the address of its health page with --service") from error

@@ -12,8 +12,7 @@ An error is {"error": "a sentence"}, status 400.
 """
 
 import asyncio
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from starlette.requests import HTTPConnection
 
 from demo.trainer import BASE, Trainer
 from engines.errors import GatestreamError
+from engines.runtime.temporary import temporary_dir
 
 LARGEST_BYTES = 4 * 1024**3  # of a video that is uploaded
 
@@ -31,20 +31,21 @@ LARGEST_BYTES = 4 * 1024**3  # of a video that is uploaded
 Label, Number = Annotated[str, Body()], Annotated[int, Body()]
 
 
-def is_same_origin(request: HTTPConnection) -> bool:
-    """Whether the request comes from a page of ours, not from another site's page in the same browser."""
-    return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host")
+def is_same_origin(request: HTTPConnection, hosts: Sequence[str] = ()) -> bool:
+    """Whether the request comes from a page of ours, not from another site's page in the same browser.
+    hosts: names that a proxy serves our pages under, whatever Host it sends."""
+    origin = urlsplit(request.headers.get("origin", "")).netloc
+    return origin == request.headers.get("host") or origin in hosts
 
 
-def _require_same_origin(request: Request) -> None:
-    if not is_same_origin(request):
-        raise HTTPException(403)
+def teach_router(trainer: Trainer, hosts: Sequence[str] = ()) -> APIRouter:
+    """The routes under /teach. hosts: as for `is_same_origin`."""
+    def require_same_origin(request: Request) -> None:
+        if not is_same_origin(request, hosts):
+            raise HTTPException(403)
 
-
-def teach_router(trainer: Trainer) -> APIRouter:
-    """The routes under /teach."""
     router, store = APIRouter(prefix="/teach"), trainer.store
-    same_origin = [Depends(_require_same_origin)]
+    same_origin = [Depends(require_same_origin)]
 
     def answer(work: Callable[[], object], file: str = "") -> JSONResponse:
         """Does the work, answers with the state after it. file: a path that an error must not show."""
@@ -74,7 +75,7 @@ def teach_router(trainer: Trainer) -> APIRouter:
 
     @router.post("/clips", dependencies=same_origin)
     async def add(label: str, request: Request, place: str = "") -> JSONResponse:
-        with tempfile.NamedTemporaryFile(prefix="gatestream-", suffix=".video") as video:
+        with temporary_dir() as folder, (folder / "upload.video").open("wb") as video:
             size = 0
             async for part in request.stream():
                 size += len(part)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ from test_teach import six  # noqa: E402
 from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
+from demo.allowed_sources import AllowedSources  # noqa: E402
 from demo.clip_store import ClipStore  # noqa: E402
 from demo.live_sessions import LiveSessions  # noqa: E402
 from demo.pages import mount_pages  # noqa: E402
@@ -49,6 +51,7 @@ RATE = 15.0
 NARROW = 10_000  # bytes a second of a slow network: three small pictures
 NOT_A_TIME = np.float64("nan").tobytes()
 NO_SERVICE = ServiceClient("127.0.0.1:9")
+LISTED = AllowedSources(["sim://gestures?seed=7"], any_source=True)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser Chromium, which is not installed")
 
 
@@ -64,7 +67,7 @@ def wait(condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
 def sessions(engine_cache: str) -> Iterator[LiveSessions]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GATESTREAM_CACHE", engine_cache)
-        with LiveSessions(Recognizer.open("gesture", slots=4)) as found:
+        with LiveSessions(Recognizer.open("gesture", slots=4), sources=LISTED) as found:
             yield found
 
 
@@ -235,7 +238,7 @@ class TestLive:
 
     def test_a_camera_of_the_server_is_shown_and_a_closed_tab_leaves_nothing(
             self, tab: Any, sessions: LiveSessions) -> None:
-        tab.select_option("#camera", "sim://gestures")
+        tab.select_option("#camera", "sim://gestures?seed=7")
         tab.click("#start")
         wait(lambda: events(tab))
         drawn = tab.evaluate("document.getElementById('picture').getContext('2d').getImageData(0, 0, 64, 64).data.some("
@@ -484,8 +487,9 @@ def test_a_video_gives_the_events_of_a_run(sessions: LiveSessions, film: Path, t
     shares: list[float] = []
     with Recognizer.open("gesture", slots=1) as recognizer:
         found = recognize_video(recognizer, film, tmp_path, shares.append)
-    assert [event.as_json() for event in found.events] == [
+    assert [replace(event, id=None).as_json() for event in found.events] == [
         one for one in said if one["type"] == "event" and not one["open"]]
+    assert len({event.id for event in found.events} - {None}) == len(found.events)  # as the log has them
     assert found.events[0].label == "left"
     assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert "left" in {label for _, label, score in found.curves if score > 0.5}

@@ -66,6 +66,10 @@ function receive(message) {
     $("threshold").value = hello.threshold;
     showThreshold();
     $("labels").replaceChildren(...["nothing", ...hello.labels.filter(label => label !== hello.background)].map(label => new Option(label)));
+    const other = $("camera").querySelector("option[value=other]");
+    other.hidden = other.disabled = !hello.any_source;
+    const known = new Set([...$("camera").options].map(option => option.value));
+    for (const name of hello.sources) if (!known.has(name)) other.before(new Option(name, name));
     open.clear();
     prediction = null;
     $("hands").hidden = true;
