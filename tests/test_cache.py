@@ -135,6 +135,49 @@ def test_where_nothing_can_be_written_engines_work_without(folder: Path, caplog:
     assert cache.entries() == []
 
 
+def others(place: Path, own: Path) -> None:
+    """What an attacker may have put there first."""
+    own.mkdir(mode=0o777)
+    own.chmod(0o777)
+
+
+def linked(place: Path, own: Path) -> None:
+    (place / "elsewhere").mkdir(mode=0o700)
+    own.symlink_to(place / "elsewhere")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users")
+@pytest.mark.parametrize("planted", [None, others, linked, lambda place, own: own.write_text("")])
+def test_where_the_cache_folder_cannot_be_written_another_is_used(
+        planted: Callable[[Path, Path], object] | None, folder: Path, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
+    folder.write_text("a file where the cache folder should be")
+    first, second = folder.with_name("var-tmp"), folder.with_name("tmp")
+    monkeypatch.setattr(cache, "SUBSTITUTES", (str(first), str(second)))
+    name = f"gatestream-engines-{os.getuid()}"
+    first.mkdir()
+    second.mkdir()
+    if planted is not None:
+        planted(first, first / name)
+    builder, place = Builder(), first if planted is None else second
+    with caplog.at_level(logging.WARNING):
+        entries = [cache.get_or_build(KEY, builder) for _ in range(2)]
+    assert builder.built == 1
+    assert {entry.folder.parent for entry in entries} == {place / name} == {cache.cache_dir()}
+    assert (place / name).stat().st_mode & 0o777 == 0o700
+    assert len(cache.entries()) == 1
+    assert [line for line in caplog.messages if "cannot be written" in line] == [
+        f"engine cache {folder} cannot be written: engines are kept in {place / name}"]
+
+
+def test_what_a_read_only_cache_folder_holds_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = cache.get_or_build(KEY, Builder())
+    monkeypatch.setattr(cache, "_is_writable", lambda folder: False)
+    monkeypatch.setattr(cache, "SUBSTITUTES", (str(folder.parent),))
+    assert cache.get_or_build(KEY, Builder()) == built
+    assert cache.entries() == [built]
+
+
 def test_a_build_that_fails_leaves_nothing(folder: Path) -> None:
     def fail(aside: Path) -> cache.Facts:
         (aside / "half.bin").write_bytes(b"half")

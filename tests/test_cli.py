@@ -367,7 +367,7 @@ def program(*arguments: str) -> subprocess.Popen[str]:
                             stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_stream_in_good_order(number: int, tmp_path: Path) -> None:
     video, log = tmp_path / "seen.mp4", tmp_path / "log.db"
     with program("run", SIMULATION, "--json", "-", "--save-video", str(video), "--log", str(log)) as process:
@@ -490,6 +490,29 @@ def test_ctrl_c_that_a_library_swallows_ends_the_program() -> None:
     done = subprocess.run([sys.executable, "-c", SWALLOWED, "run", SIMULATION + "&seconds=1"], capture_output=True,
                           text=True, timeout=60, env={**os.environ, "PYTHONPATH": paths}, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+EARLY = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from stream.commands.start import start
+
+class HangUp(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in ("typer", "pydantic", "stream.service.config"):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+sys.meta_path.insert(0, HangUp())
+sys.exit(start())
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code", "printed"), [
+    (["serve", "--check"], 0, "the defaults: fine, 0 cameras configured\n"), (["run", "none.mp4"], -signal.SIGHUP, "")])
+def test_serve_outlives_sighup_before_its_configuration_is_read(arguments: list[str], code: int, printed: str) -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY, *arguments], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, printed, "")
 
 
 def test_python_dash_m_is_the_program() -> None:

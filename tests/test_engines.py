@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -303,3 +306,32 @@ def test_torch_traces_the_whole_inductor_step(tmp_path: Path, monkeypatch: pytes
         assert np.abs(wanted.scores["gesture"] - wanted.scores["gesture"][0]).max() > 0.1
         got = run_clip(engine, frames, slot=1)
         assert probability_difference(model.contract, wanted.scores, got.scores) <= 1e-3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_is_told_and_waits_for_nothing(make_engine: Callable[..., Engine], frames: np.ndarray) -> None:
+    engine = make_engine()
+    engine.step(frames[:1], [0])
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            for use in (lambda: engine.step(frames[:1], [0]), lambda: engine.reset([0])):
+                try:
+                    use()
+                except EngineError as error:
+                    os.write(writing, f"{error}\n".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        assert select.select([reading], [], [], 20)[0], "the child hangs"
+        with os.fdopen(reading, "rb") as said:
+            lines = said.read().decode().splitlines()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert len(lines) == 2
+    assert all(f"process {child} using an engine of process {os.getpid()}" in line for line in lines)
+    engine.step(frames[1:2], [0])

@@ -12,11 +12,9 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import zmq
 
 import stream
 from engines.errors import GatestreamError
@@ -125,16 +123,13 @@ def start_from_imagenet() -> None:
 
 
 def results_over_mqtt() -> None:
-    from stream.service.config import Config
-    from stream.service.egress.open_sinks import open_sinks
+    from stream.sinks.mqtt import MqttSink
 
-    config = Config.model_validate({"results": {"mqtt": {"host": "localhost"}}})
-    with ExitStack() as stack:
-        open_sinks(config, "lamps", zmq.Context.instance(), stack)
+    MqttSink()
 
 
 EXTRAS: dict[str, tuple[tuple[str, ...], list[str] | Callable[[], None]]] = {
-    "ui": (("gradio", "uvicorn", "starlette", "fastapi", "websockets"), ["ui", "--no-browser"]),
+    "ui": (("gradio",), ["ui", "--no-browser"]),
     "cluster": (("ray",), ["label", "{folder}", "--out", "{folder}/events.parquet"]),
     "onnx": (("onnx", "onnxscript", "onnxruntime"),
              ["export", "gesture", "--engine", "onnx", "--out", "{folder}/x.onnx"]),

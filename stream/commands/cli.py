@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from engines.errors import GatestreamError, UsageError, first_line, is_interrupt
-from stream.commands import bench, data, evaluate, events, model, run, service, teach, train, ui
+from stream.commands import bench, data, evaluate, events, label, model, run, service, teach, train, ui
 from stream.commands.interrupt import interruptible
 from stream.commands.output import StandardOutput
 from stream.commands.start import ForeignPackageError, __version__
@@ -20,7 +20,7 @@ from stream.notices import log_to_stderr
 INTERRUPTED = 130  # exit code, as shells have it for Ctrl-C
 PANELS = {
     "Recognise": "run record events label ui",
-    "Many cameras": "serve camera keys",
+    "Many cameras": "serve camera keys tokens",
     "Models": "models doctor bench export import-official",
     "Train": "train teach evaluate data",
 }
@@ -73,7 +73,7 @@ def gatestream(
     Every command explains itself with --help."""
 
 
-for group in (run, ui, events, service, model, train, evaluate, teach):
+for group in (run, ui, events, label, service, model, train, evaluate, teach):
     app.add_typer(group.commands)
 app.add_typer(bench.commands, name="bench")
 app.add_typer(data.commands, name="data")

@@ -1,25 +1,24 @@
-"""Ctrl-C and SIGTERM: from the first moment of a command on, and the handlers it has of its own."""
+"""Ctrl-C, SIGTERM and SIGHUP: from the first moment of a command on, and the handlers it has of its own."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _received = threading.Event()
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, so that files are finished whenever they come, and are remembered.
+    """They raise KeyboardInterrupt, so that files are finished whenever they come, and are remembered.
     In other threads than the main one, and for a signal that is ignored or handled by the caller, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _received.clear()
-    defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    with handle_signals({number: _interrupt for number, default in defaults.items()
-                         if signal.getsignal(number) is default}):
+    defaults = (signal.default_int_handler, signal.SIG_DFL)
+    with handle_signals({number: _interrupt for number in ENDING if signal.getsignal(number) in defaults}):
         yield
 
 
@@ -35,14 +34,14 @@ def handle_signals(handlers: Mapping[signal.Signals, Callable[..., object]]) -> 
 
 
 def stop_on_signals(close: Callable[[], object], stop: threading.Event) -> AbstractContextManager[None]:
-    """Ctrl-C and SIGTERM set `stop` and close the source; a second one raises KeyboardInterrupt. Main thread only."""
+    """They set `stop` and close the source; a second one raises KeyboardInterrupt. Main thread only."""
     def handle(*_: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
         close()
 
-    return handle_signals({signal.SIGINT: handle, signal.SIGTERM: handle})
+    return handle_signals({number: handle for number in ENDING if signal.getsignal(number) != signal.SIG_IGN})
 
 
 def raise_if_interrupted() -> None:

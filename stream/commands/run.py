@@ -71,7 +71,7 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
         if log is not None:  # first: an event is durable before it is shown
             from stream.sinks.log import EventLog
             name = mask_secrets(source) if parse_scheme(source) else printable(source)
-            sinks.append(stack.enter_context(EventLog(log, loaded.contract.name, name)))
+            sinks.append(stack.enter_context(EventLog(log, loaded.contract.name, name, loaded.digest)))
         if json is not None:
             from stream.sinks.jsonl import JsonLines
             sinks.append(stack.enter_context(JsonLines(json)))
@@ -96,7 +96,9 @@ def run(source: SourceName = DEMO, model: ModelName = "gesture", engine: EngineN
 def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE", help="The recording, a new file.")],
            max_seconds: MaxSeconds = None, max_frames: MaxFrames = None, policy: Policy = "auto", fps: Fps = None,
            camera: CameraName = None) -> None:
-    """Record a source's frames with their times, losing nothing: replayed, they give the same events.
+    """Record a source's frames with their times: replayed, they give the same events.
+
+    With --policy auto a camera gives every frame, too; what it lost on the way here is told at the end.
 
     [bold]Examples[/bold]
 
@@ -107,7 +109,8 @@ def record(source: SourceName, out: Annotated[Path, typer.Option(metavar="FILE",
     from stream.sources import open_source
 
     stop = threading.Event()
-    with open_source(source, camera=camera, policy=policy, fps=fps) as opened, stop_on_signals(opened.close, stop):
+    with open_source(source, camera=camera, policy="every" if policy == "auto" else policy, fps=fps) as opened, \
+            stop_on_signals(opened.close, stop):
         raise_if_interrupted()
-        frames = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
-    print(f"{out}: {frames} frames")
+        counts = record_source(opened, out, max_seconds=max_seconds, max_frames=max_frames, stop=stop)
+    print(f"{out}: {counts.frames} frames, {counts.lost} lost")

@@ -1,7 +1,9 @@
 """The commands of the live service: `serve`, `camera`."""
 
+import json
 import logging
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,10 +12,11 @@ import typer
 
 from engines.errors import UsageError
 from stream.commands.interrupt import handle_signals, raise_if_interrupted
-from stream.commands.options import EngineName, ModelName
 
 commands = typer.Typer()
 log = logging.getLogger("gatestream.service")
+
+SWITCH_S = 0.0005  # from one thread to another, at the latest: the receiver waits for no sink that makes JSON
 
 
 @commands.command()
@@ -42,13 +45,31 @@ def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]",
         read = Config() if config is None else read_config(config)
         return read if promotion is None else read.model_copy(update={"gate": promotion})
 
+    stop, reload = threading.Event(), threading.Event()
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: reload.set())  # also of what is read now
     settings = read_settings()
+    for exposure in settings.exposures:
+        log.warning("%s", exposure)
     if check:
+        from stream.service.api.server import check_files
+        from stream.service.worker.models import Models
+
+        check_files(settings.api)
+        Models.load(settings)
         print(f"{config or 'the defaults'}: fine, {len(settings.camera)} cameras configured")
         return
     from stream.notices import silence_decoders
+    from stream.service.systemd import Ask, Systemd
+    from stream.service.worker.processes import raise_file_limit
 
-    stop, reload = threading.Event(), threading.Event()
+    raise_file_limit()
+    sys.setswitchinterval(SWITCH_S)
+
+    def say_address(address: str | None) -> None:
+        if address is not None:
+            scheme = "https" if settings.api.certificate else "http"
+            log.info("state and metrics: %s://%s/health and /metrics; all pages: /docs", scheme, address)
 
     def reload_settings() -> Config | None:
         """The configuration, if it is to be read again; a faulty one is logged and not taken."""
@@ -61,28 +82,31 @@ def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]",
             log.error("the configuration is not changed: %s", error)
             return None
 
-    signals = {signal.SIGINT: stop, signal.SIGTERM: stop}
-    if hasattr(signal, "SIGHUP"):
-        signals[signal.SIGHUP] = reload
+    def tell_systemd(systemd: Systemd, ready: bool, ask: Ask) -> Config | None:
+        """Called again and again; returns what `reload_settings` does."""
+        read = reload_settings()
+        systemd.poll(ready, read is not None, ask)
+        return read
+
+    from stream.service.service import Service  # before: a signal ends an import at once
+
     silence_decoders()
-    with handle_signals({number: lambda *_, event=event: event.set() for number, event in signals.items()}):
+    with handle_signals({number: lambda *_: stop.set() for number in (signal.SIGINT, signal.SIGTERM)}):
         raise_if_interrupted()
         if cluster:
             from stream.service.cluster.cluster import Cluster
-            with Cluster(settings) as workers:
-                if workers.health_address:
-                    log.info("state and metrics: http://%s/health and /metrics", workers.health_address)
-                workers.run(stop, reload_settings)
+            with Cluster(settings) as workers, Systemd() as systemd:
+                say_address(workers.health_address)
+                workers.run(stop, lambda: tell_systemd(systemd, workers.state()["healthy"], lambda answer: answer()))
             return
-        from stream.service.service import Service
-        with Service(settings) as service:
+        with Service(settings) as service, Systemd() as systemd:
             for address in service.addresses:
                 log.info("cameras may connect to %s", address)
             for address in settings.results.publish:
                 log.info("results are published at %s", address)
-            if service.health_address:
-                log.info("state and metrics: http://%s/health and /metrics", service.health_address)
-            service.run(stop, reload_settings)
+            say_address(service.health_address)
+            service.run(stop, lambda: tell_systemd(systemd, service.receiver.worker.was_ready,
+                                                   service.receiver.call_soon))
 
 
 @commands.command()
@@ -109,31 +133,13 @@ def camera(
     from stream.service.ingress.camera_process import send_frames
     from stream.service.ingress.sender import Sender
     from stream.sources import open_source
+    from stream.sources.address import MOST_PORT, has_valid_port
 
+    if not has_valid_port(to):
+        raise UsageError(f"--to {to}", f"tcp://host:port with a port of {MOST_PORT} at most", "correct the port")
     with open_source(source, policy="newest") as opened, \
             Sender(to, name or opened.info.camera, form, publish, quality, key=key, server_key=server_key) as sender:
         send_frames(opened, sender, max_frames)
-
-
-@commands.command()
-def label(folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False,
-                                                 help="Videos and recordings, in folders of any depth.")],
-          out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="A row for each event.")],
-          model: ModelName = "gesture", engine: EngineName = "auto",
-          workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Videos at a time.")] = None,
-          address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster; default: "
-                                                                               "this machine alone.")] = None) -> None:
-    """Label an archive of videos with Ray Data, on one machine or many.
-
-    [bold]Example[/bold]
-
-      gatestream label archive --out events.parquet"""
-    from stream.archive.label import label as label_folder
-
-    done = label_folder(folder, out, model, engine, workers, address)
-    for path, why in done.failed.items():
-        log.warning("%s: %s", path, why)
-    print(f"{out}: {done.events} events in {done.recordings} recordings, {len(done.failed)} of them unreadable")
 
 
 KeyFolder = Annotated[Path | None, typer.Option("--folder", metavar="FOLDER", help="Where keys are kept.")]
@@ -171,8 +177,54 @@ def list_keys(folder: KeyFolder = None) -> None:
 
 @keys.command("allow")
 def allow_key(file: Annotated[Path, typer.Argument(metavar="FILE.key", help="A public key.")],
+              name: Annotated[str | None, typer.Option(metavar="NAME", help=(
+                  "Of the camera. Default: the file's."))] = None,
               folder: KeyFolder = None) -> None:
-    """Let a camera connect whose keys were made elsewhere."""
+    """Let a camera connect whose keys were made elsewhere.
+
+    [bold]Example[/bold]
+
+      gatestream keys allow ~/.vidgear/keys/client.key --name cell-3"""
     from stream.service.ingress.security import allow_key, default_folder
 
-    print(allow_key(folder or default_folder(), file))
+    print(allow_key(folder or default_folder(), file, name))
+
+
+TokenFile = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Where tokens are kept.")]
+tokens = typer.Typer(no_args_is_help=True, help="Tokens of those who may use a service's HTTP API.")
+commands.add_typer(tokens, name="tokens")
+
+
+@tokens.command("new")
+def new_token(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")],
+              rights: Annotated[str, typer.Option(metavar="RIGHTS", help=(
+                  "read (state, events, records), pictures (and videos), admin (everything); separated by commas."))
+              ] = "read", file: TokenFile = None) -> None:
+    """Make a token, and print it: it is stored nowhere.
+
+    [bold]Example[/bold]
+
+      gatestream tokens new dashboard --rights read,pictures"""
+    from stream.service.api.tokens import create_token, default_file
+
+    path = file or default_file()
+    print(create_token(path, name, rights.split(",")))
+    log.info("in the service's configuration, under [api]: tokens = %s", json.dumps(str(path)))
+
+
+@tokens.command("list")
+def list_tokens(file: TokenFile = None) -> None:
+    """List whose tokens there are, and their rights."""
+    from stream.service.api.tokens import default_file, read_tokens
+
+    for token in read_tokens(file or default_file()):
+        print(token.name, ",".join(token.rights))
+
+
+@tokens.command("revoke")
+def revoke_token(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")],
+                 file: TokenFile = None) -> None:
+    """Remove a token; a service that runs refuses it from then on."""
+    from stream.service.api.tokens import default_file, revoke_token
+
+    revoke_token(file or default_file(), name)

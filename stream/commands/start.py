@@ -3,6 +3,7 @@
 before it on the path; what fails then names neither. Imports nothing of ours before it has checked."""
 
 import os
+import signal
 import sys
 import threading
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ def start() -> int:
     """Runs the command line and returns its exit code; Ctrl-C while it is imported ends it quietly, too."""
     # numpy's products here are small: a second thread would only wait for its turn, for long on a busy machine.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if "serve" in sys.argv[1:3] and hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # to read the configuration again, which was not read yet
     try:
         for name in ("engines", "stream"):
             check_package(name)
