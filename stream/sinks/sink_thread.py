@@ -137,25 +137,24 @@ class SinkThread:
             for number, record in found:
                 if time.monotonic() > self._until:
                     return
-                self._busy_since = time.monotonic()
-                try:
-                    self._sink.write(None, [record])
-                    self.counts["delivered"] += 1
-                    refused = None
-                except RefusedError as error:
-                    self.counts["refused"] += 1
-                    refused = str(error)
-                    log.error("%s refuses an event, see `gatestream events --undelivered`: %s", self.name, error)
-                self.deliveries.advance(number, refused)
+                self.deliveries.advance(number, self._send(record))
 
     def _retry(self) -> None:
         for number, record in self.deliveries.retries() if self.deliveries is not None else ():
-            try:
-                self._sink.write(None, [record])
-            except RefusedError as error:
-                assert self.deliveries is not None
-                self.deliveries.advance(number, str(error))
-                continue
             assert self.deliveries is not None
-            self.deliveries.settle(number)
-            self.counts["delivered"] += 1
+            if (refused := self._send(record)) is None:
+                self.deliveries.settle(number)
+            else:
+                self.deliveries.advance(number, refused)
+
+    def _send(self, record: Record) -> str | None:
+        """Delivers one record; returns why it is refused for good, if it is."""
+        self._busy_since = time.monotonic()
+        try:
+            self._sink.write(None, [record])
+        except RefusedError as error:
+            self.counts["refused"] += 1
+            log.error("%s refuses an event, see `gatestream events --undelivered`: %s", self.name, error)
+            return str(error)
+        self.counts["delivered"] += 1
+        return None
