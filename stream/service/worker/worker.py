@@ -36,7 +36,6 @@ from stream.service.worker.promotion import check_promotion
 from stream.wire import Limits, decode
 
 UNCONFIGURED = CameraConfig(name="any")
-IDLE_MS = 1000  # after which it checks whether the service still lives
 
 
 class Worker:
@@ -182,12 +181,11 @@ def _signs_of_life(context: zmq.Context[zmq.Socket[bytes]], address: str) -> Ite
 @validate_call
 def serve(address: str, model: str, own: dict[str, str], engine: str, slots: int, promotion: PromotionConfig | None,
           expected: list[Event] | None, known: list[Event] | None) -> None:
-    """Works for the receiver at `address` until it sends `stop` or its process has ended.
+    """Works for the receiver at `address` until it sends `stop`; `run_process` ends it with the service.
     own: model files of cameras that have another model, each of which is built once; slots: of the default model.
     expected: the events that the running model found in promotion's recording; None if this model is the first. Raises
     ModelError, before `ready`, if this one finds others. known: those that this model found when it ran before,
     without `promotion`."""
-    service = os.getppid()
     with (zmq.Context() as context, _signs_of_life(context, address), context.socket(zmq.DEALER) as socket):
         socket.linger = 2000
         socket.connect(address)
@@ -213,13 +211,9 @@ def serve(address: str, model: str, own: dict[str, str], engine: str, slots: int
             while True:
                 # Pictures of the next batches are decoded while the engine has this one.
                 while (len(queue) < protocol.CREDITS and (not queue or queue[-1][0] == protocol.FRAMES)
-                       and socket.poll(0 if queue else IDLE_MS)):
+                       and socket.poll(0 if queue else None)):
                     kind, *parts = socket.recv_multipart()
                     queue.append((kind, _prepare(worker, kind, parts)))
-                if not queue:
-                    if os.getppid() != service:
-                        return
-                    continue
                 kind, work = queue.popleft()
                 if (done := work()) is not None:
                     done["credits"] = int(kind == protocol.FRAMES)
