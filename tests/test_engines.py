@@ -56,7 +56,7 @@ def make_engine(request: pytest.FixtureRequest, model: Model, bidirectional_mode
         return lambda slots=1: engines.compile(bidirectional_model, slots=slots)
     if request.param == "inductor":
         request.getfixturevalue("uncompiled")
-        return lambda slots=1: compile_step(model, slots, "f32", "cpu", batch=2)
+        return lambda slots=1: compile_step(model, slots, "f32", "cpu", sizes=[1, 2])
     if request.param == "tensorrt":
         request.getfixturevalue("fake_tensorrt")
     if request.param == "onnx":
@@ -272,19 +272,19 @@ def test_auto_takes_a_gpu_where_there_is_one_that_works(
 
 def test_a_compiled_step_that_fails_moves_no_camera(model: Model, frames: np.ndarray, uncompiled: None,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = compile_step(model, 3, "f32", "cpu", batch=2)
+    engine = compile_step(model, 3, "f32", "cpu", sizes=[1, 2])
     wanted = run_clip(engines.compile(model, "eager"), frames[:3]).scores["gesture"]
     engine.step(frames[[0, 0, 0]], [0, 1, 2])
-    network, runs = engine._network, []
+    steps, runs = engine._steps, []
 
     def fail_at_the_second(*inputs: torch.Tensor) -> Any:
         runs.append(len(inputs))
         if len(runs) == 2:
             raise RuntimeError("out of memory")
-        return network(*inputs)
+        return steps[len(inputs[0])](*inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_network", fail_at_the_second)
+        patch.setattr(engine, "_steps", dict.fromkeys(steps, fail_at_the_second))
         with pytest.raises(EngineError, match="out of memory"):
             engine.step(frames[[1, 1, 1]], [0, 1, 2])
     for t in (1, 2):
@@ -295,7 +295,7 @@ def test_a_compiled_step_that_fails_moves_no_camera(model: Model, frames: np.nda
 def test_torch_traces_the_whole_inductor_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tracer but without the code generator, which takes minutes on a processor."""
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module, **how: real(module, backend="aot_eager", **how))
+    monkeypatch.setattr(torch, "compile", lambda step, **how: real(step, backend="aot_eager", **how))
     monkeypatch.setattr(backend_module, "probe_clip", lambda contract: probe_clip(contract, 3))
     for seed in (0, 3):  # two models of one architecture in one process: code may be shared, weights not
         model = make_model(tmp_path, "gsf-resnet18", seed=seed, sites=["layer4_0"])

@@ -134,6 +134,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], list[str] | Callable[[], None]]] = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"),
              ["export", "gesture", "--engine", "onnx", "--out", "{folder}/x.onnx"]),
     "tensorrt": (("torch_tensorrt", "tensorrt"), ["run", "sim://gestures?seconds=1", "--engine", "tensorrt"]),
+    "tensorrt-rtx": (("torch_tensorrt", "tensorrt_rtx"), ["run", "sim://gestures?seconds=1", "--engine", "tensorrt"]),
     "hub": (("huggingface_hub",), start_from_imagenet),
     "mqtt": (("paho",), results_over_mqtt),
     "hands": (("mediapipe",), ["bench", "hands", "sim://gestures?seconds=1"]),

@@ -1,21 +1,11 @@
-"""TensorRT without a GPU: every network's step holds only what torch-tensorrt converts, and all around the builder.
-
-The operators come from torch-tensorrt's source (tests/torch_tensorrt_operators.py). What it does to a graph before it
-looks for converters is repeated here as far as torch alone can: the operators it has torch decompose are decomposed,
-those it replaces and that occur here are replaced, assertions are dropped, and a max-pool whose indices nobody reads
-is a plain one. Some converters look at a node's arguments too; those conditions are left to the GPU tests.
-"""
+"""TensorRT without a GPU or a compiler: all around the builder. What it builds: test_tensorrt_build.py, tests/gpu."""
 
 from __future__ import annotations
 
-import functools
-import json
 import logging
-import operator
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,134 +13,21 @@ import pytest
 import torch
 from fakes import FakeTorchTensorRT
 from small_models import make_model
-from torch import Tensor, nn
-from torch._decomp import get_decompositions
-from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace, _get_decomp_for_cia
-from torch._ops import OpOverload
+from torch import Tensor
 
 import engines
 import engines.runtime.backend as backend_module
+import engines.runtime.registry as registry
 import engines.runtime.tensorrt as tensorrt_engine
+from engines.bench import doctor as doctor_module
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model
 from engines.runtime import cache
 from engines.runtime.backend import Spec
-from engines.runtime.lowering import PixelStep
 from engines.runtime.parity import Parity, compare, probe_clip, run_clip
 
-CONVERTED = json.loads((Path(__file__).parent / "data" / "torch_tensorrt_converters.json").read_text())
-SIZES_HW = {"mobilenetv2": (40, 56), "resnet18": (40, 56), "resnet50": (40, 56), "bninception": (64, 64),
-            "inceptionv3": (75, 75)}
-aten = torch.ops.aten
 EXPORT = torch.export.export
-REPLACED: dict[OpOverload, Callable[..., Tensor]] = {
-    aten.alias.default: lambda x: x,
-    aten.view.default: lambda x, size: aten._reshape_copy.default(x, size),
-    aten._unsafe_view.default: lambda x, size: aten._reshape_copy.default(x, size),
-}
-DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_scalar.default"}
-
-
-@functools.cache
-def decompositions() -> dict[OpOverload, Callable[..., Any]]:
-    def named(name: str) -> Any:
-        return functools.reduce(getattr, name.split("."), torch.ops)
-
-    kept = {named(name) for name in CONVERTED["kept"]}
-    table = dict(get_decompositions([named(name) for name in CONVERTED["decomposed"]]))
-    table |= {op: _get_decomp_for_cia(op) for op in _collect_all_valid_cia_ops_for_aten_namespace() if op not in kept}
-    return table | REPLACED
-
-
-def operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
-    """Names of the operators that torch-tensorrt would look for converters of."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter uses what its own torch calls deprecated
-        program = torch.export.export(module, inputs).run_decompositions(decompositions())
-    found = set()
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            name = str(node.target) if isinstance(node.target, OpOverload) else f"operator.{node.target.__name__}"
-            if name == "aten.max_pool2d_with_indices.default" and all(
-                    user.target is operator.getitem and user.args[1] == 0 for user in node.users):
-                name = "aten.max_pool2d.default"
-            found.add(name)
-    return found - DROPPED
-
-
-def foreign(module: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
-    """Those without a converter; a converter may be registered for all overloads at once."""
-    listed = set(CONVERTED["operators"])
-    return {name for name in operators(module, inputs) if not {name, name.rpartition(".")[0]} & listed}
-
-
-def step_and_inputs(model: Model, batch: int = 2) -> tuple[PixelStep, tuple[Tensor, ...]]:
-    step = PixelStep(model.network, model.contract)
-    image = torch.zeros(1, *model.contract.input_size_hw, 3)
-    return step, tuple(one.expand(batch, *one.shape[1:]).contiguous() for one in (image, *step.fresh_state()))
-
-
-class Apart(nn.Module):
-    """The temporal modules of a step without the backbone between them: site -> (frame, state) in."""
-
-    def __init__(self, step: PixelStep) -> None:
-        super().__init__()
-        self.temporal = step.temporal
-
-    def forward(self, seen: dict[str, tuple[Tensor, list[Tensor]]]) -> dict[str, Any]:
-        return {site: self.temporal[site](*inputs) for site, inputs in seen.items()}
-
-
-@pytest.mark.parametrize("backbone", SIZES_HW)
-def test_every_operator_of_a_backbone_has_a_converter(tmp_path: Path, backbone: str) -> None:
-    model = make_model(tmp_path, f"tsn-{backbone}", size_hw=SIZES_HW[backbone], readout_width=8)
-    assert foreign(*step_and_inputs(model)) == set()
-
-
-@pytest.mark.parametrize("backbone", SIZES_HW)
-@pytest.mark.parametrize("temporal", ["tsm", "gsm", "gsf", "stsm"])
-def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal: str, backbone: str) -> None:
-    """At each site of the backbone: how a module is written out goes by the size of its maps."""
-    step, inputs = step_and_inputs(make_model(tmp_path, f"{temporal}-{backbone}", size_hw=SIZES_HW[backbone]))
-    seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    hooks = [module.register_forward_pre_hook(lambda _, given, site=site: seen.update({site: given}))
-             for site, module in step.temporal.items()]
-    with torch.no_grad():
-        step(*inputs)
-    for hook in hooks:
-        hook.remove()
-    assert list(seen) == list(step.temporal)
-    assert foreign(Apart(step), (seen,)) == set()
-
-
-@pytest.mark.parametrize("options", [{"gate_ratio": 100}, {"past_shift": 0}, {"past_shift": 1}])
-def test_every_form_of_the_gate_shift_step_has_converters(tmp_path: Path, options: dict[str, Any]) -> None:
-    model = make_model(tmp_path, "gsf-mobilenetv2", **options)
-    assert foreign(*step_and_inputs(model)) == set()
-
-
-def test_the_bundled_model_has_converters() -> None:
-    assert foreign(*step_and_inputs(engines.load("gesture"))) == set()
-
-
-class Pool(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, where = nn.functional.max_pool2d(x, 2, return_indices=True)
-        return y, where
-
-
-class Determinant(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.det(x)
-
-
-@pytest.mark.parametrize(("module", "inputs", "named"), [
-    (Determinant(), (torch.eye(3)[None],), "aten._linalg_det.default"),
-    (Pool(), (torch.zeros(1, 1, 4, 4),), "aten.max_pool2d_with_indices.default"),
-    (nn.GRUCell(4, 4), (torch.zeros(1, 4), torch.zeros(1, 4)), "aten.unsafe_split.Tensor"),
-])
-def test_a_foreign_operator_is_found(module: nn.Module, inputs: tuple[Tensor, ...], named: str) -> None:
-    assert foreign(module, inputs) == {named}
+UNAVAILABLE_REASON = registry.unavailable_reason
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +42,8 @@ def library(fake_tensorrt: FakeTorchTensorRT, tmp_path: Path, monkeypatch: pytes
     return fake_tensorrt
 
 
-def test_it_is_built_once_for_its_batch_and_loaded_ever_after(library: FakeTorchTensorRT, model: Model,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_built_once_for_each_batch_and_loaded_ever_after(library: FakeTorchTensorRT, model: Model,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.export, "export", EXPORT)
     frames = probe_clip(model.contract, 6)
     wanted = run_clip(engines.compile(model, "eager"), frames)
@@ -174,12 +51,30 @@ def test_it_is_built_once_for_its_batch_and_loaded_ever_after(library: FakeTorch
         engine = engines.compile(model, "tensorrt", slots=3)
         assert (engine.name, engine.precision) == ("tensorrt", "f16")
         assert compare(model.contract, wanted, run_clip(engine, frames, slot=1)).holds
-    (settings,) = library.builds
-    assert settings["require_full_compilation"]
-    assert settings["use_explicit_typing"]
-    assert {(len(tensor), tensor.dtype) for tensor in settings["arg_inputs"]} == {(3, torch.float16)}
+    assert len(library.builds) == 3
+    for batch, settings in zip((1, 2, 3), library.builds, strict=True):
+        assert settings["require_full_compilation"]
+        assert settings["use_explicit_typing"]
+        assert {(len(tensor), tensor.dtype) for tensor in settings["arg_inputs"]} == {(batch, torch.float16)}
     (entry,) = cache.entries()
     assert Parity(**entry.facts["parity"]["f16"]).holds
+
+
+def test_each_batch_is_compared_with_eager(library: FakeTorchTensorRT, model: Model,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def note(engine: Any, frames: np.ndarray, slot: int = 0, company: Any = ()) -> Any:
+        if engine.name != "eager":
+            compared.append(1 + len(company))
+        return run_clip(engine, frames, slot, company)
+
+    monkeypatch.setattr(backend_module, "run_clip", note)
+    answers = iter([Parity(0, 0, 0), Parity(0, 0, 0), Parity(0, 0.2, 0)])  # one size is off, and so the precision
+    monkeypatch.setattr(backend_module, "compare", lambda *_: next(answers, Parity(0, 0, 0)))
+    engine = engines.compile(model, "tensorrt", slots=3)
+    assert compared == [1, 2, 3, 1, 2, 3]
+    assert engine.precision == "f32"
 
 
 @pytest.mark.parametrize("change", ["slots", "precision", "gpu", "driver", "library", "code"])
@@ -196,17 +91,43 @@ def test_whatever_it_depends_on_is_in_its_key(library: FakeTorchTensorRT, model:
     assert sum(before[part] != after[part] for part in before) == 1
 
 
+@pytest.mark.parametrize("first", [None, "f16"])
+def test_what_parity_chose_and_the_same_by_name_are_one_entry(library: FakeTorchTensorRT, model: Model,
+                                                             first: str | None) -> None:
+    for precision in (first, "f16", None):
+        assert engines.compile(model, "tensorrt", precision=precision).precision == "f16"
+    assert len(library.builds) == len(cache.entries()) == 1
+    engines.compile(model, "tensorrt", precision="f32")
+    assert len(library.builds) == len(cache.entries()) == 2
+
+
+@pytest.mark.parametrize("changed", ["device GPU and not other", "driver 1.0 and not other", "torch-tensorrt 2.13.0"])
+def test_an_engine_of_another_card_driver_or_library_is_built_again_and_that_is_said(
+        library: FakeTorchTensorRT, model: Model, changed: str, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
+    engines.compile(model, "tensorrt", precision="f32")
+    monkeypatch.setattr(library, "__version__", "9.9" if "2.13" in changed else library.__version__)
+    monkeypatch.setattr(tensorrt_engine, "_gpu", lambda: ("other" if "device" in changed else "GPU",
+                                                          "other" if "driver" in changed else "1.0"))
+    with caplog.at_level(logging.WARNING):
+        engines.compile(model, "tensorrt", precision="f32")
+    assert len(library.builds) == len(cache.entries()) == 2
+    assert changed in caplog.text
+    assert "it is left alone" in caplog.text
+
+
 def test_another_key_builds_again(library: FakeTorchTensorRT, model: Model) -> None:
     for slots in (1, 2, 1, 2):
         engines.compile(model, "tensorrt", slots=slots, precision="f32")
-    assert len(library.builds) == len(cache.entries()) == 2
+    assert len(cache.entries()) == 2
+    assert len(library.builds) == 1 + 2
 
 
 def test_a_damaged_entry_is_built_again_and_never_loaded(library: FakeTorchTensorRT, model: Model,
                                                          caplog: pytest.LogCaptureFixture) -> None:
     engines.compile(model, "tensorrt", precision="f32")
     (entry,) = cache.entries()
-    with (entry.folder / tensorrt_engine.PROGRAM).open("ab") as file:
+    with (entry.folder / tensorrt_engine.program(1)).open("ab") as file:
         file.write(b"x")
     loads = library.loads
     with caplog.at_level(logging.WARNING):
@@ -287,12 +208,53 @@ def test_int8_is_calibrated_with_state_on_the_frames_given(library: FakeTorchTen
 
 def test_a_machine_without_it_is_told_what_to_install(model: Model, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_engine, "find_spec", lambda name: None if "tensorrt" in name else object())
+    monkeypatch.setattr(tensorrt_engine, "find_spec", lambda name: None)
     monkeypatch.setattr(tensorrt_engine, "has_gpu", lambda: False)
-    with pytest.raises(EngineError, match=r"no torch_tensorrt, no tensorrt, no NVIDIA GPU.*gatestream\[tensorrt\]"):
+    with pytest.raises(EngineError, match=r"neither torch-tensorrt nor torch-tensorrt-rtx, no NVIDIA GPU.*"
+                                          r"gatestream\[tensorrt\].*gatestream\[tensorrt-rtx\]"):
         engines.compile(model, "tensorrt")
     with pytest.raises(EngineError, match=r"could carry code.*--engine tensorrt"):
         engines.export(model, "tensorrt", tmp_path / "step.engine")
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU and a module torch_tensorrt of some kind."""
+    monkeypatch.setattr(tensorrt_engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(tensorrt_engine, "has_gpu", lambda: True)
+
+
+@pytest.mark.parametrize(("installed", "module"), tensorrt_engine.LIBRARIES.items())
+def test_whichever_library_is_there_is_named(library: FakeTorchTensorRT, model: Model, on_a_gpu: None, installed: str,
+                                             module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_engine, "_distribution", lambda: installed)
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(__version__="1.6.1"))
+    named = f"{installed} 2.13.0, {module} 1.6.1, torch {torch.__version__}"
+    assert tensorrt_engine.BACKEND.cache_key(Spec(model))["library"] == named
+    assert doctor_module._tensorrt() == (True, named)
+
+
+@pytest.mark.parametrize(("missing", "installed", "extra"), [
+    ("torch_tensorrt", "torch-tensorrt", "tensorrt"),          # of another torch or CUDA: its libraries do not load
+    ("tensorrt", "torch-tensorrt", "tensorrt"),                # half installed
+    ("tensorrt_rtx", "torch-tensorrt-rtx", "tensorrt-rtx"),
+])
+def test_what_is_there_and_does_not_work_is_said_and_passed_over(
+        library: FakeTorchTensorRT, model: Model, on_a_gpu: None, missing: str, installed: str, extra: str,
+        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(tensorrt_engine, "_distribution", lambda: installed)
+    monkeypatch.setattr(registry, "unavailable_reason",
+                        lambda name: UNAVAILABLE_REASON(name) if name == "tensorrt" else "not tried")
+    said = rf"{installed} that cannot be loaded \(.*{missing}"
+    with pytest.raises(EngineError, match=said):
+        engines.compile(model, "tensorrt")
+    with caplog.at_level(logging.WARNING):
+        assert engines.compile(model).name == "eager"
+    assert "trying the next best" in caplog.text
+    assert caplog.text.count(installed + " that cannot") == 1
+    with pytest.raises(EngineError, match=rf"{said}.*for torch {torch.__version__.split('+')[0]}.*\[{extra}\]"):
+        doctor_module._tensorrt()
 
 
 def test_auto_takes_tensorrt_first(library: FakeTorchTensorRT, model: Model, caplog: pytest.LogCaptureFixture) -> None:
@@ -301,13 +263,3 @@ def test_auto_takes_tensorrt_first(library: FakeTorchTensorRT, model: Model, cap
     with caplog.at_level(logging.WARNING):
         assert engines.compile(model, slots=2).name == "eager"
     assert "no kernel image" in caplog.text
-
-
-def test_what_is_there_but_does_not_work_is_said(model: Model, tmp_path: Path,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
-    with pytest.raises(EngineError, match=r"torch-tensorrt that cannot be loaded.*gatestream\[tensorrt\]"):
-        tensorrt_engine.open_engine(Spec(model), "f16", tmp_path, {})
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(EngineError, match=r"no answer from the GPU.*nvidia-smi must work"):
-        tensorrt_engine._gpu()

@@ -18,6 +18,7 @@ from engines.errors import raise_interrupt
 from engines.model.file import Model, load
 from engines.model.preprocess import normalise
 from engines.runtime import cache
+from engines.runtime.backend import Broken
 from engines.runtime.engine import Engine, Floats, StepResult
 from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, compare, probability_difference, probe_clip, run_clip
 from engines.runtime.registry import ENGINES, unavailable_reason
@@ -41,7 +42,7 @@ def doctor(model: str | os.PathLike[str] | Model = "gesture", hop: int | None = 
     hop: of a bidirectional model, as `engines.compile` takes it; find_events: runs a stream through an engine; its
     events are to be eager's, their times to within a frame."""
     for name, check in (("machine", _machine), ("video decoding", _video), ("torch", _torch),
-                        ("OpenVINO", _openvino), ("engine cache", _cache)):
+                        ("OpenVINO", _openvino), ("TensorRT", _tensorrt), ("engine cache", _cache)):
         yield _checked(name, check)
     opened: list[Model] = []
 
@@ -177,6 +178,16 @@ def _openvino() -> Outcome:
 
     able, devices = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), ", ".join(core().available_devices)
     return "CPU" in devices, f"{importlib.metadata.version('openvino')} on {devices}; CPU: {', '.join(sorted(able))}"
+
+
+def _tensorrt() -> Outcome:
+    """Which of its libraries is used; what is installed and does not work is a fault, what is not is none."""
+    from engines.runtime.tensorrt import unavailable_reason, versions
+
+    reason = unavailable_reason()
+    if reason is None or isinstance(reason, Broken):
+        return True, versions()  # or what is wrong and to be done
+    return True, f"not used: {reason}"
 
 
 def _cache() -> Outcome:

@@ -17,6 +17,7 @@ from engines.model.file import Model
 from engines.model.preprocess import fit
 from engines.networks.config import FusionRule, NetworkConfig, tensor_shapes
 from engines.runtime.backend import Spec
+from engines.runtime.engine import Engine
 from engines.runtime.registry import ENGINES, find, unavailable_reason
 from engines.synthetic import Simulation
 
@@ -109,15 +110,18 @@ def resolve_engine(engine: str) -> str:
 
 
 def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
-                     size_hw: tuple[int, int] | None = None, steps: int = 400) -> Overhead:
+                     size_hw: tuple[int, int] | None = None, steps: int = 400,
+                     opened: Engine | None = None) -> Overhead:
     """Times a model, at its own size unless another is given, and its bare backbone.
-    steps: timed frames of each, rounded up to whole turns. Raises what building the engine raises."""
+    steps: timed frames of each, rounded up to whole turns; opened: its engine, where there is one at this size, which
+    is not built again and stays open. Raises what building the engine raises."""
     engine = resolve_engine(engine)
     size_hw = size_hw or model.contract.input_size_hw
     config = model.contract.network.replace(input_size_hw=size_hw)
     resized = Model(model.contract.model_copy(update={"network": config, "cover_hw": size_hw}), model.tensors, "")
-    engines = {name: find(engine).open_unproven(Spec(one, precision=precision))
-               for name, one in (("step", resized), ("bare", bare_backbone(resized)))}
+    backend, bare_model = find(engine), bare_backbone(resized)
+    engines = {"step": opened or backend.open_unproven(Spec(resized, precision=precision)),
+               "bare": backend.open_unproven(Spec(bare_model, precision=precision))}
     frames = [fit(image, size_hw, size_hw)[None] for image in camera_images(model.contract.frame_rate, TURN)]
     taken: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(2 + -(-steps // TURN)):
@@ -128,7 +132,8 @@ def measure_overhead(model: Model, engine: str = "auto", precision: str = "f32",
                 taken[name].append(time.perf_counter() - began)
     state_bytes = engines["step"].state_bytes
     for built in engines.values():
-        built.close()
+        if built is not opened:
+            built.close()
     average = np.mean if typical(model) == "mean" else np.median
     # Turn by turn: both networks ran within milliseconds, whatever the machine did before and after. Two only warm up.
     step, bare = (np.reshape(taken[name], (-1, TURN))[2:] for name in ("step", "bare"))

@@ -56,7 +56,8 @@ def bench(model: Model, engine: str = "auto", precision: str | None = None, step
     try:
         for size_hw in dict.fromkeys([model.contract.input_size_hw, LARGE_HW]):
             report["against_bare"]["{1}x{0}".format(*size_hw)] = asdict(
-                measure_overhead(model, opened.name, opened.precision, size_hw, steps))
+                measure_overhead(model, opened.name, opened.precision, size_hw, steps,
+                                 opened if size_hw == model.contract.input_size_hw else None))
     except EngineError as error:  # such as an ONNX file, on a machine that runs ONNX but cannot write it
         report["no_bare"] = str(error)
     report["fps"] = 1000 / report["stages_ms"]["total"][typical(model)]

@@ -6,13 +6,13 @@ import functools
 import hashlib
 import inspect
 import logging
-import shutil
+import operator
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engines.errors import EngineError
 from engines.model.file import Model
-from engines.runtime import cache
+from engines.runtime import cache, nvidia
 from engines.runtime.cache import Facts as Facts
 from engines.runtime.engine import Engine
 from engines.runtime.own_process import call
@@ -32,6 +32,10 @@ NO_GPU = "no NVIDIA GPU that torch can use"
 BY_PARITY = "by parity"
 Frames = NDArray[np.uint8]
 _ONE_THREAD = threading.Lock()
+
+
+class Broken(str):
+    """Why an engine is unavailable whose library somebody installed: `auto` says it, and goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,13 @@ class Backend:
         return self.open(spec, str(entry.facts["precision"]), entry.folder, entry.facts)
 
     def get_or_build(self, spec: Spec) -> cache.Entry:
-        """The cache entry of an engine, built and proven if need be."""
-        self._precisions(spec)
+        """The cache entry of an engine, built and proven if need be. One that is asked for by name may be there as the
+        one that parity chose, and the other way about."""
+        fastest = self._precisions(spec)[0]
+        for precision in (spec.precision, None if spec.precision else fastest):
+            entry = cache.find(self.cache_key(replace(spec, precision=precision)))
+            if entry is not None and (spec.precision is None or entry.facts["precision"] == spec.precision):
+                return entry
 
         def build(folder: Path) -> Facts:
             log.warning("building the %s engine of %s for this machine, once", self.title, spec.model.contract.name)
@@ -143,9 +152,10 @@ class Backend:
         found: dict[str, Parity] = {}
         for precision in self._precisions(spec):
             engine = open_one(precision)
-            found[precision] = compare(contract, wanted, run_clip(engine, frames))
+            found[precision] = functools.reduce(operator.or_, (  # each batch has kernels of its own
+                compare(contract, wanted, run_clip(engine, frames, 0, range(1, size))) for size in engine.batch_sizes))
             if found[precision].holds:
-                engine.reset([0])
+                engine.reset(range(max(engine.batch_sizes)))
                 return engine, found
             engine.close()
         measured = {precision: str(parity) for precision, parity in found.items()}
@@ -186,8 +196,8 @@ def source_hash(engine_file: Path) -> str:
 
 
 def has_gpu() -> bool:
-    """Whether torch can use a GPU. Asks torch only where the driver's own program is: importing torch takes seconds."""
-    if shutil.which("nvidia-smi") is None:
+    """Whether torch can use a GPU. Asks torch only where there is a driver: importing torch takes seconds."""
+    if not nvidia.has_driver():
         return False
     import torch
 

@@ -99,14 +99,21 @@ def make_private_dir(folder: Path) -> Path:
     return folder
 
 
+def find(key: Mapping[str, str]) -> Entry | None:
+    """The entry of a key, if there is one that can be trusted."""
+    for place in cache_dirs():
+        with contextlib.suppress(FileNotFoundError, DamagedEntryError):
+            return _use(place / _name(key), key)
+    return None
+
+
 def get_or_build(key: Mapping[str, str], build: Callable[[Path], Facts]) -> Entry:
     """The entry of a key, built if there is none that can be trusted: `build` writes files into a folder, and returns
     facts about them. What it raises comes out."""
-    places, name = cache_dirs(), _checksum(dict(key))[:32]
-    for place in places:
-        with contextlib.suppress(FileNotFoundError, DamagedEntryError):
-            return _use(place / name, key)
-    folder = places[-1] / name
+    if entry := find(key):
+        return entry
+    places = cache_dirs()
+    folder = places[-1] / _name(key)
     if len(places) > 1:
         log.warning("engine cache %s cannot be written: engines are kept in %s", *places)
     try:
@@ -124,6 +131,10 @@ def get_or_build(key: Mapping[str, str], build: Callable[[Path], Facts]) -> Entr
                     folder.parent, error.strerror or error)
     outside = make_temporary_dir()
     return Entry(outside, dict(key), build(outside), time.time(), _size(outside))
+
+
+def _name(key: Mapping[str, str]) -> str:
+    return _checksum(dict(key))[:32]
 
 
 def _use(folder: Path, key: Mapping[str, str]) -> Entry:

@@ -36,6 +36,7 @@ class Engine(ABC):
     precision: str
     contract: Contract
     slots: int
+    batch_sizes: Sequence[int] = (1,)  # cameras that are advanced together, where that makes the numbers differ
     _pid: int
 
     def __new__(cls, *_: Any, **__: Any) -> Self:

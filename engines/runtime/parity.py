@@ -1,7 +1,7 @@
 """How far an engine's results are from eager's, on a clip that is the same everywhere.
 Legend: T frames, H W the contract's input size, D features, K labels of a head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,11 @@ class Parity:
         """Whether an engine with such results may stand in for eager."""
         return self.probabilities <= TOLERANCE and max(self.logits, self.features) <= SPREAD_TOLERANCE
 
+    def __or__(self, other: "Parity") -> "Parity":
+        """The worse of two in each respect."""
+        return Parity(max(self.probabilities, other.probabilities), max(self.logits, other.logits),
+                      max(self.features, other.features))
+
     def __str__(self) -> str:
         return (f"{self.probabilities:.1e} in probabilities, {self.logits:.1e} in logits, {self.features:.1e} in "
                 "features")
@@ -46,12 +51,15 @@ def probe_clip(contract: Contract, frames: int = PROBE_FRAMES) -> NDArray[np.uin
     return np.stack([prepare(camera.frame(k), contract) for k in range(frames)])
 
 
-def run_clip(engine: Engine, frames_u8_THWC: NDArray[np.uint8], slot: int = 0) -> StepResult:
-    """Features [T, D] and logits [T, K] for one camera, frame by frame from a fresh state."""
-    engine.reset([slot])
-    steps = [engine.step(frame[None], [slot]) for frame in frames_u8_THWC]
-    return StepResult(np.concatenate([step.features for step in steps]),
-                      {head: np.concatenate([step.scores[head] for step in steps]) for head in engine.contract.heads})
+def run_clip(engine: Engine, frames_u8_THWC: NDArray[np.uint8], slot: int = 0,
+             company: Sequence[int] = ()) -> StepResult:
+    """Features [T, D] and logits [T, K] for one camera, frame by frame from a fresh state.
+    company: slots of cameras that see the same, before it in each step."""
+    slots = [*company, slot]
+    engine.reset(slots)
+    steps = [engine.step(np.repeat(frame[None], len(slots), 0), slots) for frame in frames_u8_THWC]
+    return StepResult(np.stack([step.features[-1] for step in steps]),
+                      {head: np.stack([step.scores[head][-1] for step in steps]) for head in engine.contract.heads})
 
 
 def compare(contract: Contract, wanted: StepResult, got: StepResult) -> Parity:

@@ -60,10 +60,12 @@ def find(name: str) -> Backend:
 
 def unavailable_reason(name: str) -> str | None:
     """Why `auto` passes over an engine on this machine, as far as is known without building it; None if it tries."""
+    from engines.runtime.backend import Broken
+
     try:
         return find(name).unavailable_reason()
     except EngineError as error:
-        return error.got
+        return Broken(error.got)
 
 
 def _compile(name: str, spec: Spec) -> Engine:
@@ -76,10 +78,13 @@ def _compile(name: str, spec: Spec) -> Engine:
 
 
 def _compile_best(spec: Spec) -> Engine:
+    from engines.runtime.backend import Broken
+
     *compiled, last = ENGINES
     for name in compiled:
         if reason := unavailable_reason(name):
-            log.debug("not on %s: %s", name, reason)
+            level = logging.WARNING if isinstance(reason, Broken) else logging.DEBUG
+            log.log(level, "no %s engine (%s): trying the next best", name, reason)
             continue
         try:
             return _compile(name, spec)
@@ -100,7 +105,13 @@ def _open_file(file: Path, spec: Spec) -> Engine:
     from engines.runtime import cache
 
     openvino = find("openvino")
-    return openvino.open_entry(spec, cache.unpack(file, openvino.cache_key(spec)))
+    key = openvino.cache_key(spec)
+    del key["precision"]  # it was asked for by name, or chosen: the same engine
+    entry = cache.unpack(file, key)
+    if spec.precision not in (None, entry.facts["precision"]):
+        raise EngineError(f"precision {spec.precision!r} for engine file {file}", entry.facts["precision"],
+                          "leave the precision out")
+    return openvino.open_entry(spec, entry)
 
 
 def _refuse_bidirectional(model: Model) -> None:
