@@ -51,7 +51,8 @@ class GateShiftFuse(GateShift):
         shifted, halves = self.shift(gated, state[1:-1])
         weight, pooled = self.fuse_weight(shifted, stayed, state[-1:])
         mixed = stayed + weight[..., None, None] * (shifted - stayed)
-        return torch.cat([mixed.index_select(2, self.order), rest], dim=2), taps + halves + pooled
+        mixed = mixed.index_select(2, self.order)
+        return torch.cat([mixed, rest], dim=2) if rest.shape[2] else mixed, taps + halves + pooled
 
     def fuse_weight(self, shifted_BTCHW: Tensor, stayed_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         """Weight of the shifted part, [B, T, f]: a 3x3 convolution over neighbouring channels and times."""

@@ -46,10 +46,14 @@ class Inception(Backbone):
 
 
 def max_pool(x: Tensor, stride: int) -> Tensor:
-    """3x3; with stride 1 the map keeps its size."""
-    return F.max_pool2d(x, 3, stride, padding=1 if stride == 1 else 0, ceil_mode=True)
+    """3x3; with stride 1 the map keeps its size. Rounding up is written as zeros to the right and below, as TensorRT
+    has no other way: a maximum after a ReLU does not see them."""
+    if stride == 1:
+        return F.max_pool2d(x, 3, 1, padding=1)
+    bottom, right = (-(int(side) - 3) % stride for side in x.shape[-2:])
+    return F.max_pool2d(F.pad(x, [0, right, 0, bottom]) if right or bottom else x, 3, stride)
 
 
 def average_pool(x: Tensor) -> Tensor:
     """3x3, same size."""
-    return F.avg_pool2d(x, 3, 1, padding=1, ceil_mode=True, count_include_pad=True)
+    return F.avg_pool2d(x, 3, 1, padding=1, count_include_pad=True)

@@ -92,7 +92,9 @@ class TemporalModule(nn.Module):
             if dt or dh or dw:
                 part = F.pad(part, [dw, -dw, dh, -dh, 0, 0, dt, -dt])  # a negative pad cuts off
             parts.append(part)
-        return torch.cat([*parts, x_BTCHW[:, :, start:]], dim=2), tuple(kept)
+        if start < x_BTCHW.shape[2]:
+            parts.append(x_BTCHW[:, :, start:])
+        return torch.cat(parts, dim=2), tuple(kept)
 
     def with_neighbours(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """x for a convolution over three frames: with the two before it, or with zeros at both ends; new state."""

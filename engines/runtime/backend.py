@@ -158,10 +158,15 @@ class Backend:
                 engine.reset(range(max(engine.batch_sizes)))
                 return engine, found
             engine.close()
-        measured = {precision: str(parity) for precision, parity in found.items()}
-        raise EngineError(f"{self.title} scores that are off by {measured} from eager",
-                          f"{TOLERANCE} at most, and logits and features by {SPREAD_TOLERANCE} of their spread",
-                          "use --engine eager, and report this with the output of `gatestream doctor`")
+        raise refuse(self.title, found)
+
+
+def refuse(title: str, found: Mapping[str, Parity]) -> EngineError:
+    """What to raise of an engine that agrees with eager in none of the precisions that were tried."""
+    measured = {precision: str(parity) for precision, parity in found.items()}
+    return EngineError(f"{title} scores that are off by {measured} from eager",
+                       f"{TOLERANCE} at most, and logits and features by {SPREAD_TOLERANCE} of their spread",
+                       "use --engine eager, and report this with the output of `gatestream doctor`")
 
 
 def _build_by_name(name: str, spec: Spec, folder: Path) -> Facts:

@@ -1,4 +1,4 @@
-"""One frame of a causal network, rewritten in the form that compiled engines run fastest.
+"""One frame of a causal network, rewritten in the form that compiled engines run fastest; and what is exported.
 A compiled gate-shift module costs by its number of operators, hardly by its channels:
   * past frames of the gate's input are kept, so that the gate is one convolution over three frames with one output per
     channel, and nothing is broadcast; where that would be much work (wide, large maps), it sees the present frame only,
@@ -13,7 +13,7 @@ Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features,
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from engines.networks.network import Network, RecurrentReadout
 from engines.networks.temporal import TemporalModule
 
 Shapes = dict[str, tuple[int, ...]]  # of each leaf of state, without the camera axis
+Linear = Callable[[Tensor, Tensor, Tensor], Tensor]  # as `F.linear`
 PER_CHANNEL_MOST = 8e6  # multiplications of a gate per channel; above, sums of planes and a broadcast cost less
 FUSE_MATRIX_MOST = 64  # above so many gated channels, reading the fuse matrix costs more than the operators it saves
 
@@ -89,7 +90,7 @@ class GateShiftStep(nn.Module):
             means = torch.cat([state[-1], mean, moving.mean((2, 3), keepdim=True) - mean], 1)
             new_state.append(means[:, 2 * f:])
             mixed = stayed + torch.sigmoid(self.fuse(means)) * (shifted - stayed)
-        return torch.cat([mixed, x[:, f:]], 1), new_state
+        return torch.cat([mixed, x[:, f:]], 1) if f < x.shape[1] else mixed, new_state
 
     def gate(self, normal: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Gate of every channel, [B, f, H, W] or what broadcasts to it, and what later frames need of this one."""
@@ -160,25 +161,43 @@ class PassthroughStep(nn.Module):
 class ReadoutStep(nn.Module):
     """One frame of the recurrent read-out, written out: TensorRT has no recurrent cell, and no other engine minds."""
 
-    def __init__(self, memory: RecurrentReadout) -> None:
+    def __init__(self, memory: RecurrentReadout, linear: Linear) -> None:
         super().__init__()
-        self.gru = copy.deepcopy(memory.gru)
+        self.gru, self.linear = copy.deepcopy(memory.gru), linear
         self.shapes: Shapes = {"": (memory.width,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         past, weights = state[0], dict(self.gru.named_parameters())
         (reset, keep, new), (reset_past, keep_past, new_past) = (
-            F.linear(each, weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"]).chunk(3, 1)
+            self.linear(each, weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"]).chunk(3, 1)
             for each, of in ((x, "ih"), (past, "hh")))
         fresh = torch.tanh(new + torch.sigmoid(reset + reset_past) * new_past)
         past = fresh + torch.sigmoid(keep + keep_past) * (past - fresh)
         return past, [past]
 
 
+def pointwise(x_BD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear` as a convolution: TensorRT for RTX has no product of float32 matrices for Turing."""
+    return F.conv2d(x_BD[..., None, None], weight[..., None, None], bias).flatten(1)
+
+
+def head_logits(heads: nn.ModuleDict, features_BD: Tensor, linear: Linear) -> list[Tensor]:
+    """Of each head, [B, K]."""
+    return [linear(features_BD, head.get_parameter("weight"), head.get_parameter("bias")) for head in heads.values()]
+
+
+def reverse_colours(backbone: nn.Module) -> None:
+    """Makes a backbone take images with their channels in reverse."""
+    stem = next(layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d))
+    stem.weight.copy_(stem.weight.flip(1))
+
+
 class StepNetwork(nn.Module):
     """`forward(image_BCHW, *state) -> (features [B, D], logits of each head [B, K]..., state...)`; pure.
     image: normalised, as `network` takes it, or with its channels in reverse when `reversed_colours`.
     Raises EngineError for a bidirectional network."""
+
+    linear: Linear = staticmethod(F.linear)
 
     @torch.no_grad()
     def __init__(self, network: Network, reversed_colours: bool = False) -> None:
@@ -188,8 +207,7 @@ class StepNetwork(nn.Module):
                               "use a model trained with --causal, or score whole clips with engines.clip_scores")
         self.backbone = copy.deepcopy(network.backbone)
         if reversed_colours:
-            stem = next(layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d))
-            stem.weight.copy_(stem.weight.flip(1))
+            reverse_colours(self.backbone)
         self.heads = copy.deepcopy(network.heads)
         steps: dict[str, nn.Module] = {}
         for site, module in network.temporal.items():
@@ -202,7 +220,7 @@ class StepNetwork(nn.Module):
                 assert isinstance(module, TemporalModule)
                 steps[site] = PassthroughStep(copy.deepcopy(module), shapes)
         self.temporal = nn.ModuleDict(steps)
-        self.memory = ReadoutStep(network.memory) if network.memory is not None else None
+        self.memory = ReadoutStep(network.memory, self.linear) if network.memory is not None else None
         self.eval()
 
     def state_shapes(self) -> Shapes:
@@ -227,7 +245,7 @@ class StepNetwork(nn.Module):
         features = self.backbone(image, lambda site, x: advance(self.temporal[site], x) if site in self.temporal else x)
         if self.memory is not None:
             features = advance(self.memory, features)
-        return features, *(head(features) for head in self.heads.values()), *new_state
+        return features, *head_logits(self.heads, features, self.linear), *new_state
 
 
 class FlatStep(StepNetwork):
@@ -251,15 +269,47 @@ class FlatStep(StepNetwork):
 class PixelStep(StepNetwork):
     """A StepNetwork that takes camera pixels: uint8 BGR [B, H, W, 3] at the contract's input size."""
 
+    linear = staticmethod(pointwise)
+
+    def __init__(self, network: Network, contract: Contract) -> None:
+        super().__init__(network, reversed_colours=contract.colour == "RGB")
+        self.normalise = NormalisePixels(contract)
+
+    def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(self.normalise(image_u8_BHWC), *state)
+
+
+class PixelClip(nn.Module):
+    """Whole clips of a bidirectional network: `forward(frames_u8_BTHWC) -> (features [B, D], logits of each head
+    [B, K]...)`, means over the clip, of camera pixels as PixelStep's."""
+
+    @torch.no_grad()
+    def __init__(self, network: Network, contract: Contract) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        if contract.colour == "RGB":
+            reverse_colours(self.network.backbone)
+        self.normalise = NormalisePixels(contract)
+        self.eval()
+
+    def forward(self, frames_u8_BTHWC: Tensor) -> tuple[Tensor, ...]:
+        frames_BTCHW = self.normalise(frames_u8_BTHWC.flatten(0, 1)).unflatten(0, frames_u8_BTHWC.shape[:2])
+        features_BD = self.network(frames_BTCHW, ())[0].mean(1)
+        return features_BD, *head_logits(self.network.heads, features_BD, pointwise)
+
+
+class NormalisePixels(nn.Module):
+    """uint8 BGR [N, H, W, 3] -> [N, 3, H, W] as a network takes it that may have reversed colours, in the type of the
+    buffers. Cast before anything else: TensorRT can do nothing else with uint8."""
+
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Network, contract: Contract) -> None:
-        backwards = contract.colour == "RGB"
-        super().__init__(network, reversed_colours=backwards)
+    def __init__(self, contract: Contract) -> None:
+        super().__init__()
         for name, values in ("mean", contract.mean), ("std", contract.std):
-            ordered = torch.tensor(values[::-1] if backwards else values)
+            ordered = torch.tensor(values[::-1] if contract.colour == "RGB" else values)
             self.register_buffer(name, (ordered / contract.value_scale).view(1, 3, 1, 1))
 
-    def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        return super().forward((image_u8_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std, *state)
+    def forward(self, image_u8_NHWC: Tensor) -> Tensor:
+        return (image_u8_NHWC.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean) / self.std

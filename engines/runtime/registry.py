@@ -97,11 +97,13 @@ def _compile_best(spec: Spec) -> Engine:
 def _open_file(file: Path, spec: Spec) -> Engine:
     _refuse_bidirectional(spec.model)
     if file.suffix == ".onnx":
-        if spec.precision not in (None, "f32"):
-            raise EngineError(f"precision {spec.precision!r} for an ONNX file", "f32", "leave the precision out")
         from engines.runtime import onnx
 
-        return onnx.OnnxEngine(spec.model, file, spec.slots)
+        opened = onnx.OnnxEngine(spec.model, file, spec.slots)
+        if spec.precision not in (None, opened.precision):
+            raise EngineError(f"precision {spec.precision!r} for ONNX file {file}", opened.precision,
+                              "leave the precision out")
+        return opened
     from engines.runtime import cache
 
     openvino = find("openvino")
@@ -121,17 +123,25 @@ def _refuse_bidirectional(model: Model) -> None:
                           "gatestream train DATASET --init MODEL --causal")
 
 
-def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:
+def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None, batch: int = 1,
+           fusion: bool = False) -> Path:
     """Builds an engine ahead of time and writes it as one file, which `compile(model, engine=file)` opens.
     engine: openvino (also by "auto"): the file serves this model on machines with the same processor and OpenVINO
-    version; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/runtime/onnx.py`.
-    Raises EngineError, SinkError."""
-    _refuse_bidirectional(model)
+    version; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/runtime/onnx.py`, whole
+    clips of a bidirectional model among them; precision: f32 or f16 of an ONNX file; batch: its cameras, or clips, at a
+    time; fusion: the model's clip fusion instead of its network, as an ONNX file. Raises EngineError, UsageError,
+    SinkError."""
     if engine == "onnx":
+        if batch < 1:
+            raise UsageError(f"a batch of {batch}", "1 or more", "give the number of cameras at a time")
         from engines.runtime import onnx
 
-        onnx.write(model, Path(out))
+        onnx.write(model, Path(out), precision, batch, fusion)
         return Path(out)
+    if batch != 1 or fusion:
+        raise UsageError(f"a batch of {batch}{' and a clip fusion' * fusion} for engine {engine!r}",
+                         "one camera's step, or engine onnx with them", "use --engine onnx")
+    _refuse_bidirectional(model)
     if engine == "tensorrt":
         raise EngineError("engine 'tensorrt' to export, whose file could carry code and serves one kind of GPU only",
                           "openvino or onnx", "build it where it runs: --engine tensorrt keeps it in the engine cache")

@@ -108,9 +108,20 @@ def _find_events(model: Model, engine: Engine) -> list[tuple[str, str, float, fl
 
 
 @commands.command()
-def export(model: ModelArgument, out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
-           engine: EngineName = "auto") -> None:
+def export(model: Annotated[str, typer.Argument(metavar="MODEL", help=(
+               "A bundled model, a model file, or, for an ONNX file, an architecture such as gsf-resnet50, which gets "
+               "random weights."))],
+           out: Annotated[Path, typer.Option(metavar="FILE", help="The engine file to write.")],
+           engine: Annotated[str, typer.Option(metavar="NAME", help="openvino (auto) or onnx.")] = "auto",
+           batch: Annotated[int, typer.Option(min=1, metavar="N", help=(
+               "ONNX: cameras at a time, or clips of a bidirectional model."))] = 1,
+           precision: Annotated[str | None, typer.Option(metavar="TYPE", help=(
+               "f32 or, in an ONNX file, f16. Default: the fastest that agrees; f32 in an ONNX file."))] = None,
+           fusion: Annotated[bool, typer.Option("--fusion", help=(
+               "ONNX: the model's clip fusion instead of its network."))] = False) -> None:
     """Build a compiled engine ahead of time, for machines with the same processor and library; or an ONNX file.
+
+    A bidirectional model becomes an ONNX file that takes whole clips.
 
     [bold]Examples[/bold]
 
@@ -118,10 +129,18 @@ def export(model: ModelArgument, out: Annotated[Path, typer.Option(metavar="FILE
 
       gatestream run --engine gesture.engine
 
-      gatestream export gesture --engine onnx --out step.onnx"""
+      gatestream export gesture --engine onnx --batch 4 --precision f16 --out step.onnx"""
     import engines
+    from engines.bench import overhead
 
-    written = engines.export(engines.load(model), engine, out)
+    if overhead.is_architecture(model):
+        if engine != "onnx":
+            raise UsageError(f"architecture {model} for engine {engine!r}", "a model, or engine onnx",
+                             "use --engine onnx, or name a model file")
+        subject = overhead.random_model(model)
+    else:
+        subject = engines.load(model)
+    written = engines.export(subject, engine, out, precision, batch, fusion)
     print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
