@@ -15,7 +15,6 @@ from engines.decoding.images import Image
 from engines.errors import EngineError, UsageError
 from engines.hands.crop import Floats, Square, whole_image
 from engines.hands.palms import INPUT_PIXELS, Palm, decode_palms
-from engines.runtime.openvino import DEVICE, core, openvino_error, precisions
 
 FOLDER_VARIABLE = "GATESTREAM_HANDS"
 PALM_FILE, LANDMARK_FILE = "palm_detection_lite.tflite", "hand_landmark_lite.tflite"
@@ -67,6 +66,8 @@ class HandModels:
     def __init__(self, palm_file: Path, landmark_file: Path, precision: str | None = None) -> None:
         """precision: f32, or bf16 where the processor has it, which takes two thirds of the time and moves landmarks by
         a hundredth of the palm's length; the fastest if None. Raises EngineError for files that are no such models."""
+        from engines.runtime.openvino import precisions  # here, since all who may look for hands import this file
+
         precision = precision or precisions()[0]
         self._lock = threading.Lock()
         self._palms = _request(palm_file, precision, INPUT_PIXELS, [(1, 2016, 18), (1, 2016, 1)])
@@ -86,6 +87,8 @@ class HandModels:
                          square.to_image(points.reshape(21, 3) * depth, CUT_PIXELS))
 
     def _run(self, request: Any, pixels: Image) -> list[Floats]:
+        from engines.runtime.openvino import openvino_error
+
         with self._lock, openvino_error("OpenVINO failing on a hand model", "a run without a fault",
                                         "run `gatestream doctor`"):
             request.infer([pixels[None]])
@@ -103,7 +106,9 @@ def open_models(folder: str | Path | None = None) -> HandModels:
 
 
 def _request(path: Path, precision: str, pixels: int, outputs: list[tuple[int, ...]]) -> Any:
-    import openvino as ov  # where its telemetry is off by now: engines.runtime.openvino
+    from engines.runtime.openvino import DEVICE, core, openvino_error
+
+    import openvino as ov  # isort: skip - where its telemetry is off by now
 
     wanted = f"the model of that name in mediapipe 0.10.14 to 0.10.21, {pixels}x{pixels} in"
     with openvino_error(f"OpenVINO refusing {path}", wanted, INSTALL):

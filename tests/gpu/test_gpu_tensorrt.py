@@ -63,8 +63,8 @@ def test_another_batch_builds_again_and_a_damaged_entry_too(
     engines.compile(model, "tensorrt", precision="f16")
     engines.compile(model, "tensorrt", precision="f16", slots=2)
     assert built == [1, 2]
-    entry = next(entry for entry in cache.entries() if entry.key["batch"] == "1")
-    with (entry.folder / tensorrt_engine.PROGRAM).open("ab") as file:
+    entry = next(entry for entry in cache.entries() if entry.key["batches"] == "1")
+    with (entry.folder / tensorrt_engine.program(1)).open("ab") as file:
         file.write(b"x")
     with caplog.at_level(logging.WARNING):
         engine = engines.compile(model, "tensorrt", precision="f16")
