@@ -1,20 +1,9 @@
-"""TensorRT without a GPU: every network's step holds only what torch-tensorrt converts, and all around the builder.
-
-The operators come from torch-tensorrt's source (tests/torch_tensorrt_operators.py). What it does to a graph before it
-looks for converters is repeated here as far as torch alone can: the operators it has torch decompose are decomposed,
-those it replaces and that occur here are replaced, assertions are dropped, and a max-pool whose indices nobody reads
-is a plain one. Some converters look at a node's arguments too; those conditions are left to the GPU tests.
-"""
+"""TensorRT without a GPU: all around the builder. What it builds is held by `test_tensorrt_rtx.py`."""
 
 from __future__ import annotations
 
-import functools
-import json
 import logging
-import operator
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +12,7 @@ import pytest
 import torch
 from fakes import FakeTorchTensorRT
 from small_models import make_model
-from torch import Tensor, nn
-from torch._decomp import get_decompositions
-from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace, _get_decomp_for_cia
-from torch._ops import OpOverload
+from torch import Tensor
 
 import engines
 import engines.runtime.backend as backend_module
@@ -35,122 +21,9 @@ from engines.errors import EngineError, GatestreamError, UsageError
 from engines.model.file import Model
 from engines.runtime import cache
 from engines.runtime.backend import Spec
-from engines.runtime.lowering import PixelStep
 from engines.runtime.parity import Parity, compare, probe_clip, run_clip
 
-CONVERTED = json.loads((Path(__file__).parent / "data" / "torch_tensorrt_converters.json").read_text())
-SIZES_HW = {"mobilenetv2": (40, 56), "resnet18": (40, 56), "resnet50": (40, 56), "bninception": (64, 64),
-            "inceptionv3": (75, 75)}
-aten = torch.ops.aten
 EXPORT = torch.export.export
-REPLACED: dict[OpOverload, Callable[..., Tensor]] = {
-    aten.alias.default: lambda x: x,
-    aten.view.default: lambda x, size: aten._reshape_copy.default(x, size),
-    aten._unsafe_view.default: lambda x, size: aten._reshape_copy.default(x, size),
-}
-DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_scalar.default"}
-
-
-@functools.cache
-def decompositions() -> dict[OpOverload, Callable[..., Any]]:
-    def named(name: str) -> Any:
-        return functools.reduce(getattr, name.split("."), torch.ops)
-
-    kept = {named(name) for name in CONVERTED["kept"]}
-    table = dict(get_decompositions([named(name) for name in CONVERTED["decomposed"]]))
-    table |= {op: _get_decomp_for_cia(op) for op in _collect_all_valid_cia_ops_for_aten_namespace() if op not in kept}
-    return table | REPLACED
-
-
-def operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
-    """Names of the operators that torch-tensorrt would look for converters of."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter uses what its own torch calls deprecated
-        program = torch.export.export(module, inputs).run_decompositions(decompositions())
-    found = set()
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            name = str(node.target) if isinstance(node.target, OpOverload) else f"operator.{node.target.__name__}"
-            if name == "aten.max_pool2d_with_indices.default" and all(
-                    user.target is operator.getitem and user.args[1] == 0 for user in node.users):
-                name = "aten.max_pool2d.default"
-            found.add(name)
-    return found - DROPPED
-
-
-def foreign(module: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
-    """Those without a converter; a converter may be registered for all overloads at once."""
-    listed = set(CONVERTED["operators"])
-    return {name for name in operators(module, inputs) if not {name, name.rpartition(".")[0]} & listed}
-
-
-def step_and_inputs(model: Model, batch: int = 2) -> tuple[PixelStep, tuple[Tensor, ...]]:
-    step = PixelStep(model.network, model.contract)
-    image = torch.zeros(1, *model.contract.input_size_hw, 3)
-    return step, tuple(one.expand(batch, *one.shape[1:]).contiguous() for one in (image, *step.fresh_state()))
-
-
-class Apart(nn.Module):
-    """The temporal modules of a step without the backbone between them: site -> (frame, state) in."""
-
-    def __init__(self, step: PixelStep) -> None:
-        super().__init__()
-        self.temporal = step.temporal
-
-    def forward(self, seen: dict[str, tuple[Tensor, list[Tensor]]]) -> dict[str, Any]:
-        return {site: self.temporal[site](*inputs) for site, inputs in seen.items()}
-
-
-@pytest.mark.parametrize("backbone", SIZES_HW)
-def test_every_operator_of_a_backbone_has_a_converter(tmp_path: Path, backbone: str) -> None:
-    model = make_model(tmp_path, f"tsn-{backbone}", size_hw=SIZES_HW[backbone], readout_width=8)
-    assert foreign(*step_and_inputs(model)) == set()
-
-
-@pytest.mark.parametrize("backbone", SIZES_HW)
-@pytest.mark.parametrize("temporal", ["tsm", "gsm", "gsf", "stsm"])
-def test_every_operator_of_the_modules_has_a_converter(tmp_path: Path, temporal: str, backbone: str) -> None:
-    """At each site of the backbone: how a module is written out goes by the size of its maps."""
-    step, inputs = step_and_inputs(make_model(tmp_path, f"{temporal}-{backbone}", size_hw=SIZES_HW[backbone]))
-    seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    hooks = [module.register_forward_pre_hook(lambda _, given, site=site: seen.update({site: given}))
-             for site, module in step.temporal.items()]
-    with torch.no_grad():
-        step(*inputs)
-    for hook in hooks:
-        hook.remove()
-    assert list(seen) == list(step.temporal)
-    assert foreign(Apart(step), (seen,)) == set()
-
-
-@pytest.mark.parametrize("options", [{"gate_ratio": 100}, {"past_shift": 0}, {"past_shift": 1}])
-def test_every_form_of_the_gate_shift_step_has_converters(tmp_path: Path, options: dict[str, Any]) -> None:
-    model = make_model(tmp_path, "gsf-mobilenetv2", **options)
-    assert foreign(*step_and_inputs(model)) == set()
-
-
-def test_the_bundled_model_has_converters() -> None:
-    assert foreign(*step_and_inputs(engines.load("gesture"))) == set()
-
-
-class Pool(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, where = nn.functional.max_pool2d(x, 2, return_indices=True)
-        return y, where
-
-
-class Determinant(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.det(x)
-
-
-@pytest.mark.parametrize(("module", "inputs", "named"), [
-    (Determinant(), (torch.eye(3)[None],), "aten._linalg_det.default"),
-    (Pool(), (torch.zeros(1, 1, 4, 4),), "aten.max_pool2d_with_indices.default"),
-    (nn.GRUCell(4, 4), (torch.zeros(1, 4), torch.zeros(1, 4)), "aten.unsafe_split.Tensor"),
-])
-def test_a_foreign_operator_is_found(module: nn.Module, inputs: tuple[Tensor, ...], named: str) -> None:
-    assert foreign(module, inputs) == {named}
 
 
 @pytest.fixture(scope="module")
