@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_models import SIZE_HW, make_model
 
 import engines
-from engines.errors import EngineError, SinkError
+from engines.errors import EngineError, SinkError, UsageError
 from engines.model.contract import Contract
 from engines.model.file import Model
+from engines.model.preprocess import normalise
+from engines.networks.config import FusionRule, tensor_shapes
 from engines.runtime.parity import TOLERANCE, Parity, probability_difference, probe_clip, run_clip
 
 NEEDED = "needs the packages of gatestream[onnx]"
@@ -38,6 +41,74 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("onnx")
     model = make_model(folder, architecture, colour=colour, **options)
     return model, engines.export(model, "onnx", folder / "step.onnx")
+
+
+@pytest.mark.parametrize(("batch", "precision", "cameras"), [(3, "f16", 2), (2, "f32", 5)])
+def test_a_batch_and_half_precision_change_nothing_for_a_caller(tmp_path: Path, batch: int, precision: str,
+                                                                cameras: int) -> None:
+    """Cameras fill a batch up or take several; one has frames that the others do not."""
+    model = make_model(tmp_path, "gsf-resnet18", sites=["layer4_0"], readout_width=8, size_hw=(32, 32))
+    file = engines.export(model, "onnx", tmp_path / "step.onnx", precision=precision, batch=batch)
+    engine, frames = engines.compile(model, file, slots=cameras), probe_clip(model.contract, 5)
+    assert engine.precision == precision
+    types = {port.type for port in onnxruntime.InferenceSession(file).get_inputs()}
+    assert types == {"tensor(uint8)", "tensor(float)"}
+    weights = {one.data_type for one in onnx.load(file).graph.initializer if one.dims}
+    assert (onnx.TensorProto.FLOAT16 in weights) == (precision == "f16")
+    wanted = run_clip(engines.compile(model, "eager"), frames).scores
+    rows = [engine.step(np.stack([frame, *[frame[::-1]] * (cameras - 1)]), range(cameras)) for frame in frames]
+    got = {head: np.stack([row.scores[head][0] for row in rows]) for head in wanted}
+    assert probability_difference(model.contract, wanted, got) <= (1e-3 if precision == "f32" else TOLERANCE)
+
+
+@pytest.mark.parametrize("architecture", ["gsf-resnet18", "gsm-bninception"])
+def test_whole_clips_of_a_bidirectional_model_equal_clip_scores(tmp_path: Path, architecture: str) -> None:
+    model = make_model(tmp_path, architecture, causal=False, segments=4, size_hw=(64, 64))
+    file = engines.export(model, "onnx", tmp_path / "clip.onnx", batch=2)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (port,), clips_u8 = session.get_inputs(), probe_clip(model.contract, 8).reshape(2, 4, 64, 64, 3)
+    assert (port.name, port.shape, port.type) == ("frames", [2, 4, 64, 64, 3], "tensor(uint8)")
+    got = dict(zip([out.name for out in session.get_outputs()], session.run(None, {"frames": clips_u8}), strict=True))
+    frames = torch.from_numpy(np.stack([normalise(clip, model.contract) for clip in clips_u8]))
+    with torch.no_grad():
+        wanted = engines.clip_scores(model.network, frames)
+    for head, logits in wanted.items():
+        assert np.allclose(got[f"scores.{head}"], logits.numpy(), atol=1e-3 * float(logits.abs().max()))
+    with pytest.raises(EngineError, match="bidirectional"):
+        engines.compile(model, file)
+
+
+@pytest.mark.parametrize("rule", [{}, {"relate": "bigru"}, {"relate": "none", "keep": 1}])
+def test_a_clip_fusion_equals_the_live_one(tmp_path: Path, rule: dict[str, Any]) -> None:
+    plain = make_model(tmp_path, "tsn-mobilenetv2")
+    width, rng = plain.network.width, np.random.default_rng(0)
+    fused = Model(plain.contract.model_copy(update={"fusion": FusionRule(**rule)}), plain.tensors | {
+        name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
+        for name, shape in tensor_shapes(FusionRule(**rule), width).items()}, plain.digest, plain.path)
+    file = engines.export(fused, "onnx", tmp_path / "fusion.onnx", fusion=True)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    C = fused.contract.window_clips
+    clips_CD, counts_C = rng.normal(0, 1, (C, width)).astype(np.float32), np.arange(8, 8 - C, -1)
+    got = dict(zip([out.name for out in session.get_outputs()], session.run(
+        None, {"clips": clips_CD[None], "counts": counts_C[None].astype(np.float32)}), strict=True))
+    assert fused.clip_fusion is not None
+    descriptor_D, gates_C = fused.clip_fusion.fuse(clips_CD, counts_C)
+    assert np.allclose(got["features"][0], descriptor_D, atol=1e-5)
+    assert np.allclose(got["gates"][0], gates_C, atol=1e-5)
+    for head, logits_K in fused.head_logits(descriptor_D).items():
+        assert np.allclose(got[f"scores.{head}"][0], logits_K, atol=1e-4)
+
+
+def test_a_file_that_was_changed_is_refused_by_name(exported: tuple[Model, Path], tmp_path: Path) -> None:
+    model, file = exported
+    written, edited = onnx.load(file), tmp_path / "edited.onnx"
+    onnx.save(written, edited)
+    engines.compile(model, edited)  # written again as it was
+    next(one for one in written.graph.initializer if len(one.dims) == 4).raw_data = b"\0" * 4 * int(np.prod(next(
+        one for one in written.graph.initializer if len(one.dims) == 4).dims))
+    onnx.save(written, edited)
+    with pytest.raises(EngineError, match=r"edited\.onnx \(changed after it was written.*export it again"):
+        engines.compile(model, edited)
 
 
 def run_named(session: Any, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -120,15 +191,22 @@ def test_a_file_that_does_not_agree_is_never_written(small: Model, tmp_path: Pat
     assert not [path for path in tmp_path.iterdir() if "off.onnx" in path.name]
 
 
-@pytest.mark.parametrize(("network", "engine_out", "error", "named"), [
+@pytest.mark.parametrize(("how", "engine_out", "error", "named"), [
     ({}, "missing/step.onnx", SinkError, "missing"),
-    ({"causal": False}, "step.onnx", EngineError, "bidirectional"),
+    ({"precision": "bf16"}, "step.onnx", EngineError, "'bf16'"),
+    ({"batch": 0}, "step.onnx", UsageError, "batch of 0"),
+    ({"fusion": True}, "step.onnx", UsageError, "clip fusion of test, which has none.*--fusion"),
 ])
-def test_what_cannot_be_exported_is_refused(tmp_path: Path, network: dict[str, Any], engine_out: str,
+def test_what_cannot_be_exported_is_refused(small: Model, tmp_path: Path, how: dict[str, Any], engine_out: str,
                                             error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
-        engines.export(make_model(tmp_path, "gsm-mobilenetv2", sites=["features_5"], **network), "onnx",
-                       tmp_path / engine_out)
+        engines.export(small, "onnx", tmp_path / engine_out, **how)
+
+
+@pytest.mark.parametrize("how", [{"batch": 2}, {"fusion": True}])
+def test_only_onnx_has_batches_and_clip_fusions(small: Model, tmp_path: Path, how: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--engine onnx"):
+        engines.export(small, "openvino", tmp_path / "step.engine", **how)
 
 
 def test_a_missing_package_is_named_with_its_cure(small: Model, tmp_path: Path,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from small_models import make_model
-from torch import Tensor
+from torch import Tensor, nn
 
 import engines
 import engines.runtime.nvidia as nvidia
@@ -151,28 +152,45 @@ def test_a_batch_filled_up_is_each_camera_alone(make_pool: MakePool, model: Mode
             assert compare(model.contract, wanted, run_clip(pool, frames[:6], 0, range(1, 1 + company))).holds
 
 
-def test_more_than_eight_engines_live_and_all_batches_are_compiled_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch,
-                                                                       frames: np.ndarray) -> None:
-    """torch's own limit is eight pieces of code for a function."""
-    traced: list[int] = []
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What torch traces, one after the other; no code is made of it."""
+    graphs: list[object] = []
 
-    def backend(graph: Any, inputs: Any) -> Any:
-        traced.append(len(inputs))
+    def backend(graph: Any, inputs: object) -> Any:
+        graphs.append(graph)
         return graph.forward
 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, **how: real(step, backend=backend, **how))
-    model = make_model(tmp_path, "gsf-mobilenetv2", sites=["features_16"])
-    steps = [PixelStep(model.network, model.contract) for _ in range(10)]
-    compiled = [compile_alone(step) for step in steps]
+    return graphs
+
+
+def test_more_than_eight_engines_live(traced: list[object]) -> None:
+    """torch's own limit is eight pieces of code for a function."""
+    for count in range(1, 11):
+        layer = nn.Linear(3, 2)
+        run = compile_alone(layer)
+        for size in (8, 4, 2, 1):
+            x = torch.randn(size, 3)
+            assert torch.equal(torch.as_tensor(run(x)), layer(x))
+        assert len(traced) == 2 * count  # for one camera, and for any other number of them
+
+
+@pytest.mark.parametrize(("architecture", "options"), [
+    ("gsf-mobilenetv2", {"sites": ["features_16"], "gate_ratio": 100, "readout_width": 8}), ("stsm-resnet18", {})])
+def test_all_batches_of_a_network_are_one_piece_of_code(tmp_path: Path, traced: list[object], architecture: str,
+                                                        options: dict[str, Any]) -> None:
+    model = make_model(tmp_path, architecture, **options)
+    step = PixelStep(model.network, model.contract)
+    run = compile_alone(step)
     with torch.no_grad():
-        for step, run in zip(steps, compiled, strict=True):
-            for size in (8, 4, 2, 1):
-                image = torch.randint(0, 255, (size, *model.contract.input_size_hw, 3), dtype=torch.uint8)
-                state = [leaf.expand(size, *leaf.shape[1:]).clone() for leaf in step.fresh_state()]
-                for got, wanted in zip(run(image, *state), step(image, *state), strict=True):
-                    assert torch.allclose(got, wanted, atol=1e-5)
-    assert len(traced) == 2 * len(steps)  # one camera, and any other number of them
+        for size in (4, 2):
+            image = torch.randint(0, 255, (size, *model.contract.input_size_hw, 3), dtype=torch.uint8)
+            state = [leaf.expand(size, *leaf.shape[1:]).clone() for leaf in step.fresh_state()]
+            for got, wanted in zip(run(image, *state), step(image, *state), strict=True):
+                assert torch.allclose(got, wanted, atol=1e-5)
+    assert len(traced) == 1
 
 
 def _driver(version: int, release: bytes | None) -> Callable[[str], Any]:

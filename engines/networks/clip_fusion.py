@@ -45,7 +45,7 @@ class GatedClipFusion(nn.Module):
         gates_BC = (present_BC.to(clips_BCD.dtype) if self.gate is None
                     else self._keep_best(self.gate(related_BCD, counts_BC), present_BC))
         weights_BC = counts_BC * gates_BC
-        descriptor_BD = torch.einsum("bc,bcd->bd", weights_BC, related_BCD)
+        descriptor_BD = (weights_BC[..., None] * related_BCD).sum(1)
         return descriptor_BD / weights_BC.sum(1, keepdim=True).clamp(min=EPSILON), gates_BC
 
     def _keep_best(self, gates_BC: Tensor, present_BC: Tensor) -> Tensor:
@@ -71,12 +71,14 @@ class Attention(nn.Module):
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor, direction: str) -> Tensor:
         query, key, value = self.query(clips_BCD), self.key(clips_BCD), self.value(clips_BCD)
-        logits_BCC = query @ key.mT / query.shape[-1] ** 0.5 + counts_BC.clamp(min=EPSILON).log()[:, None]
+        # Products written out, here and below: TensorRT for RTX multiplies no float32 matrices on Turing.
+        alike_BCC = (query[:, :, None] * key[:, None]).sum(-1)
+        logits_BCC = alike_BCC / query.shape[-1] ** 0.5 + counts_BC.clamp(min=EPSILON).log()[:, None]
         all_CC = torch.ones(logits_BCC.shape[1:], dtype=torch.bool, device=logits_BCC.device)
         visible_CC = {"past": all_CC.tril(), "future": all_CC.triu(), "both": all_CC}[direction]
         masked_BCC = ~(visible_CC & (counts_BC > 0)[:, None])
         shares_BCC = logits_BCC.masked_fill(masked_BCC, torch.finfo(logits_BCC.dtype).min).softmax(-1)
-        related: Tensor = self.out(shares_BCC @ value)
+        related: Tensor = self.out((shares_BCC[..., None] * value[:, None]).sum(2))
         return related
 
 
@@ -117,7 +119,7 @@ class ClipGate(nn.Module):
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> Tensor:
         shares_BC = counts_BC / counts_BC.sum(1, keepdim=True).clamp(min=EPSILON)
-        mean_B1D = torch.einsum("bc,bcd->bd", shares_BC, clips_BCD)[:, None]
+        mean_B1D = (shares_BC[..., None] * clips_BCD).sum(1, keepdim=True)
         hidden_BCd = F.relu(self.squeeze(torch.cat([clips_BCD, mean_B1D.expand_as(clips_BCD)], dim=-1)))
         return torch.sigmoid(self.score(hidden_BCd)[..., 0])
 

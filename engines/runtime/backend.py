@@ -81,7 +81,8 @@ class Backend:
         """The cache entry of an engine, built and proven if need be. One that is asked for by name may be there as the
         one that parity chose, and the other way about."""
         fastest = self._precisions(spec)[0]
-        for precision in (spec.precision, None if spec.precision else fastest):
+        named = () if spec.precision in self.on_request else (None if spec.precision else fastest,)
+        for precision in (spec.precision, *named):
             entry = cache.find(self.cache_key(replace(spec, precision=precision)))
             if entry is not None and (spec.precision is None or entry.facts["precision"] == spec.precision):
                 return entry

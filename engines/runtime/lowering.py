@@ -13,22 +13,24 @@ Legend: B cameras, C H W a map, f gated channels, c = f/2 of a half, D features,
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from engines.errors import EngineError
 from engines.model.contract import Contract
+from engines.networks.backbone import Backbone
 from engines.networks.gsf import FUSE_TAPS, GateShiftFuse
 from engines.networks.gsm import PAST_SECOND, TAPS, GateShift
 from engines.networks.network import Network, RecurrentReadout
 from engines.networks.temporal import TemporalModule
 
 Shapes = dict[str, tuple[int, ...]]  # of each leaf of state, without the camera axis
-Linear = Callable[[Tensor, Tensor, Tensor], Tensor]  # as `F.linear`
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as `F.linear`
 PER_CHANNEL_MOST = 8e6  # multiplications of a gate per channel; above, sums of planes and a broadcast cost less
 FUSE_MATRIX_MOST = 64  # above so many gated channels, reading the fuse matrix costs more than the operators it saves
 
@@ -163,11 +165,13 @@ class ReadoutStep(nn.Module):
 
     def __init__(self, memory: RecurrentReadout, linear: Linear) -> None:
         super().__init__()
-        self.gru, self.linear = copy.deepcopy(memory.gru), linear
+        self.linear = linear
+        for name, value in memory.gru.named_parameters():  # without the cell, which Inductor refuses to look into
+            self.register_parameter(name, nn.Parameter(value.detach().clone()))
         self.shapes: Shapes = {"": (memory.width,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        past, weights = state[0], dict(self.gru.named_parameters())
+        past, weights = state[0], dict(self.named_parameters())
         (reset, keep, new), (reset_past, keep_past, new_past) = (
             self.linear(each, weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"]).chunk(3, 1)
             for each, of in ((x, "ih"), (past, "hh")))
@@ -176,7 +180,7 @@ class ReadoutStep(nn.Module):
         return past, [past]
 
 
-def pointwise(x_BD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def pointwise(x_BD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` as a convolution: TensorRT for RTX has no product of float32 matrices for Turing."""
     return F.conv2d(x_BD[..., None, None], weight[..., None, None], bias).flatten(1)
 
@@ -184,6 +188,33 @@ def pointwise(x_BD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def head_logits(heads: nn.ModuleDict, features_BD: Tensor, linear: Linear) -> list[Tensor]:
     """Of each head, [B, K]."""
     return [linear(features_BD, head.get_parameter("weight"), head.get_parameter("bias")) for head in heads.values()]
+
+
+def fold_norms(backbone: Backbone, sites: Collection[str], input_size_hw: tuple[int, int]) -> None:
+    """Puts batch norms into the convolutions right before them, where no temporal module sits between: fewer operators
+    to export, and fewer roundings in float16."""
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the output's identity
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def meet(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            made[id(output)] = layer, output  # which is held, so that no other gets its identity
+        elif isinstance(layer, nn.BatchNorm2d) and (before := made.get(id(inputs[0]))):
+            pairs.append((before[0], layer))
+
+    hooks = [layer.register_forward_hook(meet) for layer in backbone.modules()]
+    backbone.eval()(next(backbone.parameters()).new_zeros(1, 3, *input_size_hw),
+                    lambda site, x: x.clone() if site in sites else x)
+    for hook in hooks:
+        hook.remove()
+    for conv, norm in pairs:
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    folded = {id(norm) for _, norm in pairs}
+    for parent in list(backbone.modules()):
+        for name, layer in parent.named_children():
+            if id(layer) in folded:
+                setattr(parent, name, nn.Identity())
 
 
 def reverse_colours(backbone: nn.Module) -> None:
@@ -206,6 +237,7 @@ class StepNetwork(nn.Module):
             raise EngineError("a bidirectional network", "a causal one, which can run frame by frame",
                               "use a model trained with --causal, or score whole clips with engines.clip_scores")
         self.backbone = copy.deepcopy(network.backbone)
+        fold_norms(self.backbone, network.temporal.keys(), network.input_size_hw)
         if reversed_colours:
             reverse_colours(self.backbone)
         self.heads = copy.deepcopy(network.heads)
@@ -287,6 +319,7 @@ class PixelClip(nn.Module):
     def __init__(self, network: Network, contract: Contract) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
+        fold_norms(self.network.backbone, network.temporal.keys(), network.input_size_hw)
         if contract.colour == "RGB":
             reverse_colours(self.network.backbone)
         self.normalise = NormalisePixels(contract)

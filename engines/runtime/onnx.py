@@ -7,9 +7,9 @@ over the clip.
 A model's clip fusion. Inputs: `clips` [B, C, D], means of the features of each clip of a window, oldest first, zeros
 where there is none, and `counts` [B, C], their frames. Outputs: `features`, `scores.<head>`, and `gates` [B, C].
 Metadata: `gatestream.contract` (JSON), `gatestream.model` (digest of the model), `gatestream.precision`,
-`gatestream.agreement` (measured difference from eager) and, as the file's last bytes, `gatestream.sha256` of all before.
-Legend: B cameras at a time, T frames of a clip, C clips of a window, H W the contract's input size, D features, K labels
-of a head."""
+`gatestream.agreement` (measured difference from eager) and, as the file's last bytes, `gatestream.sha256` of the rest.
+Legend: B batch, T frames of a clip, C clips of a window, H W the contract's input size, D features, K labels of a head.
+"""
 
 import hashlib
 import os

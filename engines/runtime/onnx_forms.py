@@ -1,12 +1,12 @@
 """What ONNX files hold: a causal model's step, a bidirectional model's clip, a window's clip fusion. Sizes are fixed.
 f16 is by explicit types, as strongly typed compilers want it: weights and whatever is computed are float16, inputs and
 outputs stay uint8 and float32, so that no caller sees a difference.
-Legend: B batch, T frames of a clip, C clips of a window, H W the contract's input size, D features, K labels of a head."""
+Legend: B batch, T frames of a clip, C clips of a window, N clips or windows of the probe clip, H W the contract's input
+size, D features, K labels of a head."""
 
 import logging
 import warnings
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,11 +69,26 @@ class WindowFusion(nn.Module):
         self.fusion, self.heads = GatedClipFusion(model.network.width, model.contract.fusion), model.network.heads
         self.fusion.load_state_dict({name.removeprefix(PREFIX): torch.from_numpy(np.array(value))
                                      for name, value in model.tensors.items() if name.startswith(PREFIX)})
+        for parent in list(self.fusion.modules()):
+            for name, layer in parent.named_children():
+                if isinstance(layer, nn.Linear):
+                    setattr(parent, name, Pointwise(layer))
         self.eval()
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> tuple[Tensor, ...]:
         features_BD, gates_BC = self.fusion(clips_BCD, counts_BC)
         return features_BD, *head_logits(self.heads, features_BD, pointwise), gates_BC
+
+
+class Pointwise(nn.Module):
+    """A linear layer on [..., inputs], by `pointwise`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
 
 
 class Typed(nn.Module):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engines.errors import UsageError
-from stream.commands.options import EngineName, Hop, ModelArgument
+from stream.commands.options import Hop, ModelArgument
 
 if TYPE_CHECKING:
     from engines.model.file import Model
