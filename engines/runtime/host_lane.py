@@ -27,9 +27,9 @@ class HostLane:
     def send(self, frames_u8_BHWC: NDArray[np.uint8], rows: Sequence[int]) -> None:
         """Starts the way of a run's frames, and of the pool's row for each camera of its batch; the current stream
         has them where a run reads them before anything that follows."""
-        for host, values in zip(self._host, (frames_u8_BHWC, rows), strict=True):
-            host.numpy()[:len(values)] = values
         parts = [slice(0, len(frames_u8_BHWC)), slice(0, len(rows))]
+        for part, host, values in zip(parts, self._host, (frames_u8_BHWC, np.asarray(rows)), strict=True):
+            host.numpy()[part] = values
         with torch.cuda.stream(self._copies):
             for part, host, arrived in zip(parts, self._host, self._arrived, strict=True):
                 arrived[part].copy_(host[part], non_blocking=True)
