@@ -484,8 +484,8 @@ def test_the_state_of_a_cluster_is_that_of_a_service(tmp_path: Path, monkeypatch
     """Else a page that shows one stumbles over the other."""
     from types import SimpleNamespace
 
-    from stream.service.cluster.cluster import Cluster
-    from stream.service.cluster.placement import Placement
+    from stream.cluster.cluster import Cluster
+    from stream.cluster.placement import Placement
 
     cluster = object.__new__(Cluster)
     facts = {"config": Config(results={"log": tmp_path / "events.db"}), "_workers": {}, "_placement": Placement(),

@@ -94,7 +94,7 @@ def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]",
     with handle_signals({number: lambda *_: stop.set() for number in (signal.SIGINT, signal.SIGTERM)}):
         raise_if_interrupted()
         if cluster:
-            from stream.service.cluster.cluster import Cluster
+            from stream.cluster.cluster import Cluster
             with Cluster(settings) as workers, Systemd() as systemd:
                 say_address(workers.health_address)
                 workers.run(stop, lambda: tell_systemd(systemd, workers.state()["healthy"], lambda answer: answer()))

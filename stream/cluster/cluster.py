@@ -18,10 +18,10 @@ from typing import Any, Self
 from engines.errors import EngineError, UsageError, first_line
 from engines.runtime.temporary import temporary_dir
 from stream.archive.ray import connect_ray
+from stream.cluster.node import Node
+from stream.cluster.placement import Placement
 from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.api.server import serve_api
-from stream.service.cluster.node import Node
-from stream.service.cluster.placement import Placement
 from stream.service.config import ApiConfig, Config, HealthConfig
 from stream.service.egress.health import Metrics, ServiceState
 from stream.service.egress.live_feed import LiveFeed
