@@ -30,10 +30,10 @@ from stream.service.api.server import serve_api
 from stream.service.api.tokens import create_token, read_tokens, revoke_token
 from stream.service.config import Config, parse_config
 from stream.service.egress.health import Metrics, ServiceState
-from stream.service.egress.live_feed import LiveFeed
-from stream.service.frames import RecentFrames
+from stream.sinks.live_feed import LiveFeed
 from stream.sinks.log import EventLog, clip_name, read_events
-from stream.wire import Limits, Message
+from stream.wire.frames import RecentFrames
+from stream.wire.messages import Limits, Message
 
 PATIENCE_S = 20.0
 

@@ -21,10 +21,10 @@ from stream.service.api.server import serve_api
 from stream.service.api.tokens import create_token
 from stream.service.config import ApiConfig, Config, HealthConfig
 from stream.service.egress.health import COUNTERS, GAUGES, Metrics
-from stream.service.egress.live_feed import WAITING, LiveFeed
-from stream.service.frames import PendingFrame, RecentFrames
+from stream.sinks.live_feed import WAITING, LiveFeed
 from stream.sinks.log import EventLog, clip_name, read_events
-from stream.wire import Limits, Message
+from stream.wire.frames import PendingFrame, RecentFrames
+from stream.wire.messages import Limits, Message
 
 JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), 200, np.uint8))[1].tobytes()
 RAW = np.full((4, 6, 3), 90, np.uint8)

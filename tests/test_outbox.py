@@ -24,14 +24,14 @@ from engines.errors import GatestreamError, SinkError
 from stream.commands.cli import main
 from stream.frame import Event, Frame, Gap, HeadScores, OtherRecord, Prediction, Record
 from stream.service.config import Config
-from stream.service.egress import outbox as outbox_module
-from stream.service.egress.outbox import Outbox
 from stream.service.service import Service
+from stream.sinks import outbox as outbox_module
 from stream.sinks import sink_thread
 from stream.sinks.base import RefusedError, Sink
 from stream.sinks.deliveries import read_undelivered, retry_refused
 from stream.sinks.jsonl import JsonLines
 from stream.sinks.log import EventLog, read_events
+from stream.sinks.outbox import Outbox
 from stream.stage import Stage
 
 PATIENCE_S = 60.0
@@ -347,7 +347,7 @@ PROGRAM = """
 import sys, threading, time
 from pathlib import Path
 from stream.frame import Event
-from stream.service.egress.outbox import Outbox
+from stream.sinks.outbox import Outbox
 from stream.sinks.log import EventLog
 from stream.sinks.webhook import Webhook
 

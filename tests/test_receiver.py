@@ -24,13 +24,13 @@ from stream.commands.cli import main
 from stream.frame import Camera, Event, HeadScores, Prediction, Record
 from stream.recognizer import Recognizer
 from stream.service.config import Config
-from stream.service.frames import PendingFrame
 from stream.service.ingress.receiver import Receiver
 from stream.service.ingress.sender import Sender
 from stream.service.worker import protocol
 from stream.service.worker.processes import MOST_FILES, raise_file_limit
 from stream.service.worker.worker import Worker
-from stream.wire import Limits, Message, decode, encode_header
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Limits, Message, decode, encode_header
 
 IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()

@@ -32,7 +32,7 @@ from engines.synthetic import Simulation
 from stream.bench.soak import slope_mb_per_minute
 from stream.clock import Clock
 from stream.runner import Percentiles
-from stream.wire import encode_header
+from stream.wire.messages import encode_header
 
 WARM_UP_S = 5.0  # after the last camera has joined; not counted
 READY_WITHIN_S = 120.0

@@ -24,11 +24,11 @@ from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.api.server import serve_api
 from stream.service.config import ApiConfig, Config, HealthConfig
 from stream.service.egress.health import Metrics, ServiceState
-from stream.service.egress.live_feed import LiveFeed
 from stream.service.egress.open_sinks import open_sinks
-from stream.service.frames import RecentFrames
 from stream.service.worker.models import Models
-from stream.wire import Limits
+from stream.sinks.live_feed import LiveFeed
+from stream.wire.frames import RecentFrames
+from stream.wire.messages import Limits
 
 log = logging.getLogger("gatestream.service")
 

@@ -11,9 +11,9 @@ from stream.frame import Frame, Prediction, Record
 from stream.notices import log_to_stderr
 from stream.service.config import Config, HealthConfig, ResultsConfig
 from stream.service.egress.health import ServiceState
-from stream.service.egress.outbox import WAITING
 from stream.service.service import Service
 from stream.sinks.base import Sink
+from stream.sinks.outbox import WAITING
 
 WAITS_S = 0.5  # for results, where there are none
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from engines.errors import UsageError
 from stream.sources import check_source
 from stream.sources.address import MOST_PORT, has_host, has_valid_port, parse_scheme
-from stream.wire import NAME_CHARACTERS, parse_camera_name
+from stream.wire.messages import NAME_CHARACTERS, parse_camera_name
 
 
 def _require(holds: Callable[[Any], bool], wanted: str) -> AfterValidator:

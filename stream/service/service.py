@@ -25,12 +25,8 @@ from engines.runtime.temporary import temporary_dir
 from stream.clock import unix_time
 from stream.service.api.server import serve_api
 from stream.service.config import Config
-from stream.service.egress.clips import ClipRecorder
-from stream.service.egress.continuous import ContinuousRecorder
 from stream.service.egress.health import Metrics, ServiceState
-from stream.service.egress.live_feed import LiveFeed
 from stream.service.egress.open_sinks import open_sinks
-from stream.service.frames import RecentFrames
 from stream.service.ingress.admission import CameraSession
 from stream.service.ingress.camera_supervisor import CameraSupervisor
 from stream.service.ingress.receiver import Receiver
@@ -40,7 +36,12 @@ from stream.service.resources import ResourceMonitor
 from stream.service.worker.models import ModelCopies, Models
 from stream.service.worker.processes import BACK_OFF_S, ChildProcess, end_processes, resident_bytes, start_process
 from stream.sinks.base import Sink
+from stream.sinks.clips import ClipRecorder
+from stream.sinks.continuous import ContinuousRecorder
+from stream.sinks.live_feed import LiveFeed
+from stream.sinks.segments import VideoSettings
 from stream.stage import Stage
+from stream.wire.frames import RecentFrames
 
 log = logging.getLogger("gatestream.service")
 
@@ -101,13 +102,14 @@ class Service:
             if config.clips is not None:
                 most_bytes = int(CLIPS_SHARE * config.memory_mb * 1e6)
                 continuous_bytes = most_bytes // 4 if config.clips.continuous else 0
-                recorder = ClipRecorder(config.clips, self.receiver.call_soon, recent, self.receiver.limits,
+                settings = VideoSettings(**dict(config.clips))
+                recorder = ClipRecorder(settings, self.receiver.call_soon, recent, self.receiver.limits,
                                         most_bytes - continuous_bytes)
                 self._clips = recorder.counts
                 recorders: list[ClipRecorder | ContinuousRecorder] = [recorder]
                 self.receiver.on_poll = recorder.flush
                 if continuous_bytes:
-                    continuous = ContinuousRecorder(config.clips, self.receiver.limits, continuous_bytes,
+                    continuous = ContinuousRecorder(settings, self.receiver.limits, continuous_bytes,
                                                     recorder.counts)
                     recorders.append(continuous)
                 memory_sinks.extend(recorders)

@@ -24,7 +24,7 @@ from stream.service.api.event_pages import find_row, read_page
 from stream.service.api.tokens import PICTURES, READ
 from stream.service.config import Config
 from stream.service.egress.health import Metrics
-from stream.service.egress.live_feed import LiveFeed, Reader
+from stream.sinks.live_feed import LiveFeed, Reader
 from stream.sinks.log import clip_name
 
 MOST_EVENTS = 1000  # of a page

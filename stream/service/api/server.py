@@ -12,7 +12,7 @@ from engines.errors import SourceError, UsageError
 from stream.service.api.tokens import read_tokens
 from stream.service.config import ApiConfig, Config, split_address
 from stream.service.egress.health import Metrics
-from stream.service.egress.live_feed import LiveFeed
+from stream.sinks.live_feed import LiveFeed
 
 if TYPE_CHECKING:
     import uvicorn

@@ -12,7 +12,7 @@ from stream.clock import CaptureTimes, unix_time
 from stream.frame import Camera, Gap
 from stream.service.config import CameraConfig, Config
 from stream.service.ingress.scheduler import FrameScheduler
-from stream.wire import NAME_CHARACTERS, Message
+from stream.wire.messages import NAME_CHARACTERS, Message
 
 log = logging.getLogger("gatestream.service")
 

@@ -25,13 +25,13 @@ from stream.clock import unix_time
 from stream.frame import ENGINE_RESTARTED, Camera, Event, Gap, Prediction, Record, record_from_json
 from stream.notices import NoticeLimiter
 from stream.service.config import Config
-from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Connection, Refused
 from stream.service.ingress.endpoints import Endpoint, SocketSet, bind
 from stream.service.ingress.scheduler import FrameScheduler
 from stream.service.ingress.security import SocketAuth
 from stream.service.worker import protocol
-from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, encode_wish, parse
+from stream.wire.frames import PendingFrame, RecentFrames
+from stream.wire.messages import HEADER_BYTES, Limits, Message, encode_reply, encode_wish, parse
 
 log = logging.getLogger("gatestream.service")
 

@@ -15,7 +15,7 @@ import zmq
 from engines.errors import SinkError, UsageError
 from stream.frame import Image
 from stream.service.ingress.security import read_keys
-from stream.wire import Limits, encode_header
+from stream.wire.messages import Limits, encode_header
 
 log = logging.getLogger("gatestream.service")
 

@@ -22,8 +22,8 @@ from typing import Any
 import zmq
 
 from stream.clock import Tick
-from stream.service.frames import PendingFrame
-from stream.wire import Message
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Message
 
 CREDITS = 3  # batches that may be under way: one in the engine, one being decoded, one at hand
 BATCH = 8  # frames in a batch, at most
