@@ -23,11 +23,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from engines.errors import UsageError
+from stream.access.tokens import create_token, read_tokens, revoke_token
 from stream.commands.cli import main
 from stream.frame import Event
 from stream.service.api import connections
 from stream.service.api.server import serve_api
-from stream.service.api.tokens import create_token, read_tokens, revoke_token
 from stream.service.config import Config, parse_config
 from stream.service.egress.health import Metrics, ServiceState
 from stream.sinks.live_feed import LiveFeed

@@ -15,9 +15,9 @@ import pytest
 from fakes import FakeSource
 
 from stream.frame import Frame, Image
+from stream.sender import send_frames
 from stream.service.config import CameraConfig, Config
 from stream.service.ingress.admission import CameraSession
-from stream.service.ingress.camera_process import send_frames
 from stream.service.ingress.camera_supervisor import SILENT_AFTER_S, CameraSupervisor
 from stream.service.worker import processes
 from stream.service.worker.processes import BACK_OFF_S, LASTING_S

@@ -16,8 +16,8 @@ import pytest
 from engines.errors import UsageError
 from engines.synthetic import Simulation
 from stream.cluster.placement import Placement
+from stream.sender import Sender
 from stream.service.config import Config
-from stream.service.ingress.sender import Sender
 from stream.sinks.log import read_events
 
 RATE = 7.5

@@ -16,9 +16,9 @@ import httpx
 import numpy as np
 import pytest
 
+from stream.access.tokens import create_token
 from stream.frame import Event, OtherRecord
 from stream.service.api.server import serve_api
-from stream.service.api.tokens import create_token
 from stream.service.config import ApiConfig, Config, HealthConfig
 from stream.service.egress.health import COUNTERS, GAUGES, Metrics
 from stream.sinks.live_feed import WAITING, LiveFeed

@@ -13,10 +13,9 @@ import zmq
 from fakes import FakeSource
 
 from stream.frame import Frame, Image
+from stream.sender import Sender, send_frames
 from stream.service.config import Config
-from stream.service.ingress.camera_process import send_frames
 from stream.service.ingress.receiver import Receiver
-from stream.service.ingress.sender import Sender
 from stream.wire.frames import PendingFrame
 from stream.wire.messages import Limits, decode
 

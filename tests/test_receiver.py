@@ -23,9 +23,9 @@ from test_subscriber import sending
 from stream.commands.cli import main
 from stream.frame import Camera, Event, HeadScores, Prediction, Record
 from stream.recognizer import Recognizer
+from stream.sender import Sender
 from stream.service.config import Config
 from stream.service.ingress.receiver import Receiver
-from stream.service.ingress.sender import Sender
 from stream.service.worker import protocol
 from stream.service.worker.processes import MOST_FILES, raise_file_limit
 from stream.service.worker.worker import Worker
@@ -354,7 +354,7 @@ class TestAll:
 
     def test_gatestream_camera_ends_when_nobody_takes_its_first_pictures(
             self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        monkeypatch.setattr("stream.service.ingress.sender.ALL_REFUSED_S", 0.0)
+        monkeypatch.setattr("stream.sender.ALL_REFUSED_S", 0.0)
         with running(camera=[{"name": "known"}], unknown=False) as receiver:
             camera = ["camera", "sim://gestures", "--to", port(receiver), "--name"]
             assert main([*camera, "stranger"]) == 1

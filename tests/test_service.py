@@ -26,7 +26,7 @@ import zmq
 import engines
 from engines.synthetic import Simulation
 from stream.frame import Image
-from stream.service.ingress.sender import Sender
+from stream.sender import Sender
 from stream.sinks.log import read_events, read_runs
 from stream.sinks.segments import find_segments
 from stream.wire.messages import encode_header

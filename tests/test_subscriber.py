@@ -20,7 +20,7 @@ import zmq
 
 from engines.errors import SinkError
 from stream.frame import Event, Frame
-from stream.service.ingress.sender import Sender
+from stream.sender import Sender
 from stream.sinks import publisher
 from stream.sinks.publisher import ConfirmedQueue
 from stream.sinks.publisher import Publisher as Results

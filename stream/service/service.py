@@ -22,6 +22,7 @@ import zmq
 
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.runtime.temporary import temporary_dir
+from stream.access.keys import default_folder
 from stream.clock import unix_time
 from stream.service.api.server import serve_api
 from stream.service.config import Config
@@ -31,7 +32,7 @@ from stream.service.ingress.admission import CameraSession
 from stream.service.ingress.camera_supervisor import CameraSupervisor
 from stream.service.ingress.receiver import Receiver
 from stream.service.ingress.scheduler import CameraCounters, FrameScheduler
-from stream.service.ingress.security import SocketAuth, default_folder
+from stream.service.ingress.security import SocketAuth
 from stream.service.resources import ResourceMonitor
 from stream.service.worker.models import ModelCopies, Models
 from stream.service.worker.processes import BACK_OFF_S, ChildProcess, end_processes, resident_bytes, start_process
