@@ -96,7 +96,7 @@ def test_a_reader_gets_what_it_asked_for_and_is_never_waited_for(live_feed: Live
     ({"bind": "10.0.0.1:1"}, False), ({"bind": "0.0.0.0:1", "pictures": True}, True), ({"pictures": False}, False),
     ({"bind": None}, False)])
 def test_pictures_are_shown_to_this_machine_by_default(settings: dict[str, Any], shows: bool) -> None:
-    assert HealthConfig(**settings).serves_pictures == shows
+    assert Config.model_construct(health=HealthConfig(**settings)).serves_pictures == shows
 
 
 def state(**changes: Any) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def test_a_sink_that_raises_anything_costs_itself_alone(error: Exception, durabl
 def test_a_sink_that_hangs_costs_itself_alone_and_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink_thread, "HANGS_AFTER_S", 0.05)
     monkeypatch.setattr(sink_thread, "WAITING", 10)
-    hold, kept = threading.Event(), Keeper()
-    outbox = Outbox(None, {"hanging": Keeper(check=lambda record: hold.wait(PATIENCE_S) and None), "kept": kept})
+    hold, kept, log = threading.Event(), Keeper(), EventLog(tmp_path / "events.db", "fake", "service")
+    outbox = Outbox(log, {"hanging": Keeper(check=lambda record: hold.wait(PATIENCE_S) and None), "kept": kept})
     outbox.start()
     for frame in range(50):
         outbox.put([prediction(frame)])

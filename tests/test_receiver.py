@@ -195,7 +195,7 @@ class TestImagezmq:
             sender.send_image("bench", IMAGE)
             frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
-            wait(lambda: "bench" in receiver.latest)
+            wait(lambda: receiver.sessions["bench"].latest)
             assert json.loads(sender.send_image("bench", IMAGE)) == prediction("bench")
 
 
@@ -231,7 +231,7 @@ class TestNetGear:
             assert gear.send(IMAGE, message="bench") is None
             frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
-            wait(lambda: "bench" in receiver.latest)
+            wait(lambda: receiver.sessions["bench"].latest)
             assert gear.send(IMAGE, message="bench") == prediction("bench")
             gear.close()
 

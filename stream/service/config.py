@@ -172,12 +172,6 @@ class HealthConfig(_Table):
     pictures: bool | None = _key(None, (
         "Serve cameras' pictures, videos and live records, too; default: at a loopback `bind`, or with `api.tokens`."))
 
-    @property
-    def serves_pictures(self) -> bool:
-        """Whether cameras' pictures and live records are served to whoever needs no token."""
-        loopback = self.bind is not None and is_loopback(split_address(self.bind)[0])
-        return loopback if self.pictures is None else self.pictures
-
 
 class ApiConfig(_Table):
     """Who may use the pages at `health.bind`, and how."""
@@ -247,7 +241,9 @@ class Config(_Table):
     @property
     def serves_pictures(self) -> bool:
         """Whether cameras' pictures and live records are served."""
-        return self.health.serves_pictures or bool(self.api.tokens and self.health.pictures is not False)
+        if self.health.pictures is not None:
+            return self.health.pictures
+        return self.api.tokens is not None or is_loopback(split_address(self.health.bind or "")[0])
 
 
 def read_config(path: Path) -> Config:

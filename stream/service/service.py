@@ -311,7 +311,7 @@ class Service:
 
     def _camera_state(self, session: CameraSession, now: float) -> dict[str, Any]:
         counters = self.receiver.scheduler.counters.get(session.name) or CameraCounters()
-        latest, child = self.receiver.latest.get(session.name), self._supervisor.children.get(session.name)
+        latest, child = session.latest, self._supervisor.children.get(session.name)
         silent_s = round(now - session.last_at, 3) if session.last_at else None
         return {"present": session.present, "protocol": session.protocol, "peer": session.peer,
                 "model": self._models.of(session.name).contract.name,

@@ -288,7 +288,6 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if empty and _pragma(db, "application_id") == 0:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before anything else; see retention.py
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that `stream.sinks.retention` can give back disk
         db.execute("PRAGMA journal_mode = WAL")
         try:
             db.executescript(_SCHEMA)

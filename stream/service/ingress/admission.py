@@ -1,5 +1,6 @@
 """Which camera a message is of, and whether it is admitted: names, keys, addresses, numbers and quotas."""
 
+import json
 import logging
 import math
 from collections import Counter
@@ -9,7 +10,7 @@ from itertools import count
 
 from engines.errors import FrameError
 from stream.clock import CaptureTimes, unix_time
-from stream.frame import Camera, Gap
+from stream.frame import Camera, Event, Gap, Prediction, Record
 from stream.service.config import CameraConfig, Config
 from stream.service.ingress.scheduler import FrameScheduler
 from stream.wire.messages import NAME_CHARACTERS, Message
@@ -48,13 +49,16 @@ class CameraSession:
     connection: Connection | None = None  # that its latest frame came over
     last_at: float = 0.0
     present: bool = False  # it sends
-    frames: float = 0.0  # left of its quota
-    bytes: float = 0.0  # left of its quota
+    frames_left: float = 0.0  # of its quota
+    bytes_left: float = 0.0  # of its quota
     payload: int = 0  # hash of the last one
     changed_at: float = 0.0  # when its payload last changed
     left_at: float | None = None  # when it last sent before it left
     reconnects: int = 0
     predictions: int = 0
+    latest: Prediction | None = None  # since it has joined
+    answer: bytes | None = None  # the same as JSON
+    open_events: dict[tuple[str, int | None], Event] = field(default_factory=dict)  # by head, number
     gaps: Counter[str] = field(default_factory=Counter)  # in its stream, by action
     notices: tuple[float, float] = (0.0, 0.0)  # gaps, joining and leaving that were reported of late, and when last
     odd: list[str] = field(default_factory=list)  # what no camera should show, a line each
@@ -64,11 +68,20 @@ class CameraSession:
     refused_until: float = 0.0
     clock: CaptureTimes = field(default_factory=CaptureTimes)
 
-    def may_report(self, record: Gap | Camera, now: float) -> bool:
-        """Whether a gap, or that it joins or leaves, is reported: NOTICES at once, then one every NOTICE_S, or a camera
-        that comes and goes without end would fill the log. All are counted."""
-        if isinstance(record, Gap):
+    def on_record(self, record: Record, now: float) -> bool:
+        """Notes what a record says of the camera; returns whether it is reported. Of gaps, and that it joins or leaves,
+        NOTICES are at once, then one every NOTICE_S, or a camera that comes and goes without end would fill the log."""
+        if isinstance(record, Prediction):
+            self.latest, self.answer = record, json.dumps(record.as_json()).encode()
+            self.predictions, self.fault = self.predictions + 1, ""
+        elif isinstance(record, Event) and record.open:
+            self.open_events[record.head, record.number] = record
+        elif isinstance(record, Event):
+            self.open_events.pop((record.head, record.number), None)
+        elif isinstance(record, Gap):
             self.gaps[record.action] += 1
+        if not isinstance(record, Gap | Camera):
+            return True
         count, at = self.notices
         count = max(0.0, count - (now - at) / NOTICE_S)
         self.notices = count + (count < NOTICES), now
@@ -77,6 +90,10 @@ class CameraSession:
     def join(self) -> None:
         """It sends, for the first time or again."""
         self.present, self.fault, self.clock = True, "", CaptureTimes()
+
+    def leave(self) -> None:
+        """It does not send any more."""
+        self.present, self.left_at, self.latest, self.answer = False, self.last_at, None, None
 
     def capture_time(self, message: Message, now: float, own: bool = False) -> float:
         """When the picture of its message was taken (Unix time); logs what is wrong with its clock. own: a process of
@@ -211,7 +228,8 @@ class Admission:
 
     def _remove_absent(self) -> bool:
         """Whether there was an absent camera, not of the configuration, that could be forgotten."""
-        absent = [session for session in self.sessions.values() if not session.configured and not session.present]
+        absent = [session for session in self.sessions.values()
+                  if not (session.configured or session.present or session.open_events)]
         if absent:
             oldest = min(absent, key=lambda session: session.last_at)
             del self.sessions[oldest.name]
@@ -223,12 +241,12 @@ class Admission:
         receive = self._config.receive
         since_s = now - session.last_at if session.last_at else 1.0
         frames, size_limit = receive.max_frames_per_s, receive.max_mb_per_s * 1e6
-        session.frames = min(session.frames + since_s * frames, frames)
-        session.bytes = min(session.bytes + since_s * size_limit, size_limit)
+        session.frames_left = min(session.frames_left + since_s * frames, frames)
+        session.bytes_left = min(session.bytes_left + since_s * size_limit, size_limit)
         session.last_at = now
-        if session.frames < 1 or session.bytes < size:
+        if session.frames_left < 1 or session.bytes_left < size:
             self._scheduler.count_refused(session.name, "quota")
             raise Refused("quota", f"camera {session.name!r} faster than its quota",
                           f"{frames:g} frames/s and {receive.max_mb_per_s:g} MB/s at most")
-        session.frames -= 1
-        session.bytes -= size
+        session.frames_left -= 1
+        session.bytes_left -= size
