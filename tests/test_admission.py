@@ -66,9 +66,9 @@ def test_the_same_picture_for_long_is_a_frozen_camera() -> None:
     session = target.admit(message(), None, SENDER, 1.0)
     session.present = True
     target.admit(message(), None, SENDER, 2.0 + FROZEN_AFTER_S)
-    assert session.frozen(2.0 + FROZEN_AFTER_S)
+    assert session.state(2.0 + FROZEN_AFTER_S)["frozen"]
     target.admit(message(payload=b"other"), None, SENDER, 3.0 + FROZEN_AFTER_S)
-    assert not session.frozen(3.0 + FROZEN_AFTER_S)
+    assert not session.state(3.0 + FROZEN_AFTER_S)["frozen"]
 
 
 @pytest.mark.parametrize(("peer", "gone", "after_s", "comes"), [

@@ -23,7 +23,6 @@ import zmq
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.runtime.temporary import temporary_dir
 from stream.access.keys import default_folder
-from stream.clock import unix_time
 from stream.service.api.server import serve_api
 from stream.service.config import Config
 from stream.service.egress.health import Metrics, ServiceState
@@ -311,19 +310,10 @@ class Service:
 
     def _camera_state(self, session: CameraSession, now: float) -> dict[str, Any]:
         counters = self.receiver.scheduler.counters.get(session.name) or CameraCounters()
-        latest, child = session.latest, self._supervisor.children.get(session.name)
-        silent_s = round(now - session.last_at, 3) if session.last_at else None
-        return {"present": session.present, "protocol": session.protocol, "peer": session.peer,
-                "model": self._models.of(session.name).contract.name,
-                "staleness_seconds": silent_s, "left_at": None if session.present or silent_s is None else
-                round(unix_time() - silent_s, 3), "restarts": child.restarts if child else 0,
-                "latency_seconds": latest.latency_ms["total"] / 1000 if latest else None,
-                "clock_skew_seconds": round(session.clock.skew_s, 3), "frozen": session.frozen(now),
-                "predictions": session.predictions,
-                "labels": {head: list(scores.window[0]) for head, scores in latest.heads.items()} if latest else {},
-                "reconnects": session.reconnects, "received": counters.received, "taken": counters.taken,
-                "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped),
-                "gaps": dict(session.gaps), "odd": [*session.odd, *filter(None, [session.clock.notice])]}
+        child = self._supervisor.children.get(session.name)
+        return {**session.state(now), "model": self._models.of(session.name).contract.name,
+                "restarts": child.restarts if child else 0, "received": counters.received, "taken": counters.taken,
+                "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped)}
 
     def _end_context(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Ends ZeroMQ, unless a thread of ours still uses it: that would wait for ever."""

@@ -21,9 +21,9 @@ from engines.errors import GatestreamError
 from stream.access.tokens import PICTURES, READ
 from stream.frame import Event
 from stream.service.api.access import Access, Guard
-from stream.service.api.event_pages import find_row, read_page
 from stream.service.config import Config
 from stream.service.egress.health import Metrics
+from stream.sinks.event_pages import find_row, read_page
 from stream.sinks.live_feed import LiveFeed, Reader
 from stream.sinks.log import clip_name
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from engines.errors import FrameError
 from stream.clock import CaptureTimes, unix_time
@@ -106,9 +107,17 @@ class CameraSession:
             log.warning("camera %s: %s", self.name, self.clock.notice)
         return at
 
-    def frozen(self, now: float) -> bool:
-        """Whether it sends the same picture again and again."""
-        return self.present and now - self.changed_at > FROZEN_AFTER_S
+    def state(self, now: float) -> dict[str, Any]:
+        """What /health shows of it. frozen: it sends the same picture again and again."""
+        latest, silent_s = self.latest, round(now - self.last_at, 3) if self.last_at else None
+        return {"present": self.present, "protocol": self.protocol, "peer": self.peer, "staleness_seconds": silent_s,
+                "left_at": None if self.present or silent_s is None else round(unix_time() - silent_s, 3),
+                "latency_seconds": latest.latency_ms["total"] / 1000 if latest else None,
+                "clock_skew_seconds": round(self.clock.skew_s, 3),
+                "frozen": self.present and now - self.changed_at > FROZEN_AFTER_S, "predictions": self.predictions,
+                "labels": {head: list(scores.window[0]) for head, scores in latest.heads.items()} if latest else {},
+                "reconnects": self.reconnects, "gaps": dict(self.gaps),
+                "odd": [*self.odd, *filter(None, [self.clock.notice])]}
 
 
 class Refused(FrameError):  # noqa: N818 - not a fault of ours
