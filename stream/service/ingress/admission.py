@@ -69,9 +69,8 @@ class CameraSession:
     refused_until: float = 0.0
     clock: CaptureTimes = field(default_factory=CaptureTimes)
 
-    def on_record(self, record: Record, now: float) -> bool:
-        """Notes what a record says of the camera; returns whether it is reported. Of gaps, and that it joins or leaves,
-        NOTICES are at once, then one every NOTICE_S, or a camera that comes and goes without end would fill the log."""
+    def on_record(self, record: Record) -> None:
+        """Notes what a record says of the camera."""
         if isinstance(record, Prediction):
             self.latest, self.answer = record, json.dumps(record.as_json()).encode()
             self.predictions, self.fault = self.predictions + 1, ""
@@ -79,10 +78,12 @@ class CameraSession:
             self.open_events[record.head, record.number] = record
         elif isinstance(record, Event):
             self.open_events.pop((record.head, record.number), None)
-        elif isinstance(record, Gap):
+
+    def may_report(self, record: Gap | Camera, now: float) -> bool:
+        """Whether a gap, or that it joins or leaves, is reported: NOTICES at once, then one every NOTICE_S, or a camera
+        that comes and goes without end would fill the log. All are counted."""
+        if isinstance(record, Gap):
             self.gaps[record.action] += 1
-        if not isinstance(record, Gap | Camera):
-            return True
         count, at = self.notices
         count = max(0.0, count - (now - at) / NOTICE_S)
         self.notices = count + (count < NOTICES), now
@@ -108,16 +109,20 @@ class CameraSession:
         return at
 
     def state(self, now: float) -> dict[str, Any]:
-        """What /health shows of it. frozen: it sends the same picture again and again."""
+        """What /health shows of it that is known here."""
         latest, silent_s = self.latest, round(now - self.last_at, 3) if self.last_at else None
         return {"present": self.present, "protocol": self.protocol, "peer": self.peer, "staleness_seconds": silent_s,
                 "left_at": None if self.present or silent_s is None else round(unix_time() - silent_s, 3),
                 "latency_seconds": latest.latency_ms["total"] / 1000 if latest else None,
-                "clock_skew_seconds": round(self.clock.skew_s, 3),
-                "frozen": self.present and now - self.changed_at > FROZEN_AFTER_S, "predictions": self.predictions,
+                "clock_skew_seconds": round(self.clock.skew_s, 3), "frozen": self.frozen(now),
+                "predictions": self.predictions,
                 "labels": {head: list(scores.window[0]) for head, scores in latest.heads.items()} if latest else {},
                 "reconnects": self.reconnects, "gaps": dict(self.gaps),
                 "odd": [*self.odd, *filter(None, [self.clock.notice])]}
+
+    def frozen(self, now: float) -> bool:
+        """Whether it sends the same picture again and again."""
+        return self.present and now - self.changed_at > FROZEN_AFTER_S
 
 
 class Refused(FrameError):  # noqa: N818 - not a fault of ours

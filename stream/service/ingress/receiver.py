@@ -287,9 +287,12 @@ class Receiver:
                 log.warning("camera %s: %s", camera, error)
 
     def _deliver(self, records: Sequence[Record]) -> None:
-        now = time.monotonic()
-        self.deliver([one for one in records if one.camera not in self.sessions
-                      or self.sessions[one.camera].on_record(one, now)])
+        records = [one for one in records if not isinstance(one, Gap | Camera) or one.camera not in self.sessions
+                   or self.sessions[one.camera].may_report(one, time.monotonic())]
+        for record in records:
+            if record.camera in self.sessions:
+                self.sessions[record.camera].on_record(record)
+        self.deliver(records)
 
     def _send_cameras(self) -> None:
         self.worker.send(protocol.CAMERAS, [camera.model_dump() for camera in self.config.camera])
