@@ -26,8 +26,8 @@ from stream.recognizer import Recognizer
 from stream.sender import Sender
 from stream.service.config import Config
 from stream.service.ingress.receiver import Receiver
+from stream.service.resources import MOST_FILES, raise_file_limit
 from stream.service.worker import protocol
-from stream.service.worker.processes import MOST_FILES, raise_file_limit
 from stream.service.worker.worker import Worker
 from stream.wire.frames import PendingFrame
 from stream.wire.messages import Limits, Message, decode, encode_header

@@ -60,8 +60,8 @@ def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]",
         print(f"{config or 'the defaults'}: fine, {len(settings.camera)} cameras configured")
         return
     from stream.notices import silence_decoders
+    from stream.service.resources import raise_file_limit
     from stream.service.systemd import Ask, Systemd
-    from stream.service.worker.processes import raise_file_limit
 
     raise_file_limit()
     sys.setswitchinterval(SWITCH_S)
