@@ -8,19 +8,29 @@ stdin, because addresses may hold passwords and other users can read a command l
 
 import logging
 import math
+import random
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
+from itertools import chain, repeat
 
-from engines.errors import FrameError
+import zmq
+
+from engines.errors import FrameError, SourceError
 from stream.clock import unix_time
 from stream.frame import Frame
 from stream.service.ingress.sender import Sender
 from stream.service.worker.processes import run_process
 from stream.sources import open_source
 from stream.sources.base import Source
+from stream.wire import encode_header
 
 log = logging.getLogger("gatestream.service")
+
+ALIVE_EVERY_S = 2.0  # between two signs of life
+OPENS_AGAIN_S = (1.0, 2.0, 5.0)  # between two tries to open its source, times a random 0.5 to 1; the last is repeated
 
 
 def send_frames(source: Source, sender: Sender, most: int | None = None) -> None:
@@ -47,11 +57,39 @@ def send_frames(source: Source, sender: Sender, most: int | None = None) -> None
             log.warning("%s", error)
 
 
+def open_patiently(source: str, camera: str) -> Source:
+    """Opens a source, however often that has to be tried: another process for each try would cost a second of a core.
+    Raises UsageError, and SourceError where a driver holds the last try still, as only the process's end helps then."""
+    told = set[str]()
+    for pause_s in chain(OPENS_AGAIN_S, repeat(OPENS_AGAIN_S[-1])):
+        try:
+            return open_source(source, camera=camera, policy="newest")
+        except SourceError as error:
+            if any(thread.name.startswith("opening ") for thread in threading.enumerate()):
+                raise
+            if error.got not in told:
+                told.add(error.got)
+                log.error("camera %s: %s; it is tried again", camera, " ".join(str(error).split()))
+        time.sleep(pause_s * (0.5 + 0.5 * random.random()))
+    raise AssertionError("it is tried for ever")
+
+
+def show_life(address: str, camera: str, ended: threading.Event) -> None:
+    """Sends signs of life until `ended`."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(address)
+        while not ended.wait(ALIVE_EVERY_S):
+            with suppress(zmq.Again):  # a receiver that is held up
+                socket.send_multipart([b"", encode_header(camera, alive=True), b""], zmq.NOBLOCK)
+
+
 def _work(request: dict[str, str]) -> None:
     """Sends until the source ends or SIGTERM comes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=show_life, args=(request["to"], request["name"], threading.Event()), daemon=True).start()
     with (suppress(KeyboardInterrupt),
-          open_source(request["source"], camera=request["name"], policy="newest") as source,
+          open_patiently(request["source"], request["name"]) as source,
           Sender(request["to"], request["name"], lossless=True) as sender):
         send_frames(source, sender)
 
