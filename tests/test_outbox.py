@@ -105,8 +105,10 @@ def test_a_sink_that_raises_anything_costs_itself_alone(error: Exception, durabl
     assert "failing" in caplog.text
 
 
-def test_a_sink_that_hangs_costs_itself_alone_and_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sink_that_hangs_costs_itself_alone_and_is_seen(monkeypatch: pytest.MonkeyPatch,
+                                                          caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(sink_thread, "HANGS_AFTER_S", 0.05)
+    monkeypatch.setattr(outbox_module, "LOOKS_EVERY_S", 0.01)
     monkeypatch.setattr(sink_thread, "WAITING", 10)
     hold, kept, log = threading.Event(), Keeper(), EventLog(tmp_path / "events.db", "fake", "service")
     outbox = Outbox(log, {"hanging": Keeper(check=lambda record: hold.wait(PATIENCE_S) and None), "kept": kept})
@@ -117,6 +119,7 @@ def test_a_sink_that_hangs_costs_itself_alone_and_is_seen(tmp_path: Path, monkey
     wait(lambda: "hangs" in outbox.faults.get("hanging", ""))
     assert outbox.state()["hanging"]["dropped"] >= 30
     assert list(outbox.faults) == ["hanging"]
+    wait(lambda: "hanging: it hangs" in caplog.text)  # though nothing comes any more
     hold.set()
     outbox.close()
 

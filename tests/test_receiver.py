@@ -25,6 +25,7 @@ from stream.frame import Camera, Event, HeadScores, Prediction, Record
 from stream.recognizer import Recognizer
 from stream.sender import Sender
 from stream.service.config import Config
+from stream.service.ingress import admission
 from stream.service.ingress.receiver import Receiver
 from stream.service.resources import MOST_FILES, raise_file_limit
 from stream.service.worker import protocol
@@ -339,6 +340,20 @@ class TestAll:
             [gap] = receiver.records  # type: ignore[attr-defined]
             assert (gap["type"], gap["action"]) == ("gap", "reconnected")
             assert receiver.sessions["own"].reconnects == 1
+
+    def test_a_camera_that_falls_silent_is_told_before_it_has_left(
+            self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", "gatestream.service")
+        monkeypatch.setattr(admission, "SILENT_AFTER_S", 0.2)
+        with running() as receiver, Sender(port(receiver), "own") as sender:
+            for times in range(1, 4):
+                sender.send(IMAGE, time.time())
+                wait(lambda: caplog.text.count("camera own sends again") == times - 1)  # noqa: B023 - called in this turn
+                wait(lambda: caplog.text.count("camera own has sent nothing for 0.2 s") == times)  # noqa: B023
+                session = receiver.sessions["own"]
+                wait(lambda: session.silent)  # noqa: B023
+                assert session.present
+                assert "it has sent nothing for" in session.find_fault(time.monotonic())
 
     @pytest.mark.parametrize("form", ["gatestream", "imagezmq", "netgear"])
     def test_a_sender_tells_that_it_is_refused(self, form: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,7 +22,7 @@ from stream.sinks.webhook import read_secret
 log = logging.getLogger("gatestream.service")
 
 IDLE, ONLINE, OFFLINE = "idle", "online", "offline"
-BACK_OFF_S = (1, 60)  # between two tries to reach the broker
+BACK_OFF_S = (1, 5)  # between two tries to reach the broker
 CONFIRMS_WITHIN_S = 5.0
 PICTURE_S = 5.0  # from one picture of a camera to the next
 

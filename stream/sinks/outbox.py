@@ -27,6 +27,7 @@ from stream.stage import Stage
 log = logging.getLogger("gatestream.service")
 
 COMPACT_EVERY_S = 3600.0
+LOOKS_EVERY_S = 1.0  # whether a sink hangs
 WAITING = 20_000  # records of each kind that may wait; beyond that the oldest are dropped
 LEAST_S = 0.1  # that each sink has to end
 
@@ -109,9 +110,11 @@ class Outbox:
     def _run(self) -> None:
         while True:
             with self._changed:
-                due = self._again_at if self._unlogged else self._compact_at
-                self._changed.wait_for(lambda: self._records or self._closed, max(0.0, due - time.monotonic()))
+                due_s = (self._again_at if self._unlogged else self._compact_at) - time.monotonic()
+                self._changed.wait_for(lambda: self._records or self._closed, max(0.0, min(due_s, LOOKS_EVERY_S)))
                 records, self._records = list(self._records), deque()
+            for sink in self.sinks:
+                sink.log_hang()
             try:
                 self._hand_on(self._process(records))
             except Exception:  # whatever it is costs these records

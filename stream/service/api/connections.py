@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from stream.notices import NoticeLimiter
 from stream.service.config import ApiConfig
 from stream.service.resources import file_limit
 
@@ -27,6 +28,7 @@ HEADERS_BYTES = 16 * 1024
 MESSAGE_BYTES = 4096  # of what a WebSocket client may send
 LOG_AGAIN_S = 60.0
 ENDS_AFTER_S = 0.3  # answers that are under way when the service ends
+NOTICES = NoticeLimiter()
 
 
 class _Unstalled:
@@ -67,6 +69,9 @@ class _HttpConnection(_Unstalled, H11Protocol):
             idle = (one for one in present if isinstance(one, _HttpConnection) and one._idle)
             min(idle, key=lambda one: (one is self, one._made_at)).transport.abort()
             self._counts["refused: connections"] += 1
+            if NOTICES.passes("connections", self.loop.time()):
+                log.warning("the API has %d connections: for each new one, the one that is idle longest is closed",
+                            self._most)
         self.loop.call_later(REQUEST_S, self._end_if_idle, None)
 
     def _end_if_idle(self, before: object) -> None:

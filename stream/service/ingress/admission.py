@@ -18,9 +18,11 @@ from stream.wire.messages import NAME_CHARACTERS, Message
 
 log = logging.getLogger("gatestream.service")
 
+SILENT_AFTER_S = 3.0  # without a frame that is told, long before the camera has left
 FROZEN_AFTER_S = 20.0  # of the very same payload
 TAKEN_OVER_AFTER_S = 5.0  # of silence, by another connection from the same address
 NOTICES, NOTICE_S = 100, 10.0
+IN_STREAM = ("reset", "new stream")  # what was done about gaps that nothing else tells of
 NEW_NAMES = 16  # of cameras, over one connection
 REFUSED_S = (10.0, 30.0, 120.0, 600.0)  # how long a camera is refused whose frames ended engines, the last repeatedly
 FORGIVEN_AFTER_S = 1800.0
@@ -49,7 +51,9 @@ class CameraSession:
     peer: str = ""  # IP address of its sender
     connection: Connection | None = None  # that its latest frame came over
     last_at: float = 0.0
+    alive_at: float = 0.0  # the latest sign of life of the process that opens it
     present: bool = False  # it sends
+    silent: bool = False  # it is present, but has sent nothing for SILENT_AFTER_S
     frames_left: float = 0.0  # of its quota
     bytes_left: float = 0.0  # of its quota
     payload: int = 0  # hash of the last one
@@ -61,7 +65,7 @@ class CameraSession:
     answer: bytes | None = None  # the same as JSON
     open_events: dict[tuple[str, int | None], Event] = field(default_factory=dict)  # by head, number
     gaps: Counter[str] = field(default_factory=Counter)  # in its stream, by action
-    notices: tuple[float, float] = (0.0, 0.0)  # gaps, joining and leaving that were reported of late, and when last
+    notices: tuple[float, float] = (0.0, 0.0)  # what was reported or logged of it of late, and when last
     odd: list[str] = field(default_factory=list)  # what no camera should show, a line each
     fault: str = ""  # why its latest picture could not be decoded
     crashes: int = 0  # of engines that had its frames
@@ -79,19 +83,29 @@ class CameraSession:
         elif isinstance(record, Event):
             self.open_events.pop((record.head, record.number), None)
 
-    def may_report(self, record: Gap | Camera, now: float) -> bool:
-        """Whether a gap, or that it joins or leaves, is reported: NOTICES at once, then one every NOTICE_S, or a camera
-        that comes and goes without end would fill the log. All are counted."""
+    def may_report(self, record: Gap | Camera | None, now: float) -> bool:
+        """Whether a gap, or that it joins or leaves, is reported, or what is logged only (None): NOTICES at once, then
+        one every NOTICE_S, or a camera that comes and goes without end would fill the log. All are counted."""
         if isinstance(record, Gap):
             self.gaps[record.action] += 1
         count, at = self.notices
         count = max(0.0, count - (now - at) / NOTICE_S)
         self.notices = count + (count < NOTICES), now
+        if isinstance(record, Gap) and record.action in IN_STREAM and count < NOTICES:
+            log.info("camera %s: a gap of %.1f s (%s)", self.name, record.seconds, record.action)
         return count < NOTICES
 
     def join(self) -> None:
         """It sends, for the first time or again."""
-        self.present, self.fault, self.clock = True, "", CaptureTimes()
+        self.present, self.silent, self.fault, self.clock = True, False, "", CaptureTimes()
+
+    def check_silence(self, now: float) -> None:
+        """Logs when it falls silent, and when it sends again."""
+        silent = self.present and now - self.last_at > SILENT_AFTER_S
+        if silent != self.silent and self.present and self.may_report(None, now):
+            log.warning("camera %s %s", self.name,
+                        f"has sent nothing for {SILENT_AFTER_S:g} s" if silent else "sends again")
+        self.silent = silent
 
     def leave(self) -> None:
         """It does not send any more."""
@@ -104,9 +118,15 @@ class CameraSession:
             return message.captured_at
         before = self.clock.notice
         at = self.clock.of_frame(message.captured_at, unix_time(), now)
-        if self.clock.notice != before:
-            log.warning("camera %s: %s", self.name, self.clock.notice)
+        if self.clock.notice != before and self.may_report(None, now):
+            log.warning("camera %s: %s", self.name, self.clock.notice or "its clock is right again")
         return at
+
+    def find_fault(self, now: float) -> str:
+        """What is wrong with a camera that is present; "" if nothing is."""
+        if self.silent:
+            return f"it has sent nothing for {now - self.last_at:.0f} s"
+        return f"its latest picture: {self.fault}" if self.fault else self.clock.notice
 
     def state(self, now: float) -> dict[str, Any]:
         """What /health shows of it that is known here."""

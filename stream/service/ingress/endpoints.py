@@ -18,6 +18,7 @@ from stream.service.config import CameraConfig
 from stream.service.ingress.admission import Connection
 from stream.service.ingress.camera_supervisor import needs_process
 from stream.service.resources import file_limit
+from stream.wire.messages import Message
 
 log = logging.getLogger("gatestream.service")
 
@@ -45,6 +46,10 @@ class Endpoint:
     connections: OrderedDict[tuple[int, bytes], Connection] = field(default_factory=OrderedDict)
     monitor: Socket | None = None  # of connections that come and go
     files: set[int] = field(default_factory=set)  # descriptors of all that are open
+
+    def own_name(self, message: Message) -> str | None:
+        """Of the camera that it is for, or that our own process names."""
+        return message.name if self.internal else None if self.camera is None else self.camera.name
 
 
 class SocketSet:

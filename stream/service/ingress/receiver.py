@@ -159,8 +159,11 @@ class Receiver:
         now, camera, error = time.monotonic(), None, None
         try:
             message = parse(parts, self.limits)
+            if message.alive and endpoint.internal and message.name in self.sessions:  # which wants no answer
+                self.sessions[message.name].alive_at = now
+                return
             if message.end:  # NetGear's senders do not say which camera they are
-                name = self._own_name(message, endpoint) or message.name or connection.camera
+                name = endpoint.own_name(message) or message.name or connection.camera
                 if name in self.sessions:
                     if self.sessions[name].connection is not connection:
                         raise Refused("not its sender", f"the end of camera {name!r} by another one",
@@ -219,13 +222,9 @@ class Receiver:
             _, answer = self._delayed.pop(camera)
             answer()
 
-    def _own_name(self, message: Message, endpoint: Endpoint) -> str | None:
-        """Of the camera that an endpoint is for, or that our own process names."""
-        return message.name if endpoint.internal else None if endpoint.camera is None else endpoint.camera.name
-
     def _admit(self, message: Message, endpoint: Endpoint, connection: Connection, now: float) -> str:
         """The camera that a message is of; reports one that joins or is back. Raises Refused."""
-        session = self.admission.admit(message, self._own_name(message, endpoint), connection, now)
+        session = self.admission.admit(message, endpoint.own_name(message), connection, now)
         if not session.present:
             session.join()
             if session.crashes > 1:  # it may do so again
@@ -242,6 +241,7 @@ class Receiver:
         for session in self.sessions.values():
             if session.present and now - session.last_at > session.config.lost_after_s:
                 self._remove(session.name, f"no frames for {session.config.lost_after_s:g} s")
+            session.check_silence(now)
         for camera, (due, _) in list(self._delayed.items()):
             if now >= due:
                 self._answer_delayed(camera)

@@ -24,7 +24,7 @@ log = logging.getLogger("gatestream.service")
 
 # Before the next start, times a random 0.5 to 1, so that many do not come back at once; the last is repeated.
 BACK_OFF_S = {"engine": (0.0, 0.5, 1.0, 2.0, 5.0, 10.0), "camera": (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)}
-LASTING_S = 30.0  # a process that lived this long starts the row anew
+LASTING_S = 10.0  # a process that lived this long starts the row anew
 PARENT_S = 0.5  # between two looks at whether it lives
 KILLED_WITHIN_S = 1.0  # a process that waits for a device may not even end then
 ROOT = Path(__file__).resolve().parents[3]  # where this package is imported from
