@@ -105,7 +105,7 @@ def test_a_sink_that_raises_anything_costs_itself_alone(error: Exception, durabl
     assert "failing" in caplog.text
 
 
-def test_a_sink_that_hangs_costs_itself_alone_and_is_seen(monkeypatch: pytest.MonkeyPatch,
+def test_a_sink_that_hangs_costs_itself_alone_and_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(sink_thread, "HANGS_AFTER_S", 0.05)
     monkeypatch.setattr(outbox_module, "LOOKS_EVERY_S", 0.01)
