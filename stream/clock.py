@@ -30,6 +30,7 @@ EARLY_CELLS = 0.15
 CLOCK_LIMIT_S = 60.0  # that a capture time which its sender states may differ from the frame's arrival
 STANDS_STILL_S = 2.0  # a stated time that stays the same for longer is none
 CLOCK_JUMPS = 5  # of a sender's clock, after which it is not believed any more
+RIGHT_FOR_S = 5.0  # after so long without a fault it is believed again
 TIME_NOISE_S = 1e-6  # Unix times as float64 are good to about this
 ODD_IN_A_ROW = 10  # times that look like no seconds before that is noted
 
@@ -190,7 +191,8 @@ class CaptureTimes:
         at = times.of_frame(message.captured_at, unix_time(), time.monotonic())
 
     The times of a clock that is more than CLOCK_LIMIT_S off are all shifted by the same offset, as if its first frame
-    was taken on arrival; in place of those of a clock that jumps again and again, or stands still, are the arrivals."""
+    was taken on arrival; in place of those of a clock that jumps again and again, or stands still, are the arrivals.
+    All that is forgotten of one that has been right for RIGHT_FOR_S."""
 
     def __init__(self) -> None:
         self.skew_s = 0.0  # what was stated against arrival, at the latest frame
@@ -199,6 +201,7 @@ class CaptureTimes:
         self._offset_s = 0.0
         self._stated_at = self._captured_at = math.nan
         self._changed_at = self._arrived_at = 0.0
+        self._wrong_at = -math.inf
 
     def of_frame(self, stated_at: float | None, arrived_at: float, now: float) -> float:
         """Capture time of the next frame (Unix time, never more than CLOCK_LIMIT_S from its arrival).
@@ -209,7 +212,13 @@ class CaptureTimes:
             if stated_at != self._stated_at:
                 self._stated_at, self._changed_at = stated_at, now
             if now - self._changed_at > STANDS_STILL_S:
-                self.jumps = CLOCK_JUMPS + 1
+                self.jumps, self._wrong_at = CLOCK_JUMPS + 1, now
+            elif abs(self.skew_s) > CLOCK_LIMIT_S:
+                self._wrong_at = now
+            elif self.notice and now - self._wrong_at > RIGHT_FOR_S:
+                if self.jumps > CLOCK_JUMPS:
+                    self._offset_s = self._captured_at + now - self._arrived_at - stated_at
+                self.jumps, self.notice = 0, ""
             if self.jumps <= CLOCK_JUMPS:
                 at = stated_at + self._offset_s
             if abs(at - arrived_at) > CLOCK_LIMIT_S:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
@@ -31,7 +32,7 @@ PERIOD_S = 0.004  # from one event to the next
 PROGRAM = f"""
 import sys, time
 from stream.frame import Event
-from stream.service.egress.outbox import Outbox
+from stream.sinks.outbox import Outbox
 from stream.sinks import sink_thread
 from stream.sinks.log import EventLog
 from stream.sinks.mqtt import MqttSink
@@ -86,19 +87,23 @@ class Broker:
         self._client = Client(CallbackAPIVersion.VERSION2, client_id="judge", clean_session=False)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = lambda client, *_: client.subscribe("gatestream/+/event", qos=1)
-        self._client.on_message = lambda _, __, message: self.got.append(json.loads(message.payload)["id"])
+        self._client.on_message = lambda _, __, message: self._keep(json.loads(message.payload))
         self._client.connect_async("127.0.0.1", port)
         self._client.loop_start()
         time.sleep(1.0)
 
+    def _keep(self, event: dict[str, Any]) -> None:
+        if not event["open"]:
+            self.got.append(event["id"])
+
     def start(self) -> None:
         assert MOSQUITTO is not None, "mosquitto is not installed"
-        self._process = subprocess.Popen([MOSQUITTO, "-c", str(self._config)], stdout=subprocess.DEVNULL,
-                                         stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([MOSQUITTO, "-c", str(self._config)], stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
 
     def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait()
+        self.process.terminate()
+        self.process.wait()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from stream.service.ingress.admission import (
     Refused,
 )
 from stream.service.ingress.scheduler import FrameScheduler
-from stream.wire import Message
+from stream.wire.messages import Message
 
 SENDER = Connection()
 
@@ -139,10 +139,14 @@ def test_a_camera_whose_frames_end_engines_is_refused_for_longer_each_time() -> 
     assert target.count_crash({"b"}, now + 3600.0) == []  # long ago
 
 
-def test_a_camera_that_comes_and_goes_without_end_does_not_fill_the_log() -> None:
+@pytest.mark.parametrize("action", ["reconnected", "reset"])
+def test_a_camera_that_comes_and_goes_without_end_does_not_fill_the_log(action: str, caplog: pytest.LogCaptureFixture
+                                                                        ) -> None:
+    caplog.set_level("INFO", "gatestream.service")
     session = admission().session("a")
-    gap = Gap("a", 0.0, 1.0, "reconnected")
+    gap = Gap("a", 0.0, 1.0, action)
     reported = sum(session.may_report(gap, k / 10) for k in range(1000))  # in 100 s
     assert reported == pytest.approx(NOTICES + 100 / NOTICE_S, abs=1)
-    assert session.gaps["reconnected"] == 1000
+    assert session.gaps[action] == 1000
+    assert caplog.text.count("camera a: a gap of 1.0 s (reset)") == (reported if action == "reset" else 0)
     assert all(session.may_report(Camera("a", 0.0, "left"), 200.0 + NOTICE_S * k) for k in range(100))

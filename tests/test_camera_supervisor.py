@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,15 +13,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import zmq
 from fakes import FakeSource
 
+from engines.errors import SourceError
 from stream.frame import Frame, Image
+from stream.sender import send_frames
 from stream.service.config import CameraConfig, Config
+from stream.service.ingress import camera_process
 from stream.service.ingress.admission import CameraSession
-from stream.service.ingress.camera_process import send_frames
+from stream.service.ingress.camera_process import OPENS_AGAIN_S, open_patiently, show_life
 from stream.service.ingress.camera_supervisor import SILENT_AFTER_S, CameraSupervisor
+from stream.service.ingress.receiver import Receiver
 from stream.service.worker import processes
 from stream.service.worker.processes import BACK_OFF_S, LASTING_S
+from stream.sinks import mqtt, sink_thread
+from stream.sources.reader import Timeouts
 
 
 class FakeProcess:
@@ -129,6 +137,75 @@ def test_one_that_is_silent_or_frozen_is_opened_anew(source: str, quiet_s: float
     bench.after(0, a=seen(bench.now - quiet_s, bench.now - same_s))
     assert (bench.processes[0].code == -9) is again
     assert bench.after(2, a=seen(bench.now, bench.now)) == 1 + again
+
+
+@pytest.mark.parametrize(("alive_s", "ended"), [(SILENT_AFTER_S - 1, False), (SILENT_AFTER_S + 1, True)])
+def test_one_that_lives_may_wait_long_for_its_camera(alive_s: float, ended: bool) -> None:
+    bench, away = Bench(RTSP), seen(0.0, 0.0)
+    bench.after(0)
+    away.alive_at = bench.now + 1000 - alive_s
+    assert bench.after(1000, a=away) == 1
+    assert (bench.processes[0].code == -9) is ended
+
+
+def test_a_source_that_is_away_is_tried_again_in_the_same_process(monkeypatch: pytest.MonkeyPatch,
+                                                                  caplog: pytest.LogCaptureFixture) -> None:
+    away, source, pauses_s = SourceError("no answer", "an answer", "wait"), FakeSource([]), list[float]()
+    answers = iter([*[away] * 9, source])
+
+    def open_source(*_: object, **__: object) -> FakeSource:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(camera_process, "open_source", open_source)
+    monkeypatch.setattr(camera_process.time, "sleep", pauses_s.append)
+    assert open_patiently("rtsp://cell/1", "a") is source
+    assert pauses_s == [1.0, 2.0, *[5.0] * 7]
+    assert caplog.text.count("no answer") == 1
+
+
+def test_a_driver_that_holds_a_thread_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+    threading.Thread(target=held.wait, name="opening webcam 0", daemon=True).start()
+
+    def open_source(*_: object, **__: object) -> FakeSource:
+        raise SourceError("no answer within 10 s", "a camera", "plug it in")
+
+    monkeypatch.setattr(camera_process, "open_source", open_source)
+    with pytest.raises(SourceError):
+        open_patiently("0", "a")
+    held.set()
+
+
+def test_a_process_shows_that_it_lives_before_it_has_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_process, "ALIVE_EVERY_S", 0.01)
+    ended = threading.Event()
+    with tempfile.TemporaryDirectory() as folder, zmq.Context() as context:
+        receiver = Receiver(Config.model_validate({"camera": [RTSP], "receive": {"bind": ["tcp://127.0.0.1:*"]}}),
+                            lambda records: None, context)
+        receiver.open(f"ipc://{folder}/worker", f"ipc://{folder}/own")
+        thread = threading.Thread(target=show_life, args=(f"ipc://{folder}/own", "a", ended))
+        thread.start()
+        latest_at = [receiver.sessions["a"].alive_at]
+        until = time.monotonic() + 20
+        while len(latest_at) < 3:
+            assert time.monotonic() < until, "no sign of life came"
+            receiver._poll_once(0.01)
+            if receiver.sessions["a"].alive_at > latest_at[-1]:
+                latest_at.append(receiver.sessions["a"].alive_at)
+        assert not receiver.sessions["a"].present
+        assert not receiver.refused
+        ended.set()
+        thread.join(20)
+        receiver._close(0)
+
+
+@pytest.mark.parametrize("longest_s", [
+    OPENS_AGAIN_S[-1], Timeouts(1.0, 1.0).longest_pause_s, sink_thread.BACK_OFF_S[-1], mqtt.BACK_OFF_S[1]])
+def test_whoever_is_well_again_is_soon_back(longest_s: float) -> None:
+    """Within 10 s, as opening it takes a while, too."""
+    assert longest_s <= 5.0
 
 
 class Held(FakeProcess):

@@ -191,3 +191,19 @@ def test_capture_times_are_held_against_arrival(stated: Callable[[int], float | 
         assert times[100:] == [WALL + k / FPS for k in range(100, 200)]
     last = stated(199)
     assert clock.skew_s == pytest.approx(0.0 if last is None else last - WALL - 199 / FPS, abs=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda at: at + 3 * 3600, lambda at: at - WALL, lambda at: at - at % 20, lambda at: at * 1000,
+    lambda at: at - 90 * (at % 2 > 1)
+], ids=["hours ahead", "in 1970", "standing still", "milliseconds", "two clocks"])
+def test_a_clock_that_is_right_again_is_believed_and_no_time_jumps(wrong: Callable[[float], float]) -> None:
+    clock, notices, times = CaptureTimes(), [], []
+    for k in range(round(40 * FPS)):
+        at = WALL + k / FPS
+        times.append(clock.of_frame(wrong(at) if k / FPS % 20 < 8 else at, at, 50.0 + k / FPS))
+        notices.append(clock.notice)
+    for again in (0, round(20 * FPS)):
+        assert all(notices[again + round(2.5 * FPS):again + round(13 * FPS)])
+        assert not any(notices[again + round(13.2 * FPS):again + round(20 * FPS)])
+    assert times == pytest.approx([WALL + k / FPS for k in range(len(times))], abs=2.1)

@@ -17,12 +17,12 @@ from test_live_feed import ODD, state
 from test_service import wait
 from test_worker_supervision import supervise
 
+from stream.cluster.cluster import Cluster
+from stream.cluster.placement import Placement
+from stream.sender import Sender
 from stream.service import resources
-from stream.service.cluster.cluster import Cluster
-from stream.service.cluster.placement import Placement
 from stream.service.config import Config
 from stream.service.egress.health import Metrics
-from stream.service.ingress.sender import Sender
 from stream.service.resources import ResourceMonitor, find_shortages
 from stream.service.service import Service
 
@@ -113,9 +113,14 @@ def test_a_service_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
             said = service.state()
             assert "camera desk" not in said["faults"]
             assert said["cameras"]["desk"]["left_at"] is None
+            sender.send(np.zeros((48, 64, 3), np.uint8), time.time() + 7200)
+            assert "its clock is +7200 s off" in service.state()["faults"]["camera desk"]
         supervise(service, lambda: not service.state()["cameras"]["desk"]["present"])
         supervise(service, lambda: (of := service.state()["cameras"]["played"])["received"] and not of["present"])
         supervise(service, lambda: service._supervisor.children["played"].finished)
+        broken = service._supervisor.children["broken"].process
+        assert broken is not None
+        broken.kill()
         supervise(service, lambda: service.state()["cameras"]["broken"]["restarts"] == 1)
         said = service.state()
         assert said["healthy"]  # none of these keeps events back

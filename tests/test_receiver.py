@@ -23,14 +23,15 @@ from test_subscriber import sending
 from stream.commands.cli import main
 from stream.frame import Camera, Event, HeadScores, Prediction, Record
 from stream.recognizer import Recognizer
+from stream.sender import Sender
 from stream.service.config import Config
-from stream.service.frames import PendingFrame
+from stream.service.ingress import admission
 from stream.service.ingress.receiver import Receiver
-from stream.service.ingress.sender import Sender
+from stream.service.resources import MOST_FILES, raise_file_limit
 from stream.service.worker import protocol
-from stream.service.worker.processes import MOST_FILES, raise_file_limit
 from stream.service.worker.worker import Worker
-from stream.wire import Limits, Message, decode, encode_header
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Limits, Message, decode, encode_header
 
 IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -195,7 +196,7 @@ class TestImagezmq:
             sender.send_image("bench", IMAGE)
             frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
-            wait(lambda: "bench" in receiver.latest)
+            wait(lambda: receiver.sessions["bench"].latest)
             assert json.loads(sender.send_image("bench", IMAGE)) == prediction("bench")
 
 
@@ -231,7 +232,7 @@ class TestNetGear:
             assert gear.send(IMAGE, message="bench") is None
             frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
-            wait(lambda: "bench" in receiver.latest)
+            wait(lambda: receiver.sessions["bench"].latest)
             assert gear.send(IMAGE, message="bench") == prediction("bench")
             gear.close()
 
@@ -340,6 +341,20 @@ class TestAll:
             assert (gap["type"], gap["action"]) == ("gap", "reconnected")
             assert receiver.sessions["own"].reconnects == 1
 
+    def test_a_camera_that_falls_silent_is_told_before_it_has_left(
+            self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", "gatestream.service")
+        monkeypatch.setattr(admission, "SILENT_AFTER_S", 0.2)
+        with running() as receiver, Sender(port(receiver), "own") as sender:
+            for times in range(1, 4):
+                sender.send(IMAGE, time.time())
+                wait(lambda: caplog.text.count("camera own sends again") == times - 1)  # noqa: B023 - called in this turn
+                wait(lambda: caplog.text.count("camera own has sent nothing for 0.2 s") == times)  # noqa: B023
+                session = receiver.sessions["own"]
+                wait(lambda: session.silent)  # noqa: B023
+                assert session.present
+                assert "it has sent nothing for" in session.find_fault(time.monotonic())
+
     @pytest.mark.parametrize("form", ["gatestream", "imagezmq", "netgear"])
     def test_a_sender_tells_that_it_is_refused(self, form: Any, caplog: pytest.LogCaptureFixture) -> None:
         with running(camera=[{"name": "known"}], unknown=False) as receiver:
@@ -354,7 +369,7 @@ class TestAll:
 
     def test_gatestream_camera_ends_when_nobody_takes_its_first_pictures(
             self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        monkeypatch.setattr("stream.service.ingress.sender.ALL_REFUSED_S", 0.0)
+        monkeypatch.setattr("stream.sender.ALL_REFUSED_S", 0.0)
         with running(camera=[{"name": "known"}], unknown=False) as receiver:
             camera = ["camera", "sim://gestures", "--to", port(receiver), "--name"]
             assert main([*camera, "stranger"]) == 1

@@ -80,20 +80,24 @@ def test_one_that_gives_no_sign_of_life_is_replaced(service: Service, caplog: py
     assert service.receiver.worker.pid != pid
 
 
-def test_a_service_that_was_held_up_itself_blames_nobody(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_was_held_up_itself_blames_nobody(service: Service, monkeypatch: pytest.MonkeyPatch,
+                                                         caplog: pytest.LogCaptureFixture) -> None:
     worker, ahead_s = service.receiver.worker, 1000.0
     steady = time.monotonic
     monkeypatch.setattr(service_module.time, "monotonic", lambda: steady() + ahead_s)
     service.supervise()
     assert service.state()["engine_restarts"] == 0
     worker.batch.on_sent(steady(), 1)  # as if it were under way since before
-    restarts = []
+    restarts, stalls = [], []
     for _ in range(4):
         service.supervise()
         restarts.append(service.state()["engine_restarts"])
+        stalls.append("one batch of frames for" in service.state()["faults"].get("engine", ""))
         ahead_s += service_module.HANGS_AFTER_S / 3
         worker.alive_at[worker.pid] = time.monotonic()
     assert restarts == [0, 0, 0, 1]  # by then it has had its time
+    assert stalls == [False, True, True, False]
+    assert caplog.text.count("the engine has had one batch of frames for 3 s") == 1
 
 
 def test_recovery_does_not_play_the_recording_for_promotions_again(service: Service, monkeypatch: pytest.MonkeyPatch

@@ -22,30 +22,32 @@ import zmq
 
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.runtime.temporary import temporary_dir
-from stream.clock import unix_time
+from stream.access.keys import default_folder
 from stream.service.api.server import serve_api
 from stream.service.config import Config
-from stream.service.egress.clips import ClipRecorder
-from stream.service.egress.continuous import ContinuousRecorder
 from stream.service.egress.health import Metrics, ServiceState
-from stream.service.egress.live_feed import LiveFeed
 from stream.service.egress.open_sinks import open_sinks
-from stream.service.frames import RecentFrames
 from stream.service.ingress.admission import CameraSession
 from stream.service.ingress.camera_supervisor import CameraSupervisor
 from stream.service.ingress.receiver import Receiver
 from stream.service.ingress.scheduler import CameraCounters, FrameScheduler
-from stream.service.ingress.security import SocketAuth, default_folder
+from stream.service.ingress.security import SocketAuth
 from stream.service.resources import ResourceMonitor
 from stream.service.worker.models import ModelCopies, Models
 from stream.service.worker.processes import BACK_OFF_S, ChildProcess, end_processes, resident_bytes, start_process
 from stream.sinks.base import Sink
+from stream.sinks.clips import ClipRecorder
+from stream.sinks.continuous import ContinuousRecorder
+from stream.sinks.live_feed import LiveFeed
+from stream.sinks.segments import VideoSettings
 from stream.stage import Stage
+from stream.wire.frames import RecentFrames
 
 log = logging.getLogger("gatestream.service")
 
 PERIOD_S = 0.1  # between two looks at the processes
 HANGS_AFTER_S = 10.0  # with one batch of frames
+STALLS_AFTER_S = 3.0  # likewise; that is told
 SILENT_FOR_S = 30.0  # without a sign of life: some libraries hold up all threads while they build
 STARTS_WITHIN_S = 120.0  # until the first one
 ASLEEP_S = 5.0  # longer between two looks: we were held up ourselves, and so was what the worker has sent
@@ -70,7 +72,7 @@ class Service:
         loaded = Models.load(config)  # so that a wrong name is an error here, and at once
         self._candidate: tuple[Models, ChildProcess] | None = None  # other ones that are being made ready
         self._held: set[str] = set()  # new cameras that wait for their model
-        self._live_pid = 0  # of the process that serves the cameras
+        self._live_pid, self._stalled = 0, False  # the process that serves the cameras
         self._looked_at = self._awake_since = time.monotonic()
         self._fault: BaseException | None = None
         self._auth: SocketAuth | None = None
@@ -101,13 +103,14 @@ class Service:
             if config.clips is not None:
                 most_bytes = int(CLIPS_SHARE * config.memory_mb * 1e6)
                 continuous_bytes = most_bytes // 4 if config.clips.continuous else 0
-                recorder = ClipRecorder(config.clips, self.receiver.call_soon, recent, self.receiver.limits,
+                settings = VideoSettings(**dict(config.clips))
+                recorder = ClipRecorder(settings, self.receiver.call_soon, recent, self.receiver.limits,
                                         most_bytes - continuous_bytes)
                 self._clips = recorder.counts
                 recorders: list[ClipRecorder | ContinuousRecorder] = [recorder]
                 self.receiver.on_poll = recorder.flush
                 if continuous_bytes:
-                    continuous = ContinuousRecorder(config.clips, self.receiver.limits, continuous_bytes,
+                    continuous = ContinuousRecorder(settings, self.receiver.limits, continuous_bytes,
                                                     recorder.counts)
                     recorders.append(continuous)
                 memory_sinks.extend(recorders)
@@ -228,6 +231,9 @@ class Service:
         if self.receiver.worker.was_ready:  # a recording would be lost while an engine is built for the first time
             self._supervisor.supervise(dict(self.receiver.sessions))
         self._check_candidate()
+        if self._batch_s(now) > STALLS_AFTER_S and not self._stalled:
+            log.warning("the engine has had one batch of frames for %g s", STALLS_AFTER_S)
+        self._stalled = self._batch_s(now) > STALLS_AFTER_S
         self._live_pid = self.receiver.worker.pid
         if (code := self._engine.supervise(partial(self._hang_reason, self._engine))) is None:
             return
@@ -242,14 +248,17 @@ class Service:
     def _hang_reason(self, child: ChildProcess) -> str | None:
         """Why an engine's process is to be ended. One that is idle, or builds for hours, gives signs of life."""
         now, worker = time.monotonic(), self.receiver.worker
-        waiting_s = min(worker.batch.waiting_s(now), now - self._awake_since)
-        if child is self._engine and self._ready and waiting_s > HANGS_AFTER_S:
+        if child is self._engine and self._batch_s(now) > HANGS_AFTER_S:
             return f"one batch of frames for {HANGS_AFTER_S:g} s"
         alive_at = worker.alive_at.get(child.process.pid, 0.0) if child.process else 0.0
         limit_s = STARTS_WITHIN_S if alive_at < child.started_at else SILENT_FOR_S
         if now - max(alive_at, child.started_at, self._awake_since) > limit_s:
             return f"no sign of life for {limit_s:g} s"
         return None
+
+    def _batch_s(self, now: float) -> float:
+        """How long the engine that serves has had one batch of frames."""
+        return min(self.receiver.worker.batch.waiting_s(now), now - self._awake_since) if self._ready else 0.0
 
     @property
     def _ready(self) -> bool:
@@ -285,7 +294,9 @@ class Service:
             grave["receiver"] = f"it has ended: {self._fault}"
         if engine is None or not self._ready:
             grave["engine"] = f"it does not serve yet, {self._engine.restarts} times started again so far"
-        return {"healthy": not grave, "faults": grave | self._resources.faults | self._absent_cameras(now),
+        elif self._stalled:
+            grave["engine"] = f"it has had one batch of frames for {self._batch_s(now):.0f} s"
+        return {"healthy": not grave, "faults": grave | self._resources.faults | self._camera_faults(now),
                 "sinks": self.outbox.state(),
                 "model": self._models.default.contract.name,
                 "background": self._models.default.contract.background, "engine": self.receiver.worker.engine,
@@ -296,31 +307,28 @@ class Service:
                 "waiting": len(self.receiver.scheduler), "engine_restarts": self._engine.restarts,
                 "memory_bytes": resident_bytes(os.getpid()) + (resident_bytes(engine.pid) if engine else 0)}
 
-    def _absent_cameras(self, now: float) -> dict[str, str]:
-        """Which cameras of the configuration do not send, but for recordings that have been played."""
+    def _camera_faults(self, now: float) -> dict[str, str]:
+        """What is wrong with cameras: those of the configuration that do not send, too, but for recordings that have
+        been played."""
         found = {f"camera {name}": "it waits for its model" for name in self._held}
         for name, session in dict(self.receiver.sessions).items():
             child = self._supervisor.children.get(name)
-            if session.configured and not session.present and not (child and child.finished):
+            if child and child.finished:
+                continue
+            if session.present:
+                fault = session.find_fault(now)
+            else:
                 since = session.last_at or self._missed_since.get(name, now)
-                found[f"camera {name}"] = f"it has sent nothing for {now - since:.0f} s"
+                fault = f"it has sent nothing for {now - since:.0f} s" if session.configured else ""
+            found |= {f"camera {name}": fault} if fault else {}
         return found
 
     def _camera_state(self, session: CameraSession, now: float) -> dict[str, Any]:
         counters = self.receiver.scheduler.counters.get(session.name) or CameraCounters()
-        latest, child = self.receiver.latest.get(session.name), self._supervisor.children.get(session.name)
-        silent_s = round(now - session.last_at, 3) if session.last_at else None
-        return {"present": session.present, "protocol": session.protocol, "peer": session.peer,
-                "model": self._models.of(session.name).contract.name,
-                "staleness_seconds": silent_s, "left_at": None if session.present or silent_s is None else
-                round(unix_time() - silent_s, 3), "restarts": child.restarts if child else 0,
-                "latency_seconds": latest.latency_ms["total"] / 1000 if latest else None,
-                "clock_skew_seconds": round(session.clock.skew_s, 3), "frozen": session.frozen(now),
-                "predictions": session.predictions,
-                "labels": {head: list(scores.window[0]) for head, scores in latest.heads.items()} if latest else {},
-                "reconnects": session.reconnects, "received": counters.received, "taken": counters.taken,
-                "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped),
-                "gaps": dict(session.gaps), "odd": [*session.odd, *filter(None, [session.clock.notice])]}
+        child = self._supervisor.children.get(session.name)
+        return {**session.state(now), "model": self._models.of(session.name).contract.name,
+                "restarts": child.restarts if child else 0, "received": counters.received, "taken": counters.taken,
+                "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped)}
 
     def _end_context(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Ends ZeroMQ, unless a thread of ours still uses it: that would wait for ever."""

@@ -17,10 +17,10 @@ from stream.sinks.deliveries import DeliveryLog
 
 log = logging.getLogger("gatestream.service")
 
-BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # from one try to the next, the last again and again
+BACK_OFF_S = (0.5, 1.0, 2.0, 5.0)  # from one try to the next, the last again and again
 WAITING = 20_000  # records that may wait; of more, those that are in no log are dropped
 RETRIES_S = 5.0  # from one look for what is to be sent once more to the next
-HANGS_AFTER_S = 30.0
+HANGS_AFTER_S = 3.0  # that is told; a sink may limit a wait as it likes
 
 
 class SinkThread:
@@ -33,6 +33,7 @@ class SinkThread:
         self._changed, self._closed = threading.Condition(), False
         self._error: str | None = None
         self._busy_since: float | None = None
+        self._hang_logged = False
         self._until = math.inf  # steady seconds
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -60,10 +61,18 @@ class SinkThread:
     @property
     def fault(self) -> str | None:
         """Why nothing gets through now."""
-        since = self._busy_since
-        if since is not None and time.monotonic() - since > HANGS_AFTER_S:
-            return f"it hangs: no answer for {time.monotonic() - since:.0f} s"
-        return self._error or self._sink.fault
+        return self._hang or self._error or self._sink.fault
+
+    @property
+    def _hang(self) -> str | None:
+        busy_s = time.monotonic() - (self._busy_since or math.inf)
+        return f"it hangs: no answer for {busy_s:.0f} s" if busy_s > HANGS_AFTER_S else None
+
+    def log_hang(self) -> None:
+        """Logs once that a write hangs, which its own thread cannot. To be called again and again."""
+        if (hang := self._hang) is not None and not self._hang_logged:
+            log.error("%s: %s", self.name, hang)
+        self._hang_logged = hang is not None
 
     def state(self) -> dict[str, Any]:
         """What /health shows of the sink."""

@@ -60,7 +60,7 @@ class Timeouts:
     open_s: float  # for the first connection
     give_up_s: float  # for a frame
     first_pause_s: float = 0.25  # before it reconnects
-    longest_pause_s: float = 10.0
+    longest_pause_s: float = 5.0
 
 
 @dataclass(frozen=True)

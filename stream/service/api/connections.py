@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import socket
 from collections import Counter
 from functools import partial
@@ -14,7 +13,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from stream.notices import NoticeLimiter
 from stream.service.config import ApiConfig
+from stream.service.resources import file_limit
 
 log = logging.getLogger("gatestream.service")
 
@@ -27,6 +28,7 @@ HEADERS_BYTES = 16 * 1024
 MESSAGE_BYTES = 4096  # of what a WebSocket client may send
 LOG_AGAIN_S = 60.0
 ENDS_AFTER_S = 0.3  # answers that are under way when the service ends
+NOTICES = NoticeLimiter()
 
 
 class _Unstalled:
@@ -67,6 +69,9 @@ class _HttpConnection(_Unstalled, H11Protocol):
             idle = (one for one in present if isinstance(one, _HttpConnection) and one._idle)
             min(idle, key=lambda one: (one is self, one._made_at)).transport.abort()
             self._counts["refused: connections"] += 1
+            if NOTICES.passes("connections", self.loop.time()):
+                log.warning("the API has %d connections: for each new one, the one that is idle longest is closed",
+                            self._most)
         self.loop.call_later(REQUEST_S, self._end_if_idle, None)
 
     def _end_if_idle(self, before: object) -> None:
@@ -108,8 +113,7 @@ def make_server(app: FastAPI, settings: ApiConfig, counts: Counter[str]) -> uvic
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn").parent = log
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, int(FILES_SHARE * files))
+    most = min(CONNECTIONS, int(FILES_SHARE * file_limit()))
     return _Server(uvicorn.Config(
         app, http=partial(_HttpConnection, most, counts),  # type: ignore[arg-type]
         ws=_WebSocketConnection, lifespan="off", log_config=None, log_level="error",

@@ -7,51 +7,62 @@ A process each, so that a driver or decoder that hangs or crashes costs its own 
 stdin, because addresses may hold passwords and other users can read a command line."""
 
 import logging
-import math
+import random
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
+from itertools import chain, repeat
 
-from engines.errors import FrameError
-from stream.clock import unix_time
-from stream.frame import Frame
-from stream.service.ingress.sender import Sender
+import zmq
+
+from engines.errors import SourceError
+from stream.sender import Sender, send_frames
 from stream.service.worker.processes import run_process
 from stream.sources import open_source
 from stream.sources.base import Source
+from stream.wire.messages import encode_header
 
 log = logging.getLogger("gatestream.service")
 
+ALIVE_EVERY_S = 2.0  # between two signs of life
+OPENS_AGAIN_S = (1.0, 2.0, 5.0)  # between two tries to open its source, times a random 0.5 to 1; the last is repeated
 
-def send_frames(source: Source, sender: Sender, most: int | None = None) -> None:
-    """Sends a source's frames until it ends or `most` are sent; only those that the receiver wants, if it says so. What
-    is no live camera is sent as if it began now, whether its times are those of a file or of the day of recording."""
-    offset_s = 0.0 if source.info.live else None
-    sent, latest_at, next_at, between = 0, math.inf, -math.inf, False
-    for frame in source.frames():
-        if sent == most:
-            return
-        if not isinstance(frame, Frame):
-            continue
-        if offset_s is None:
-            offset_s = unix_time() - frame.captured_at
-        at = frame.captured_at + offset_s
-        wanted = not latest_at < at < next_at
-        if not (wanted or between):
-            continue
+
+def open_patiently(source: str, camera: str) -> Source:
+    """Opens a source, however often that has to be tried: another process for each try would cost a second of a core.
+    Raises UsageError, and SourceError where a driver holds the last try still, as only the process's end helps then."""
+    told = set[str]()
+    for pause_s in chain(OPENS_AGAIN_S, repeat(OPENS_AGAIN_S[-1])):
         try:
-            answer = sender.send(frame.image_bgr, at, pixels=wanted) or {}
-            sent, latest_at, next_at = sent + 1, at, answer.get("next_at") or -math.inf
-            between = answer.get("between", False)
-        except FrameError as error:
-            log.warning("%s", error)
+            return open_source(source, camera=camera, policy="newest")
+        except SourceError as error:
+            if any(thread.name.startswith("opening ") for thread in threading.enumerate()):
+                raise
+            if error.got not in told:
+                told.add(error.got)
+                log.error("camera %s: %s; it is tried again", camera, " ".join(str(error).split()))
+        time.sleep(pause_s * (0.5 + 0.5 * random.random()))
+    raise AssertionError("it is tried for ever")
+
+
+def show_life(address: str, camera: str, ended: threading.Event) -> None:
+    """Sends signs of life until `ended`."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(address)
+        while not ended.wait(ALIVE_EVERY_S):
+            with suppress(zmq.Again):  # a receiver that is held up
+                socket.send_multipart([b"", encode_header(camera, alive=True), b""], zmq.NOBLOCK)
 
 
 def _work(request: dict[str, str]) -> None:
     """Sends until the source ends or SIGTERM comes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=show_life, args=(request["to"], request["name"], threading.Event()), daemon=True).start()
     with (suppress(KeyboardInterrupt),
-          open_source(request["source"], camera=request["name"], policy="newest") as source,
+          open_patiently(request["source"], request["name"]) as source,
           Sender(request["to"], request["name"], lossless=True) as sender):
         send_frames(source, sender)
 

@@ -63,6 +63,9 @@ class CameraSupervisor:
 
     def _hang_reason(self, name: str, session: CameraSession | None) -> str | None:
         now, started_at, source = self._steady(), self.children[name].started_at, self._sources[name]
+        if session and session.last_at <= started_at:  # it has not found its camera yet, and may go on trying
+            return f"no sign of life for {SILENT_AFTER_S:g} s" if (
+                now - max(started_at, session.alive_at) > SILENT_AFTER_S) else None
         if now - max(started_at, session.last_at if session else 0.0) > SILENT_AFTER_S:
             return f"no picture for {SILENT_AFTER_S:g} s"
         live = source.isdecimal() or parse_scheme(source) in ("rtsp", "rtsps", "http", "https")

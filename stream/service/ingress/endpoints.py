@@ -2,7 +2,6 @@
 
 import logging
 import random
-import resource
 import socket as sockets
 import time
 from collections import OrderedDict
@@ -18,6 +17,8 @@ from engines.errors import SourceError
 from stream.service.config import CameraConfig
 from stream.service.ingress.admission import Connection
 from stream.service.ingress.camera_supervisor import needs_process
+from stream.service.resources import file_limit
+from stream.wire.messages import Message
 
 log = logging.getLogger("gatestream.service")
 
@@ -46,6 +47,10 @@ class Endpoint:
     monitor: Socket | None = None  # of connections that come and go
     files: set[int] = field(default_factory=set)  # descriptors of all that are open
 
+    def own_name(self, message: Message) -> str | None:
+        """Of the camera that it is for, or that our own process names."""
+        return message.name if self.internal else None if self.camera is None else self.camera.name
+
 
 class SocketSet:
     """All endpoints, and the poller of their sockets. Owned by the receiver thread.
@@ -55,7 +60,7 @@ class SocketSet:
     def __init__(self, context: zmq.Context[Socket], secure: Callable[[Socket], None], most_bytes: int,
                  on_refused: Callable[[str, str, str], None] = lambda cause, address, reason: None) -> None:
         self._context, self._secure, self._most_bytes, self._on_refused = context, secure, most_bytes, on_refused
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        files = file_limit()
         self.most_connections = max(files - SPARE_FILES, files // 2)
         self._endpoints: dict[Socket, Endpoint] = {}
         self.poller = zmq.Poller()

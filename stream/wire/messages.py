@@ -79,6 +79,7 @@ class Message:
     captured_at: float | None = None  # Unix time
     sequence: int | None = None
     end: bool = False  # the camera's stream is over
+    alive: bool = False  # a sign of life of a process of the service's own, without a picture
     port: str | None = None  # of a NetGear sender among several, which the reply has to name
     bad_name: str | None = None  # text where the name would be, which is none
     jpeg: bytes = b""  # of the raw picture, where its sender made one, too
@@ -96,14 +97,16 @@ class Message:
 
 def encode_header(camera: str, image_shape: Sequence[int] | None = None, *, encoding: Encoding = "jpeg",
                   dtype: str = "uint8", pixel_format: str | None = None, stride: int | None = None,
-                  captured_at: float | None = None, sequence: int | None = None, end: bool = False) -> bytes:
+                  captured_at: float | None = None, sequence: int | None = None, end: bool = False,
+                  alive: bool = False) -> bytes:
     """The header of our own form; the second part of the message is the payload: C-order bytes, a JPEG or a PNG.
     image_shape, dtype, pixel_format, stride (bytes from row to row): of raw pixels only."""
     header: dict[str, Any] = {"gatestream": VERSION, "camera": camera, "encoding": encoding}
     if encoding == "raw":
         header |= {"shape": list(image_shape or ()), "dtype": dtype, "pixel_format": pixel_format,
                    "stride": stride}
-    header |= {"captured_at": captured_at, "sequence": sequence, "end": end or None}
+    header |= {"captured_at": captured_at, "sequence": sequence, "end": end or None,
+               "alive": alive or None}
     return json.dumps({key: value for key, value in header.items() if value is not None}).encode()
 
 
@@ -192,7 +195,8 @@ def _ours(header: dict[str, Any], payload: bytes, limits: Limits) -> Message:
         raise FrameError(f"a camera called {_short(header.get('camera'))}",
                          f"a printable name of up to {NAME_CHARACTERS} characters", "name the camera")
     facts, encoding = {**_facts(header), "end": header.get("end") is True}, header.get("encoding")
-    if facts["end"] and not payload:
+    facts["alive"] = header.get("alive") is True and not payload
+    if facts["alive"] or (facts["end"] and not payload):
         return Message("gatestream", payload=b"", **facts)
     if encoding in ("jpeg", "png"):
         return Message("gatestream", payload=payload, encoding=encoding, **facts)
