@@ -263,7 +263,7 @@ def no_metrics(before: Look, now: Look) -> bool:
 def camera_back(name: str) -> Sign:
     """It is recognised again, and nothing is said to be wrong with it."""
     def is_back(before: Look, now: Look) -> bool:
-        if now.health is None or f"camera {name}" in now.health["faults"] or not now.health["healthy"]:
+        if now.health is None or {f"camera {name}", "engine"} & now.health["faults"].keys():
             return False
         predicted = before.camera(name).get("predictions", 0)
         found = now.camera(name)

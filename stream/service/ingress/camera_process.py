@@ -60,10 +60,12 @@ def show_life(address: str, camera: str, ended: threading.Event) -> None:
 def _work(request: dict[str, str]) -> None:
     """Sends until the source ends or SIGTERM comes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=show_life, args=(request["to"], request["name"], threading.Event()), daemon=True).start()
+    opened = threading.Event()
+    threading.Thread(target=show_life, args=(request["to"], request["name"], opened), daemon=True).start()
     with (suppress(KeyboardInterrupt),
           open_patiently(request["source"], request["name"]) as source,
           Sender(request["to"], request["name"], lossless=True) as sender):
+        opened.set()  # from now on its pictures show that it lives
         send_frames(source, sender)
 
 
