@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError
+from engines.errors import EngineError, imports_of
 from engines.model.file import Model
 from engines.runtime import cache, nvidia
 from engines.runtime.cache import Facts as Facts
-from engines.runtime.engine import Engine
+from engines.runtime.engine import Engine, StepResult
 from engines.runtime.own_process import call
 from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, Parity, compare, probe_clip, run_clip
 
@@ -62,13 +62,18 @@ class Backend:
     on_request: Sequence[str] = ()  # precisions that are never chosen
     unavailable_reason: Callable[[], str | None] = lambda: None  # why `auto` passes over it on this machine
     remedy: tuple[str, str] | None = None  # what is wanted and to be done where it is unavailable, if it needs that
+    # In a precision, of the graph that a model carries, which `build` takes too: no torch is needed then.
+    open_carried: Callable[[Spec, str], Engine] | None = None
     is_reference: bool = False  # eager: what others are compared with; the only one for bidirectional models
 
     def compile(self, spec: Spec) -> Engine:
-        """An engine that agrees with eager: compiled, or from the cache, or built into it."""
+        """An engine that agrees with eager: compiled, or from the cache, or built into it.
+        For one camera nothing is kept of a graph that its model carries: there is nothing to build, nor to tune."""
         precisions = self._precisions(spec)
         if self.is_reference:
             return self.open(spec, precisions[0], Path(), {})
+        if spec.slots == 1 and self.open_carried is not None and spec.model.graph is not None:
+            return self._prove(spec, functools.partial(self.open_carried, spec))[0]
         if self.build is None:
             return self._prove(spec, lambda precision: self.open(spec, precision, Path(), {}))[0]
         return self.open_entry(spec, self.get_or_build(spec))
@@ -88,6 +93,8 @@ class Backend:
                 return entry
 
         def build(folder: Path) -> Facts:
+            if self._carried(spec):
+                return self.build_proven(spec, folder)
             log.warning("building the %s engine of %s for this machine, once", self.title, spec.model.contract.name)
             began = time.perf_counter()
             facts = self.build_proven(spec, folder)
@@ -105,7 +112,7 @@ class Backend:
         """Builds into a folder in the fastest precision that agrees with eager, measuring what was written: in a
         process of its own where this one has done without torch so far, and can go on so.
         Returns what `build` and `tune` return, with {"precision": ..., "parity": {precision: fields of Parity}}."""
-        apart = "torch" not in sys.modules and sys.executable
+        apart = "torch" not in sys.modules and sys.executable and not self._carried(spec)
         facts = call(_build_by_name, self.name, spec, folder) if apart else self.build_and_prove(spec, folder)
         return facts | (self.tune(spec, facts["precision"], folder) if self.tune is not None else {})
 
@@ -127,9 +134,15 @@ class Backend:
         (precision,), folder = self._precisions(spec), cache.make_temporary_dir()
         return self.open(spec, precision, folder, self._build(spec, precision, folder))
 
+    def _carried(self, spec: Spec) -> bool:
+        """Whether this engine is made of a graph that the model carries, and held to the results that go with it."""
+        return self.open_carried is not None and spec.model.graph is not None
+
     def _build(self, spec: Spec, precision: str, folder: Path) -> Facts:
         if self.build is None:
             return {}
+        if self._carried(spec):
+            return self.build(spec, precision, folder)
         with one_torch_thread():
             return self.build(spec, precision, folder)
 
@@ -139,17 +152,16 @@ class Backend:
         if spec.precision not in (None, *able, *self.on_request):
             raise EngineError(f"precision {spec.precision!r} for {self.title}",
                               f"one of {', '.join([*self.on_request, *able])}", "leave it out to have it chosen")
-        return [spec.precision] if spec.precision else list(able)
+        if spec.precision:
+            return [spec.precision]
+        # A carried graph was held to eager over a long clip in f32, and a short one is too little to choose another by.
+        return [able[-1]] if self._carried(spec) else list(able)
 
     def _prove(self, spec: Spec, open_one: Callable[[str], Engine]) -> tuple[Engine, dict[str, Parity]]:
         """Opens an engine in one precision after another until its results agree with eager's on the probe clip.
         Returns it, as fresh as new, with what was measured. Raises EngineError when none agrees."""
-        from engines.runtime.eager import EagerEngine
-
         contract = spec.model.contract
-        frames = probe_clip(contract)
-        with one_torch_thread():
-            wanted = run_clip(EagerEngine(spec.model.network, contract, 1), frames)
+        frames, wanted = self._eager_results(spec.model)
         found: dict[str, Parity] = {}
         for precision in self._precisions(spec):
             engine = open_one(precision)
@@ -170,6 +182,19 @@ def refuse(title: str, found: Mapping[str, Parity]) -> EngineError:
                        "use --engine eager, and report this with the output of `gatestream doctor`")
 
 
+    def _eager_results(self, model: Model) -> tuple[Frames, StepResult]:
+        """A clip, and what eager makes of it: here, or where the graph that the model carries was made."""
+        if self._carried(Spec(model)):
+            from engines.runtime.step_graph import recorded
+
+            return recorded(model)
+        with one_torch_thread():
+            from engines.runtime.eager import EagerEngine
+
+            frames = probe_clip(model.contract)
+            return frames, run_clip(EagerEngine(model.network, model.contract, 1), frames)
+
+
 def _build_by_name(name: str, spec: Spec, folder: Path) -> Facts:
     from engines.runtime.registry import find
 
@@ -179,8 +204,10 @@ def _build_by_name(name: str, spec: Spec, folder: Path) -> Facts:
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """PyTorch on one thread: its threads wait for one another at every layer, for minutes where others keep the cores
-    busy. One at a time, so that the number of threads from before is put back and not another builder's one."""
-    import torch
+    busy. One at a time, so that the number of threads from before is put back and not another builder's one.
+    Raises EngineError where torch is missing."""
+    with imports_of("train", "torch", "building an engine of a model that carries none", error_type=EngineError):
+        import torch
 
     with _ONE_THREAD:
         before = torch.get_num_threads()
