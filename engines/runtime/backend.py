@@ -173,15 +173,6 @@ class Backend:
             engine.close()
         raise refuse(self.title, found)
 
-
-def refuse(title: str, found: Mapping[str, Parity]) -> EngineError:
-    """What to raise of an engine that agrees with eager in none of the precisions that were tried."""
-    measured = {precision: str(parity) for precision, parity in found.items()}
-    return EngineError(f"{title} scores that are off by {measured} from eager",
-                       f"{TOLERANCE} at most, and logits and features by {SPREAD_TOLERANCE} of their spread",
-                       "use --engine eager, and report this with the output of `gatestream doctor`")
-
-
     def _eager_results(self, model: Model) -> tuple[Frames, StepResult]:
         """A clip, and what eager makes of it: here, or where the graph that the model carries was made."""
         if self._carried(Spec(model)):
@@ -193,6 +184,14 @@ def refuse(title: str, found: Mapping[str, Parity]) -> EngineError:
 
             frames = probe_clip(model.contract)
             return frames, run_clip(EagerEngine(model.network, model.contract, 1), frames)
+
+
+def refuse(title: str, found: Mapping[str, Parity]) -> EngineError:
+    """What to raise of an engine that agrees with eager in none of the precisions that were tried."""
+    measured = {precision: str(parity) for precision, parity in found.items()}
+    return EngineError(f"{title} scores that are off by {measured} from eager",
+                       f"{TOLERANCE} at most, and logits and features by {SPREAD_TOLERANCE} of their spread",
+                       "use --engine eager, and report this with the output of `gatestream doctor`")
 
 
 def _build_by_name(name: str, spec: Spec, folder: Path) -> Facts:

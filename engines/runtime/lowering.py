@@ -208,6 +208,8 @@ def fold_norms(backbone: Backbone, sites: Collection[str], input_size_hw: tuple[
     for hook in hooks:
         hook.remove()
     for conv, norm in pairs:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     folded = {id(norm) for _, norm in pairs}

@@ -88,7 +88,8 @@ class Pointwise(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return pointwise(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
+        rows = pointwise(x.flatten(0, -2), self.weight, self.bias)
+        return rows.reshape(*x.shape[:-1], len(self.weight))
 
 
 class Typed(nn.Module):

@@ -131,10 +131,10 @@ def export(model: Model, engine: str, out: str | os.PathLike[str], precision: st
     """Builds an engine ahead of time and writes it as one file, which `compile(model, engine=file)` opens.
     engine: openvino (also by "auto"): the file serves this model on machines with the same processor and OpenVINO
     version, or, where its name ends in .safetensors, is the model itself with its graph made anew, for any machine with
-    OpenVINO; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/runtime/onnx.py`, whole
-    clips of a bidirectional model among them; precision: f32 or f16 of an ONNX file; batch: its cameras, or clips, at a
-    time; fusion: the model's clip fusion instead of its network, as an ONNX file. Raises EngineError, UsageError,
-    SinkError."""
+    OpenVINO; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/runtime/onnx.py`,
+    whole clips of a bidirectional model among them; precision: f32 or f16 of an ONNX file; batch: its cameras, or
+    clips, at a time; fusion: the model's clip fusion instead of its network, as an ONNX file. Raises EngineError,
+    UsageError, SinkError."""
     if engine == "onnx":
         if batch < 1:
             raise UsageError(f"a batch of {batch}", "1 or more", "give the number of cameras at a time")
