@@ -14,7 +14,7 @@ from typing import Any
 
 from engines.errors import UsageError
 from engines.model.file import write_atomically
-from stream.service.ingress.security import check_name
+from stream.access.keys import check_name
 from stream.sinks.base import sink_errors
 
 MIN_PASSWORD = 8  # characters

@@ -33,7 +33,7 @@ from engines.model.preprocess import visible_part
 from stream.frame import Frame, Image, Item
 from stream.recognizer import Recognizer
 from stream.sources import Source, open_source
-from stream.wire import Limits, Message, decode
+from stream.wire.messages import Limits, Message, decode
 
 if TYPE_CHECKING:
     from engines.runtime.gate_heatmap import GateHeatmap

@@ -42,7 +42,8 @@ from demo.teach_api import is_same_origin, teach_router
 from demo.trainer import Trainer
 from engines.errors import GatestreamError, UsageError
 from stream.recognizer import Recognizer
-from stream.service.config import LOOPBACK, HealthConfig
+from stream.service.config import HealthConfig
+from stream.sources.address import is_loopback
 
 log = logging.getLogger("gatestream.ui")
 
@@ -74,7 +75,7 @@ def serve(model: str, engine: str, host: str, port: int, open_browser: bool, aut
             raise UsageError(f"--allow-host {name}", "a host name, with a port if the browser shows one",
                              "leave out https:// and the path")
     hosts = tuple(name.lower() for name in allow_hosts)
-    users, local = None if auth is None else read_users(auth), host in LOOPBACK and not hosts
+    users, local = None if auth is None else read_users(auth), is_loopback(host) and not hosts
     allowed = AllowedSources(sources, any_source or local)
     if users is None and not local:
         log.warning("everybody who reaches %s may use its cameras: let users in only, with --auth",

@@ -32,7 +32,7 @@ PERIOD_S = 0.004  # from one event to the next
 PROGRAM = f"""
 import sys, time
 from stream.frame import Event
-from stream.service.egress.outbox import Outbox
+from stream.sinks.outbox import Outbox
 from stream.sinks import sink_thread
 from stream.sinks.log import EventLog
 from stream.sinks.mqtt import MqttSink

@@ -20,7 +20,7 @@ from stream.service.ingress.admission import (
     Refused,
 )
 from stream.service.ingress.scheduler import FrameScheduler
-from stream.wire import Message
+from stream.wire.messages import Message
 
 SENDER = Connection()
 

@@ -23,18 +23,18 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from engines.errors import UsageError
+from stream.access.tokens import create_token, read_tokens, revoke_token
 from stream.commands.cli import main
 from stream.frame import Event
 from stream.notices import NoticeLimiter
 from stream.service.api import connections
 from stream.service.api.server import serve_api
-from stream.service.api.tokens import create_token, read_tokens, revoke_token
 from stream.service.config import Config, parse_config
 from stream.service.egress.health import Metrics, ServiceState
-from stream.service.egress.live_feed import LiveFeed
-from stream.service.frames import RecentFrames
+from stream.sinks.live_feed import LiveFeed
 from stream.sinks.log import EventLog, clip_name, read_events
-from stream.wire import Limits, Message
+from stream.wire.frames import RecentFrames
+from stream.wire.messages import Limits, Message
 
 PATIENCE_S = 20.0
 
@@ -487,8 +487,8 @@ def test_the_state_of_a_cluster_is_that_of_a_service(tmp_path: Path, monkeypatch
     """Else a page that shows one stumbles over the other."""
     from types import SimpleNamespace
 
-    from stream.service.cluster.cluster import Cluster
-    from stream.service.cluster.placement import Placement
+    from stream.cluster.cluster import Cluster
+    from stream.cluster.placement import Placement
 
     cluster = object.__new__(Cluster)
     facts = {"config": Config(results={"log": tmp_path / "events.db"}), "_workers": {}, "_placement": Placement(),

@@ -31,12 +31,12 @@ from stream.frame import Image
 from stream.recognizer import Recognizer
 from stream.service import service as service_module
 from stream.service.config import CameraConfig, Config, PromotionConfig
-from stream.service.frames import PendingFrame
 from stream.service.service import Service
 from stream.service.worker import protocol, worker
 from stream.service.worker.models import Models
 from stream.service.worker.worker import Worker
-from stream.wire import Message
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Message
 
 RATE = 15.0
 PATIENCE_S = 60.0

@@ -18,10 +18,11 @@ from fakes import FakeSource
 
 from engines.errors import SourceError
 from stream.frame import Frame, Image
+from stream.sender import send_frames
 from stream.service.config import CameraConfig, Config
 from stream.service.ingress import camera_process
 from stream.service.ingress.admission import CameraSession
-from stream.service.ingress.camera_process import OPENS_AGAIN_S, open_patiently, send_frames, show_life
+from stream.service.ingress.camera_process import OPENS_AGAIN_S, open_patiently, show_life
 from stream.service.ingress.camera_supervisor import SILENT_AFTER_S, CameraSupervisor
 from stream.service.ingress.receiver import Receiver
 from stream.service.worker import processes

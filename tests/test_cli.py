@@ -335,7 +335,7 @@ def test_bench_cameras_and_bench_data_are_commands(tmp_path: Path, monkeypatch: 
                                                    capfd: pytest.CaptureFixture[str]) -> None:
     asked: list[Any] = []
     report = make_dataclass("Load", (), namespace={"text": lambda self: ["it keeps up"]})()
-    monkeypatch.setattr("stream.service.bench.load.measure",
+    monkeypatch.setattr("stream.bench.load.measure",
                         lambda *args, **named: asked.append((args, named)) or report)
     assert main(["bench", "cameras", "64", "--rate", "10"]) == 0
     assert main(["bench", "cameras", "16", "--soak", "30", "--model", "lamps"]) == 0

@@ -16,11 +16,12 @@ import pytest
 
 from stream.frame import ENGINE_RESTARTED, Event, Gap
 from stream.service.config import ClipsConfig
-from stream.service.egress import clips
-from stream.service.egress.clips import ClipRecorder
-from stream.service.frames import PendingFrame, RecentFrames
+from stream.sinks import clips
+from stream.sinks.clips import ClipRecorder
 from stream.sinks.log import clip_name
-from stream.wire import Limits, Message
+from stream.sinks.segments import VideoSettings
+from stream.wire.frames import PendingFrame, RecentFrames
+from stream.wire.messages import Limits, Message
 
 RATE = 10.0
 
@@ -35,8 +36,8 @@ class Bench:
     def __init__(self, folder: Path, most_bytes: int = 10**9, **settings: Any) -> None:
         self.now, self.recent = 0.0, RecentFrames(5.0)
         self.folder = folder / "clips"
-        self.recorder = ClipRecorder(ClipsConfig(folder=self.folder, **settings), self._call, self.recent, Limits(),
-                                 most_bytes, lambda: self.now, lambda: self.now + 1e9)
+        self.recorder = ClipRecorder(VideoSettings(**dict(ClipsConfig(folder=self.folder, **settings))), self._call,
+                                     self.recent, Limits(), most_bytes, lambda: self.now, lambda: self.now + 1e9)
 
     def _call(self, what: Callable[[], None]) -> None:
         what()

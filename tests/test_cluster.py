@@ -15,9 +15,9 @@ import pytest
 
 from engines.errors import UsageError
 from engines.synthetic import Simulation
-from stream.service.cluster.placement import Placement
+from stream.cluster.placement import Placement
+from stream.sender import Sender
 from stream.service.config import Config
-from stream.service.ingress.sender import Sender
 from stream.sinks.log import read_events
 
 RATE = 7.5
@@ -58,7 +58,7 @@ def test_a_lost_workers_cameras_move_and_no_others(cameras: str, loads: tuple[in
 @pytest.mark.parametrize(("camera", "says"), [([], "without cameras"), ([{"name": "a"}], "without a source")])
 def test_what_no_worker_can_dial(camera: list[dict[str, str]], says: str) -> None:
     pytest.importorskip("ray", reason="needs Ray (gatestream[cluster])")
-    from stream.service.cluster.cluster import Cluster
+    from stream.cluster.cluster import Cluster
 
     with pytest.raises(UsageError, match=says):
         Cluster(Config.model_validate({"camera": camera}))
@@ -90,7 +90,7 @@ def publishers(ports: dict[str, int]) -> Iterator[None]:
 
 def test_two_workers_one_of_them_killed(tmp_path: Path, unused_ports: list[int]) -> None:
     ray = pytest.importorskip("ray", reason="needs Ray (gatestream[cluster])")
-    from stream.service.cluster.cluster import Cluster
+    from stream.cluster.cluster import Cluster
 
     ports = dict(zip("abc", unused_ports, strict=False))
     config = Config.model_validate({

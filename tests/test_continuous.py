@@ -19,12 +19,11 @@ import numpy as np
 import pytest
 
 from stream.service.config import ClipsConfig
-from stream.service.egress import continuous
-from stream.service.egress.continuous import ContinuousRecorder
-from stream.service.frames import PendingFrame
-from stream.sinks import segments
-from stream.sinks.segments import SegmentWriter, delete_oldest, find_segments
-from stream.wire import Limits, Message
+from stream.sinks import continuous, segments
+from stream.sinks.continuous import ContinuousRecorder
+from stream.sinks.segments import SegmentWriter, VideoSettings, delete_oldest, find_segments
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Limits, Message
 
 NOON = 1_795_953_600.0  # 2026-11-29T12:00:00Z
 RATE = 10.0
@@ -60,8 +59,9 @@ class Bench:
     def __init__(self, folder: Path, most_bytes: int = 10**8, **settings: Any) -> None:
         self.now, self.counts = NOON, Counter[str]()
         self.folder = folder / "clips"
-        self.recorder = ContinuousRecorder(ClipsConfig(folder=self.folder, continuous=True, **settings), Limits(),
-                                           most_bytes, self.counts, lambda: self.now, lambda: self.now)
+        config = ClipsConfig(folder=self.folder, continuous=True, **settings)
+        self.recorder = ContinuousRecorder(VideoSettings(**dict(config)), Limits(), most_bytes,
+                                           self.counts, lambda: self.now, lambda: self.now)
 
     def send(self, at: float, message: Message, index: int = 0) -> None:
         self.recorder.on_frame(PendingFrame(message.name or "", message, index, 0, at, at))

@@ -26,12 +26,12 @@ from stream.frame import Frame, Points, Prediction
 from stream.recognizer import Recognizer
 from stream.runner import run
 from stream.service.config import CameraConfig
-from stream.service.frames import PendingFrame
 from stream.service.worker.worker import Worker
 from stream.sinks.overlay import OverlayState, draw
 from stream.sinks.video import AnnotatedVideo, write_video
 from stream.teaching.teach import teach_folder
-from stream.wire import Message
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Message
 
 
 @pytest.fixture

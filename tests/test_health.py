@@ -17,12 +17,12 @@ from test_live_feed import ODD, state
 from test_service import wait
 from test_worker_supervision import supervise
 
+from stream.cluster.cluster import Cluster
+from stream.cluster.placement import Placement
+from stream.sender import Sender
 from stream.service import resources
-from stream.service.cluster.cluster import Cluster
-from stream.service.cluster.placement import Placement
 from stream.service.config import Config
 from stream.service.egress.health import Metrics
-from stream.service.ingress.sender import Sender
 from stream.service.resources import ResourceMonitor, find_shortages
 from stream.service.service import Service
 

@@ -19,8 +19,8 @@ ORDER = [
     "engines.hands", "engines.datasets", "engines.training", "engines.bench", "engines.zoo", "engines",
     "stream.frame", "stream.clock", "stream.window", "stream.scoring", "stream.events", "stream.trackers",
     "stream.recognizer", "stream.stage", "stream.notices", "stream.wire", "stream.sources", "stream.evaluation",
-    "stream.sinks", "stream.runner", "stream.teaching", "stream.archive", "stream.service", "stream.commands",
-    "stream.__main__", "stream", "demo"]
+    "stream.sinks", "stream.access", "stream.sender", "stream.runner", "stream.teaching", "stream.archive",
+    "stream.service", "stream.cluster", "stream.bench", "stream.commands", "stream.__main__", "stream", "demo"]
 FILES = {str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__"): path
          for floor in ("engines", "stream", "demo") for path in sorted((ROOT / floor).rglob("*.py"))}
 

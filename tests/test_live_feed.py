@@ -16,15 +16,15 @@ import httpx
 import numpy as np
 import pytest
 
+from stream.access.tokens import create_token
 from stream.frame import Event, OtherRecord
 from stream.service.api.server import serve_api
-from stream.service.api.tokens import create_token
 from stream.service.config import ApiConfig, Config, HealthConfig
 from stream.service.egress.health import COUNTERS, GAUGES, Metrics
-from stream.service.egress.live_feed import WAITING, LiveFeed
-from stream.service.frames import PendingFrame, RecentFrames
+from stream.sinks.live_feed import WAITING, LiveFeed
 from stream.sinks.log import EventLog, clip_name, read_events
-from stream.wire import Limits, Message
+from stream.wire.frames import PendingFrame, RecentFrames
+from stream.wire.messages import Limits, Message
 
 JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), 200, np.uint8))[1].tobytes()
 RAW = np.full((4, 6, 3), 90, np.uint8)
@@ -96,7 +96,7 @@ def test_a_reader_gets_what_it_asked_for_and_is_never_waited_for(live_feed: Live
     ({"bind": "10.0.0.1:1"}, False), ({"bind": "0.0.0.0:1", "pictures": True}, True), ({"pictures": False}, False),
     ({"bind": None}, False)])
 def test_pictures_are_shown_to_this_machine_by_default(settings: dict[str, Any], shows: bool) -> None:
-    assert HealthConfig(**settings).serves_pictures == shows
+    assert Config.model_construct(health=HealthConfig(**settings)).serves_pictures == shows
 
 
 def state(**changes: Any) -> dict[str, Any]:

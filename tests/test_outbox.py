@@ -24,14 +24,14 @@ from engines.errors import GatestreamError, SinkError
 from stream.commands.cli import main
 from stream.frame import Event, Frame, Gap, HeadScores, OtherRecord, Prediction, Record
 from stream.service.config import Config
-from stream.service.egress import outbox as outbox_module
-from stream.service.egress.outbox import Outbox
 from stream.service.service import Service
+from stream.sinks import outbox as outbox_module
 from stream.sinks import sink_thread
 from stream.sinks.base import RefusedError, Sink
 from stream.sinks.deliveries import read_undelivered, retry_refused
 from stream.sinks.jsonl import JsonLines
 from stream.sinks.log import EventLog, read_events
+from stream.sinks.outbox import Outbox
 from stream.stage import Stage
 
 PATIENCE_S = 60.0
@@ -105,13 +105,13 @@ def test_a_sink_that_raises_anything_costs_itself_alone(error: Exception, durabl
     assert "failing" in caplog.text
 
 
-def test_a_sink_that_hangs_costs_itself_alone_and_is_seen(monkeypatch: pytest.MonkeyPatch,
+def test_a_sink_that_hangs_costs_itself_alone_and_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(sink_thread, "HANGS_AFTER_S", 0.05)
     monkeypatch.setattr(outbox_module, "LOOKS_EVERY_S", 0.01)
     monkeypatch.setattr(sink_thread, "WAITING", 10)
-    hold, kept = threading.Event(), Keeper()
-    outbox = Outbox(None, {"hanging": Keeper(check=lambda record: hold.wait(PATIENCE_S) and None), "kept": kept})
+    hold, kept, log = threading.Event(), Keeper(), EventLog(tmp_path / "events.db", "fake", "service")
+    outbox = Outbox(log, {"hanging": Keeper(check=lambda record: hold.wait(PATIENCE_S) and None), "kept": kept})
     outbox.start()
     for frame in range(50):
         outbox.put([prediction(frame)])
@@ -350,7 +350,7 @@ PROGRAM = """
 import sys, threading, time
 from pathlib import Path
 from stream.frame import Event
-from stream.service.egress.outbox import Outbox
+from stream.sinks.outbox import Outbox
 from stream.sinks.log import EventLog
 from stream.sinks.webhook import Webhook
 

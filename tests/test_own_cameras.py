@@ -13,12 +13,11 @@ import zmq
 from fakes import FakeSource
 
 from stream.frame import Frame, Image
+from stream.sender import Sender, send_frames
 from stream.service.config import Config
-from stream.service.frames import PendingFrame
-from stream.service.ingress.camera_process import send_frames
 from stream.service.ingress.receiver import Receiver
-from stream.service.ingress.sender import Sender
-from stream.wire import Limits, decode
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Limits, decode
 
 RATE = 30.0
 CONFIG = {"camera": [{"name": "own", "source": "sim://gestures", "colour": "RGB"}],

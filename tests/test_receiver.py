@@ -23,15 +23,15 @@ from test_subscriber import sending
 from stream.commands.cli import main
 from stream.frame import Camera, Event, HeadScores, Prediction, Record
 from stream.recognizer import Recognizer
+from stream.sender import Sender
 from stream.service.config import Config
-from stream.service.frames import PendingFrame
 from stream.service.ingress import admission
 from stream.service.ingress.receiver import Receiver
-from stream.service.ingress.sender import Sender
+from stream.service.resources import MOST_FILES, raise_file_limit
 from stream.service.worker import protocol
-from stream.service.worker.processes import MOST_FILES, raise_file_limit
 from stream.service.worker.worker import Worker
-from stream.wire import Limits, Message, decode, encode_header
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Limits, Message, decode, encode_header
 
 IMAGE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 4)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -196,7 +196,7 @@ class TestImagezmq:
             sender.send_image("bench", IMAGE)
             frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
-            wait(lambda: "bench" in receiver.latest)
+            wait(lambda: receiver.sessions["bench"].latest)
             assert json.loads(sender.send_image("bench", IMAGE)) == prediction("bench")
 
 
@@ -232,7 +232,7 @@ class TestNetGear:
             assert gear.send(IMAGE, message="bench") is None
             frames(engine)
             engine.send_multipart([protocol.DONE, json.dumps({"records": [prediction("bench")]}).encode()])
-            wait(lambda: "bench" in receiver.latest)
+            wait(lambda: receiver.sessions["bench"].latest)
             assert gear.send(IMAGE, message="bench") == prediction("bench")
             gear.close()
 
@@ -369,7 +369,7 @@ class TestAll:
 
     def test_gatestream_camera_ends_when_nobody_takes_its_first_pictures(
             self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        monkeypatch.setattr("stream.service.ingress.sender.ALL_REFUSED_S", 0.0)
+        monkeypatch.setattr("stream.sender.ALL_REFUSED_S", 0.0)
         with running(camera=[{"name": "known"}], unknown=False) as receiver:
             camera = ["camera", "sim://gestures", "--to", port(receiver), "--name"]
             assert main([*camera, "stranger"]) == 1

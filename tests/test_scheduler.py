@@ -10,7 +10,7 @@ from engines.errors import UsageError
 from stream.clock import Clock, Tick
 from stream.service.ingress.scheduler import MEMORY, OVERTAKEN, STALE, FrameScheduler
 from stream.service.worker import protocol
-from stream.wire import Message
+from stream.wire.messages import Message
 
 MESSAGE = Message("imagezmq", "a", b"12345")
 

@@ -17,10 +17,11 @@ from test_guides import blocks
 from test_receiver import JPEG, running, wait
 
 from engines.errors import UsageError
+from stream.access.keys import allow_key, allowed_keys, create_keys, read_keys
 from stream.commands.cli import main
 from stream.frame import Camera, Record
-from stream.service.ingress.security import SocketAuth, allow_key, allowed_keys, create_keys, read_keys
-from stream.service.ingress.sender import Sender
+from stream.sender import Sender
+from stream.service.ingress.security import SocketAuth
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 

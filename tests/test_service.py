@@ -26,10 +26,10 @@ import zmq
 import engines
 from engines.synthetic import Simulation
 from stream.frame import Image
-from stream.service.ingress.sender import Sender
+from stream.sender import Sender
 from stream.sinks.log import read_events, read_runs
 from stream.sinks.segments import find_segments
-from stream.wire import encode_header
+from stream.wire.messages import encode_header
 
 PATIENCE_S = 60.0  # on a busy machine, the first time builds an engine
 RATE = 15.0

@@ -20,13 +20,13 @@ import zmq
 
 from engines.errors import SinkError
 from stream.frame import Event, Frame
-from stream.service.ingress.sender import Sender
+from stream.sender import Sender
 from stream.sinks import publisher
 from stream.sinks.publisher import ConfirmedQueue
 from stream.sinks.publisher import Publisher as Results
 from stream.sources import open_source
 from stream.sources.subscriber import Subscriber
-from stream.wire import encode_header
+from stream.wire.messages import encode_header
 
 
 def picture(value: int) -> np.ndarray:
@@ -201,7 +201,7 @@ def test_a_consumer_that_confirms_gets_all_in_order_and_again_what_it_did_not_co
 PROGRAM = """
 import sys
 from stream.frame import Event
-from stream.service.egress.outbox import Outbox
+from stream.sinks.outbox import Outbox
 from stream.sinks.log import EventLog
 from stream.sinks.publisher import ConfirmedQueue
 import zmq

@@ -16,11 +16,11 @@ import pytest
 
 from engines.errors import SinkError, UsageError
 from stream.frame import Event, Gap
-from stream.service.egress.outbox import Outbox
 from stream.sinks import sink_thread
 from stream.sinks.base import RefusedError
 from stream.sinks.deliveries import read_undelivered
 from stream.sinks.log import EventLog
+from stream.sinks.outbox import Outbox
 from stream.sinks.webhook import SIGNATURE, TIMESTAMP, Webhook
 
 PATIENCE_S = 10.0

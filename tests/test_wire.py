@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engines.errors import FrameError
 from engines.model.preprocess import prepare, shrinkable
-from stream.wire import HEADER_BYTES, Limits, Message, decode, encode_header, encode_reply, parse
+from stream.wire.messages import HEADER_BYTES, Limits, Message, decode, encode_header, encode_reply, parse
 
 LIMITS = Limits(payload_bytes=1_000_000, pixels=100_000)
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)

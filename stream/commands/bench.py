@@ -111,7 +111,7 @@ def cameras(count: Annotated[int, typer.Argument(min=1, max=10_000, metavar="N",
       gatestream bench cameras 64
 
       gatestream bench cameras 16 --soak 30"""
-    from stream.service.bench.load import measure as serve
+    from stream.bench.load import measure as serve
 
     load = serve(count, rate, 60 * soak if soak else 30.0, model, engine, churn=soak is not None)
     _print_report(asdict(load), load.text(), json)
@@ -166,7 +166,7 @@ def soak(model: ModelName = "gesture", engine: EngineName = "auto",
     [bold]Example[/bold]
 
       gatestream bench soak --minutes 30"""
-    from stream.service.bench.soak import soak as watch
+    from stream.bench.soak import soak as watch
 
     print(watch(model, minutes, engine))
 

@@ -60,8 +60,8 @@ def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]",
         print(f"{config or 'the defaults'}: fine, {len(settings.camera)} cameras configured")
         return
     from stream.notices import silence_decoders
+    from stream.service.resources import raise_file_limit
     from stream.service.systemd import Ask, Systemd
-    from stream.service.worker.processes import raise_file_limit
 
     raise_file_limit()
     sys.setswitchinterval(SWITCH_S)
@@ -94,7 +94,7 @@ def serve(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]",
     with handle_signals({number: lambda *_: stop.set() for number in (signal.SIGINT, signal.SIGTERM)}):
         raise_if_interrupted()
         if cluster:
-            from stream.service.cluster.cluster import Cluster
+            from stream.cluster.cluster import Cluster
             with Cluster(settings) as workers, Systemd() as systemd:
                 say_address(workers.health_address)
                 workers.run(stop, lambda: tell_systemd(systemd, workers.state()["healthy"], lambda answer: answer()))
@@ -130,8 +130,7 @@ def camera(
       gatestream camera 0 --to tcp://127.0.0.1:5555 --name desk
 
       gatestream camera sim://gestures --to 'tcp://*:5556' --publish"""
-    from stream.service.ingress.camera_process import send_frames
-    from stream.service.ingress.sender import Sender
+    from stream.sender import Sender, send_frames
     from stream.sources import open_source
     from stream.sources.address import MOST_PORT, has_valid_port
 
@@ -157,7 +156,7 @@ def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, o
       gatestream keys new server
 
       gatestream keys new cell-3"""
-    from stream.service.ingress.security import SERVER, create_keys, default_folder
+    from stream.access.keys import SERVER, create_keys, default_folder
 
     own, other = create_keys(folder or default_folder(), name)
     if name == SERVER:
@@ -169,7 +168,7 @@ def new_keys(name: Annotated[str, typer.Argument(metavar="NAME", help="server, o
 @keys.command("list")
 def list_keys(folder: KeyFolder = None) -> None:
     """List the cameras that may connect."""
-    from stream.service.ingress.security import allowed_keys, default_folder
+    from stream.access.keys import allowed_keys, default_folder
 
     for name, public in allowed_keys(folder or default_folder()).items():
         print(name, public.decode())
@@ -185,7 +184,7 @@ def allow_key(file: Annotated[Path, typer.Argument(metavar="FILE.key", help="A p
     [bold]Example[/bold]
 
       gatestream keys allow ~/.vidgear/keys/client.key --name cell-3"""
-    from stream.service.ingress.security import allow_key, default_folder
+    from stream.access.keys import allow_key, default_folder
 
     print(allow_key(folder or default_folder(), file, name))
 
@@ -205,7 +204,7 @@ def new_token(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it
     [bold]Example[/bold]
 
       gatestream tokens new dashboard --rights read,pictures"""
-    from stream.service.api.tokens import create_token, default_file
+    from stream.access.tokens import create_token, default_file
 
     path = file or default_file()
     print(create_token(path, name, rights.split(",")))
@@ -215,7 +214,7 @@ def new_token(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it
 @tokens.command("list")
 def list_tokens(file: TokenFile = None) -> None:
     """List whose tokens there are, and their rights."""
-    from stream.service.api.tokens import default_file, read_tokens
+    from stream.access.tokens import default_file, read_tokens
 
     for token in read_tokens(file or default_file()):
         print(token.name, ",".join(token.rights))
@@ -225,6 +224,6 @@ def list_tokens(file: TokenFile = None) -> None:
 def revoke_token(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")],
                  file: TokenFile = None) -> None:
     """Remove a token; a service that runs refuses it from then on."""
-    from stream.service.api.tokens import default_file, revoke_token
+    from stream.access.tokens import default_file, revoke_token
 
     revoke_token(file or default_file(), name)

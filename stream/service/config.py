@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from engines.errors import UsageError
 from stream.sources import check_source
-from stream.sources.address import MOST_PORT, has_host, has_valid_port, parse_scheme
-from stream.wire import NAME_CHARACTERS, parse_camera_name
+from stream.sources.address import MOST_PORT, has_host, has_valid_port, is_loopback, parse_scheme, split_address
+from stream.wire.messages import NAME_CHARACTERS, parse_camera_name
 
 
 def _require(holds: Callable[[Any], bool], wanted: str) -> AfterValidator:
@@ -32,17 +32,6 @@ def _key(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default, description=meaning, **limits)
 
 
-def split_address(bind: str) -> tuple[str, int]:
-    """Host and port of `host:port`; of [::1]:9155 the host without brackets."""
-    host, _, port = bind.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is reached from this machine only."""
-    return host in LOOPBACK or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
-
-
 def _check_source(spec: str) -> str:
     if parse_scheme(spec) == "zmq" and not (re.fullmatch(r"zmq://[^\s/]+:\d{1,5}", spec) and has_valid_port(spec)):
         raise ValueError("zmq://host:port of a publisher")
@@ -57,7 +46,6 @@ _Port = _require(has_valid_port, f"a port of {MOST_PORT} at most")
 Address = Annotated[str, Field(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$"), _Port]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Staleness = Annotated[float, Field(gt=0, le=60_000)]
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Pause = Annotated[float, Field(ge=0, le=60)]
@@ -184,12 +172,6 @@ class HealthConfig(_Table):
     pictures: bool | None = _key(None, (
         "Serve cameras' pictures, videos and live records, too; default: at a loopback `bind`, or with `api.tokens`."))
 
-    @property
-    def serves_pictures(self) -> bool:
-        """Whether cameras' pictures and live records are served to whoever needs no token."""
-        loopback = self.bind is not None and is_loopback(split_address(self.bind)[0])
-        return loopback if self.pictures is None else self.pictures
-
 
 class ApiConfig(_Table):
     """Who may use the pages at `health.bind`, and how."""
@@ -254,12 +236,14 @@ class Config(_Table):
                ("read the results, which are not encrypted: publish on the loopback address",
                 [*results.publish, *results.confirmed]))
         return [f"anybody who reaches {address} may {what}" for what, addresses in may for address in addresses
-                if address.startswith("tcp://") and not is_loopback(address[6:].rpartition(":")[0].strip("[]"))]
+                if address.startswith("tcp://") and not is_loopback(split_address(address[6:])[0])]
 
     @property
     def serves_pictures(self) -> bool:
         """Whether cameras' pictures and live records are served."""
-        return self.health.serves_pictures or bool(self.api.tokens and self.health.pictures is not False)
+        if self.health.pictures is not None:
+            return self.health.pictures
+        return self.api.tokens is not None or is_loopback(split_address(self.health.bind or "")[0])
 
 
 def read_config(path: Path) -> Config:

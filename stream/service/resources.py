@@ -14,6 +14,7 @@ log = logging.getLogger("gatestream.service")
 PERIOD_S = 2.0  # between two looks
 FREE_MB = 200
 FILES_SHARE = 0.9  # of the descriptors that there may be
+MOST_FILES = 65_536  # descriptors: some libraries look at each number
 
 
 class ResourceMonitor:
@@ -43,7 +44,7 @@ def find_shortages(folders: Iterable[Path]) -> dict[str, str]:
         with suppress(OSError):  # the sink that needs the folder says more
             if (free := shutil.disk_usage(folder).free) < FREE_MB * 1e6:
                 found[f"disk of {folder}"] = f"{free / 1e6:.0f} MB free, less than {FREE_MB}: make room"
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = file_limit()
     try:
         used = len(os.listdir("/proc/self/fd"))
     except FileNotFoundError:  # a system that does not say
@@ -53,3 +54,17 @@ def find_shortages(folders: Iterable[Path]) -> dict[str, str]:
     if used > FILES_SHARE * most > 0:
         found["file descriptors"] = f"{used} of {most} are open: raise the limit (LimitNOFILE), or look who connects"
     return found
+
+
+def file_limit() -> int:
+    """How many files this process may have open; MOST_FILES where nothing limits it."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_FILES if limit == resource.RLIM_INFINITY else limit
+
+
+def raise_file_limit() -> None:
+    """Lets this process and those that it starts open as many files as the system allows, up to MOST_FILES."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if wanted > file_limit():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

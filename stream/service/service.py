@@ -22,24 +22,26 @@ import zmq
 
 from engines.errors import EngineError, GatestreamError, UsageError
 from engines.runtime.temporary import temporary_dir
+from stream.access.keys import default_folder
 from stream.service.api.server import serve_api
 from stream.service.config import Config
-from stream.service.egress.clips import ClipRecorder
-from stream.service.egress.continuous import ContinuousRecorder
 from stream.service.egress.health import Metrics, ServiceState
-from stream.service.egress.live_feed import LiveFeed
 from stream.service.egress.open_sinks import open_sinks
-from stream.service.frames import RecentFrames
 from stream.service.ingress.admission import CameraSession
 from stream.service.ingress.camera_supervisor import CameraSupervisor
 from stream.service.ingress.receiver import Receiver
 from stream.service.ingress.scheduler import CameraCounters, FrameScheduler
-from stream.service.ingress.security import SocketAuth, default_folder
+from stream.service.ingress.security import SocketAuth
 from stream.service.resources import ResourceMonitor
 from stream.service.worker.models import ModelCopies, Models
 from stream.service.worker.processes import BACK_OFF_S, ChildProcess, end_processes, resident_bytes, start_process
 from stream.sinks.base import Sink
+from stream.sinks.clips import ClipRecorder
+from stream.sinks.continuous import ContinuousRecorder
+from stream.sinks.live_feed import LiveFeed
+from stream.sinks.segments import VideoSettings
 from stream.stage import Stage
+from stream.wire.frames import RecentFrames
 
 log = logging.getLogger("gatestream.service")
 
@@ -101,13 +103,14 @@ class Service:
             if config.clips is not None:
                 most_bytes = int(CLIPS_SHARE * config.memory_mb * 1e6)
                 continuous_bytes = most_bytes // 4 if config.clips.continuous else 0
-                recorder = ClipRecorder(config.clips, self.receiver.call_soon, recent, self.receiver.limits,
+                settings = VideoSettings(**dict(config.clips))
+                recorder = ClipRecorder(settings, self.receiver.call_soon, recent, self.receiver.limits,
                                         most_bytes - continuous_bytes)
                 self._clips = recorder.counts
                 recorders: list[ClipRecorder | ContinuousRecorder] = [recorder]
                 self.receiver.on_poll = recorder.flush
                 if continuous_bytes:
-                    continuous = ContinuousRecorder(config.clips, self.receiver.limits, continuous_bytes,
+                    continuous = ContinuousRecorder(settings, self.receiver.limits, continuous_bytes,
                                                     recorder.counts)
                     recorders.append(continuous)
                 memory_sinks.extend(recorders)
@@ -322,13 +325,10 @@ class Service:
 
     def _camera_state(self, session: CameraSession, now: float) -> dict[str, Any]:
         counters = self.receiver.scheduler.counters.get(session.name) or CameraCounters()
-        latest, child = self.receiver.latest.get(session.name), self._supervisor.children.get(session.name)
+        child = self._supervisor.children.get(session.name)
         return {**session.state(now), "model": self._models.of(session.name).contract.name,
-                "restarts": child.restarts if child else 0,
-                "latency_seconds": latest.latency_ms["total"] / 1000 if latest else None,
-                "labels": {head: list(scores.window[0]) for head, scores in latest.heads.items()} if latest else {},
-                "received": counters.received, "taken": counters.taken, "passed": counters.passed,
-                "bytes": counters.bytes, "dropped": dict(counters.dropped)}
+                "restarts": child.restarts if child else 0, "received": counters.received, "taken": counters.taken,
+                "passed": counters.passed, "bytes": counters.bytes, "dropped": dict(counters.dropped)}
 
     def _end_context(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Ends ZeroMQ, unless a thread of ours still uses it: that would wait for ever."""

@@ -1,6 +1,7 @@
 """The sink seam: where results go. One tiny interface; foreign exceptions become SinkError here."""
 
 import hashlib
+import json
 import re
 import sqlite3
 from abc import ABC, abstractmethod
@@ -86,6 +87,15 @@ def plain_name(name: str, illegal: str = r"[^\w-]+", most: int | None = None) ->
     hexadecimal digits at the end tell it from others."""
     plain = re.sub(illegal, "-", name)[:most].strip("-")
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:4]}".lstrip("-")
+
+
+def to_json(record: Record) -> str:
+    """A record as a line of strict JSON, without its end. Raises RefusedError for a value that is no finite number."""
+    try:
+        return json.dumps(record.as_json(), separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise RefusedError("a record with a value that is not a finite number", "finite numbers (strict JSON)",
+                           "check the model with gatestream doctor") from error
 
 
 def write_text(out: IO[str], text: str, name: str) -> None:

@@ -1,6 +1,5 @@
 """JSON lines: one record, one object, one line."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from stream.frame import Frame, Record
-from stream.sinks.base import RefusedError, Sink, output_path, sink_errors, write_text
+from stream.sinks.base import Sink, output_path, sink_errors, to_json, write_text
 
 
 class JsonLines(Sink):
@@ -37,13 +36,7 @@ class JsonLines(Sink):
         if self._append and not _is_open_as(self._out, self._path):
             self._out.close()
             self._open()
-        try:
-            lines = "".join(json.dumps(record.as_json(), separators=(",", ":"), allow_nan=False) + "\n"
-                            for record in records)
-        except ValueError as error:
-            raise RefusedError("a record with a value that is not a finite number", "finite numbers (strict JSON)",
-                            "check the model with gatestream doctor") from error
-        write_text(self._out, lines, self._name)
+        write_text(self._out, "".join(f"{to_json(record)}\n" for record in records), self._name)
 
     def close(self) -> None:
         out, self._out = self._out, None

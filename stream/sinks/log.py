@@ -12,7 +12,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple
 from difflib import get_close_matches
@@ -206,17 +206,28 @@ def read_events(path: str | Path, *, label: str | None = None, camera: str | Non
     min_score: at least this; run: number of one run, -1 the latest; newest: at most so many, those logged last;
     live: only those in Unix times, or only those in stream time.
     Raises UsageError for a missing file or run, SinkError for a file that is no event log."""
-    rules = {"label = ?": label, "camera = ?": camera, "head = ?": head, "ended_at >= ?": since,
-             "started_at <= ?": until, "score >= ?": min_score,
+    rules = {**about(label, camera, head, since, until), "score >= ?": min_score,
              "run = ?": None if run is None else find_run(path, run).id, f"(started_at >= {UNIX_TIMES_S}) = ?": live}
-    used = {rule: value for rule, value in rules.items() if value is not None}
-    where = " AND ".join(used) or "1"
+    where, values = conditions(rules)
     with open_to_read(path) as db:
         runs = {each.id: each for each in _runs(db, path)}
         rows = db.execute(
             f"SELECT {uid_of(db)}, run, {EVENT_COLUMNS} FROM (SELECT * FROM events WHERE {where} ORDER BY id DESC"
-            " LIMIT ?) ORDER BY run, started_at, id", [*used.values(), -1 if newest is None else newest])
+            " LIMIT ?) ORDER BY run, started_at, id", [*values, -1 if newest is None else newest])
         return [LoggedEvent(uid, runs[number], Event(*[*values, False, None, uid])) for uid, number, *values in rows]
+
+
+def about(label: str | None, camera: str | None, head: str | None, since: float | None, until: float | None
+          ) -> dict[str, object]:
+    """Rules for events, in SQL, as `read_events` has them."""
+    return {"label = ?": label, "camera = ?": camera, "head = ?": head, "ended_at >= ?": since,
+            "started_at <= ?": until}
+
+
+def conditions(rules: Mapping[str, object]) -> tuple[str, list[object]]:
+    """SQL for all rules that have a value, and the values."""
+    used = {rule: value for rule, value in rules.items() if value is not None}
+    return " AND ".join(used) or "1", list(used.values())
 
 
 def check_names(paths: Sequence[str | Path], **names: str | None) -> None:
@@ -288,7 +299,6 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if empty and _pragma(db, "application_id") == 0:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before anything else; see retention.py
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that `stream.sinks.retention` can give back disk
         db.execute("PRAGMA journal_mode = WAL")
         try:
             db.executescript(_SCHEMA)

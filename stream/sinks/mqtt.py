@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import SinkError, UsageError, imports_of
-from stream.frame import Camera, Event, Frame, Prediction, Record, is_lasting
-from stream.sinks.base import Sink, plain_name
+from stream.frame import Camera, Event, Frame, Prediction, Record, is_lasting, record_type
+from stream.sinks.base import Sink, plain_name, to_json
 from stream.sinks.webhook import read_secret
 
 log = logging.getLogger("gatestream.service")
@@ -69,11 +69,10 @@ class MqttSink(Sink):
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         for record in records:
-            content = record.as_json()
-            topic = f"{self._topic}/{plain_name(record.camera)}/{plain_name(content['type'])}"
+            topic = f"{self._topic}/{plain_name(record.camera)}/{plain_name(record_type(record))}"
             lasting = is_lasting(record)
             if lasting or self._client.is_connected():
-                self._publish(topic, json.dumps(content, separators=(",", ":"), allow_nan=False), lasting)
+                self._publish(topic, to_json(record), lasting)
             if isinstance(record, Prediction):
                 for head in record.heads:
                     self._announce(record.camera, head)

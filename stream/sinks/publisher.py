@@ -1,6 +1,5 @@
 """Records over ZeroMQ: published to whoever listens, or handed to one consumer that confirms each."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,8 +7,8 @@ from contextlib import suppress
 import zmq
 
 from engines.errors import SinkError
-from stream.frame import Frame, Record, is_lasting
-from stream.sinks.base import Sink
+from stream.frame import Frame, Record, is_lasting, record_type
+from stream.sinks.base import Sink, to_json
 
 SETTLES_S = 2.0  # in which subscribers of an earlier process come back
 ANSWERS_WITHIN_S = 5.0
@@ -37,10 +36,10 @@ class Publisher(Sink):
                 self._socket.recv(zmq.NOBLOCK)
         messages = []
         for record in records:
-            content, camera = record.as_json(), record.camera.replace("%", "%25").replace("/", "%2F")
-            messages.append((f"{camera}/{content['type']}", _json(content)))
-        for topic, body in messages:
-            self._socket.send_multipart([topic.encode(), body])
+            camera = record.camera.replace("%", "%25").replace("/", "%2F")
+            messages.append([f"{camera}/{record_type(record)}".encode(), to_json(record).encode()])
+        for message in messages:
+            self._socket.send_multipart(message)
 
     def close(self) -> None:
         self._socket.close(linger=LINGER_MS)
@@ -62,7 +61,7 @@ class ConfirmedQueue(Sink):
             number = str(self._number).encode()
             try:
                 self._socket.sndtimeo = round(1000 * ANSWERS_WITHIN_S)
-                self._socket.send_multipart([number, _json(record.as_json())])
+                self._socket.send_multipart([number, to_json(record).encode()])
                 until = time.monotonic() + ANSWERS_WITHIN_S
                 while self._socket.poll(max(0, round(1000 * (until - time.monotonic())))):
                     if self._socket.recv_multipart() == [number]:
@@ -92,7 +91,3 @@ def _bind(kind: int, addresses: Sequence[str]) -> zmq.Socket[bytes]:
             raise SinkError(f"publishing at {address} ({error.strerror})", "an address that is free",
                             "stop what uses it, or choose another one") from error
     return socket
-
-
-def _json(content: dict[str, object]) -> bytes:
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()

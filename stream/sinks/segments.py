@@ -34,6 +34,20 @@ FREE_BYTES = 200_000_000  # of the disk, that are left to others
 
 
 @dataclass(frozen=True)
+class VideoSettings:
+    """How videos of events and segments are made, and how long they stay: those of a service's `[clips]`."""
+
+    folder: Path
+    continuous: bool
+    segment_s: float
+    before_s: float
+    after_s: float
+    most_s: float
+    keep_days: float
+    keep_mb: float
+
+
+@dataclass(frozen=True)
 class Segment:
     """A file of a continuous recording. Times in Unix time."""
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import httpx
 
 from engines.errors import SinkError, UsageError
 from stream.frame import Event, Frame, Record
-from stream.sinks.base import RefusedError, Sink
+from stream.sinks.base import RefusedError, Sink, to_json
 
 TIMEOUT_S = 5.0
 LATER = (408, 425, 429)  # statuses from 300 to 499 that may be others when asked again
@@ -37,7 +36,7 @@ class Webhook(Sink):
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         for event in records:
             if isinstance(event, Event) and not event.open:
-                self._post(json.dumps(event.as_json(), separators=(",", ":"), allow_nan=False).encode())
+                self._post(to_json(event).encode())
 
     def _post(self, body: bytes) -> None:
         signed = {}

@@ -1,6 +1,7 @@
 """Addresses: as they may be shown, without a password or token, and as other libraries take them."""
 
 import re
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 MOST_PORT = 65_535
@@ -48,3 +49,17 @@ def has_valid_port(address: str) -> bool:
     """Whether the number at an address's end, if any, is a port: ZeroMQ takes others too, and listens elsewhere."""
     found = re.search(r":(\d+)$", address)
     return found is None or int(found[1]) <= MOST_PORT
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Host and port of `host:port`; of [::1]:9155 the host without brackets."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is reached from this machine only."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -11,7 +11,7 @@ from stream.clock import unix_time
 from stream.frame import Frame, Gap
 from stream.sources.address import has_host, normalise
 from stream.sources.base import Policy, Source, SourceInfo
-from stream.wire import Limits, Message, decode, parse
+from stream.wire.messages import Limits, Message, decode, parse
 
 SLICE_MS = 100  # how soon `close` is noticed
 GIVE_UP_S = 120.0  # without a picture: as other network cameras

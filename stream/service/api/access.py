@@ -15,8 +15,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stream.service.api.tokens import TokenFile
-from stream.service.config import LOOPBACK, ApiConfig
+from stream.access.tokens import TokenFile
+from stream.service.config import ApiConfig
 
 BURST_S = 2.0  # of requests that may come at once
 CLIENTS = 1000  # whose requests are counted
@@ -60,7 +60,7 @@ class Guard:
         self._app, self._counts, self._rate = app, counts, settings.requests_per_s
         self._asks_tokens, self._any_host = settings.tokens is not None, "*" in settings.hosts
         self._named = {host.lower() for host in settings.hosts}
-        self._hosts = self._named | {host.lower() for host in (*LOOPBACK, socket.gethostname())}
+        self._hosts = self._named | {host.lower() for host in ("localhost", socket.gethostname())}
         self._left: dict[str, tuple[float, float]] = {}  # of each client: requests left, when they were counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

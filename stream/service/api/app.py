@@ -18,13 +18,13 @@ from starlette.requests import HTTPConnection
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from engines.errors import GatestreamError
+from stream.access.tokens import PICTURES, READ
 from stream.frame import Event
 from stream.service.api.access import Access, Guard
-from stream.service.api.event_pages import find_row, read_page
-from stream.service.api.tokens import PICTURES, READ
 from stream.service.config import Config
 from stream.service.egress.health import Metrics
-from stream.service.egress.live_feed import LiveFeed, Reader
+from stream.sinks.event_pages import find_row, read_page
+from stream.sinks.live_feed import LiveFeed, Reader
 from stream.sinks.log import clip_name
 
 MOST_EVENTS = 1000  # of a page

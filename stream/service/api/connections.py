@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import socket
 from collections import Counter
 from functools import partial
@@ -16,6 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from stream.notices import NoticeLimiter
 from stream.service.config import ApiConfig
+from stream.service.resources import file_limit
 
 log = logging.getLogger("gatestream.service")
 
@@ -113,8 +113,7 @@ def make_server(app: FastAPI, settings: ApiConfig, counts: Counter[str]) -> uvic
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn").parent = log
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, int(FILES_SHARE * files))
+    most = min(CONNECTIONS, int(FILES_SHARE * file_limit()))
     return _Server(uvicorn.Config(
         app, http=partial(_HttpConnection, most, counts),  # type: ignore[arg-type]
         ws=_WebSocketConnection, lifespan="off", log_config=None, log_level="error",

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from engines.errors import SourceError, UsageError
-from stream.service.api.tokens import read_tokens
-from stream.service.config import ApiConfig, Config, split_address
+from stream.access.tokens import read_tokens
+from stream.service.config import ApiConfig, Config
 from stream.service.egress.health import Metrics
-from stream.service.egress.live_feed import LiveFeed
+from stream.sinks.live_feed import LiveFeed
+from stream.sources.address import split_address
 
 if TYPE_CHECKING:
     import uvicorn
@@ -36,7 +37,7 @@ def serve_api(config: Config, metrics: Metrics, live_feed: LiveFeed | None = Non
         live_feed.counts = metrics.api
     host, port = split_address(bind)
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+        listener = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET,
                                         dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6())
     except OSError as error:
         raise SourceError(f"health at {bind} ({error})", "an address of this machine that is free",

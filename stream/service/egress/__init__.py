@@ -1,1 +1,1 @@
-"""What leaves the service: the event outbox, MQTT, webhook, clips of events, the live feed, health."""
+"""What leaves the service: the sinks of its configuration, its health and metrics."""

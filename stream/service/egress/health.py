@@ -86,33 +86,29 @@ class Metrics(Collector, Sink):
     def collect(self) -> Iterator[Metric]:
         """What Prometheus asks for."""
         state = self.state()
+        cameras, sinks = state["cameras"].items(), state["sinks"].items()
         for kind, table in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for key, text in table.items():
-                metric = kind(f"gatestream_camera_{key}", text, labels=["camera"])
-                for camera, counts in state["cameras"].items():
-                    if counts[key] is not None:
-                        metric.add_metric([camera], float(counts[key]))
-                yield metric
+                yield _labelled(kind, f"camera_{key}", text, ["camera"], {
+                    (camera,): counts[key] for camera, counts in cameras if counts[key] is not None})
         for key, label, text in BY_CAUSE:
-            metric = CounterMetricFamily(f"gatestream_camera_{key}", text, labels=["camera", label])
-            for camera, counts in state["cameras"].items():
-                for cause, count in counts[key].items():
-                    metric.add_metric([camera, cause], count)
-            yield metric
+            yield _labelled(CounterMetricFamily, f"camera_{key}", text, ["camera", label], {
+                (camera, cause): count for camera, counts in cameras for cause, count in counts[key].items()})
         for key, label, text in TOTALS:
-            metric = CounterMetricFamily(f"gatestream_{key}", text, labels=[label])
-            for cause, count in state[key].items():
-                metric.add_metric([cause], count)
-            yield metric
+            yield _labelled(CounterMetricFamily, key, text, [label], {(cause,): n for cause, n in state[key].items()})
         yield InfoMetricFamily("gatestream_engine", "What runs", {"model": state["model"], "engine": state["engine"]})
         for key, kind, text in SINKS:
-            metric = kind(f"gatestream_sink_{key}", text, labels=["sink"])
-            for sink, counts in state["sinks"].items():
-                metric.add_metric([sink], float(bool(counts[key]) if key == "fault" else counts[key]))
-            yield metric
-        faults = GaugeMetricFamily("gatestream_fault", "What is wrong: 1 while it is", labels=["part"])
-        for part in state["faults"]:
-            faults.add_metric([part], 1)
-        yield faults
+            yield _labelled(kind, f"sink_{key}", text, ["sink"], {
+                (sink,): bool(counts[key]) if key == "fault" else counts[key] for sink, counts in sinks})
+        yield _labelled(GaugeMetricFamily, "fault", "What is wrong: 1 while it is", ["part"],
+                        {(part,): 1 for part in state["faults"]})
         for key, kind, text in SERVICE:
             yield kind(f"gatestream_{key}", text, state[key])
+
+
+def _labelled(kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, text: str, labels: Sequence[str],
+              samples: Mapping[tuple[str, ...], float]) -> Metric:
+    metric = kind(f"gatestream_{name}", text, labels=labels)
+    for values, count in samples.items():
+        metric.add_metric(values, float(count))
+    return metric

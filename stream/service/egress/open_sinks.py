@@ -6,11 +6,11 @@ from pathlib import Path
 
 from engines.model.file import Model
 from stream.service.config import Config
-from stream.service.egress.outbox import Outbox
 from stream.sinks.base import Sink
 from stream.sinks.jsonl import JsonLines
 from stream.sinks.log import EventLog
 from stream.sinks.mqtt import MqttSink
+from stream.sinks.outbox import Outbox
 from stream.sinks.publisher import ConfirmedQueue, Publisher
 from stream.sinks.webhook import Webhook
 from stream.stage import Stage

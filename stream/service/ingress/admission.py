@@ -1,5 +1,6 @@
 """Which camera a message is of, and whether it is admitted: names, keys, addresses, numbers and quotas."""
 
+import json
 import logging
 import math
 from collections import Counter
@@ -10,10 +11,10 @@ from typing import Any
 
 from engines.errors import FrameError
 from stream.clock import CaptureTimes, unix_time
-from stream.frame import Camera, Gap
+from stream.frame import Camera, Event, Gap, Prediction, Record
 from stream.service.config import CameraConfig, Config
 from stream.service.ingress.scheduler import FrameScheduler
-from stream.wire import NAME_CHARACTERS, Message
+from stream.wire.messages import NAME_CHARACTERS, Message
 
 log = logging.getLogger("gatestream.service")
 
@@ -53,13 +54,16 @@ class CameraSession:
     alive_at: float = 0.0  # the latest sign of life of the process that opens it
     present: bool = False  # it sends
     silent: bool = False  # it is present, but has sent nothing for SILENT_AFTER_S
-    frames: float = 0.0  # left of its quota
-    bytes: float = 0.0  # left of its quota
+    frames_left: float = 0.0  # of its quota
+    bytes_left: float = 0.0  # of its quota
     payload: int = 0  # hash of the last one
     changed_at: float = 0.0  # when its payload last changed
     left_at: float | None = None  # when it last sent before it left
     reconnects: int = 0
     predictions: int = 0
+    latest: Prediction | None = None  # since it has joined
+    answer: bytes | None = None  # the same as JSON
+    open_events: dict[tuple[str, int | None], Event] = field(default_factory=dict)  # by head, number
     gaps: Counter[str] = field(default_factory=Counter)  # in its stream, by action
     notices: tuple[float, float] = (0.0, 0.0)  # what was reported or logged of it of late, and when last
     odd: list[str] = field(default_factory=list)  # what no camera should show, a line each
@@ -68,6 +72,16 @@ class CameraSession:
     crashed_at: float = -math.inf
     refused_until: float = 0.0
     clock: CaptureTimes = field(default_factory=CaptureTimes)
+
+    def on_record(self, record: Record) -> None:
+        """Notes what a record says of the camera."""
+        if isinstance(record, Prediction):
+            self.latest, self.answer = record, json.dumps(record.as_json()).encode()
+            self.predictions, self.fault = self.predictions + 1, ""
+        elif isinstance(record, Event) and record.open:
+            self.open_events[record.head, record.number] = record
+        elif isinstance(record, Event):
+            self.open_events.pop((record.head, record.number), None)
 
     def may_report(self, record: Gap | Camera | None, now: float) -> bool:
         """Whether a gap, or that it joins or leaves, is reported, or what is logged only (None): NOTICES at once, then
@@ -93,6 +107,10 @@ class CameraSession:
                         f"has sent nothing for {SILENT_AFTER_S:g} s" if silent else "sends again")
         self.silent = silent
 
+    def leave(self) -> None:
+        """It does not send any more."""
+        self.present, self.left_at, self.latest, self.answer = False, self.last_at, None, None
+
     def capture_time(self, message: Message, now: float, own: bool = False) -> float:
         """When the picture of its message was taken (Unix time); logs what is wrong with its clock. own: a process of
         ours sends it, whose times are taken as they are."""
@@ -112,11 +130,14 @@ class CameraSession:
 
     def state(self, now: float) -> dict[str, Any]:
         """What /health shows of it that is known here."""
-        silent_s = round(now - self.last_at, 3) if self.last_at else None
+        latest, silent_s = self.latest, round(now - self.last_at, 3) if self.last_at else None
         return {"present": self.present, "protocol": self.protocol, "peer": self.peer, "staleness_seconds": silent_s,
                 "left_at": None if self.present or silent_s is None else round(unix_time() - silent_s, 3),
+                "latency_seconds": latest.latency_ms["total"] / 1000 if latest else None,
                 "clock_skew_seconds": round(self.clock.skew_s, 3), "frozen": self.frozen(now),
-                "predictions": self.predictions, "reconnects": self.reconnects, "gaps": dict(self.gaps),
+                "predictions": self.predictions,
+                "labels": {head: list(scores.window[0]) for head, scores in latest.heads.items()} if latest else {},
+                "reconnects": self.reconnects, "gaps": dict(self.gaps),
                 "odd": [*self.odd, *filter(None, [self.clock.notice])]}
 
     def frozen(self, now: float) -> bool:
@@ -241,7 +262,8 @@ class Admission:
 
     def _remove_absent(self) -> bool:
         """Whether there was an absent camera, not of the configuration, that could be forgotten."""
-        absent = [session for session in self.sessions.values() if not session.configured and not session.present]
+        absent = [session for session in self.sessions.values()
+                  if not (session.configured or session.present or session.open_events)]
         if absent:
             oldest = min(absent, key=lambda session: session.last_at)
             del self.sessions[oldest.name]
@@ -253,12 +275,12 @@ class Admission:
         receive = self._config.receive
         since_s = now - session.last_at if session.last_at else 1.0
         frames, size_limit = receive.max_frames_per_s, receive.max_mb_per_s * 1e6
-        session.frames = min(session.frames + since_s * frames, frames)
-        session.bytes = min(session.bytes + since_s * size_limit, size_limit)
+        session.frames_left = min(session.frames_left + since_s * frames, frames)
+        session.bytes_left = min(session.bytes_left + since_s * size_limit, size_limit)
         session.last_at = now
-        if session.frames < 1 or session.bytes < size:
+        if session.frames_left < 1 or session.bytes_left < size:
             self._scheduler.count_refused(session.name, "quota")
             raise Refused("quota", f"camera {session.name!r} faster than its quota",
                           f"{frames:g} frames/s and {receive.max_mb_per_s:g} MB/s at most")
-        session.frames -= 1
-        session.bytes -= size
+        session.frames_left -= 1
+        session.bytes_left -= size

@@ -7,7 +7,6 @@ A process each, so that a driver or decoder that hangs or crashes costs its own 
 stdin, because addresses may hold passwords and other users can read a command line."""
 
 import logging
-import math
 import random
 import signal
 import sys
@@ -18,43 +17,17 @@ from itertools import chain, repeat
 
 import zmq
 
-from engines.errors import FrameError, SourceError
-from stream.clock import unix_time
-from stream.frame import Frame
-from stream.service.ingress.sender import Sender
+from engines.errors import SourceError
+from stream.sender import Sender, send_frames
 from stream.service.worker.processes import run_process
 from stream.sources import open_source
 from stream.sources.base import Source
-from stream.wire import encode_header
+from stream.wire.messages import encode_header
 
 log = logging.getLogger("gatestream.service")
 
 ALIVE_EVERY_S = 2.0  # between two signs of life
 OPENS_AGAIN_S = (1.0, 2.0, 5.0)  # between two tries to open its source, times a random 0.5 to 1; the last is repeated
-
-
-def send_frames(source: Source, sender: Sender, most: int | None = None) -> None:
-    """Sends a source's frames until it ends or `most` are sent; only those that the receiver wants, if it says so. What
-    is no live camera is sent as if it began now, whether its times are those of a file or of the day of recording."""
-    offset_s = 0.0 if source.info.live else None
-    sent, latest_at, next_at, between = 0, math.inf, -math.inf, False
-    for frame in source.frames():
-        if sent == most:
-            return
-        if not isinstance(frame, Frame):
-            continue
-        if offset_s is None:
-            offset_s = unix_time() - frame.captured_at
-        at = frame.captured_at + offset_s
-        wanted = not latest_at < at < next_at
-        if not (wanted or between):
-            continue
-        try:
-            answer = sender.send(frame.image_bgr, at, pixels=wanted) or {}
-            sent, latest_at, next_at = sent + 1, at, answer.get("next_at") or -math.inf
-            between = answer.get("between", False)
-        except FrameError as error:
-            log.warning("%s", error)
 
 
 def open_patiently(source: str, camera: str) -> Source:

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import resource
 import socket as sockets
 import time
 from collections import OrderedDict
@@ -18,7 +17,8 @@ from engines.errors import SourceError
 from stream.service.config import CameraConfig
 from stream.service.ingress.admission import Connection
 from stream.service.ingress.camera_supervisor import needs_process
-from stream.wire import Message
+from stream.service.resources import file_limit
+from stream.wire.messages import Message
 
 log = logging.getLogger("gatestream.service")
 
@@ -60,7 +60,7 @@ class SocketSet:
     def __init__(self, context: zmq.Context[Socket], secure: Callable[[Socket], None], most_bytes: int,
                  on_refused: Callable[[str, str, str], None] = lambda cause, address, reason: None) -> None:
         self._context, self._secure, self._most_bytes, self._on_refused = context, secure, most_bytes, on_refused
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        files = file_limit()
         self.most_connections = max(files - SPARE_FILES, files // 2)
         self._endpoints: dict[Socket, Endpoint] = {}
         self.poller = zmq.Poller()

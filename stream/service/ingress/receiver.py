@@ -6,7 +6,6 @@
 One thread, which never decodes, never waits for a disk and never waits for an engine, so that no sender stalls because
 of us. An answer goes out before the picture is looked at, to bad messages too."""
 
-import json
 import logging
 import queue
 import re
@@ -22,16 +21,16 @@ import zmq
 
 from engines.errors import FrameError, SourceError
 from stream.clock import unix_time
-from stream.frame import ENGINE_RESTARTED, Camera, Event, Gap, Prediction, Record, record_from_json
+from stream.frame import ENGINE_RESTARTED, Camera, Gap, Record, record_from_json
 from stream.notices import NoticeLimiter
 from stream.service.config import Config
-from stream.service.frames import PendingFrame, RecentFrames
 from stream.service.ingress.admission import Admission, Connection, Refused
 from stream.service.ingress.endpoints import Endpoint, SocketSet, bind
 from stream.service.ingress.scheduler import FrameScheduler
 from stream.service.ingress.security import SocketAuth
 from stream.service.worker import protocol
-from stream.wire import HEADER_BYTES, Limits, Message, encode_reply, encode_wish, parse
+from stream.wire.frames import PendingFrame, RecentFrames
+from stream.wire.messages import HEADER_BYTES, Limits, Message, encode_reply, encode_wish, parse
 
 log = logging.getLogger("gatestream.service")
 
@@ -44,7 +43,7 @@ STOPS_WITHIN_S = 0.8  # in which a worker that stops may close its events
 class Receiver:
     """Receives frames and passes them on, in the thread that calls `run`.
     `call_soon` and `stop` may be called from any thread, `open` before `run`; all else is the receiver's thread's.
-    Other threads may read `sessions`, `latest`, `refused`, `recent.newest`, `scheduler.counters`, `worker`."""
+    Other threads may read `sessions`, `refused`, `recent.newest`, `scheduler.counters`, `worker`."""
 
     config: Config
     deliver: Callable[[Sequence[Record]], None]  # takes the worker's records, and our own gaps
@@ -55,15 +54,12 @@ class Receiver:
     on_poll: Callable[[], None] = lambda: None  # is called every POLL_S or sooner
     scheduler: FrameScheduler = field(default_factory=FrameScheduler)
     refused: Counter[str] = field(default_factory=Counter)  # messages, by cause
-    latest: dict[str, Prediction] = field(default_factory=dict)  # each camera's latest prediction
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.config, self.scheduler,
                                    self.auth.camera_of_key if self.auth and self.auth.curve else None)
         self.sessions = self.admission.sessions
         self._delayed: dict[str, tuple[float, Callable[[], None]]] = {}  # answers that wait for the engine, how long
-        self._answers: dict[str, bytes] = {}  # each camera's latest prediction, as JSON
-        self._open_events: dict[tuple[str, str, int | None], Event] = {}  # by camera, head, number
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping_at: float | None = None
         self._alone = 0  # frames that still go one by one
@@ -133,7 +129,7 @@ class Receiver:
     def _stop(self) -> None:
         for camera in list(self._delayed):
             self._answer_delayed(camera)
-        self.worker.send(protocol.encode(protocol.STOP, {}))
+        self.worker.send(protocol.STOP, {})
         self._stopping_at = time.monotonic() + STOPS_WITHIN_S
 
     def _close(self, linger_ms: int) -> None:
@@ -210,9 +206,9 @@ class Receiver:
         if endpoint.kind == zmq.SUB:
             return
         expected = message is not None and (message.protocol != "imagezmq" or self.config.receive.tell)
-        prediction = self._answers.get(camera) if expected and camera is not None else None
-        if error is None and camera in self.sessions:
-            error = self.sessions[camera].fault or None
+        session = None if camera is None else self.sessions.get(camera)
+        prediction = session.answer if expected and session is not None else None
+        error = error or (session.fault if session is not None else "") or None
         self._send(endpoint, [*envelope, encode_reply(message, prediction, error)])
 
     def _send(self, endpoint: Endpoint, parts: list[bytes]) -> None:
@@ -256,13 +252,11 @@ class Receiver:
     def _remove(self, camera: str, reason: str) -> None:
         session = self.sessions[camera]
         if session.present:
-            session.present, session.left_at = False, session.last_at
+            session.leave()
             self.scheduler.discard(camera)  # it would come to the worker after its end
             log.info("camera %s has left: %s", camera, reason)
             self._deliver([Camera(camera, unix_time(), "left", reason)])
-            self.worker.send(protocol.encode(protocol.LEAVE, {"camera": camera}))
-            self.latest.pop(camera, None)
-            self._answers.pop(camera, None)
+            self.worker.send(protocol.LEAVE, {"camera": camera})
             self.recent.forget(camera)
 
     # ---- the worker ----
@@ -279,12 +273,7 @@ class Receiver:
                 log.info("the engine is ready: %s", content["engine"])
 
     def _on_done(self, content: dict[str, Any]) -> None:
-        records = [record_from_json(record) for record in content["records"]]
-        for record, answer in zip(records, content["records"], strict=True):
-            if isinstance(record, Prediction):
-                self.latest[record.camera], self._answers[record.camera] = record, json.dumps(answer).encode()
-                if (session := self.sessions.get(record.camera)) is not None:
-                    session.predictions, session.fault = session.predictions + 1, ""
+        self._deliver([record_from_json(record) for record in content["records"]])
         for camera, line in content.get("odd", ()):
             log.warning("camera %s: %s", camera, line)
             if camera in self.sessions:
@@ -296,22 +285,17 @@ class Receiver:
                 self.sessions[camera].fault = error
             if self._notices.passes((camera, cause), time.monotonic()):
                 log.warning("camera %s: %s", camera, error)
-        self._deliver(records)
 
     def _deliver(self, records: Sequence[Record]) -> None:
         records = [one for one in records if not isinstance(one, Gap | Camera) or one.camera not in self.sessions
                    or self.sessions[one.camera].may_report(one, time.monotonic())]
         for record in records:
-            if isinstance(record, Event):
-                key = record.camera, record.head, record.number
-                if record.open:
-                    self._open_events[key] = record
-                else:
-                    self._open_events.pop(key, None)
+            if record.camera in self.sessions:
+                self.sessions[record.camera].on_record(record)
         self.deliver(records)
 
     def _send_cameras(self) -> None:
-        self.worker.send(protocol.encode(protocol.CAMERAS, [camera.model_dump() for camera in self.config.camera]))
+        self.worker.send(protocol.CAMERAS, [camera.model_dump() for camera in self.config.camera])
 
     def _warm_up(self) -> None:
         """Sends a new worker the cameras' recent frames, one of each camera at a time."""
@@ -322,7 +306,7 @@ class Receiver:
             frames = self.scheduler.tick([replace(frame, lost=0) for frame in column if frame is not None])
             size = 1 if self._alone else protocol.BATCH
             for batch in (frames[first:first + size] for first in range(0, len(frames), size)):
-                self.worker.send(protocol.pack(batch, protocol.WARM), batch)
+                self.worker.send_frames(batch, protocol.WARM)
 
     def on_worker_lost(self, killed: bool = False) -> None:
         """The worker's process has ended: its cameras' state is gone. Closes the events that were open, as far as they
@@ -330,7 +314,8 @@ class Receiver:
         it was killed from outside: no other worker gets them."""
         suspects = self.worker.on_lost()[:0 if killed else None]
         now, at = time.monotonic(), unix_time()
-        self._deliver([replace(event, open=False) for event in list(self._open_events.values())])
+        self._deliver([replace(event, open=False) for session in self.sessions.values()
+                       for event in list(session.open_events.values())])
         self._deliver([Gap(name, at, now - session.last_at, ENGINE_RESTARTED)
                        for name, session in self.sessions.items() if session.present])
         self.recent.remove(suspects)
@@ -347,4 +332,4 @@ class Receiver:
             for frame in frames:
                 self._answer_delayed(frame.camera)
             if frames:
-                self.worker.send_batch(frames)
+                self.worker.send_frames(frames)

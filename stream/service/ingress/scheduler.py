@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from engines.errors import UsageError
 from stream.clock import Clock
-from stream.service.frames import PendingFrame
-from stream.wire import Message
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Message
 
 OVERTAKEN, STALE, LEFT, MEMORY = "overtaken", "stale", "left", "memory"
 

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import random
-import resource
 import signal
 import site
 import sys
@@ -28,7 +27,6 @@ BACK_OFF_S = {"engine": (0.0, 0.5, 1.0, 2.0, 5.0, 10.0), "camera": (1.0, 2.0, 5.
 LASTING_S = 10.0  # a process that lived this long starts the row anew
 PARENT_S = 0.5  # between two looks at whether it lives
 KILLED_WITHIN_S = 1.0  # a process that waits for a device may not even end then
-MOST_FILES = 65_536  # descriptors: some libraries look at each number
 ROOT = Path(__file__).resolve().parents[3]  # where this package is imported from
 
 
@@ -145,11 +143,3 @@ def resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-
-
-def raise_file_limit() -> None:
-    """Lets this process and those that it starts open as many files as the system allows, up to MOST_FILES."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -22,8 +22,8 @@ from typing import Any
 import zmq
 
 from stream.clock import Tick
-from stream.service.frames import PendingFrame
-from stream.wire import Message
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Message
 
 CREDITS = 3  # batches that may be under way: one in the engine, one being decoded, one at hand
 BATCH = 8  # frames in a batch, at most
@@ -41,7 +41,7 @@ def encode(kind: bytes, content: Any) -> list[bytes]:
     return [kind, json.dumps(content).encode()]
 
 
-def pack(frames: Sequence[PendingFrame], kind: bytes = FRAMES) -> list[bytes]:
+def pack(frames: Sequence[PendingFrame], kind: bytes) -> list[bytes]:
     """Parts of a `frames` or `warm` message."""
     headers = [{key: getattr(frame, key) for key in OF_FRAME} | {key: getattr(frame.message, key) for key in OF_MESSAGE}
                for frame in frames]
@@ -129,7 +129,7 @@ class WorkerSocket:
                 continue
             self.last_at = now
             if kind == READY and accept:
-                self.send(encode(STOP, {}))
+                self.send(STOP, {})
                 self.identity, self.engine, self.was_ready = identity, content["engine"], True
                 self.pid, self.events = content.get("pid", 0), content.get("events", [])
                 self.batch.reset()
@@ -144,19 +144,23 @@ class WorkerSocket:
                 self.identity = None
             yield kind, content
 
-    def send(self, parts: Sequence[bytes], frames: Sequence[PendingFrame] = ()) -> None:
-        """Sends a message, in which these frames are, to the live worker, if there is one."""
+    def send(self, kind: bytes, content: Any) -> None:
+        """Sends a message without frames to the live worker, if there is one."""
+        self._send(encode(kind, content), ())
+
+    def send_frames(self, frames: Sequence[PendingFrame], kind: bytes = FRAMES) -> None:
+        """Sends frames to the live worker: FRAMES, if it takes work, or WARM."""
+        if kind == FRAMES:
+            assert self.identity is not None
+            self._credits[self.identity] -= 1
+            self.batch.on_sent(time.monotonic(), len(frames))
+        self._send(pack(frames, kind), frames)
+
+    def _send(self, parts: Sequence[bytes], frames: Sequence[PendingFrame]) -> None:
         if self.identity is not None:
             if parts[0] != CAMERAS:
                 self.under_way.append((parts[0], frames))
             self.socket.send_multipart([self.identity, *parts], zmq.NOBLOCK)
-
-    def send_batch(self, frames: Sequence[PendingFrame]) -> None:
-        """Sends frames to the live worker, which has to take work."""
-        assert self.identity is not None
-        self._credits[self.identity] -= 1
-        self.batch.on_sent(time.monotonic(), len(frames))
-        self.send(pack(frames), frames)
 
     def on_lost(self) -> list[PendingFrame]:
         """The live worker's process has ended: the frames that it was at work on."""

@@ -29,11 +29,11 @@ from stream.frame import Event, Image, Item, Prediction
 from stream.recognizer import Arrival, Prepared, Recognizer
 from stream.runner import recognize_file
 from stream.service.config import CameraConfig, PromotionConfig
-from stream.service.frames import PendingFrame
 from stream.service.worker import protocol
 from stream.service.worker.processes import run_process
 from stream.service.worker.promotion import check_promotion
-from stream.wire import Limits, decode
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Limits, decode
 
 UNCONFIGURED = CameraConfig(name="any")
 

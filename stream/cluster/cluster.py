@@ -18,17 +18,17 @@ from typing import Any, Self
 from engines.errors import EngineError, UsageError, first_line
 from engines.runtime.temporary import temporary_dir
 from stream.archive.ray import connect_ray
+from stream.cluster.node import Node
+from stream.cluster.placement import Placement
 from stream.frame import ENGINE_RESTARTED, Gap
 from stream.service.api.server import serve_api
-from stream.service.cluster.node import Node
-from stream.service.cluster.placement import Placement
-from stream.service.config import ApiConfig, Config, HealthConfig
+from stream.service.config import ApiConfig, Config, HealthConfig, ResultsConfig
 from stream.service.egress.health import Metrics, ServiceState
-from stream.service.egress.live_feed import LiveFeed
 from stream.service.egress.open_sinks import open_sinks
-from stream.service.frames import RecentFrames
 from stream.service.worker.models import Models
-from stream.wire import Limits
+from stream.sinks.live_feed import LiveFeed
+from stream.wire.frames import RecentFrames
+from stream.wire.messages import Limits
 
 log = logging.getLogger("gatestream.service")
 
@@ -183,11 +183,13 @@ class Cluster:
             self._workers[name].actor.configure.remote(self._config_for(name))
 
     def _config_for(self, name: str) -> str:
-        """The configuration of one worker, as JSON."""
-        own = set(self._placement.cameras(name))
-        cameras = tuple(camera for camera in self.config.camera if camera.name in own)
-        return self.config.model_copy(update={"camera": cameras, "health": HealthConfig(bind=None), "api": ApiConfig()}
-                                      ).model_dump_json()
+        """What of the configuration is one worker's, as JSON: its cameras and engine. It binds and writes nothing."""
+        own, receive = set(self._placement.cameras(name)), self.config.receive
+        return self.config.model_copy(update={
+            "camera": tuple(camera for camera in self.config.camera if camera.name in own), "results": ResultsConfig(),
+            "health": HealthConfig(bind=None), "api": ApiConfig(),
+            "receive": receive.model_copy(update={"bind": (), "pair": (), "sub": (), "unknown": False})
+        }).model_dump_json()
 
     def state(self) -> ServiceState:
         """The cluster's state, as /health shows it: that of all workers' services, and who has which camera."""

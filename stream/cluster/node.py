@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from stream.frame import Frame, Prediction, Record
 from stream.notices import log_to_stderr
-from stream.service.config import Config, HealthConfig, ResultsConfig
+from stream.service.config import Config
 from stream.service.egress.health import ServiceState
-from stream.service.egress.outbox import WAITING
 from stream.service.service import Service
 from stream.sinks.base import Sink
+from stream.sinks.outbox import WAITING
 
 WAITS_S = 0.5  # for results, where there are none
 
@@ -37,13 +37,13 @@ class Node(Sink):
         """Serves a configuration (JSON) until `stop`; returns what was not collected. cores: to run on; empty: all."""
         if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)  # of this thread, and of all threads and processes that it starts
-        with log_to_stderr(), Service(_worker_config(config), sinks=[self]) as self._service:
+        with log_to_stderr(), Service(Config.model_validate_json(config), sinks=[self]) as self._service:
             self._service.run(self._stop, lambda: None if self._configs.empty() else self._configs.get())
         return list(self._records)
 
     def configure(self, config: str) -> None:
         """Takes another configuration (JSON)."""
-        self._configs.put(_worker_config(config))
+        self._configs.put(Config.model_validate_json(config))
 
     def write(self, frame: Frame | None, records: Sequence[Record]) -> None:
         with self._changed:
@@ -71,11 +71,3 @@ class Node(Sink):
         while self._first < received and self._records:
             self._records.popleft()
             self._first += 1
-
-
-def _worker_config(config: str) -> Config:
-    """What of a cluster's configuration is a worker's: its cameras and engine. It binds nothing and writes nothing."""
-    whole = Config.model_validate_json(config)
-    return whole.model_copy(update={
-        "results": ResultsConfig(), "health": HealthConfig(bind=None),
-        "receive": whole.receive.model_copy(update={"bind": (), "pair": (), "sub": (), "unknown": False})})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engines.errors import FrameError
 from stream.clock import Tick
 from stream.frame import Image
-from stream.wire import Limits, Message, decode
+from stream.wire.messages import Limits, Message, decode
 
 MOST_BYTES = 256 * 1024 * 1024  # of all cameras
 

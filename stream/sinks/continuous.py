@@ -14,11 +14,10 @@ from engines.decoding.images import parse_size_hw
 from engines.errors import SinkError
 from stream.clock import unix_time
 from stream.frame import Frame, Record
-from stream.service.config import ClipsConfig
-from stream.service.frames import PendingFrame
 from stream.sinks.base import Sink, sink_errors
-from stream.sinks.segments import SegmentWriter, delete_oldest, finish_all
-from stream.wire import Limits
+from stream.sinks.segments import SegmentWriter, VideoSettings, delete_oldest, finish_all
+from stream.wire.frames import PendingFrame
+from stream.wire.messages import Limits
 
 log = logging.getLogger("gatestream.service")
 
@@ -35,7 +34,7 @@ class ContinuousRecorder(Sink):
     """Writes the frames that `on_frame` gets, which never waits. Frames that are too many are thinned and counted.
     most_bytes: of the frames that wait; counts: where all that happens is counted."""
 
-    def __init__(self, settings: ClipsConfig, limits: Limits, most_bytes: int, counts: Counter[str],
+    def __init__(self, settings: VideoSettings, limits: Limits, most_bytes: int, counts: Counter[str],
                  steady: Callable[[], float] = time.monotonic, wall: Callable[[], float] = unix_time) -> None:
         self._settings, self._limits, self._most_bytes, self.counts = settings, limits, most_bytes, counts
         self._steady, self._wall = steady, wall

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 import cv2
 
 from stream.frame import Frame, Record, record_type
-from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.base import Sink
-from stream.wire import Limits
+from stream.wire.frames import PendingFrame, RecentFrames
+from stream.wire.messages import Limits
 
 PERIOD_S = 1.0  # a reader gets records, or hears that there are none
 WAITING = 1000  # records that wait for a slow reader; it loses further ones

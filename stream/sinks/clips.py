@@ -16,13 +16,12 @@ from functools import partial
 from engines.errors import SinkError
 from stream.clock import unix_time
 from stream.frame import ENGINE_RESTARTED, Event, Frame, Gap, Record
-from stream.service.config import ClipsConfig
-from stream.service.frames import PendingFrame, RecentFrames
 from stream.sinks.base import Sink, sink_errors
 from stream.sinks.log import clip_name
-from stream.sinks.segments import CLIP_NAME, delete_oldest
+from stream.sinks.segments import CLIP_NAME, VideoSettings, delete_oldest
 from stream.sinks.video import write_video
-from stream.wire import Limits
+from stream.wire.frames import PendingFrame, RecentFrames
+from stream.wire.messages import Limits
 
 log = logging.getLogger("gatestream.service")
 
@@ -51,7 +50,7 @@ class ClipRecorder(Sink):
     is called NAME.part; what cannot be written is counted in `counts`, and costs that video. most_bytes: of the frames
     of all videos; above that the largest one loses every second frame, again and again, and that is counted."""
 
-    def __init__(self, settings: ClipsConfig, call_soon: Callable[[Callable[[], None]], None], recent: RecentFrames,
+    def __init__(self, settings: VideoSettings, call_soon: Callable[[Callable[[], None]], None], recent: RecentFrames,
                  limits: Limits, most_bytes: int, steady: Callable[[], float] = time.monotonic,
                  wall: Callable[[], float] = unix_time) -> None:
         self._settings, self._call_soon, self._recent, self._limits = settings, call_soon, recent, limits

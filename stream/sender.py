@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import time
 from contextlib import suppress
@@ -12,10 +13,12 @@ from typing import Any, Literal, Self
 import cv2
 import zmq
 
-from engines.errors import SinkError, UsageError
-from stream.frame import Image
-from stream.service.ingress.security import read_keys
-from stream.wire import Limits, encode_header
+from engines.errors import FrameError, SinkError, UsageError
+from stream.access.keys import read_keys
+from stream.clock import unix_time
+from stream.frame import Frame, Image
+from stream.sources.base import Source
+from stream.wire.messages import Limits, encode_header
 
 log = logging.getLogger("gatestream.service")
 
@@ -155,3 +158,27 @@ class Sender:
             socket.close()
             raise SinkError(f"{self._address} ({error.strerror})", "tcp://host:port", "correct the address") from error
         return socket
+
+
+def send_frames(source: Source, sender: Sender, most: int | None = None) -> None:
+    """Sends a source's frames until it ends or `most` are sent; only those that the receiver wants, if it says so. What
+    is no live camera is sent as if it began now, whether its times are those of a file or of the day of recording."""
+    offset_s = 0.0 if source.info.live else None
+    sent, latest_at, next_at, between = 0, math.inf, -math.inf, False
+    for frame in source.frames():
+        if sent == most:
+            return
+        if not isinstance(frame, Frame):
+            continue
+        if offset_s is None:
+            offset_s = unix_time() - frame.captured_at
+        at = frame.captured_at + offset_s
+        wanted = not latest_at < at < next_at
+        if not (wanted or between):
+            continue
+        try:
+            answer = sender.send(frame.image_bgr, at, pixels=wanted) or {}
+            sent, latest_at, next_at = sent + 1, at, answer.get("next_at") or -math.inf
+            between = answer.get("between", False)
+        except FrameError as error:
+            log.warning("%s", error)

@@ -29,10 +29,10 @@ import engines
 from engines.errors import EngineError, UsageError
 from engines.model.contract import Contract
 from engines.synthetic import Simulation
+from stream.bench.soak import slope_mb_per_minute
 from stream.clock import Clock
 from stream.runner import Percentiles
-from stream.service.bench.soak import slope_mb_per_minute
-from stream.wire import encode_header
+from stream.wire.messages import encode_header
 
 WARM_UP_S = 5.0  # after the last camera has joined; not counted
 READY_WITHIN_S = 120.0
@@ -98,7 +98,7 @@ def measure(cameras: int, rate: float = 15.0, seconds: float = 30.0, model: str 
         sub.connect(f"ipc://{folder}/results")
         request = json.dumps({"address": f"ipc://{folder}/cameras", "cameras": cameras, "rate": rate, "churn": churn})
         senders = stack.enter_context(subprocess.Popen(
-            [sys.executable, "-m", "stream.service.bench.load", request], stdout=subprocess.PIPE, text=True))
+            [sys.executable, "-m", "stream.bench.load", request], stdout=subprocess.PIPE, text=True))
         stack.callback(senders.kill)
         monitor = _Monitor(sub, health, service.pid, contract)
         monitor.wait(lambda: len(monitor.joined) == cameras, READY_WITHIN_S)

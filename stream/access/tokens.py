@@ -14,7 +14,7 @@ from platformdirs import user_config_path
 
 from engines.errors import UsageError
 from engines.model.file import whole_file
-from stream.service.ingress.security import check_name
+from stream.access.keys import check_name
 from stream.sinks.base import sink_errors
 
 log = logging.getLogger("gatestream.service")

@@ -40,18 +40,17 @@ class Outbox:
         outbox.put(records)
         outbox.close()"""
 
-    def __init__(self, event_log: EventLog | None, sinks: Mapping[str, Sink], memory_sinks: Sequence[Sink] = (),
+    def __init__(self, event_log: EventLog, sinks: Mapping[str, Sink], memory_sinks: Sequence[Sink] = (),
                  stages: Sequence[Stage] = (), names_clips: bool = False,
                  keep: tuple[float | None, float | None] = (None, None)) -> None:
         """memory_sinks: get all records in the outbox's own thread, since they only touch memory; names_clips: events
         come with the file name of their video; keep: days and megabytes of the log, see `compact`. Raises SinkError."""
         self._log, self._memory_sinks, self._stages, self._names_clips = event_log, memory_sinks, stages, names_clips
         self.sinks = [SinkThread(name, sink, DeliveryLog(event_log.path, name)
-                                 if sink.durable and event_log is not None else None) for name, sink in sinks.items()]
+                                 if sink.durable else None) for name, sink in sinks.items()]
         self._durable = {thread.name for thread in self.sinks if thread.deliveries is not None}
-        if event_log is not None:
-            for name, waiting in forget_sinks(event_log.path, self._durable).items():
-                log.warning("%d events and gaps are not delivered to %s, which is no sink any more", waiting, name)
+        for name, waiting in forget_sinks(event_log.path, self._durable).items():
+            log.warning("%d events and gaps are not delivered to %s, which is no sink any more", waiting, name)
         self._records: deque[Record] = deque()
         self._unlogged: deque[Record] = deque()
         self._ids: dict[tuple[str, str, int | None], str] = {}  # of open events
@@ -129,7 +128,7 @@ class Outbox:
     def _compact(self) -> None:
         """Deletes from the log what is too old or too much."""
         self._compact_at = time.monotonic() + COMPACT_EVERY_S
-        if self._log is not None and self._keep != (None, None):
+        if self._keep != (None, None):
             try:
                 done = compact(self._log.path, *self._keep, now=unix_time())
                 self.counts["events deleted"] += done.events
@@ -151,7 +150,7 @@ class Outbox:
         """Logs what is to be logged, and gives the sinks all that may go out now."""
         lasting = [*self._unlogged, *filter(is_lasting, records)]
         numbers: list[int] = []
-        if self._log is not None and lasting:
+        if lasting:
             try:
                 if self._unlogged and time.monotonic() < self._again_at and not self._closed:
                     raise SinkError(self.fault or "", "", "")
@@ -187,7 +186,7 @@ class Outbox:
 
     def _name(self, record: Record) -> Record:
         """An event with its id, which it keeps until it closes, and the name of its video."""
-        if self._log is None or not isinstance(record, Event):
+        if not isinstance(record, Event):
             return record
         key = record.camera, record.head, record.number
         id = self._ids.pop(key, None) or self._log.new_id()

@@ -1,1 +1,0 @@
-"""Many services on many machines (Ray), and which camera goes where."""

@@ -1,0 +1,1 @@
+"""What ZeroMQ cameras send: messages, read and written, and those that were received and are not yet decoded."""
