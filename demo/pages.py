@@ -13,6 +13,7 @@ import pandas as pd
 from fastapi import FastAPI
 
 import engines
+from demo.theme import HEAD, header_html, make_theme
 from demo.trainer import Trainer
 from demo.video_results import recognize_video, render_track
 from engines.bench.doctor import doctor
@@ -26,19 +27,13 @@ from stream.scoring import Scorer
 
 LARGEST = "4gb"  # of a video
 KEPT_S = 24 * 3600  # what was made of a video, and Gradio's copy of it
-CSS = Path(__file__).parent / "page" / "pages.css"
-# Fonts of this machine: Gradio's usual ones would be fetched from the network.
-# Its links have too little contrast in the dark.
-THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
-    link_text_color_dark="*secondary_300", link_text_color_visited_dark="*secondary_300")
 
 
 def mount_pages(app: FastAPI, engine: str, trainer: Trainer) -> FastAPI:
     """The application with the pages in it."""
     async def mount() -> FastAPI:
-        return gr.mount_gradio_app(app, pages(engine, trainer), path="/", theme=THEME,
-                                   head=f"<style>{CSS.read_text()}</style>", footer_links=[], max_file_size=LARGEST,
-                                   ssr_mode=False, show_error=True)
+        return gr.mount_gradio_app(app, pages(engine, trainer), path="/", theme=make_theme(), head=HEAD,
+                                   footer_links=[], max_file_size=LARGEST, ssr_mode=False, show_error=True)
 
     # Where no event loop runs, Gradio opens one for each of its locks and closes none of them.
     with ThreadPoolExecutor(1) as elsewhere:
@@ -48,6 +43,7 @@ def mount_pages(app: FastAPI, engine: str, trainer: Trainer) -> FastAPI:
 def pages(engine: str, trainer: Trainer) -> gr.Blocks:
     """All pages, a tab each."""
     with gr.Blocks(title="gatestream", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
+        gr.HTML(header_html(), padding=False)
         with gr.Tab("Live"):
             gr.HTML('<iframe class="page" src="/live" title="Live" allow="camera"></iframe>')
         with gr.Tab("Video"):
