@@ -237,9 +237,9 @@ class LiveSession:
                 else:
                     self._send_records([item.as_json()], b"", item.at)
             if self._source is source:
-                self._send({"error": "This camera has ended."}, b"", 0.0)
+                self._send({"error": "This source has ended.", "of": "end"}, b"", 0.0)
         except GatestreamError as error:
-            self._send({"error": str(error)}, b"", 0.0)
+            self._send({"error": str(error), "of": "camera"}, b"", 0.0)
         except RuntimeError:  # the page's server has ended
             log.debug("%s has ended", self.camera)
 
@@ -254,10 +254,10 @@ class LiveSession:
                     self._remember(picture, made[-1]["captured_at"])
                 shown = picture if picture is not None and self._visible.is_set() else b""
                 self._send_records(records, shown, made[-1]["captured_at"] if made else 0.0)
-            self._send({"error": "The service has ended. Press Start once it runs again."}, b"", 0.0)
+            self._send({"error": "The service has ended.", "of": "end"}, b"", 0.0)
         except GatestreamError as error:
             if self._following.is_set():
-                self._send({"error": str(error)}, b"", 0.0)
+                self._send({"error": str(error), "of": "camera"}, b"", 0.0)
 
     def _send_records(self, records: Records, picture: bytes, at: float) -> None:
         self._send({"at": at, "records": records}, picture, at)

@@ -7,7 +7,9 @@
                          {"gates": true}, {"hidden": true}       records of gates come, too; nobody sees the page
                          {"save": {"label": "wave", "from": time, "to": time, "place": "kitchen"}}   stores this
     server ──► browser   text: {"hello": {...}}, {"at": time, "records": [...]}, {"error": "a sentence"},
+                         {"error": ..., "of": "camera"} does not start or fails, {"error": ..., "of": "end"} has ended
                          {"saved": {"label": "wave", "number": 3, ...}}
+                         {"stopped": true, "at": 0, "records": [...]}: what comes next is of the source asked for
                          binary: time + JPEG, a picture of a camera that the server opened
 """
 
@@ -37,6 +39,8 @@ from demo.basic_auth import BasicAuth, read_users
 from demo.clip_store import ClipStore
 from demo.live_sessions import LiveSession, LiveSessions
 from demo.pages import mount_pages
+from demo.pictograms import pictograms_router
+from demo.sensitivity import sensitivity
 from demo.service_api import ServiceClient, service_router
 from demo.teach_api import is_same_origin, teach_router
 from demo.trainer import Trainer
@@ -112,15 +116,13 @@ def build_app(sessions: LiveSessions, trainer: Trainer, service: ServiceClient, 
     app.mount("/page", StaticFiles(directory=PAGE))
     app.include_router(teach_router(trainer, hosts))
     app.include_router(service_router(service))
+    app.include_router(pictograms_router(sessions, trainer.store))
 
-    @app.get("/cameras")
-    async def cameras() -> FileResponse:
-        return FileResponse(PAGE / "cameras.html")
+    def add_page(name: str) -> None:
+        app.add_api_route(f"/{name}", lambda: FileResponse(PAGE / f"{name}.html"), response_model=None)
 
-    @app.get("/live")
-    @app.get("/teach")
-    async def live() -> FileResponse:
-        return FileResponse(PAGE / "live.html")
+    for name in ("live", "teach", "cameras"):
+        add_page(name)
 
     @app.websocket("/live/feed")
     async def feed(socket: WebSocket) -> None:
@@ -156,9 +158,9 @@ def hello(sessions: LiveSessions) -> dict[str, Any]:
     contract = sessions.recognizer.contract
     height, width = (max(2 * side, least) for side, least in zip(contract.cover_hw, LEAST_HW, strict=True))
     return {"model": contract.name, "labels": sorted({label for labels in contract.heads.values() for label in labels}),
-            "background": contract.background, "width": width, "height": height,
+            "heads": contract.heads, "background": contract.background, "width": width, "height": height,
             "sources": sessions.sources.shown, "any_source": sessions.sources.any_source,
-            "threshold": contract.events.open_above, "clip_s": contract.clip_frames / contract.frame_rate}
+            "sensitivity": sensitivity(contract), "clip_s": contract.clip_frames / contract.frame_rate}
 
 
 class SendQueue:
@@ -175,7 +177,7 @@ class SendQueue:
 
     def _add(self, message: dict[str, Any], picture: bytes) -> None:
         self._messages.append(message)
-        self._picture = picture or self._picture
+        self._picture = b"" if "stopped" in message else picture or self._picture
         self._ready.set()
 
     async def send(self, socket: WebSocket) -> None:
@@ -195,7 +197,7 @@ async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: 
     """Handles one message of a page. Raises WebSocketDisconnect."""
     if received["type"] == "websocket.disconnect":
         raise WebSocketDisconnect
-    picture = received.get("bytes")
+    picture, of_camera = received.get("bytes"), False
     try:
         if picture is not None:
             [captured_at] = struct.unpack("<d", picture[:8])
@@ -215,8 +217,9 @@ async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: 
             clip = await asyncio.to_thread(session.save_clip, store, str(part["label"]), float(part["from"]),
                                            float(part["to"]), str(part.get("place", "")))
             queue.put({"saved": asdict(clip)})
-        if "source" in request or "service" in request:
-            queue.put({"at": 0.0, "records": await asyncio.to_thread(session.stop)})
+        of_camera = "source" in request or "service" in request
+        if of_camera:
+            queue.put({"stopped": True, "at": 0.0, "records": await asyncio.to_thread(session.stop)})
             if "service" in request:
                 await asyncio.to_thread(session.start_service_camera, service, str(request["service"]))
             elif request["source"] is not None:
@@ -224,5 +227,6 @@ async def _handle(received: Any, session: LiveSession, queue: SendQueue, store: 
     except (GatestreamError, ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
         if picture is not None:  # the page waits for an answer to each picture
             queue.put({"at": 0.0, "records": []})
-        queue.put({"error": str(error) if isinstance(error, GatestreamError) else
-                   "The page and its server do not understand one another: reload the page."})
+        text = (str(error) if isinstance(error, GatestreamError) else
+                "The page and its server do not understand one another: reload the page.")
+        queue.put({"error": text} | ({"of": "camera"} if of_camera else {}))

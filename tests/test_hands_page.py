@@ -45,8 +45,8 @@ def test_hands_are_drawn_where_they_are(browser: Any, monkeypatch: pytest.Monkey
                  unused_port) as address, browser.new_page() as page):
         page.goto(f"{address}/live")
         page.evaluate(CAMERA)
-        page.click("#start")
-        page.wait_for_function("!document.getElementById('freeze').disabled")
+        page.click("#use-own")
+        page.wait_for_selector("#video", state="visible")
         for hands in ([(hand_at(80, 100, 20), 0.5)], []):
             scene.hands = hands
             for _ in range(4):

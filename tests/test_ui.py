@@ -143,10 +143,10 @@ def serving(service: ServiceClient, port: int) -> Iterator[str]:
             yield address
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+@contextmanager
+def launched(folder: Path) -> Iterator[Any]:
     """Chromium, whose camera shows fourteen seconds of a hand that draws gestures, again and again."""
-    film = tmp_path_factory.mktemp("camera") / "hand.mjpeg"
+    film = folder / "hand.mjpeg"
     room = Simulation(3, (120, 160), RATE, idle_s=(1.5, 2.5))
     with film.open("wb") as file:
         for k in range(round(14 * RATE)):
@@ -161,12 +161,21 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def address(sessions: LiveSessions, trainer: Trainer) -> Iterator[str]:
-    """Of a server with all pages."""
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with launched(tmp_path_factory.mktemp("camera")) as found:
+        yield found
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    with served(mount_pages(build_app(sessions, trainer, NO_SERVICE), "auto", trainer), port) as found:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def address(sessions: LiveSessions, trainer: Trainer) -> Iterator[str]:
+    """Of a server with all pages."""
+    with served(mount_pages(build_app(sessions, trainer, NO_SERVICE), "auto", trainer), free_port()) as found:
         yield found
 
 
@@ -201,7 +210,13 @@ def events(page: Any) -> list[str]:
 
 
 def says(page: Any, text: str) -> None:
-    playwright.expect(page.locator("#message")).to_contain_text(text, timeout=1000 * PATIENCE_S)
+    told = page.locator("#message, #state").filter(has_text=text)  # in the picture's place where there is none
+    playwright.expect(told).to_be_visible(timeout=1000 * PATIENCE_S)
+
+
+def use_own_camera(page: Any) -> None:
+    page.click("#use-own", timeout=1000 * PATIENCE_S)
+    page.wait_for_selector("#video", state="visible", timeout=1000 * PATIENCE_S)
 
 
 LOST = "document.getElementById('video').srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))"
@@ -210,7 +225,7 @@ LOST = "document.getElementById('video').srcObject.getVideoTracks()[0].dispatchE
 @needs_browser
 class TestLive:
     def test_the_browsers_own_camera_is_recognised(self, tab: Any, sessions: LiveSessions) -> None:
-        tab.click("#start")
+        use_own_camera(tab)
         wait(lambda: len(events(tab)) >= 2)
         assert set(events(tab)) & {"left", "carret", "del", "up", "down"}
         assert tab.locator("#bars .bar").count() == 5
@@ -222,7 +237,7 @@ class TestLive:
     def test_every_label_can_be_read(self, scheme: str, tab: Any) -> None:
         tab.emulate_media(color_scheme=scheme)
         paper, *labels = np.array(tab.evaluate("""async () => {
-            const { colour } = await import("/page/live.js"), pen = document.createElement("canvas").getContext("2d");
+            const { colour } = await import("/page/labels.js"), pen = document.createElement("canvas").getContext("2d");
             const labels = Array.from({ length: 359 }, (_, i) => colour(String.fromCodePoint(i + 359)));
             return [getComputedStyle(document.body).backgroundColor, ...labels].map(shade => {
                 pen.fillStyle = shade;
@@ -239,7 +254,6 @@ class TestLive:
     def test_a_camera_of_the_server_is_shown_and_a_closed_tab_leaves_nothing(
             self, tab: Any, sessions: LiveSessions) -> None:
         tab.select_option("#camera", "sim://gestures?seed=7")
-        tab.click("#start")
         wait(lambda: events(tab))
         drawn = tab.evaluate("document.getElementById('picture').getContext('2d').getImageData(0, 0, 64, 64).data.some("
                              "(value, i) => i % 4 < 3 && value > 0)")
@@ -254,8 +268,7 @@ class TestLive:
         wait(lambda: sessions.recognizer.cameras == (), patience_s=5)
 
     def test_gates_are_drawn_over_the_picture_and_a_mistake_is_kept(self, tab: Any, trainer: Trainer) -> None:
-        tab.select_option("#camera", "sim://gestures")
-        tab.click("#start")
+        tab.click("#details-toggle")
         tab.click("#gates")
         playwright.expect(tab.locator("#open")).to_be_visible(timeout=1000 * PATIENCE_S)
         wait(lambda: tab.evaluate("(open => open.getContext('2d').getImageData(0, 0, open.width, open.height).data"
@@ -264,7 +277,7 @@ class TestLive:
         assert over["width"] == pytest.approx(under["width"], abs=2)  # this model sees the whole of a 4:3 picture
         tab.click("#gates")
         playwright.expect(tab.locator("#open")).to_be_hidden()
-        tab.locator("#events button").first.click(timeout=1000 * PATIENCE_S)
+        tab.locator("#events button", has_text="That was").first.click(timeout=1000 * PATIENCE_S)
         tab.fill("#was-label", "something else")
         tab.click("#was button[value=keep]")
         says(tab, "Kept: recording 1 of something else")
@@ -275,8 +288,6 @@ class TestLive:
     def test_each_tab_has_its_own_state(self, tab: Any, sessions: LiveSessions, address: str) -> None:
         other = tab.context.new_page()
         other.goto(f"{address}/live")
-        for page in (tab, other):
-            page.click("#start")
         wait(lambda: len(sessions.recognizer.cameras) == 2)
         other.close()
         wait(lambda: len(sessions.recognizer.cameras) == 1, patience_s=5)
@@ -285,8 +296,7 @@ class TestLive:
                                                            sessions: LiveSessions) -> None:
         with relayed(address) as (through, free), browser.new_page() as tab:
             tab.goto(f"{through}/live")
-            tab.click("#start")
-            wait(lambda: sessions.recognizer.cameras)
+            use_own_camera(tab)
             free.clear()
             says(tab, "the network or the server is slow")
             free.set()
@@ -299,12 +309,11 @@ class TestLive:
     def test_a_camera_that_does_not_start(self, error: str, text: str, tab: Any) -> None:
         tab.evaluate("name => { navigator.mediaDevices.getUserMedia = "
                      "() => Promise.reject(new DOMException('', name)) }", error)
-        tab.click("#start")
+        tab.click("#use-own", timeout=1000 * PATIENCE_S)
         says(tab, text)
 
-    def test_a_camera_that_is_lost(self, tab: Any, sessions: LiveSessions) -> None:
-        tab.click("#start")
-        wait(lambda: sessions.recognizer.cameras)
+    def test_a_camera_that_is_lost(self, tab: Any) -> None:
+        use_own_camera(tab)
         tab.evaluate(LOST)
         says(tab, "The camera is gone")
 
@@ -313,7 +322,7 @@ class TestLive:
     def test_a_camera_of_the_server_that_cannot_be(self, source: str, text: str, tab: Any) -> None:
         tab.select_option("#camera", "other")
         tab.fill("#address", source)
-        tab.click("#start")
+        tab.click("#address-form button")
         says(tab, text)
 
     def test_a_server_that_comes_back_is_found(self, browser: Any, sessions: LiveSessions, trainer: Trainer,
@@ -322,12 +331,11 @@ class TestLive:
             page = context.new_page()
             with served(build_app(sessions, trainer, NO_SERVICE), unused_port) as address:
                 page.goto(f"{address}/live")
-                page.click("#start")
                 wait(lambda: sessions.recognizer.cameras)
             says(page, "The server does not answer")
             with served(build_app(sessions, trainer, NO_SERVICE), unused_port):
                 wait(lambda: sessions.recognizer.cameras)
-                playwright.expect(page.locator("#message")).to_have_text("", timeout=1000 * PATIENCE_S)
+                playwright.expect(page.locator("#state")).to_be_hidden(timeout=1000 * PATIENCE_S)
 
 
 TAKES, TRIES = 4, 3  # performances that are learnt, and shown afterwards
@@ -344,7 +352,7 @@ CAMERA = """
     let due = null, at = 1000;                              // milliseconds
     video.requestVideoFrameCallback = take => { due = take; };
     window.give = async (jpeg, ms) => {                     // returns once it has been recognised
-        const { seenAt } = await import("/page/live.js");
+        const { seenAt } = await import("/page/camera.js");
         const image = await createImageBitmap(await (await fetch("data:image/jpeg;base64," + jpeg)).blob());
         draw.call(pen, image, 0, 0);
         const before = seenAt();
@@ -389,7 +397,7 @@ def test_actions_are_recorded_learnt_and_recognised(start: str, browser: Any, tm
             return labels
 
         page.evaluate(CAMERA)
-        page.click("#start")
+        page.locator("#state").get_by_role("button", name="Use my camera").click(timeout=1000 * PATIENCE_S)
         playwright.expect(page.locator("#record")).to_be_enabled(timeout=1000 * PATIENCE_S)
         page.fill("#countdown", "0")
         page.fill("#seconds", "2.25")
@@ -434,7 +442,7 @@ def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, sessi
     tab.fill("#name", "wave")
     tab.fill("#countdown", "0")
     tab.fill("#seconds", "1")
-    tab.click("#start")
+    tab.locator("#state").get_by_role("button", name="Use my camera").click(timeout=1000 * PATIENCE_S)
     tab.click("#record")
     playwright.expect(tab.locator("#banner")).to_contain_text("waiting for the camera", timeout=1000 * PATIENCE_S)
     ready.set()
@@ -442,7 +450,7 @@ def test_a_recording_begins_with_the_first_picture(tab: Any, address: str, sessi
     trainer.store.remove("wave", 1)
     tab.evaluate(LOST)
     tab.click("#record")
-    says(tab, "Press Start, then record")
+    says(tab, "Press Use my camera, then record")
 
 
 def test_pictures_that_wait_while_the_model_is_replaced_go_to_the_new_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 // The Cameras page: a service's cameras and its event log. See demo/service_api.py.
 
 import { $, sentence } from "/page/common.js";
+import { shownName } from "/page/labels.js";
 
 const ROUND_MS = 1000, LOG_ROUNDS = 3;
 const tiles = new Map();                                   // camera: its tile, and what was counted when
@@ -28,7 +29,7 @@ function show(name, camera, background) {
   const health = !camera.present ? "not here" : camera.frozen ? "frozen" : camera.staleness_seconds > 2 ? `silent for ${camera.staleness_seconds.toFixed(0)} s` : "";
   tile.link.classList.toggle("ill", health !== "");
   const labels = Object.values(camera.labels).filter(([label]) => label !== background);
-  tile.label.textContent = health || labels.map(([label, score]) => `${label} ${Math.round(100 * score)} %`).join(", ") || "–";
+  tile.label.textContent = health || labels.map(([label, score]) => `${shownName(label)} ${Math.round(100 * score)} %`).join(", ") || "–";
   tile.facts.textContent = [fps === null ? "" : `${fps.toFixed(0)} frames/s`, `${dropped} dropped`,
     camera.reconnects ? `${camera.reconnects} reconnects` : ""].filter(Boolean).join(" · ");
   if (camera.present) tile.image.src = `/service/cameras/${encodeURIComponent(name)}.jpg?${Date.now()}`;
@@ -57,7 +58,7 @@ async function listEvents() {
   $("total").textContent = found.error ? sentence(found.error) : found.total > found.events.length ? `The latest ${found.events.length} of ${found.total}.` : `${found.total} events.`;
   $("rows").replaceChildren(...found.events.map(event => {
     const row = document.createElement("tr"), video = document.createElement("td");
-    for (const text of [new Date(1000 * event.started_at).toLocaleString(), event.camera, event.label,
+    for (const text of [new Date(1000 * event.started_at).toLocaleString(), event.camera, shownName(event.label),
                         (event.ended_at - event.started_at).toFixed(1), event.score.toFixed(2)])
       row.append(Object.assign(document.createElement("td"), { textContent: text }));
     if (event.clip !== null) {

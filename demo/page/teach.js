@@ -1,7 +1,14 @@
 // The Teach page: actions are recorded or uploaded, cut, learnt, tried at once. See demo/teach_api.py.
 
-import { $, sentence } from "/page/common.js";
-import { save, running, showOverPicture, seenAt, notify } from "/page/live.js";
+import { $, notify, sentence } from "/page/common.js";
+import { chosen, running, seenAt } from "/page/camera.js";
+import "/page/corrections.js";                              // the names of labels
+import { connect, on, save, send } from "/page/feed.js";
+import "/page/overlays.js";
+import { mountPicker } from "/page/picker.js";
+import "/page/scores.js";
+import { isSeen, onSeen } from "/page/shell.js";
+import { mountStage, showOverPicture, showState } from "/page/stage.js";
 
 const ROUND_MS = 500;
 const LATE_S = 2, FIRST_S = 20;                            // the next picture, the first one are waited for, at most
@@ -38,7 +45,7 @@ async function record() {
     return;
   }
   if (!running()) {
-    notify("There is no camera to record yet. Press Start, then record.");
+    notify("There is no camera to record yet. Press Use my camera, then record.");
     return;
   }
   notify("");
@@ -59,7 +66,7 @@ async function record() {
   }
   showOverPicture("");
   $("record").disabled = false;
-  if (from === null) notify("No picture came from the camera. Choose another one, press Start, then record again.");
+  if (from === null) notify("No picture came from the camera. Choose another one, then record again.");
   else save(label, from, to, $("place").value.trim());
 }
 
@@ -160,19 +167,25 @@ function report(found) {
   $("report").replaceChildren(make("h2", "What was learnt"), table, ...notes.map(text => make("p", text)));
 }
 
-if (location.pathname === "/teach") {
-  $("title").textContent = "Teach";
-  $("teach").hidden = false;
-  $("history").hidden = true;
-  $("record").onclick = record;
-  $("files").onchange = upload;
-  $("learn").onclick = () => { notify(""); ask("learn", { start: $("from").value, hands: $("look-at-hands").checked }); };
-  $("from").onchange = () => { $("hands-label").hidden = $("from").selectedIndex > 0; };
-  $("undo").onclick = () => ask("undo", {});
-  addEventListener("saved", () => ask("state"));
-  const round = async () => {
-    if (!document.hidden) await ask("state").catch(() => {});  // the server is away: live.js says so
-    setTimeout(round, ROUND_MS);
-  };
-  round();
-}
+mountStage($("stage"));
+mountPicker($("controls"));
+showState("connecting");
+$("record").onclick = record;
+$("files").onchange = upload;
+$("learn").onclick = () => { notify(""); ask("learn", { start: $("from").value, hands: $("look-at-hands").checked }); };
+$("from").onchange = () => { $("hands-label").hidden = $("from").selectedIndex > 0; };
+$("undo").onclick = () => ask("undo", {});
+on("saved", ({ label, number }) => {
+  notify(`Kept: recording ${number} of ${label}.`, true);
+  ask("state");
+});
+on("error", ({ error, of }) => { if (!of) notify(error); });
+on("state", ({ kind }) => { if (kind === "running") $("record").disabled = chosen()?.startsWith("service:") ?? true; });
+on("hello", () => send({ hidden: !isSeen() }));
+onSeen(() => send({ hidden: !isSeen() }));
+connect();
+const round = async () => {
+  if (!document.hidden) await ask("state").catch(() => {});  // the server is away: the picture's place says so
+  setTimeout(round, ROUND_MS);
+};
+round();

@@ -1,0 +1,37 @@
+// What the model knows: every label with its pictogram, which lights up when it is recognised.
+
+import { $, make } from "/page/common.js";
+import { on } from "/page/feed.js";
+import { loadPictograms, pictogram } from "/page/labels.js";
+import { openEvents } from "/page/stage.js";
+
+const tiles = new Map();                                   // head and label: its tile
+
+function tile(head, label) {
+  const name = make("span", { textContent: label, dir: "auto" });
+  const made = make("li", { className: "known", title: label }, pictogram(label), name);
+  tiles.set(`${head} ${label}`, { made, head, label });
+  return made;
+}
+
+async function draw({ heads, background }) {
+  await loadPictograms().catch(() => {});                   // the server is away: initials do
+  tiles.clear();
+  const several = Object.keys(heads).length > 1;
+  $("known").replaceChildren(...Object.entries(heads).map(([head, labels]) => make("section", {},
+    ...several ? [make("h3", { textContent: head, dir: "auto" })] : [],
+    make("ul", { role: "list" }, ...labels.filter(label => label !== background).map(label => tile(head, label))))));
+  light();
+}
+
+function light() {
+  const events = openEvents();
+  for (const { made, head, label } of tiles.values()) {
+    made.classList.toggle("lit", events.some(event => event.head === head ? event.label === label
+      : event.head === "action" && (event.label.startsWith(`${label} `) || event.label.endsWith(` ${label}`))));
+  }
+}
+
+on("hello", draw);
+on("event", light);
+on("source", light);
