@@ -168,7 +168,8 @@ STATES = [
     State("live-gone", "/live", "#state >> text=does not answer", scripted(closes=True)),
     State("live-error", "/live", "#message", scripted(lambda: [*quiet(), FORGOTTEN])),
     State("live-60-labels", "/live", ".event", scripted(work, model=WORK)),
-    State("frame-live", "/", "iframe.page"),
+    State("frame-live", "/", "iframe.page", after=lambda page: page.frame_locator("iframe[title=Live]").locator(
+        "#events li").first.wait_for(timeout=PATIENCE_MS)),
     State("teach-idle", "/teach", "#state >> text=Use my camera"),
     State("cameras-no-service", "/cameras", "#message >> text=o service"),
 ]

@@ -1,7 +1,7 @@
 // What every page of ours uses.
 
 export const $ = id => document.getElementById(id);
-export const sentence = text => text && `${text[0].toUpperCase()}${text.slice(1)}.`;
+export const sentence = text => text && `${text[0].toUpperCase()}${text.slice(1)}${/[.…]$/.test(text) ? "" : "."}`;
 
 export function make(kind, properties = {}, ...inside) {    // an element; what goes in is text or elements
   const made = Object.assign(document.createElement(kind), properties);

@@ -43,7 +43,7 @@ function facts() {
   const sorted = delays.map(([, ms]) => ms).sort((a, b) => a - b), p95 = sorted[Math.floor(0.95 * sorted.length)];
   const range = gateRange();
   document.body.dataset.facts = JSON.stringify({ rate: rate(answered), p95, shown: $("banner").textContent });
-  return [["Source", chosen() ?? "none"], ["Pictures recognised or shown", `${rate(answered).toFixed(0)} a second`],
+  return [["Source", chosen() ?? "none"], ["Pictures", `${rate(answered).toFixed(0)} a second`],
     ...p95 === undefined ? [] : [["Camera to result", `${sorted[sorted.length >> 1].toFixed(0)} ms, p95 ${p95.toFixed(0)} ms`]],
     ...Object.entries(prediction?.latency_ms ?? {}).map(([part, ms]) => [`In the server: ${part}`, `${ms.toFixed(1)} ms`]),
     ...prediction ? [["Dropped, held", `${prediction.dropped}, ${prediction.held}`]] : [],

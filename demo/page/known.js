@@ -30,6 +30,10 @@ function light() {
     made.classList.toggle("lit", events.some(event => event.head === head ? event.label === label
       : event.head === "action" && (event.label.startsWith(`${label} `) || event.label.endsWith(` ${label}`))));
   }
+  const list = $("known"), first = list.querySelector(".lit");
+  if (!first || list.matches(":hover, :focus-within")) return;
+  const top = first.offsetTop - list.offsetTop;             // of many labels: bring it into view
+  if (top < list.scrollTop || top + first.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top;
 }
 
 on("hello", draw);

@@ -31,8 +31,10 @@ const vector = (kind, attributes, ...inside) => {
 
 // Recordings play where they are seen, and only there.
 const inView = new IntersectionObserver(entries => {
-  for (const { target, isIntersecting } of entries)
+  for (const { target, isIntersecting } of entries) {
+    if (!target.isConnected) inView.unobserve(target);
     if (isIntersecting && !still.matches) target.play().catch(() => {}); else target.pause();
+  }
 });
 
 export function pictogram(label) {                          // hidden from screen readers: the name stands beside it
@@ -54,7 +56,7 @@ export function pictogram(label) {                          // hidden from scree
       vector("path", { class: "tip", d: `M${tip[0]}L${bx} ${by}L${tip[1]}` }),
       vector("circle", { class: "from", cx: x, cy: y, r: 6 }));
   } else {
-    const [first] = letters.segment(label.trim() || "?");
+    const [first] = letters.segment(label === UNKNOWN ? "?" : label.trim() || "?");
     svg.append(vector("circle", { class: "whole", cx: 50, cy: 50, r: 40 }), vector("text", { x: 50, y: 66 }, first.segment.toUpperCase()));
   }
   return svg;

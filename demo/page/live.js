@@ -1,9 +1,15 @@
 // The Live page: opens on the simulated camera, running.
 
-import { $, notify } from "/page/common.js";
+import { $, notify, sentence } from "/page/common.js";
 import { SIMULATION, chosen, running, start } from "/page/camera.js";
 import { connect, on, send } from "/page/feed.js";
 import { listService, mountPicker } from "/page/picker.js";
+import "/page/overlays.js";
+import "/page/known.js";
+import "/page/scores.js";
+import "/page/track.js";
+import "/page/sensitivity.js";
+import "/page/details.js";
 import { isSeen, onSeen } from "/page/shell.js";
 import { mountStage, showState } from "/page/stage.js";
 
@@ -11,10 +17,9 @@ const HINTED = "gatestream: a gesture was recognised";
 
 mountStage($("stage"));
 mountPicker($("controls"));
-await Promise.all(["overlays", "known", "scores", "track", "sensitivity", "details"].map(name => import(`/page/${name}.js`)));
 showState("connecting");
 
-on("error", ({ error, of }) => { if (!of) notify(error); });
+on("error", ({ error, of }) => { if (!of) notify(sentence(error)); });
 on("saved", ({ label, number }) => notify(`Kept: recording ${number} of ${label}. Teach learns it.`, true));
 onSeen(() => send({ hidden: !isSeen() }));                  // no pictures for nobody
 

@@ -44,6 +44,7 @@ async function play(canvas, event) {                        // again and again; 
     if (mine !== showing) return;
     canvas.height = Math.round(canvas.width * picture.height / picture.width);
     canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+    picture.close();
     if (still.matches && !pinned) return;
     const wait = i + 1 < part.length ? part[i + 1].at - part[i].at : PAUSE_S;
     await new Promise(done => setTimeout(done, 1000 * wait));

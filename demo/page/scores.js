@@ -28,6 +28,7 @@ function draw() {
     number.textContent = `${Math.round(100 * window)} %`;
   });
   $("no-scores").hidden = rows.length > 0;
+  $("bars-legend").hidden = !rows.length;
 }
 
 on("hello", hello => { background = hello.background; });

@@ -1,16 +1,11 @@
 // What every page of ours has: the name at the top where it stands alone, and whether anybody sees it.
 
+import { make } from "/page/common.js";
+
 const framed = window.top !== window;
 
-const draw = async () => {
-  const link = Object.assign(document.createElement("a"), { href: "/" }), header = document.createElement("header");
-  link.innerHTML = await (await fetch("/page/mark.svg")).text();
-  link.append("gatestream");
-  header.className = "shell";
-  header.append(link);
-  document.body.prepend(header);
-};
-if (!framed) draw();
+if (!framed) document.body.prepend(make("header", { className: "shell" },
+  make("a", { href: "/" }, make("img", { src: "/page/mark.svg", alt: "", width: 28, height: 28 }), "gatestream")));
 
 let shown = true;
 export const isSeen = () => shown && !document.hidden;

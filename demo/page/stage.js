@@ -1,6 +1,6 @@
 // The picture, and what lies over it: where it comes from, what is recognised, or why there is none and what to do.
 
-import { $, announce, make } from "/page/common.js";
+import { $, announce, make, sentence } from "/page/common.js";
 import { OWN, SIMULATION, chosen, isFrozen, start, useVideo } from "/page/camera.js";
 import { on, tell } from "/page/feed.js";
 import { shownName } from "/page/labels.js";
@@ -52,7 +52,7 @@ export function showState(kind, text = "") {
   if (shown) {
     const [head, words, row] = $("state").children;
     head.textContent = title || text;
-    words.textContent = kind === "failed" ? text : kind === "opening" && simulated ? "Its picture will be here in a moment." : advice;
+    words.textContent = kind === "failed" ? sentence(text) : kind === "opening" && simulated ? "Its picture will be here in a moment." : advice;
     row.replaceChildren(...actions.map((name, i) => make("button", { type: "button", textContent: name,
       className: i ? "" : "primary", onclick: () => start({ [AGAIN]: asked, [OWN_CAMERA]: OWN, [SIMULATED]: SIMULATION }[name]) })));
     if (kind !== "opening" && kind !== "connecting") announce(`${head.textContent}. ${words.textContent}`);
@@ -95,6 +95,7 @@ on("picture", async message => {
     canvas.height = picture.height;
   }
   canvas.getContext("2d").drawImage(picture, 0, 0);
+  picture.close();
   if (canvas.hidden && chosen() !== null) {                 // the first one
     tell("state", { kind: "running", text: "" });
   }

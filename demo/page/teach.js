@@ -179,7 +179,7 @@ on("saved", ({ label, number }) => {
   notify(`Kept: recording ${number} of ${label}.`, true);
   ask("state");
 });
-on("error", ({ error, of }) => { if (!of) notify(error); });
+on("error", ({ error, of }) => { if (!of) notify(sentence(error)); });
 on("state", ({ kind }) => { if (kind === "running") $("record").disabled = chosen()?.startsWith("service:") ?? true; });
 on("hello", () => send({ hidden: !isSeen() }));
 onSeen(() => send({ hidden: !isSeen() }));

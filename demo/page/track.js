@@ -63,7 +63,8 @@ function draw() {
     bar.style.marginLeft = `${Math.max(0, from - left)}px`;
     bar.style.width = `${Math.max(4, to - from)}px`;
     name.textContent = room < LEAST ? "" : shownName(event.label);
-    Object.assign(name.style, { maxWidth: `${Math.max(0, room)}px`, marginLeft: `${-beside}px`, minWidth: beside ? `${room}px` : 0 });
+    Object.assign(name.style, { maxWidth: `${Math.max(0, room)}px`, marginLeft: `${-beside}px`, minWidth: beside ? `${room}px` : 0,
+      textAlign: beside ? "right" : "start" });
     const text = describe(event);
     if (button.ariaLabel !== text) button.ariaLabel = text;
   }
@@ -90,7 +91,7 @@ function listLatest() {
     show.ariaLabel = `Show ${describe(event)}`;
     show.onclick = () => showMoment(event, show, true);
     const was = make("button", { type: "button", className: "small", textContent: "That was …", onclick: () => correct(event) });
-    const facts = make("span", { className: "hint numbers", textContent: `${clock(event.started_at)} · ${(event.ended_at - event.started_at).toFixed(1)} s · ${event.score.toFixed(2)}` });
+    const facts = make("span", { className: "hint numbers", textContent: `${clock(event.started_at)} · ${(event.ended_at - event.started_at).toFixed(1)} s · score ${event.score.toFixed(2)}` });
     return make("li", {}, pictogram(event.label), make("div", {}, name, facts), show, was);
   }));
 }
