@@ -7,7 +7,7 @@ export const SIMULATION = "sim://gestures", OWN = "browser";
 export const now = () => (performance.timeOrigin + performance.now()) / 1000;
 const isOwn = name => name === OWN || name.startsWith("device:");
 
-let video, hello = null, name = null;                      // what was asked for; null: nothing
+let video, hello = null, away = true, name = null;                     // what was asked for; null: nothing
 let stream = null, turn = 0, underWay = 0, lastAt = null, frozen = false, sent = Promise.resolve();
 const small = document.createElement("canvas"), pen = small.getContext("2d", { willReadFrequently: true });
 
@@ -115,6 +115,8 @@ function grab(_, facts) {
 
 on("hello", found => {
   hello = found;
+  if (!away) return;                                        // another model; cameras go on
+  away = false;
   underWay = 0;
   if (stream) become("running");
   else if (running()) {                                     // the server was started anew: go on
@@ -124,7 +126,10 @@ on("hello", found => {
     tell("state", state);
   }
 });
-on("gone", () => tell("state", { kind: "gone", text: "" }));
+on("gone", () => {
+  away = true;
+  tell("state", { kind: "gone", text: "" });
+});
 on("answer", ({ at }) => {
   if (at) lastAt = at;
   if (stream) underWay = Math.max(0, underWay - 1);

@@ -6,6 +6,7 @@ import { loadPictograms, pictogram } from "/page/labels.js";
 import { openEvents } from "/page/stage.js";
 
 const tiles = new Map();                                   // head and label: its tile
+let latest = null;
 
 function tile(head, label) {
   const name = make("span", { textContent: label, dir: "auto" });
@@ -14,8 +15,10 @@ function tile(head, label) {
   return made;
 }
 
-async function draw({ heads, background }) {
+async function draw(hello) {
+  const { heads, background } = latest = hello;
   await loadPictograms().catch(() => {});                   // the server is away: initials do
+  if (latest !== hello) return;
   tiles.clear();
   const several = Object.keys(heads).length > 1;
   $("known").replaceChildren(...Object.entries(heads).map(([head, labels]) => make("section", {},

@@ -96,7 +96,12 @@ function listLatest() {
   }));
 }
 
-on("hello", hello => { heads = [...Object.keys(hello.heads), "action"]; });
+const endAll = () => { for (const { event } of bars) event.open = false; };
+
+on("hello", hello => {
+  heads = [...Object.keys(hello.heads), "action"];
+  endAll();                                                 // another model, or another server
+});
 on("source", () => {
   for (const { button } of bars) button.remove();
   bars = [];
@@ -107,7 +112,7 @@ on("source", () => {
 });
 on("prediction", ({ captured_at }) => { now = captured_at; });
 on("gap", ({ action }) => {
-  if (action === "engine restarted") for (const { event } of bars) event.open = false;
+  if (action === "engine restarted") endAll();
 });
 on("event", event => {
   add(event);
