@@ -169,7 +169,7 @@ STATES = [
     State("live-error", "/live", "#message", scripted(lambda: [*quiet(), FORGOTTEN])),
     State("live-60-labels", "/live", ".event", scripted(work, model=WORK)),
     State("frame-live", "/", "iframe.page", after=lambda page: page.frame_locator("iframe[title=Live]").locator(
-        "#events li").first.wait_for(timeout=PATIENCE_MS)),
+        "#events li").nth(1).wait_for(timeout=PATIENCE_MS)),
     State("teach-idle", "/teach", "#state >> text=Use my camera"),
     State("cameras-no-service", "/cameras", "#message >> text=o service"),
 ]

@@ -51,7 +51,7 @@ export function showState(kind, text = "") {
   $("state").hidden = !shown;
   if (shown) {
     const [head, words, row] = $("state").children;
-    head.textContent = title || text;
+    head.textContent = title || text.replace(/\.$/, "");
     words.textContent = kind === "failed" ? sentence(text) : kind === "opening" && simulated ? "Its picture will be here in a moment." : advice;
     row.replaceChildren(...actions.map((name, i) => make("button", { type: "button", textContent: name,
       className: i ? "" : "primary", onclick: () => start({ [AGAIN]: asked, [OWN_CAMERA]: OWN, [SIMULATED]: SIMULATION }[name]) })));

@@ -91,7 +91,7 @@ function listLatest() {
     show.ariaLabel = `Show ${describe(event)}`;
     show.onclick = () => showMoment(event, show, true);
     const was = make("button", { type: "button", className: "small", textContent: "That was …", onclick: () => correct(event) });
-    const facts = make("span", { className: "hint numbers", textContent: `${clock(event.started_at)} · ${(event.ended_at - event.started_at).toFixed(1)} s · score ${event.score.toFixed(2)}` });
+    const facts = make("span", { className: "hint numbers", textContent: `${clock(event.started_at)} · ${(event.ended_at - event.started_at).toFixed(1)} s · score\u00a0${event.score.toFixed(2)}` });
     return make("li", {}, pictogram(event.label), make("div", {}, name, facts), show, was);
   }));
 }
