@@ -118,11 +118,6 @@ def correct(page: Any) -> None:
     page.locator("#events button", has_text="That was").first.click(timeout=PATIENCE_MS)
 
 
-def open_tab(name: str) -> Callable[[Any], None]:
-    """A tab of the frame."""
-    return lambda page: page.get_by_role("tab", name=name).click()
-
-
 GESTURES = {"gesture": LABELS}
 WORK = FakeModel(heads={"verb": VERBS, "noun": NOUNS}, background="none")
 

@@ -12,7 +12,6 @@ pytest.importorskip("playwright.sync_api", reason="needs Playwright, which drive
 from page_states import HEIGHT, STATES, WIDTHS, State, open_state
 from test_ui import accessible, address, browser, needs_browser, sessions, trainer  # noqa: F401
 
-OWN_BYTES = 200_000  # of all pages' own files together
 OUTSIDE = """() => [...document.querySelectorAll("body *")].filter(one => {
     const { left, right, width } = one.getBoundingClientRect(), style = getComputedStyle(one);
     if (!width || style.visibility === "hidden" || one.closest("svg")) return false;

@@ -1,6 +1,6 @@
 // The moment of an event: its facts, and its pictures again. Those of the last minute are kept by the page.
 
-import { $, make } from "/page/common.js";
+import { make } from "/page/common.js";
 import { correct } from "/page/corrections.js";
 import { on } from "/page/feed.js";
 import { pictogram, shownName } from "/page/labels.js";
@@ -78,7 +78,7 @@ function close() {
   card.hidePopover();
 }
 
-export function leaveMoment() {
+function leaveMoment() {
   clearTimeout(leaving);
   leaving = setTimeout(() => { if (!pinned && !card.matches(":hover")) close(); }, LEAVE_MS);
 }

@@ -96,7 +96,5 @@ on("picture", async message => {
   }
   canvas.getContext("2d").drawImage(picture, 0, 0);
   picture.close();
-  if (canvas.hidden && chosen() !== null) {                 // the first one
-    tell("state", { kind: "running", text: "" });
-  }
+  if (!$("state").hidden && chosen() !== null) tell("state", { kind: "running", text: "" });  // the first one
 });
