@@ -33,8 +33,11 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "official":
-        return importlib.import_module("engines.model.official")
-    if name not in _HOMES:
+    if name != "official" and name not in _HOMES:
         raise AttributeError(f"module 'engines' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from engines.errors import imports_of
+
+    with imports_of("train", "torch", f"engines.{name}"):
+        if name == "official":
+            return importlib.import_module("engines.model.official")
+        return getattr(importlib.import_module(_HOMES[name]), name)

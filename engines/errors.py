@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,6 +95,28 @@ def imports_of(extra: str, packages: str, use: str, otherwise: str = "",
         raise_interrupt(error)
         raise error_type(f"{use} without a usable {packages} ({error})", packages,
                          f"pip install 'gatestream[{extra}]'{otherwise and ', or '}{otherwise}") from error
+
+
+# What leads to these packages without a word of its own is asked for by name: see `missing_package`.
+EXTRAS = {"torch": ("train", "torch"), "sklearn": ("train", "scikit-learn"), "scipy": ("teach", "scipy"),
+          "matplotlib": ("train", "matplotlib"), "PIL": ("train", "pillow")}
+
+
+def missing_package(error: BaseException) -> UsageError | None:
+    """What to install, where an import failed for want of a package that an extra of gatestream installs."""
+    name = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
+    if name not in EXTRAS:
+        return None
+    extra, package = EXTRAS[name]
+    return UsageError(f"a command that needs {package}, which cannot be imported ({error})", package,
+                      f"pip install 'gatestream[{extra}]'")
+
+
+def require(*modules: str) -> None:
+    """Raises UsageError where one of these packages of EXTRAS is missing: before work that would end there."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise missing_package(ModuleNotFoundError(f"No module named {module!r}", name=module)) or AssertionError
 
 
 def first_line(error: BaseException) -> str:

@@ -1,10 +1,11 @@
-"""The model file: one `.safetensors` holding weights, and the contract as metadata.
+"""The model file: one `.safetensors` holding weights, the contract as metadata, and mostly its graph for OpenVINO.
 Reading needs numpy only: torch is imported when `Model.network` is first used. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialise
 
-from engines.errors import ModelError, SinkError, UsageError, first_problem
+from engines.errors import EngineError, ModelError, SinkError, UsageError, first_problem, imports_of
+from engines.model import graph as graphs
 from engines.model import pooling
 from engines.model.clip_fusion import GatedFusion
 from engines.model.contract import FORMAT, Contract
@@ -30,9 +32,12 @@ from engines.networks.config import PREFIX, tensor_shapes
 if TYPE_CHECKING:
     from engines.networks.network import Network
 
+log = logging.getLogger("gatestream.engines")
+
 ZOO = Path(__file__).parents[1] / "zoo"
 EXAMPLES = "examples."  # begins the names of what a taught model remembers, see engines/training/exemplars.py
 CHECKPOINT_SUFFIXES = {".tar", ".pth", ".pt"}  # PyTorch's
+NOT_OF_THE_NETWORK = (PREFIX, EXAMPLES, pooling.PREFIX)  # begin the names of tensors that it does without
 STATISTICS = ("running_mean", "running_var")  # of batch norms, whose range no training bounds
 Array = NDArray[np.float32]
 
@@ -46,6 +51,7 @@ class Model:
     digest: str  # sha256 of the file's bytes
     path: Path | None = None
     half: bool = True  # whether the file stores float16
+    graph: graphs.StepGraph | None = None  # of these weights
 
     def with_hop(self, hop: int | None) -> Model:
         """The same bidirectional model, on a stream scoring its clips again after every `hop` frames (None: as it is).
@@ -72,6 +78,12 @@ class Model:
                 for head in self.contract.heads for span in pooling.SPANS}
 
     @property
+    def step_tensors(self) -> dict[str, Array]:
+        """What one frame's features are computed with: the network's tensors without its heads."""
+        return {name: value for name, value in self.tensors.items()
+                if not name.startswith(("heads.", *NOT_OF_THE_NETWORK))}
+
+    @property
     def taught(self) -> bool:
         """Whether its heads have learnt anything: pooled heads of a base have not."""
         return self.contract.pooling is None or any(
@@ -92,10 +104,11 @@ class Model:
 
 
 def build_network(model: Model) -> Network:
-    """Builds the network of a model's contract and fills in its weights."""
-    import torch
+    """Builds the network of a model's contract and fills in its weights. Raises EngineError where torch is missing."""
+    with imports_of("train", "torch", f"the network of {model.contract.name}", error_type=EngineError):
+        import torch
 
-    from engines.networks.network import build
+        from engines.networks.network import build
 
     contract = model.contract
     try:
@@ -104,7 +117,7 @@ def build_network(model: Model) -> Network:
         raise ModelError(f"a network that cannot be built: {error}", "one that engines.build accepts",
                          "get the model file again") from error
     state = {name: torch.from_numpy(np.array(value)) for name, value in model.tensors.items()
-             if not name.startswith((PREFIX, EXAMPLES, pooling.PREFIX))}
+             if not name.startswith(NOT_OF_THE_NETWORK)}
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()
               if not name.endswith("num_batches_tracked")}
     if problems := mismatches(wanted, {name: tensor.shape for name, tensor in state.items()}):
@@ -159,6 +172,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
         got, wanted = first_problem(error)
         raise ModelError(f"{path}, whose contract has {got}: {wanted}", f"a contract of format {FORMAT}",
                          "get the model file again") from error
+    held = {name: tensors.pop(name) for name in list(tensors) if name.startswith(graphs.PREFIX)}
     for name, tensor in tensors.items():
         if not np.issubdtype(tensor.dtype, np.floating) or not np.isfinite(tensor).all():
             raise ModelError(f"{path}, whose tensor {name} has type {tensor.dtype} or values that are not finite",
@@ -166,14 +180,31 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
     weights = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     _check(path, contract, weights)
     half = any(tensor.dtype == np.float16 for tensor in tensors.values())
-    return Model(contract, weights, hashlib.sha256(raw).hexdigest(), path, half)
+    model = Model(contract, weights, hashlib.sha256(raw).hexdigest(), path, half)
+    return replace(model, graph=_graph(model, metadata.get("graph"), held)) if held else model
 
 
-def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Array], *, half: bool = True) -> None:
+def _graph(model: Model, record: str | None, held: Mapping[str, NDArray[np.generic]]) -> graphs.StepGraph | None:
+    """The graph that a model's file holds; None, and a word of it, where it is not of these weights."""
+    try:
+        graph = graphs.StepGraph.read(record or "", held)
+    except ValueError as error:
+        problem = first_problem(error)[0] if isinstance(error, ValidationError) else error
+        raise ModelError(f"{model.path}, whose graph cannot be read ({problem})", "a model file as it was written",
+                         "get the model file again") from error
+    if graph.record.weights == graphs.weights_digest(model.step_tensors):
+        return graph
+    log.warning("the graph in %s is of other weights than these: it is left alone", model.path)
+    return None
+
+
+def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Array], *, half: bool = True,
+         graph: graphs.StepGraph | None = None) -> None:
     """Writes a model file atomically.
+    graph: of these weights, as it was read with them.
     half: store float16, but for batch norms' statistics and tensors with values beyond its range (they are used as
     float32). Raises ModelError, and leaves what there is, for values that are not finite; SinkError."""
-    stored: dict[str, Array | NDArray[np.float16]] = {}
+    stored: dict[str, NDArray[Any]] = {}
     for name, value in tensors.items():
         if name.endswith("num_batches_tracked"):
             continue
@@ -183,7 +214,10 @@ def save(path: str | os.PathLike[str], contract: Contract, tensors: dict[str, Ar
                              "train it again at a lower learning rate")
         if half and not name.endswith(STATISTICS) and np.abs(value).max(initial=0) <= np.finfo(np.float16).max:
             stored[name] = stored[name].astype(np.float16)
-    write_atomically(Path(path), serialise(stored, metadata={"contract": contract.model_dump_json()}))
+    metadata = {"contract": contract.model_dump_json()}
+    if graph is not None:
+        metadata["graph"] = graph.record.model_dump_json()
+    write_atomically(Path(path), serialise(stored | (graph.tensors() if graph else {}), metadata=metadata))
 
 
 def write_atomically(path: Path, raw: bytes) -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.errors import imports_of
 from engines.model.contract import Contract
 
 
@@ -81,7 +82,8 @@ def covering_size(image_hw: tuple[int, int], cover_hw: tuple[int, int]) -> tuple
 def resize_window(image_bgr: NDArray[np.uint8], covered_hw: tuple[int, int], offset_yx: Sequence[int],
                   size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """The window of `size_hw` at `offset_yx` of the image scaled to `covered_hw` by Pillow's bilinear filter."""
-    from PIL import Image
+    with imports_of("train", "pillow", "a model that was trained with Pillow's filter"):
+        from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image_bgr))
     scale_y, scale_x = picture.height / covered_hw[0], picture.width / covered_hw[1]

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError
+from engines.errors import EngineError, imports_of
 from engines.model.file import Model
 from engines.runtime import cache
 from engines.runtime.cache import Facts as Facts
-from engines.runtime.engine import Engine
+from engines.runtime.engine import Engine, StepResult
 from engines.runtime.own_process import call
 from engines.runtime.parity import SPREAD_TOLERANCE, TOLERANCE, Parity, compare, probe_clip, run_clip
 
@@ -58,6 +58,7 @@ class Backend:
     on_request: Sequence[str] = ()  # precisions that are never chosen
     unavailable_reason: Callable[[], str | None] = lambda: None  # why `auto` passes over it on this machine
     remedy: tuple[str, str] | None = None  # what is wanted and to be done where it is unavailable, if it needs that
+    takes_graph: bool = False  # whether `build` takes the graph that a model carries, and then needs no torch
     is_reference: bool = False  # eager: what others are compared with; the only one for bidirectional models
 
     def compile(self, spec: Spec) -> Engine:
@@ -78,13 +79,15 @@ class Backend:
         self._precisions(spec)
 
         def build(folder: Path) -> Facts:
+            if self._carried(spec):
+                return self.build_proven(spec, folder)
             log.warning("building the %s engine of %s for this machine, once", self.title, spec.model.contract.name)
             began = time.perf_counter()
             facts = self.build_proven(spec, folder)
             log.warning("built in %.1f s: %s", time.perf_counter() - began, facts["precision"])
             return facts
 
-        return cache.get_or_build(self.cache_key(spec), build)
+        return cache.get_or_build(self.cache_key(spec) | ({} if self._tunes(spec) else {"cameras": "one"}), build)
 
     def cache_key(self, spec: Spec) -> dict[str, str]:
         """Everything that a built engine depends on."""
@@ -95,9 +98,9 @@ class Backend:
         """Builds into a folder in the fastest precision that agrees with eager, measuring what was written: in a
         process of its own where this one has done without torch so far, and can go on so.
         Returns what `build` and `tune` return, with {"precision": ..., "parity": {precision: fields of Parity}}."""
-        apart = "torch" not in sys.modules and sys.executable
+        apart = "torch" not in sys.modules and sys.executable and not self._carried(spec)
         facts = call(_build_by_name, self.name, spec, folder) if apart else self.build_and_prove(spec, folder)
-        return facts | (self.tune(spec, facts["precision"], folder) if self.tune is not None else {})
+        return facts | (self.tune(spec, facts["precision"], folder) if self.tune is not None and self._tunes(spec) else {})
 
     def build_and_prove(self, spec: Spec, folder: Path) -> Facts:
         """`build_proven` without `tune`, here."""
@@ -117,9 +120,19 @@ class Backend:
         (precision,), folder = self._precisions(spec), cache.make_temporary_dir()
         return self.open(spec, precision, folder, self._build(spec, precision, folder))
 
+    def _carried(self, spec: Spec) -> bool:
+        """Whether this engine is made of a graph that the model carries, and held to the results that go with it."""
+        return self.takes_graph and spec.model.graph is not None
+
+    def _tunes(self, spec: Spec) -> bool:
+        """What is made of a carried graph for one camera is ready at once: tuning it takes longer than making it."""
+        return spec.slots > 1 or not self._carried(spec)
+
     def _build(self, spec: Spec, precision: str, folder: Path) -> Facts:
         if self.build is None:
             return {}
+        if self._carried(spec):
+            return self.build(spec, precision, folder)
         with one_torch_thread():
             return self.build(spec, precision, folder)
 
@@ -134,12 +147,8 @@ class Backend:
     def _prove(self, spec: Spec, open_one: Callable[[str], Engine]) -> tuple[Engine, dict[str, Parity]]:
         """Opens an engine in one precision after another until its results agree with eager's on the probe clip.
         Returns it, as fresh as new, with what was measured. Raises EngineError when none agrees."""
-        from engines.runtime.eager import EagerEngine
-
         contract = spec.model.contract
-        frames = probe_clip(contract)
-        with one_torch_thread():
-            wanted = run_clip(EagerEngine(spec.model.network, contract, 1), frames)
+        frames, wanted = self._eager_results(spec.model)
         found: dict[str, Parity] = {}
         for precision in self._precisions(spec):
             engine = open_one(precision)
@@ -154,6 +163,19 @@ class Backend:
                           "use --engine eager, and report this with the output of `gatestream doctor`")
 
 
+    def _eager_results(self, model: Model) -> tuple[Frames, StepResult]:
+        """A clip, and what eager makes of it: here, or where the graph that the model carries was made."""
+        if self._carried(Spec(model)):
+            from engines.runtime.step_graph import recorded
+
+            return recorded(model)
+        with one_torch_thread():
+            from engines.runtime.eager import EagerEngine
+
+            frames = probe_clip(model.contract)
+            return frames, run_clip(EagerEngine(model.network, model.contract, 1), frames)
+
+
 def _build_by_name(name: str, spec: Spec, folder: Path) -> Facts:
     from engines.runtime.registry import find
 
@@ -163,8 +185,10 @@ def _build_by_name(name: str, spec: Spec, folder: Path) -> Facts:
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """PyTorch on one thread: its threads wait for one another at every layer, for minutes where others keep the cores
-    busy. One at a time, so that the number of threads from before is put back and not another builder's one."""
-    import torch
+    busy. One at a time, so that the number of threads from before is put back and not another builder's one.
+    Raises EngineError where torch is missing."""
+    with imports_of("train", "torch", "building an engine of a model that carries none", error_type=EngineError):
+        import torch
 
     with _ONE_THREAD:
         before = torch.get_num_threads()

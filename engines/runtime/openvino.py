@@ -188,12 +188,29 @@ def key(spec: Spec) -> dict[str, str]:
 
 
 def build(spec: Spec, precision: str, folder: Path) -> Facts:
-    """Writes the graph, which is the same in all precisions."""
+    """Writes the graph, which is the same in all precisions: the one that the model carries, or a new one."""
     if not (folder / GRAPH).exists():
+        graph = convert(spec.model) if spec.model.graph is None else read_carried(spec.model)
         with openvino_error("a built engine that cannot be written", f"space in {folder}",
                             "free some space, or set GATESTREAM_CACHE to another folder"):
-            ov.save_model(convert(spec.model), folder / GRAPH, compress_to_fp16=False)
+            ov.save_model(graph, folder / GRAPH, compress_to_fp16=False)
     return {}
+
+
+def read_carried(model: Model) -> ov.Model:
+    """The graph that a model carries, with its heads. Raises EngineError."""
+    from engines.runtime.step_graph import damaged
+
+    assert model.graph is not None
+    wanted = [1, *model.contract.input_size_hw, 3], [1, model.graph.features_TD.shape[1]]
+    try:
+        graph = core().read_model(model.graph.xml, ov.Tensor(
+            np.frombuffer(model.graph.constants(model.tensors), np.uint8)))
+        if [list(port.shape) for port in (graph.input(0), graph.output(0))] != [*wanted]:
+            raise ValueError("its sizes are other ones than the contract's")
+        return add_heads(graph, model)
+    except (ValueError, RuntimeError) as error:
+        raise damaged(model, last_line(error)) from error
 
 
 def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> OpenVINOEngine:
@@ -237,12 +254,32 @@ def engine_of(graph: ov.Model, contract: Contract, slots: int, precision: str,
 def convert(model: Model) -> ov.Model:
     """A causal model's step as a graph for one camera: image uint8 BGR [1, H, W, 3] and its state in;
     features, each head's scores and its new state out, in this order."""
+    return add_heads(convert_step(model), model)
+
+
+def add_heads(graph: ov.Model, model: Model) -> ov.Model:
+    """The graph with what each head makes of its features."""
+    from openvino import opset13 as ops
+
+    features, *state = graph.get_results()
+    scores = []
+    for head in model.contract.heads:
+        weight, bias = (model.tensors[f"heads.{head}.{part}"] for part in ("weight", "bias"))
+        product = ops.matmul(features.input_value(0), ops.constant(weight), False, True)
+        scores.append(ops.result(ops.add(product, ops.constant(bias[None]))))
+    return ov.Model([features, *scores, *state], graph.get_parameters(), "step")
+
+
+def convert_step(model: Model) -> ov.Model:
+    """`convert` without the heads."""
     import torch
+    from torch import nn
 
     from engines.runtime.lowering import FlatStep
 
     contract = model.contract
     step = FlatStep(model.network, reversed_colours=contract.colour == "RGB").requires_grad_(False)
+    step.heads = nn.ModuleDict()
     example = torch.zeros(1, 3, *contract.input_size_hw), *step.fresh_state()
     refused = openvino_error(f"OpenVINO failing to convert {contract.architecture}", "a network it can convert",
                              "use --engine eager")
@@ -292,6 +329,6 @@ def _multiplications(graph: ov.Model) -> float:
 
 
 BACKEND = Backend(
-    "openvino", "OpenVINO", precisions=precisions, key=key, build=build, open=open_engine,
+    "openvino", "OpenVINO", precisions=precisions, key=key, build=build, open=open_engine, takes_graph=True,
     tune=lambda spec, precision, folder: {  # the batches that cameras can share
         "batches": fitting_batches(core().read_model(folder / GRAPH), spec.model.contract, precision)})

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from engines.errors import EngineError, UsageError
+from engines.errors import EngineError, UsageError, imports_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,13 +55,16 @@ def compile(model: Model, engine: str | os.PathLike[str] = "auto", slots: int = 
 
 def find(name: str) -> Backend:
     """The record of an engine. Raises EngineError where its library cannot be imported."""
-    return cast("Backend", importlib.import_module(f"engines.runtime.{name}").BACKEND)
+    with imports_of("train", "torch", f"engine {name!r}", error_type=EngineError):
+        return cast("Backend", importlib.import_module(f"engines.runtime.{name}").BACKEND)
 
 
 def unavailable_reason(name: str) -> str | None:
     """Why `auto` passes over an engine on this machine, as far as is known without building it; None if it tries."""
     try:
-        return find(name).unavailable_reason()
+        backend = find(name)
+        with imports_of("train", "torch", f"engine {name!r}", error_type=EngineError):  # it may ask torch for a GPU
+            return backend.unavailable_reason()
     except EngineError as error:
         return error.got
 
@@ -113,7 +116,8 @@ def _refuse_bidirectional(model: Model) -> None:
 def export(model: Model, engine: str, out: str | os.PathLike[str], precision: str | None = None) -> Path:
     """Builds an engine ahead of time and writes it as one file, which `compile(model, engine=file)` opens.
     engine: openvino (also by "auto"): the file serves this model on machines with the same processor and OpenVINO
-    version; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/runtime/onnx.py`.
+    version, or, where its name ends in .safetensors, is the model itself with its graph made anew, for any machine with
+    OpenVINO; onnx: the file (its name should end in .onnx) serves any ONNX runtime, see `engines/runtime/onnx.py`.
     Raises EngineError, SinkError."""
     _refuse_bidirectional(model)
     if engine == "onnx":
@@ -126,8 +130,13 @@ def export(model: Model, engine: str, out: str | os.PathLike[str], precision: st
                           "openvino or onnx", "build it where it runs: --engine tensorrt keeps it in the engine cache")
     if engine not in ("auto", "openvino"):
         raise EngineError(f"engine {engine!r} to export", "openvino or onnx", "use --engine openvino")
+    if Path(out).suffix == ".safetensors":
+        from engines.runtime import step_graph
+
+        step_graph.write(model, out)
+        return Path(out)
     from engines.runtime import cache
     from engines.runtime.backend import Spec
 
-    cache.pack(find("openvino").get_or_build(Spec(model, precision=precision)), Path(out))
+    cache.pack(find("openvino").get_or_build(Spec(model, slots=2, precision=precision)), Path(out))
     return Path(out)

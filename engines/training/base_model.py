@@ -28,6 +28,7 @@ from engines.model.contract import Contract, EventRule, PoolingRule
 from engines.model.file import Model, save
 from engines.networks.mobilenetv2 import MobileNetV2, MotionBranch
 from engines.networks.network import Network, build
+from engines.runtime.step_graph import carry
 from engines.synthetic import BACKGROUND
 from engines.training.initialisation import load_pretrained
 from engines.training.loss import Truth, frame_loss, tip_loss, window_loss
@@ -179,6 +180,7 @@ def main() -> None:
     data = select(open_dataset(given.gestures), given.without_fold, tuple(given.without_label), (given.idle,), ())
     recipe = MotionRecipe(**{field.name: getattr(given, field.name) for field in fields(MotionRecipe)})
     build_base(given.weights, data, given.out, recipe, partial(print, flush=True))
+    carry(given.out)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def train(recipe: FusionRecipe, data: Dataset, report: Callable[[str], None] = p
     update["name"] = recipe.name or contract.name
     update["provenance"] = {**contract.provenance, "fusion": {
         "windows": recipe.windows, "seed": recipe.seed, "held_out": {name: round(v, 4) for name, v in table.items()}}}
-    save(recipe.out, contract.model_copy(update=update), model.tensors | tensors, half=model.half)
+    save(recipe.out, contract.model_copy(update=update), model.tensors | tensors, half=model.half,
+         graph=model.graph)
     return table
 
 

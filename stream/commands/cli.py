@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from engines.errors import GatestreamError, UsageError, first_line, is_interrupt
+from engines.errors import GatestreamError, UsageError, first_line, is_interrupt, missing_package
 from stream.commands import bench, data, evaluate, events, label, model, run, service, teach, train, ui
 from stream.commands.interrupt import interruptible
 from stream.commands.output import StandardOutput
@@ -125,6 +125,8 @@ def _as_fault(error: Exception) -> GatestreamError:
                           f"see '{command} --help'")
     if isinstance(error, ForeignPackageError):
         return GatestreamError(*error.parts)
+    if (missing := missing_package(error)) is not None:
+        return missing
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return GatestreamError(f"no space left for {error.filename or 'standard output'}", "space for it",
                                "free some, or choose another output")

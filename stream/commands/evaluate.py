@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import UsageError
+from engines.errors import UsageError, require
 from stream.commands.model import check_model_path
 from stream.commands.options import EngineName, Kind, MediaFolder, ModelArgument, in_panels
 
@@ -91,6 +91,7 @@ def evaluate(model: ModelArgument,
     for path in (report, submission, None if json == "-" else Path(json)):
         if path is not None:
             output_path(path)
+    require("sklearn", "matplotlib")
     if teach is not None:
         from stream.teaching.measure import measure_lessons
         measured = measure_lessons(model, dataset, teach, lessons, by=by, idle=idle or (), engine=engine, hands=hands,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engines.errors import require
 from stream.commands.model import check_model_path
 from stream.commands.options import EngineName, ModelArgument, in_panels
 
@@ -57,6 +58,7 @@ def teach(model: ModelArgument,
 
       gatestream teach mine.safetensors more-gestures --out mine.safetensors --idle at-my-desk"""
     check_model_path(out)
+    require("scipy")
     from rich.console import Console
     from rich.markup import escape
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from engines.errors import UsageError
+from engines.errors import EngineError, UsageError
 from stream.commands.model import check_model_path
 from stream.commands.options import Kind, in_panels, parse_size_hw
 
@@ -208,7 +209,18 @@ def train(context: typer.Context,
         with _show_progress(out, (of_streams.trimmed_first or 0) + iterations) as shown:
             train_gatestream(of_streams, data, **shown)
     if _is_first():
+        _add_graph(out)
         print(f"wrote {out}")
+
+
+def _add_graph(out: Path) -> None:
+    """Puts the graph into a finished model, with which it runs where torch is not installed; it is a model without."""
+    from engines.runtime.step_graph import carry
+
+    try:
+        carry(out)
+    except EngineError as error:
+        print(f"note: it needs torch to run, as it has no graph of its own: {error}", file=sys.stderr)
 
 
 def _options_given(context: typer.Context) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def write_rule(model: str | Path, found: RuleSearch, data: Mapping[str, Any], ou
     loaded = engines.load(model)
     provenance = {**loaded.contract.provenance, "event_thresholds": {**found.as_json(), "data": dict(data)}}
     contract = loaded.contract.model_copy(update={"events": found.best.rule, "provenance": provenance})
-    save(out, contract, loaded.tensors, half=loaded.half)
+    save(out, contract, loaded.tensors, half=loaded.half, graph=loaded.graph)
 
 
 def refuse_bundled(out: Path) -> None:

@@ -99,7 +99,7 @@ def teach_folder(model: str, folder: Path, out: Path, *, idle: Sequence[Path] = 
     contract = taught.contract
     rule = event_rule(contract, head, taught.held_out, taught.background_scores)
     contract = Contract.model_validate({**contract.model_dump(), "events": rule, "name": name or file_name(out)})
-    save(out, contract, taught.tensors, half=loaded.half)
+    save(out, contract, taught.tensors, half=loaded.half, graph=loaded.graph)
     groups = {name: group_name(name, by) for name in {clip.recording for clip in clips}}
     grouped = 1 < len({*groups.values()}) < len(groups)
     return TeachResult(contract, taught.report, skipped, warnings, advise(contract, taught.report, grouped))
