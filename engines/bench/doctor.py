@@ -184,7 +184,7 @@ def _video() -> Outcome:
 
 def _torch() -> Outcome:
     if find_spec("torch") is None:
-        return True, "not installed: needed to train, and to run what carries no graph (pip install 'gatestream[train]')"
+        return True, "not installed: needed to train, and to run models without a graph: 'gatestream[train]' has it"
     import torch
 
     return True, f"{torch.__version__} (needed to train, and to run models that carry no graph)"

@@ -58,14 +58,18 @@ class Backend:
     on_request: Sequence[str] = ()  # precisions that are never chosen
     unavailable_reason: Callable[[], str | None] = lambda: None  # why `auto` passes over it on this machine
     remedy: tuple[str, str] | None = None  # what is wanted and to be done where it is unavailable, if it needs that
-    takes_graph: bool = False  # whether `build` takes the graph that a model carries, and then needs no torch
+    # In a precision, of the graph that a model carries, which `build` takes too: no torch is needed then.
+    open_carried: Callable[[Spec, str], Engine] | None = None
     is_reference: bool = False  # eager: what others are compared with; the only one for bidirectional models
 
     def compile(self, spec: Spec) -> Engine:
-        """An engine that agrees with eager: compiled, or from the cache, or built into it."""
+        """An engine that agrees with eager: compiled, or from the cache, or built into it.
+        For one camera nothing is kept of a graph that its model carries: there is nothing to build, nor to tune."""
         precisions = self._precisions(spec)
         if self.is_reference:
             return self.open(spec, precisions[0], Path(), {})
+        if spec.slots == 1 and self.open_carried is not None and spec.model.graph is not None:
+            return self._prove(spec, functools.partial(self.open_carried, spec))[0]
         if self.build is None:
             return self._prove(spec, lambda precision: self.open(spec, precision, Path(), {}))[0]
         return self.open_entry(spec, self.get_or_build(spec))
@@ -87,7 +91,7 @@ class Backend:
             log.warning("built in %.1f s: %s", time.perf_counter() - began, facts["precision"])
             return facts
 
-        return cache.get_or_build(self.cache_key(spec) | ({} if self._tunes(spec) else {"cameras": "one"}), build)
+        return cache.get_or_build(self.cache_key(spec), build)
 
     def cache_key(self, spec: Spec) -> dict[str, str]:
         """Everything that a built engine depends on."""
@@ -100,7 +104,7 @@ class Backend:
         Returns what `build` and `tune` return, with {"precision": ..., "parity": {precision: fields of Parity}}."""
         apart = "torch" not in sys.modules and sys.executable and not self._carried(spec)
         facts = call(_build_by_name, self.name, spec, folder) if apart else self.build_and_prove(spec, folder)
-        return facts | (self.tune(spec, facts["precision"], folder) if self.tune is not None and self._tunes(spec) else {})
+        return facts | (self.tune(spec, facts["precision"], folder) if self.tune is not None else {})
 
     def build_and_prove(self, spec: Spec, folder: Path) -> Facts:
         """`build_proven` without `tune`, here."""
@@ -122,11 +126,7 @@ class Backend:
 
     def _carried(self, spec: Spec) -> bool:
         """Whether this engine is made of a graph that the model carries, and held to the results that go with it."""
-        return self.takes_graph and spec.model.graph is not None
-
-    def _tunes(self, spec: Spec) -> bool:
-        """What is made of a carried graph for one camera is ready at once: tuning it takes longer than making it."""
-        return spec.slots > 1 or not self._carried(spec)
+        return self.open_carried is not None and spec.model.graph is not None
 
     def _build(self, spec: Spec, precision: str, folder: Path) -> Facts:
         if self.build is None:
@@ -142,7 +142,10 @@ class Backend:
         if spec.precision not in (None, *able, *self.on_request):
             raise EngineError(f"precision {spec.precision!r} for {self.title}",
                               f"one of {', '.join([*self.on_request, *able])}", "leave it out to have it chosen")
-        return [spec.precision] if spec.precision else list(able)
+        if spec.precision:
+            return [spec.precision]
+        # A carried graph was held to eager over a long clip in f32, and a short one is too little to choose another by.
+        return [able[-1]] if self._carried(spec) else list(able)
 
     def _prove(self, spec: Spec, open_one: Callable[[str], Engine]) -> tuple[Engine, dict[str, Parity]]:
         """Opens an engine in one precision after another until its results agree with eager's on the probe clip.

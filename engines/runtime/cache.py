@@ -184,7 +184,7 @@ def _log_other_versions(key: Mapping[str, str]) -> None:
     """Says why an engine is built again that the cache holds, built by another version or for another machine."""
     for entry in entries():
         changed = [part for part in key if entry.key.get(part) != key[part]]
-        if changed and not {"model", "engine", "precision", "cameras"} & set(changed):
+        if changed and not {"model", "engine", "precision"} & set(changed):
             log.warning("the cached engine %s is for %s: it is left alone", entry.folder.name, ", ".join(
                 f"{part} {entry.key.get(part)} and not {key[part]}" for part in changed))
             return

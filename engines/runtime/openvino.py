@@ -221,6 +221,11 @@ def open_engine(spec: Spec, precision: str, folder: Path, facts: Facts) -> OpenV
                          facts.get("batches", ()))
 
 
+def open_carried(spec: Spec, precision: str) -> OpenVINOEngine:
+    """Opens the graph that the model carries."""
+    return engine_of(read_carried(spec.model), spec.model.contract, spec.slots, precision)
+
+
 def fitting_batches(graph: ov.Model, contract: Contract, precision: str) -> list[int]:
     """Those of BATCHES whose every camera gets bit for bit what it gets alone; none where they would save nothing."""
     if _multiplications(graph) >= MULTIPLICATIONS_PER_THREAD:
@@ -329,6 +334,7 @@ def _multiplications(graph: ov.Model) -> float:
 
 
 BACKEND = Backend(
-    "openvino", "OpenVINO", precisions=precisions, key=key, build=build, open=open_engine, takes_graph=True,
+    "openvino", "OpenVINO", precisions=precisions, key=key, build=build, open=open_engine,
+    open_carried=open_carried,
     tune=lambda spec, precision, folder: {  # the batches that cameras can share
         "batches": fitting_batches(core().read_model(folder / GRAPH), spec.model.contract, precision)})

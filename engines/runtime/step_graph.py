@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from engines.errors import EngineError
 from engines.model.file import Model, load, save
 from engines.model.graph import GraphRecord, StepGraph, pack, weights_digest
-from engines.runtime.backend import Frames, Spec, one_torch_thread
+from engines.runtime.backend import Frames, one_torch_thread
 from engines.runtime.engine import StepResult
 from engines.runtime.parity import TOLERANCE, compare, probe_clip, run_clip
 from engines.runtime.temporary import temporary_dir
