@@ -25,34 +25,29 @@ from engines.runtime.parity import compare, probe_clip, run_clip
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "PIL")  # what plain `pip install gatestream` does without
 RENEW = "python -m stream export {0} --engine openvino --out engines/zoo/{0}.safetensors"  # in the checkout
-# Runs the command line as where some packages are not installed, whoever asks for them.
-WITHOUT = """
-import sys
-from importlib.abc import MetaPathFinder
+# What Python runs first, in every process: packages are not found, as where they are not installed.
+HIDE = """
+import importlib.util, os, sys
 
-class Hidden(MetaPathFinder):
+HIDDEN, there = os.environ["HIDDEN_PACKAGES"].split(","), importlib.util.find_spec
+
+class Hider:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in sys.argv[1].split(","):
+        if name.split(".")[0] in HIDDEN:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-sys.meta_path.insert(0, Hidden())
-import importlib.util
-there = importlib.util.find_spec
-def find_spec(name, package=None):
-    try:
-        return there(name, package)
-    except ModuleNotFoundError:
-        return None
-importlib.util.find_spec = find_spec
-from stream.commands.cli import main
-sys.exit(main(sys.argv[2:]))
+sys.meta_path.insert(0, Hider())
+importlib.util.find_spec = lambda name, package=None: None if name in HIDDEN else there(name, package)
 """
 
 
 def run_without(packages: tuple[str, ...], folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    where = {**os.environ, "GATESTREAM_CACHE": str(folder / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run([sys.executable, "-c", WITHOUT, ",".join(packages), *arguments], capture_output=True,
-                          text=True, timeout=200, check=False, cwd=folder, env=where)
+    (folder / "first").mkdir()
+    (folder / "first" / "sitecustomize.py").write_text(HIDE)
+    where = {**os.environ, "GATESTREAM_CACHE": str(folder / "cache"), "HIDDEN_PACKAGES": ",".join(packages),
+             "PYTHONPATH": os.pathsep.join([str(folder / "first"), *filter(None, sys.path)])}
+    return subprocess.run([sys.executable, "-m", "stream", *arguments], capture_output=True, text=True, timeout=200,
+                          check=False, cwd=folder, env=where)
 
 
 @pytest.fixture(scope="module")

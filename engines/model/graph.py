@@ -115,7 +115,7 @@ def weights_digest(tensors: Mapping[str, Floats]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value, np.float32))
+        digest.update(np.ascontiguousarray(value, np.float32).data)
     return digest.hexdigest()
 
 
