@@ -46,7 +46,7 @@ def run_without(packages: tuple[str, ...], folder: Path, *arguments: str) -> sub
     (folder / "first" / "sitecustomize.py").write_text(HIDE)
     where = {**os.environ, "GATESTREAM_CACHE": str(folder / "cache"), "HIDDEN_PACKAGES": ",".join(packages),
              "PYTHONPATH": os.pathsep.join([str(folder / "first"), *filter(None, sys.path)])}
-    return subprocess.run([sys.executable, "-m", "stream", *arguments], capture_output=True, text=True, timeout=200,
+    return subprocess.run([sys.executable, "-m", "stream", *arguments], capture_output=True, text=True, timeout=280,
                           check=False, cwd=folder, env=where)
 
 
