@@ -194,19 +194,6 @@ def refuse(title: str, found: Mapping[str, Parity]) -> EngineError:
                        "use --engine eager, and report this with the output of `gatestream doctor`")
 
 
-    def _eager_results(self, model: Model) -> tuple[Frames, StepResult]:
-        """A clip, and what eager makes of it: here, or where the graph that the model carries was made."""
-        if self._carried(Spec(model)):
-            from engines.runtime.step_graph import recorded
-
-            return recorded(model)
-        with one_torch_thread():
-            from engines.runtime.eager import EagerEngine
-
-            frames = probe_clip(model.contract)
-            return frames, run_clip(EagerEngine(model.network, model.contract, 1), frames)
-
-
 def _build_by_name(name: str, spec: Spec, folder: Path) -> Facts:
     from engines.runtime.registry import find
 

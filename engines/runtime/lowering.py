@@ -1,4 +1,4 @@
-"""One frame of a causal network, rewritten in the form that compiled engines run fastest; and what is exported.
+"""One frame of a causal network, rewritten in the form that compiled engines run fastest.
 A compiled gate-shift module costs by its number of operators, hardly by its channels:
   * past frames of the gate's input are kept, so that the gate is one convolution over three frames with one output per
     channel, and nothing is broadcast; where that would be much work (wide, large maps), it sees the present frame only,
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engines.errors import EngineError
 from engines.model.contract import Contract
@@ -161,7 +161,7 @@ class PassthroughStep(nn.Module):
 
 
 class ReadoutStep(nn.Module):
-    """One frame of the recurrent read-out, written out: TensorRT has no recurrent cell, and no other engine minds."""
+    """One frame of the recurrent read-out."""
 
     def __init__(self, memory: RecurrentReadout, linear: Linear) -> None:
         super().__init__()
@@ -171,13 +171,18 @@ class ReadoutStep(nn.Module):
         self.shapes: Shapes = {"": (memory.width,)}
 
     def forward(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        past, weights = state[0], dict(self.named_parameters())
-        (reset, keep, new), (reset_past, keep_past, new_past) = (
-            self.linear(each, weights[f"weight_{of}_l0"], weights[f"bias_{of}_l0"]).chunk(3, 1)
-            for each, of in ((x, "ih"), (past, "hh")))
-        fresh = torch.tanh(new + torch.sigmoid(reset + reset_past) * new_past)
-        past = fresh + torch.sigmoid(keep + keep_past) * (past - fresh)
+        past = gru_step(self, x, state[0], self.linear)
         return past, [past]
+
+
+def gru_step(gru: nn.Module, x: Tensor, past: Tensor, linear: Linear) -> Tensor:
+    """One step with the parameters of a GRU, written out: TensorRT has no recurrent cell, and no other engine minds."""
+    weights = {name.removesuffix("_l0"): weight for name, weight in gru.named_parameters()}
+    (reset, keep, new), (reset_past, keep_past, new_past) = (
+        linear(each, weights[f"weight_{of}"], weights[f"bias_{of}"]).chunk(3, 1)
+        for each, of in ((x, "ih"), (past, "hh")))
+    fresh = torch.tanh(new + torch.sigmoid(reset + reset_past) * new_past)
+    return fresh + torch.sigmoid(keep + keep_past) * (past - fresh)
 
 
 def pointwise(x_BD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -208,10 +213,8 @@ def fold_norms(backbone: Backbone, sites: Collection[str], input_size_hw: tuple[
     for hook in hooks:
         hook.remove()
     for conv, norm in pairs:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        fused = fuse_conv_bn_eval(conv, norm)
+        conv.weight, conv.bias = fused.weight, fused.bias
     folded = {id(norm) for _, norm in pairs}
     for parent in list(backbone.modules()):
         for name, layer in parent.named_children():
@@ -311,26 +314,6 @@ class PixelStep(StepNetwork):
 
     def forward(self, image_u8_BHWC: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return super().forward(self.normalise(image_u8_BHWC), *state)
-
-
-class PixelClip(nn.Module):
-    """Whole clips of a bidirectional network: `forward(frames_u8_BTHWC) -> (features [B, D], logits of each head
-    [B, K]...)`, means over the clip, of camera pixels as PixelStep's."""
-
-    @torch.no_grad()
-    def __init__(self, network: Network, contract: Contract) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network)
-        fold_norms(self.network.backbone, network.temporal.keys(), network.input_size_hw)
-        if contract.colour == "RGB":
-            reverse_colours(self.network.backbone)
-        self.normalise = NormalisePixels(contract)
-        self.eval()
-
-    def forward(self, frames_u8_BTHWC: Tensor) -> tuple[Tensor, ...]:
-        frames_BTCHW = self.normalise(frames_u8_BTHWC.flatten(0, 1)).unflatten(0, frames_u8_BTHWC.shape[:2])
-        features_BD = self.network(frames_BTCHW, ())[0].mean(1)
-        return features_BD, *head_logits(self.network.heads, features_BD, pointwise)
 
 
 class NormalisePixels(nn.Module):

@@ -4,6 +4,7 @@ outputs stay uint8 and float32, so that no caller sees a difference.
 Legend: B batch, T frames of a clip, C clips of a window, N clips or windows of the probe clip, H W the contract's input
 size, D features, K labels of a head."""
 
+import copy
 import logging
 import warnings
 from contextlib import ExitStack
@@ -14,12 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import EngineError, UsageError, engine_error
+from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import normalise
 from engines.networks.clip_fusion import GatedClipFusion
 from engines.networks.config import PREFIX
+from engines.networks.network import Network
 from engines.runtime.engine import StepResult
-from engines.runtime.lowering import PixelClip, PixelStep, head_logits, pointwise
+from engines.runtime.lowering import (
+    NormalisePixels,
+    PixelStep,
+    fold_norms,
+    gru_step,
+    head_logits,
+    pointwise,
+    reverse_colours,
+)
 from engines.runtime.parity import probe_clip
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16}
@@ -58,6 +69,27 @@ def fusion_form(model: Model, batch: int) -> Form:
                 ["clips", "counts"], [*_results(model), "gates"])
 
 
+class PixelClip(nn.Module):
+    """Whole clips of a bidirectional network: `forward(frames_u8_BTHWC) -> (features [B, D], logits of each head
+    [B, K]...)`, means over the clip, of camera pixels as PixelStep's."""
+
+    @torch.no_grad()
+    def __init__(self, network: Network, contract: Contract) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        fold_norms(self.network.backbone, network.temporal.keys(), network.input_size_hw)
+        if contract.colour == "RGB":
+            reverse_colours(self.network.backbone)
+        self.normalise = NormalisePixels(contract)
+        self.eval()
+
+    def forward(self, frames_u8_BTHWC: Tensor) -> tuple[Tensor, ...]:
+        frames_NCHW = self.normalise(frames_u8_BTHWC.flatten(0, 1))
+        frames_BTCHW = frames_NCHW.reshape(*frames_u8_BTHWC.shape[:2], *frames_NCHW.shape[1:])
+        features_BD = self.network(frames_BTCHW, ())[0].mean(1)
+        return features_BD, *head_logits(self.network.heads, features_BD, pointwise)
+
+
 class WindowFusion(nn.Module):
     """`forward(clips_BCD, counts_BC) -> (features [B, D], logits of each head [B, K]..., gates [B, C])`."""
 
@@ -71,8 +103,8 @@ class WindowFusion(nn.Module):
                                      for name, value in model.tensors.items() if name.startswith(PREFIX)})
         for parent in list(self.fusion.modules()):
             for name, layer in parent.named_children():
-                if isinstance(layer, nn.Linear):
-                    setattr(parent, name, Pointwise(layer))
+                if isinstance(layer, nn.Linear | nn.GRUCell):
+                    setattr(parent, name, Pointwise(layer) if isinstance(layer, nn.Linear) else PointwiseCell(layer))
         self.eval()
 
     def forward(self, clips_BCD: Tensor, counts_BC: Tensor) -> tuple[Tensor, ...]:
@@ -88,8 +120,18 @@ class Pointwise(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = pointwise(x.flatten(0, -2), self.weight, self.bias)
-        return rows.reshape(*x.shape[:-1], len(self.weight))
+        return pointwise(x.flatten(0, -2), self.weight, self.bias).reshape(*x.shape[:-1], -1)
+
+
+class PointwiseCell(nn.Module):
+    """A recurrent cell, by `pointwise`."""
+
+    def __init__(self, cell: nn.GRUCell) -> None:
+        super().__init__()
+        self.cell, self.hidden_size = cell, cell.hidden_size
+
+    def forward(self, x: Tensor, past: Tensor) -> Tensor:
+        return gru_step(self.cell, x, past, pointwise)
 
 
 class Typed(nn.Module):
