@@ -12,7 +12,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -316,12 +315,14 @@ class Stage:
             path.unlink(missing_ok=True)
 
     def fill(self, disk: str) -> None:
-        with (self.disks[disk] / "filler").open("wb") as filler, suppress(OSError):
-            size = shutil.disk_usage(self.disks[disk]).free
-            os.posix_fallocate(filler.fileno(), 0, size)
-            while True:  # what was freed meanwhile
-                os.posix_fallocate(filler.fileno(), size, 4096)
-                size += 4096
+        size, step = 0, DISK_MB << 20
+        with (self.disks[disk] / "filler").open("wb") as filler:
+            while step >= 4096:
+                try:
+                    os.posix_fallocate(filler.fileno(), size, step)
+                    size += step
+                except OSError:  # less is left, as others write, too
+                    step //= 2
 
     def empty(self, disk: str) -> None:
         (self.disks[disk] / "filler").unlink()
