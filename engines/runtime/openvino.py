@@ -208,7 +208,7 @@ def read_carried(model: Model) -> ov.Model:
             np.frombuffer(model.graph.constants(model.tensors), np.uint8)))
         if [list(port.shape) for port in (graph.input(0), graph.output(0))] != [*wanted]:
             raise ValueError("its sizes are other ones than the contract's")
-        return add_heads(graph, model)
+        return add_heads(graph, model.contract, model.tensors)
     except (ValueError, RuntimeError) as error:
         raise damaged(model, last_line(error)) from error
 
@@ -259,17 +259,18 @@ def engine_of(graph: ov.Model, contract: Contract, slots: int, precision: str,
 def convert(model: Model) -> ov.Model:
     """A causal model's step as a graph for one camera: image uint8 BGR [1, H, W, 3] and its state in;
     features, each head's scores and its new state out, in this order."""
-    return add_heads(convert_step(model), model)
+    tensors = {name: value.float().numpy() for name, value in model.network.heads.state_dict(prefix="heads.").items()}
+    return add_heads(convert_step(model), model.contract, tensors)
 
 
-def add_heads(graph: ov.Model, model: Model) -> ov.Model:
+def add_heads(graph: ov.Model, contract: Contract, tensors: Mapping[str, Floats]) -> ov.Model:
     """The graph with what each head makes of its features."""
     from openvino import opset13 as ops
 
     features, *state = graph.get_results()
     scores = []
-    for head in model.contract.heads:
-        weight, bias = (model.tensors[f"heads.{head}.{part}"] for part in ("weight", "bias"))
+    for head in contract.heads:
+        weight, bias = (tensors[f"heads.{head}.{part}"] for part in ("weight", "bias"))
         product = ops.matmul(features.input_value(0), ops.constant(weight), False, True)
         scores.append(ops.result(ops.add(product, ops.constant(bias[None]))))
     return ov.Model([features, *scores, *state], graph.get_parameters(), "step")

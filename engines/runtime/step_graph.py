@@ -56,7 +56,7 @@ def make(model: Model) -> StepGraph:
         long, short = probe_clip(model.contract), probe_clip(model.contract, CLIP_FRAMES)
         eager = EagerEngine(model.network, model.contract, 1)
         wanted, features_TD = run_clip(eager, long), run_clip(eager, short).features
-    engine = openvino.engine_of(openvino.add_heads(graph, model), model.contract, 1, "f32")
+    engine = openvino.engine_of(openvino.add_heads(graph, model.contract, model.tensors), model.contract, 1, "f32")
     parity = compare(model.contract, wanted, run_clip(engine, long))
     if not parity.holds:
         raise EngineError(f"a graph that is off by {parity} from eager", f"{TOLERANCE} at most",
