@@ -82,7 +82,7 @@ def build(file: Path, target: str) -> int:
         built = builder.build_serialized_network(network, config)
     if built is None:
         compiler = f"TensorRT for RTX {trt.__version__}"
-        raise EngineError(f"{file.name}, refused by {compiler} for {target} ({'; '.join(said)})",
+        raise EngineError(f"{file.name}, refused by {compiler} for {target} ({' '.join(said[0].split())})",
                           "a graph that it builds", "export it again")
     return int(built.nbytes)
 

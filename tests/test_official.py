@@ -18,6 +18,7 @@ import torch
 import engines
 from engines.errors import GatestreamError, ModelError, UsageError
 from engines.model.official import official_name
+from engines.networks import bninception, inception, inceptionv3
 from engines.networks.gsm import GateShift
 from engines.networks.network import Network
 
@@ -330,12 +331,13 @@ def test_parameters_and_operations_are_as_many_as_published(arch: str, parameter
 def test_pools_are_as_published(arch: str, pools: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Stride and padding of each 3x3 pool, in order. All round up; averages count the padding, as zeros do here."""
     seen: list[str] = []
-    average, maximum = torch.nn.functional.avg_pool2d, torch.nn.functional.max_pool2d
+    average, maximum = torch.nn.functional.avg_pool2d, inception.max_pool
 
-    def max_pool2d(x: torch.Tensor, kernel: int, stride: int, padding: int, ceil_mode: bool) -> torch.Tensor:
-        assert (kernel, ceil_mode) == (3, True)
+    def max_pool(x: torch.Tensor, stride: int) -> torch.Tensor:
+        padding, out = 2 - stride, maximum(x, stride)
+        assert torch.equal(out, torch.nn.functional.max_pool2d(x, 3, stride, padding, ceil_mode=True))
         seen.append(f"max {stride} {padding}")
-        return maximum(x, kernel, stride, padding, ceil_mode=ceil_mode)
+        return out
 
     def avg_pool2d(x: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         out = average(torch.ones_like(x), *arguments, **named)
@@ -345,9 +347,10 @@ def test_pools_are_as_published(arch: str, pools: list[str], monkeypatch: pytest
         return average(x, *arguments, **named)
 
     network = engines.build(arch, heads={"action": 2}).eval()
-    monkeypatch.setattr(torch.nn.functional, "max_pool2d", max_pool2d)
+    for module in (inception, bninception, inceptionv3):
+        monkeypatch.setattr(module, "max_pool", max_pool)
     monkeypatch.setattr(torch.nn.functional, "avg_pool2d", avg_pool2d)
-    network(torch.zeros(1, 1, 3, *network.input_size_hw), ())
+    network(torch.randn(1, 1, 3, *network.input_size_hw), ())
     assert seen == pools
 
 

@@ -20,6 +20,7 @@ from engines.model.contract import Contract
 from engines.model.file import Model
 from engines.model.preprocess import normalise
 from engines.networks.config import FusionRule, tensor_shapes
+from engines.runtime.backend import Spec
 from engines.runtime.parity import TOLERANCE, Parity, probability_difference, probe_clip, run_clip
 
 NEEDED = "needs the packages of gatestream[onnx]"
@@ -61,7 +62,7 @@ def test_a_batch_and_half_precision_change_nothing_for_a_caller(tmp_path: Path, 
     assert probability_difference(model.contract, wanted, got) <= (1e-3 if precision == "f32" else TOLERANCE)
 
 
-@pytest.mark.parametrize("architecture", ["gsf-resnet18", "gsm-bninception"])
+@pytest.mark.parametrize("architecture", ["gsf-resnet18", "gsm-mobilenetv2"])
 def test_whole_clips_of_a_bidirectional_model_equal_clip_scores(tmp_path: Path, architecture: str) -> None:
     model = make_model(tmp_path, architecture, causal=False, segments=4, size_hw=(64, 64))
     file = engines.export(model, "onnx", tmp_path / "clip.onnx", batch=2)
@@ -271,7 +272,7 @@ def test_an_export_leaves_torch_its_logger(small: Model, tmp_path: Path) -> None
     logger = logging.getLogger("torch.onnx")
     logger.setLevel(logging.DEBUG)
     try:
-        onnx_engine.convert(small, tmp_path / "step.onnx")
+        onnx_engine.build(Spec(small), "f32", tmp_path)
         assert logger.level == logging.DEBUG
     finally:
         logger.setLevel(logging.NOTSET)

@@ -329,5 +329,5 @@ class NormalisePixels(nn.Module):
             ordered = torch.tensor(values[::-1] if contract.colour == "RGB" else values)
             self.register_buffer(name, (ordered / contract.value_scale).view(1, 3, 1, 1))
 
-    def forward(self, image_u8_NHWC: Tensor) -> Tensor:
-        return (image_u8_NHWC.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean) / self.std
+    def forward(self, image_NHWC: Tensor) -> Tensor:
+        return (image_NHWC.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean) / self.std

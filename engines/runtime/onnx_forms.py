@@ -84,7 +84,7 @@ class PixelClip(nn.Module):
         self.eval()
 
     def forward(self, frames_u8_BTHWC: Tensor) -> tuple[Tensor, ...]:
-        frames_NCHW = self.normalise(frames_u8_BTHWC.flatten(0, 1))
+        frames_NCHW = self.normalise(frames_u8_BTHWC.to(self.normalise.mean.dtype).flatten(0, 1))
         frames_BTCHW = frames_NCHW.reshape(*frames_u8_BTHWC.shape[:2], *frames_NCHW.shape[1:])
         features_BD = self.network(frames_BTCHW, ())[0].mean(1)
         return features_BD, *head_logits(self.network.heads, features_BD, pointwise)
