@@ -148,7 +148,7 @@ def test_every_extra_is_asked_for_somewhere() -> None:
     assert set(extras) == {*EXTRAS, *ELSEWHERE}
     within = {extra: set(re.findall(r"\[(.*)\]", extras[extra][0])[0].split(",")) for extra in ("all", "dev", "train")}
     # A GPU of NVIDIA's, or a release of mediapipe that few Pythons have, is not everybody's.
-    assert set(EXTRAS) - within["all"] == {"tensorrt", "hands"}
+    assert set(EXTRAS) - within["all"] == {"tensorrt", "tensorrt-rtx", "hands"}
     assert (within["dev"], within["train"]) == ({"train"}, {"teach"})
     light = " ".join(project["dependencies"])
     assert not re.search("torch|scikit|scipy|matplotlib|pillow", light)
