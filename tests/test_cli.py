@@ -295,7 +295,7 @@ def test_models_shows_models_engines_and_cards(tmp_path: Path, monkeypatch: pyte
 
 def test_export_writes_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                  capfd: pytest.CaptureFixture[str]) -> None:
-    def write(model: FakeModel, engine: str, out: Path) -> Path:
+    def write(model: FakeModel, engine: str, out: Path, *_: object) -> Path:
         out.write_text(engine)
         return out
 

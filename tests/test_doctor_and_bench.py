@@ -192,7 +192,7 @@ def test_bench_of_an_engine_file_compares_in_the_files_own_engine(
 
     def refuse(*_: object) -> None:
         raise EngineError("no usable ONNX (no onnxscript)", "the packages", "install them")
-    monkeypatch.setattr(onnx_engine, "convert", refuse)
+    monkeypatch.setattr(onnx_engine, "_convert", refuse)
     report = bench(model, file, steps=2)
     assert report["against_bare"] == {}
     assert any(line.startswith("no comparison with the bare backbone: no usable ONNX")
